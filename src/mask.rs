@@ -1,0 +1,178 @@
+//! Bit masks over a weight matrix: any mask ([`Mask`]), and one that 2:4 can hold ([`Mask24`]).
+//!
+//! A mask is what pruning decides and what compression and the masked kernel consume. Bits are packed along `k`,
+//! 32 to a word, column `c` being bit `c % 32` of word `c / 32` of its row, so a kernel tests a tile with one load.
+//! Invariants: bits past the last column are zero; in a [`Mask24`] the union over each block of V rows keeps at most
+//! two of every four consecutive columns.
+
+use std::fmt;
+
+use crate::error::{Error, Result, checked_mul};
+use crate::matrix::{Element, Elements, Matrix, each_dtype};
+
+/// How many consecutive rows of W share one pattern per group: 1, 2, 4, 8, 16, 32, 64 or 128.
+///
+/// V = 1 is the 2:4 of NVIDIA's sparse tensor cores. Larger V trades accuracy for speed on hardware without them:
+/// one gathered activation serves V rows. Row blocks start at row 0; the last one may be ragged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VectorLen(u8);
+
+impl VectorLen {
+    /// The standard 2:4: every row has its own pattern.
+    pub const ONE: Self = Self(1);
+    /// All vector lengths of the format, ascending.
+    pub const ALL: [Self; 8] = [Self(1), Self(2), Self(4), Self(8), Self(16), Self(32), Self(64), Self(128)];
+
+    /// The vector length of `v` rows, if the format has it.
+    pub fn new(v: usize) -> Result<Self> {
+        Self::ALL.into_iter().find(|x| x.get() == v).ok_or(Error::VectorLen(v))
+    }
+
+    /// The number of rows.
+    pub const fn get(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl fmt::Display for VectorLen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A mask of one bit per weight; set means kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mask {
+    rows: usize,
+    cols: usize,
+    words: Vec<u32>,
+}
+
+impl Mask {
+    /// Wraps packed bits, `cols.div_ceil(32)` words per row. An error if their number is wrong or a bit past the
+    /// last column is set.
+    pub fn new(rows: usize, cols: usize, words: Vec<u32>) -> Result<Self> {
+        let per_row = cols.div_ceil(32);
+        if checked_mul("mask", rows, per_row)? != words.len() {
+            return Err(Error::Shape {
+                what: "mask words".into(),
+                got: vec![words.len()],
+                expected: vec![rows, per_row],
+            });
+        }
+        if !cols.is_multiple_of(32) {
+            let stray = words.chunks_exact(per_row).position(|row| row[per_row - 1] >> (cols % 32) != 0);
+            if let Some(row) = stray {
+                return Err(Error::Invalid(format!("mask row {row} has bits set past column {cols}")));
+            }
+        }
+        Ok(Self { rows, cols, words })
+    }
+
+    /// The mask that keeps `(row, col)` where `keep` says so. An error if the size overflows.
+    pub fn from_fn(rows: usize, cols: usize, mut keep: impl FnMut(usize, usize) -> bool) -> Result<Self> {
+        let per_row = cols.div_ceil(32);
+        let mut words = vec![0u32; checked_mul("mask", rows, per_row)?];
+        for r in 0..rows {
+            for c in 0..cols {
+                words[r * per_row + c / 32] |= u32::from(keep(r, c)) << (c % 32);
+            }
+        }
+        Ok(Self { rows, cols, words })
+    }
+
+    /// Where `w` is not zero. -0.0 is zero, NaN is not.
+    pub fn of_nonzeros(w: &Matrix) -> Result<Self> {
+        each_dtype!(w.elements(), v => Self::from_fn(w.rows(), w.cols(), |r, c| v[r * w.cols() + c].to_f32() != 0.0))
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The packed bits, row by row.
+    pub fn words(&self) -> &[u32] {
+        &self.words
+    }
+
+    /// Words per row: one per 32 columns, the last one padded with zero bits.
+    pub fn words_per_row(&self) -> usize {
+        self.cols.div_ceil(32)
+    }
+
+    /// Whether the weight at `row`, `col` is kept.
+    ///
+    /// # Panics
+    /// If `row` or `col` is out of range.
+    pub fn get(&self, row: usize, col: usize) -> bool {
+        assert!(col < self.cols, "column {col} of a mask with {} columns", self.cols);
+        self.words[row * self.words_per_row() + col / 32] >> (col % 32) & 1 == 1
+    }
+
+    /// The four bits of a group, position 0 in bit 0; positions past the last column read as zero.
+    pub fn group(&self, row: usize, group: usize) -> u8 {
+        // Groups never straddle a word: 32 is a multiple of 4.
+        (self.words[row * self.words_per_row() + group / 8] >> (4 * (group % 8)) & 0xf) as u8
+    }
+
+    /// Number of weights kept.
+    pub fn count(&self) -> usize {
+        self.words.iter().map(|w| w.count_ones() as usize).sum()
+    }
+
+    /// `w ⊙ mask`: kept elements bit for bit, +0.0 elsewhere.
+    pub fn apply(&self, w: &Matrix) -> Result<Matrix> {
+        if (w.rows(), w.cols()) != (self.rows, self.cols) {
+            return Err(Error::Shape {
+                what: "mask".into(),
+                got: vec![self.rows, self.cols],
+                expected: vec![w.rows(), w.cols()],
+            });
+        }
+        fn select<T: Element>(mask: &Mask, data: &[T]) -> Elements {
+            let kept = |(i, &x)| if mask.get(i / mask.cols, i % mask.cols) { x } else { T::zeroed() };
+            T::wrap(data.iter().enumerate().map(kept).collect())
+        }
+        Matrix::new(self.rows, self.cols, each_dtype!(w.elements(), v => select(self, v)))
+    }
+}
+
+/// A mask that 2:4 can hold at vector length V: over each block of V rows, the union keeps at most two positions of
+/// every group of four columns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mask24 {
+    mask: Mask,
+    vector: VectorLen,
+}
+
+impl Mask24 {
+    /// Checks that `mask` is 2:4 at vector length `vector`; the error names the first over-full row and group.
+    pub fn new(mask: Mask, vector: VectorLen) -> Result<Self> {
+        let v = vector.get();
+        for row in (0..mask.rows).step_by(v) {
+            for group in 0..mask.cols.div_ceil(4) {
+                let union = (row..mask.rows.min(row + v)).fold(0, |bits, r| bits | mask.group(r, group));
+                if union.count_ones() > 2 {
+                    return Err(Error::OverFull { row, group, count: union.count_ones() as usize });
+                }
+            }
+        }
+        Ok(Self { mask, vector })
+    }
+
+    /// The mask itself.
+    pub fn mask(&self) -> &Mask {
+        &self.mask
+    }
+
+    /// The vector length at which it was checked.
+    pub fn vector(&self) -> VectorLen {
+        self.vector
+    }
+}

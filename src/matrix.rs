@@ -1,0 +1,305 @@
+//! Dense matrices in the three storage types, and those types: what every stage passes to the next.
+//!
+//! A [`Matrix`] is row-major and knows its element type at run time, because weights come from files that decide it.
+//! Invariant: a matrix holds exactly `rows * cols` elements.
+
+use std::fmt;
+
+use bytemuck::Pod;
+use half::{bf16, f16};
+use ndarray::{Array2, ArrayView2};
+
+use crate::error::{Error, Result, checked_mul};
+
+/// Element types in which weights and activations are stored. Arithmetic is in f32 whatever the storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DType {
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary16: 11 significant bits, largest finite value 65504.
+    F16,
+    /// bfloat16, the upper half of a binary32. Storage only: widened to f32 when it is loaded.
+    Bf16,
+}
+
+impl DType {
+    /// Bytes per element.
+    ///
+    /// ```
+    /// assert_eq!(sparse24::DType::F16.bytes(), 2);
+    /// ```
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// The lower-case name: `f32`, `f16` or `bf16`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// Unit round-off `u`: storing a real number `x` in this type gives `x(1 + d)` with `|d| <= u`, as long as the
+    /// result is a normal number.
+    pub const fn unit_roundoff(self) -> f64 {
+        match self {
+            Self::F32 => 1.0 / (1u64 << 24) as f64,
+            Self::F16 => 1.0 / (1u64 << 11) as f64,
+            Self::Bf16 => 1.0 / (1u64 << 8) as f64,
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::f16 {}
+    impl Sealed for half::bf16 {}
+}
+
+/// A Rust type that is one of the [`DType`]s. Sealed: the format has exactly three.
+pub trait Element: sealed::Sealed + Pod + PartialEq + fmt::Debug + Send + Sync {
+    /// The run-time name of this type.
+    const DTYPE: DType;
+    /// The same number as f32; exact for all three types.
+    fn to_f32(self) -> f32;
+    /// The nearest number of this type, ties to even.
+    fn from_f32(x: f32) -> Self;
+    /// Wraps a vector of this type.
+    fn wrap(data: Vec<Self>) -> Elements;
+    /// The elements as this type, if they are of it.
+    fn of(data: &Elements) -> Option<&[Self]>;
+}
+
+macro_rules! element {
+    ($type:ty, $variant:ident, $to:expr, $from:expr) => {
+        impl Element for $type {
+            const DTYPE: DType = DType::$variant;
+            fn to_f32(self) -> f32 {
+                $to(self)
+            }
+            fn from_f32(x: f32) -> Self {
+                $from(x)
+            }
+            fn wrap(data: Vec<Self>) -> Elements {
+                Elements::$variant(data)
+            }
+            fn of(data: &Elements) -> Option<&[Self]> {
+                match data {
+                    Elements::$variant(v) => Some(v),
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+element!(f32, F32, |x| x, |x| x);
+element!(f16, F16, f16::to_f32, f16::from_f32);
+element!(bf16, Bf16, bf16::to_f32, bf16::from_f32);
+
+/// A run of elements of one of the three types.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Elements {
+    /// 32-bit elements.
+    F32(Vec<f32>),
+    /// IEEE half-precision elements.
+    F16(Vec<f16>),
+    /// bfloat16 elements.
+    Bf16(Vec<bf16>),
+}
+
+/// Runs `$body` with `$v` bound to the vector inside, whatever its type: the one place where element types are
+/// told apart.
+macro_rules! each_dtype {
+    ($elements:expr, $v:ident => $body:expr) => {
+        match $elements {
+            $crate::matrix::Elements::F32($v) => $body,
+            $crate::matrix::Elements::F16($v) => $body,
+            $crate::matrix::Elements::Bf16($v) => $body,
+        }
+    };
+}
+pub(crate) use each_dtype;
+
+impl Elements {
+    /// `len` zeros.
+    pub fn zeros(dtype: DType, len: usize) -> Self {
+        match dtype {
+            DType::F32 => Self::F32(vec![0.0; len]),
+            DType::F16 => Self::F16(vec![f16::ZERO; len]),
+            DType::Bf16 => Self::Bf16(vec![bf16::ZERO; len]),
+        }
+    }
+
+    /// Rounds f32 numbers to `dtype`, to nearest, ties to even.
+    pub fn from_f32(dtype: DType, data: &[f32]) -> Self {
+        match dtype {
+            DType::F32 => Self::F32(data.to_vec()),
+            DType::F16 => Self::F16(data.iter().map(|&x| f16::from_f32(x)).collect()),
+            DType::Bf16 => Self::Bf16(data.iter().map(|&x| bf16::from_f32(x)).collect()),
+        }
+    }
+
+    /// Reads little-endian bytes, as safetensors and every GPU have them. An error if the length is no multiple of
+    /// the element size.
+    pub fn from_bytes(dtype: DType, bytes: &[u8]) -> Result<Self> {
+        if !bytes.len().is_multiple_of(dtype.bytes()) {
+            return Err(Error::Invalid(format!("{} bytes are no whole number of {dtype} elements", bytes.len())));
+        }
+        // Not a cast: bytes from a file need not be aligned, and big-endian hosts must swap.
+        let pairs = || bytes.as_chunks::<2>().0.iter().copied();
+        Ok(match dtype {
+            DType::F32 => Self::F32(bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect()),
+            DType::F16 => Self::F16(pairs().map(f16::from_le_bytes).collect()),
+            DType::Bf16 => Self::Bf16(pairs().map(bf16::from_le_bytes).collect()),
+        })
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Self::F32(_) => DType::F32,
+            Self::F16(_) => DType::F16,
+            Self::Bf16(_) => DType::Bf16,
+        }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        each_dtype!(self, v => v.len())
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Element `i` as f32.
+    ///
+    /// # Panics
+    /// If `i` is out of range.
+    pub fn get(&self, i: usize) -> f32 {
+        each_dtype!(self, v => v[i].to_f32())
+    }
+
+    /// All elements as f32; exact.
+    pub fn to_f32(&self) -> Vec<f32> {
+        each_dtype!(self, v => v.iter().map(|x| x.to_f32()).collect())
+    }
+
+    /// The elements in memory order, in the host's byte order.
+    pub fn as_bytes(&self) -> &[u8] {
+        each_dtype!(self, v => bytemuck::cast_slice(v))
+    }
+}
+
+/// A row-major matrix whose element type is known at run time.
+///
+/// ```
+/// use sparse24::{DType, Matrix};
+/// let w = Matrix::from_f32(2, 3, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])?.cast(DType::F16);
+/// assert_eq!((w.rows(), w.cols(), w.get(1, 0)), (2, 3, 4.0));
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Matrix {
+    rows: usize,
+    cols: usize,
+    data: Elements,
+}
+
+impl Matrix {
+    /// Wraps row-major elements. An error if their number is not `rows * cols`.
+    pub fn new(rows: usize, cols: usize, data: Elements) -> Result<Self> {
+        if checked_mul("matrix", rows, cols)? != data.len() {
+            return Err(Error::Shape { what: "matrix data".into(), got: vec![data.len()], expected: vec![rows, cols] });
+        }
+        Ok(Self { rows, cols, data })
+    }
+
+    /// A matrix of zeros. An error if its size in bytes overflows.
+    pub fn zeros(rows: usize, cols: usize, dtype: DType) -> Result<Self> {
+        let len = checked_mul("matrix", rows, cols)?;
+        checked_mul("matrix bytes", len, dtype.bytes())?;
+        Ok(Self { rows, cols, data: Elements::zeros(dtype, len) })
+    }
+
+    /// An f32 matrix from row-major numbers. An error if their number is not `rows * cols`.
+    pub fn from_f32(rows: usize, cols: usize, data: &[f32]) -> Result<Self> {
+        Self::new(rows, cols, Elements::F32(data.to_vec()))
+    }
+
+    /// Copies an array view, whatever its strides.
+    pub fn from_array<T: Element>(view: ArrayView2<'_, T>) -> Self {
+        let (rows, cols) = view.dim();
+        Self { rows, cols, data: T::wrap(view.iter().copied().collect()) }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.data.dtype()
+    }
+
+    /// The elements, row-major.
+    pub fn elements(&self) -> &Elements {
+        &self.data
+    }
+
+    /// Size of the elements in bytes.
+    pub fn bytes(&self) -> usize {
+        self.data.len() * self.dtype().bytes()
+    }
+
+    /// The element at `row`, `col` as f32.
+    ///
+    /// # Panics
+    /// If `row` or `col` is out of range.
+    pub fn get(&self, row: usize, col: usize) -> f32 {
+        assert!(col < self.cols, "column {col} of a matrix with {} columns", self.cols);
+        self.data.get(row * self.cols + col)
+    }
+
+    /// The matrix as a view of its own element type, if that is `T`.
+    pub fn view<T: Element>(&self) -> Result<ArrayView2<'_, T>> {
+        let data = T::of(&self.data).ok_or_else(|| Error::DType {
+            what: "matrix".into(),
+            got: self.dtype(),
+            expected: T::DTYPE,
+        })?;
+        ArrayView2::from_shape((self.rows, self.cols), data).map_err(|e| Error::Invalid(e.to_string()))
+    }
+
+    /// All elements as f32; exact.
+    pub fn to_array(&self) -> Array2<f32> {
+        Array2::from_shape_fn((self.rows, self.cols), |(r, c)| self.get(r, c))
+    }
+
+    /// The same matrix in another element type, rounded to nearest even.
+    pub fn cast(&self, dtype: DType) -> Self {
+        if dtype == self.dtype() {
+            return self.clone();
+        }
+        Self { rows: self.rows, cols: self.cols, data: Elements::from_f32(dtype, &self.data.to_f32()) }
+    }
+}

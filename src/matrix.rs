@@ -266,6 +266,11 @@ impl Matrix {
         &self.data
     }
 
+    /// The elements, to be overwritten in place.
+    pub(crate) fn elements_mut(&mut self) -> &mut Elements {
+        &mut self.data
+    }
+
     /// Size of the elements in bytes.
     pub fn bytes(&self) -> usize {
         self.data.len() * self.dtype().bytes()

@@ -1,0 +1,675 @@
+//! Devices as an embedder sees them: upload weights once, prepare a call once, run it many times.
+//!
+//! A [`Device`] is a GPU or this process's CPU; everything above works on either. [`Weights`] and [`Tensor`]s belong to the
+//! device that made them. [`Device::prepare`] checks every shape, type and owner and binds the operands, so that
+//! [`Prepared::run`] and [`Prepared::record`] only dispatch.
+//! Invariant: a [`Prepared`] call's operands have the shapes and types of its plan and live on its device.
+
+use std::borrow::Cow;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+pub use crate::cpu::CpuInfo;
+use crate::cpu::{Cpu, CpuOperands, CpuWeights};
+use crate::error::{Error, Result, checked_mul};
+pub use crate::gpu::{AdapterInfo, AdapterKind};
+use crate::gpu::{Binding, Dispatch, Gpu, adapters};
+use crate::kernel::{Caps, Params, ShaderChecks};
+use crate::mask::Mask;
+use crate::matrix::{DType, Element, Elements, Matrix};
+use crate::plan::{Method, Plan};
+use crate::problem::{Op, Problem};
+use crate::sparse24::Sparse24;
+
+/// A place where products are computed. Cloning is cheap and gives the same device.
+///
+/// ```
+/// use sparse24::{Device, Io, Mask, Matrix, Op, Problem, DType, VectorLen, prune, Sparse24};
+/// let device = Device::cpu()?;
+/// let w = Matrix::from_f32(2, 4, &[3.0, 1.0, 2.0, 0.0, 0.0, 5.0, 0.0, 4.0])?;
+/// let mask = prune::magnitude(&w, VectorLen::ONE)?;
+/// let weights = device.upload_sparse24(&Sparse24::compress(&w, &mask)?)?;
+/// let x = device.upload(&Matrix::from_f32(1, 4, &[1.0, 1.0, 1.0, 1.0])?)?;
+/// let y = device.zeros(1, 2, DType::F32)?;
+/// let plan = device.plan(&Problem::linear(Op::Sparse24(VectorLen::ONE), 2, 1, 4, DType::F32))?;
+/// device.prepare(&plan, &weights, &Io { x: &x, bias: None, residual: None, y: &y })?.run()?;
+/// assert_eq!(device.read(&y)?, Matrix::from_f32(1, 2, &[5.0, 9.0])?);
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Device(Inner);
+
+#[derive(Clone, Debug)]
+enum Inner {
+    Gpu(Arc<Gpu>),
+    Cpu(Arc<Cpu>),
+}
+
+/// Weights on a device, in the layout of one operation.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    device: Device,
+    op: Op,
+    m: usize,
+    k: usize,
+    dtype: DType,
+    bytes: usize,
+    store: WeightStore,
+}
+
+#[derive(Clone, Debug)]
+enum WeightStore {
+    Gpu { values: wgpu::Buffer, meta: Option<wgpu::Buffer> },
+    Cpu(Arc<CpuWeights>),
+}
+
+impl Weights {
+    /// The operation that they are laid out for.
+    pub fn op(&self) -> Op {
+        self.op
+    }
+
+    /// Element type on the device: bf16 weights are widened to f32.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Bytes that they take on the device, metadata included.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// A matrix on a device. Cloning gives another handle to the same memory.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    device: Device,
+    rows: usize,
+    cols: usize,
+    dtype: DType,
+    store: TensorStore,
+}
+
+#[derive(Clone, Debug)]
+enum TensorStore {
+    Gpu(wgpu::Buffer),
+    Cpu(Arc<RwLock<Matrix>>),
+}
+
+impl Tensor {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn bytes(&self) -> u64 {
+        // Both products were checked when the tensor was made.
+        (self.rows * self.cols * self.dtype.bytes()) as u64
+    }
+
+    fn same_memory(&self, other: &Self) -> bool {
+        match (&self.store, &other.store) {
+            (TensorStore::Gpu(a), TensorStore::Gpu(b)) => a == b,
+            (TensorStore::Cpu(a), TensorStore::Cpu(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
+/// The operands of a call beside the weights.
+#[derive(Clone, Copy, Debug)]
+pub struct Io<'a> {
+    /// X (`n x k`) in the linear form, B (`k x n`) in the plain one.
+    pub x: &'a Tensor,
+    /// One f32 per output feature, `1 x m`; given if and only if the plan's epilogue adds it.
+    pub bias: Option<&'a Tensor>,
+    /// A matrix of the output's shape and type; given if and only if the plan's epilogue adds it.
+    pub residual: Option<&'a Tensor>,
+    /// Y (`n x m`) or C (`m x n`), overwritten. Must share no memory with the others.
+    pub y: &'a Tensor,
+}
+
+/// A call with everything bound, to run as often as wanted.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    device: Device,
+    work: Work,
+}
+
+#[derive(Clone, Debug)]
+enum Work {
+    Gpu(Dispatch),
+    Cpu(Arc<CpuCall>),
+}
+
+#[derive(Debug)]
+struct CpuCall {
+    problem: Problem,
+    weights: Arc<CpuWeights>,
+    x: Arc<RwLock<Matrix>>,
+    bias: Option<Arc<RwLock<Matrix>>>,
+    residual: Option<Arc<RwLock<Matrix>>>,
+    y: Arc<RwLock<Matrix>>,
+}
+
+impl CpuCall {
+    fn run(&self, cpu: &Cpu) {
+        let x = read(&self.x);
+        let bias = self.bias.as_deref().map(read);
+        let residual = self.residual.as_deref().map(read);
+        let mut y = write(&self.y);
+        let operands = CpuOperands {
+            weights: &self.weights,
+            x: &x,
+            bias: bias.as_ref().and_then(|b| f32::of(b.elements())),
+            residual: residual.as_ref().map(|r| r.elements()),
+        };
+        cpu.run(&self.problem, &operands, y.elements_mut());
+    }
+}
+
+// A panic of another thread cannot leave a matrix without its elements, so a poisoned lock is as good as any.
+fn read(matrix: &RwLock<Matrix>) -> RwLockReadGuard<'_, Matrix> {
+    matrix.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write(matrix: &RwLock<Matrix>) -> RwLockWriteGuard<'_, Matrix> {
+    matrix.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What took the time of a [`Timing`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// Timestamps that the GPU wrote around the dispatches.
+    GpuTimestamps,
+    /// The host's clock, from submission until the device was done.
+    HostWall,
+}
+
+impl Clock {
+    /// `gpu_timestamps` or `host_wall`, as printed beside every figure.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::GpuTimestamps => "gpu_timestamps",
+            Self::HostWall => "host_wall",
+        }
+    }
+}
+
+/// How long a sequence of calls took.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Time from the first call's start to the last one's end.
+    pub elapsed: Duration,
+    /// The clock that was read.
+    pub clock: Clock,
+}
+
+/// What a device is.
+#[derive(Clone, Debug)]
+pub enum DeviceInfo {
+    /// A GPU, through this adapter.
+    Gpu(AdapterInfo),
+    /// This process.
+    Cpu(CpuInfo),
+}
+
+impl DeviceInfo {
+    /// Name of the hardware.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Gpu(info) => &info.name,
+            Self::Cpu(info) => &info.name,
+        }
+    }
+}
+
+/// Choices made when a device is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Threads of the CPU device; one per core for `None`.
+    pub threads: Option<usize>,
+    /// Whether a GPU's shaders keep naga's run-time checks. The kernels guard their own accesses.
+    pub checks: ShaderChecks,
+}
+
+impl Default for Options {
+    /// All cores, trusted shaders.
+    fn default() -> Self {
+        Self { threads: None, checks: ShaderChecks::Trusted }
+    }
+}
+
+impl Device {
+    /// The best device of this machine: the first discrete GPU, else the first integrated one, else the CPU. Drivers that
+    /// compute on the processor are never chosen: [`Device::cpu`] beats them.
+    pub fn auto() -> Result<Self> {
+        Self::open("auto", Options::default())
+    }
+
+    /// This process, one thread per core.
+    pub fn cpu() -> Result<Self> {
+        Self::open("cpu", Options::default())
+    }
+
+    /// The first adapter whose name contains `name`, whatever the case.
+    pub fn gpu(name: &str) -> Result<Self> {
+        match Self::open(name, Options::default())? {
+            Self(Inner::Cpu(_)) => Err(Error::UnknownDevice { name: name.into(), available: adapter_names() }),
+            gpu => Ok(gpu),
+        }
+    }
+
+    /// A device by name: `auto`, `cpu`, or part of an adapter's name. An error lists the names there are.
+    pub fn open(name: &str, options: Options) -> Result<Self> {
+        let wanted = name.to_lowercase();
+        let adapter = match wanted.as_str() {
+            "cpu" => None,
+            "auto" => adapters().into_iter().find(|a| is_hardware(&a.info)),
+            _ => {
+                let found = adapters().into_iter().find(|a| a.info.name.to_lowercase().contains(&wanted));
+                if found.is_none() || wanted.is_empty() {
+                    let mut available = vec!["auto".to_owned(), "cpu".to_owned()];
+                    available.extend(adapter_names());
+                    return Err(Error::UnknownDevice { name: name.into(), available });
+                }
+                found
+            }
+        };
+        Ok(Self(match adapter {
+            Some(adapter) => Inner::Gpu(Arc::new(adapter.open(options.checks)?)),
+            None => Inner::Cpu(Arc::new(Cpu::new(options.threads)?)),
+        }))
+    }
+
+    /// A wgpu device that the caller owns. Use [`Tensor::from_buffer`] for its buffers and [`Prepared::record`] to put
+    /// calls into its encoders: neither submits, waits or copies. Its error and loss callbacks are left alone. f16 kernels
+    /// need its feature `SHADER_F16`, GPU timestamps `TIMESTAMP_QUERY`.
+    pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
+        Ok(Self(Inner::Gpu(Arc::new(Gpu::from_wgpu(device, queue, Options::default().checks)?))))
+    }
+
+    /// Every adapter of this machine, the one that [`Device::auto`] prefers first.
+    pub fn adapters() -> Vec<AdapterInfo> {
+        adapters().into_iter().map(|a| a.info).collect()
+    }
+
+    /// The adapter that [`Device::auto`] takes; `None` when it takes the CPU.
+    pub fn auto_adapter() -> Option<AdapterInfo> {
+        adapters().into_iter().map(|a| a.info).find(is_hardware)
+    }
+
+    /// What this device is.
+    pub fn info(&self) -> DeviceInfo {
+        match &self.0 {
+            Inner::Gpu(gpu) => DeviceInfo::Gpu(gpu.info().clone()),
+            Inner::Cpu(cpu) => DeviceInfo::Cpu(cpu.info()),
+        }
+    }
+
+    /// What a GPU offers to kernels; `None` for the CPU.
+    pub fn caps(&self) -> Option<&Caps> {
+        match &self.0 {
+            Inner::Gpu(gpu) => Some(&gpu.info().caps),
+            Inner::Cpu(_) => None,
+        }
+    }
+
+    /// Whether shaders run with run-time checks; `None` for the CPU.
+    pub fn shader_checks(&self) -> Option<ShaderChecks> {
+        match &self.0 {
+            Inner::Gpu(gpu) => Some(gpu.checks()),
+            Inner::Cpu(_) => None,
+        }
+    }
+
+    /// Decides how a problem is solved here.
+    pub fn plan(&self, problem: &Problem) -> Result<Plan> {
+        match &self.0 {
+            Inner::Gpu(gpu) => Plan::gpu(problem, &gpu.info().caps),
+            Inner::Cpu(_) => Plan::cpu(problem),
+        }
+    }
+
+    /// Uploads dense weights, `m x k`.
+    pub fn upload_dense(&self, w: &Matrix) -> Result<Weights> {
+        let w = widen(w);
+        let store = match &self.0 {
+            Inner::Gpu(gpu) => {
+                WeightStore::Gpu { values: upload(gpu, "weights", w.elements().as_bytes())?, meta: None }
+            }
+            Inner::Cpu(_) => WeightStore::Cpu(Arc::new(CpuWeights::Dense(w.elements().to_f32()))),
+        };
+        Ok(self.weights(Op::Dense, w.rows(), w.cols(), w.dtype(), store))
+    }
+
+    /// Uploads compressed weights.
+    pub fn upload_sparse24(&self, w: &Sparse24) -> Result<Weights> {
+        let values = widen_elements(w.values());
+        let dtype = values.dtype();
+        let store = match &self.0 {
+            Inner::Gpu(gpu) => WeightStore::Gpu {
+                values: upload(gpu, "values", values.as_bytes())?,
+                meta: Some(upload(gpu, "meta", bytemuck::cast_slice(w.meta()))?),
+            },
+            Inner::Cpu(_) => WeightStore::Cpu(Arc::new(CpuWeights::Sparse24(w.clone()))),
+        };
+        Ok(self.weights(Op::Sparse24(w.vector()), w.m(), w.k(), dtype, store))
+    }
+
+    /// Uploads dense weights, `m x k`, and the mask to apply whenever they are used. The two stay apart, so either can be
+    /// uploaded anew, as training does.
+    pub fn upload_masked(&self, w: &Matrix, mask: &Mask) -> Result<Weights> {
+        if (mask.rows(), mask.cols()) != (w.rows(), w.cols()) {
+            return Err(Error::Shape {
+                what: "mask".into(),
+                got: vec![mask.rows(), mask.cols()],
+                expected: vec![w.rows(), w.cols()],
+            });
+        }
+        let wide = widen(w);
+        let store = match &self.0 {
+            Inner::Gpu(gpu) => WeightStore::Gpu {
+                values: upload(gpu, "weights", wide.elements().as_bytes())?,
+                meta: Some(upload(gpu, "mask", bytemuck::cast_slice(mask.words()))?),
+            },
+            Inner::Cpu(_) => WeightStore::Cpu(Arc::new(CpuWeights::Masked(w.clone(), mask.clone()))),
+        };
+        Ok(self.weights(Op::Masked, w.rows(), w.cols(), wide.dtype(), store))
+    }
+
+    fn weights(&self, op: Op, m: usize, k: usize, dtype: DType, store: WeightStore) -> Weights {
+        let bytes = match &store {
+            WeightStore::Gpu { values, meta } => (values.size() + meta.as_ref().map_or(0, |b| b.size())) as usize,
+            WeightStore::Cpu(w) => w.bytes(),
+        };
+        Weights { device: self.clone(), op, m, k, dtype, bytes, store }
+    }
+
+    /// Uploads activations. bf16 is widened to f32.
+    pub fn upload(&self, x: &Matrix) -> Result<Tensor> {
+        let x = widen(x);
+        let (rows, cols, dtype) = (x.rows(), x.cols(), x.dtype());
+        let store = match &self.0 {
+            Inner::Gpu(gpu) => TensorStore::Gpu(upload(gpu, "tensor", x.elements().as_bytes())?),
+            Inner::Cpu(_) => TensorStore::Cpu(Arc::new(RwLock::new(x.into_owned()))),
+        };
+        Ok(Tensor { device: self.clone(), rows, cols, dtype, store })
+    }
+
+    /// A tensor of zeros.
+    pub fn zeros(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor> {
+        let bytes = checked_mul("tensor bytes", checked_mul("tensor", rows, cols)?, dtype.bytes())?;
+        let store = match &self.0 {
+            // WebGPU's buffers start as zeros.
+            Inner::Gpu(gpu) => TensorStore::Gpu(gpu.buffer("tensor", bytes, None)?),
+            Inner::Cpu(_) => TensorStore::Cpu(Arc::new(RwLock::new(Matrix::zeros(rows, cols, dtype)?))),
+        };
+        Ok(Tensor { device: self.clone(), rows, cols, dtype, store })
+    }
+
+    /// Overwrites a tensor. An error if shape or type differ.
+    pub fn write(&self, tensor: &Tensor, data: &Matrix) -> Result<()> {
+        self.owns("tensor", &tensor.device)?;
+        expect_shape("data", (data.rows(), data.cols()), (tensor.rows, tensor.cols))?;
+        expect_dtype("data", data.dtype(), tensor.dtype)?;
+        match (&self.0, &tensor.store) {
+            (Inner::Gpu(gpu), TensorStore::Gpu(buffer)) => gpu.write(buffer, data.elements().as_bytes())?,
+            (_, TensorStore::Cpu(matrix)) => {
+                *write(matrix) = data.clone();
+            }
+            (Inner::Cpu(_), TensorStore::Gpu(_)) => {}
+        }
+        Ok(())
+    }
+
+    /// Copies a tensor back, after everything that was submitted before.
+    pub fn read(&self, tensor: &Tensor) -> Result<Matrix> {
+        self.owns("tensor", &tensor.device)?;
+        match &tensor.store {
+            TensorStore::Gpu(buffer) => {
+                let Inner::Gpu(gpu) = &self.0 else { return Err(foreign("tensor")) };
+                let bytes = gpu.read(buffer, tensor.bytes() as usize)?;
+                Matrix::new(tensor.rows, tensor.cols, Elements::from_bytes(tensor.dtype, &bytes)?)
+            }
+            TensorStore::Cpu(matrix) => Ok(read(matrix).clone()),
+        }
+    }
+
+    /// Waits until everything submitted so far is done.
+    pub fn wait(&self) -> Result<()> {
+        match &self.0 {
+            Inner::Gpu(gpu) => gpu.wait(),
+            Inner::Cpu(_) => Ok(()),
+        }
+    }
+
+    /// Checks the operands against the plan and binds them. Everything that a call needs is allocated here.
+    pub fn prepare(&self, plan: &Plan, weights: &Weights, io: &Io<'_>) -> Result<Prepared> {
+        let problem = plan.problem();
+        let Problem { op, m, k, storage, output, epilogue, .. } = *problem;
+        self.owns("weights", &weights.device)?;
+        for tensor in [Some(io.x), io.bias, io.residual, Some(io.y)].into_iter().flatten() {
+            self.owns("tensor", &tensor.device)?;
+        }
+        if weights.op != op {
+            return Err(Error::Mismatch {
+                what: "weights".into(),
+                got: format!("{:?}", weights.op),
+                expected: format!("{op:?}"),
+            });
+        }
+        expect_shape("weights", (weights.m, weights.k), (m, k))?;
+        expect_dtype("weights", weights.dtype, storage)?;
+        expect_shape("x", (io.x.rows, io.x.cols), problem.x_shape())?;
+        expect_dtype("x", io.x.dtype, storage)?;
+        expect_shape("y", (io.y.rows, io.y.cols), problem.y_shape())?;
+        expect_dtype("y", io.y.dtype, output)?;
+        for (what, tensor, wanted, shape, dtype) in [
+            ("bias", io.bias, epilogue.bias, (1, m), DType::F32),
+            ("residual", io.residual, epilogue.residual, problem.y_shape(), output),
+        ] {
+            if tensor.is_some() != wanted {
+                let word = |given| if given { "with" } else { "without" };
+                return Err(Error::Mismatch {
+                    what: format!("operands {} {what}", word(tensor.is_some())),
+                    got: format!("a plan {} {what}", word(tensor.is_some())),
+                    expected: format!("one {} {what}", word(wanted)),
+                });
+            }
+            if let Some(tensor) = tensor {
+                expect_shape(what, (tensor.rows, tensor.cols), shape)?;
+                expect_dtype(what, tensor.dtype, dtype)?;
+            }
+        }
+        for other in [Some(io.x), io.bias, io.residual].into_iter().flatten() {
+            if io.y.same_memory(other) {
+                return Err(Error::Invalid("y shares its memory with another operand".into()));
+            }
+        }
+        let work = match (&self.0, plan.method(), &weights.store) {
+            (Inner::Gpu(gpu), Method::Gpu { kernel, grid }, WeightStore::Gpu { values, meta }) => {
+                let whole = |buffer| Binding { buffer, bytes: wgpu::Buffer::size(buffer) };
+                let operands = [
+                    Some(whole(values)),
+                    meta.as_ref().map(whole),
+                    bind(io.x),
+                    io.bias.and_then(bind),
+                    io.residual.and_then(bind),
+                    bind(io.y),
+                ];
+                let params = Params::new(problem)?;
+                Work::Gpu(gpu.dispatch(kernel, *grid, bytemuck::bytes_of(&params), operands)?)
+            }
+            (Inner::Cpu(_), Method::Cpu, WeightStore::Cpu(store)) => {
+                let matrix = |tensor: &Tensor| match &tensor.store {
+                    TensorStore::Cpu(matrix) => Ok(Arc::clone(matrix)),
+                    TensorStore::Gpu(_) => Err(foreign("tensor")),
+                };
+                Work::Cpu(Arc::new(CpuCall {
+                    problem: *problem,
+                    weights: Arc::clone(store),
+                    x: matrix(io.x)?,
+                    bias: io.bias.map(matrix).transpose()?,
+                    residual: io.residual.map(matrix).transpose()?,
+                    y: matrix(io.y)?,
+                }))
+            }
+            (device, ..) => {
+                let name = |gpu| if gpu { "a GPU" } else { "the CPU device" };
+                return Err(Error::Mismatch {
+                    what: "plan".into(),
+                    got: name(matches!(plan.method(), Method::Gpu { .. })).into(),
+                    expected: name(matches!(device, Inner::Gpu(_))).into(),
+                });
+            }
+        };
+        Ok(Prepared { device: self.clone(), work })
+    }
+
+    /// Runs calls of this device one after another and times them together: by GPU timestamps where there are any, else
+    /// by the host's clock until the device is done.
+    pub fn time<'a>(&self, calls: impl Iterator<Item = &'a Prepared> + Clone) -> Result<Timing> {
+        for call in calls.clone() {
+            self.owns("call", &call.device)?;
+        }
+        let start = Instant::now();
+        let on_gpu = match &self.0 {
+            Inner::Gpu(gpu) => gpu.submit_timed(calls.filter_map(|call| match &call.work {
+                Work::Gpu(dispatch) => Some(dispatch),
+                Work::Cpu(_) => None,
+            }))?,
+            Inner::Cpu(_) => {
+                calls.into_iter().try_for_each(Prepared::run)?;
+                None
+            }
+        };
+        Ok(match on_gpu {
+            Some(elapsed) => Timing { elapsed, clock: Clock::GpuTimestamps },
+            None => Timing { elapsed: start.elapsed(), clock: Clock::HostWall },
+        })
+    }
+
+    fn owns(&self, what: &str, owner: &Self) -> Result<()> {
+        let same = match (&self.0, &owner.0) {
+            (Inner::Gpu(a), Inner::Gpu(b)) => Arc::ptr_eq(a, b),
+            (Inner::Cpu(a), Inner::Cpu(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        };
+        if same { Ok(()) } else { Err(foreign(what)) }
+    }
+}
+
+impl Tensor {
+    /// A buffer of the caller's, holding a row-major matrix from its start, to use with the device of
+    /// [`Device::from_wgpu`] that it belongs to. It needs the usage `STORAGE`, and `COPY_SRC` or `COPY_DST` to be read or
+    /// written through [`Device`].
+    pub fn from_buffer(device: &Device, buffer: wgpu::Buffer, rows: usize, cols: usize, dtype: DType) -> Result<Self> {
+        if matches!(device.0, Inner::Cpu(_)) {
+            return Err(foreign("buffer"));
+        }
+        let bytes = checked_mul("tensor bytes", checked_mul("tensor", rows, cols)?, dtype.bytes())?;
+        if buffer.size() < (bytes as u64).next_multiple_of(4) && bytes > 0 {
+            return Err(Error::Shape {
+                what: format!("buffer of {} bytes", buffer.size()),
+                got: vec![rows, cols],
+                expected: vec![buffer.size() as usize / dtype.bytes()],
+            });
+        }
+        if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
+            return Err(Error::Invalid("buffer lacks the usage STORAGE".into()));
+        }
+        Ok(Self { device: device.clone(), rows, cols, dtype, store: TensorStore::Gpu(buffer) })
+    }
+}
+
+impl Prepared {
+    /// Computes the output: on a GPU submits and returns without waiting, on the CPU returns when it is done.
+    pub fn run(&self) -> Result<()> {
+        match (&self.device.0, &self.work) {
+            (Inner::Gpu(gpu), Work::Gpu(dispatch)) => gpu.submit(std::iter::once(dispatch)),
+            (Inner::Cpu(cpu), Work::Cpu(call)) => {
+                call.run(cpu);
+                Ok(())
+            }
+            _ => Err(foreign("call")),
+        }
+    }
+
+    /// Records the call into the caller's encoder, as one compute pass. Nothing is submitted, waited for or copied. An
+    /// error on the CPU device, which has no encoders.
+    pub fn record(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        match &self.work {
+            Work::Gpu(dispatch) => {
+                Gpu::record(encoder, std::iter::once(dispatch), None);
+                Ok(())
+            }
+            Work::Cpu(_) => Err(Error::Mismatch {
+                what: "call".into(),
+                got: "the CPU device".into(),
+                expected: "a GPU to record into an encoder".into(),
+            }),
+        }
+    }
+}
+
+fn is_hardware(info: &AdapterInfo) -> bool {
+    matches!(info.kind, AdapterKind::Discrete | AdapterKind::Integrated)
+}
+
+fn adapter_names() -> Vec<String> {
+    adapters().into_iter().map(|a| a.info.name).collect()
+}
+
+fn foreign(what: &str) -> Error {
+    Error::Mismatch { what: what.into(), got: "another device".into(), expected: "one of this device".into() }
+}
+
+fn expect_shape(what: &str, got: (usize, usize), expected: (usize, usize)) -> Result<()> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(Error::Shape { what: what.into(), got: vec![got.0, got.1], expected: vec![expected.0, expected.1] })
+}
+
+fn expect_dtype(what: &str, got: DType, expected: DType) -> Result<()> {
+    if got == expected { Ok(()) } else { Err(Error::DType { what: what.into(), got, expected }) }
+}
+
+fn upload(gpu: &Gpu, label: &str, bytes: &[u8]) -> Result<wgpu::Buffer> {
+    gpu.buffer(label, bytes.len(), Some(bytes))
+}
+
+/// The elements, with bf16 widened to f32: no kernel computes on bf16.
+fn widen_elements(data: &Elements) -> Cow<'_, Elements> {
+    match data {
+        Elements::Bf16(_) => Cow::Owned(Elements::F32(data.to_f32())),
+        Elements::F32(_) | Elements::F16(_) => Cow::Borrowed(data),
+    }
+}
+
+/// The matrix, with bf16 widened to f32.
+fn widen(matrix: &Matrix) -> Cow<'_, Matrix> {
+    match matrix.dtype() {
+        DType::Bf16 => Cow::Owned(matrix.cast(DType::F32)),
+        DType::F32 | DType::F16 => Cow::Borrowed(matrix),
+    }
+}
+
+/// A GPU tensor's binding: the bytes of the matrix, not the whole of a buffer that may be the caller's.
+fn bind(tensor: &Tensor) -> Option<Binding<'_>> {
+    match &tensor.store {
+        TensorStore::Gpu(buffer) => Some(Binding { buffer, bytes: tensor.bytes() }),
+        TensorStore::Cpu(_) => None,
+    }
+}

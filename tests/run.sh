@@ -1,0 +1,187 @@
+#!/usr/bin/env bash
+# Every check the project has, from formatting to the GPU tests, on a machine with nothing but Rust.
+#
+# The GPU tests run on software Vulkan drivers, whatever GPU the machine has: the verdict is the same on every
+# machine, and a driver that is missing is a failure instead of a quietly skipped test.
+set -euo pipefail
+
+usage() {
+    cat <<'USAGE'
+usage: bash tests/run.sh [--help]
+
+Runs rustfmt, clippy, rustdoc and all tests: first with no GPU to be seen, then on Mesa's lavapipe, then the GPU
+tests again on SwiftShader where there is one. Stops at the first failing step, with that step's exit code.
+
+Installs with apt-get what is missing (a C linker, the Vulkan loader, lavapipe), as root or through sudo;
+elsewhere it says what to install. On macOS and Windows the GPU tests run on the system's own driver.
+
+environment:
+  SPARSE24_SWIFTSHADER  folder that holds libvk_swiftshader.so and vk_swiftshader_icd.json (any Chromium has them);
+                        unset: the usual places are searched
+  CARGO_TARGET_DIR      as for cargo
+
+For the GPU tests on a GPU of the machine, by a part of its name:
+  SPARSE24_REQUIRE_GPU=1 SPARSE24_TEST_DEVICE=NVIDIA cargo test --test gemm --test gpu
+USAGE
+}
+
+say() { printf '%s\n' "$*"; }
+die() {
+    printf 'tests/run.sh: %s\n' "$*" >&2
+    exit 1
+}
+
+# step NAME COMMAND...: the command is printed as it could be typed, so that a failure can be repeated by hand.
+step() {
+    local name=$1 started=$SECONDS status=0
+    shift
+    say "==> $name:$(printf ' %q' "$@")"
+    "$@" || status=$?
+    if ((status != 0)); then
+        printf 'tests/run.sh: failed: %s (exit %d after %d s)\n' "$name" "$status" $((SECONDS - started)) >&2
+        exit "$status"
+    fi
+    say "    ok: $name, $((SECONDS - started)) s"
+}
+
+# Captured, not piped: under pipefail a grep that stops reading early would turn a hit into a miss.
+has_loader() {
+    local dir dirs
+    # /sbin: Debian leaves it out of a plain user's PATH.
+    case $(PATH="$PATH:/usr/sbin:/sbin" ldconfig -p 2>/dev/null) in
+        *libvulkan.so.1*) return 0 ;;
+    esac
+    IFS=: read -ra dirs <<<"${LD_LIBRARY_PATH:-}:/usr/lib:/usr/local/lib"
+    for dir in "${dirs[@]}"; do
+        [[ -n $dir && -e $dir/libvulkan.so.1 ]] && return 0
+    done
+    return 1
+}
+
+# Prints the manifest of Mesa's lavapipe. A multi-arch system may hold one for each word size, so the name
+# must carry this machine's architecture or none.
+find_lavapipe() {
+    local dir file named arch
+    arch=$(uname -m)
+    IFS=: read -ra named <<<"${VK_DRIVER_FILES:-}:${VK_ICD_FILENAMES:-}"
+    for dir in "${XDG_DATA_HOME:-${HOME:-}/.local/share}" /usr/local/etc /usr/local/share /etc /usr/share; do
+        named+=("$dir/vulkan/icd.d/lvp_icd.$arch.json" "$dir/vulkan/icd.d/lvp_icd.json")
+    done
+    for file in "${named[@]}"; do
+        [[ ${file##*/} == lvp_icd* && -e $file ]] && say "$file" && return 0
+    done
+    return 1
+}
+
+# Prints SwiftShader's manifest, which names its library relative to itself: one without the other is useless.
+find_swiftshader() {
+    local dir
+    for dir in ${SPARSE24_SWIFTSHADER:+"$SPARSE24_SWIFTSHADER"} /usr/lib/chromium /usr/lib/chromium-browser \
+        /usr/lib64/chromium* /opt/google/chrome; do
+        if [[ -e $dir/vk_swiftshader_icd.json && -e $dir/libvk_swiftshader.so ]]; then
+            say "$dir/vk_swiftshader_icd.json"
+            return 0
+        fi
+        # A folder asked for by name is not to be replaced by another one that happens to be there.
+        [[ -z ${SPARSE24_SWIFTSHADER:-} ]] ||
+            die "SPARSE24_SWIFTSHADER=$dir does not hold libvk_swiftshader.so and vk_swiftshader_icd.json"
+    done
+    return 1
+}
+
+# install PACKAGE...: Debian's and Ubuntu's names.
+install() {
+    local as=()
+    if ! command -v apt-get >/dev/null; then
+        die "missing here: $* (Debian's names; Fedora: gcc vulkan-loader mesa-vulkan-drivers;" \
+            "Arch: gcc vulkan-icd-loader vulkan-swrast): install and run again"
+    fi
+    if ((EUID != 0)); then
+        command -v sudo >/dev/null || die "missing here: $*: run as root: apt-get install $*"
+        as=(sudo)
+        # With nobody at a terminal a password prompt would hang instead of failing.
+        [[ -t 0 ]] || as+=(-n)
+    fi
+    say "==> installing $*"
+    as+=(env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 -q)
+    # A list of packages that could not be brought up to date may still be good enough.
+    "${as[@]}" update || true
+    "${as[@]}" install -y --no-install-recommends "$@" || die "could not install $*: install by hand and run again"
+}
+
+# component CARGO_COMMAND COMPONENT
+component() {
+    cargo "$1" --version >/dev/null 2>&1 && return 0
+    say "==> cargo $1 is missing: rustup component add $2"
+    if command -v rustup >/dev/null && rustup component add "$2" && cargo "$1" --version >/dev/null; then
+        return 0
+    fi
+    die "cargo $1 is missing: 'rustup component add $2', or your system's package (Debian: rustfmt, rust-clippy)"
+}
+
+case ${1:-} in
+    '') ;;
+    -h | --help)
+        usage
+        exit 0
+        ;;
+    *)
+        usage >&2
+        exit 2
+        ;;
+esac
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+command -v cargo >/dev/null || die "cargo is missing: install Rust (rustup, or your system's packages) and run again"
+component fmt rustfmt
+component clippy clippy
+
+# The environment of each pass of the tests: no GPU, and the GPU that must be there. Both names of the loader's
+# variable, as loaders before 1.3.207 know the second only.
+no_gpu=(env -u SPARSE24_REQUIRE_GPU -u SPARSE24_TEST_DEVICE -u VK_ADD_DRIVER_FILES)
+on_gpu=(env -u VK_ADD_DRIVER_FILES SPARSE24_REQUIRE_GPU=1)
+swiftshader=
+if [[ $(uname -s) == Linux ]]; then
+    missing=()
+    command -v cc >/dev/null || missing+=(gcc libc6-dev)
+    has_loader || missing+=(libvulkan1)
+    find_lavapipe >/dev/null || missing+=(mesa-vulkan-drivers)
+    ((${#missing[@]} == 0)) || install "${missing[@]}"
+    has_loader || die "no Vulkan loader: libvulkan.so.1 is missing, even after installing ${missing[*]}"
+    lavapipe=$(find_lavapipe) || die "no lavapipe: lvp_icd.json is missing, even after installing ${missing[*]}"
+    # An assignment of its own, so that a wrong SPARSE24_SWIFTSHADER (exit inside) is told from none found.
+    swiftshader=$(find_swiftshader) || [[ -z ${SPARSE24_SWIFTSHADER:-} ]]
+
+    # lavapipe complains on standard error at each start where this is unset.
+    if [[ -z ${XDG_RUNTIME_DIR:-} ]]; then
+        XDG_RUNTIME_DIR=$(mktemp -d)
+        export XDG_RUNTIME_DIR
+        trap 'rm -rf "$XDG_RUNTIME_DIR"' EXIT
+    fi
+
+    no_gpu+=(VK_DRIVER_FILES=/nonexistent VK_ICD_FILENAMES=/nonexistent)
+    # llvmpipe: as lavapipe's adapter calls itself.
+    on_lavapipe=("${on_gpu[@]}" SPARSE24_TEST_DEVICE=llvmpipe VK_DRIVER_FILES="$lavapipe" VK_ICD_FILENAMES="$lavapipe")
+    on_swiftshader=("${on_gpu[@]}" SPARSE24_TEST_DEVICE=SwiftShader
+        VK_DRIVER_FILES="$swiftshader" VK_ICD_FILENAMES="$swiftshader")
+fi
+
+# One profile and no RUSTFLAGS throughout, so that each dependency is built once for checking and once for
+# running. The denied warnings are passed to clippy and rustdoc alone, which leaves the dependencies' builds valid.
+step "format" cargo fmt --check
+step "lints" cargo clippy --locked --all-targets -- -D warnings
+step "lints, library alone" cargo clippy --locked --all-targets --no-default-features -- -D warnings
+step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+step "tests, library alone, no GPU" "${no_gpu[@]}" cargo test --locked --no-default-features
+if [[ $(uname -s) == Linux ]]; then
+    step "tests, lavapipe" "${on_lavapipe[@]}" cargo test --locked
+    if [[ -n $swiftshader ]]; then
+        step "GPU tests, SwiftShader" "${on_swiftshader[@]}" cargo test --locked --test gemm --test gpu
+    else
+        say "==> GPU tests, SwiftShader: SwiftShader not found: skipped (SPARSE24_SWIFTSHADER, see --help)"
+    fi
+else
+    step "tests, the system's GPU" "${on_gpu[@]}" cargo test --locked
+fi
+say "tests/run.sh: all passed in $SECONDS s"

@@ -4,10 +4,12 @@ pub mod error;
 pub mod mask;
 pub mod matrix;
 pub mod problem;
+pub mod reference;
 pub mod sparse24;
 
 pub use error::{Error, Result};
 pub use mask::{Mask, Mask24, VectorLen};
 pub use matrix::{DType, Element, Elements, Matrix};
 pub use problem::{Activation, Epilogue, Form, Op, Problem};
+pub use reference::{Oracle, Sample, Verdict};
 pub use sparse24::Sparse24;

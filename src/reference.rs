@@ -26,7 +26,8 @@
 //! Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed., SIAM 2002: fl(x∘y) = (x∘y)(1+δ) + η, §2.8, and
 //! its consequence for inner products, |fl(Σab) − Σab| ≤ γₖ·S, §3.1, which holds for **any order of summation**: tiles,
 //! split-K, trees, fused or separate multiply-adds, and additions of zero (padding) alike.
-//! f32 addition and multiplication are taken to round to nearest, which WGSL does not promise and all its hardware does.
+//! f32 addition and multiplication are taken to round to nearest. WGSL promises only one of the two neighbours; this is
+//! the stricter reading, and a device that needs the looser one fails.
 //!
 //! 1. **Sum.** K counts the multiply-adds that are executed: `k`, and 2·⌈k/4⌉ for 2:4. The bound takes γ of K + 1: the
 //!    additional `u·S` is more than the round-off of the oracle's own f64 sum, at most K·2⁻⁵³·S, for all K < 2²⁴, where
@@ -58,7 +59,8 @@
 //!
 //! Beside the bound, [`Expected::error_over_bound`] takes **zero** where `y` may be subnormal in the output type (stores
 //! may flush), and an **infinity** where |y| + bound reaches the number that rounds to infinity. NaN is asked for where
-//! y is NaN, and nothing but NaN; an infinite y asks for that same infinity.
+//! y is NaN, and nothing but NaN; an infinite y asks for that same infinity. A store that saturates where y overflows
+//! its type fails.
 //!
 //! Where |a||b| adds up past the largest f32, or a flushed operand meets an infinity, no bound exists for all orders of
 //! summation. Such elements have an infinite bound, pass, and are counted as [`Verdict::undecided`]; a verdict that

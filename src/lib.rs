@@ -4,6 +4,7 @@ pub mod error;
 pub mod mask;
 pub mod matrix;
 pub mod problem;
+pub mod prune;
 pub mod sparse24;
 
 pub use error::{Error, Result};

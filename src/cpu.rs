@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::mask::Mask;
 use crate::matrix::{Element, Elements, Matrix, each_dtype};
 use crate::problem::{Activation, Form, Problem};
-use crate::sparse24::Sparse24;
+use crate::format::Sparse24;
 
 /// Tokens whose activations are transposed together: eight accumulators of four lanes, what SSE2 can keep in registers.
 const TOKENS: usize = 32;

@@ -19,7 +19,7 @@ use crate::mask::Mask;
 use crate::matrix::{DType, Element, Elements, Matrix};
 use crate::plan::{Method, Plan};
 use crate::problem::{Op, Problem};
-use crate::sparse24::Sparse24;
+use crate::format::Sparse24;
 
 /// A place where products are computed. Cloning is cheap and gives the same device.
 ///

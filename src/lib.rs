@@ -3,20 +3,24 @@
 mod cpu;
 pub mod engine;
 pub mod error;
+pub mod format;
 mod gpu;
 pub mod kernel;
+pub mod io;
 pub mod mask;
 pub mod matrix;
 pub mod plan;
 pub mod problem;
 pub mod reference;
-pub mod sparse24;
+pub mod prune;
 
 pub use engine::{Device, Io, Options, Prepared, Tensor, Weights};
 pub use error::{Error, Result};
+pub use format::Sparse24;
+pub use io::TensorFile;
 pub use mask::{Mask, Mask24, VectorLen};
 pub use matrix::{DType, Element, Elements, Matrix};
 pub use plan::Plan;
 pub use problem::{Activation, Epilogue, Form, Op, Problem};
 pub use reference::{Oracle, Sample, Verdict};
-pub use sparse24::Sparse24;
+

@@ -73,7 +73,8 @@ impl Mask {
     pub fn from_fn(rows: usize, cols: usize, mut keep: impl FnMut(usize, usize) -> bool) -> Result<Self> {
         let per_row = cols.div_ceil(32);
         let mut words = vec![0u32; checked_mul("mask", rows, per_row)?];
-        for r in 0..rows {
+        // A mask of no columns may claim any number of rows.
+        for r in 0..if words.is_empty() { 0 } else { rows } {
             for c in 0..cols {
                 words[r * per_row + c / 32] |= u32::from(keep(r, c)) << (c % 32);
             }
@@ -155,7 +156,7 @@ impl Mask24 {
     /// Checks that `mask` is 2:4 at vector length `vector`; the error names the first over-full row and group.
     pub fn new(mask: Mask, vector: VectorLen) -> Result<Self> {
         let v = vector.get();
-        for row in (0..mask.rows).step_by(v) {
+        for row in (0..if mask.words.is_empty() { 0 } else { mask.rows }).step_by(v) {
             for group in 0..mask.cols.div_ceil(4) {
                 let union = (row..mask.rows.min(row + v)).fold(0, |bits, r| bits | mask.group(r, group));
                 if union.count_ones() > 2 {
@@ -169,6 +170,11 @@ impl Mask24 {
     /// The mask itself.
     pub fn mask(&self) -> &Mask {
         &self.mask
+    }
+
+    /// The mask alone, once it no longer matters that it is 2:4.
+    pub fn into_mask(self) -> Mask {
+        self.mask
     }
 
     /// The vector length at which it was checked.

@@ -228,6 +228,12 @@ impl Matrix {
         Ok(Self { rows, cols, data })
     }
 
+    /// Wraps elements whose number follows from the shape by construction.
+    pub(crate) fn of_len(rows: usize, cols: usize, data: Elements) -> Self {
+        debug_assert_eq!(rows.checked_mul(cols), Some(data.len()));
+        Self { rows, cols, data }
+    }
+
     /// A matrix of zeros. An error if its size in bytes overflows.
     pub fn zeros(rows: usize, cols: usize, dtype: DType) -> Result<Self> {
         let len = checked_mul("matrix", rows, cols)?;

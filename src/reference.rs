@@ -79,7 +79,7 @@ use crate::error::{Error, Result};
 use crate::mask::Mask;
 use crate::matrix::{DType, Element, Matrix, each_dtype};
 use crate::problem::{Activation, Epilogue, Form, Op, Problem};
-use crate::sparse24::Sparse24;
+use crate::format::Sparse24;
 
 /// Unit round-off of the f32 in which every device accumulates.
 const U: f64 = DType::F32.unit_roundoff();

@@ -1,0 +1,447 @@
+//! The compressed 2:4 format, version 1: this page is its specification.
+//!
+//! A weight matrix W of `m x k` elements is cut along `k` into *groups* of four consecutive columns. Of each group at
+//! most two elements may be non-zero; the format stores two elements and a 4-bit code that says where they stood. V
+//! consecutive rows (V in 1, 2, 4 … 128) share one code per group; V = 1 is the 2:4 of NVIDIA's sparse tensor cores,
+//! and every V > 1 matrix is a V = 1 matrix too ([`Sparse24::with_vector`]). Row blocks start at row 0, the last one
+//! may be ragged. `m` and `k` may be anything, 0 included.
+//!
+//! Invariant: a [`Sparse24`] that exists is legal by all the rules below, so kernels trust its codes as indices.
+//!
+//! # Values
+//! Row-major, `m` rows of `2 * ceil(k / 4)` columns, of type f32, f16 or bf16: for group `g` of a row, columns `2g` and
+//! `2g + 1` hold the elements at the two coded positions, in increasing `k`. Elements are stored bit for bit, NaN
+//! payloads and -0.0 included; a coded position that the mask leaves out is +0.0.
+//!
+//! # Metadata
+//! Row-major words of 32 bits, `ceil(m / V)` rows of `ceil(k / 32)` columns. The code of group `g` is the nibble of
+//! word `g / 8` that starts at bit `4 * (g % 8)`: group 0 in the lowest bits. A code is `idx0 | idx1 << 2`, the coded
+//! positions `idx0 < idx1` within the group; that leaves six codes. They are those of PTX `mma.sp` and of torch and
+//! CUTLASS, in the order that the [PTX manual](https://docs.nvidia.com/cuda/parallel-thread-execution/) calls ordered
+//! metadata.
+//!
+//! | positions | 0 1 | 0 2 | 1 2 | 0 3 | 1 3 | 2 3 |
+//! |---|---|---|---|---|---|---|
+//! | code | 4 | 8 | 9 | C | D | E |
+//!
+//! What is coded is the union of the non-zero positions over the V rows; -0.0 is zero, NaN is not. A union of three or
+//! more has no code and is refused, never truncated. An under-full union gets the code that torch's converter gives it:
+//!
+//! | union | none | {0} | {1} | {2} | {3} |
+//! |---|---|---|---|---|---|
+//! | code | E | 8 | 9 | E | E |
+//!
+//! A writer should write these; a reader accepts any of the six codes in any group.
+//!
+//! # Padding
+//! Where `k` is no multiple of 4 the last group is padded with columns of zeros, which count as present: under-full
+//! codes may point at them, and values there must be zero. `k` itself is remembered. Nibbles past the last group are 0,
+//! which is not a legal code, so a reader that goes too far is caught.
+//!
+//! # Size
+//! A share of the dense bytes, `1/2 + 1 / (8 * V * bytes per element)`, where `k` is a multiple of 32 and `m` of V:
+//!
+//! | | V = 1 | V = 2 | V = 4 | V = 32 | V = 128 |
+//! |---|---|---|---|---|---|
+//! | f32 | 53.125 % | 51.56 % | 50.78 % | 50.10 % | 50.02 % |
+//! | f16, bf16 | 56.25 % | 53.125 % | 51.56 % | 50.20 % | 50.05 % |
+//!
+//! # Files
+//! [safetensors](https://huggingface.co/docs/safetensors), little-endian. The matrix called P is two tensors:
+//!
+//! | tensor | type | shape |
+//! |---|---|---|
+//! | `P.values` | `F32`, `F16` or `BF16` | `[m, 2 * ceil(k / 4)]` |
+//! | `P.meta` | `U32` | `[ceil(m / V), ceil(k / 32)]` |
+//!
+//! and the header's `__metadata__` holds, all of them strings,
+//!
+//! | key | value |
+//! |---|---|
+//! | `format` | `sparse24` |
+//! | `version` | `1`; a reader refuses a version that it does not know |
+//! | `P.shape` | `m,k` in decimal, without spaces |
+//! | `P.vector` | V in decimal |
+//!
+//! `P.vector` is what makes P a compressed matrix: one file may hold others, and tensors of other kinds beside them.
+//! [`crate::io`] reads and writes these files.
+//!
+//! # Worked example
+//! Sixteen columns of one row, in groups with non-zeros at {0, 3}, {0, 1}, {0, 3} and {0, 2}: codes C, 4, C, 8, and
+//! with group 0 in the low bits `0x8C4C`.
+//!
+//! ```
+//! use sparse24::{Matrix, Sparse24, VectorLen};
+//! let dense = [1., 0., 0., 2.,  3., 4., 0., 0.,  5., 0., 0., 6.,  7., 0., 8., 0.];
+//! let w = Matrix::from_f32(1, 16, &dense)?;
+//! let s = Sparse24::from_dense(&w, VectorLen::ONE)?;
+//! assert_eq!(s.meta(), [0x8C4C]);
+//! assert_eq!(s.values().to_f32(), [1., 2., 3., 4., 5., 6., 7., 8.]);
+//! assert_eq!(s.code(0, 3), (0, 2));
+//! assert_eq!(s.decompress(), w);
+//!
+//! // Two rows that share a pattern: the union {1} + {3} is coded D, and each row stores both positions.
+//! let w = Matrix::from_f32(2, 4, &[0., 1., 0., 0., 0., 0., 0., 2.])?;
+//! let s = Sparse24::from_dense(&w, VectorLen::new(2)?)?;
+//! assert_eq!(s.meta(), [0xD]);
+//! assert_eq!(s.values().to_f32(), [1., 0., 0., 2.]);
+//! # Ok::<(), sparse24::Error>(())
+//! ```
+
+use std::iter::zip;
+
+use crate::error::{Error, Result, checked_mul};
+use crate::mask::{Mask, Mask24, VectorLen};
+use crate::matrix::{DType, Element, Elements, Matrix, each_dtype};
+
+/// The version of the format that this crate writes, and the only one that it reads.
+pub const VERSION: &str = "1";
+
+/// Indexed by the union of the non-zero positions, bit i for position i; 0 where that is over-full.
+const CODES: [u8; 16] = [0xE, 8, 9, 4, 0xE, 8, 9, 0, 0xE, 0xC, 0xD, 0, 0xE, 0, 0, 0];
+
+/// The code of a group whose non-zeros stand at the positions set in `bits` (position i in bit i), or `None` if there
+/// are more than two. Bits 4 and up are ignored.
+///
+/// ```
+/// use sparse24::format::code_of;
+/// assert_eq!((code_of(0b1001), code_of(0b0010), code_of(0b0111)), (Some(0xC), Some(9), None));
+/// ```
+pub const fn code_of(bits: u8) -> Option<u8> {
+    match CODES[(bits & 0xf) as usize] {
+        0 => None,
+        code => Some(code),
+    }
+}
+
+/// The two positions that a code stands for, or `None` if it is not legal.
+///
+/// ```
+/// use sparse24::format::positions_of;
+/// assert_eq!((positions_of(0xD), positions_of(0)), (Some((1, 3)), None));
+/// ```
+pub const fn positions_of(code: u8) -> Option<(usize, usize)> {
+    let (first, second) = split(code as u32);
+    if first < second && second < 4 { Some((first, second)) } else { None }
+}
+
+/// The two positions in a nibble that is known to be legal.
+const fn split(nibble: u32) -> (usize, usize) {
+    ((nibble & 3) as usize, (nibble >> 2) as usize)
+}
+
+/// The nibble of `group` in a row of metadata.
+fn nibble(meta_row: &[u32], group: usize) -> u32 {
+    meta_row[group / 8] >> (4 * (group % 8)) & 0xf
+}
+
+/// A compressed 2:4 matrix of `m x k` weights; see the [module](self) for what is stored.
+///
+/// Equality is that of the stored parts: -0.0 equals 0.0, NaN equals nothing, and two codings of one matrix differ.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sparse24 {
+    m: usize,
+    k: usize,
+    vector: VectorLen,
+    values: Elements,
+    meta: Vec<u32>,
+}
+
+impl Sparse24 {
+    /// Compresses `w ⊙ mask` at the mask's vector length. Codes are those of the non-zeros of `w ⊙ mask`, not of the
+    /// mask: where a kept weight is zero, the group is under-full. An error if the shapes differ.
+    ///
+    /// ```
+    /// use sparse24::{Matrix, Sparse24, VectorLen, prune};
+    /// let w = Matrix::from_f32(1, 8, &[0.1, -3., 2., 0.2, 4., 0., 0.3, -5.])?;
+    /// let mask = prune::magnitude(&w, VectorLen::ONE)?;
+    /// let s = Sparse24::compress(&w, &mask)?;
+    /// assert_eq!(s.values().to_f32(), [-3., 2., 4., -5.]);
+    /// assert_eq!(s.decompress(), mask.mask().apply(&w)?);
+    /// # Ok::<(), sparse24::Error>(())
+    /// ```
+    pub fn compress(w: &Matrix, mask: &Mask24) -> Result<Self> {
+        let bits = mask.mask();
+        if (w.rows(), w.cols()) != (bits.rows(), bits.cols()) {
+            return Err(Error::Shape {
+                what: "mask".into(),
+                got: vec![bits.rows(), bits.cols()],
+                expected: vec![w.rows(), w.cols()],
+            });
+        }
+        each_dtype!(w.elements(), data => encode(w, data, mask.vector(), |row, group| bits.group(row, group)))
+    }
+
+    /// Compresses a matrix that is 2:4 already. A group that is not is [`Error::OverFull`], which names it.
+    ///
+    /// ```
+    /// use sparse24::{Matrix, Sparse24, VectorLen};
+    /// let w = Matrix::from_f32(1, 4, &[1., 2., 0., 3.])?;
+    /// let error = Sparse24::from_dense(&w, VectorLen::ONE).unwrap_err();
+    /// assert!(error.to_string().starts_with("row 0, group 0 (columns 0..4): 3 positions"));
+    /// # Ok::<(), sparse24::Error>(())
+    /// ```
+    pub fn from_dense(w: &Matrix, vector: VectorLen) -> Result<Self> {
+        each_dtype!(w.elements(), data => encode(w, data, vector, |_, _| 0xf))
+    }
+
+    /// Takes over values and metadata that were made elsewhere. An error if their numbers do not follow from `m`, `k`
+    /// and `vector`, a code is not legal, or padding is not zero; a legal code need not be the one that
+    /// [`Self::compress`] would choose.
+    pub fn from_parts(m: usize, k: usize, vector: VectorLen, values: Elements, meta: Vec<u32>) -> Result<Self> {
+        let s = Self { m, k, vector, values, meta };
+        let groups = k.div_ceil(4);
+        if checked_mul("values", m, s.k_physical())? != s.values.len() {
+            return Err(Error::Shape {
+                what: "values".into(),
+                got: vec![s.values.len()],
+                expected: vec![m, s.k_physical()],
+            });
+        }
+        if checked_mul("meta", s.meta_rows(), s.meta_cols())? != s.meta.len() {
+            return Err(Error::Shape {
+                what: "meta".into(),
+                got: vec![s.meta.len()],
+                expected: vec![s.meta_rows(), s.meta_cols()],
+            });
+        }
+        // A matrix of no columns has no words, whatever its number of rows, and chunks of no words are not allowed.
+        for (row, words) in s.meta.chunks_exact(s.meta_cols().max(1)).enumerate() {
+            for group in 0..8 * words.len() {
+                let code = nibble(words, group) as u8;
+                if group >= groups && code != 0 {
+                    return Err(Error::Padding { what: "meta", row, group });
+                }
+                if group < groups && positions_of(code).is_none() {
+                    return Err(Error::IllegalCode { row, group, code });
+                }
+            }
+        }
+        if !k.is_multiple_of(4) {
+            let group = groups - 1;
+            for row in 0..m {
+                let (first, second) = s.code(row, group);
+                let at = row * s.k_physical() + 2 * group;
+                if [first, second].into_iter().zip(at..).any(|(i, at)| i >= k % 4 && s.values.get(at) != 0.0) {
+                    return Err(Error::Padding { what: "values", row, group });
+                }
+            }
+        }
+        Ok(s)
+    }
+
+    /// What [`Self::from_parts`] takes: `m`, `k`, the vector length, values and metadata.
+    pub fn into_parts(self) -> (usize, usize, VectorLen, Elements, Vec<u32>) {
+        (self.m, self.k, self.vector, self.values, self.meta)
+    }
+
+    /// The `m x k` matrix, with +0.0 wherever no value is coded.
+    pub fn decompress(&self) -> Matrix {
+        fn decode<T: Element>(s: &Sparse24, values: &[T]) -> Elements {
+            let mut dense = vec![T::zeroed(); s.m * s.k];
+            for (row, out) in dense.chunks_exact_mut(s.k.max(1)).enumerate() {
+                let codes = s.meta_row(row);
+                let pairs = values[row * s.k_physical()..].as_chunks::<2>().0;
+                for (group, (out, &[a, b])) in zip(out.chunks_mut(4), pairs).enumerate() {
+                    let (first, second) = split(nibble(codes, group));
+                    // Padded columns are coded too, but are no part of the matrix.
+                    for (at, value) in [(first, a), (second, b)] {
+                        if let Some(out) = out.get_mut(at) {
+                            *out = value;
+                        }
+                    }
+                }
+            }
+            T::wrap(dense)
+        }
+        Matrix::of_len(self.m, self.k, each_dtype!(&self.values, values => decode(self, values)))
+    }
+
+    /// The coded positions within the matrix: two of every whole group, zeros among them where a group is under-full.
+    /// An error only if that many words overflow.
+    pub fn mask(&self) -> Result<Mask24> {
+        let mut words = Vec::with_capacity(checked_mul("mask", self.m, self.meta_cols())?);
+        // One word of metadata covers the same 32 columns as one word of a mask. Padding nibbles become a bit 0 that
+        // lies past the last column, as coded padding columns do; the last word's limit removes both.
+        let kept = |word: u32| {
+            (0..8).fold(0, |bits, group| {
+                let (first, second) = split(word >> (4 * group) & 0xf);
+                bits | (1 << first | 1 << second) << (4 * group)
+            })
+        };
+        let limit = u32::MAX >> ((32 - self.k % 32) % 32);
+        if self.k > 0 {
+            for row in 0..self.m {
+                words.extend(self.meta_row(row).iter().map(|&word| kept(word)));
+                if let Some(last) = words.last_mut() {
+                    *last &= limit;
+                }
+            }
+        }
+        Mask24::new(Mask::new(self.m, self.k, words)?, self.vector)
+    }
+
+    /// The same matrix with codes shared by fewer rows. Values stay; the codes are repeated, so that the coded
+    /// positions stay too, even where fewer rows leave a group under-full. An error if `vector` is larger than the
+    /// matrix's own.
+    pub fn with_vector(&self, vector: VectorLen) -> Result<Self> {
+        if vector > self.vector {
+            return Err(Error::Invalid(format!(
+                "a matrix of vector length {} cannot be repeated at vector length {vector}",
+                self.vector
+            )));
+        }
+        let mut to = Self { vector, meta: Vec::new(), ..self.clone() };
+        to.meta.reserve(checked_mul("meta", to.meta_rows(), to.meta_cols())?);
+        if self.k > 0 {
+            for row in 0..to.meta_rows() {
+                to.meta.extend(self.meta_row(row * vector.get()));
+            }
+        }
+        Ok(to)
+    }
+
+    /// The largest vector length at which `mask` is 2:4, or `None` if it is not even at V = 1.
+    ///
+    /// ```
+    /// use sparse24::{Mask, Sparse24, VectorLen};
+    /// // Rows 0 and 1 agree, rows 2 and 3 agree, all four together take three positions.
+    /// let mask = Mask::from_fn(4, 4, |row, col| col == 0 || col == 1 + row / 2)?;
+    /// assert_eq!(Sparse24::vector_len_of(&mask), Some(VectorLen::new(2)?));
+    /// # Ok::<(), sparse24::Error>(())
+    /// ```
+    pub fn vector_len_of(mask: &Mask) -> Option<VectorLen> {
+        // Three or four bits of a nibble, for all eight nibbles of a word at once.
+        let over_full = |&word: &u32| {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|i| word >> i & 0x1111_1111);
+            (a & b & (c | d)) | (c & d & (a | b)) != 0
+        };
+        let per_row = mask.words_per_row().max(1);
+        let mut unions = mask.words().to_vec();
+        let mut found = None;
+        for v in VectorLen::ALL {
+            if v != VectorLen::ONE {
+                // A block of 2V rows is two blocks of V rows, or a last one alone.
+                let double = |pair: &[u32]| {
+                    let (one, other) = pair.split_at(per_row);
+                    (0..per_row).map(|i| one[i] | other.get(i).unwrap_or(&0)).collect::<Vec<_>>()
+                };
+                unions = unions.chunks(2 * per_row).flat_map(double).collect();
+            }
+            if unions.iter().any(over_full) {
+                break;
+            }
+            found = Some(v);
+        }
+        found
+    }
+
+    /// The two positions, of 0 to 3, of the values of `group` in `row` (a row of W, not of the metadata).
+    ///
+    /// # Panics
+    /// If `row` or `group` is out of range.
+    pub fn code(&self, row: usize, group: usize) -> (usize, usize) {
+        assert!(row < self.m && group < self.k.div_ceil(4), "row {row}, group {group} of {} x {}", self.m, self.k);
+        split(nibble(self.meta_row(row), group))
+    }
+
+    /// The words that hold the codes of a row of W.
+    fn meta_row(&self, row: usize) -> &[u32] {
+        &self.meta[row / self.vector.get() * self.meta_cols()..][..self.meta_cols()]
+    }
+
+    /// Rows of W.
+    pub fn m(&self) -> usize {
+        self.m
+    }
+
+    /// Columns of W, before compression and without padding.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Columns of the values: two per group, the last group padded.
+    pub fn k_physical(&self) -> usize {
+        self.k.div_ceil(4) * 2
+    }
+
+    /// How many rows share a code.
+    pub fn vector(&self) -> VectorLen {
+        self.vector
+    }
+
+    /// The element type of the values.
+    pub fn dtype(&self) -> DType {
+        self.values.dtype()
+    }
+
+    /// The values, row-major, `m x k_physical`.
+    pub fn values(&self) -> &Elements {
+        &self.values
+    }
+
+    /// The codes, row-major, `meta_rows x meta_cols`, eight to a word.
+    pub fn meta(&self) -> &[u32] {
+        &self.meta
+    }
+
+    /// Rows of the metadata: one per V rows of W.
+    pub fn meta_rows(&self) -> usize {
+        self.m.div_ceil(self.vector.get())
+    }
+
+    /// Words per row of the metadata: one per 32 columns of W.
+    pub fn meta_cols(&self) -> usize {
+        self.k.div_ceil(32)
+    }
+
+    /// Size of values and metadata in bytes.
+    pub fn bytes(&self) -> usize {
+        self.values.len() * self.dtype().bytes() + self.meta.len() * 4
+    }
+}
+
+/// Compresses `data`, the elements of `w`, of which `keep(row, group)` keeps the positions set in its low four bits.
+fn encode<T: Element>(
+    w: &Matrix,
+    data: &[T],
+    vector: VectorLen,
+    keep: impl Fn(usize, usize) -> u8,
+) -> Result<Sparse24> {
+    let (m, k, v) = (w.rows(), w.cols(), vector.get());
+    let groups = k.div_ceil(4);
+    let mut values = Vec::with_capacity(checked_mul("values", m, 2 * groups)?);
+    let mut meta = Vec::with_capacity(checked_mul("meta", m.div_ceil(v), k.div_ceil(32))?);
+    if data.is_empty() {
+        return Ok(Sparse24 { m, k, vector, values: T::wrap(values), meta });
+    }
+    let mut codes = vec![0u8; groups];
+    // Row by row within a block, so that both passes run along memory.
+    let block_len = checked_mul("row block", v.min(m), k)?;
+    for (block, rows) in data.chunks(block_len).enumerate() {
+        let first = block * v;
+        codes.fill(0);
+        for (row, data) in (first..).zip(rows.chunks_exact(k)) {
+            for (group, (union, data)) in zip(&mut codes, data.chunks(4)).enumerate() {
+                let non_zero = zip(data, 0..).fold(0, |bits, (x, i)| bits | u8::from(*x != T::zeroed()) << i);
+                *union |= non_zero & keep(row, group);
+            }
+        }
+        for (group, code) in codes.iter_mut().enumerate() {
+            let count = code.count_ones() as usize;
+            *code = code_of(*code).ok_or(Error::OverFull { row: first, group, count })?;
+        }
+        meta.extend(
+            codes.chunks(8).map(|codes| zip(codes, 0..).fold(0, |word, (&c, i)| word | u32::from(c) << (4 * i))),
+        );
+        for (row, data) in (first..).zip(rows.chunks_exact(k)) {
+            for (group, (&code, data)) in zip(&codes, data.chunks(4)).enumerate() {
+                let (kept, (a, b)) = (keep(row, group), split(u32::from(code)));
+                // A padded column has no element, a masked one has lost it.
+                let value = |at: usize| data.get(at).filter(|_| kept >> at & 1 == 1).copied().unwrap_or(T::zeroed());
+                values.extend([value(a), value(b)]);
+            }
+        }
+    }
+    Ok(Sparse24 { m, k, vector, values: T::wrap(values), meta })
+}

@@ -1,0 +1,448 @@
+//! Tensor files: safetensors with ordinary tensors, with compressed matrices in the format of [`crate::format`], or
+//! with both; and the one way in which this crate writes files.
+//!
+//! A checkpoint may be larger than memory, so a [`TensorFile`] reads the header and then one tensor at a time, and
+//! [`save`] holds no second copy of what it writes. Nothing is memory-mapped: a file that shrinks while it is read is
+//! an error, not a signal.
+//!
+//! Invariants: after [`TensorFile::open`] every tensor's type, shape and bytes agree and lie within the file; a file
+//! that is being written appears under its name complete or not at all.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use bytemuck::Pod;
+pub use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo as Header};
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::mask::VectorLen;
+use crate::matrix::{DType, Element, Elements, Matrix, each_dtype};
+use crate::format::{Sparse24, VERSION};
+
+/// The largest header that the safetensors format allows, in bytes.
+const MAX_HEADER: u64 = 100_000_000;
+/// The key under which safetensors keeps its string-to-string map.
+const METADATA: &str = "__metadata__";
+/// The value of `format` in that map.
+const FORMAT: &str = "sparse24";
+
+/// What the header says about one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Its name.
+    pub name: String,
+    /// Its element type, of which [`DType`] has three.
+    pub dtype: Dtype,
+    /// Its shape, row-major.
+    pub shape: Vec<usize>,
+    /// Its size in bytes.
+    pub bytes: usize,
+    /// Where it starts in the file.
+    start: u64,
+}
+
+/// An open safetensors file, of which only the header is in memory.
+///
+/// ```
+/// use sparse24::{Matrix, Sparse24, TensorFile, VectorLen, io};
+/// let w = Matrix::from_f32(2, 4, &[0., 1., 0., 2., 3., 0., 0., 4.])?;
+/// let s = Sparse24::from_dense(&w, VectorLen::ONE)?;
+/// let dir = tempfile::tempdir().unwrap();
+/// let path = dir.path().join("model.safetensors");
+/// io::save(&path, &[("up", io::Entry::Sparse24(&s)), ("head", io::Entry::Matrix(&w))])?;
+///
+/// let file = TensorFile::open(&path)?;
+/// assert_eq!(file.tensors().map(|t| t.name.as_str()).collect::<Vec<_>>(), ["head", "up.meta", "up.values"]);
+/// assert_eq!(file.sparse24("up")?, s);
+/// assert_eq!(file.matrix("head")?, w);
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    /// Locked, because reading moves the one cursor that all users of the file share.
+    file: Mutex<File>,
+    tensors: BTreeMap<String, TensorInfo>,
+    metadata: HashMap<String, String>,
+}
+
+impl TensorFile {
+    /// Opens a file and checks its header against itself and against the length of the file. Errors name the file and,
+    /// where one is to blame, the tensor.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let io = |e| Error::io(path, e);
+        let mut file = File::open(path).map_err(io)?;
+        let len = file.metadata().map_err(io)?.len();
+        let Some(after_length) = len.checked_sub(8) else {
+            return Err(Error::file(path, format!("{len} bytes are too few for a safetensors file")));
+        };
+        let mut length = [0; 8];
+        file.read_exact(&mut length).map_err(io)?;
+        let length = u64::from_le_bytes(length);
+        // Before anything is allocated: the first eight bytes of any other file are some huge number.
+        let Some(data_len) = after_length.checked_sub(length).filter(|_| length <= MAX_HEADER) else {
+            return Err(Error::file(
+                path,
+                format!("not a safetensors file: a header of {length} bytes is claimed, {after_length} bytes follow"),
+            ));
+        };
+        let header: Vec<u8> = read_at(&mut file, 8, length as usize).map_err(io)?;
+        let mut header: Map<String, Value> =
+            serde_json::from_slice(&header).map_err(|e| Error::file(path, format!("header is no JSON object: {e}")))?;
+        let metadata = header.remove(METADATA).map(serde_json::from_value).transpose();
+        let metadata = metadata.map_err(|e| Error::file(path, format!("{METADATA}: {e}")))?.unwrap_or_default();
+
+        let mut headers = Vec::with_capacity(header.len());
+        for (name, value) in header {
+            let checked = check(value, data_len);
+            headers.push((name.clone(), checked.map_err(|e| e.in_tensor(path, &name))?));
+        }
+        headers.sort_by_key(|(_, header)| header.data_offsets);
+        let end = headers.last().map_or(0, |(_, header)| header.data_offsets.1) as u64;
+        let data_start = 8 + length;
+        let tensors = headers.iter().map(|(name, header)| {
+            let (start, end) = header.data_offsets;
+            let info = TensorInfo {
+                name: name.clone(),
+                dtype: header.dtype,
+                shape: header.shape.clone(),
+                bytes: end - start,
+                start: data_start + start as u64,
+            };
+            (name.clone(), info)
+        });
+        let tensors = tensors.collect();
+        // Each tensor fits by itself; together they must neither overlap nor leave gaps.
+        Metadata::new(None, headers).map_err(|e| match e {
+            safetensors::SafeTensorError::InvalidOffset(name) => {
+                Error::Invalid("overlaps the tensor before it or leaves a gap".into()).in_tensor(path, &name)
+            }
+            e => Error::file(path, e.to_string()),
+        })?;
+        if end != data_len {
+            return Err(Error::file(path, format!("{} bytes follow the last tensor", data_len - end)));
+        }
+        Ok(Self { path: path.to_path_buf(), file: Mutex::new(file), tensors, metadata })
+    }
+
+    /// The path under which the file was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the header says about every tensor, in the order of their names.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.tensors.values()
+    }
+
+    /// The header's `__metadata__`.
+    pub fn metadata(&self) -> &HashMap<String, String> {
+        &self.metadata
+    }
+
+    /// What the header says about the tensor `name`. An error if there is none.
+    pub fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.tensors
+            .get(name)
+            .ok_or_else(|| Error::Invalid("there is no such tensor".into()).in_tensor(&self.path, name))
+    }
+
+    /// The bytes of a tensor of any type, as they are in the file.
+    pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        self.read(self.info(name)?)
+    }
+
+    /// A two-dimensional tensor of type f32, f16 or bf16. Any other is an error.
+    pub fn matrix(&self, name: &str) -> Result<Matrix> {
+        let info = self.info(name)?;
+        let [rows, cols] = info.shape[..] else {
+            let reason = format!("has shape {:?}, a matrix has two dimensions", info.shape);
+            return Err(Error::Invalid(reason).in_tensor(&self.path, name));
+        };
+        Matrix::new(rows, cols, self.elements(info)?).map_err(|e| e.in_tensor(&self.path, name))
+    }
+
+    /// The names P of the compressed matrices in the file, sorted; none if it is another kind of file. An error if they
+    /// are of a version of the format that this crate does not know.
+    pub fn sparse24_names(&self) -> Result<Vec<String>> {
+        if self.metadata.get("format").is_none_or(|f| f != FORMAT) {
+            return Ok(Vec::new());
+        }
+        self.check_version()?;
+        let mut names: Vec<_> =
+            self.metadata.keys().filter_map(|key| key.strip_suffix(".vector")).map(str::to_owned).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// The compressed matrix called `name`, checked throughout.
+    pub fn sparse24(&self, name: &str) -> Result<Sparse24> {
+        let fail = |reason: String| Error::Invalid(reason).in_tensor(&self.path, name);
+        match self.metadata.get("format") {
+            Some(format) if format == FORMAT => self.check_version()?,
+            format => return Err(fail(format!("the file's format is {format:?}, not {FORMAT:?}"))),
+        }
+        let key = |key: &str| {
+            let key = format!("{name}.{key}");
+            self.metadata.get(&key).map(String::as_str).ok_or_else(|| fail(format!("{METADATA} has no {key:?}")))
+        };
+        let (shape, vector) = (key("shape")?, key("vector")?);
+        let (m, k): (usize, usize) = shape
+            .split_once(',')
+            .and_then(|(m, k)| Some((m.parse().ok()?, k.parse().ok()?)))
+            .ok_or_else(|| fail(format!("shape {shape:?} is not of the form m,k")))?;
+        let vector: usize = vector.parse().map_err(|_| fail(format!("vector length {vector:?} is not a number")))?;
+        let vector = VectorLen::new(vector).map_err(|e| e.in_tensor(&self.path, name))?;
+
+        let part = |part: &str, expected: [usize; 2]| {
+            let info = self.info(&format!("{name}.{part}"))?;
+            if info.shape != expected {
+                let shape = Error::Shape { what: part.into(), got: info.shape.clone(), expected: expected.into() };
+                return Err(shape.in_tensor(&self.path, &info.name));
+            }
+            Ok(info)
+        };
+        // The shapes as `Sparse24` has them; there is no `Sparse24` yet to ask.
+        let values = part("values", [m, k.div_ceil(4) * 2])?;
+        let meta = part("meta", [m.div_ceil(vector.get()), k.div_ceil(32)])?;
+        if meta.dtype != Dtype::U32 {
+            return Err(Error::Invalid(format!("is {}, expected U32", meta.dtype)).in_tensor(&self.path, &meta.name));
+        }
+        let (values, mut meta) = (self.elements(values)?, self.read::<u32>(meta)?);
+        meta.iter_mut().for_each(|word| *word = u32::from_le(*word));
+        Sparse24::from_parts(m, k, vector, values, meta).map_err(|e| {
+            let part = match e {
+                Error::IllegalCode { .. } | Error::Padding { what: "meta", .. } => ".meta",
+                Error::Padding { .. } => ".values",
+                _ => "",
+            };
+            e.in_tensor(&self.path, &format!("{name}{part}"))
+        })
+    }
+
+    fn check_version(&self) -> Result<()> {
+        match self.metadata.get("version").map(String::as_str) {
+            Some(VERSION) => Ok(()),
+            Some(other) => Err(Error::file(
+                &self.path,
+                format!("{FORMAT} version {other:?}, this reader knows version {VERSION:?}"),
+            )),
+            None => Err(Error::file(&self.path, format!("a {FORMAT} file without a version"))),
+        }
+    }
+
+    /// The elements of a tensor of one of our types.
+    fn elements(&self, info: &TensorInfo) -> Result<Elements> {
+        fn host<T: Element>(mut data: Vec<T>) -> Elements {
+            swap_if_big_endian(&mut data);
+            T::wrap(data)
+        }
+        Ok(match info.dtype {
+            Dtype::F32 => host(self.read::<f32>(info)?),
+            Dtype::F16 => host(self.read::<half::f16>(info)?),
+            Dtype::BF16 => host(self.read::<half::bf16>(info)?),
+            other => {
+                let reason = format!("is {other}, expected F32, F16 or BF16");
+                return Err(Error::Invalid(reason).in_tensor(&self.path, &info.name));
+            }
+        })
+    }
+
+    /// The bytes of a tensor as items of `T`, little-endian still.
+    fn read<T: Pod>(&self, info: &TensorInfo) -> Result<Vec<T>> {
+        // A reader that panicked leaves the cursor anywhere, and every read sets it first.
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        read_at(&mut file, info.start, info.bytes / size_of::<T>())
+            .map_err(|e| Error::io(&self.path, e).in_tensor(&self.path, &info.name))
+    }
+}
+
+/// Reads one entry of a header, and checks it as far as one tensor can be: its bytes are as many as type and shape say
+/// and lie within the `data_len` bytes after the header.
+fn check(entry: Value, data_len: u64) -> Result<Header> {
+    let header: Header = serde_json::from_value(entry).map_err(|e| Error::Invalid(e.to_string()))?;
+    let (start, end) = header.data_offsets;
+    let Some(bytes) = end.checked_sub(start) else {
+        return Err(Error::Invalid(format!("ends at byte {end}, before its start at {start}")));
+    };
+    if end as u64 > data_len {
+        return Err(Error::Invalid(format!("ends at byte {end} of the data, the file holds {data_len}: truncated")));
+    }
+    // The library's own arithmetic, one tensor at a time because its errors do not say which.
+    let alone = Header { dtype: header.dtype, shape: header.shape.clone(), data_offsets: (0, bytes) };
+    Metadata::new(None, vec![(String::new(), alone)]).map_err(|e| {
+        Error::Invalid(format!("{} of shape {:?} does not fit its {bytes} bytes: {e}", header.dtype, header.shape))
+    })?;
+    Ok(header)
+}
+
+/// Reads `len` items at byte `start`. The caller has checked that the file is that long, so the allocation is bounded.
+fn read_at<T: Pod>(file: &mut File, start: u64, len: usize) -> io::Result<Vec<T>> {
+    let mut data = vec![T::zeroed(); len];
+    file.seek(SeekFrom::Start(start))?;
+    file.read_exact(bytemuck::cast_slice_mut(&mut data))?;
+    Ok(data)
+}
+
+fn swap_if_big_endian<T: Pod>(data: &mut [T]) {
+    if cfg!(target_endian = "big") {
+        data.iter_mut().for_each(|x| bytemuck::bytes_of_mut(x).reverse());
+    }
+}
+
+/// The items as they are stored in a file.
+fn little_endian<T: Pod>(data: &[T]) -> Cow<'_, [u8]> {
+    if cfg!(target_endian = "little") {
+        return Cow::Borrowed(bytemuck::cast_slice(data));
+    }
+    let mut data = data.to_vec();
+    swap_if_big_endian(&mut data);
+    Cow::Owned(bytemuck::cast_slice(&data).to_vec())
+}
+
+/// One thing to store under a name.
+#[derive(Clone, Copy, Debug)]
+pub enum Entry<'a> {
+    /// A compressed matrix, as `name.values`, `name.meta` and its part of the metadata.
+    Sparse24(&'a Sparse24),
+    /// A dense matrix.
+    Matrix(&'a Matrix),
+    /// The tensor of that name in another file, whatever its type and shape, byte for byte.
+    Copy(&'a TensorFile),
+}
+
+/// The bytes of one tensor to be written.
+enum Source<'a> {
+    Elements(&'a Elements),
+    Words(&'a [u32]),
+    File(&'a TensorFile, &'a TensorInfo),
+}
+
+/// Writes a safetensors file that holds `entries`, in place of any file at `path`. The same entries, in any order, make
+/// the same bytes. An error, after which `path` is as it was, if a name is used twice or a file cannot be read or
+/// written.
+pub fn save(path: impl AsRef<Path>, entries: &[(&str, Entry<'_>)]) -> Result<()> {
+    let path = path.as_ref();
+    let float = |dtype| match dtype {
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::Bf16 => Dtype::BF16,
+    };
+    let mut metadata = BTreeMap::new();
+    let mut tensors: Vec<(String, Dtype, Vec<usize>, usize, Source<'_>)> = Vec::new();
+    for &(name, entry) in entries {
+        match entry {
+            Entry::Sparse24(s) => {
+                let (values, meta) = (s.values(), s.meta());
+                metadata.insert("format".to_owned(), FORMAT.to_owned());
+                metadata.insert("version".to_owned(), VERSION.to_owned());
+                metadata.insert(format!("{name}.shape"), format!("{},{}", s.m(), s.k()));
+                metadata.insert(format!("{name}.vector"), s.vector().to_string());
+                let source = Source::Elements(values);
+                let shape = vec![s.m(), s.k_physical()];
+                tensors.push((format!("{name}.values"), float(s.dtype()), shape, values.as_bytes().len(), source));
+                let shape = vec![s.meta_rows(), s.meta_cols()];
+                tensors.push((format!("{name}.meta"), Dtype::U32, shape, size_of_val(meta), Source::Words(meta)));
+            }
+            Entry::Matrix(w) => {
+                let source = Source::Elements(w.elements());
+                tensors.push((name.to_owned(), float(w.dtype()), vec![w.rows(), w.cols()], w.bytes(), source));
+            }
+            Entry::Copy(file) => {
+                let info = file.info(name)?;
+                tensors.push((name.to_owned(), info.dtype, info.shape.clone(), info.bytes, Source::File(file, info)));
+            }
+        }
+    }
+    // The order of every safetensors writer: the widest type first, which keeps each tensor aligned to its elements.
+    tensors.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+
+    let json = |e: serde_json::Error| Error::file(path, e.to_string());
+    let mut header = Map::new();
+    if !metadata.is_empty() {
+        header.insert(METADATA.to_owned(), serde_json::to_value(metadata).map_err(json)?);
+    }
+    let mut end = 0usize;
+    for (name, dtype, shape, bytes, _) in &tensors {
+        let start = end;
+        end = start.checked_add(*bytes).ok_or_else(|| {
+            Error::Overflow { what: "file size".into(), detail: format!("{start} + {bytes}") }.in_tensor(path, name)
+        })?;
+        let entry = Header { dtype: *dtype, shape: shape.clone(), data_offsets: (start, end) };
+        let entry = serde_json::to_value(entry).map_err(json)?;
+        if name == METADATA || header.insert(name.clone(), entry).is_some() {
+            return Err(Error::Invalid("the name is taken".into()).in_tensor(path, name));
+        }
+    }
+    let mut header = serde_json::to_vec(&header).map_err(json)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    if header.len() as u64 > MAX_HEADER {
+        return Err(Error::file(path, format!("a header of {} bytes, at most {MAX_HEADER} are allowed", header.len())));
+    }
+    replace(path, |out| {
+        let io = |e| Error::io(path, e);
+        out.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
+        out.write_all(&header).map_err(io)?;
+        for (.., source) in &tensors {
+            let bytes = match source {
+                Source::Elements(elements) => each_dtype!(elements, v => little_endian(v)),
+                Source::Words(words) => little_endian(words),
+                Source::File(file, info) => Cow::Owned(file.read(info)?),
+            };
+            out.write_all(&bytes).map_err(io)?;
+        }
+        Ok(())
+    })
+}
+
+/// [`save`] of compressed matrices alone.
+pub fn save_sparse24(path: impl AsRef<Path>, matrices: &[(&str, &Sparse24)]) -> Result<()> {
+    let entries: Vec<_> = matrices.iter().map(|&(name, s)| (name, Entry::Sparse24(s))).collect();
+    save(path, &entries)
+}
+
+/// [`save`] of dense matrices alone.
+pub fn save_matrices(path: impl AsRef<Path>, matrices: &[(&str, &Matrix)]) -> Result<()> {
+    let entries: Vec<_> = matrices.iter().map(|&(name, w)| (name, Entry::Matrix(w))).collect();
+    save(path, &entries)
+}
+
+/// Writes a file under a temporary name in the directory of `path` and renames it to `path` when `write` is done. After
+/// an error nothing is left of it, and what was at `path` is still there. It is not synced to the disk: a power failure
+/// may lose it.
+///
+/// ```
+/// let dir = tempfile::tempdir().unwrap();
+/// let path = dir.path().join("rows.json");
+/// sparse24::io::write_atomically(&path, |out| writeln!(out, "[]"))?;
+/// assert_eq!(std::fs::read(&path).unwrap(), b"[]\n");
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+pub fn write_atomically(path: impl AsRef<Path>, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let path = path.as_ref();
+    replace(path, |out| write(out).map_err(|e| Error::io(path, e)))
+}
+
+/// [`write_atomically`] for writers that fail for other reasons too.
+fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let io = |e| Error::io(path, e);
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    // Temporary files are private by default; this one is to be a file like any other, as far as the umask allows.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.prefix(".sparse24-").tempfile_in(dir).map_err(io)?;
+    let mut out = BufWriter::with_capacity(1 << 20, file.as_file_mut());
+    write(&mut out)?;
+    out.flush().map_err(io)?;
+    drop(out);
+    file.persist(path).map_err(|e| io(e.error))?;
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! Which weights to keep: the criteria that turn a dense matrix into a mask that 2:4 can hold.
+//!
+//! *Magnitude pruning* keeps the weights that are largest in absolute value, on the ground that removing a small one
+//! changes the layer's output least (Han et al., "Learning both Weights and Connections for Efficient Neural Networks",
+//! 2015). For 2:4 the two largest of every group of four are kept, which is how Mishra et al. ("Accelerating Sparse
+//! Deep Neural Networks", 2021, [arXiv:2104.08378](https://arxiv.org/abs/2104.08378)) prune before they fine-tune.
+//! Where V rows share one pattern (vector-wise N:M, as in VENOM, Castro et al. 2023,
+//! [arXiv:2310.02065](https://arxiv.org/abs/2310.02065), and in NM-SpMM), a position is scored by the sum over its V
+//! rows.
+//!
+//! Invariant: every criterion keeps exactly two columns of a whole group, and of a ragged last group of `k % 4` columns
+//! two, or the only one there is; all rows of a block of V have the same mask.
+
+use rand_pcg::Pcg32;
+use rand_pcg::rand_core::Rng;
+
+use crate::error::{Error, Result, checked_mul};
+use crate::mask::{Mask, Mask24, VectorLen};
+use crate::matrix::{Element, Matrix, each_dtype};
+
+/// The six ways to keep two of four, position i in bit i.
+const PATTERNS: [u8; 6] = [0b0011, 0b0101, 0b0110, 0b1001, 0b1010, 0b1100];
+
+/// Keeps the two positions of every group with the highest Σ|w| over the V rows, ties to the lower column. Sums are in
+/// f64; infinities are weights like others. A NaN is [`Error::Nan`], which names the first one.
+///
+/// ```
+/// use sparse24::{Matrix, VectorLen, prune};
+/// let w = Matrix::from_f32(2, 4, &[3., -2., 1., 0., 0., 0., -4., 0.5])?;
+/// let kept = |v| Ok::<_, sparse24::Error>(prune::magnitude(&w, VectorLen::new(v)?)?.mask().words().to_vec());
+/// assert_eq!(kept(1)?, [0b0011, 0b1100]);
+/// assert_eq!(kept(2)?, [0b0101, 0b0101]);
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+pub fn magnitude(w: &Matrix, vector: VectorLen) -> Result<Mask24> {
+    fn score<T: Element>(w: &Matrix, data: &[T], vector: VectorLen) -> Result<Mask24> {
+        let mut scores = vec![0f64; if data.is_empty() { 0 } else { w.cols() }];
+        by_block(w.rows(), w.cols(), vector, |rows, patterns| {
+            scores.fill(0.0);
+            for row in rows {
+                for (col, x) in data[row * w.cols()..][..w.cols()].iter().enumerate() {
+                    let x = x.to_f32();
+                    if x.is_nan() {
+                        return Err(Error::Nan { row, col });
+                    }
+                    scores[col] += f64::from(x).abs();
+                }
+            }
+            patterns.extend(scores.chunks(4).map(|s| {
+                let better = |i: usize, j: usize| s[j] > s[i] || s[j] == s[i] && j < i;
+                let kept = |&i: &usize| (0..s.len()).filter(|&j| better(i, j)).count() < 2;
+                (0..s.len()).filter(kept).fold(0, |bits, i| bits | 1 << i)
+            }));
+            Ok(())
+        })
+    }
+    each_dtype!(w.elements(), data => score(w, data, vector))
+}
+
+/// Keeps two positions of every group at random, each of the six pairs equally likely. The mask is a function of the
+/// arguments alone: PCG-32 seeded with `seed`, three bits a draw, the same on every machine and in every version.
+///
+/// ```
+/// use sparse24::{VectorLen, prune};
+/// let mask = prune::random(64, 128, VectorLen::ONE, 7)?;
+/// assert_eq!(mask.mask().count(), 64 * 128 / 2);
+/// assert_eq!(mask, prune::random(64, 128, VectorLen::ONE, 7)?);
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+pub fn random(rows: usize, cols: usize, vector: VectorLen, seed: u64) -> Result<Mask24> {
+    /// The default stream of the PCG reference implementation.
+    const STREAM: u64 = 0x0a02_bdbf_7bb3_c0a7;
+    let mut rng = Pcg32::new(seed, STREAM);
+    by_block(rows, cols, vector, |_, patterns| {
+        for col in (0..cols).step_by(4) {
+            let all = 0xf >> (4 - (cols - col).min(4));
+            patterns.push(match cols - col {
+                1 | 2 => all,
+                // Draws are rejected, not reduced: no pattern is likelier than another.
+                _ => loop {
+                    let pattern = PATTERNS.get((rng.next_u32() >> 29) as usize);
+                    if let Some(&pattern) = pattern.filter(|&&p| p & !all == 0) {
+                        break pattern;
+                    }
+                },
+            });
+        }
+        Ok(())
+    })
+}
+
+/// Σ|w| over the kept weights divided by Σ|w| over all, summed in f64: 1 if pruning costs nothing, and 1 by definition
+/// for a matrix of zeros or of no elements. NaN if a weight is NaN or a kept one infinite. An error if the shapes
+/// differ.
+///
+/// ```
+/// use sparse24::{Matrix, VectorLen, prune};
+/// let w = Matrix::from_f32(1, 4, &[4., -3., 2., 1.])?;
+/// let mask = prune::magnitude(&w, VectorLen::ONE)?;
+/// assert_eq!(prune::kept_magnitude(&w, mask.mask())?, 0.7);
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+pub fn kept_magnitude(w: &Matrix, mask: &Mask) -> Result<f64> {
+    let kept = mask.apply(w)?;
+    let sum = |w: &Matrix| each_dtype!(w.elements(), v => v.iter().map(|x| f64::from(x.to_f32()).abs()).sum::<f64>());
+    let all = sum(w);
+    Ok(if all == 0.0 { 1.0 } else { sum(&kept) / all })
+}
+
+/// The mask whose blocks of V rows each repeat the patterns, one per group, that `choose` appends for those rows.
+fn by_block(
+    rows: usize,
+    cols: usize,
+    vector: VectorLen,
+    mut choose: impl FnMut(std::ops::Range<usize>, &mut Vec<u8>) -> Result<()>,
+) -> Result<Mask24> {
+    let mut words = Vec::with_capacity(checked_mul("mask", rows, cols.div_ceil(32))?);
+    let mut patterns = Vec::new();
+    // No columns, no words, however many rows.
+    for row in (0..if cols == 0 { 0 } else { rows }).step_by(vector.get()) {
+        let block = row..rows.min(row.saturating_add(vector.get()));
+        patterns.clear();
+        choose(block.clone(), &mut patterns)?;
+        for _ in block {
+            words.extend(
+                patterns.chunks(8).map(|p| p.iter().rev().fold(0u32, |word, &bits| word << 4 | u32::from(bits))),
+            );
+        }
+    }
+    Mask24::new(Mask::new(rows, cols, words)?, vector)
+}

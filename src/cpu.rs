@@ -11,10 +11,10 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::format::Sparse24;
 use crate::mask::Mask;
 use crate::matrix::{Element, Elements, Matrix, each_dtype};
 use crate::problem::{Activation, Form, Problem};
-use crate::format::Sparse24;
 
 /// Tokens whose activations are transposed together: eight accumulators of four lanes, what SSE2 can keep in registers.
 const TOKENS: usize = 32;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 pub use crate::cpu::CpuInfo;
 use crate::cpu::{Cpu, CpuOperands, CpuWeights};
 use crate::error::{Error, Result, checked_mul};
+use crate::format::Sparse24;
 pub use crate::gpu::{AdapterInfo, AdapterKind};
 use crate::gpu::{Binding, Dispatch, Gpu, adapters};
 use crate::kernel::{Caps, Params, ShaderChecks};
@@ -19,7 +20,6 @@ use crate::mask::Mask;
 use crate::matrix::{DType, Element, Elements, Matrix};
 use crate::plan::{Method, Plan};
 use crate::problem::{Op, Problem};
-use crate::format::Sparse24;
 
 /// A place where products are computed. Cloning is cheap and gives the same device.
 ///

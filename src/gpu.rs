@@ -565,23 +565,44 @@ fn scoped<T>(device: &wgpu::Device, lost: &Mutex<Option<String>>, what: &str, ca
     if let Some(reason) = &*lock(lost) {
         return Err(Error::DeviceLost(reason.clone()));
     }
-    let filters = [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Validation];
-    let scopes = filters.map(|filter| device.push_error_scope(filter));
-    let result = call();
-    // Scopes are popped in reverse; all of them, whatever the first one holds.
-    let errors: Vec<_> = scopes.into_iter().rev().map(|scope| pollster::block_on(scope.pop())).collect();
+    let (result, error) = in_scopes(device, call);
     if let Some(reason) = &*lock(lost) {
         return Err(Error::DeviceLost(reason.clone()));
     }
-    match errors.into_iter().flatten().next() {
+    match error {
         None => Ok(result),
         Some(wgpu::Error::OutOfMemory { .. }) => Err(Error::OutOfMemory(what.to_owned())),
         Some(wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. }) => {
             let reason = description.split_whitespace().collect::<Vec<_>>().join(" ");
-            if reason.contains("device is lost") {
+            if is_lost(device) {
                 return Err(Error::DeviceLost(reason));
             }
             Err(Error::Gpu { what: what.to_owned(), reason })
         }
     }
+}
+
+/// Runs wgpu calls and returns the first error that they caused.
+fn in_scopes<T>(device: &wgpu::Device, call: impl FnOnce() -> T) -> (T, Option<wgpu::Error>) {
+    let filters = [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Validation];
+    let scopes = filters.map(|filter| device.push_error_scope(filter));
+    let result = call();
+    // In reverse, and all of them, whatever the first one holds.
+    let errors: Vec<_> = scopes.into_iter().rev().map(|scope| pollster::block_on(scope.pop())).collect();
+    (result, errors.into_iter().flatten().next())
+}
+
+/// Whether a device is lost, where no callback of ours can tell: on a lost device wgpu drops the errors of every call, and
+/// what it returns is invalid. So a small allocation that fails without an error gives it away.
+fn is_lost(device: &wgpu::Device) -> bool {
+    let (mapped, error) = in_scopes(device, || {
+        let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("probe"),
+            size: 4,
+            usage: wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: true,
+        });
+        buffer.get_mapped_range_mut(..).is_ok()
+    });
+    !mapped && error.is_none()
 }

@@ -21,9 +21,9 @@ use safetensors::tensor::{Metadata, TensorInfo as Header};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::format::{Sparse24, VERSION};
 use crate::mask::VectorLen;
 use crate::matrix::{DType, Element, Elements, Matrix, each_dtype};
-use crate::format::{Sparse24, VERSION};
 
 /// The largest header that the safetensors format allows, in bytes.
 const MAX_HEADER: u64 = 100_000_000;

@@ -5,14 +5,15 @@ pub mod engine;
 pub mod error;
 pub mod format;
 mod gpu;
-pub mod kernel;
 pub mod io;
+pub mod kernel;
 pub mod mask;
 pub mod matrix;
+pub mod measure;
 pub mod plan;
 pub mod problem;
-pub mod reference;
 pub mod prune;
+pub mod reference;
 
 pub use engine::{Device, Io, Options, Prepared, Tensor, Weights};
 pub use error::{Error, Result};
@@ -23,4 +24,3 @@ pub use matrix::{DType, Element, Elements, Matrix};
 pub use plan::Plan;
 pub use problem::{Activation, Epilogue, Form, Op, Problem};
 pub use reference::{Oracle, Sample, Verdict};
-

@@ -76,10 +76,10 @@ use rand_pcg::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::format::Sparse24;
 use crate::mask::Mask;
 use crate::matrix::{DType, Element, Matrix, each_dtype};
 use crate::problem::{Activation, Epilogue, Form, Op, Problem};
-use crate::format::Sparse24;
 
 /// Unit round-off of the f32 in which every device accumulates.
 const U: f64 = DType::F32.unit_roundoff();

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use rand_pcg::Pcg32;
 use rand_pcg::rand_core::Rng;
-use sparse24::io::{Entry, save, save_matrices, save_sparse24, write_atomically};
 use sparse24::format::{code_of, positions_of};
+use sparse24::io::{Entry, save, save_matrices, save_sparse24, write_atomically};
 use sparse24::{DType, Elements, Error, Mask, Mask24, Matrix, Sparse24, TensorFile, VectorLen, prune};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];

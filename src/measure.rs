@@ -1,0 +1,393 @@
+//! The one timer: verify, then sample, then record.
+//!
+//! [`run`] takes the operations of one shape together. Each is verified against the oracle before it is timed; then samples
+//! of all of them are interleaved, so that a machine that slows down slows all alike. A sample is a run of calls long enough
+//! to be timed ([`Policy::sample`]), on operands that rotate through more memory than the caches hold, with GPU timestamps
+//! where the device has them. Invariant: a [`Record`] that is not verified has no times.
+
+use std::time::Duration;
+
+use rand_pcg::Pcg64;
+use rand_pcg::rand_core::{Rng, SeedableRng};
+
+use crate::engine::{Device, DeviceInfo, Io, Prepared, Tensor};
+use crate::error::{Error, Result};
+use crate::format::Sparse24;
+use crate::mask::{Mask, Mask24, VectorLen};
+use crate::matrix::{DType, Matrix};
+use crate::plan::{Method, Plan};
+use crate::problem::{Op, Problem};
+use crate::prune;
+use crate::reference::{Operands, Oracle, Sample, Verdict, Weights};
+
+/// How long and how often to measure.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// Time that one sample takes at least.
+    pub sample: Duration,
+    /// Number of samples.
+    pub samples: usize,
+    /// Time spent on untimed calls first, at least one of them.
+    pub warm_up: Duration,
+}
+
+impl Policy {
+    /// Ten samples of 20 ms or more: enough for a median that can be believed.
+    pub const FULL: Self = Self { sample: Duration::from_millis(20), samples: 10, warm_up: Duration::from_millis(100) };
+    /// Three short samples: enough to see that everything runs.
+    pub const QUICK: Self = Self { sample: Duration::from_millis(2), samples: 3, warm_up: Duration::ZERO };
+}
+
+/// The weights of one layer and the activations that it is measured with.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// What the layer is called, such as `bert-base.ffn_in`.
+    pub name: String,
+    /// Dense weights, `m x k`, f32 or f16.
+    pub w: Matrix,
+    /// Activations, `n x k`, of the same type.
+    pub x: Matrix,
+}
+
+impl Case {
+    /// A layer with weights and activations drawn uniformly from [-1, 1) by a seeded generator.
+    pub fn random(name: &str, m: usize, n: usize, k: usize, dtype: DType, seed: u64) -> Result<Self> {
+        let w = uniform(m, k, dtype, seed)?;
+        Ok(Self { name: name.to_owned(), w, x: uniform(n, k, dtype, seed ^ ACTIVATIONS)? })
+    }
+
+    /// A layer with given weights and activations drawn as in [`Case::random`].
+    pub fn with_weights(name: &str, w: Matrix, n: usize, seed: u64) -> Result<Self> {
+        let x = uniform(n, w.cols(), w.dtype(), seed ^ ACTIVATIONS)?;
+        Ok(Self { name: name.to_owned(), w, x })
+    }
+
+    fn problem(&self, op: Op) -> Problem {
+        Problem::linear(op, self.w.rows(), self.x.rows(), self.w.cols(), self.w.dtype())
+    }
+}
+
+/// Separates the seed of the activations from the weights'.
+const ACTIVATIONS: u64 = 0x5eed_ac71_7a71_0450;
+
+/// A matrix of numbers uniform in [-1, 1), the same for the same seed on every machine and in every version.
+pub fn uniform(rows: usize, cols: usize, dtype: DType, seed: u64) -> Result<Matrix> {
+    let mut rng = Pcg64::seed_from_u64(seed);
+    // 24 bits: every value is exact in f32.
+    let mut draw = || (rng.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0;
+    let mut matrix = Matrix::zeros(rows, cols, DType::F32)?;
+    if let crate::matrix::Elements::F32(data) = matrix.elements_mut() {
+        data.fill_with(&mut draw);
+    }
+    Ok(matrix.cast(dtype))
+}
+
+/// One row of a benchmark file (schema `sparse24-bench/1`). Times are per call, in milliseconds; they and what follows from
+/// them are `None` where the result failed verification.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "cli", derive(serde::Serialize))]
+pub struct Record {
+    /// Name of the layer.
+    pub name: String,
+    /// `dense`, `sparse24` or `masked`.
+    pub op: &'static str,
+    /// Output features.
+    pub m: usize,
+    /// Tokens.
+    pub n: usize,
+    /// Input features before compression.
+    pub k: usize,
+    /// Element type of weights, activations and output.
+    pub dtype: &'static str,
+    /// Type of the accumulator.
+    pub accumulate: &'static str,
+    /// Vector length of a 2:4 row.
+    pub vector: Option<usize>,
+    /// Name of the kernel.
+    pub kernel: String,
+    /// Its tile, on a GPU.
+    pub tile: Option<String>,
+    /// `checked` or `trusted` shader modules, on a GPU.
+    pub shader_checks: Option<&'static str>,
+    /// Name of the device.
+    pub device: String,
+    /// Threads of the CPU device.
+    pub threads: Option<usize>,
+    /// Median of the samples.
+    pub median_ms: Option<f64>,
+    /// Fastest sample.
+    pub min_ms: Option<f64>,
+    /// Slowest sample.
+    pub max_ms: Option<f64>,
+    /// Number of samples.
+    pub samples: usize,
+    /// Calls in one sample.
+    pub calls_per_sample: usize,
+    /// Copies of the operands that the calls rotate through.
+    pub operand_sets: usize,
+    /// `gpu_timestamps` or `host_wall`.
+    pub clock: Option<&'static str>,
+    /// 2mnk / median, in 10¹² per second.
+    pub effective_tflops: Option<f64>,
+    /// Multiply-adds really done, twice, / median, in 10¹² per second.
+    pub executed_tflops: Option<f64>,
+    /// Median of the row with op `dense`, same shape, type and file, over this row's; `None` without such a row.
+    pub speedup_vs_dense: Option<f64>,
+    /// Bytes of the weights on the device, metadata included.
+    pub weight_bytes: usize,
+    /// Largest error over its bound among the checked outputs; 1 is the most that is allowed. `None` if infinite.
+    pub error_over_bound: Option<f64>,
+    /// Number of outputs that were checked.
+    pub checked_outputs: usize,
+    /// Whether every checked output was within its bound.
+    pub verified: bool,
+    /// The command that measures this row.
+    pub command: String,
+}
+
+/// Bytes that the operands of one row rotate through: twice a cache, so that none of it is found there again. GPUs do not tell
+/// their cache; 64 MiB covers the L2 of today's largest NVIDIA parts.
+fn rotation_bytes(info: &DeviceInfo) -> u64 {
+    match info {
+        DeviceInfo::Gpu(_) => 2 * (64 << 20),
+        DeviceInfo::Cpu(cpu) => 2 * cpu.cache_bytes,
+    }
+}
+
+/// More sets than this gain nothing: a set this small fits no better the hundredth time.
+const MOST_SETS: u64 = 64;
+
+/// One operation, verified or refused, ready to be timed.
+struct Subject {
+    record: Record,
+    problem: Problem,
+    calls: Vec<Prepared>,
+    times: Vec<f64>,
+}
+
+/// Verifies and measures operations on one layer. Weights are pruned by magnitude for 2:4 and for the mask (at V = 1).
+///
+/// `command` gives the command line that reproduces a row. `progress` is called after each operation is verified and after
+/// each round of samples, with the number of such steps done.
+pub fn run(
+    device: &Device,
+    case: &Case,
+    ops: &[Op],
+    policy: &Policy,
+    command: impl Fn(Op) -> String,
+    mut progress: impl FnMut(usize),
+) -> Result<Vec<Record>> {
+    let mut subjects = Vec::new();
+    for &op in ops {
+        subjects.push(prepare(device, case, op, command(op))?);
+        progress(subjects.len());
+    }
+    for subject in subjects.iter_mut().filter(|s| s.record.verified) {
+        subject.record.calls_per_sample = calibrate(device, &subject.calls, policy)?;
+    }
+    for round in 0..policy.samples {
+        for subject in subjects.iter_mut().filter(|s| s.record.verified) {
+            let calls = subject.record.calls_per_sample;
+            let timing = device.time(rotation(&subject.calls, round * calls, calls))?;
+            subject.record.clock = Some(timing.clock.name());
+            subject.times.push(timing.elapsed.as_secs_f64() / calls as f64);
+        }
+        progress(subjects.len() + round + 1);
+    }
+    for subject in &mut subjects {
+        finish(subject);
+    }
+    let dense = subjects.iter().find(|s| s.problem.op == Op::Dense).and_then(|s| s.record.median_ms);
+    let mut records: Vec<_> = subjects.into_iter().map(|s| s.record).collect();
+    for record in &mut records {
+        record.speedup_vs_dense = dense.zip(record.median_ms).map(|(dense, own)| dense / own);
+    }
+    Ok(records)
+}
+
+/// Steps that [`run`] reports.
+pub fn steps(ops: usize, policy: &Policy) -> usize {
+    ops + policy.samples
+}
+
+/// `count` calls, going round the sets of operands from where the last sample stopped.
+fn rotation(calls: &[Prepared], from: usize, count: usize) -> impl Iterator<Item = &Prepared> + Clone {
+    calls.iter().cycle().skip(from % calls.len()).take(count)
+}
+
+/// Weights on the host, in the form of one operation.
+enum HostWeights<'a> {
+    Dense(&'a Matrix),
+    Sparse24(Sparse24),
+    Masked(&'a Matrix, Mask),
+}
+
+impl<'a> HostWeights<'a> {
+    fn new(w: &'a Matrix, op: Op) -> Result<Self> {
+        let pruned = |v| -> Result<Mask24> { prune::magnitude(w, v) };
+        Ok(match op {
+            Op::Dense => Self::Dense(w),
+            Op::Sparse24(v) => Self::Sparse24(Sparse24::compress(w, &pruned(v)?)?),
+            Op::Masked => Self::Masked(w, pruned(VectorLen::ONE)?.into_mask()),
+        })
+    }
+
+    fn upload(&self, device: &Device) -> Result<crate::engine::Weights> {
+        match self {
+            Self::Dense(w) => device.upload_dense(w),
+            Self::Sparse24(w) => device.upload_sparse24(w),
+            Self::Masked(w, mask) => device.upload_masked(w, mask),
+        }
+    }
+
+    fn as_oracle(&self) -> Weights<'_> {
+        match self {
+            Self::Dense(w) => Weights::Dense(w),
+            Self::Sparse24(w) => Weights::Sparse24(w),
+            Self::Masked(w, mask) => Weights::Masked(w, mask),
+        }
+    }
+}
+
+/// Uploads the operands, runs every set once and checks the first set's output against the oracle and the others' against the
+/// first, bit for bit.
+fn prepare(device: &Device, case: &Case, op: Op, command: String) -> Result<Subject> {
+    let problem = case.problem(op);
+    let plan = device.plan(&problem)?;
+    let host = HostWeights::new(&case.w, op)?;
+    let info = device.info();
+
+    let mut weights = host.upload(device)?;
+    let weight_bytes = weights.bytes();
+    let (rows, cols) = problem.y_shape();
+    let set_bytes = weight_bytes + case.x.bytes() + rows * cols * problem.output.bytes();
+    let sets = rotation_bytes(&info).div_ceil(set_bytes.max(1) as u64).clamp(1, MOST_SETS) as usize;
+    let mut calls = Vec::with_capacity(sets);
+    let mut outputs: Vec<Tensor> = Vec::with_capacity(sets);
+    for set in 0..sets {
+        if set > 0 {
+            weights = host.upload(device)?;
+        }
+        let x = device.upload(&case.x)?;
+        let y = device.upload(&poison(rows, cols, problem.output)?)?;
+        calls.push(device.prepare(&plan, &weights, &Io { x: &x, bias: None, residual: None, y: &y })?);
+        outputs.push(y);
+    }
+    let operands = Operands { weights: host.as_oracle(), x: &case.x, bias: None, residual: None };
+    let oracle = Oracle::new(&problem, operands)?;
+    // Enough to meet every tile of a large output; the seed is fixed, since what is drawn is no input.
+    let sample = Sample::Random { features: 48, tokens: 48, seed: 24 };
+    calls[0].run()?;
+    let first = device.read(&outputs[0])?;
+    let verdict = oracle.verify(&first, sample)?;
+    let mut verified = verdict.passed();
+    if verified {
+        for (call, output) in calls.iter().zip(&outputs).skip(1) {
+            call.run()?;
+            verified &= device.read(output)?.elements().as_bytes() == first.elements().as_bytes();
+        }
+    }
+    let record = record(case, &problem, &plan, device, &info, verdict, verified, command);
+    let record = Record { weight_bytes, operand_sets: sets, ..record };
+    Ok(Subject { record, problem, calls, times: Vec::new() })
+}
+
+/// What an output holds before it is computed, so that an element which a kernel skips is seen.
+fn poison(rows: usize, cols: usize, dtype: DType) -> Result<Matrix> {
+    let mut matrix = Matrix::zeros(rows, cols, dtype)?;
+    match matrix.elements_mut() {
+        crate::matrix::Elements::F32(v) => v.fill(f32::NAN),
+        crate::matrix::Elements::F16(v) => v.fill(half::f16::NAN),
+        crate::matrix::Elements::Bf16(v) => v.fill(half::bf16::NAN),
+    }
+    Ok(matrix)
+}
+
+#[allow(clippy::too_many_arguments, reason = "it gathers the parts of one row")]
+fn record(
+    case: &Case,
+    problem: &Problem,
+    plan: &Plan,
+    device: &Device,
+    info: &DeviceInfo,
+    verdict: Verdict,
+    verified: bool,
+    command: String,
+) -> Record {
+    let tile = match plan.method() {
+        Method::Gpu { kernel, .. } => Some(kernel.tile().to_string()),
+        Method::Cpu => None,
+    };
+    Record {
+        name: case.name.clone(),
+        op: problem.op.name(),
+        m: problem.m,
+        n: problem.n,
+        k: problem.k,
+        dtype: problem.storage.name(),
+        accumulate: "f32",
+        vector: problem.op.vector().map(VectorLen::get),
+        kernel: plan.kernel_name(),
+        tile,
+        shader_checks: device.shader_checks().map(|c| c.name()),
+        device: info.name().to_owned(),
+        threads: match info {
+            DeviceInfo::Cpu(cpu) => Some(cpu.threads),
+            DeviceInfo::Gpu(_) => None,
+        },
+        median_ms: None,
+        min_ms: None,
+        max_ms: None,
+        samples: 0,
+        calls_per_sample: 0,
+        operand_sets: 0,
+        clock: None,
+        effective_tflops: None,
+        executed_tflops: None,
+        speedup_vs_dense: None,
+        weight_bytes: 0,
+        error_over_bound: Some(verdict.error_over_bound).filter(|e| e.is_finite()),
+        checked_outputs: verdict.checked,
+        verified,
+        command,
+    }
+}
+
+/// Warms up and finds how many calls make a sample.
+fn calibrate(device: &Device, calls: &[Prepared], policy: &Policy) -> Result<usize> {
+    let mut count = 1;
+    let mut spent = Duration::ZERO;
+    loop {
+        let elapsed = device.time(rotation(calls, 0, count))?.elapsed;
+        spent += elapsed;
+        if elapsed >= policy.sample && spent >= policy.warm_up {
+            return Ok(count);
+        }
+        if elapsed < policy.sample {
+            // At most eightfold, for a first call can be slow; a tenth more than needed, so that samples do not fall short.
+            let wanted = 1.1 * policy.sample.as_secs_f64() / elapsed.as_secs_f64().max(1e-9);
+            count = (count as f64 * wanted.clamp(1.1, 8.0)).ceil() as usize;
+            if count > MOST_CALLS {
+                return Err(Error::Invalid(format!("{MOST_CALLS} calls take less than {:?}", policy.sample)));
+            }
+        }
+    }
+}
+
+/// A sample with more calls than this means that the clock does not run.
+const MOST_CALLS: usize = 1 << 22;
+
+fn finish(subject: &mut Subject) {
+    let times = &mut subject.times;
+    times.sort_by(f64::total_cmp);
+    let (Some(&min), Some(&max)) = (times.first(), times.last()) else { return };
+    let middle = times.len() / 2;
+    let median = if times.len() % 2 == 1 { times[middle] } else { (times[middle - 1] + times[middle]) / 2.0 };
+    let record = &mut subject.record;
+    record.samples = times.len();
+    record.median_ms = Some(median * 1e3);
+    record.min_ms = Some(min * 1e3);
+    record.max_ms = Some(max * 1e3);
+    record.effective_tflops = Some(subject.problem.effective_flops() / median / 1e12);
+    record.executed_tflops = Some(subject.problem.executed_flops() / median / 1e12);
+}

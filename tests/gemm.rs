@@ -1,0 +1,277 @@
+//! Every kernel against the oracle, on a GPU and on the CPU device.
+//!
+//! The GPU tests iterate [`Kernel::all`], the list that the planner chooses from. A pipeline costs a software driver a
+//! fifth of a second, and the list has thousands: by default each shader module (operation, vector length, tile, types) is
+//! run in both forms with one epilogue, which rotates so that each operation meets all twenty; SPARSE24_TEST_ALL=1 runs the
+//! whole list, for machines with a real GPU.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and says what it does")]
+
+mod common;
+
+use common::{Data, HostWeights, gpu, ops, rng, seed, verdict, verdict_of};
+use sparse24::kernel::{Kernel, Tile};
+use sparse24::{DType, Device, Elements, Epilogue, Form, Op, Plan, Problem, Sparse24, VectorLen};
+
+fn f16_too(device: &Device) -> &'static [DType] {
+    match device.caps() {
+        Some(caps) if !caps.f16 => &[DType::F32],
+        _ => &[DType::F32, DType::F16],
+    }
+}
+
+/// Checks the plan's problem on fresh operands of each kind.
+fn check(device: &Device, plan: &Plan, kinds: &[Data], seed: u64, stream: u64) {
+    for &data in kinds {
+        let verdict = verdict(device, plan, data, &mut rng(seed, stream));
+        assert!(verdict.passed(), "{data:?}, seed {seed}, stream {stream}: {verdict}\n{}", plan.explain());
+    }
+}
+
+/// Runs the kernels of some operations; see the head of this file for which.
+fn kernels_agree_with_the_oracle(wanted: impl Fn(Op) -> bool) {
+    let Some(device) = gpu() else { return };
+    let (seed, caps) = (seed(), device.caps().unwrap());
+    let everything = std::env::var_os("SPARSE24_TEST_ALL").is_some();
+    let epilogues: Vec<_> = Epilogue::all().collect();
+    let (mut modules, mut ran) = (0, 0);
+    for kernel in Kernel::all().filter(|k| wanted(k.op()) && k.supported_by(caps).is_ok()) {
+        let at = epilogues.iter().position(|&e| e == kernel.epilogue()).unwrap();
+        modules += usize::from(at == 0);
+        // 13 and 20 have no common factor: twenty modules in turn meet twenty different epilogues.
+        if !everything && at != modules * 13 % 20 {
+            continue;
+        }
+        // One tile and a ragged rest each way, three steps of k with a ragged group at the end.
+        let (m, n) = (kernel.tile().m() as usize + 3, kernel.tile().n() as usize + 1);
+        let problem = Problem {
+            op: kernel.op(),
+            form: kernel.form(),
+            m,
+            n,
+            k: 70,
+            storage: kernel.storage(),
+            output: kernel.output(),
+            epilogue: kernel.epilogue(),
+        };
+        let plan = Plan::gpu_with_tile(&problem, caps, kernel.tile()).unwrap();
+        check(&device, &plan, &[Data::Whole, Data::Uniform], seed, ran);
+        ran += 1;
+    }
+    eprintln!("{ran} kernels ran");
+    assert!(ran >= 8, "only {ran} kernels are left");
+}
+
+// Four tests, because tests run in parallel and compiling is what takes the time.
+
+#[test]
+fn dense_kernels_agree_with_the_oracle() {
+    kernels_agree_with_the_oracle(|op| op == Op::Dense);
+}
+
+#[test]
+fn masked_kernels_agree_with_the_oracle() {
+    kernels_agree_with_the_oracle(|op| op == Op::Masked);
+}
+
+#[test]
+fn sparse24_kernels_with_short_vectors_agree_with_the_oracle() {
+    kernels_agree_with_the_oracle(|op| op.vector().is_some_and(|v| v.get() <= 8));
+}
+
+#[test]
+fn sparse24_kernels_with_long_vectors_agree_with_the_oracle() {
+    kernels_agree_with_the_oracle(|op| op.vector().is_some_and(|v| v.get() > 8));
+}
+
+/// Sizes with a reason: empty, single, around a group, around a word of codes, around the tiles.
+const SIZES: [(usize, usize, usize); 20] = [
+    (0, 5, 8),
+    (5, 0, 8),
+    (3, 4, 0),
+    (1, 1, 1),
+    (1, 1, 4),
+    (3, 1, 3),
+    (4, 3, 5),
+    (5, 2, 31),
+    (31, 1, 32),
+    (32, 8, 33),
+    (33, 9, 36),
+    (63, 31, 64),
+    (64, 32, 63),
+    (65, 33, 100),
+    (127, 7, 95),
+    (128, 64, 96),
+    (129, 63, 97),
+    (130, 127, 128),
+    (257, 129, 34),
+    (192, 16, 768),
+];
+
+#[test]
+fn every_size_works_on_the_gpu() {
+    let Some(device) = gpu() else { return };
+    let seed = seed();
+    for (i, (m, n, k)) in SIZES.into_iter().enumerate() {
+        for (j, op) in ops().enumerate() {
+            for form in [Form::Linear, Form::Gemm] {
+                let problem = Problem { form, ..Problem::linear(op, m, n, k, DType::F32) };
+                let plan = device.plan(&problem).unwrap();
+                check(&device, &plan, &[Data::Whole, Data::Edge], seed, (100 * i + j) as u64);
+            }
+        }
+    }
+}
+
+#[test]
+fn sizes_and_types_work_on_the_cpu() {
+    let device = Device::cpu().unwrap();
+    let seed = seed();
+    for (i, (m, n, k)) in SIZES.into_iter().enumerate() {
+        for (j, op) in ops().enumerate() {
+            for form in [Form::Linear, Form::Gemm] {
+                for storage in [DType::F32, DType::F16] {
+                    let epilogue = Epilogue::all().nth((7 * i + 3 * j) % 20).unwrap();
+                    let output = if i % 2 == 0 { storage } else { DType::F32 };
+                    let problem = Problem { op, form, m, n, k, storage, output, epilogue };
+                    let plan = device.plan(&problem).unwrap();
+                    check(&device, &plan, &[Data::Whole, Data::Uniform, Data::Edge], seed, (100 * i + j) as u64);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_epilogue_works_on_the_cpu() {
+    let device = Device::cpu().unwrap();
+    let seed = seed();
+    for op in [Op::Dense, Op::Masked, Op::Sparse24(VectorLen::ONE)] {
+        for form in [Form::Linear, Form::Gemm] {
+            for (storage, output) in
+                [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::F16, DType::F32), (DType::F32, DType::F16)]
+            {
+                for (i, epilogue) in Epilogue::all().enumerate() {
+                    let problem = Problem { op, form, m: 37, n: 35, k: 21, storage, output, epilogue };
+                    let plan = device.plan(&problem).unwrap();
+                    check(&device, &plan, &[Data::Uniform], seed, i as u64);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bert_layers_agree_with_the_oracle() {
+    let seed = seed();
+    for device in gpu().into_iter().chain([Device::cpu().unwrap()]) {
+        for (m, k) in [(768, 768), (768, 3072), (3072, 768)] {
+            for op in [Op::Dense, Op::Masked, Op::Sparse24(VectorLen::ONE), Op::Sparse24(VectorLen::new(32).unwrap())] {
+                for &storage in f16_too(&device) {
+                    let plan = device.plan(&Problem::linear(op, m, 5, k, storage)).unwrap();
+                    check(&device, &plan, &[Data::Whole], seed, (m + k) as u64);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bf16_weights_are_widened() {
+    let seed = seed();
+    for device in gpu().into_iter().chain([Device::cpu().unwrap()]) {
+        for op in ops() {
+            let problem = Problem::linear(op, 33, 9, 52, DType::F32);
+            let plan = device.plan(&problem).unwrap();
+            let mut rng = rng(seed, 0);
+            let half = Problem { storage: DType::Bf16, ..problem };
+            let weights = HostWeights::new(&half, Data::Uniform, &mut rng);
+            let verdict = verdict_of(&device, &plan, &weights, &weights, Data::Uniform, &mut rng);
+            assert!(verdict.passed(), "{verdict}\n{}", plan.explain());
+        }
+    }
+}
+
+/// The check itself: a single wrong code, value or mask bit on the device is seen.
+#[test]
+fn one_corrupted_bit_of_the_weights_is_seen() {
+    let seed = seed();
+    for device in gpu().into_iter().chain([Device::cpu().unwrap()]) {
+        let problem = |op| Problem::linear(op, 40, 12, 3072, DType::F32);
+        let fails = |op, uploaded: &HostWeights, told: &HostWeights, what: &str| {
+            let plan = device.plan(&problem(op)).unwrap();
+            let mut rng = rng(seed, 1);
+            assert!(verdict_of(&device, &plan, told, told, Data::Whole, &mut rng).passed());
+            let verdict = verdict_of(&device, &plan, uploaded, told, Data::Whole, &mut rng);
+            assert!(!verdict.passed(), "a corrupted {what} passed on {}: {verdict}", device.info().name());
+        };
+        for v in VectorLen::ALL {
+            let op = Op::Sparse24(v);
+            let told = HostWeights::new(&problem(op), Data::Whole, &mut rng(seed, 2));
+            let HostWeights::Sparse24(w) = &told else { unreachable!() };
+            // The first group whose first value is not zero: what is corrupted must be multiplied by something.
+            let group = (0..w.k() / 4).find(|g| w.values().get(2 * g) != 0.0).unwrap();
+            let (word, shift) = (group / 8, 4 * (group % 8));
+
+            let mut meta = w.meta().to_vec();
+            let code = meta[word] >> shift & 0xf;
+            // Another legal code with another first position.
+            let other = if code & 3 == 0 { 0x9 } else { 0x8 };
+            meta[word] ^= (code ^ other) << shift;
+            let changed = Sparse24::from_parts(w.m(), w.k(), v, w.values().clone(), meta).unwrap();
+            fails(op, &HostWeights::Sparse24(changed), &told, "code");
+
+            let Elements::F32(mut values) = w.values().clone() else { unreachable!() };
+            values[2 * group] = f32::from_bits(values[2 * group].to_bits() ^ 1 << 22);
+            let changed = Sparse24::from_parts(w.m(), w.k(), v, Elements::F32(values), w.meta().to_vec()).unwrap();
+            fails(op, &HostWeights::Sparse24(changed), &told, "value");
+        }
+        let told = HostWeights::new(&problem(Op::Masked), Data::Whole, &mut rng(seed, 3));
+        let HostWeights::Masked(w, mask) = &told else { unreachable!() };
+        let at = (0..w.cols()).find(|&c| w.get(7, c) != 0.0).unwrap();
+        let mut words = mask.words().to_vec();
+        words[7 * mask.words_per_row() + at / 32] ^= 1 << (at % 32);
+        let changed = sparse24::Mask::new(mask.rows(), mask.cols(), words).unwrap();
+        fails(Op::Masked, &HostWeights::Masked(w.clone(), changed), &told, "mask bit");
+    }
+}
+
+#[test]
+fn cpu_results_do_not_depend_on_threads() {
+    let seed = seed();
+    let outputs: Vec<_> = [1, 2, 3]
+        .into_iter()
+        .map(|threads| {
+            let options = sparse24::Options { threads: Some(threads), ..Default::default() };
+            let device = Device::open("cpu", options).unwrap();
+            ops()
+                .filter(|&op| op != Op::Dense)
+                .map(|op| {
+                    let problem = Problem::linear(op, 65, 37, 100, DType::F32);
+                    let mut rng = rng(seed, 4);
+                    let weights = HostWeights::new(&problem, Data::Uniform, &mut rng);
+                    let x = common::matrix(37, 100, DType::F32, Data::Uniform, &mut rng);
+                    common::run(&device, &device.plan(&problem).unwrap(), &weights, &x, None, None)
+                })
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(outputs.iter().all(|o| *o == outputs[0]));
+}
+
+#[test]
+fn tiles_of_one_operation_give_the_same_sums_for_whole_numbers() {
+    let Some(device) = gpu() else { return };
+    let (seed, caps) = (seed(), device.caps().unwrap());
+    for op in [Op::Dense, Op::Masked, Op::Sparse24(VectorLen::new(4).unwrap())] {
+        let problem = Problem::linear(op, 100, 70, 132, DType::F32);
+        let mut rng = rng(seed, 5);
+        let weights = HostWeights::new(&problem, Data::Whole, &mut rng);
+        let x = common::matrix(70, 132, DType::F32, Data::Whole, &mut rng);
+        let outputs: Vec<_> = Tile::of(op)
+            .iter()
+            .filter_map(|&tile| Plan::gpu_with_tile(&problem, caps, tile).ok())
+            .map(|plan| common::run(&device, &plan, &weights, &x, None, None))
+            .collect();
+        assert!(outputs.len() > 1 && outputs.iter().all(|o| *o == outputs[0]));
+    }
+}

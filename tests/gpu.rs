@@ -1,0 +1,264 @@
+//! The device itself: choice, ownership, recording into a caller's encoder, limits and loss. Needs a GPU.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use common::{Data, HostWeights, gpu, matrix, rng, seed};
+use sparse24::engine::Clock;
+use sparse24::kernel::ShaderChecks;
+use sparse24::reference::{Operands, Oracle, Sample};
+use sparse24::{
+    DType, Device, Elements, Epilogue, Error, Io, Matrix, Op, Options, Problem, Tensor, VectorLen, Weights,
+};
+
+const OP: Op = Op::Sparse24(VectorLen::ONE);
+
+/// A wgpu device of the kind under test that belongs to the test, as an embedder's would.
+fn callers_device(device: &Device, features: wgpu::Features) -> (wgpu::Device, wgpu::Queue) {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
+    let name = device.info().name().to_owned();
+    let adapter = adapters.into_iter().find(|a| a.get_info().name == name).unwrap();
+    let request =
+        wgpu::DeviceDescriptor { required_features: features, required_limits: adapter.limits(), ..Default::default() };
+    pollster::block_on(adapter.request_device(&request)).unwrap()
+}
+
+fn storage_buffer(device: &wgpu::Device, bytes: u64) -> wgpu::Buffer {
+    device.create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: bytes,
+        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    })
+}
+
+struct Layer {
+    problem: Problem,
+    host: HostWeights,
+    weights: Weights,
+    x: Matrix,
+}
+
+impl Layer {
+    fn new(device: &Device, op: Op, seed: u64) -> Self {
+        let problem = Problem::linear(op, 70, 20, 100, DType::F32);
+        let mut rng = rng(seed, 0);
+        let host = HostWeights::new(&problem, Data::Whole, &mut rng);
+        let weights = host.upload(device);
+        let x = matrix(20, 100, DType::F32, Data::Whole, &mut rng);
+        Self { problem, host, weights, x }
+    }
+
+    fn expect(&self, y: &Matrix) {
+        let operands = Operands { weights: self.host.as_oracle(), x: &self.x, bias: None, residual: None };
+        let verdict = Oracle::new(&self.problem, operands).unwrap().verify(y, Sample::All).unwrap();
+        assert!(verdict.passed(), "{verdict}");
+    }
+}
+
+#[test]
+fn the_device_under_test_is_listed_and_found_by_part_of_its_name() {
+    let Some(device) = gpu() else { return };
+    let name = device.info().name().to_owned();
+    assert!(Device::adapters().iter().any(|a| a.name == name));
+    let part = name.split(' ').next().unwrap().to_uppercase();
+    assert_eq!(Device::gpu(&part).unwrap().info().name(), name);
+    assert!(matches!(Device::gpu("no such thing"), Err(Error::UnknownDevice { available, .. })
+        if available.contains(&name) && available.contains(&"cpu".to_owned())));
+    assert!(matches!(Device::gpu("cpu"), Err(Error::UnknownDevice { .. })));
+}
+
+#[test]
+fn calls_are_recorded_into_the_callers_encoder_on_the_callers_buffers() {
+    let Some(under_test) = gpu() else { return };
+    let (wgpu_device, queue) = callers_device(&under_test, wgpu::Features::empty());
+    let device = Device::from_wgpu(wgpu_device.clone(), queue.clone()).unwrap();
+    let layer = Layer::new(&device, OP, seed());
+    let (n, m, k) = (layer.problem.n, layer.problem.m, layer.problem.k);
+    // Longer than the operands: a caller's arena.
+    let (x, y) = (storage_buffer(&wgpu_device, 65536), storage_buffer(&wgpu_device, 65536));
+    queue.write_buffer(&x, 0, layer.x.elements().as_bytes());
+    let tensor = |buffer: &wgpu::Buffer, cols| Tensor::from_buffer(&device, buffer.clone(), n, cols, DType::F32);
+    let (tx, ty) = (tensor(&x, k).unwrap(), tensor(&y, m).unwrap());
+    let plan = device.plan(&layer.problem).unwrap();
+    let io = Io { x: &tx, bias: None, residual: None, y: &ty };
+    let call = device.prepare(&plan, &layer.weights, &io).unwrap();
+
+    let mut encoder = wgpu_device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    call.record(&mut encoder).unwrap();
+    // Nothing was submitted behind the caller's back.
+    assert_eq!(device.read(&ty).unwrap(), Matrix::zeros(n, m, DType::F32).unwrap());
+    queue.submit([encoder.finish()]);
+    layer.expect(&device.read(&ty).unwrap());
+
+    assert!(matches!(tensor(&x, 1 << 20), Err(Error::Shape { .. })));
+    let uniform = wgpu_device.create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: 65536,
+        usage: wgpu::BufferUsages::UNIFORM,
+        mapped_at_creation: false,
+    });
+    assert!(tensor(&uniform, k).unwrap_err().to_string().contains("STORAGE"));
+}
+
+#[test]
+fn f16_without_the_feature_is_refused_by_name() {
+    let Some(under_test) = gpu() else { return };
+    let (wgpu_device, queue) = callers_device(&under_test, wgpu::Features::empty());
+    let device = Device::from_wgpu(wgpu_device, queue).unwrap();
+    let problem = Problem::linear(OP, 8, 8, 8, DType::F16);
+    let error = device.plan(&problem).unwrap_err().to_string();
+    assert!(error.contains("f16"), "{error}");
+    // A plan made for other capabilities is refused when it is to be compiled.
+    let plan = sparse24::Plan::gpu(&problem, &sparse24::kernel::Caps { f16: true, ..device.caps().unwrap().clone() });
+    let weights = HostWeights::new(&problem, Data::Whole, &mut rng(1, 0)).upload(&device);
+    let (x, y) = (device.zeros(8, 8, DType::F16).unwrap(), device.zeros(8, 8, DType::F16).unwrap());
+    let io = Io { x: &x, bias: None, residual: None, y: &y };
+    let error = device.prepare(&plan.unwrap(), &weights, &io).unwrap_err();
+    assert!(matches!(error, Error::MissingFeature { .. }), "{error}");
+}
+
+#[test]
+fn a_lost_device_is_an_error_and_no_panic() {
+    let Some(under_test) = gpu() else { return };
+    let (wgpu_device, queue) = callers_device(&under_test, wgpu::Features::empty());
+    let device = Device::from_wgpu(wgpu_device.clone(), queue).unwrap();
+    let layer = Layer::new(&device, OP, seed());
+    let (x, y) = (device.upload(&layer.x).unwrap(), device.zeros(20, 70, DType::F32).unwrap());
+    let plan = device.plan(&layer.problem).unwrap();
+    let call = device.prepare(&plan, &layer.weights, &Io { x: &x, bias: None, residual: None, y: &y }).unwrap();
+    call.run().unwrap();
+    wgpu_device.destroy();
+    // Some calls only fail when their result is asked for.
+    let _ = call.run();
+    assert!(matches!(device.read(&y), Err(Error::DeviceLost(_))), "{:?}", device.read(&y));
+    let _ = device.upload(&layer.x);
+    let _ = device.wait();
+    let _ = device.time([&call].into_iter());
+}
+
+#[test]
+fn what_is_too_large_is_refused_before_it_is_allocated() {
+    let Some(device) = gpu() else { return };
+    let caps = device.caps().unwrap();
+    let rows = (caps.buffer_bytes / 4096 + 1) as usize;
+    let error = device.zeros(rows, 1024, DType::F32).unwrap_err();
+    assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+    assert!(matches!(device.zeros(usize::MAX, 2, DType::F32), Err(Error::Overflow { .. })));
+    let k = (caps.binding_bytes / 4 / 1024 + 1) as usize;
+    let error = device.plan(&Problem::linear(Op::Dense, 1024, 1, k, DType::F32)).unwrap_err();
+    assert!(error.to_string().contains("weights"), "{error}");
+}
+
+#[test]
+fn operands_that_do_not_fit_are_refused_by_name() {
+    let Some(device) = gpu() else { return };
+    let layer = Layer::new(&device, OP, 7);
+    let plan = device.plan(&layer.problem).unwrap();
+    let (x, y) = (device.upload(&layer.x).unwrap(), device.zeros(20, 70, DType::F32).unwrap());
+    let refused = |weights: &Weights, x: &Tensor, bias: Option<&Tensor>, residual: Option<&Tensor>, y: &Tensor| {
+        device.prepare(&plan, weights, &Io { x, bias, residual, y }).unwrap_err().to_string()
+    };
+    let short = device.zeros(20, 96, DType::F32).unwrap();
+    assert!(refused(&layer.weights, &short, None, None, &y).starts_with("x has shape [20, 96], expected [20, 100]"));
+    assert!(refused(&layer.weights, &x, None, None, &x).starts_with("y has shape"));
+    assert!(refused(&layer.weights, &x, Some(&y), None, &y).contains("bias"));
+    let dense = Layer::new(&device, Op::Dense, 7);
+    assert!(refused(&dense.weights, &x, None, None, &y).contains("Dense"));
+    let wider = Layer::new(&device, Op::Sparse24(VectorLen::new(4).unwrap()), 7);
+    assert!(refused(&wider.weights, &x, None, None, &y).contains("weights was made for"));
+
+    let cpu = Device::cpu().unwrap();
+    let elsewhere = cpu.upload(&layer.x).unwrap();
+    assert!(refused(&layer.weights, &elsewhere, None, None, &y).contains("another device"));
+    assert!(matches!(device.read(&elsewhere), Err(Error::Mismatch { .. })));
+    let cpu_plan = cpu.plan(&layer.problem).unwrap();
+    let io = Io { x: &x, bias: None, residual: None, y: &y };
+    let error = device.prepare(&cpu_plan, &layer.weights, &io).unwrap_err();
+    assert!(error.to_string().contains("the CPU device"), "{error}");
+
+    // One memory may not be read and written by the same call.
+    let square = Problem { epilogue: Epilogue { residual: true, ..Epilogue::NONE }, ..layer.problem };
+    let io = Io { x: &x, bias: None, residual: Some(&y), y: &y };
+    let error = device.prepare(&device.plan(&square).unwrap(), &layer.weights, &io).unwrap_err();
+    assert!(error.to_string().contains("shares its memory"), "{error}");
+}
+
+#[test]
+fn tensors_come_back_as_they_went() {
+    let Some(device) = gpu() else { return };
+    for dtype in [DType::F32, DType::F16] {
+        // An odd number of f16 elements ends within a word.
+        for (rows, cols) in [(0, 5), (1, 1), (3, 5), (7, 33)] {
+            let data = matrix(rows, cols, dtype, Data::Edge, &mut rng(seed(), 0));
+            let tensor = device.upload(&data).unwrap();
+            assert_eq!(device.read(&tensor).unwrap().elements().as_bytes(), data.elements().as_bytes());
+            let other = matrix(rows, cols, dtype, Data::Uniform, &mut rng(seed(), 1));
+            device.write(&tensor, &other).unwrap();
+            assert_eq!(device.read(&tensor).unwrap(), other);
+            assert_eq!(
+                device.read(&device.zeros(rows, cols, dtype).unwrap()).unwrap().elements().to_f32(),
+                vec![0.0; rows * cols]
+            );
+        }
+    }
+}
+
+#[test]
+fn checked_and_trusted_shaders_agree_bit_for_bit() {
+    let Some(trusted) = gpu() else { return };
+    let options = Options { checks: ShaderChecks::Checked, ..Options::default() };
+    let checked = Device::open(trusted.info().name(), options).unwrap();
+    assert_eq!(checked.shader_checks(), Some(ShaderChecks::Checked));
+    let seed = seed();
+    for op in [Op::Dense, Op::Masked, OP] {
+        let [a, b] = [&trusted, &checked].map(|device| {
+            let problem = Problem::linear(op, 131, 65, 77, DType::F32);
+            let mut rng = rng(seed, 0);
+            let weights = HostWeights::new(&problem, Data::Whole, &mut rng);
+            let x = matrix(65, 77, DType::F32, Data::Whole, &mut rng);
+            common::run(device, &device.plan(&problem).unwrap(), &weights, &x, None, None)
+        });
+        assert_eq!(a, b, "{op:?}");
+    }
+}
+
+#[test]
+fn threads_share_a_device() {
+    let Some(device) = gpu() else { return };
+    let seed = seed();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let device = &device;
+            scope.spawn(move || {
+                for round in 0..3 {
+                    let layer = Layer::new(device, OP, seed + 10 * thread + round);
+                    let plan = device.plan(&layer.problem).unwrap();
+                    let x = device.upload(&layer.x).unwrap();
+                    let y = device.zeros(20, 70, DType::F32).unwrap();
+                    let io = Io { x: &x, bias: None, residual: None, y: &y };
+                    device.prepare(&plan, &layer.weights, &io).unwrap().run().unwrap();
+                    layer.expect(&device.read(&y).unwrap());
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_prepared_call_sees_new_activations_and_is_timed() {
+    let Some(device) = gpu() else { return };
+    let layer = Layer::new(&device, OP, seed());
+    let plan = device.plan(&layer.problem).unwrap();
+    let zeros = Matrix::new(20, 100, Elements::zeros(DType::F32, 2000)).unwrap();
+    let (x, y) = (device.upload(&zeros).unwrap(), device.zeros(20, 70, DType::F32).unwrap());
+    let call = device.prepare(&plan, &layer.weights, &Io { x: &x, bias: None, residual: None, y: &y }).unwrap();
+    call.run().unwrap();
+    assert_eq!(device.read(&y).unwrap(), Matrix::zeros(20, 70, DType::F32).unwrap());
+    device.write(&x, &layer.x).unwrap();
+    let timing = device.time([&call, &call].into_iter()).unwrap();
+    assert!(timing.elapsed.as_nanos() > 0);
+    assert_eq!(timing.clock == Clock::GpuTimestamps, device.caps().unwrap().timestamps);
+    layer.expect(&device.read(&y).unwrap());
+}

@@ -1,5 +1,7 @@
 //! stub
 
+#[cfg(feature = "cli")]
+pub mod cli;
 mod cpu;
 pub mod engine;
 pub mod error;

@@ -1,2 +1,16 @@
-//! stub
-fn main() {}
+//! The `sparse24` binary: parses the command line, runs it, and turns its result into an exit code.
+
+use std::process::ExitCode;
+
+use sparse24::cli::{self, Outcome};
+
+fn main() -> ExitCode {
+    match cli::run() {
+        Ok(Outcome::Fine) => ExitCode::SUCCESS,
+        Ok(Outcome::VerificationFailed) => ExitCode::from(3),
+        Err(e) => {
+            cli::say(&format!("error: {e:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

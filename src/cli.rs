@@ -1,0 +1,89 @@
+//! The command line: its grammar, and which part answers which command.
+//!
+//! Results go to stdout, everything else to stderr; progress bars show on a terminal only. Parsing is clap's, with exit code 2
+//! for a usage error; what remains of a command after parsing is plain data. Exit codes: 0 fine, 1 error, 2 usage, 3 a
+//! result failed verification.
+
+mod bench;
+mod devices;
+mod inspect;
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// How a command that ran to its end ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// As it should.
+    Fine,
+    /// At least one result was not within its error bound.
+    VerificationFailed,
+}
+
+/// 2:4 structured sparsity on any GPU that wgpu reaches: prune, compress, multiply, verify, measure.
+///
+/// Without a command, `bench` runs with its defaults: BERT-base's layers on the best device of this machine.
+#[derive(Debug, Parser)]
+#[command(name = "sparse24", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Bench(bench::Args),
+    Devices(devices::Args),
+    Inspect(inspect::Args),
+}
+
+/// Parses this process's arguments and runs the command.
+pub fn run() -> Result<Outcome> {
+    // Usage errors, `--help` and `--version` end the process here, with clap's message and exit code.
+    match Cli::parse().command {
+        None => bench::run(&bench::Args::default()),
+        Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::Devices(args)) => devices::run(&args),
+        Some(Command::Inspect(args)) => inspect::run(&args),
+    }
+}
+
+/// Writes a line to stderr. A stderr that is gone is no reason to fail.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Writes a result to stdout. A reader that has gone away, as `head` does, ends the process quietly.
+fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        result => result.context("cannot write to stdout"),
+    }
+}
+
+/// A progress bar of `steps` on stderr, if that is a terminal; else one that shows nothing.
+fn progress(steps: usize) -> ProgressBar {
+    let target =
+        if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(steps as u64), target);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} [{elapsed} of about {duration}]") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// An output file that can be written, found out before the work starts: its folder must take a new file.
+fn check_writable(path: &PathBuf) -> Result<()> {
+    anyhow::ensure!(!path.is_dir(), "{} is a folder", path.display());
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => std::path::Path::new("."),
+    };
+    tempfile::NamedTempFile::new_in(folder).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(())
+}

@@ -9,7 +9,7 @@ mod devices;
 mod inspect;
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -36,7 +36,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     Devices(devices::Args),
     Inspect(inspect::Args),
 }
@@ -78,11 +78,11 @@ fn progress(steps: usize) -> ProgressBar {
 }
 
 /// An output file that can be written, found out before the work starts: its folder must take a new file.
-fn check_writable(path: &PathBuf) -> Result<()> {
+fn check_writable(path: &Path) -> Result<()> {
     anyhow::ensure!(!path.is_dir(), "{} is a folder", path.display());
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => std::path::Path::new("."),
+        _ => Path::new("."),
     };
     tempfile::NamedTempFile::new_in(folder).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(())

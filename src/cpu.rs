@@ -62,6 +62,14 @@ pub struct CpuInfo {
     pub cache_bytes: u64,
 }
 
+impl CpuInfo {
+    /// This machine's processor, of which `threads` threads are used.
+    pub(crate) fn host(threads: usize) -> Self {
+        let cache_bytes = last_level_cache().unwrap_or(32 << 20);
+        Self { name: processor_name(), simd: simd_level(), threads, cache_bytes }
+    }
+}
+
 /// A thread pool, and buffers that calls reuse.
 #[derive(Debug)]
 pub(crate) struct Cpu {
@@ -80,12 +88,7 @@ impl Cpu {
     }
 
     pub(crate) fn info(&self) -> CpuInfo {
-        CpuInfo {
-            name: processor_name(),
-            simd: simd_level(),
-            threads: self.pool.current_num_threads(),
-            cache_bytes: last_level_cache().unwrap_or(32 << 20),
-        }
+        CpuInfo::host(self.pool.current_num_threads())
     }
 
     /// Computes the whole output. The caller has checked every shape.
@@ -329,7 +332,7 @@ fn activate(activation: Activation, v: f32) -> f32 {
         Activation::None => v,
         Activation::Relu => v.max(0.0),
         Activation::Gelu => 0.5 * v * (1.0 + erf(v * std::f32::consts::FRAC_1_SQRT_2)),
-        Activation::GeluTanh => v * sigmoid(1.595_769_1 * v * (1.0 + 0.044_715 * v * v)),
+        Activation::GeluTanh => v * sigmoid(1.595_769_2 * v * (1.0 + 0.044_715 * v * v)),
         Activation::Silu => v * sigmoid(v),
     }
 }

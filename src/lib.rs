@@ -16,6 +16,8 @@ pub mod plan;
 pub mod problem;
 pub mod prune;
 pub mod reference;
+#[cfg(feature = "cli")]
+pub mod report;
 
 pub use engine::{Device, Io, Options, Prepared, Tensor, Weights};
 pub use error::{Error, Result};

@@ -14,7 +14,7 @@ use crate::engine::{Device, DeviceInfo, Io, Prepared, Tensor};
 use crate::error::{Error, Result};
 use crate::format::Sparse24;
 use crate::mask::{Mask, Mask24, VectorLen};
-use crate::matrix::{DType, Matrix};
+use crate::matrix::{DType, Elements, Matrix};
 use crate::plan::{Method, Plan};
 use crate::problem::{Op, Problem};
 use crate::prune;
@@ -76,7 +76,7 @@ pub fn uniform(rows: usize, cols: usize, dtype: DType, seed: u64) -> Result<Matr
     // 24 bits: every value is exact in f32.
     let mut draw = || (rng.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0;
     let mut matrix = Matrix::zeros(rows, cols, DType::F32)?;
-    if let crate::matrix::Elements::F32(data) = matrix.elements_mut() {
+    if let Elements::F32(data) = matrix.elements_mut() {
         data.fill_with(&mut draw);
     }
     Ok(matrix.cast(dtype))
@@ -139,8 +139,11 @@ pub struct Record {
     pub error_over_bound: Option<f64>,
     /// Number of outputs that were checked.
     pub checked_outputs: usize,
-    /// Whether every checked output was within its bound.
+    /// Whether every checked output was within its bound, and every set of operands gave the same output.
     pub verified: bool,
+    /// What was wrong, if it was not.
+    #[cfg_attr(feature = "cli", serde(skip_serializing_if = "Option::is_none"))]
+    pub failure: Option<String>,
     /// The command that measures this row.
     pub command: String,
 }
@@ -280,15 +283,18 @@ fn prepare(device: &Device, case: &Case, op: Op, command: String) -> Result<Subj
     calls[0].run()?;
     let first = device.read(&outputs[0])?;
     let verdict = oracle.verify(&first, sample)?;
-    let mut verified = verdict.passed();
-    if verified {
-        for (call, output) in calls.iter().zip(&outputs).skip(1) {
-            call.run()?;
-            verified &= device.read(output)?.elements().as_bytes() == first.elements().as_bytes();
+    let mut failure = (!verdict.passed()).then(|| verdict.to_string());
+    for (set, (call, output)) in calls.iter().zip(&outputs).enumerate().skip(1) {
+        if failure.is_some() {
+            break;
+        }
+        call.run()?;
+        if device.read(output)?.elements().as_bytes() != first.elements().as_bytes() {
+            failure = Some(format!("operand set {set} gives another output than set 0, from the same numbers"));
         }
     }
-    let record = record(case, &problem, &plan, device, &info, verdict, verified, command);
-    let record = Record { weight_bytes, operand_sets: sets, ..record };
+    let record = record(case, &plan, device, &verdict, command);
+    let record = Record { weight_bytes, operand_sets: sets, verified: failure.is_none(), failure, ..record };
     Ok(Subject { record, problem, calls, times: Vec::new() })
 }
 
@@ -296,24 +302,16 @@ fn prepare(device: &Device, case: &Case, op: Op, command: String) -> Result<Subj
 fn poison(rows: usize, cols: usize, dtype: DType) -> Result<Matrix> {
     let mut matrix = Matrix::zeros(rows, cols, dtype)?;
     match matrix.elements_mut() {
-        crate::matrix::Elements::F32(v) => v.fill(f32::NAN),
-        crate::matrix::Elements::F16(v) => v.fill(half::f16::NAN),
-        crate::matrix::Elements::Bf16(v) => v.fill(half::bf16::NAN),
+        Elements::F32(v) => v.fill(f32::NAN),
+        Elements::F16(v) => v.fill(half::f16::NAN),
+        Elements::Bf16(v) => v.fill(half::bf16::NAN),
     }
     Ok(matrix)
 }
 
-#[allow(clippy::too_many_arguments, reason = "it gathers the parts of one row")]
-fn record(
-    case: &Case,
-    problem: &Problem,
-    plan: &Plan,
-    device: &Device,
-    info: &DeviceInfo,
-    verdict: Verdict,
-    verified: bool,
-    command: String,
-) -> Record {
+/// A row without times.
+fn record(case: &Case, plan: &Plan, device: &Device, verdict: &Verdict, command: String) -> Record {
+    let (problem, info) = (plan.problem(), device.info());
     let tile = match plan.method() {
         Method::Gpu { kernel, .. } => Some(kernel.tile().to_string()),
         Method::Cpu => None,
@@ -331,7 +329,7 @@ fn record(
         tile,
         shader_checks: device.shader_checks().map(|c| c.name()),
         device: info.name().to_owned(),
-        threads: match info {
+        threads: match &info {
             DeviceInfo::Cpu(cpu) => Some(cpu.threads),
             DeviceInfo::Gpu(_) => None,
         },
@@ -348,7 +346,8 @@ fn record(
         weight_bytes: 0,
         error_over_bound: Some(verdict.error_over_bound).filter(|e| e.is_finite()),
         checked_outputs: verdict.checked,
-        verified,
+        verified: false,
+        failure: None,
         command,
     }
 }

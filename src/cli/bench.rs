@@ -1,13 +1,338 @@
-//! `sparse24 bench`.
+//! `sparse24 bench`: which layers, which operations, then [`measure`](crate::measure) and [`report`](crate::report).
 
-use anyhow::Result;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
 
-use super::Outcome;
+use anyhow::{Context, Result, anyhow, bail};
+use clap::{Parser, ValueEnum};
+use regex::Regex;
 
-/// List bench.
-#[derive(Debug, Default, clap::Args)]
-pub(crate) struct Args {}
+use super::{Outcome, check_writable, print, progress, say};
+use crate::engine::{Device, Options};
+use crate::io::{Dtype, TensorFile, write_atomically};
+use crate::kernel::ShaderChecks;
+use crate::mask::VectorLen;
+use crate::matrix::DType;
+use crate::measure::{self, Case, Policy};
+use crate::problem::Op;
+use crate::report::{Environment, Report};
 
-pub(crate) fn run(_args: &Args) -> Result<Outcome> {
-    Ok(Outcome::Fine)
+/// Measure dense, 2:4 and masked GEMMs side by side, every result verified first.
+///
+/// Computes Y = X·Wᵀ for weights W of m output features by k input features and n tokens. 2:4 weights and the mask are the
+/// dense weights pruned by magnitude.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:
+  sparse24 bench --shapes llama-8b --tokens 1,512 --dtype f16 --vector 1,32,128
+  sparse24 bench --device llvmpipe --shapes 65x33x100 --ops dense,sparse24 --out run.json
+  sparse24 bench --weights model.safetensors --filter 'encoder.*dense' --tokens 128")]
+pub(crate) struct Args {
+    /// Device: `auto`, `cpu`, or part of an adapter's name (see `sparse24 devices`).
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    device: String,
+    /// Layers: bert-base, bert-large, minilm, llama-8b, square, or MxNxK (out features x tokens x in features).
+    #[arg(long, value_name = "SHAPE,...", value_delimiter = ',', default_value = "bert-base")]
+    shapes: Vec<Shape>,
+    /// Tokens of the named shapes and of --weights.
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "512")]
+    tokens: Vec<NonZeroUsize>,
+    /// Element type of weights, activations and output; f32, or with --weights the file's own, unless given.
+    #[arg(long)]
+    dtype: Option<Float>,
+    /// Vector lengths of the 2:4 rows: how many rows of W share one pattern.
+    #[arg(long, value_name = "V,...", value_delimiter = ',', default_value = "1,32")]
+    vector: Vec<VectorLen>,
+    /// Operations.
+    #[arg(long, value_name = "OP,...", value_delimiter = ',', default_value = "dense,sparse24,masked")]
+    ops: Vec<OpName>,
+    /// Threads of the CPU device; one per core unless given.
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Measure on the 2-D float tensors of this file instead of random weights.
+    #[arg(long, value_name = "FILE.safetensors", conflicts_with = "shapes")]
+    weights: Option<PathBuf>,
+    /// Take only tensors whose name matches.
+    #[arg(long, value_name = "REGEX", requires = "weights")]
+    filter: Option<Regex>,
+    /// Seed of the random weights and activations.
+    #[arg(long, default_value_t = 24)]
+    seed: u64,
+    /// Three short samples instead of ten of 20 ms: to see that it runs, not how fast.
+    #[arg(long)]
+    quick: bool,
+    /// Keep the run-time checks in the shaders.
+    #[arg(long)]
+    checked: bool,
+    /// Write the run as JSON (schema sparse24-bench/1).
+    #[arg(long, value_name = "FILE.json")]
+    out: Option<PathBuf>,
+}
+
+impl Default for Args {
+    /// What `bench` without flags means.
+    fn default() -> Self {
+        #[derive(Parser)]
+        struct Bench {
+            #[command(flatten)]
+            args: Args,
+        }
+        Bench::parse_from(["bench"]).args
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Float {
+    F32,
+    F16,
+}
+
+impl From<Float> for DType {
+    fn from(float: Float) -> Self {
+        match float {
+            Float::F32 => Self::F32,
+            Float::F16 => Self::F16,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OpName {
+    Dense,
+    Sparse24,
+    Masked,
+}
+
+impl FromStr for VectorLen {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let v = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+        Self::new(v).map_err(|e| e.to_string())
+    }
+}
+
+/// What `--shapes` names: layers whose tokens are still open, or one shape.
+#[derive(Clone, Debug)]
+enum Shape {
+    Model { name: &'static str, layers: &'static [Layer] },
+    Exact { m: usize, n: usize, k: usize },
+    Square,
+}
+
+/// Name, output features and input features of a linear layer.
+type Layer = (&'static str, usize, usize);
+
+/// The linear layers of well-known models, each distinct shape once.
+const MODELS: [(&str, &[Layer]); 4] = [
+    ("bert-base", &[("attention", 768, 768), ("ffn_in", 3072, 768), ("ffn_out", 768, 3072)]),
+    ("bert-large", &[("attention", 1024, 1024), ("ffn_in", 4096, 1024), ("ffn_out", 1024, 4096)]),
+    ("minilm", &[("attention", 384, 384), ("ffn_in", 1536, 384), ("ffn_out", 384, 1536)]),
+    ("llama-8b", &[("q_o", 4096, 4096), ("k_v", 1024, 4096), ("gate_up", 14336, 4096), ("down", 4096, 14336)]),
+];
+
+/// The sizes of `square`.
+const SQUARES: [usize; 3] = [1024, 2048, 4096];
+
+impl FromStr for Shape {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        if let Some((name, layers)) = MODELS.into_iter().find(|(name, _)| *name == text) {
+            return Ok(Self::Model { name, layers });
+        }
+        if text == "square" {
+            return Ok(Self::Square);
+        }
+        let sizes: Option<Vec<usize>> = text.split('x').map(|size| size.parse().ok()).collect();
+        match sizes.as_deref() {
+            Some([m, n, k]) if [m, n, k].contains(&&0) => {
+                Err(format!("{m}x{n}x{k} has a size of zero; there is nothing to measure"))
+            }
+            Some(&[m, n, k]) => Ok(Self::Exact { m, n, k }),
+            _ => {
+                let names: Vec<_> = MODELS.iter().map(|(name, _)| *name).chain(["square"]).collect();
+                Err(format!("neither one of {} nor MxNxK in whole numbers", names.join(", ")))
+            }
+        }
+    }
+}
+
+/// A layer to be measured, not yet in memory.
+enum Source {
+    Random { name: String, m: usize, n: usize, k: usize },
+    Tensor { name: String, n: usize },
+}
+
+impl Args {
+    /// The operations in the order of their rows: dense first, the baseline of the others.
+    fn operations(&self) -> Vec<Op> {
+        let has = |op| self.ops.contains(&op);
+        let mut ops = Vec::new();
+        ops.extend(has(OpName::Dense).then_some(Op::Dense));
+        if has(OpName::Sparse24) {
+            ops.extend(self.vector.iter().copied().map(Op::Sparse24));
+        }
+        ops.extend(has(OpName::Masked).then_some(Op::Masked));
+        ops
+    }
+
+    /// What is to be measured: `--shapes`, or the tensors of `--weights`.
+    fn sources(&self, file: Option<&TensorFile>) -> Result<Vec<Source>> {
+        let tokens = || self.tokens.iter().map(|n| n.get());
+        let mut sources = Vec::new();
+        if let Some(file) = file {
+            for name in self.tensors(file)? {
+                sources.extend(tokens().map(|n| Source::Tensor { name: name.clone(), n }));
+            }
+            return Ok(sources);
+        }
+        for shape in &self.shapes {
+            match *shape {
+                Shape::Exact { m, n, k } => sources.push(Source::Random { name: "shape".into(), m, n, k }),
+                Shape::Square => {
+                    sources.extend(SQUARES.map(|s| Source::Random { name: "square".into(), m: s, n: s, k: s }));
+                }
+                Shape::Model { name, layers } => {
+                    for &(layer, m, k) in layers {
+                        let name = format!("{name}.{layer}");
+                        sources.extend(tokens().map(|n| Source::Random { name: name.clone(), m, n, k }));
+                    }
+                }
+            }
+        }
+        Ok(sources)
+    }
+
+    /// Names of the matrices of a file: its 2-D float tensors, and those that it holds compressed.
+    fn tensors(&self, file: &TensorFile) -> Result<Vec<String>> {
+        let compressed = file.sparse24_names()?;
+        let is_part = |name: &str| {
+            let parent = name.strip_suffix(".values").or_else(|| name.strip_suffix(".meta"));
+            parent.is_some_and(|p| compressed.iter().any(|c| c == p))
+        };
+        let dense = file.tensors().filter(|t| {
+            matches!(t.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+                && t.shape.len() == 2
+                && !t.shape.contains(&0)
+                && !is_part(&t.name)
+        });
+        let mut names: Vec<_> = dense.map(|t| t.name.clone()).chain(compressed.iter().cloned()).collect();
+        names.sort();
+        if let Some(filter) = &self.filter {
+            names.retain(|name| filter.is_match(name));
+        }
+        if names.is_empty() {
+            let filter = self.filter.as_ref().map(|f| format!(" whose name matches {f}")).unwrap_or_default();
+            bail!("{}: there is no 2-D float tensor{filter}", file.path().display());
+        }
+        Ok(names)
+    }
+
+    /// Brings a layer into memory.
+    fn load(&self, source: &Source, file: Option<&TensorFile>) -> Result<Case> {
+        match (source, file) {
+            (Source::Random { name, m, n, k }, _) => {
+                let dtype = self.dtype.map_or(DType::F32, DType::from);
+                Ok(Case::random(name, *m, *n, *k, dtype, self.seed)?)
+            }
+            (Source::Tensor { name, n }, Some(file)) => {
+                let w = if file.sparse24_names()?.contains(name) {
+                    file.sparse24(name)?.decompress()
+                } else {
+                    file.matrix(name)?
+                };
+                let own = if w.dtype() == DType::Bf16 { DType::F32 } else { w.dtype() };
+                let w = w.cast(self.dtype.map_or(own, DType::from));
+                Ok(Case::with_weights(name, w, *n, self.seed)?)
+            }
+            (Source::Tensor { name, .. }, None) => Err(anyhow!("no file to take {name} from")),
+        }
+    }
+
+    /// The command that measures one row again, with the dense one that it is compared with.
+    fn command(&self, source: &Source, dtype: DType, op: Op) -> String {
+        let mut words = vec!["sparse24".to_owned(), "bench".into(), "--device".into(), quoted(&self.device)];
+        match source {
+            Source::Random { m, n, k, .. } => words.extend(["--shapes".into(), format!("{m}x{n}x{k}")]),
+            Source::Tensor { name, n } => {
+                let file = self.weights.as_deref().map(|p| p.display().to_string()).unwrap_or_default();
+                let filter = quoted(&format!("^{}$", regex::escape(name)));
+                words.extend(["--weights".into(), quoted(&file), "--filter".into(), filter]);
+                words.extend(["--tokens".into(), n.to_string()]);
+            }
+        }
+        words.extend(["--dtype".into(), dtype.to_string(), "--ops".into()]);
+        match op {
+            Op::Dense => words.push("dense".into()),
+            Op::Masked => words.push("dense,masked".into()),
+            Op::Sparse24(v) => words.extend(["dense,sparse24".into(), "--vector".into(), v.to_string()]),
+        }
+        if let Some(threads) = self.threads {
+            words.extend(["--threads".into(), threads.to_string()]);
+        }
+        words.extend(["--seed".into(), self.seed.to_string()]);
+        words.extend(self.quick.then(|| "--quick".into()));
+        words.extend(self.checked.then(|| "--checked".into()));
+        words.join(" ")
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    if let Some(out) = &args.out {
+        check_writable(out).context("--out")?;
+    }
+    let file = args.weights.as_deref().map(TensorFile::open).transpose()?;
+    let sources = args.sources(file.as_ref())?;
+    let checks = if args.checked { ShaderChecks::Checked } else { ShaderChecks::Trusted };
+    let options = Options { threads: args.threads.map(NonZeroUsize::get), checks };
+    let device = Device::open(&args.device, options).context("--device")?;
+
+    let policy = if args.quick { Policy::QUICK } else { Policy::FULL };
+    let ops = args.operations();
+    let given: Vec<_> = std::env::args().skip(1).map(|a| quoted(&a)).collect();
+    let command = if given.is_empty() { "sparse24 bench".into() } else { format!("sparse24 {}", given.join(" ")) };
+    let environment = Environment::new(&device, &policy, args.seed, command);
+
+    let steps = measure::steps(ops.len(), &policy) as u64;
+    let bar = progress(sources.len() * steps as usize);
+    let mut rows = Vec::new();
+    for (done, source) in sources.iter().enumerate() {
+        let case = args.load(source, file.as_ref())?;
+        bar.set_message(case.name.clone());
+        let dtype = case.w.dtype();
+        let measured = measure::run(
+            &device,
+            &case,
+            &ops,
+            &policy,
+            |op| args.command(source, dtype, op),
+            |step| bar.set_position(done as u64 * steps + step as u64),
+        );
+        rows.extend(measured.with_context(|| match (&file, source) {
+            (Some(file), Source::Tensor { name, .. }) => format!("{}: tensor {name}", file.path().display()),
+            _ => format!("{} {}x{}x{}", case.name, case.w.rows(), case.x.rows(), case.w.cols()),
+        })?);
+    }
+    bar.finish_and_clear();
+
+    let report = Report::new(environment, rows);
+    for row in report.failures() {
+        say(&format!("failed: {}: {}", row.kernel, row.failure.as_deref().unwrap_or_default()));
+    }
+    if let Some(out) = &args.out {
+        let json = report.to_json()?;
+        write_atomically(out, |file| file.write_all(json.as_bytes()))?;
+    }
+    print(&report.table())?;
+    Ok(if report.failures().next().is_some() { Outcome::VerificationFailed } else { Outcome::Fine })
+}
+
+/// A word as a POSIX shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
 }

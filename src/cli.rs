@@ -84,6 +84,9 @@ fn check_writable(path: &Path) -> Result<()> {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    tempfile::NamedTempFile::new_in(folder).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(())
+    match tempfile::NamedTempFile::new_in(folder) {
+        Ok(_) => Ok(()),
+        // The error itself would name the temporary file.
+        Err(e) => anyhow::bail!("cannot write {}: {}", path.display(), e.kind()),
+    }
 }

@@ -336,7 +336,12 @@ impl Device {
     /// Decides how a problem is solved here.
     pub fn plan(&self, problem: &Problem) -> Result<Plan> {
         match &self.0 {
-            Inner::Gpu(gpu) => Plan::gpu(problem, &gpu.info().caps),
+            Inner::Gpu(gpu) => Plan::gpu(problem, &gpu.info().caps).map_err(|e| match e {
+                Error::MissingFeature { feature, .. } => {
+                    Error::MissingFeature { device: gpu.info().name.clone(), feature }
+                }
+                other => other,
+            }),
             Inner::Cpu(_) => Plan::cpu(problem),
         }
     }

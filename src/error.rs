@@ -84,12 +84,12 @@ pub enum Error {
         col: usize,
     },
     /// The operating system refused to read or write a file.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
-        source: std::io::Error,
+        /// What the operating system said. Not a `source()`: the message has it already.
+        cause: std::io::Error,
     },
     /// A file is not what it claims to be.
     #[error("{}: {reason}", path.display())]
@@ -100,14 +100,14 @@ pub enum Error {
         reason: String,
     },
     /// One tensor of a file, or the pair of tensors of one compressed matrix, is not what it claims to be.
-    #[error("{}: tensor {tensor}: {source}", path.display())]
+    #[error("{}: tensor {tensor}: {cause}", path.display())]
     Tensor {
         /// The file.
         path: PathBuf,
         /// Name of the tensor.
         tensor: String,
-        /// What is wrong with it.
-        source: Box<Error>,
+        /// What is wrong with it; in the message already.
+        cause: Box<Error>,
     },
     /// A statement that cannot be carried out, with the reason; the innermost part of a [`Error::Tensor`] too.
     #[error("{0}")]
@@ -166,8 +166,8 @@ pub enum Error {
 
 impl Error {
     /// An [`Error::Io`] with the path that the operating system's own message leaves out.
-    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
-        Self::Io { path: path.to_path_buf(), source }
+    pub(crate) fn io(path: &Path, cause: std::io::Error) -> Self {
+        Self::Io { path: path.to_path_buf(), cause }
     }
 
     /// An [`Error::File`].
@@ -177,7 +177,7 @@ impl Error {
 
     /// This error, with the file and the tensor in which it was met.
     pub(crate) fn in_tensor(self, path: &Path, tensor: &str) -> Self {
-        Self::Tensor { path: path.to_path_buf(), tensor: tensor.to_owned(), source: Box::new(self) }
+        Self::Tensor { path: path.to_path_buf(), tensor: tensor.to_owned(), cause: Box::new(self) }
     }
 }
 

@@ -1,4 +1,84 @@
-//! stub
+//! 2:4 structured sparsity that pays on any GPU that wgpu reaches, and on the CPU where there is none.
+//!
+//! In a 2:4 sparse matrix at most two of every four consecutive weights of a row are non-zero. Half of the multiplications of
+//! a linear layer disappear, and almost half of its bytes. NVIDIA's sparse tensor cores turn that into a peak of 2x since the
+//! A100 (Mishra et al. 2021, [arXiv:2104.08378](https://arxiv.org/abs/2104.08378)); this crate asks how much of it is real on
+//! the hardware at hand. It prunes and compresses weights, multiplies them on the GPU through WGSL compute shaders, checks
+//! each result against an f64 reference, and measures dense, 2:4 and masked products side by side.
+//!
+//! # The pipeline
+//! ```text
+//!  weights      Matrix        m x k, f32, f16 or bf16                 matrix
+//!     │  prune::magnitude     which weights stay                      prune
+//!     ▼
+//!  pattern      Mask24        two of four, shared by V rows           mask
+//!     │  Sparse24::compress   values + 4-bit codes                    format   (files: io)
+//!     ▼
+//!  compressed   Sparse24
+//!     │  Device::upload_…     once                                    engine
+//!     ▼
+//!  on a device  Weights                      Problem                  problem
+//!     │                                         │  Device::plan       plan  ◄ kernel (the list of shaders)
+//!     │                                         ▼
+//!     └────────────────────────────────────►  Plan
+//!                                               │  Device::prepare    engine ─► gpu (wgpu) or cpu
+//!                                               ▼
+//!  activations  Tensor ──────────────────►  Prepared::run
+//!                                               │
+//!                                               ▼
+//!  output       Tensor ◄──── Oracle::verify ── reference              measure: verify, time, record
+//! ```
+//! Each stage is a module of that name, and each arrow a type of its own. Imports run downward only: [`measure`] stands on
+//! [`engine`], that on the devices, those on [`plan`], [`kernel`] and [`mod@format`]. [`mod@reference`] imports nothing that it
+//! checks.
+//!
+//! # The words
+//! W is `m x k`, [out features, in features], and sparse along `k`. X is `n x k`, Y is `n x m`: token-major. The main operation
+//! is the linear form, Y = act(X·Wᵀ + bias) + residual; the plain form is C = act(W·B + bias) + residual with row-major B
+//! (`k x n`) and C (`m x n`). A *group* is four consecutive `k` of a row. The *vector length* V is how many consecutive rows
+//! of W share one pattern: V = 1 is the standard 2:4; larger V lets one gathered activation serve V rows, which is how 2:4 pays
+//! on hardware without sparse tensor cores. Speeds are *effective* (2mnk / t, whatever was skipped) or *executed* (the
+//! multiply-adds really done), always labelled, and a ratio always names its baseline.
+//!
+//! # One layer, from weights to output
+//! ```
+//! use sparse24::*;
+//!
+//! // An 8 x 16 layer, pruned by magnitude to 2:4 and compressed.
+//! let dense = sparse24::measure::uniform(8, 16, DType::F32, 1)?;
+//! let mask = prune::magnitude(&dense, VectorLen::ONE)?;
+//! let compressed = Sparse24::compress(&dense, &mask)?;
+//!
+//! // Uploaded once. `Device::auto()` would take a GPU if there is one.
+//! let device = Device::cpu()?;
+//! let weights = device.upload_sparse24(&compressed)?;
+//! let x = device.upload(&sparse24::measure::uniform(3, 16, DType::F32, 2)?)?;
+//! let bias = device.upload(&Matrix::from_f32(1, 8, &[0.5; 8])?)?;
+//! let y = device.zeros(3, 8, DType::F32)?;
+//!
+//! // Planned, prepared, and run as often as wanted.
+//! let op = Op::Sparse24(VectorLen::ONE);
+//! let epilogue = Epilogue { bias: true, activation: Activation::Gelu, residual: false };
+//! let problem = Problem { epilogue, ..Problem::linear(op, 8, 3, 16, DType::F32) };
+//! let plan = device.plan(&problem)?;
+//! println!("{}", plan.explain());
+//! let layer = device.prepare(&plan, &weights, &Io { x: &x, bias: Some(&bias), residual: None, y: &y })?;
+//! layer.run()?;
+//!
+//! // Believed only when the f64 reference agrees.
+//! let operands = reference::Operands {
+//!     weights: reference::Weights::Sparse24(&compressed),
+//!     x: &device.read(&x)?,
+//!     bias: Some(&[0.5; 8]),
+//!     residual: None,
+//! };
+//! let verdict = Oracle::new(&problem, operands)?.verify(&device.read(&y)?, Sample::All)?;
+//! assert!(verdict.passed(), "{verdict}");
+//! # Ok::<(), sparse24::Error>(())
+//! ```
+//!
+//! A program that owns a wgpu device wraps it with [`Device::from_wgpu`], its buffers with [`Tensor::from_buffer`], and records
+//! layers into its own encoders with [`Prepared::record`].
 
 #[cfg(feature = "cli")]
 pub mod cli;

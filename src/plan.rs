@@ -36,6 +36,9 @@ impl Plan {
     /// Plans for a GPU with these capabilities. An error names what the device lacks, or the operand that is too large.
     pub fn gpu(problem: &Problem, caps: &Caps) -> Result<Self> {
         let params = Params::new(problem)?;
+        if !caps.f16 && (problem.storage == DType::F16 || problem.output == DType::F16) {
+            return Err(Error::MissingFeature { device: "the device".into(), feature: "f16 in shaders".into() });
+        }
         for (what, bytes) in operand_bytes(problem) {
             if bytes > caps.binding_bytes {
                 return Err(Error::TooLarge {
@@ -61,7 +64,7 @@ impl Plan {
             }
         }
         let Some(&(_, kernel, grid)) = candidates.iter().min_by(|a, b| a.0.total_cmp(&b.0)) else {
-            return Err(Error::MissingFeature { device: "device".into(), feature: refused.join("; ") });
+            return Err(Error::MissingFeature { device: "the device".into(), feature: refused.join("; ") });
         };
         let estimates: Vec<_> = candidates.iter().map(|(c, k, _)| format!("{} {:.3}", k.tile(), c / 1e9)).collect();
         let mut reason = format!("lowest estimated cost of {}", estimates.join(", "));

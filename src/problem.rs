@@ -157,8 +157,8 @@ impl Problem {
         2.0 * self.m as f64 * self.n as f64 * self.k as f64
     }
 
-    /// Floating-point operations that are really done: half of them for 2:4. (A masked product multiplies by its
-    /// zeros.)
+    /// Floating-point operations that a GPU kernel really does: half of them for 2:4. A masked product multiplies by its
+    /// zeros.
     pub fn executed_flops(&self) -> f64 {
         match self.op {
             // Two products per group, the last group padded.

@@ -138,8 +138,8 @@ pub enum Error {
         /// The limit, in the same unit.
         limit: String,
     },
-    /// The device has no memory left.
-    #[error("out of device memory: {0}")]
+    /// The device, or the host, has no memory left for what is named.
+    #[error("out of memory: {0}")]
     OutOfMemory(String),
     /// The device was lost (reset, removed, destroyed); nothing made on it can be used again.
     #[error("device lost: {0}")]

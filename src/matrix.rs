@@ -234,10 +234,13 @@ impl Matrix {
         Self { rows, cols, data }
     }
 
-    /// A matrix of zeros. An error if its size in bytes overflows.
+    /// A matrix of zeros. An error if its size in bytes overflows, or there is no such memory.
     pub fn zeros(rows: usize, cols: usize, dtype: DType) -> Result<Self> {
         let len = checked_mul("matrix", rows, cols)?;
-        checked_mul("matrix bytes", len, dtype.bytes())?;
+        let bytes = checked_mul("matrix bytes", len, dtype.bytes())?;
+        // Asked for first, because a failing `vec!` ends the process.
+        let asked = Vec::<u8>::new().try_reserve_exact(bytes);
+        asked.map_err(|_| Error::OutOfMemory(format!("{bytes} bytes for a matrix of {rows} x {cols} {dtype}")))?;
         Ok(Self { rows, cols, data: Elements::zeros(dtype, len) })
     }
 

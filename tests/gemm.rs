@@ -275,3 +275,58 @@ fn tiles_of_one_operation_give_the_same_sums_for_whole_numbers() {
         assert!(outputs.len() > 1 && outputs.iter().all(|o| *o == outputs[0]));
     }
 }
+
+/// Reading past the end of a row finds the next one, and a product with a zero hides that, unless it is infinite.
+#[test]
+fn an_infinite_row_stays_in_its_own_outputs() {
+    let seed = seed();
+    for device in gpu().into_iter().chain([Device::cpu().unwrap()]) {
+        for (op, form) in ops().flat_map(|op| [(op, Form::Linear), (op, Form::Gemm)]) {
+            let (m, n, k) = (67, 35, 70);
+            let problem = Problem { form, ..Problem::linear(op, m, n, k, DType::F32) };
+            let plan = device.plan(&problem).unwrap();
+            // Token 1 and feature 3 are infinite, or zero.
+            let output = |infinite: bool| {
+                let fill = if infinite { f32::INFINITY } else { 0.0 };
+                let mut rng = rng(seed, 6);
+                let weights = match HostWeights::new(&problem, Data::Whole, &mut rng) {
+                    HostWeights::Dense(w) => HostWeights::Dense(with_row(&w, 3, fill)),
+                    HostWeights::Masked(w, mask) => HostWeights::Masked(with_row(&w, 3, fill), mask),
+                    HostWeights::Sparse24(w) => {
+                        let (m, k, vector, values, meta) = w.into_parts();
+                        // The last group's two columns past k stay zero, as the format demands.
+                        let values = Matrix::new(m, k.div_ceil(4) * 2, values).unwrap();
+                        let values = with_row_up_to(&values, 3, fill, 2 * (k / 4));
+                        let values = values.elements().clone();
+                        HostWeights::Sparse24(Sparse24::from_parts(m, k, vector, values, meta).unwrap())
+                    }
+                };
+                let (rows, cols) = problem.x_shape();
+                let x = common::matrix(rows, cols, DType::F32, Data::Whole, &mut rng).to_array();
+                let token = |r: usize, c: usize| if form == Form::Linear { r } else { c };
+                let x: Vec<f32> =
+                    x.indexed_iter().map(|((r, c), &v)| if token(r, c) == 1 { fill } else { v }).collect();
+                let x = Matrix::from_f32(rows, cols, &x).unwrap();
+                common::run(&device, &plan, &weights, &x, None, None).to_array()
+            };
+            let (infinite, finite) = (output(true), output(false));
+            for ((r, c), &value) in infinite.indexed_iter() {
+                let (token, feature) = if form == Form::Linear { (r, c) } else { (c, r) };
+                if token != 1 && feature != 3 {
+                    let expected = finite[(r, c)];
+                    assert_eq!(value, expected, "token {token}, feature {feature}\n{}", plan.explain());
+                }
+            }
+        }
+    }
+}
+
+fn with_row(w: &Matrix, row: usize, fill: f32) -> Matrix {
+    with_row_up_to(w, row, fill, w.cols())
+}
+
+fn with_row_up_to(w: &Matrix, row: usize, fill: f32, cols: usize) -> Matrix {
+    let filled = |((r, c), &v): ((usize, usize), &f32)| if r == row && c < cols { fill } else { v };
+    let values: Vec<f32> = w.to_array().indexed_iter().map(filled).collect();
+    Matrix::from_f32(w.rows(), w.cols(), &values).unwrap()
+}

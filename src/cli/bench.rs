@@ -1,5 +1,6 @@
 //! `sparse24 bench`: which layers, which operations, then [`measure`](crate::measure) and [`report`](crate::report).
 
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -14,7 +15,7 @@ use crate::io::{Dtype, TensorFile, write_atomically};
 use crate::kernel::ShaderChecks;
 use crate::mask::VectorLen;
 use crate::matrix::DType;
-use crate::measure::{self, Case, Policy};
+use crate::measure::{self, Case, Layer, MODELS, Policy};
 use crate::problem::Op;
 use crate::report::{Environment, Report};
 
@@ -120,17 +121,6 @@ enum Shape {
     Square,
 }
 
-/// Name, output features and input features of a linear layer.
-type Layer = (&'static str, usize, usize);
-
-/// The linear layers of well-known models, each distinct shape once.
-const MODELS: [(&str, &[Layer]); 4] = [
-    ("bert-base", &[("attention", 768, 768), ("ffn_in", 3072, 768), ("ffn_out", 768, 3072)]),
-    ("bert-large", &[("attention", 1024, 1024), ("ffn_in", 4096, 1024), ("ffn_out", 1024, 4096)]),
-    ("minilm", &[("attention", 384, 384), ("ffn_in", 1536, 384), ("ffn_out", 384, 1536)]),
-    ("llama-8b", &[("q_o", 4096, 4096), ("k_v", 1024, 4096), ("gate_up", 14336, 4096), ("down", 4096, 14336)]),
-];
-
 /// The sizes of `square`.
 const SQUARES: [usize; 3] = [1024, 2048, 4096];
 
@@ -162,6 +152,15 @@ impl FromStr for Shape {
 enum Source {
     Random { name: String, m: usize, n: usize, k: usize },
     Tensor { name: String, n: usize },
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Random { name, m, n, k } => write!(f, "{name} {m}x{n}x{k}"),
+            Self::Tensor { name, .. } => write!(f, "tensor {name}"),
+        }
+    }
 }
 
 impl Args {
@@ -298,7 +297,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let bar = progress(sources.len() * steps as usize);
     let mut rows = Vec::new();
     for (done, source) in sources.iter().enumerate() {
-        let case = args.load(source, file.as_ref())?;
+        let case = args.load(source, file.as_ref()).with_context(|| source.to_string())?;
         bar.set_message(case.name.clone());
         let dtype = case.w.dtype();
         let measured = measure::run(
@@ -310,8 +309,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             |step| bar.set_position(done as u64 * steps + step as u64),
         );
         rows.extend(measured.with_context(|| match (&file, source) {
-            (Some(file), Source::Tensor { name, .. }) => format!("{}: tensor {name}", file.path().display()),
-            _ => format!("{} {}x{}x{}", case.name, case.w.rows(), case.x.rows(), case.w.cols()),
+            (Some(file), Source::Tensor { .. }) => format!("{}: {source}", file.path().display()),
+            _ => source.to_string(),
         })?);
     }
     bar.finish_and_clear();

@@ -1,0 +1,40 @@
+//! What happens once per weight matrix, on the host: prune, compress, decompress. `cargo bench`.
+//!
+//! Products are not measured here but by `sparse24 bench`, which verifies them first.
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a benchmark may panic; criterion's macros make undocumented items"
+)]
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use sparse24::measure::{MODELS, uniform};
+use sparse24::{DType, Sparse24, VectorLen, prune};
+
+fn host(c: &mut Criterion) {
+    let (_, layers) = MODELS.into_iter().find(|(name, _)| *name == "bert-base").unwrap();
+    for &(layer, m, k) in layers {
+        let w = uniform(m, k, DType::F32, 24).unwrap();
+        let mut group = c.benchmark_group(format!("bert-base.{layer}"));
+        group.throughput(Throughput::Bytes(w.bytes() as u64));
+        for vector in [VectorLen::ONE, VectorLen::new(32).unwrap()] {
+            let mask = prune::magnitude(&w, vector).unwrap();
+            let compressed = Sparse24::compress(&w, &mask).unwrap();
+            group.bench_function(BenchmarkId::new("prune", vector), |b| {
+                b.iter(|| prune::magnitude(black_box(&w), vector).unwrap());
+            });
+            group.bench_function(BenchmarkId::new("compress", vector), |b| {
+                b.iter(|| Sparse24::compress(black_box(&w), black_box(&mask)).unwrap());
+            });
+            group.bench_function(BenchmarkId::new("decompress", vector), |b| {
+                b.iter(|| black_box(&compressed).decompress());
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, host);
+criterion_main!(benches);

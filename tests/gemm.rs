@@ -10,7 +10,7 @@ mod common;
 
 use common::{Data, HostWeights, gpu, ops, rng, seed, verdict, verdict_of};
 use sparse24::kernel::{Kernel, Tile};
-use sparse24::{DType, Device, Elements, Epilogue, Form, Op, Plan, Problem, Sparse24, VectorLen};
+use sparse24::{DType, Device, Elements, Epilogue, Form, Matrix, Op, Plan, Problem, Sparse24, VectorLen};
 
 fn f16_too(device: &Device) -> &'static [DType] {
     match device.caps() {

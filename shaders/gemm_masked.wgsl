@@ -14,8 +14,8 @@ fn load_w(lane: u32, feature0: u32, k0: u32) {
         let i = k0 + kk;
         let feature = feature0 + ff;
         var value = 0.0;
-        // Bits past the last column are zero, but the weight behind them would be the next row's.
-        if i < params.k && feature < params.m {
+        // No test of i against k: bits past the last column are zero, and a tile never reaches past the last word.
+        if feature < params.m {
             let word = mask[feature * params.meta_cols + i / 32u];
             if ((word >> (i % 32u)) & 1u) == 1u {
                 value = f32(w[feature * params.k + i]);

@@ -66,6 +66,33 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Writes a result to stdout as indented JSON.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    print(&text)
+}
+
+/// A number of bytes to three digits, and its unit: B, KiB, MiB and so on.
+fn scaled(bytes: u64) -> (String, &'static str) {
+    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let unit = bytes.checked_ilog2().unwrap_or(0) as usize / 10;
+    let number = bytes as f64 / (1u64 << (10 * unit)) as f64;
+    let decimals = match number {
+        _ if unit == 0 => 0,
+        n if n < 9.995 => 2,
+        n => usize::from(n < 99.95),
+    };
+    (format!("{number:.decimals$}"), UNITS[unit])
+}
+
+/// [`scaled`] in one piece and without idle zeros, such as `44.7 MiB` or `2 GiB`.
+fn size(bytes: u64) -> String {
+    let (number, unit) = scaled(bytes);
+    let number = if number.contains('.') { number.trim_end_matches('0').trim_end_matches('.') } else { &number };
+    format!("{number} {unit}")
+}
+
 /// A progress bar of `steps` on stderr, if that is a terminal; else one that shows nothing.
 fn progress(steps: usize) -> ProgressBar {
     let target =

@@ -101,10 +101,25 @@ pub fn random(rows: usize, cols: usize, vector: VectorLen, seed: u64) -> Result<
 /// # Ok::<(), sparse24::Error>(())
 /// ```
 pub fn kept_magnitude(w: &Matrix, mask: &Mask) -> Result<f64> {
-    let kept = mask.apply(w)?;
-    let sum = |w: &Matrix| each_dtype!(w.elements(), v => v.iter().map(|x| f64::from(x.to_f32()).abs()).sum::<f64>());
-    let all = sum(w);
-    Ok(if all == 0.0 { 1.0 } else { sum(&kept) / all })
+    if (w.rows(), w.cols()) != (mask.rows(), mask.cols()) {
+        return Err(Error::Shape {
+            what: "mask".into(),
+            got: vec![mask.rows(), mask.cols()],
+            expected: vec![w.rows(), w.cols()],
+        });
+    }
+    // Not of `mask.apply(w)`: that would be a second copy of what may be the largest matrix of a model.
+    let (mut all, mut kept) = (0f64, 0f64);
+    each_dtype!(w.elements(), data => {
+        for (row, data) in data.chunks_exact(w.cols().max(1)).enumerate() {
+            for (col, x) in data.iter().enumerate() {
+                let x = f64::from(x.to_f32()).abs();
+                all += x;
+                kept += if mask.get(row, col) { x } else { 0.0 };
+            }
+        }
+    });
+    Ok(if all == 0.0 { 1.0 } else { kept / all })
 }
 
 /// The mask whose blocks of V rows each repeat the patterns, one per group, that `choose` appends for those rows.

@@ -1,0 +1,369 @@
+//! The binary as its users run it: arguments in; stdout, stderr and an exit code out.
+//!
+//! No test needs a GPU; where a driver could change what is printed, the child is told that there is none.
+
+#![cfg(feature = "cli")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use sparse24::io::{self, Entry};
+use sparse24::{DType, Matrix, Sparse24, VectorLen, prune};
+
+/// How a run of the binary ended.
+struct Ran {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ran {
+    /// Stdout of a run that was fine and had nothing to say on stderr, which is a pipe here: no progress bar either.
+    #[track_caller]
+    fn fine(self) -> String {
+        assert_eq!((self.code, self.stderr.as_str()), (0, ""), "stdout: {}", self.stdout);
+        self.stdout
+    }
+
+    /// That stdout, as JSON.
+    #[track_caller]
+    fn json(self) -> Value {
+        serde_json::from_str(&self.fine()).unwrap()
+    }
+
+    /// Stderr of a run that ended with `code` before it printed any result.
+    #[track_caller]
+    fn refused(self, code: i32) -> String {
+        assert_eq!((self.code, self.stdout.as_str()), (code, ""), "stderr: {}", self.stderr);
+        self.stderr
+    }
+}
+
+/// A command line of the binary, on a machine without a graphics driver.
+fn command<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
+    command.args(args).stdin(Stdio::null());
+    command.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent");
+    command.env_remove("VK_ADD_DRIVER_FILES");
+    command
+}
+
+fn ran(command: &mut Command) -> Ran {
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ran { code: output.status.code().unwrap(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+fn sparse24<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Ran {
+    ran(&mut command(args))
+}
+
+fn inspect(file: &Path, more: &[&str]) -> Ran {
+    let mut args = vec!["inspect".as_ref(), file.as_os_str()];
+    args.extend(more.iter().map(AsRef::<std::ffi::OsStr>::as_ref));
+    sparse24(&args)
+}
+
+/// A safetensors file put together by hand, so that it can lie.
+fn by_hand(dir: &Path, header: &Value, data: &[u8]) -> PathBuf {
+    let path = dir.join("by-hand.safetensors");
+    let header = header.to_string().into_bytes();
+    fs::write(&path, [&(header.len() as u64).to_le_bytes(), &header[..], data].concat()).unwrap();
+    path
+}
+
+/// The line of a listing that is about the tensor `name`, cut at spaces.
+#[track_caller]
+fn line<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
+    let of = |line: &&str| line.split_whitespace().nth(8) == Some(name);
+    text.lines().find(of).unwrap_or_else(|| panic!("no line of {name} in\n{text}")).split_whitespace().collect()
+}
+
+/// The tensor `name` of a JSON listing.
+#[track_caller]
+fn tensor<'a>(listing: &'a Value, name: &str) -> &'a Value {
+    listing["tensors"].as_array().unwrap().iter().find(|t| t["name"] == name).unwrap()
+}
+
+fn v(v: usize) -> VectorLen {
+    VectorLen::new(v).unwrap()
+}
+
+/// Sixteen rows of 64 numbers from 1 to 4: no zeros, and not 2:4.
+fn dense() -> Matrix {
+    let numbers: Vec<_> = (0..16 * 64).map(|i| (1 + i % 4) as f32).collect();
+    Matrix::from_f32(16, 64, &numbers).unwrap()
+}
+
+fn pruned(w: &Matrix, vector: VectorLen) -> Matrix {
+    prune::random(w.rows(), w.cols(), vector, 24).unwrap().mask().apply(w).unwrap()
+}
+
+#[test]
+fn help_shows_an_example_of_every_command() {
+    let help = sparse24(&["--help"]).fine();
+    for command in ["devices", "inspect"] {
+        assert!(help.contains(command), "{help}");
+        let help = sparse24(&[command, "--help"]).fine();
+        assert!(help.contains("Examples:\n") && help.contains(&format!("\n  sparse24 {command}")), "{help}");
+        assert!(help.contains("--json"), "{help}");
+    }
+}
+
+#[test]
+fn usage_errors_name_the_argument_and_exit_with_2() {
+    for (args, named) in [
+        (&["inspect"][..], "FILE.safetensors"),
+        (&["inspect", "a.safetensors", "b.safetensors"], "b.safetensors"),
+        (&["inspect", "a.safetensors", "--jsno"], "--jsno"),
+        (&["devices", "llvmpipe"], "llvmpipe"),
+        (&["device"], "device"),
+    ] {
+        let stderr = sparse24(args).refused(2);
+        assert!(stderr.contains(named) && stderr.contains("Usage:"), "{args:?}: {stderr}");
+    }
+}
+
+// On other systems the driver is part of the system and cannot be hidden.
+#[cfg(not(any(target_vendor = "apple", windows)))]
+#[test]
+fn without_a_driver_there_is_the_cpu_and_auto_takes_it() {
+    let listing = sparse24(&["devices", "--json"]).json();
+    assert_eq!((&listing["schema"], &listing["auto"]), (&json!("sparse24-devices/1"), &json!("cpu")));
+    let [cpu] = &listing["devices"].as_array().unwrap()[..] else { panic!("more than the CPU: {listing}") };
+    assert_eq!((&cpu["device"], &cpu["kind"], &cpu["auto"]), (&json!("cpu"), &json!("cpu"), &json!(true)));
+    assert!(cpu["threads"].as_u64().unwrap() > 0 && cpu["cache_bytes"].as_u64().unwrap() > 0, "{cpu}");
+
+    let text = sparse24(&["devices"]).fine();
+    let name = cpu["name"].as_str().unwrap();
+    assert!(text.starts_with(&format!("* {name}\n")), "{text}");
+    assert!(text.contains("no GPU:") && text.contains(&format!("\n* auto takes {name}: ")), "{text}");
+    for fact in ["--device            cpu", cpu["simd"].as_str().unwrap()] {
+        assert!(text.contains(fact), "{fact} is missing from\n{text}");
+    }
+}
+
+/// On whatever this machine has: every adapter of the library is listed, one device is what `auto` takes, and the text says
+/// the same as the JSON.
+#[test]
+fn every_adapter_is_listed_and_can_be_named() {
+    let devices = |json: bool| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
+        // Drivers may complain on stderr, so that is not looked at here.
+        ran(command.arg("devices").args(json.then_some("--json")).stdin(Stdio::null())).stdout
+    };
+    let listing: Value = serde_json::from_str(&devices(true)).unwrap();
+    let text = devices(false);
+    let listed = listing["devices"].as_array().unwrap();
+    let adapters = sparse24::Device::adapters();
+    assert_eq!(listed.len(), adapters.len() + 1);
+    assert_eq!(listed.iter().filter(|d| d["auto"] == true).count(), 1);
+    let auto = listed.iter().find(|d| d["auto"] == true).unwrap();
+    assert_eq!(auto["device"], listing["auto"]);
+    assert!(text.contains(&format!("\n* auto takes {}: ", auto["name"].as_str().unwrap())), "{text}");
+    for (i, (entry, info)) in listed.iter().zip(&adapters).enumerate() {
+        assert_eq!((&entry["name"], &entry["driver"]), (&json!(info.name), &json!(info.driver)));
+        assert_eq!((&entry["kind"], &entry["backend"]), (&json!(info.kind.name()), &json!(info.backend)));
+        let features = &entry["features"];
+        assert_eq!((&features["f16"], &features["timestamps"]), (&json!(info.caps.f16), &json!(info.caps.timestamps)));
+        assert_eq!(features["binding_bytes"], json!(info.caps.binding_bytes));
+        assert_eq!(features["workgroup_memory_bytes"], json!(info.caps.workgroup_memory));
+        assert_eq!(features["subgroup_min"], json!(info.caps.subgroups.map(|s| s.0)));
+        assert!(text.contains(&info.name) && text.contains(&info.driver), "{text}");
+        if let Some(name) = entry["device"].as_str() {
+            // As `Device::open` chooses; opening would ask more of an adapter than this test is about.
+            let first = adapters.iter().position(|a| a.name.to_lowercase().contains(&name.to_lowercase()));
+            assert_eq!(first, Some(i), "--device {name}");
+        }
+    }
+}
+
+#[test]
+fn inspect_tells_density_vector_length_kept_magnitude_and_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    // Every group is 1, 2, 3, 4: of 10 2:4 keeps 7.
+    let full = dense();
+    let half = pruned(&full, v(4)).cast(DType::F16);
+    // Not a multiple of 4 or 32, -0.0 for zero, three non-zeros of 45.
+    let mut few = vec![-0.0; 5 * 9];
+    (few[0], few[1], few[44]) = (1.0, -1.0, 2.0);
+    let few = Matrix::from_f32(5, 9, &few).unwrap();
+    io::save_matrices(&path, &[("l.10.full", &full), ("l.9.half", &half), ("few", &few)]).unwrap();
+
+    let listing = inspect(&path, &["--json"]).json();
+    assert_eq!(listing["schema"], "sparse24-inspect/1");
+    assert_eq!(listing["file"], json!(path.to_str().unwrap()));
+    assert_eq!(
+        *tensor(&listing, "l.10.full"),
+        json!({"name": "l.10.full", "shape": [16, 64], "dtype": "f32", "stored": "dense", "bytes": 4096, "matrix": {
+            "nonzeros": 1024, "density": 1.0, "vector": null, "kept_magnitude": 0.7,
+            "dense_bytes": 4096, "coo_bytes": 1024 * 12, "sparse24_bytes": 16 * 32 * 4 + 16 * 2 * 4}})
+    );
+    assert_eq!(
+        *tensor(&listing, "l.9.half"),
+        json!({"name": "l.9.half", "shape": [16, 64], "dtype": "f16", "stored": "dense", "bytes": 2048, "matrix": {
+            "nonzeros": 512, "density": 0.5, "vector": 4, "kept_magnitude": 1.0,
+            "dense_bytes": 2048, "coo_bytes": 512 * 10, "sparse24_bytes": 16 * 32 * 2 + 16 * 2 * 4}})
+    );
+    assert_eq!(
+        *tensor(&listing, "few"),
+        json!({"name": "few", "shape": [5, 9], "dtype": "f32", "stored": "dense", "bytes": 180, "matrix": {
+            "nonzeros": 3, "density": 3.0 / 45.0, "vector": 128, "kept_magnitude": 1.0,
+            "dense_bytes": 180, "coo_bytes": 36, "sparse24_bytes": 5 * 6 * 4 + 5 * 4}})
+    );
+    assert_eq!(
+        listing["total"],
+        json!({"tensors": 3, "matrices": 3, "bytes": 4096 + 2048 + 180, "dense_bytes": 4096 + 2048 + 180,
+            "coo_bytes": 12288 + 5120 + 36, "sparse24_bytes": 2176 + 1152 + 140})
+    );
+
+    let text = inspect(&path, &[]).fine();
+    assert!(text.starts_with(&format!("{}: 3 tensors, 6.18 KiB\n", path.display())), "{text}");
+    let full = ["16x64", "f32", "100%", "no", "70.0%", "4.00K", "12.0K", "2.12K", "l.10.full"];
+    assert_eq!(line(&text, "l.10.full"), full);
+    let half = ["16x64", "f16", "50.0%", "V=4", "100%", "2.00K", "5.00K", "1.12K", "l.9.half"];
+    assert_eq!(line(&text, "l.9.half"), half);
+    assert_eq!(line(&text, "few"), ["5x9", "f32", "6.7%", "V=128", "100%", "180B", "36B", "140B", "few"]);
+    assert!(text.find("l.9.half") < text.find("l.10.full"), "layers in the order of their numbers:\n{text}");
+    let total = "3 matrices: 6.18 KiB as dense, 17 KiB as COO, 3.39 KiB as 2:4 (54.8 % of dense)\n";
+    assert!(text.contains(total), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 100 || line.contains(path.to_str().unwrap())), "{text}");
+}
+
+#[test]
+fn tensors_that_are_no_matrices_are_listed_with_shape_and_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let header = json!({
+        "bias": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+        "conv": {"dtype": "BF16", "shape": [1, 2, 2], "data_offsets": [8, 16]},
+        "ids": {"dtype": "I64", "shape": [1, 1], "data_offsets": [16, 24]},
+        "scale": {"dtype": "F16", "shape": [], "data_offsets": [24, 26]},
+        "empty": {"dtype": "F32", "shape": [0, 8], "data_offsets": [26, 26]},
+        "odd\u{1b}[31m\nname": {"dtype": "U8", "shape": [1], "data_offsets": [26, 27]},
+    });
+    let path = by_hand(dir.path(), &header, &[0; 27]);
+    let text = inspect(&path, &[]).fine();
+    assert_eq!(line(&text, "bias"), ["2", "f32", "—", "—", "—", "8B", "—", "—", "bias"]);
+    assert_eq!(line(&text, "conv")[..2], ["1x2x2", "bf16"]);
+    assert_eq!(line(&text, "ids")[..2], ["1x1", "i64"]);
+    assert_eq!(line(&text, "scale")[..2], ["—", "f16"]);
+    assert_eq!(line(&text, "empty"), ["0x8", "f32", "—", "V=128", "100%", "0B", "0B", "0B", "empty"]);
+    // A name must not command the terminal.
+    assert!(!text.contains('\u{1b}') && text.contains("odd\\u{1b}[31m\\nname"), "{text}");
+    let listing = inspect(&path, &["--json"]).json();
+    assert_eq!((&tensor(&listing, "bias")["matrix"], &tensor(&listing, "bias")["bytes"]), (&Value::Null, &json!(8)));
+    assert_eq!(listing["total"]["matrices"], 1);
+}
+
+#[test]
+fn a_nan_or_an_infinity_costs_one_figure_and_not_the_listing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let sound = Matrix::from_f32(1, 4, &[1.0, 2.0, 3.0, 4.0]).unwrap();
+    let nan = Matrix::from_f32(2, 4, &[1.0, 2.0, 3.0, 4.0, 0.0, 1.0, f32::NAN, 0.0]).unwrap();
+    let infinite = Matrix::from_f32(1, 4, &[f32::INFINITY, 0.0, 0.0, 1.0]).unwrap();
+    io::save_matrices(&path, &[("sound", &sound), ("nan", &nan), ("infinite", &infinite)]).unwrap();
+    let text = inspect(&path, &[]).fine();
+    assert_eq!(line(&text, "sound")[4], "70.0%");
+    assert_eq!(line(&text, "nan")[2..5], ["75.0%", "no", "—"]);
+    assert!(text.contains("note: nan: weight at row 1, column 2 is NaN"), "{text}");
+    assert_eq!(line(&text, "infinite")[2..5], ["50.0%", "V=128", "—"]);
+    assert!(text.contains("note: infinite: "), "{text}");
+    let listing = inspect(&path, &["--json"]).json();
+    let facts = &tensor(&listing, "nan")["matrix"];
+    assert_eq!((&facts["kept_magnitude"], &facts["nonzeros"]), (&Value::Null, &json!(6)));
+    assert!(facts["note"].as_str().unwrap().contains("row 1, column 2"), "{facts}");
+}
+
+#[test]
+fn a_compressed_matrix_is_one_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let (w, dense) = (pruned(&dense().cast(DType::Bf16), v(8)), dense());
+    let s = Sparse24::from_dense(&w, v(8)).unwrap();
+    io::save(&path, &[("up", Entry::Sparse24(&s)), ("head", Entry::Matrix(&dense))]).unwrap();
+
+    let text = inspect(&path, &[]).fine();
+    let up = ["16x64", "bf16", "50.0%", "V=8", "100%", "2.00K", "5.00K", "1.02K", "up", "(stored", "as", "2:4)"];
+    assert_eq!(line(&text, "up"), up);
+    assert_eq!(line(&text, "head")[3], "no");
+    assert!(!text.contains("up.values") && !text.contains("up.meta"), "{text}");
+    let listing = inspect(&path, &["--json"]).json();
+    assert_eq!(listing["tensors"].as_array().unwrap().len(), 2);
+    let up = tensor(&listing, "up");
+    // Values, and a word of codes for each of two row blocks and two runs of 32 columns.
+    let bytes = 16 * 32 * 2 + 4 * 4;
+    assert_eq!((&up["stored"], &up["bytes"]), (&json!("sparse24"), &json!(bytes)));
+    assert_eq!((&up["matrix"]["vector"], &up["matrix"]["sparse24_bytes"]), (&json!(8), &json!(bytes)));
+    assert_eq!(listing["total"]["bytes"], bytes + 4096);
+}
+
+#[test]
+fn an_illegal_code_is_an_error_that_names_file_tensor_row_and_group() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let s = Sparse24::from_dense(&pruned(&dense(), v(1)), v(1)).unwrap();
+    io::save_sparse24(&path, &[("up", &s)]).unwrap();
+    // Codes are the last tensor of such a file or the first, so they are found by what they are.
+    let mut bytes = fs::read(&path).unwrap();
+    let meta: Vec<u8> = s.meta().iter().flat_map(|word| word.to_le_bytes()).collect();
+    let at = bytes.windows(meta.len()).position(|w| w == meta).unwrap();
+    // Row 3 has two words, 8 bytes; group 5 is the high nibble of the third byte.
+    bytes[at + 3 * 8 + 2] = bytes[at + 3 * 8 + 2] & 0x0f | 0x50;
+    fs::write(&path, bytes).unwrap();
+    for more in [&[][..], &["--json"]] {
+        let stderr = inspect(&path, more).refused(1);
+        let expected = format!("error: {}: tensor up.meta: meta row 3, group 5: code 0x5 ", path.display());
+        assert!(stderr.starts_with(&expected), "{stderr}");
+    }
+}
+
+#[test]
+fn broken_files_are_errors_that_name_the_file_and_the_tensor() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |path: &Path, parts: &[&str]| {
+        let stderr = inspect(path, &[]).refused(1);
+        assert!(stderr.starts_with(&format!("error: {}: ", path.display())), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        for part in parts {
+            assert!(stderr.contains(part), "{part:?} is missing from {stderr}");
+        }
+    };
+    refused(&dir.path().join("missing.safetensors"), &["os error 2"]);
+    refused(dir.path(), &[]);
+
+    let path = dir.path().join("some.safetensors");
+    fs::write(&path, b"1234567").unwrap();
+    refused(&path, &["7 bytes"]);
+    fs::write(&path, b"this is a text, and no safetensors file at all").unwrap();
+    refused(&path, &["not a safetensors file"]);
+
+    io::save_matrices(&path, &[("first", &dense()), ("second", &dense())]).unwrap();
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    refused(&path, &["tensor second", "truncated"]);
+
+    let w = |shape: Value, end: u64| json!({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}});
+    refused(&by_hand(dir.path(), &w(json!([2, 4]), 31), &[0; 31]), &["tensor w", "[2, 4]", "31 bytes"]);
+    refused(&by_hand(dir.path(), &w(json!([1u64 << 62, 1u64 << 62]), 32), &[0; 32]), &["tensor w"]);
+    refused(&by_hand(dir.path(), &w(json!([2, 4]), 32), &[0; 40]), &["8 bytes follow"]);
+    refused(
+        &by_hand(dir.path(), &json!({"w": {"dtype": "F31", "shape": [], "data_offsets": [0, 0]}}), &[]),
+        &["tensor w"],
+    );
+
+    // Files that claim to be in the compressed format.
+    let claim = |version: &str, vector: &str| {
+        json!({
+            "__metadata__": {"format": "sparse24", "version": version, "up.shape": "2,4", "up.vector": vector},
+            "up.values": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
+        })
+    };
+    refused(&by_hand(dir.path(), &claim("2", "1"), &[0; 16]), &["version \"2\""]);
+    refused(&by_hand(dir.path(), &claim("1", "3"), &[0; 16]), &["tensor up", "vector length 3"]);
+    refused(&by_hand(dir.path(), &claim("1", "1"), &[0; 16]), &["tensor up.meta"]);
+}

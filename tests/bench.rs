@@ -166,7 +166,7 @@ fn bad_input_is_named_exits_with_1_and_writes_nothing() {
     let out = at("run.json");
     let mut data = vec![1.0f32; 64];
     data[19] = f32::NAN;
-    save_matrices(&at("nan.safetensors"), &[("bad.weight", &Matrix::from_f32(8, 8, &data).unwrap())]).unwrap();
+    save_matrices(at("nan.safetensors"), &[("bad.weight", &Matrix::from_f32(8, 8, &data).unwrap())]).unwrap();
     std::fs::write(at("short.safetensors"), [9, 0, 0, 0, 0, 0, 0, 0, b'{']).unwrap();
     for (arguments, named) in [
         (["--weights", text(&at("nan.safetensors"))], ["nan.safetensors: tensor bad.weight", "row 2, column 3"]),
@@ -184,10 +184,4 @@ fn bad_input_is_named_exits_with_1_and_writes_nothing() {
     let (_, stderr) = exits(1, &["bench", "--quick", "--out", "/nonexistent/run.json"]);
     assert!(stderr.contains("--out") && stderr.contains("/nonexistent/run.json"), "{stderr}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
-}
-
-#[test]
-fn help_has_an_example() {
-    let (stdout, _) = exits(0, &["bench", "--help"]);
-    assert!(stdout.contains("Example") && stdout.contains("--shapes llama-8b"), "{stdout}");
 }

@@ -105,11 +105,11 @@ fn pruned(w: &Matrix, vector: VectorLen) -> Matrix {
 #[test]
 fn help_shows_an_example_of_every_command() {
     let help = sparse24(&["--help"]).fine();
-    for command in ["devices", "inspect"] {
+    for (command, flag) in [("bench", "--out"), ("devices", "--json"), ("inspect", "--json")] {
         assert!(help.contains(command), "{help}");
         let help = sparse24(&[command, "--help"]).fine();
         assert!(help.contains("Examples:\n") && help.contains(&format!("\n  sparse24 {command}")), "{help}");
-        assert!(help.contains("--json"), "{help}");
+        assert!(help.contains(flag), "{help}");
     }
 }
 

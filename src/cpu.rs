@@ -22,7 +22,7 @@ const TOKENS: usize = 32;
 /// Weights as this device keeps them.
 #[derive(Debug)]
 pub(crate) enum CpuWeights {
-    /// f32 whatever the storage was: the `gemm` crate reads f32.
+    /// f32, `k x m`: see [`CpuWeights::dense`].
     Dense(Vec<f32>),
     /// The format as it is; rows are decoded as they are used.
     Sparse24(Sparse24),
@@ -31,6 +31,26 @@ pub(crate) enum CpuWeights {
 }
 
 impl CpuWeights {
+    /// Dense weights as the `gemm` crate reads them best: f32 whatever the storage was, and k-major. It packs W anew in
+    /// every call, and packing against the stride of a row costs more than the product when there are few tokens: on two
+    /// cores of an EPYC (Zen 4) 768 x 32 x 3072 takes 8.6 ms from row-major and 0.9 ms from k-major weights, 768 x 512 x
+    /// 3072 24 ms and 11 ms.
+    pub(crate) fn dense(w: &Matrix) -> Self {
+        let (m, k) = (w.rows(), w.cols());
+        let mut k_major = vec![0.0; m * k];
+        each_dtype!(w.elements(), v => {
+            // In blocks, so that neither side strides through more lines than the cache holds.
+            for row0 in (0..m).step_by(16) {
+                for col in 0..k {
+                    for row in row0..m.min(row0 + 16) {
+                        k_major[col * m + row] = v[row * k + col].to_f32();
+                    }
+                }
+            }
+        });
+        Self::Dense(k_major)
+    }
+
     /// Bytes that the weights take on this device.
     pub(crate) fn bytes(&self) -> usize {
         match self {
@@ -260,7 +280,7 @@ fn select<T: Element>(w: &[T], mask: &Mask, row: usize, kept: &mut Vec<(u32, f32
     }
 }
 
-/// The dense product by the `gemm` crate, on the current rayon pool.
+/// The dense product by the `gemm` crate, on the current rayon pool. `w` is k-major.
 #[allow(unsafe_code, reason = "the gemm crate takes raw pointers and strides")]
 fn dense(problem: &Problem, w: &[f32], x: &[f32], sums: &mut [f32]) {
     let Problem { m, n, k, .. } = *problem;
@@ -268,38 +288,36 @@ fn dense(problem: &Problem, w: &[f32], x: &[f32], sums: &mut [f32]) {
         sums.fill(0.0);
         return;
     }
-    // Never more: slices are at most isize::MAX bytes.
+    // As (column stride, row stride) of W (m x k), of X as k x n, and of the output as m x n. Exact casts: a slice has at
+    // most isize::MAX bytes.
     let (ms, ns, ks) = (m as isize, n as isize, k as isize);
-    // (rows, columns, row stride of the output, left operand, its row stride, right operand, its row and column strides);
-    // the output and the left operand are row-major in both forms.
-    let (rows, cols, lhs, rhs, rhs_rs, rhs_cs) = match problem.form {
-        // Y = X·Wᵀ: column j of Wᵀ is row j of W.
-        Form::Linear => (n, m, x, w, 1, ks),
-        Form::Gemm => (m, n, w, x, ns, 1),
+    let (x_strides, y_strides) = match problem.form {
+        Form::Linear => ((ks, 1), (ms, 1)),
+        Form::Gemm => ((1, ns), (1, ns)),
     };
-    let dst_rs = if problem.form == Form::Linear { ms } else { ns };
+    let w_strides = (ms, 1);
     assert!(sums.len() == m * n && w.len() == m * k && x.len() == n * k);
     let parallelism = match rayon::current_num_threads() {
         1 => Parallelism::None,
         threads => Parallelism::Rayon(threads),
     };
-    // SAFETY: by the assertion above `sums` holds rows x cols, `lhs` rows x k and `rhs` k x cols elements with these
-    // strides, and `sums` is borrowed exclusively, so it overlaps neither. `read_dst` is false: beta is not used.
+    // SAFETY: by the assertion above `sums`, `w` and `x` hold m x n, m x k and k x n elements with these strides, and `sums` is
+    // borrowed exclusively, so it overlaps neither. `read_dst` is false: what `sums` holds is not read.
     unsafe {
         gemm::gemm(
-            rows,
-            cols,
+            m,
+            n,
             k,
             sums.as_mut_ptr(),
-            1,
-            dst_rs,
+            y_strides.0,
+            y_strides.1,
             false,
-            lhs.as_ptr(),
-            1,
-            ks,
-            rhs.as_ptr(),
-            rhs_cs,
-            rhs_rs,
+            w.as_ptr(),
+            w_strides.0,
+            w_strides.1,
+            x.as_ptr(),
+            x_strides.0,
+            x_strides.1,
             0.0,
             1.0,
             false,

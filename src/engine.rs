@@ -353,7 +353,7 @@ impl Device {
             Inner::Gpu(gpu) => {
                 WeightStore::Gpu { values: upload(gpu, "weights", w.elements().as_bytes())?, meta: None }
             }
-            Inner::Cpu(_) => WeightStore::Cpu(Arc::new(CpuWeights::Dense(w.elements().to_f32()))),
+            Inner::Cpu(_) => WeightStore::Cpu(Arc::new(CpuWeights::dense(&w))),
         };
         Ok(self.weights(Op::Dense, w.rows(), w.cols(), w.dtype(), store))
     }

@@ -127,6 +127,13 @@ fn caps(
         workgroup_memory: limits.max_compute_workgroup_storage_size,
         workgroup_threads: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
         grid: limits.max_compute_workgroups_per_dimension,
+        // About half of what each kind holds: 132 x 2048 on an H200, a few thousand on a laptop's GPU, two workgroups on
+        // each of the processor's cores.
+        busy_threads: match info.device_type {
+            wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::VirtualGpu => 1 << 17,
+            wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other => 1 << 13,
+            wgpu::DeviceType::Cpu => 512,
+        },
         binding_bytes: limits.max_storage_buffer_binding_size,
         buffer_bytes: limits.max_buffer_size,
     }

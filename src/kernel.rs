@@ -89,6 +89,8 @@ pub struct Caps {
     pub workgroup_threads: u32,
     /// Workgroups per dimension of a dispatch.
     pub grid: u32,
+    /// Invocations that keep the device busy; fewer leave part of it idle. An estimate from its kind, since no API tells.
+    pub busy_threads: u32,
     /// Bytes of one storage-buffer binding.
     pub binding_bytes: u64,
     /// Bytes of one buffer.
@@ -159,12 +161,6 @@ impl Tile {
     /// Invocations per workgroup.
     pub const fn threads(self) -> u32 {
         (self.m / self.thread_m) * (self.n / self.thread_n)
-    }
-
-    /// Words of workgroup memory that a thread reads per multiply-add of a dense inner loop: what bounds a tile's speed
-    /// once it is large enough to hide memory.
-    pub fn reads_per_fma(self) -> f64 {
-        1.0 / f64::from(self.thread_m) + 1.0 / f64::from(self.thread_n)
     }
 }
 
@@ -265,6 +261,17 @@ impl Kernel {
             Op::Sparse24(_) => k / 2 * (m + 1),
         };
         4 * (weights + k * (n + 1))
+    }
+
+    /// Words of workgroup memory that a thread reads per multiply-add that it does: what bounds a tile's speed once it is
+    /// large enough to hide memory. In a dense step of k, a weight serves all of the thread's tokens and an activation all
+    /// of its features; in a 2:4 group, a gathered activation serves only the features that share its pattern.
+    pub fn reads_per_fma(&self) -> f64 {
+        let features = match self.op {
+            Op::Dense | Op::Masked => self.tile.thread_m,
+            Op::Sparse24(v) => self.tile.thread_m.min(v.get() as u32),
+        };
+        1.0 / f64::from(features) + 1.0 / f64::from(self.tile.thread_n)
     }
 
     /// Workgroups along m and n that cover the output.

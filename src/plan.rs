@@ -60,7 +60,7 @@ impl Plan {
                     refused.push(format!("{tile} needs a grid of {grid_m} x {grid_n} (the device allows {limit})"));
                 }
                 // Both fit u32, since the limit does.
-                Ok(()) => candidates.push((cost(tile, &params), kernel, (grid_m as u32, grid_n as u32))),
+                Ok(()) => candidates.push((cost(&kernel, &params, caps), kernel, (grid_m as u32, grid_n as u32))),
             }
         }
         let Some(&(_, kernel, grid)) = candidates.iter().min_by(|a, b| a.0.total_cmp(&b.0)) else {
@@ -182,17 +182,17 @@ fn operand_bytes(problem: &Problem) -> [(&'static str, u64); 4] {
     [("weights", weights * storage), ("meta", meta), ("x", n * k * storage), ("y", n * m * output)]
 }
 
-/// Estimated cost of a tile, in arbitrary units of time: padded multiply-adds, times the workgroup-memory reads that
-/// each needs beside its own issue slot, over the share of a large GPU that the grid can fill.
+/// Estimated cost of a kernel, in arbitrary units of time: padded multiply-adds, times the workgroup-memory reads that
+/// each needs beside its own issue slot, over the share of the device that the grid fills.
 ///
-/// A rule of thumb to choose by without measurement. 65,536 invocations is about half of what a current data-centre GPU
-/// holds; fewer leave it partly idle.
-fn cost(tile: Tile, params: &Params) -> f64 {
+/// A rule of thumb to choose by without measurement.
+fn cost(kernel: &Kernel, params: &Params, caps: &Caps) -> f64 {
+    let tile = kernel.tile();
     let padded = |len: u32, tile: u32| f64::from(len.div_ceil(tile)) * f64::from(tile);
     let (m, n) = (padded(params.m, tile.m()), padded(params.n, tile.n()));
     let workgroups = (m / f64::from(tile.m())) * (n / f64::from(tile.n()));
-    let filled = (workgroups * f64::from(tile.threads()) / 65536.0).min(1.0);
-    m * n * f64::from(params.k.max(1)) * (1.0 + 2.0 * tile.reads_per_fma()) / filled.max(f64::MIN_POSITIVE)
+    let filled = (workgroups * f64::from(tile.threads()) / f64::from(caps.busy_threads)).min(1.0);
+    m * n * f64::from(params.k.max(1)) * (1.0 + 2.0 * kernel.reads_per_fma()) / filled.max(f64::MIN_POSITIVE)
 }
 
 #[cfg(test)]
@@ -210,6 +210,7 @@ mod tests {
             workgroup_memory: 32768,
             workgroup_threads: 256,
             grid: 65535,
+            busy_threads: 1 << 17,
             binding_bytes: 1 << 27,
             buffer_bytes: 1 << 30,
         }

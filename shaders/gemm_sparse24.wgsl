@@ -9,7 +9,7 @@
 // group a thread reads 2 * THREAD_N words of activations per SHARE features and does 2 * THREAD_N * SHARE multiply-adds. At
 // VECTOR = 1 that is a word per multiply-add, which is why V = 1 loses to dense where arithmetic is the limit.
 //
-// TILE_K is 32, one word of codes per row of metadata and tile, held in a register for the tile's eight groups.
+// The codes of a tile are one word per row of metadata, held in a register for its eight groups.
 // Tile, grid, layouts and residues otherwise: shared/gemm.wgsl. A gather past k reads a zero of the tile, and the value it
 // multiplies is padding, a zero as well.
 
@@ -17,6 +17,9 @@ const VECTOR: u32 = 1u;
 
 @group(0) @binding(1) var<storage, read> values: array<Storage>;
 @group(0) @binding(2) var<storage, read> metadata: array<u32>;
+
+// One word of codes per row of metadata and tile.
+const_assert TILE_K == 32u;
 
 const SHARE: u32 = min(VECTOR, THREAD_M);
 const PATTERNS: u32 = THREAD_M / SHARE;

@@ -9,7 +9,7 @@ mod devices;
 mod inspect;
 
 use std::io::{IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -17,7 +17,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// How a command that ran to its end ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// As it should.
     Fine,
     /// At least one result was not within its error bound.
@@ -42,7 +42,7 @@ enum Command {
 }
 
 /// Parses this process's arguments and runs the command.
-pub fn run() -> Result<Outcome> {
+pub(crate) fn run() -> Result<Outcome> {
     // Usage errors, `--help` and `--version` end the process here, with clap's message and exit code.
     match Cli::parse().command {
         None => bench::run(&bench::Args::default()),
@@ -53,15 +53,15 @@ pub fn run() -> Result<Outcome> {
 }
 
 /// Writes a line to stderr. A stderr that is gone is no reason to fail.
-pub fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// Writes a result to stdout. A reader that has gone away, as `head` does, ends the process quietly.
+/// Writes a result to stdout. A reader that has gone away, as `head` does, is no error.
 fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         result => result.context("cannot write to stdout"),
     }
 }
@@ -104,15 +104,17 @@ fn progress(steps: usize) -> ProgressBar {
     bar
 }
 
-/// An output file that can be written, found out before the work starts: its folder must take a new file.
-fn check_writable(path: &Path) -> Result<()> {
-    anyhow::ensure!(!path.is_dir(), "{} is a folder", path.display());
-    let folder = match path.parent() {
+/// Where an output file will be written, checked before the work starts: a new name or a regular file, through symbolic links,
+/// in a folder that takes new files.
+fn writable(path: &Path) -> Result<PathBuf> {
+    let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    anyhow::ensure!(!target.exists() || target.is_file(), "{} is not a regular file", path.display());
+    let folder = match target.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
     match tempfile::NamedTempFile::new_in(folder) {
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(target),
         // The error itself would name the temporary file.
         Err(e) => anyhow::bail!("cannot write {}: {}", path.display(), e.kind()),
     }

@@ -94,6 +94,9 @@ impl CpuInfo {
 #[derive(Debug)]
 pub(crate) struct Cpu {
     pool: rayon::ThreadPool,
+    /// Calls and writes run one at a time, as on a GPU's queue: each has all threads, and none waits for a matrix while it
+    /// holds another.
+    queue: Mutex<()>,
     scratch: Mutex<Vec<Vec<f32>>>,
 }
 
@@ -104,7 +107,26 @@ impl Cpu {
             .num_threads(threads.unwrap_or(0))
             .build()
             .map_err(|e| Error::Invalid(format!("cannot start the CPU device's threads: {e}")))?;
-        Ok(Self { pool, scratch: Mutex::new(Vec::new()) })
+        Ok(Self { pool, queue: Mutex::new(()), scratch: Mutex::new(Vec::new()) })
+    }
+
+    /// Does `work` when nothing else runs on this device.
+    ///
+    /// Never on a thread of a rayon pool: one that waits for the work of another pool takes up other work of its own
+    /// meanwhile, and if that is a second call, it would wait for the first one below it on its own stack.
+    pub(crate) fn in_turn<R: Send>(&self, work: impl FnOnce() -> R + Send) -> Result<R> {
+        let locked = || {
+            let _turn = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            work()
+        };
+        if rayon::current_thread_index().is_none() {
+            return Ok(locked());
+        }
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().spawn_scoped(scope, locked);
+            let thread = thread.map_err(|e| Error::Invalid(format!("cannot start a thread: {e}")))?;
+            thread.join().map_err(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     pub(crate) fn info(&self) -> CpuInfo {
@@ -113,6 +135,9 @@ impl Cpu {
 
     /// Computes the whole output. The caller has checked every shape.
     pub(crate) fn run(&self, problem: &Problem, operands: &CpuOperands<'_>, y: &mut Elements) {
+        if y.is_empty() {
+            return;
+        }
         self.pool.install(|| match y {
             Elements::F32(y) => {
                 self.accumulate(problem, operands, y);
@@ -133,7 +158,7 @@ impl Cpu {
         });
     }
 
-    /// Lends a zeroed buffer of `len` that goes back to the pool, so that a repeated call allocates nothing.
+    /// Lends a zeroed buffer of `len` that goes back to the pool, for the next call of that size to reuse.
     fn with_scratch<R>(&self, len: usize, use_it: impl FnOnce(&mut [f32]) -> R) -> R {
         let lock = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let mut buffer = lock().pop().unwrap_or_default();
@@ -348,7 +373,14 @@ fn activate(activation: Activation, v: f32) -> f32 {
     };
     match activation {
         Activation::None => v,
-        Activation::Relu => v.max(0.0),
+        // Not f32::max, which turns NaN into 0.
+        Activation::Relu => {
+            if v < 0.0 {
+                0.0
+            } else {
+                v
+            }
+        }
         Activation::Gelu => 0.5 * v * (1.0 + erf(v * std::f32::consts::FRAC_1_SQRT_2)),
         Activation::GeluTanh => v * sigmoid(1.595_769_2 * v * (1.0 + 0.044_715 * v * v)),
         Activation::Silu => v * sigmoid(v),

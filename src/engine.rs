@@ -163,7 +163,11 @@ struct CpuCall {
 }
 
 impl CpuCall {
-    fn run(&self, cpu: &Cpu) {
+    fn run(&self, cpu: &Cpu) -> Result<()> {
+        cpu.in_turn(|| self.run_now(cpu))
+    }
+
+    fn run_now(&self, cpu: &Cpu) {
         let x = read(&self.x);
         let bias = self.bias.as_deref().map(read);
         let residual = self.residual.as_deref().map(read);
@@ -430,10 +434,8 @@ impl Device {
         expect_dtype("data", data.dtype(), tensor.dtype)?;
         match (&self.0, &tensor.store) {
             (Inner::Gpu(gpu), TensorStore::Gpu(buffer)) => gpu.write(buffer, data.elements().as_bytes())?,
-            (_, TensorStore::Cpu(matrix)) => {
-                *write(matrix) = data.clone();
-            }
-            (Inner::Cpu(_), TensorStore::Gpu(_)) => {}
+            (Inner::Cpu(cpu), TensorStore::Cpu(matrix)) => cpu.in_turn(|| *write(matrix) = data.clone())?,
+            _ => return Err(foreign("tensor")),
         }
         Ok(())
     }
@@ -603,10 +605,7 @@ impl Prepared {
     pub fn run(&self) -> Result<()> {
         match (&self.device.0, &self.work) {
             (Inner::Gpu(gpu), Work::Gpu(dispatch)) => gpu.submit(std::iter::once(dispatch)),
-            (Inner::Cpu(cpu), Work::Cpu(call)) => {
-                call.run(cpu);
-                Ok(())
-            }
+            (Inner::Cpu(cpu), Work::Cpu(call)) => call.run(cpu),
             _ => Err(foreign("call")),
         }
     }

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::matrix::DType;
+use crate::dtype::DType;
 
 /// What every fallible function of this crate returns.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -176,7 +176,7 @@ impl Error {
     }
 
     /// This error, with the file and the tensor in which it was met.
-    pub(crate) fn in_tensor(self, path: &Path, tensor: &str) -> Self {
+    pub fn in_tensor(self, path: &Path, tensor: &str) -> Self {
         Self::Tensor { path: path.to_path_buf(), tensor: tensor.to_owned(), cause: Box::new(self) }
     }
 }

@@ -10,8 +10,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use wgpu::util::{BufferInitDescriptor, DeviceExt};
-
 use crate::error::{Error, Result};
 use crate::kernel::{Caps, CoopShape, Kernel, ShaderChecks};
 
@@ -323,30 +321,41 @@ impl Gpu {
                 limit: format!("{} bytes", self.info.caps.buffer_bytes),
             });
         }
-        let what = format!("allocate {size} bytes for {label}");
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        let made = self.scoped(&what, || {
+        self.filled_buffer(label, size, usage, content.unwrap_or_default())
+    }
+
+    /// A buffer of `size` bytes that starts with `content`, and zeros after it.
+    fn filled_buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages, content: &[u8]) -> Result<wgpu::Buffer> {
+        let (buffer, mapped) = self.scoped(&format!("allocate {size} bytes for {label}"), || {
             let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
                 size,
                 usage,
-                mapped_at_creation: content.is_some(),
+                mapped_at_creation: true,
             });
-            if let Some(content) = content {
-                // A failed allocation has nothing mapped; its error is in the scope.
-                if let Ok(mut view) = buffer.get_mapped_range_mut(..content.len().next_multiple_of(4) as u64) {
-                    view.slice(..content.len()).copy_from_slice(content);
-                }
-                buffer.unmap();
-            }
-            buffer
+            let view = buffer.get_mapped_range_mut(..).map(|mut view| {
+                view.slice(..content.len()).copy_from_slice(content);
+            });
+            buffer.unmap();
+            (buffer, view.is_ok())
         })?;
-        Ok(made)
+        // An allocation that fails without an error has failed on a lost device: see `is_lost`.
+        if mapped { Ok(buffer) } else { Err(self.gone()) }
     }
 
-    /// Overwrites the start of a buffer. `data` must not be longer than it.
+    fn gone(&self) -> Error {
+        Error::DeviceLost(lock(&self.lost).clone().unwrap_or_else(|| "it no longer answers".into()))
+    }
+
+    /// Overwrites the start of a buffer. `data` must not be longer than it. An error if it ends within a word and the buffer
+    /// goes on behind that, since only whole words can be written.
     pub(crate) fn write(&self, buffer: &wgpu::Buffer, data: &[u8]) -> Result<()> {
         let whole = data.len() / 4 * 4;
+        if whole < data.len() && buffer.size() > whole as u64 + 4 {
+            let reason = "an odd number of f16 elements cannot be written into a longer buffer";
+            return Err(Error::Invalid(reason.into()));
+        }
         self.scoped("write buffer", || {
             self.queue.write_buffer(buffer, 0, &data[..whole]);
             if whole < data.len() {
@@ -387,11 +396,10 @@ impl Gpu {
             staging.map_async(wgpu::MapMode::Read, ..size, move |r| *lock(&result) = Some(r));
         })?;
         self.wait()?;
-        let gone = || Error::DeviceLost(lock(&self.lost).clone().unwrap_or_else(|| "it no longer answers".into()));
         if !matches!(*lock(&mapped), Some(Ok(()))) {
-            return Err(gone());
+            return Err(self.gone());
         }
-        let data = staging.get_mapped_range(..size).map_err(|_| gone())?[..bytes].to_vec();
+        let data = staging.get_mapped_range(..size).map_err(|_| self.gone())?[..bytes].to_vec();
         staging.unmap();
         *slot = Some(staging);
         Ok(data)
@@ -399,12 +407,13 @@ impl Gpu {
 
     /// Waits for everything submitted so far.
     pub(crate) fn wait(&self) -> Result<()> {
-        // wgpu panics when the driver reports a lost device from a wait.
+        // wgpu panics when the driver reports a lost device from a wait. (In programs that abort on panic this cannot help.)
         let polled = catch_unwind(AssertUnwindSafe(|| self.device.poll(wgpu::PollType::wait_indefinitely())));
         match polled {
             Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) if lock(&self.lost).is_some() || is_lost(&self.device) => Err(self.gone()),
             Ok(Err(e)) => Err(Error::Gpu { what: "wait for device".into(), reason: e.to_string() }),
-            Err(_) => Err(Error::DeviceLost("the driver lost it while it was waited for".into())),
+            Err(_) => Err(self.gone()),
         }
     }
 
@@ -450,10 +459,11 @@ impl Gpu {
             wgpu::ShaderModuleDescriptor { label: Some(name), source: wgpu::ShaderSource::Wgsl(source.into()) };
         match self.checks {
             ShaderChecks::Checked => self.device.create_shader_module(descriptor),
-            // SAFETY: the source is this crate's own. Every global access is guarded by m, n and k, which bind groups
-            // honour (see `dispatch`); workgroup and private arrays are indexed below their constant sizes, gathers by
-            // 2-bit positions within a group; every loop counts up to a finite bound; divisors are non-zero constants;
-            // workgroup memory is written before it is read. Gain: a tiled f32 GEMM runs about three times as fast on
+            // SAFETY: the source is this crate's own. Every global access is guarded by m, n and k, which bind groups honour
+            // (see `dispatch`) and whose products fit u32 (`Params::new`), or, in the masked kernel, by the mask, whose
+            // bits past k are zero (`Mask::new`); workgroup and private arrays are indexed below their constant sizes,
+            // gathers by 2-bit positions within a group; every loop counts up to a finite bound; divisors are non-zero
+            // constants; workgroup memory is written before it is read. Gain: a tiled f32 GEMM runs about three times as fast on
             // llvmpipe, because bounded loops are not unrolled.
             ShaderChecks::Trusted => unsafe {
                 self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
@@ -489,12 +499,8 @@ impl Gpu {
                 _ => (&self.nothing, 16),
             });
         }
+        let params = self.filled_buffer("params", params.len() as u64, wgpu::BufferUsages::UNIFORM, params)?;
         let bind_group = self.scoped(&format!("bind {kernel}"), || {
-            let params = self.device.create_buffer_init(&BufferInitDescriptor {
-                label: Some("params"),
-                contents: params,
-                usage: wgpu::BufferUsages::UNIFORM,
-            });
             let operands = bound.iter().zip(1..).map(|(&(buffer, bytes), binding)| wgpu::BindGroupEntry {
                 binding,
                 resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {

@@ -40,7 +40,11 @@ impl Params {
         let Problem { m, n, k, .. } = *problem;
         // Kernels index every operand with u32, and round m, n and k up to a tile before they compare.
         let limit = (u32::MAX - 1024) as usize;
-        for (what, a, b) in [("weights", m, k), ("x", n, k), ("y", n, m)] {
+        let columns = match problem.op {
+            Op::Dense | Op::Masked => k,
+            Op::Sparse24(_) => k.div_ceil(4).saturating_mul(4),
+        };
+        for (what, a, b) in [("weights", m, columns), ("x", n, k), ("y", n, m)] {
             if a.checked_mul(b).is_none_or(|len| len > limit) || a > limit || b > limit {
                 return Err(Error::Overflow { what: format!("{what} index"), detail: format!("{a} x {b} elements") });
             }

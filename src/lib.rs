@@ -80,9 +80,8 @@
 //! A program that owns a wgpu device wraps it with [`Device::from_wgpu`], its buffers with [`Tensor::from_buffer`], and records
 //! layers into its own encoders with [`Prepared::record`].
 
-#[cfg(feature = "cli")]
-pub mod cli;
 mod cpu;
+mod dtype;
 pub mod engine;
 pub mod error;
 pub mod format;

@@ -1,8 +1,10 @@
 //! The `sparse24` binary: parses the command line, runs it, and turns its result into an exit code.
 
+mod cli;
+
 use std::process::ExitCode;
 
-use sparse24::cli::{self, Outcome};
+use cli::Outcome;
 
 fn main() -> ExitCode {
     match cli::run() {

@@ -6,6 +6,7 @@
 //! two of every four consecutive columns.
 
 use std::fmt;
+use std::str::FromStr;
 
 use crate::error::{Error, Result, checked_mul};
 use crate::matrix::{Element, Elements, Matrix, each_dtype};
@@ -31,6 +32,14 @@ impl VectorLen {
     /// The number of rows.
     pub const fn get(self) -> usize {
         self.0 as usize
+    }
+}
+
+impl FromStr for VectorLen {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        text.parse().map_err(|_| Error::Invalid(format!("vector length {text:?} is no number"))).and_then(Self::new)
     }
 }
 
@@ -72,7 +81,10 @@ impl Mask {
     /// The mask that keeps `(row, col)` where `keep` says so. An error if the size overflows.
     pub fn from_fn(rows: usize, cols: usize, mut keep: impl FnMut(usize, usize) -> bool) -> Result<Self> {
         let per_row = cols.div_ceil(32);
-        let mut words = vec![0u32; checked_mul("mask", rows, per_row)?];
+        let len = checked_mul("mask", rows, per_row)?;
+        let mut words: Vec<u32> = Vec::new();
+        words.try_reserve_exact(len).map_err(|_| Error::OutOfMemory(format!("a mask of {rows} x {cols}")))?;
+        words.resize(len, 0);
         // A mask of no columns may claim any number of rows.
         for r in 0..if words.is_empty() { 0 } else { rows } {
             for c in 0..cols {

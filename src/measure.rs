@@ -10,7 +10,7 @@ use std::time::Duration;
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 
-use crate::engine::{Device, DeviceInfo, Io, Prepared, Tensor};
+use crate::engine::{AdapterKind, CpuInfo, Device, DeviceInfo, Io, Prepared, Tensor};
 use crate::error::{Error, Result};
 use crate::format::Sparse24;
 use crate::mask::{Mask, Mask24, VectorLen};
@@ -132,10 +132,12 @@ pub struct Record {
     pub max_ms: Option<f64>,
     /// Number of samples.
     pub samples: usize,
-    /// Calls in one sample.
+    /// Calls in the last sample.
     pub calls_per_sample: usize,
     /// Copies of the operands that the calls rotate through.
     pub operand_sets: usize,
+    /// Bytes of all these copies: less than the device's caches means that operands were found there.
+    pub rotated_bytes: usize,
     /// `gpu_timestamps` or `host_wall`.
     pub clock: Option<&'static str>,
     /// 2mnk / median, in 10¹² per second.
@@ -159,17 +161,19 @@ pub struct Record {
     pub command: String,
 }
 
-/// Bytes that the operands of one row rotate through: twice a cache, so that none of it is found there again. GPUs do not tell
-/// their cache; 64 MiB covers the L2 of today's largest NVIDIA parts.
+/// Bytes that the operands of one row rotate through: twice the last cache, so that none of them is found there again. GPUs
+/// do not tell theirs: 128 MiB is the L2 of the largest NVIDIA parts (B200: 126 MB). AMD's last level can hold 256 MiB.
 fn rotation_bytes(info: &DeviceInfo) -> u64 {
     match info {
-        DeviceInfo::Gpu(_) => 2 * (64 << 20),
+        DeviceInfo::Gpu(gpu) if gpu.kind != AdapterKind::Software => 2 * (128 << 20),
+        DeviceInfo::Gpu(_) => 2 * CpuInfo::host(0).cache_bytes,
         DeviceInfo::Cpu(cpu) => 2 * cpu.cache_bytes,
     }
 }
 
-/// More sets than this gain nothing: a set this small fits no better the hundredth time.
-const MOST_SETS: u64 = 64;
+/// Most copies of the operands. Layers too small to fill the caches with that many are measured within them;
+/// [`Record::rotated_bytes`] shows it.
+const MOST_SETS: u64 = 256;
 
 /// One operation, verified or refused, ready to be timed.
 struct Subject {
@@ -183,19 +187,20 @@ struct Subject {
 
 /// Verifies and measures operations on one layer. Weights are pruned by magnitude for 2:4 and for the mask (at V = 1).
 ///
-/// `command` gives the command line that reproduces a row. `progress` is called after each operation is verified and after
+/// `seed` draws the outputs that are checked; `command` gives the command line that reproduces a row. `progress` is called after each operation is verified and after
 /// each round of samples, with the number of such steps done.
 pub fn run(
     device: &Device,
     case: &Case,
     ops: &[Op],
     policy: &Policy,
+    seed: u64,
     command: impl Fn(Op) -> String,
     mut progress: impl FnMut(usize),
 ) -> Result<Vec<Record>> {
     let mut subjects = Vec::new();
     for &op in ops {
-        subjects.push(prepare(device, case, op, command(op))?);
+        subjects.push(prepare(device, case, op, seed, command(op))?);
         progress(subjects.len());
     }
     for subject in subjects.iter_mut().filter(|s| s.record.verified) {
@@ -203,10 +208,18 @@ pub fn run(
     }
     for round in 0..policy.samples {
         for subject in subjects.iter_mut().filter(|s| s.record.verified) {
-            let calls = subject.record.calls_per_sample;
-            let timing = device.time(rotation(&subject.calls, round * calls, calls))?;
-            subject.record.clock = Some(timing.clock.name());
-            subject.times.push(timing.elapsed.as_secs_f64() / calls as f64);
+            loop {
+                let calls = subject.record.calls_per_sample;
+                let timing = device.time(rotation(&subject.calls, round * calls, calls))?;
+                if timing.elapsed < policy.sample {
+                    // The machine has become faster since it was calibrated: a short sample does not count.
+                    subject.record.calls_per_sample = more_calls(calls, timing.elapsed, policy)?;
+                    continue;
+                }
+                subject.record.clock = Some(timing.clock.name());
+                subject.times.push(timing.elapsed.as_secs_f64() / calls as f64);
+                break;
+            }
         }
         progress(subjects.len() + round + 1);
     }
@@ -267,7 +280,7 @@ impl<'a> HostWeights<'a> {
 
 /// Uploads the operands, runs every set once and checks the first set's output against the oracle and the others' against the
 /// first, bit for bit.
-fn prepare(device: &Device, case: &Case, op: Op, command: String) -> Result<Subject> {
+fn prepare(device: &Device, case: &Case, op: Op, seed: u64, command: String) -> Result<Subject> {
     let problem = case.problem(op);
     let plan = device.plan(&problem)?;
     let host = HostWeights::new(&case.w, op)?;
@@ -291,12 +304,16 @@ fn prepare(device: &Device, case: &Case, op: Op, command: String) -> Result<Subj
     }
     let operands = Operands { weights: host.as_oracle(), x: &case.x, bias: None, residual: None };
     let oracle = Oracle::new(&problem, operands)?;
-    // Enough to meet every tile of a large output; the seed is fixed, since what is drawn is no input.
-    let sample = Sample::Random { features: 48, tokens: 48, seed: 24 };
+    // One in 64 at least, so that no tile of 64 or more goes unseen; between them, what a kernel skips is still poison.
+    let share = |len: usize| len.div_ceil(64).clamp(48, 512);
+    let sample = Sample::Random { features: share(problem.m), tokens: share(problem.n), seed };
     calls[0].run()?;
     let first = device.read(&outputs[0])?;
     let verdict = oracle.verify(&first, sample)?;
     let mut failure = (!verdict.passed()).then(|| verdict.to_string());
+    if let Some(at) = first_poison(&first) {
+        failure.get_or_insert_with(|| format!("output {at} of {} was never written", rows * cols));
+    }
     for (set, (call, output)) in calls.iter().zip(&outputs).enumerate().skip(1) {
         if failure.is_some() {
             break;
@@ -307,7 +324,14 @@ fn prepare(device: &Device, case: &Case, op: Op, command: String) -> Result<Subj
         }
     }
     let record = record(case, &plan, device, &verdict, command);
-    let record = Record { weight_bytes, operand_sets: sets, verified: failure.is_none(), failure, ..record };
+    let record = Record {
+        weight_bytes,
+        operand_sets: sets,
+        rotated_bytes: sets * set_bytes,
+        verified: failure.is_none(),
+        failure,
+        ..record
+    };
     let executed_flops = match (plan.method(), &host) {
         // The CPU's loops skip what the mask removes; the GPU multiplies by zero.
         (Method::Cpu, HostWeights::Masked(_, mask)) => 2.0 * problem.n as f64 * mask.count() as f64,
@@ -316,15 +340,28 @@ fn prepare(device: &Device, case: &Case, op: Op, command: String) -> Result<Subj
     Ok(Subject { record, problem, executed_flops, calls, times: Vec::new() })
 }
 
+/// NaNs with payloads that no arithmetic makes.
+const POISON: (f32, half::f16, half::bf16) =
+    (f32::from_bits(0x7fde_ad24), half::f16::from_bits(0x7e24), half::bf16::from_bits(0x7fe4));
+
 /// What an output holds before it is computed, so that an element which a kernel skips is seen.
 fn poison(rows: usize, cols: usize, dtype: DType) -> Result<Matrix> {
     let mut matrix = Matrix::zeros(rows, cols, dtype)?;
     match matrix.elements_mut() {
-        Elements::F32(v) => v.fill(f32::NAN),
-        Elements::F16(v) => v.fill(half::f16::NAN),
-        Elements::Bf16(v) => v.fill(half::bf16::NAN),
+        Elements::F32(v) => v.fill(POISON.0),
+        Elements::F16(v) => v.fill(POISON.1),
+        Elements::Bf16(v) => v.fill(POISON.2),
     }
     Ok(matrix)
+}
+
+/// Where an output still holds poison.
+fn first_poison(y: &Matrix) -> Option<usize> {
+    match y.elements() {
+        Elements::F32(v) => v.iter().position(|y| y.to_bits() == POISON.0.to_bits()),
+        Elements::F16(v) => v.iter().position(|y| y.to_bits() == POISON.1.to_bits()),
+        Elements::Bf16(v) => v.iter().position(|y| y.to_bits() == POISON.2.to_bits()),
+    }
 }
 
 /// A row without times.
@@ -357,6 +394,7 @@ fn record(case: &Case, plan: &Plan, device: &Device, verdict: &Verdict, command:
         samples: 0,
         calls_per_sample: 0,
         operand_sets: 0,
+        rotated_bytes: 0,
         clock: None,
         effective_tflops: None,
         executed_tflops: None,
@@ -381,14 +419,20 @@ fn calibrate(device: &Device, calls: &[Prepared], policy: &Policy) -> Result<usi
             return Ok(count);
         }
         if elapsed < policy.sample {
-            // At most eightfold, for a first call can be slow; a tenth more than needed, so that samples do not fall short.
-            let wanted = 1.1 * policy.sample.as_secs_f64() / elapsed.as_secs_f64().max(1e-9);
-            count = (count as f64 * wanted.clamp(1.1, 8.0)).ceil() as usize;
-            if count > MOST_CALLS {
-                return Err(Error::Invalid(format!("{MOST_CALLS} calls take less than {:?}", policy.sample)));
-            }
+            count = more_calls(count, elapsed, policy)?;
         }
     }
+}
+
+/// How many calls to try when `count` of them made a sample that is too short. At most eightfold, for a first call can be
+/// slow; a fifth more than seems needed, so that few samples fall short.
+fn more_calls(count: usize, elapsed: Duration, policy: &Policy) -> Result<usize> {
+    let wanted = 1.2 * policy.sample.as_secs_f64() / elapsed.as_secs_f64().max(1e-9);
+    let count = (count as f64 * wanted.clamp(1.2, 8.0)).ceil() as usize;
+    if count > MOST_CALLS {
+        return Err(Error::Invalid(format!("{MOST_CALLS} calls take less than {:?}", policy.sample)));
+    }
+    Ok(count)
 }
 
 /// A sample with more calls than this means that the clock does not run.

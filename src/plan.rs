@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, checked_mul};
 use crate::kernel::{Caps, Kernel, Params, Tile};
 use crate::matrix::DType;
 use crate::problem::{Op, Problem};
@@ -98,6 +98,10 @@ impl Plan {
             if got == DType::Bf16 {
                 return Err(Error::DType { what: what.into(), got, expected: DType::F32 });
             }
+        }
+        let Problem { m, n, k, .. } = *problem;
+        for (what, a, b) in [("weights", m, k), ("x", n, k), ("y", n, m)] {
+            checked_mul(&format!("{what} bytes"), checked_mul(what, a, b)?, 8)?;
         }
         let reason = match problem.op {
             Op::Dense => "the gemm crate is the only dense method",

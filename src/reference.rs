@@ -14,9 +14,9 @@
 //!
 //! - A weight that 2:4 pruned away contributes **nothing**: it is never multiplied, and `0·∞` does not arise. Kept
 //!   zeros (under-full groups) are multiplied; padding columns at or past `k` are not.
-//! - A masked-out weight is **replaced by zero and multiplied**: an infinite or NaN activation gives NaN there, an
-//!   infinite or NaN weight does not. `full` multiplies by the zeros of pruned weights too, so it agrees with
-//!   `element` on 2:4 weights only where the activations are finite.
+//! - A masked-out weight contributes **nothing**, and its value, NaN or not, does not matter. Devices may multiply by
+//!   zero instead: that differs only where the activation is infinite or NaN, and such elements are undecided (below).
+//!   `full` multiplies by the zeros of pruned weights, so it agrees with `element` only where the activations are finite.
 //! - Activations are their formulas in IEEE arithmetic: NaN stays NaN (for ReLU too), and GELU and SiLU of −∞ are
 //!   −∞·0 = NaN.
 //!
@@ -62,11 +62,10 @@
 //! y is NaN, and nothing but NaN; an infinite y asks for that same infinity. A store that saturates where y overflows
 //! its type fails.
 //!
-//! Where |a||b| adds up past the largest f32, or a flushed operand meets an infinity, no bound exists for all orders of
-//! summation. Such elements have an infinite bound, pass, and are counted as [`Verdict::undecided`]; a verdict that
+//! Where |a||b| adds up past the largest f32, a flushed operand meets an infinity, or a masked-out weight an activation
+//! that is not finite, no bound exists for all devices and orders of summation. Such elements have an infinite bound, pass, and are counted as [`Verdict::undecided`]; a verdict that
 //! decided nothing does not pass.
 
-use std::collections::BTreeSet;
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use std::fmt;
 
@@ -193,7 +192,8 @@ pub enum Sample {
     /// Every element.
     All,
     /// Every pair of some features and some tokens: the first one, the last three (where the residue tiles end) and
-    /// this many others drawn at random. All of them where there are no more than that.
+    /// this many others, one drawn at random from each of as many stretches of equal length. All of them where there are
+    /// no more than that.
     Random {
         /// Features drawn.
         features: usize,
@@ -275,6 +275,8 @@ struct Row {
     subnormal: bool,
     /// The largest power of two that divides every weight.
     unit: f64,
+    /// Columns whose weights are masked out.
+    masked_out: Vec<usize>,
 }
 
 /// One token's features.
@@ -284,6 +286,8 @@ struct Token {
     subnormal: bool,
     /// The largest power of two that divides all of them.
     unit: f64,
+    /// Whether all of them are finite.
+    finite: bool,
 }
 
 /// Σab, and the sums that its bound is made of.
@@ -295,7 +299,8 @@ struct Dot {
     subnormal: f64,
     /// Whether f32 gives the same sum in every order, without any rounding.
     exact: bool,
-    /// Whether a subnormal operand meets an infinity: the product is infinite or, if the operand is flushed, NaN.
+    /// Whether a subnormal operand meets an infinity, whose product is infinite or, if the operand is flushed, NaN; or a
+    /// masked-out weight meets an activation that is not finite, and contributes nothing or NaN.
     ambiguous: bool,
 }
 
@@ -457,14 +462,16 @@ impl<'a> Oracle<'a> {
     /// The weights of one row that are multiplied, widened.
     fn row(&self, feature: usize) -> Row {
         let k = self.problem.k;
+        let mut masked_out = Vec::new();
         let terms: Vec<(usize, f64)> = match self.operands.weights {
             Weights::Dense(w) => each_dtype!(w.elements(), v => widened(&v[feature * k..][..k]).enumerate().collect()),
             Weights::Masked(w, mask) => {
                 let bits = &mask.words()[feature * mask.words_per_row()..][..mask.words_per_row()];
                 let keeps = |col: usize| bits[col / 32] >> (col % 32) & 1 == 1;
+                masked_out = (0..k).filter(|&col| !keeps(col)).collect();
                 each_dtype!(w.elements(), v => widened(&v[feature * k..][..k])
                     .enumerate()
-                    .map(|(col, w)| (col, if keeps(col) { w } else { 0.0 }))
+                    .filter(|&(col, _)| keeps(col))
                     .collect())
             }
             Weights::Sparse24(s) => {
@@ -481,7 +488,7 @@ impl<'a> Oracle<'a> {
         };
         let subnormal = terms.iter().any(|&(_, w)| is_subnormal(w, self.operands.weights.dtype()));
         let unit = common_unit(terms.iter().map(|&(_, w)| w));
-        Row { terms, subnormal, unit }
+        Row { terms, subnormal, unit, masked_out }
     }
 
     /// The features of each of `tokens`, widened.
@@ -498,6 +505,7 @@ impl<'a> Oracle<'a> {
         let token = |x: Vec<f64>| Token {
             subnormal: x.iter().any(|&x| is_subnormal(x, storage)),
             unit: common_unit(x.iter().copied()),
+            finite: x.iter().all(|x| x.is_finite()),
             x,
         };
         wide.into_iter().map(token).collect()
@@ -562,6 +570,7 @@ impl Row {
             dot.sum += product;
             dot.abs += product.abs();
         }
+        dot.ambiguous = !token.finite && self.masked_out.iter().any(|&col| !token.x[col].is_finite());
         let finite = dot.abs.is_finite();
         let unit = self.unit * token.unit;
         dot.exact = finite && unit >= FLUSH && dot.abs <= unit / U;
@@ -663,17 +672,20 @@ fn widened<T: Element>(data: &[T]) -> impl Iterator<Item = f64> + '_ {
     data.iter().map(|x| f64::from(x.to_f32()))
 }
 
-/// The first, the last three and `count` other indices below `len`, ascending; all if there are no more.
+/// The first, the last three and one of each of `count` stretches of the others below `len`, ascending; all if there are
+/// no more.
 fn draw(len: usize, count: usize, rng: &mut impl Rng) -> Vec<usize> {
     if count.saturating_add(4) >= len {
         return (0..len).collect();
     }
-    let mut drawn = BTreeSet::from([0, len - 3, len - 2, len - 1]);
-    while drawn.len() < count + 4 {
-        // The upper half of a 128-bit product: uniform below `len` but for a bias of len / 2^64.
-        drawn.insert(((u128::from(rng.next_u64()) * len as u128) >> 64) as usize);
-    }
-    drawn.into_iter().collect()
+    let others = (len - 4) as u128;
+    let start = |stretch: usize| (others * stretch as u128 / count as u128) as usize;
+    let stretches = (0..count).map(|stretch| {
+        let (from, to) = (start(stretch), start(stretch + 1));
+        // The upper half of a 128-bit product: uniform but for a bias of length / 2^64.
+        1 + from + ((u128::from(rng.next_u64()) * (to - from) as u128) >> 64) as usize
+    });
+    std::iter::once(0).chain(stretches).chain(len - 3..len).collect()
 }
 
 fn check_shape(what: &str, got: (usize, usize), expected: (usize, usize)) -> Result<()> {

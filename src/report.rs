@@ -7,8 +7,7 @@ use std::fmt::Write as _;
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use serde::Serialize;
 
-use crate::cpu::CpuInfo;
-use crate::engine::{Device, DeviceInfo};
+use crate::engine::{CpuInfo, Device, DeviceInfo};
 use crate::measure::{Policy, Record};
 
 /// Name and version of the JSON that [`Report::to_json`] writes. Fields may be added to it, never renamed.
@@ -180,7 +179,7 @@ impl Report {
         let _ = writeln!(
             text,
             "\nms: median of {} samples of {:.0} ms or more ({clock}); spread: (slowest - fastest) / median\n\
-             effective: 2mnk / t in TFLOPS; executed: the multiply-adds really done; accumulation in f32\n\
+             effective: 2mnk / t in TFLOPS; executed: without the weights that are skipped (tile padding not counted); sums in f32\n\
              vs dense: the dense row of the same shape and run over this one; below 1 is slower than dense\n\
              err/bound: largest error over what f32 arithmetic may lose, 1 is the limit; MB: weights on the device",
             env.samples, env.sample_ms

@@ -16,6 +16,7 @@ fn sparse24(arguments: &[&str]) -> Output {
         .args(arguments)
         .env("VK_DRIVER_FILES", "/nonexistent")
         .env("VK_ICD_FILENAMES", "/nonexistent")
+        .env_remove("VK_ADD_DRIVER_FILES")
         .output()
         .unwrap()
 }
@@ -41,7 +42,8 @@ fn rows_are_verified_timed_and_written() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run.json");
     let shapes = "65x33x100,128x64x96";
-    let (stdout, stderr) = exits(0, &["bench", "--quick", "--shapes", shapes, "--vector", "1,4", "--out", text(&out)]);
+    let (stdout, stderr) =
+        exits(0, &["bench", "--device", "cpu", "--quick", "--shapes", shapes, "--vector", "1,4", "--out", text(&out)]);
     assert!(stderr.is_empty(), "{stderr}");
     assert!(stdout.contains("all 8 rows verified") && stdout.contains("65x33x100"), "{stdout}");
 
@@ -58,6 +60,9 @@ fn rows_are_verified_timed_and_written() {
         assert_eq!(row["verified"], true);
         assert!(number("error_over_bound") <= 1.0 && number("checked_outputs") > 100.0);
         assert!(number("min_ms") <= number("median_ms") && number("median_ms") <= number("max_ms"));
+        // --quick: three samples of 2 ms.
+        assert_eq!(number("samples"), 3.0);
+        assert!(number("max_ms") * number("calls_per_sample") >= 2.0);
         let flops = 2.0 * number("m") * number("n") * number("k");
         close(number("effective_tflops"), flops / number("median_ms") / 1e9);
         close(number("speedup_vs_dense"), rows[i / 4 * 4]["median_ms"].as_f64().unwrap() / number("median_ms"));
@@ -81,7 +86,8 @@ fn the_command_of_a_row_measures_it_again() {
     let name = "it's a layer (1).weight";
     let file = folder.path().join("two words.safetensors");
     save_matrices(&file, &[(name, &uniform(40, 64, DType::F16, 1).unwrap())]).unwrap();
-    let arguments = ["bench", "--quick", "--weights", text(&file), "--tokens", "7", "--threads", "1"];
+    let arguments =
+        ["bench", "--device", "cpu", "--quick", "--weights", text(&file), "--tokens", "7", "--threads", "1"];
     exits(0, &[&arguments[..], &["--out", text(&out)]].concat());
     let run = json(&out);
     let row = &run["rows"][2];
@@ -174,13 +180,16 @@ fn bad_input_is_named_exits_with_1_and_writes_nothing() {
         (["--weights", text(&at("missing.safetensors"))], ["missing.safetensors", "No such file"]),
         (["--device", "no such device"], ["--device", "cpu"]),
         (["--shapes", "4294967295x4294967295x4294967295"], ["4294967295x4294967295x4294967295", "overflow"]),
-        (["--shapes", "4194304x1x4194304"], ["4194304x1x4194304", "out of memory"]),
+        (["--shapes", "16777216x1x16777216"], ["16777216x1x16777216", "out of memory"]),
     ] {
         let (stdout, stderr) = exits(1, &["bench", "--quick", arguments[0], arguments[1], "--out", text(&out)]);
         assert!(stdout.is_empty() && named.iter().all(|n| stderr.contains(n)), "{arguments:?}: {stderr}");
         assert_eq!(stderr.matches("No such file").count().max(1), 1, "said twice: {stderr}");
         assert!(!out.exists());
     }
+    // A folder is no file, and what is neither is left alone.
+    let (_, stderr) = exits(1, &["bench", "--quick", "--out", text(folder.path())]);
+    assert!(stderr.contains("not a regular file"), "{stderr}");
     let (_, stderr) = exits(1, &["bench", "--quick", "--out", "/nonexistent/run.json"]);
     assert!(stderr.contains("--out") && stderr.contains("/nonexistent/run.json"), "{stderr}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);

@@ -6,8 +6,8 @@
 // accumulated in f32 whatever the storage. The family's file adds how W is stored and multiplied, and the entry point.
 //
 // Tile: a workgroup owns TILE_M features x TILE_N tokens and walks k in steps of TILE_K; each thread owns THREAD_M
-// consecutive features x THREAD_N consecutive tokens in registers. Each value read from workgroup memory is used
-// THREAD_N (weights) or THREAD_M (activations) times.
+// consecutive features x THREAD_N consecutive tokens in registers. A weight read from workgroup memory is used
+// THREAD_N times; how often an activation is, the family says.
 //
 // Dispatch grid: (ceil(m / TILE_M), ceil(n / TILE_N), 1) workgroups of THREADS invocations.
 //
@@ -116,7 +116,8 @@ fn sigmoid(v: f32) -> f32 {
 
 fn activate(v: f32) -> f32 {
     switch ACTIVATION {
-        case 1u: { return max(v, 0.0); }
+        // Not max, which may turn NaN into 0.
+        case 1u: { return select(v, 0.0, v < 0.0); }
         case 2u: { return 0.5 * v * (1.0 + erf(v * 0.7071067811865476)); }
         // (1 + tanh u) / 2 = sigmoid(2u), with u = sqrt(2 / pi) (v + 0.044715 v^3).
         case 3u: { return v * sigmoid(1.5957691216057308 * v * (1.0 + 0.044715 * v * v)); }

@@ -1,4 +1,4 @@
-//! `sparse24 bench`: which layers, which operations, then [`measure`](crate::measure) and [`report`](crate::report).
+//! `sparse24 bench`: which layers, which operations, then [`measure`](sparse24::measure) and [`report`](sparse24::report).
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -9,15 +9,15 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::{Parser, ValueEnum};
 use regex::Regex;
 
-use super::{Outcome, check_writable, print, progress, say};
-use crate::engine::{Device, Options};
-use crate::io::{Dtype, TensorFile, write_atomically};
-use crate::kernel::ShaderChecks;
-use crate::mask::VectorLen;
-use crate::matrix::DType;
-use crate::measure::{self, Case, Layer, MODELS, Policy};
-use crate::problem::Op;
-use crate::report::{Environment, Report};
+use super::{Outcome, print, progress, say, writable};
+use sparse24::engine::{Device, DeviceInfo, Options};
+use sparse24::io::{Dtype, TensorFile, write_atomically};
+use sparse24::kernel::ShaderChecks;
+use sparse24::mask::VectorLen;
+use sparse24::matrix::DType;
+use sparse24::measure::{self, Case, Layer, MODELS, Policy};
+use sparse24::problem::{Op, Problem};
+use sparse24::report::{Environment, Report};
 
 /// Measure dense, 2:4 and masked GEMMs side by side, every result verified first.
 ///
@@ -35,7 +35,7 @@ pub(crate) struct Args {
     /// Layers: bert-base, bert-large, minilm, llama-8b, square, or MxNxK (out features x tokens x in features).
     #[arg(long, value_name = "SHAPE,...", value_delimiter = ',', default_value = "bert-base")]
     shapes: Vec<Shape>,
-    /// Tokens of the named shapes and of --weights.
+    /// Tokens of the named models and of --weights; MxNxK and square have their own.
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "512")]
     tokens: Vec<NonZeroUsize>,
     /// Element type of weights, activations and output; f32, or with --weights the file's own, unless given.
@@ -47,7 +47,7 @@ pub(crate) struct Args {
     /// Operations.
     #[arg(long, value_name = "OP,...", value_delimiter = ',', default_value = "dense,sparse24,masked")]
     ops: Vec<OpName>,
-    /// Threads of the CPU device; one per core unless given.
+    /// Threads of the CPU device; one per core unless given. No effect on a GPU.
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
     /// Measure on the 2-D float tensors of this file instead of random weights.
@@ -102,15 +102,6 @@ enum OpName {
     Dense,
     Sparse24,
     Masked,
-}
-
-impl FromStr for VectorLen {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let v = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
-        Self::new(v).map_err(|e| e.to_string())
-    }
 }
 
 /// What `--shapes` names: layers whose tokens are still open, or one shape.
@@ -228,6 +219,26 @@ impl Args {
         Ok(names)
     }
 
+    /// Shape and element type of a layer, without its weights.
+    fn shape_of(&self, source: &Source, file: Option<&TensorFile>) -> Result<(usize, usize, usize, DType)> {
+        let (m, n, k, own) = match (source, file) {
+            (Source::Tensor { name, n }, Some(file)) if file.sparse24_names()?.contains(name) => {
+                let w = file.sparse24(name)?;
+                (w.m(), *n, w.k(), w.dtype())
+            }
+            (Source::Tensor { name, n }, Some(file)) => {
+                let info = file.info(name)?;
+                let own = if info.dtype == Dtype::F16 { DType::F16 } else { DType::F32 };
+                (info.shape[0], *n, info.shape[1], own)
+            }
+            (Source::Random { m, n, k, .. }, _) => (*m, *n, *k, DType::F32),
+            (Source::Tensor { name, .. }, None) => bail!("no file to take {name} from"),
+        };
+        // bf16 is widened.
+        let own = if own == DType::Bf16 { DType::F32 } else { own };
+        Ok((m, n, k, self.dtype.map_or(own, DType::from)))
+    }
+
     /// Brings a layer into memory.
     fn load(&self, source: &Source, file: Option<&TensorFile>) -> Result<Case> {
         match (source, file) {
@@ -250,8 +261,13 @@ impl Args {
     }
 
     /// The command that measures one row again, with the dense one that it is compared with.
-    fn command(&self, source: &Source, dtype: DType, op: Op) -> String {
-        let mut words = vec!["sparse24".to_owned(), "bench".into(), "--device".into(), quoted(&self.device)];
+    fn command(&self, device: &Device, source: &Source, dtype: DType, op: Op) -> String {
+        // The device itself, since `auto` is another one elsewhere.
+        let device = match device.info() {
+            DeviceInfo::Gpu(gpu) => quoted(&gpu.name),
+            DeviceInfo::Cpu(_) => "cpu".to_owned(),
+        };
+        let mut words = vec!["sparse24".to_owned(), "bench".into(), "--device".into(), device];
         match source {
             Source::Random { m, n, k, .. } => words.extend(["--shapes".into(), format!("{m}x{n}x{k}")]),
             Source::Tensor { name, n } => {
@@ -278,9 +294,7 @@ impl Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    if let Some(out) = &args.out {
-        check_writable(out).context("--out")?;
-    }
+    let out = args.out.as_deref().map(writable).transpose().context("--out")?;
     let file = args.weights.as_deref().map(TensorFile::open).transpose()?;
     let sources = args.sources(file.as_ref())?;
     let checks = if args.checked { ShaderChecks::Checked } else { ShaderChecks::Trusted };
@@ -289,9 +303,17 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 
     let policy = if args.quick { Policy::QUICK } else { Policy::FULL };
     let ops = args.operations();
-    let given: Vec<_> = std::env::args().skip(1).map(|a| quoted(&a)).collect();
+    let given: Vec<_> = std::env::args_os().skip(1).map(|a| quoted(&a.to_string_lossy())).collect();
     let command = if given.is_empty() { "sparse24 bench".into() } else { format!("sparse24 {}", given.join(" ")) };
     let environment = Environment::new(&device, &policy, args.seed, command);
+
+    // What the device cannot do is found out before anything is measured.
+    for source in &sources {
+        let (m, n, k, dtype) = args.shape_of(source, file.as_ref())?;
+        for &op in &ops {
+            device.plan(&Problem::linear(op, m, n, k, dtype)).with_context(|| source.to_string())?;
+        }
+    }
 
     let steps = measure::steps(ops.len(), &policy) as u64;
     let bar = progress(sources.len() * steps as usize);
@@ -305,7 +327,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             &case,
             &ops,
             &policy,
-            |op| args.command(source, dtype, op),
+            args.seed,
+            |op| args.command(&device, source, dtype, op),
             |step| bar.set_position(done as u64 * steps + step as u64),
         );
         rows.extend(measured.with_context(|| match (&file, source) {
@@ -319,11 +342,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     for row in report.failures() {
         say(&format!("failed: {}: {}", row.kernel, row.failure.as_deref().unwrap_or_default()));
     }
-    if let Some(out) = &args.out {
+    print(&report.table())?;
+    if let Some(out) = &out {
         let json = report.to_json()?;
         write_atomically(out, |file| file.write_all(json.as_bytes()))?;
     }
-    print(&report.table())?;
     Ok(if report.failures().next().is_some() { Outcome::VerificationFailed } else { Outcome::Fine })
 }
 

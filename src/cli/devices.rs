@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::{Outcome, print, print_json, size};
-use crate::engine::{AdapterInfo, Device, DeviceInfo};
+use sparse24::engine::{AdapterInfo, Device, DeviceInfo};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -39,7 +39,7 @@ struct Entry {
     /// What `--device` takes for this entry; none if an earlier one always matches first.
     device: Option<String>,
     name: String,
-    /// That of [`crate::engine::AdapterKind`], or `cpu`.
+    /// That of [`sparse24::engine::AdapterKind`], or `cpu`.
     kind: &'static str,
     auto: bool,
     #[serde(flatten)]

@@ -10,12 +10,12 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::{Outcome, print, print_json, progress, scaled, size};
-use crate::error::Error;
-use crate::format::Sparse24;
-use crate::io::{Dtype, TensorFile, TensorInfo};
-use crate::mask::{Mask, VectorLen};
-use crate::matrix::{Element, Matrix, each_dtype};
-use crate::prune;
+use sparse24::error::Error;
+use sparse24::format::Sparse24;
+use sparse24::io::{Dtype, TensorFile, TensorInfo};
+use sparse24::mask::{Mask, VectorLen};
+use sparse24::matrix::Matrix;
+use sparse24::prune;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -200,7 +200,7 @@ impl Row {
     }
 
     fn of_sparse24(name: &str, s: &Sparse24) -> Self {
-        let nonzeros = each_dtype!(s.values(), v => v.iter().filter(|x| x.to_f32() != 0.0).count());
+        let nonzeros = s.values().to_f32().iter().filter(|&&x| x != 0.0).count();
         let mut facts = Facts::sized(s.m(), s.k(), s.dtype().bytes(), nonzeros);
         facts.vector = Some(s.vector().get());
         facts.kept_magnitude = Some(1.0);

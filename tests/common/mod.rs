@@ -45,7 +45,7 @@ pub enum Data {
     Whole,
     /// Uniform in [-1, 1): every bit of the mantissa is used.
     Uniform,
-    /// Uniform, strewn with zeros of both signs, subnormals of the type and numbers near its largest.
+    /// Uniform, strewn with zeros of both signs, subnormals of the type and large numbers (f16: its largest).
     Edge,
 }
 

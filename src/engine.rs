@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 pub use crate::cpu::CpuInfo;
 use crate::cpu::{Cpu, CpuOperands, CpuWeights};
-use crate::error::{Error, Result, checked_mul};
+use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
 use crate::format::Sparse24;
 pub use crate::gpu::{AdapterInfo, AdapterKind};
 use crate::gpu::{Binding, Dispatch, Gpu, adapters};
@@ -379,13 +379,7 @@ impl Device {
     /// Uploads dense weights, `m x k`, and the mask to apply whenever they are used. The two stay apart, so either can be
     /// uploaded anew, as training does.
     pub fn upload_masked(&self, w: &Matrix, mask: &Mask) -> Result<Weights> {
-        if (mask.rows(), mask.cols()) != (w.rows(), w.cols()) {
-            return Err(Error::Shape {
-                what: "mask".into(),
-                got: vec![mask.rows(), mask.cols()],
-                expected: vec![w.rows(), w.cols()],
-            });
-        }
+        expect_shape("mask", (mask.rows(), mask.cols()), (w.rows(), w.cols()))?;
         let wide = widen(w);
         let store = match &self.0 {
             Inner::Gpu(gpu) => WeightStore::Gpu {
@@ -637,17 +631,6 @@ fn adapter_names() -> Vec<String> {
 
 fn foreign(what: &str) -> Error {
     Error::Mismatch { what: what.into(), got: "another device".into(), expected: "one of this device".into() }
-}
-
-fn expect_shape(what: &str, got: (usize, usize), expected: (usize, usize)) -> Result<()> {
-    if got == expected {
-        return Ok(());
-    }
-    Err(Error::Shape { what: what.into(), got: vec![got.0, got.1], expected: vec![expected.0, expected.1] })
-}
-
-fn expect_dtype(what: &str, got: DType, expected: DType) -> Result<()> {
-    if got == expected { Ok(()) } else { Err(Error::DType { what: what.into(), got, expected }) }
 }
 
 fn upload(gpu: &Gpu, label: &str, bytes: &[u8]) -> Result<wgpu::Buffer> {

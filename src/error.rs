@@ -185,3 +185,16 @@ impl Error {
 pub(crate) fn checked_mul(what: &str, a: usize, b: usize) -> Result<usize> {
     a.checked_mul(b).ok_or_else(|| Error::Overflow { what: what.to_owned(), detail: format!("{a} * {b}") })
 }
+
+/// Compares a matrix's (rows, columns) with what is needed.
+pub(crate) fn expect_shape(what: &str, got: (usize, usize), expected: (usize, usize)) -> Result<()> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(Error::Shape { what: what.to_owned(), got: vec![got.0, got.1], expected: vec![expected.0, expected.1] })
+}
+
+/// Compares an element type with what is needed.
+pub(crate) fn expect_dtype(what: &str, got: DType, expected: DType) -> Result<()> {
+    if got == expected { Ok(()) } else { Err(Error::DType { what: what.to_owned(), got, expected }) }
+}

@@ -90,7 +90,7 @@
 
 use std::iter::zip;
 
-use crate::error::{Error, Result, checked_mul};
+use crate::error::{Error, Result, checked_mul, expect_shape};
 use crate::mask::{Mask, Mask24, VectorLen};
 use crate::matrix::{DType, Element, Elements, Matrix, each_dtype};
 
@@ -162,13 +162,7 @@ impl Sparse24 {
     /// ```
     pub fn compress(w: &Matrix, mask: &Mask24) -> Result<Self> {
         let bits = mask.mask();
-        if (w.rows(), w.cols()) != (bits.rows(), bits.cols()) {
-            return Err(Error::Shape {
-                what: "mask".into(),
-                got: vec![bits.rows(), bits.cols()],
-                expected: vec![w.rows(), w.cols()],
-            });
-        }
+        expect_shape("mask", (bits.rows(), bits.cols()), (w.rows(), w.cols()))?;
         each_dtype!(w.elements(), data => encode(w, data, mask.vector(), |row, group| bits.group(row, group)))
     }
 

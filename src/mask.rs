@@ -8,7 +8,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::error::{Error, Result, checked_mul};
+use crate::error::{Error, Result, checked_mul, expect_shape};
 use crate::matrix::{Element, Elements, Matrix, each_dtype};
 
 /// How many consecutive rows of W share one pattern per group: 1, 2, 4, 8, 16, 32, 64 or 128.
@@ -141,13 +141,7 @@ impl Mask {
 
     /// `w ⊙ mask`: kept elements bit for bit, +0.0 elsewhere.
     pub fn apply(&self, w: &Matrix) -> Result<Matrix> {
-        if (w.rows(), w.cols()) != (self.rows, self.cols) {
-            return Err(Error::Shape {
-                what: "mask".into(),
-                got: vec![self.rows, self.cols],
-                expected: vec![w.rows(), w.cols()],
-            });
-        }
+        expect_shape("mask", (self.rows, self.cols), (w.rows(), w.cols()))?;
         fn select<T: Element>(mask: &Mask, data: &[T]) -> Elements {
             let kept = |(i, &x)| if mask.get(i / mask.cols, i % mask.cols) { x } else { T::zeroed() };
             T::wrap(data.iter().enumerate().map(kept).collect())

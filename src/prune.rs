@@ -14,7 +14,7 @@
 use rand_pcg::Pcg32;
 use rand_pcg::rand_core::Rng;
 
-use crate::error::{Error, Result, checked_mul};
+use crate::error::{Error, Result, checked_mul, expect_shape};
 use crate::mask::{Mask, Mask24, VectorLen};
 use crate::matrix::{Element, Matrix, each_dtype};
 
@@ -101,13 +101,7 @@ pub fn random(rows: usize, cols: usize, vector: VectorLen, seed: u64) -> Result<
 /// # Ok::<(), sparse24::Error>(())
 /// ```
 pub fn kept_magnitude(w: &Matrix, mask: &Mask) -> Result<f64> {
-    if (w.rows(), w.cols()) != (mask.rows(), mask.cols()) {
-        return Err(Error::Shape {
-            what: "mask".into(),
-            got: vec![mask.rows(), mask.cols()],
-            expected: vec![w.rows(), w.cols()],
-        });
-    }
+    expect_shape("mask", (mask.rows(), mask.cols()), (w.rows(), w.cols()))?;
     // Not of `mask.apply(w)`: that would be a second copy of what may be the largest matrix of a model.
     let (mut all, mut kept) = (0f64, 0f64);
     each_dtype!(w.elements(), data => {

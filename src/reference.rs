@@ -74,7 +74,7 @@ use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect_dtype, expect_shape};
 use crate::format::Sparse24;
 use crate::mask::Mask;
 use crate::matrix::{DType, Element, Matrix, each_dtype};
@@ -318,15 +318,15 @@ impl<'a> Oracle<'a> {
             };
             return Err(Error::Mismatch { what: "weights".into(), got: name(weights.op()), expected: name(op) });
         }
-        check_shape("weights", weights.shape(), (m, k))?;
+        expect_shape("weights", weights.shape(), (m, k))?;
         if let Weights::Masked(_, mask) = weights {
-            check_shape("mask", (mask.rows(), mask.cols()), (m, k))?;
+            expect_shape("mask", (mask.rows(), mask.cols()), (m, k))?;
         }
         if !(weights.dtype() == DType::Bf16 && storage == DType::F32) {
-            check_dtype("weights", weights.dtype(), storage)?;
+            expect_dtype("weights", weights.dtype(), storage)?;
         }
-        check_shape("activations", (x.rows(), x.cols()), problem.x_shape())?;
-        check_dtype("activations", x.dtype(), storage)?;
+        expect_shape("activations", (x.rows(), x.cols()), problem.x_shape())?;
+        expect_dtype("activations", x.dtype(), storage)?;
         check_presence("bias", bias.is_some(), epilogue.bias, epilogue)?;
         if let Some(bias) = bias
             && bias.len() != m
@@ -335,8 +335,8 @@ impl<'a> Oracle<'a> {
         }
         check_presence("residual", residual.is_some(), epilogue.residual, epilogue)?;
         if let Some(residual) = residual {
-            check_shape("residual", (residual.rows(), residual.cols()), problem.y_shape())?;
-            check_dtype("residual", residual.dtype(), output)?;
+            expect_shape("residual", (residual.rows(), residual.cols()), problem.y_shape())?;
+            expect_dtype("residual", residual.dtype(), output)?;
         }
         Ok(Self { problem: *problem, operands })
     }
@@ -413,8 +413,8 @@ impl<'a> Oracle<'a> {
     /// type is not the problem's; wrong numbers are no error but a [`Verdict`] that has not passed.
     pub fn verify(&self, y: &Matrix, sample: Sample) -> Result<Verdict> {
         let Problem { m, n, output, .. } = self.problem;
-        check_shape("output", (y.rows(), y.cols()), self.problem.y_shape())?;
-        check_dtype("output", y.dtype(), output)?;
+        expect_shape("output", (y.rows(), y.cols()), self.problem.y_shape())?;
+        expect_dtype("output", y.dtype(), output)?;
         let (features, tokens) = match sample {
             Sample::All => ((0..m).collect(), (0..n).collect()),
             Sample::Random { features, tokens, seed } => {
@@ -686,18 +686,6 @@ fn draw(len: usize, count: usize, rng: &mut impl Rng) -> Vec<usize> {
         1 + from + ((u128::from(rng.next_u64()) * (to - from) as u128) >> 64) as usize
     });
     std::iter::once(0).chain(stretches).chain(len - 3..len).collect()
-}
-
-fn check_shape(what: &str, got: (usize, usize), expected: (usize, usize)) -> Result<()> {
-    if got == expected {
-        return Ok(());
-    }
-    let list = |(rows, cols)| vec![rows, cols];
-    Err(Error::Shape { what: what.to_owned(), got: list(got), expected: list(expected) })
-}
-
-fn check_dtype(what: &str, got: DType, expected: DType) -> Result<()> {
-    if got == expected { Ok(()) } else { Err(Error::DType { what: what.to_owned(), got, expected }) }
 }
 
 fn check_presence(what: &str, given: bool, used: bool, epilogue: Epilogue) -> Result<()> {

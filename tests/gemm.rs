@@ -15,6 +15,8 @@ mod common;
 
 use std::collections::HashSet;
 
+use rayon::prelude::*;
+
 use common::{Data, HostWeights, gpu, ops, rng, seed, verdict, verdict_of};
 use sparse24::kernel::{Kernel, Tile};
 use sparse24::{DType, Device, Elements, Epilogue, Form, Io, Matrix, Op, Plan, Problem, Sparse24, VectorLen};
@@ -407,20 +409,21 @@ fn calls_on_the_cpu_run_in_turn() {
             }
         }),
         std::thread::spawn({
-            let (device, a, zeros) = (device.clone(), a.clone(), zeros.clone());
+            let (device, a, zeros, done) = (device.clone(), a.clone(), zeros.clone(), done.clone());
             move || {
                 (0..500).for_each(|_| device.write(&a, &zeros).unwrap());
                 done.send(()).unwrap();
             }
+        }),
+        // From the workers of another thread pool, too.
+        std::thread::spawn(move || {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+            pool.install(|| (0..200).into_par_iter().for_each(|_| there.run().unwrap()));
+            done.send(()).unwrap();
         }),
     ];
     for _ in &workers {
         finished.recv_timeout(std::time::Duration::from_secs(60)).expect("a call waits for ever");
     }
     workers.into_iter().for_each(|worker| worker.join().unwrap());
-    // From the workers of another thread pool, too.
-    rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap().install(|| {
-        use rayon::prelude::*;
-        (0..200).into_par_iter().for_each(|_| there.run().unwrap());
-    });
 }

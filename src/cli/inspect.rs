@@ -202,7 +202,9 @@ impl Row {
     fn of_sparse24(name: &str, s: &Sparse24) -> Self {
         let nonzeros = s.values().to_f32().iter().filter(|&&x| x != 0.0).count();
         let mut facts = Facts::sized(s.m(), s.k(), s.dtype().bytes(), nonzeros);
-        facts.vector = Some(s.vector().get());
+        // The pattern may be shared by more rows than it is stored for.
+        let shared = s.mask().ok().and_then(|m| Sparse24::vector_len_of(m.mask()));
+        facts.vector = Some(shared.unwrap_or(s.vector()).get());
         facts.kept_magnitude = Some(1.0);
         facts.sparse24_bytes = s.bytes() as u64;
         Self {

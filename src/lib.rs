@@ -107,3 +107,8 @@ pub use matrix::{DType, Element, Elements, Matrix};
 pub use plan::Plan;
 pub use problem::{Activation, Epilogue, Form, Op, Problem};
 pub use reference::{Oracle, Sample, Verdict};
+
+/// The README's example, compiled and run with the doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -10,6 +10,9 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 pub use crate::cpu::CpuInfo;
+/// The wgpu that [`Device::from_wgpu`] and [`Prepared::record`] speak: an embedder's own must be this version.
+pub use wgpu;
+
 use crate::cpu::{Cpu, CpuOperands, CpuWeights};
 use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
 use crate::format::Sparse24;

@@ -1,10 +1,10 @@
-//! 2:4 structured sparsity that pays on any GPU that wgpu reaches, and on the CPU where there is none.
+//! 2:4 structured sparsity on any GPU that wgpu reaches, and on the CPU where there is none.
 //!
 //! In a 2:4 sparse matrix at most two of every four consecutive weights of a row are non-zero. Half of the multiplications of
 //! a linear layer disappear, and almost half of its bytes. NVIDIA's sparse tensor cores turn that into a peak of 2x since the
 //! A100 (Mishra et al. 2021, [arXiv:2104.08378](https://arxiv.org/abs/2104.08378)); this crate asks how much of it is real on
 //! the hardware at hand. It prunes and compresses weights, multiplies them on the GPU through WGSL compute shaders, checks
-//! each result against an f64 reference, and measures dense, 2:4 and masked products side by side.
+//! results against an f64 reference, and measures dense, 2:4 and masked products side by side.
 //!
 //! # The pipeline
 //! ```text
@@ -36,8 +36,8 @@
 //! W is `m x k`, [out features, in features], and sparse along `k`. X is `n x k`, Y is `n x m`: token-major. The main operation
 //! is the linear form, Y = act(X·Wᵀ + bias) + residual; the plain form is C = act(W·B + bias) + residual with row-major B
 //! (`k x n`) and C (`m x n`). A *group* is four consecutive `k` of a row. The *vector length* V is how many consecutive rows
-//! of W share one pattern: V = 1 is the standard 2:4; larger V lets one gathered activation serve V rows, which is how 2:4 pays
-//! on hardware without sparse tensor cores. Speeds are *effective* (2mnk / t, whatever was skipped) or *executed* (the
+//! of W share one pattern: V = 1 is the standard 2:4; larger V lets one gathered activation serve V rows, so that fewer
+//! multiplications can become less time on hardware without sparse tensor cores. Speeds are *effective* (2mnk / t, whatever was skipped) or *executed* (the
 //! multiply-adds really done), always labelled, and a ratio always names its baseline.
 //!
 //! # One layer, from weights to output
@@ -98,7 +98,7 @@ pub mod reference;
 #[cfg(feature = "cli")]
 pub mod report;
 
-pub use engine::{Device, Io, Options, Prepared, Tensor, Weights};
+pub use engine::{Device, Io, Options, Prepared, Tensor, Weights, wgpu};
 pub use error::{Error, Result};
 pub use format::Sparse24;
 pub use io::TensorFile;

@@ -1,7 +1,9 @@
 //! The one timer: verify, then sample, then record.
 //!
-//! [`run`] takes the operations of one shape together. Each is verified against the oracle before it is timed; then samples
-//! of all of them are interleaved, so that a machine that slows down slows all alike. A sample is a run of calls long enough
+//! [`run`] takes the operations of one shape together. Each is verified against the oracle before it is timed, twice: on whole
+//! numbers, where sums are exact in every order and the oracle allows no error, so that a single wrong product shows
+//! whatever k is; and on the operands that are timed, within f32's error bound. Outputs are drawn from all over the result,
+//! and none may be left unwritten. Then samples of all operations are interleaved, so that a machine that slows down slows all alike. A sample is a run of calls long enough
 //! to be timed ([`Policy::sample`]), on operands that rotate through more memory than the caches hold, with GPU timestamps
 //! where the device has them. Invariant: a [`Record`] that is not verified has no times.
 
@@ -71,6 +73,18 @@ impl Case {
     pub fn with_weights(name: &str, w: Matrix, n: usize, seed: u64) -> Result<Self> {
         let x = uniform(n, w.cols(), w.dtype(), seed ^ ACTIVATIONS)?;
         Ok(Self { name: name.to_owned(), w, x })
+    }
+
+    /// A layer of the same shape and type whose numbers are whole, from -4 to 4.
+    fn whole(&self, seed: u64) -> Result<Self> {
+        let whole = |m: &Matrix, seed| -> Result<Matrix> {
+            let mut numbers = uniform(m.rows(), m.cols(), DType::F32, seed)?;
+            if let Elements::F32(data) = numbers.elements_mut() {
+                data.iter_mut().for_each(|x| *x = (*x * 4.999).trunc());
+            }
+            Ok(numbers.cast(m.dtype()))
+        };
+        Ok(Self { name: self.name.clone(), w: whole(&self.w, seed)?, x: whole(&self.x, seed ^ ACTIVATIONS)? })
     }
 
     fn problem(&self, op: Op) -> Problem {
@@ -150,7 +164,7 @@ pub struct Record {
     pub weight_bytes: usize,
     /// Largest error over its bound among the checked outputs; 1 is the most that is allowed. `None` if infinite.
     pub error_over_bound: Option<f64>,
-    /// Number of outputs that were checked.
+    /// Number of outputs that were checked against the reference, in each of the two checks.
     pub checked_outputs: usize,
     /// Whether every checked output was within its bound, and every set of operands gave the same output.
     pub verified: bool,
@@ -199,8 +213,10 @@ pub fn run(
     mut progress: impl FnMut(usize),
 ) -> Result<Vec<Record>> {
     let mut subjects = Vec::new();
+    let whole = case.whole(seed)?;
     for &op in ops {
-        subjects.push(prepare(device, case, op, seed, command(op))?);
+        let strict = check_once(device, &whole, op, seed)?;
+        subjects.push(prepare(device, case, op, seed, strict, command(op))?);
         progress(subjects.len());
     }
     for subject in subjects.iter_mut().filter(|s| s.record.verified) {
@@ -280,7 +296,16 @@ impl<'a> HostWeights<'a> {
 
 /// Uploads the operands, runs every set once and checks the first set's output against the oracle and the others' against the
 /// first, bit for bit.
-fn prepare(device: &Device, case: &Case, op: Op, seed: u64, command: String) -> Result<Subject> {
+///
+/// `strict` is what the check on whole numbers found wrong.
+fn prepare(
+    device: &Device,
+    case: &Case,
+    op: Op,
+    seed: u64,
+    strict: Option<String>,
+    command: String,
+) -> Result<Subject> {
     let problem = case.problem(op);
     let plan = device.plan(&problem)?;
     let host = HostWeights::new(&case.w, op)?;
@@ -304,16 +329,10 @@ fn prepare(device: &Device, case: &Case, op: Op, seed: u64, command: String) -> 
     }
     let operands = Operands { weights: host.as_oracle(), x: &case.x, bias: None, residual: None };
     let oracle = Oracle::new(&problem, operands)?;
-    // One in 64 at least, so that no tile of 64 or more goes unseen; between them, what a kernel skips is still poison.
-    let share = |len: usize| len.div_ceil(64).clamp(48, 512);
-    let sample = Sample::Random { features: share(problem.m), tokens: share(problem.n), seed };
     calls[0].run()?;
     let first = device.read(&outputs[0])?;
-    let verdict = oracle.verify(&first, sample)?;
-    let mut failure = (!verdict.passed()).then(|| verdict.to_string());
-    if let Some(at) = first_poison(&first) {
-        failure.get_or_insert_with(|| format!("output {at} of {} was never written", rows * cols));
-    }
+    let verdict = oracle.verify(&first, sample(&problem, seed))?;
+    let mut failure = strict.or_else(|| wrong(&verdict, &first));
     for (set, (call, output)) in calls.iter().zip(&outputs).enumerate().skip(1) {
         if failure.is_some() {
             break;
@@ -338,6 +357,34 @@ fn prepare(device: &Device, case: &Case, op: Op, seed: u64, command: String) -> 
         _ => problem.executed_flops(),
     };
     Ok(Subject { record, problem, executed_flops, calls, times: Vec::new() })
+}
+
+/// Runs an operation once and says what is wrong with the output, if anything.
+fn check_once(device: &Device, case: &Case, op: Op, seed: u64) -> Result<Option<String>> {
+    let problem = case.problem(op);
+    let host = HostWeights::new(&case.w, op)?;
+    let (rows, cols) = problem.y_shape();
+    let (x, y) = (device.upload(&case.x)?, device.upload(&poison(rows, cols, problem.output)?)?);
+    let io = Io { x: &x, bias: None, residual: None, y: &y };
+    device.prepare(&device.plan(&problem)?, &host.upload(device)?, &io)?.run()?;
+    let output = device.read(&y)?;
+    let operands = Operands { weights: host.as_oracle(), x: &case.x, bias: None, residual: None };
+    let verdict = Oracle::new(&problem, operands)?.verify(&output, sample(&problem, seed))?;
+    Ok(wrong(&verdict, &output).map(|what| format!("on whole numbers: {what}")))
+}
+
+/// The outputs that are checked: one feature and one token in 64 at least, so that no tile of that size goes unseen.
+fn sample(problem: &Problem, seed: u64) -> Sample {
+    let share = |len: usize| len.div_ceil(64).clamp(48, 512);
+    Sample::Random { features: share(problem.m), tokens: share(problem.n), seed }
+}
+
+/// What is wrong with an output: an element past its bound, or one that was never written.
+fn wrong(verdict: &Verdict, output: &Matrix) -> Option<String> {
+    if !verdict.passed() {
+        return Some(verdict.to_string());
+    }
+    first_poison(output).map(|at| format!("output {at} was never written"))
 }
 
 /// NaNs with payloads that no arithmetic makes.
@@ -451,4 +498,31 @@ fn finish(subject: &mut Subject) {
     record.max_ms = Some(max * 1e3);
     record.effective_tflops = Some(subject.problem.effective_flops() / median / 1e12);
     record.executed_tflops = Some(subject.executed_flops / median / 1e12);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    #[test]
+    fn an_output_that_was_never_written_is_wrong() {
+        let passed = Verdict { checked: 9, undecided: 0, error_over_bound: 0.5, worst: None };
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            let nan = uniform(2, 3, DType::F32, 1).unwrap().to_array().mapv(|_| f32::NAN);
+            let nan = Matrix::from_array(nan.view()).cast(dtype);
+            assert_eq!(wrong(&passed, &nan), None, "a NaN that was computed");
+            assert!(wrong(&passed, &poison(2, 3, dtype).unwrap()).unwrap().contains("output 0 was never written"));
+        }
+        let failed = Verdict { error_over_bound: 1.5, ..passed };
+        assert!(wrong(&failed, &Matrix::zeros(2, 3, DType::F32).unwrap()).is_some());
+    }
+
+    #[test]
+    fn whole_cases_are_whole_and_of_the_same_shape() {
+        let case = Case::random("x", 7, 5, 9, DType::F16, 3).unwrap().whole(3).unwrap();
+        let numbers = case.w.elements().to_f32();
+        assert!(numbers.iter().all(|x| x.fract() == 0.0 && x.abs() <= 4.0) && numbers.iter().any(|&x| x == -4.0));
+        assert_eq!((case.w.rows(), case.x.rows(), case.w.cols(), case.w.dtype()), (7, 5, 9, DType::F16));
+    }
 }

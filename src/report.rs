@@ -33,7 +33,8 @@ struct Ceilings {}
 #[derive(Clone, Debug, Serialize)]
 pub struct Environment {
     version: &'static str,
-    /// The commit of the source tree that the binary was built from, where that is still there; `-dirty` if changed.
+    /// The commit at which the source tree of the binary stands when the run starts, where it is still there; `-dirty` if
+    /// changed.
     commit: Option<String>,
     /// Start of the run, RFC 3339, UTC.
     date: String,
@@ -93,6 +94,8 @@ fn commit() -> Option<String> {
     let tree = env!("CARGO_MANIFEST_DIR");
     let git = std::process::Command::new("git")
         .args(["-C", tree, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
+        .env_remove("GIT_DIR")
+        .env_remove("GIT_WORK_TREE")
         .stderr(std::process::Stdio::null())
         .output()
         .ok()?;
@@ -180,13 +183,22 @@ impl Report {
             text,
             "\nms: median of {} samples of {:.0} ms or more ({clock}); spread: (slowest - fastest) / median\n\
              effective: 2mnk / t in TFLOPS; executed: without the weights that are skipped (tile padding not counted); sums in f32\n\
-             vs dense: the dense row of the same shape and run over this one; below 1 is slower than dense\n\
-             err/bound: largest error over what f32 arithmetic may lose, 1 is the limit; MB: weights on the device",
-            env.samples, env.sample_ms
+             vs dense: this device's own dense row of the same shape and run over this one ({}); below 1 is slower\n\
+             err/bound: largest error over what f32 arithmetic may lose, 1 is the limit; MB: weights on the device{}\n\
+             verified: outputs drawn from all over the result against an f64 reference, on these operands and on whole\n\
+             numbers, where no error is allowed; none of the others left unwritten",
+            env.samples,
+            env.sample_ms,
+            if env.simd.is_some() { "the gemm crate" } else { "gemm_dense of this crate, untuned" },
+            if env.simd.is_some() && self.rows.iter().any(|r| r.dtype == "f16") {
+                " (the CPU device holds dense f16 as f32)"
+            } else {
+                ""
+            }
         );
         let failed = self.failures().count();
         let _ = match failed {
-            0 => writeln!(text, "all {} rows verified against the f64 reference", self.rows.len()),
+            0 => writeln!(text, "all {} rows verified", self.rows.len()),
             _ => writeln!(text, "{failed} of {} rows FAILED verification and were not timed", self.rows.len()),
         };
         text

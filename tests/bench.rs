@@ -134,6 +134,9 @@ fn what_fails_verification_is_not_timed_and_exits_with_3() {
     save_matrices(&file, &[("huge.weight", &huge)]).unwrap();
     let (stdout, stderr) = exits(3, &["bench", "--quick", "--weights", text(&file), "--out", text(&out)]);
     assert!(stdout.contains("FAILED") && stdout.contains("4 of 4 rows"), "{stdout}");
+    // In f16 they are no numbers at all.
+    let (_, refused) = exits(1, &["bench", "--quick", "--weights", text(&file), "--dtype", "f16"]);
+    assert!(refused.contains("huge.weight: weight at row 0, column 0 is inf as f16"), "{refused}");
     assert!(stderr.contains("undecided"), "{stderr}");
     let row = &json(&out)["rows"][1];
     assert_eq!(
@@ -156,6 +159,7 @@ fn bad_flags_are_named_and_exit_with_2() {
         (["--dtype", "f64"], "--dtype"),
         (["--ops", "sparse"], "--ops"),
         (["--threads", "0"], "--threads"),
+        (["--threads", "5000"], "--threads"),
         (["--filter", "x"], "--weights"),
     ] {
         let (stdout, stderr) = exits(2, &["bench", flags[0], flags[1]]);
@@ -175,7 +179,7 @@ fn bad_input_is_named_exits_with_1_and_writes_nothing() {
     save_matrices(at("nan.safetensors"), &[("bad.weight", &Matrix::from_f32(8, 8, &data).unwrap())]).unwrap();
     std::fs::write(at("short.safetensors"), [9, 0, 0, 0, 0, 0, 0, 0, b'{']).unwrap();
     for (arguments, named) in [
-        (["--weights", text(&at("nan.safetensors"))], ["nan.safetensors: tensor bad.weight", "row 2, column 3"]),
+        (["--weights", text(&at("nan.safetensors"))], ["nan.safetensors: tensor bad.weight", "row 2, column 3 is NaN"]),
         (["--weights", text(&at("short.safetensors"))], ["short.safetensors", "header"]),
         (["--weights", text(&at("missing.safetensors"))], ["missing.safetensors", "No such file"]),
         (["--device", "no such device"], ["--device", "cpu"]),

@@ -38,7 +38,7 @@ pub(crate) struct Args {
     /// Tokens of the named models and of --weights; MxNxK and square have their own.
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "512")]
     tokens: Vec<NonZeroUsize>,
-    /// Element type of weights, activations and output; f32, or with --weights the file's own, unless given.
+    /// Element type of weights, activations and output; f32, or with --weights the file's own (bf16 as f32), unless given.
     #[arg(long)]
     dtype: Option<Float>,
     /// Vector lengths of the 2:4 rows: how many rows of W share one pattern.
@@ -48,8 +48,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "OP,...", value_delimiter = ',', default_value = "dense,sparse24,masked")]
     ops: Vec<OpName>,
     /// Threads of the CPU device; one per core unless given. No effect on a GPU.
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
     /// Measure on the 2-D float tensors of this file instead of random weights.
     #[arg(long, value_name = "FILE.safetensors", conflicts_with = "shapes")]
     weights: Option<PathBuf>,
@@ -161,7 +161,10 @@ impl Args {
         let mut ops = Vec::new();
         ops.extend(has(OpName::Dense).then_some(Op::Dense));
         if has(OpName::Sparse24) {
-            ops.extend(self.vector.iter().copied().map(Op::Sparse24));
+            let mut vectors = self.vector.clone();
+            vectors.sort();
+            vectors.dedup();
+            ops.extend(vectors.into_iter().map(Op::Sparse24));
         }
         ops.extend(has(OpName::Masked).then_some(Op::Masked));
         ops
@@ -254,6 +257,14 @@ impl Args {
                 };
                 let own = if w.dtype() == DType::Bf16 { DType::F32 } else { w.dtype() };
                 let w = w.cast(self.dtype.map_or(own, DType::from));
+                if let Some(at) = w.elements().to_f32().iter().position(|x| !x.is_finite()) {
+                    let (row, col) = (at / w.cols(), at % w.cols());
+                    bail!(
+                        "weight at row {row}, column {col} is {} as {}, which cannot be measured",
+                        w.get(row, col),
+                        w.dtype()
+                    );
+                }
                 Ok(Case::with_weights(name, w, *n, self.seed)?)
             }
             (Source::Tensor { name, .. }, None) => Err(anyhow!("no file to take {name} from")),
@@ -298,7 +309,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let file = args.weights.as_deref().map(TensorFile::open).transpose()?;
     let sources = args.sources(file.as_ref())?;
     let checks = if args.checked { ShaderChecks::Checked } else { ShaderChecks::Trusted };
-    let options = Options { threads: args.threads.map(NonZeroUsize::get), checks };
+    let options = Options { threads: args.threads.map(usize::from), checks };
     let device = Device::open(&args.device, options).context("--device")?;
 
     let policy = if args.quick { Policy::QUICK } else { Policy::FULL };
@@ -319,7 +330,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let bar = progress(sources.len() * steps as usize);
     let mut rows = Vec::new();
     for (done, source) in sources.iter().enumerate() {
-        let case = args.load(source, file.as_ref()).with_context(|| source.to_string())?;
+        let named = || match (&file, source) {
+            (Some(file), Source::Tensor { .. }) => format!("{}: {source}", file.path().display()),
+            _ => source.to_string(),
+        };
+        let case = args.load(source, file.as_ref()).with_context(named)?;
         bar.set_message(case.name.clone());
         let dtype = case.w.dtype();
         let measured = measure::run(
@@ -331,10 +346,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             |op| args.command(&device, source, dtype, op),
             |step| bar.set_position(done as u64 * steps + step as u64),
         );
-        rows.extend(measured.with_context(|| match (&file, source) {
-            (Some(file), Source::Tensor { .. }) => format!("{}: {source}", file.path().display()),
-            _ => source.to_string(),
-        })?);
+        rows.extend(measured.with_context(named)?);
     }
     bar.finish_and_clear();
 

@@ -130,8 +130,8 @@ pub struct Record {
     pub vector: Option<usize>,
     /// Name of the kernel.
     pub kernel: String,
-    /// Its tile, on a GPU.
-    pub tile: Option<String>,
+    /// Its tile on a GPU, `gemm_crate` or `loops` on the CPU.
+    pub tile: String,
     /// `checked` or `trusted` shader modules, on a GPU.
     pub shader_checks: Option<&'static str>,
     /// Name of the device.
@@ -414,10 +414,6 @@ fn first_poison(y: &Matrix) -> Option<usize> {
 /// A row without times.
 fn record(case: &Case, plan: &Plan, device: &Device, verdict: &Verdict, command: String) -> Record {
     let (problem, info) = (plan.problem(), device.info());
-    let tile = match plan.method() {
-        Method::Gpu { kernel, .. } => Some(kernel.tile().to_string()),
-        Method::Cpu => None,
-    };
     Record {
         name: case.name.clone(),
         op: problem.op.name(),
@@ -428,7 +424,7 @@ fn record(case: &Case, plan: &Plan, device: &Device, verdict: &Verdict, command:
         accumulate: "f32",
         vector: problem.op.vector().map(VectorLen::get),
         kernel: plan.kernel_name(),
-        tile,
+        tile: plan.way(),
         shader_checks: device.shader_checks().map(|c| c.name()),
         device: info.name().to_owned(),
         threads: match &info {

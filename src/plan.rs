@@ -125,9 +125,18 @@ impl Plan {
         match &self.method {
             Method::Gpu { kernel, .. } => kernel.to_string(),
             Method::Cpu => {
-                let way = if self.problem.op == Op::Dense { "gemm_crate" } else { "loops" };
-                format!("cpu_{}-{}f32-{way}-{}", self.problem.op.name(), self.problem.storage, self.problem.epilogue)
+                let Problem { op, storage, epilogue, .. } = self.problem;
+                format!("cpu_{}-{storage}f32-{}-{epilogue}", op.name(), self.way())
             }
+        }
+    }
+
+    /// What tells the kernels of one operation apart: the tile on a GPU, `gemm_crate` or `loops` on the CPU.
+    pub fn way(&self) -> String {
+        match &self.method {
+            Method::Gpu { kernel, .. } => kernel.tile().to_string(),
+            Method::Cpu if self.problem.op == Op::Dense => "gemm_crate".to_owned(),
+            Method::Cpu => "loops".to_owned(),
         }
     }
 

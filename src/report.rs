@@ -169,7 +169,7 @@ impl Report {
                 ratio,
                 if row.verified { number(row.error_over_bound, 2) } else { "FAILED".to_owned() },
                 significant(row.weight_bytes as f64 / 1e6, 3),
-                row.tile.clone().unwrap_or_else(|| row.kernel.split('-').nth(2).unwrap_or_default().to_owned()),
+                row.tile.clone(),
             ]);
         }
         for column in NUMBERS {

@@ -32,9 +32,8 @@ pub(crate) enum CpuWeights {
 
 impl CpuWeights {
     /// Dense weights as the `gemm` crate reads them best: f32 whatever the storage was, and k-major. It packs W anew in
-    /// every call, and packing against the stride of a row costs more than the product when there are few tokens: on two
-    /// cores of an EPYC (Zen 4) 768 x 32 x 3072 takes 8.6 ms from row-major and 0.9 ms from k-major weights, 768 x 512 x
-    /// 3072 24 ms and 11 ms.
+    /// every call, and packing against the stride of a row costs more than the product when there are few tokens: 768 x 32
+    /// x 3072 took 8.5 ms from row-major and takes 1.7 ms from k-major weights (benches/results/2026-11-22-amd-epyc).
     pub(crate) fn dense(w: &Matrix) -> Self {
         let (m, k) = (w.rows(), w.cols());
         let mut k_major = vec![0.0; m * k];

@@ -166,7 +166,8 @@ pub struct Record {
     pub error_over_bound: Option<f64>,
     /// Number of outputs that were checked against the reference, in each of the two checks.
     pub checked_outputs: usize,
-    /// Whether every checked output was within its bound, and every set of operands gave the same output.
+    /// Whether every checked output was within its bound in both checks, none was left unwritten, and every set of operands
+    /// gave the same output.
     pub verified: bool,
     /// What was wrong, if it was not.
     #[cfg_attr(feature = "cli", serde(skip_serializing_if = "Option::is_none"))]
@@ -201,8 +202,8 @@ struct Subject {
 
 /// Verifies and measures operations on one layer. Weights are pruned by magnitude for 2:4 and for the mask (at V = 1).
 ///
-/// `seed` draws the outputs that are checked; `command` gives the command line that reproduces a row. `progress` is called after each operation is verified and after
-/// each round of samples, with the number of such steps done.
+/// `seed` draws the whole numbers and the outputs that are checked; `command` gives the command line that reproduces a row.
+/// `progress` is called after each operation is verified and after each round of samples, with the number of such steps done.
 pub fn run(
     device: &Device,
     case: &Case,
@@ -373,9 +374,10 @@ fn check_once(device: &Device, case: &Case, op: Op, seed: u64) -> Result<Option<
     Ok(wrong(&verdict, &output).map(|what| format!("on whole numbers: {what}")))
 }
 
-/// The outputs that are checked: one feature and one token in 64 at least, so that no tile of that size goes unseen.
+/// The outputs that are checked: one feature and one token of every 32, so that no tile of 64 goes unseen however it lies
+/// (up to 16384 of each; further apart beyond), and never fewer than 48.
 fn sample(problem: &Problem, seed: u64) -> Sample {
-    let share = |len: usize| len.div_ceil(64).clamp(48, 512);
+    let share = |len: usize| len.div_ceil(32).clamp(48, 512);
     Sample::Random { features: share(problem.m), tokens: share(problem.n), seed }
 }
 

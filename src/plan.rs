@@ -36,9 +36,6 @@ impl Plan {
     /// Plans for a GPU with these capabilities. An error names what the device lacks, or the operand that is too large.
     pub fn gpu(problem: &Problem, caps: &Caps) -> Result<Self> {
         let params = Params::new(problem)?;
-        if !caps.f16 && (problem.storage == DType::F16 || problem.output == DType::F16) {
-            return Err(Error::MissingFeature { device: "the device".into(), feature: "f16 in shaders".into() });
-        }
         for (what, bytes) in operand_bytes(problem) {
             if bytes > caps.binding_bytes {
                 return Err(Error::TooLarge {
@@ -55,21 +52,24 @@ impl Plan {
             let (grid_m, grid_n) = kernel.grid(problem.m, problem.n);
             let limit = caps.grid as usize;
             match kernel.supported_by(caps) {
-                Err(lack) => refused.push(format!("{tile} needs {lack}")),
+                Err(lack) => refused.push((tile, lack)),
                 Ok(()) if grid_m > limit || grid_n > limit => {
-                    refused.push(format!("{tile} needs a grid of {grid_m} x {grid_n} (the device allows {limit})"));
+                    refused.push((tile, format!("a grid of {grid_m} x {grid_n} workgroups (it allows {limit})")));
                 }
                 // Both fit u32, since the limit does.
                 Ok(()) => candidates.push((cost(&kernel, &params, caps), kernel, (grid_m as u32, grid_n as u32))),
             }
         }
         let Some(&(_, kernel, grid)) = candidates.iter().min_by(|a, b| a.0.total_cmp(&b.0)) else {
-            return Err(Error::MissingFeature { device: "the device".into(), feature: refused.join("; ") });
+            // Said once where all tiles lack the same.
+            refused.dedup_by(|a, b| a.1 == b.1);
+            let lacks: Vec<_> = refused.into_iter().map(|(_, lack)| lack).collect();
+            return Err(Error::MissingFeature { device: "the device".into(), feature: lacks.join("; ") });
         };
         let estimates: Vec<_> = candidates.iter().map(|(c, k, _)| format!("{} {:.3}", k.tile(), c / 1e9)).collect();
         let mut reason = format!("lowest estimated cost of {}", estimates.join(", "));
-        for text in refused {
-            let _ = write!(reason, "; {text}");
+        for (tile, lack) in refused {
+            let _ = write!(reason, "; {tile} needs {lack}");
         }
         Ok(Self { problem: *problem, method: Method::Gpu { kernel, grid }, reason })
     }

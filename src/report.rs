@@ -89,7 +89,7 @@ impl Environment {
     }
 }
 
-/// What git says of the tree that this binary was built from.
+/// What git says now of the tree that this binary was built from.
 fn commit() -> Option<String> {
     let tree = env!("CARGO_MANIFEST_DIR");
     let git = std::process::Command::new("git")

@@ -1,19 +1,16 @@
 // Dense GEMM: the baseline of every ratio. Twin: `Oracle` of src/reference.rs with `Weights::Dense`.
 //
-// Weights: `w`, m x k row-major. Main loop: shared/dense_tile.wgsl. Tile, grid, layouts and residues: shared/gemm.wgsl.
+// Weights: `w`, panels of 32 features. Tile, workgroup memory and way through k: shared/tile.wgsl; step:
+// shared/tile_dense.wgsl; grid and residues: shared/gemm.wgsl.
 
-@group(0) @binding(1) var<storage, read> w: array<Storage>;
+fn fetch_bits(feature: u32, k0: u32) -> vec4<u32> {
+    return vec4<u32>();
+}
 
-fn load_w(lane: u32, feature0: u32, k0: u32) {
-    for (var e = lane; e < TILE_K * TILE_M; e += THREADS) {
-        let kk = e % TILE_K;
-        let ff = e / TILE_K;
-        let i = k0 + kk;
-        let feature = feature0 + ff;
-        var value = 0.0;
-        if i < params.k && feature < params.m {
-            value = f32(w[feature * params.k + i]);
-        }
-        w_tile[kk * W_STRIDE + ff] = value;
+fn stash_w(quad: u32, q: u32, block: Block, half: u32, k0: u32) {
+    let column = w_column(quad);
+    // unroll
+    for (var c = 0u; c < 4u; c++) {
+        w_tile[(half * W_ROWS + 4u * q + c) * M_QUADS + column] = transposed(block, c);
     }
 }

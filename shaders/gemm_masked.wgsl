@@ -1,29 +1,30 @@
-// Masked-dense GEMM: dense weights times any bit mask, fused. Twin: `Oracle` of src/reference.rs with `Weights::Masked`.
+// Masked-dense GEMM: dense weights times a mask, fused. Twin: `Oracle` of src/reference.rs with `Weights::Masked`.
 //
-// Weights: `w`, m x k row-major, and `mask`, m x meta_cols words, column c being bit c % 32 of word c / 32. The bit is
-// applied while the tile is loaded, so no masked copy of W ever exists in memory: a masked product reads what
-// a dense one does and a word of mask per 32 weights. Main loop: shared/dense_tile.wgsl. Tile, grid, layouts and residues: shared/gemm.wgsl.
+// Weights: `w`, panels of 32 features, and `bits`, for each panel and 32 columns the words of its features: a bit per weight
+// (column c is bit c % 32), or with CODES the 4-bit codes of 2:4 groups. The mask is applied on the way to workgroup memory, so
+// no masked copy of W ever exists: a masked product reads what a dense one does and a word of mask per 32 weights.
+// Tile, workgroup memory and way through k: shared/tile.wgsl; step: shared/tile_dense.wgsl; grid and residues:
+// shared/gemm.wgsl.
 
-@group(0) @binding(1) var<storage, read> w: array<Storage>;
-@group(0) @binding(2) var<storage, read> mask: array<u32>;
+// Whether the mask is given as 2:4 codes.
+const CODES: bool = false;
 
-// A tile of k within one word per row: what lets `load_w` leave out a test of i against k.
-const_assert 32u % TILE_K == 0u;
+fn fetch_bits(feature: u32, k0: u32) -> vec4<u32> {
+    let at = word_at(feature, k0);
+    return vec4(bits[at], bits[at + 1u], bits[at + 2u], bits[at + 3u]);
+}
 
-fn load_w(lane: u32, feature0: u32, k0: u32) {
-    for (var e = lane; e < TILE_K * TILE_M; e += THREADS) {
-        let kk = e % TILE_K;
-        let ff = e / TILE_K;
-        let i = k0 + kk;
-        let feature = feature0 + ff;
-        var value = 0.0;
-        // Bits past the last column are zero, and a tile never reaches past the last word.
-        if feature < params.m {
-            let word = mask[feature * params.meta_cols + i / 32u];
-            if ((word >> (i % 32u)) & 1u) == 1u {
-                value = f32(w[feature * params.k + i]);
-            }
-        }
-        w_tile[kk * W_STRIDE + ff] = value;
+fn stash_w(quad: u32, q: u32, block: Block, half: u32, k0: u32) {
+    let column = w_column(quad);
+    // The four bits of this block's k in each row's word.
+    let words = block.bits >> vec4(k0 % 32u + 4u * q);
+    var kept = words;
+    if CODES {
+        kept = (vec4(1u) << (words & vec4(3u))) | (vec4(1u) << ((words >> vec4(2u)) & vec4(3u)));
+    }
+    // unroll
+    for (var c = 0u; c < 4u; c++) {
+        let on = ((kept >> vec4(c)) & vec4(1u)) == vec4(1u);
+        w_tile[(half * W_ROWS + 4u * q + c) * M_QUADS + column] = select(vec4(0.0), transposed(block, c), on);
     }
 }

@@ -1,95 +1,82 @@
-// 2:4 sparse GEMM for every vector length. Twin: `Oracle` of src/reference.rs with `Weights::Sparse24`.
+// 2:4 sparse GEMM by gathering activations. Twin: `Oracle` of src/reference.rs with `Weights::Sparse24`.
 //
-// Weights: `values`, m x k/2 row-major (k rounded up to a multiple of 4), and `metadata`, ceil(m / VECTOR) x meta_cols words of
-// eight 4-bit codes, the low one first; code = position of the first kept value | position of the second << 2. Nothing is
-// ever decompressed: the code selects which two rows of the k-major tile of activations a thread multiplies, so only half
-// the multiply-adds of the dense kernel are done.
+// Weights: `w`, kept values in panels of 32 features, and `bits`, words of eight 4-bit codes, the low one first; code = position of
+// the first kept value | position of the second << 2. Nothing is decompressed: a code selects which two of the group's four
+// rows of the activation tile a thread multiplies, so only half the multiply-adds of the dense kernel are done.
 //
-// The features of one thread that share a pattern (SHARE = min(VECTOR, THREAD_M)) share the gathered activations too: per
-// group a thread reads 2 * THREAD_N words of activations per SHARE features and does 2 * THREAD_N * SHARE multiply-adds. At
-// VECTOR = 1 that is a word per multiply-add, which is why V = 1 loses to dense where arithmetic is the limit.
+// The SHARE = min(VECTOR, THREAD_M) features of a thread that share a pattern share the gathered activations too: per group
+// and pattern a thread reads 2 * TOKEN_QUADS vec4s of activations for 8 * TOKEN_QUADS * SHARE multiply-adds. From V = 8 on
+// that is as much as the dense kernel reads. At V = 1 it is a word per multiply-add, which loses to dense.
 //
-// The codes of a tile are one word per row of metadata, held in a register for its eight groups.
-// Tile, grid, layouts and residues otherwise: shared/gemm.wgsl. A gather past k reads a zero of the tile, and the value it
-// multiplies is padding, a zero as well.
+// Workgroup memory: the weight tile has a row per kept value; the codes of a step's four groups, a word per feature, lie beside
+// it. Tile and way through k: shared/tile.wgsl; grid and residues: shared/gemm.wgsl. Padding along k multiplies a zero value.
+//
+// Predicted for V >= 8 with 8 x 8 outputs per thread, from the instructions of a group against those of four dense k: 128
+// multiply-adds, 8 reads and about 6 for addresses against 256, 16 and about 4: 1.94 times dense if issue is the limit.
 
-const VECTOR: u32 = 1u;
+// Features of a thread that share a pattern, and patterns of a thread.
+const SHARE: u32 = 1u;
+const PATTERNS: u32 = 8u;
 
-@group(0) @binding(1) var<storage, read> values: array<Storage>;
-@group(0) @binding(2) var<storage, read> metadata: array<u32>;
+const_assert SHARE * PATTERNS == THREAD_M;
 
-// One word of codes per row of metadata and tile.
-const_assert TILE_K == 32u;
+var<workgroup> code_tile: array<u32, 2 * TILE_M>;
 
-const SHARE: u32 = min(VECTOR, THREAD_M);
-const PATTERNS: u32 = THREAD_M / SHARE;
-const GROUPS: u32 = TILE_K / 4u;
-// Kept values per row and tile.
-const SLOTS: u32 = TILE_K / 2u;
+fn fetch_bits(feature: u32, k0: u32) -> vec4<u32> {
+    var words: vec4<u32>;
+    // unroll
+    for (var i = 0u; i < 4u; i++) {
+        words[i] = bits[word_at(feature + i, k0)];
+    }
+    return words;
+}
 
-// Kept values, slot-major: slot s of feature f at s * W_STRIDE + f.
-var<workgroup> w_tile: array<f32, SLOTS * W_STRIDE>;
-
-fn load_values(lane: u32, feature0: u32, k0: u32) {
-    let k_physical = (params.k + 3u) / 4u * 2u;
-    for (var e = lane; e < SLOTS * TILE_M; e += THREADS) {
-        let slot = e % SLOTS;
-        let ff = e / SLOTS;
-        let i = k0 / 2u + slot;
-        let feature = feature0 + ff;
-        var value = 0.0;
-        if i < k_physical && feature < params.m {
-            value = f32(values[feature * k_physical + i]);
+fn stash_w(quad: u32, q: u32, block: Block, half: u32, k0: u32) {
+    let column = w_column(quad);
+    // unroll
+    for (var c = 0u; c < 4u; c++) {
+        w_tile[(half * W_ROWS + 4u * q + c) * M_QUADS + column] = transposed(block, c);
+    }
+    if q == 0u {
+        // unroll
+        for (var i = 0u; i < 4u; i++) {
+            code_tile[half * TILE_M + 4u * quad + i] = block.bits[i] >> (k0 % 32u);
         }
-        w_tile[slot * W_STRIDE + ff] = value;
     }
 }
 
-@compute @workgroup_size(THREADS)
-fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let at = place(workgroup, lane);
-    var sums: array<array<f32, THREAD_N>, THREAD_M>;
-
-    for (var k0 = 0u; k0 < params.k; k0 += TILE_K) {
-        load_values(lane, at.feature0, k0);
-        load_x(lane, at.token0, k0);
-        var codes: array<u32, PATTERNS>;
-        for (var p = 0u; p < PATTERNS; p++) {
-            let feature = at.feature0 + at.feature + p * SHARE;
-            codes[p] = 0u;
-            if feature < params.m {
-                codes[p] = metadata[feature / VECTOR * params.meta_cols + k0 / TILE_K];
-            }
-        }
-        workgroupBarrier();
-        for (var g = 0u; g < GROUPS; g++) {
-            for (var p = 0u; p < PATTERNS; p++) {
-                let code = codes[p] >> (4u * g);
-                let row0 = (4u * g + (code & 3u)) * X_STRIDE + at.token;
-                let row1 = (4u * g + ((code >> 2u) & 3u)) * X_STRIDE + at.token;
-                var b0: array<f32, THREAD_N>;
-                var b1: array<f32, THREAD_N>;
-                for (var j = 0u; j < THREAD_N; j++) {
-                    b0[j] = x_tile[row0 + j];
-                    b1[j] = x_tile[row1 + j];
-                }
-                for (var i = 0u; i < SHARE; i++) {
-                    let slot = 2u * g * W_STRIDE + at.feature + p * SHARE + i;
-                    let a0 = w_tile[slot];
-                    let a1 = w_tile[slot + W_STRIDE];
-                    for (var j = 0u; j < THREAD_N; j++) {
-                        sums[p * SHARE + i][j] += a0 * b0[j];
-                        sums[p * SHARE + i][j] += a1 * b1[j];
-                    }
-                }
-            }
-        }
-        workgroupBarrier();
+fn multiply(sums: ptr<function, array<vec4<f32>, SUMS>>, at: Place, half: u32) {
+    var codes: array<u32, PATTERNS>;
+    // unroll
+    for (var p = 0u; p < PATTERNS; p++) {
+        codes[p] = code_tile[half * TILE_M + at.tm * THREAD_M + p * SHARE];
     }
-
-    for (var j = 0u; j < THREAD_N; j++) {
-        for (var i = 0u; i < THREAD_M; i++) {
-            store(at.feature0 + at.feature + i, at.token0 + at.token + j, sums[i][j]);
+    for (var g = 0u; g < K_QUADS; g++) {
+        let column = at.tn ^ (2u * g);
+        var a0: array<vec4<f32>, FEATURE_QUADS>;
+        var a1: array<vec4<f32>, FEATURE_QUADS>;
+        // unroll
+        for (var u = 0u; u < FEATURE_QUADS; u++) {
+            let slot = (half * W_ROWS + 2u * g) * M_QUADS + u * THREADS_M + at.tm;
+            a0[u] = w_tile[slot];
+            a1[u] = w_tile[slot + M_QUADS];
+        }
+        // unroll
+        for (var p = 0u; p < PATTERNS; p++) {
+            let code = codes[p] >> (4u * g);
+            let group = (half * TILE_K + 4u * g) * X_STRIDE + column;
+            let row0 = group + (code & 3u) * X_STRIDE;
+            let row1 = group + ((code >> 2u) & 3u) * X_STRIDE;
+            // unroll
+            for (var v = 0u; v < TOKEN_QUADS; v++) {
+                let b0 = x_tile[row0 + v * THREADS_N];
+                let b1 = x_tile[row1 + v * THREADS_N];
+                // unroll
+                for (var i = 0u; i < SHARE; i++) {
+                    (*sums)[(p * SHARE + i) * TOKEN_QUADS + v] += a0[(p * SHARE + i) / 4u][(p * SHARE + i) % 4u] * b0;
+                    (*sums)[(p * SHARE + i) * TOKEN_QUADS + v] += a1[(p * SHARE + i) / 4u][(p * SHARE + i) % 4u] * b1;
+                }
+            }
         }
     }
 }

@@ -17,11 +17,12 @@ use crate::cpu::{Cpu, CpuOperands, CpuWeights};
 use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
 use crate::format::Sparse24;
 pub use crate::gpu::{AdapterInfo, AdapterKind};
-use crate::gpu::{Binding, Dispatch, Gpu, adapters};
-use crate::kernel::{Caps, Params, ShaderChecks};
-use crate::mask::Mask;
+use crate::gpu::{Binding, Dispatch, Gpu, Scratch, adapters};
+use crate::kernel::{Caps, Params, Program, ShaderChecks};
+use crate::layout;
+use crate::mask::{Mask, Mask24};
 use crate::matrix::{DType, Element, Elements, Matrix};
-use crate::plan::{Method, Plan};
+use crate::plan::{Activations, Method, Plan, Step, Target, Tuning, WeightOperand};
 use crate::problem::{Op, Problem};
 
 /// A place where products are computed. Cloning is cheap and gives the same device.
@@ -62,8 +63,16 @@ pub struct Weights {
 
 #[derive(Clone, Debug)]
 enum WeightStore {
-    Gpu { values: wgpu::Buffer, meta: Option<wgpu::Buffer> },
+    /// One of each per piece (see [`layout`]).
+    Gpu(Vec<Piece>),
     Cpu(Arc<CpuWeights>),
+}
+
+/// Some rows of W in the memory of a GPU.
+#[derive(Clone, Debug)]
+struct Piece {
+    values: wgpu::Buffer,
+    words: Option<wgpu::Buffer>,
 }
 
 impl Weights {
@@ -151,7 +160,7 @@ pub struct Prepared {
 
 #[derive(Clone, Debug)]
 enum Work {
-    Gpu(Dispatch),
+    Gpu(Vec<Dispatch>),
     Cpu(Arc<CpuCall>),
 }
 
@@ -222,6 +231,17 @@ pub struct Timing {
     pub clock: Clock,
 }
 
+/// What a ceiling is measured with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Probe {
+    /// Multiply-adds in registers.
+    Fma(DType),
+    /// Cooperative matrices.
+    Cooperative,
+    /// A copy of so many bytes.
+    Copy(u64),
+}
+
 /// What a device is.
 #[derive(Clone, Debug)]
 pub enum DeviceInfo {
@@ -248,12 +268,15 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Whether a GPU's shaders keep naga's run-time checks. The kernels guard their own accesses.
     pub checks: ShaderChecks,
+    /// Whether a GPU acts out cooperative matrices in plain WGSL: to check those kernels where there is no such hardware. No
+    /// plan chooses them then; [`Plan::gpu_with`] does.
+    pub emulate_cooperative: bool,
 }
 
 impl Default for Options {
     /// All cores, trusted shaders.
     fn default() -> Self {
-        Self { threads: None, checks: ShaderChecks::Trusted }
+        Self { threads: None, checks: ShaderChecks::Trusted, emulate_cooperative: false }
     }
 }
 
@@ -294,7 +317,7 @@ impl Device {
             }
         };
         Ok(Self(match adapter {
-            Some(adapter) => Inner::Gpu(Arc::new(adapter.open(options.checks)?)),
+            Some(adapter) => Inner::Gpu(Arc::new(adapter.open(options.checks, options.emulate_cooperative)?)),
             None => Inner::Cpu(Arc::new(Cpu::new(options.threads)?)),
         }))
     }
@@ -340,16 +363,44 @@ impl Device {
         }
     }
 
-    /// Decides how a problem is solved here.
+    /// Decides how a problem is solved here with weights of its own operation.
     pub fn plan(&self, problem: &Problem) -> Result<Plan> {
+        self.plan_by(Plan::cpu, Plan::gpu, problem)
+    }
+
+    /// Decides how a problem is solved here, with dense weights in place of 2:4 ones where those would lose:
+    /// [`Plan::weights`] says which to upload. [`crate::Linear`] does so by itself.
+    pub fn plan_or_dense(&self, problem: &Problem) -> Result<Plan> {
+        self.plan_by(Plan::cpu_or_dense, Plan::gpu_or_dense, problem)
+    }
+
+    fn plan_by(
+        &self,
+        cpu: impl Fn(&Problem) -> Result<Plan>,
+        gpu: impl Fn(&Problem, &Caps, &Tuning) -> Result<Plan>,
+        problem: &Problem,
+    ) -> Result<Plan> {
+        let Inner::Gpu(device) = &self.0 else { return cpu(problem) };
+        gpu(problem, &device.info().caps, &device.tuning()).map_err(|e| match e {
+            Error::MissingFeature { feature, .. } => {
+                Error::MissingFeature { device: device.info().name.clone(), feature }
+            }
+            other => other,
+        })
+    }
+
+    /// Every plan that [`Device::plan`] chooses from.
+    pub fn candidates(&self, problem: &Problem) -> Result<Vec<Plan>> {
         match &self.0 {
-            Inner::Gpu(gpu) => Plan::gpu(problem, &gpu.info().caps).map_err(|e| match e {
-                Error::MissingFeature { feature, .. } => {
-                    Error::MissingFeature { device: gpu.info().name.clone(), feature }
-                }
-                other => other,
-            }),
-            Inner::Cpu(_) => Plan::cpu(problem),
+            Inner::Gpu(gpu) => Ok(Plan::gpu_candidates(problem, &gpu.info().caps)),
+            Inner::Cpu(_) => Ok(vec![Plan::cpu(problem)?]),
+        }
+    }
+
+    /// Measured times for later plans of this device and its clones to believe. No effect on the CPU.
+    pub fn set_tuning(&self, tuning: Tuning) {
+        if let Inner::Gpu(gpu) = &self.0 {
+            gpu.set_tuning(tuning);
         }
     }
 
@@ -357,9 +408,7 @@ impl Device {
     pub fn upload_dense(&self, w: &Matrix) -> Result<Weights> {
         let w = widen(w);
         let store = match &self.0 {
-            Inner::Gpu(gpu) => {
-                WeightStore::Gpu { values: upload(gpu, "weights", w.elements().as_bytes())?, meta: None }
-            }
+            Inner::Gpu(gpu) => upload_pieces(gpu, Op::Dense, w.elements(), (w.rows(), w.cols()), w.cols(), &[])?,
             Inner::Cpu(_) => WeightStore::Cpu(Arc::new(CpuWeights::dense(&w))),
         };
         Ok(self.weights(Op::Dense, w.rows(), w.cols(), w.dtype(), store))
@@ -369,34 +418,42 @@ impl Device {
     pub fn upload_sparse24(&self, w: &Sparse24) -> Result<Weights> {
         let values = widen_elements(w.values());
         let dtype = values.dtype();
+        let op = Op::Sparse24(w.vector());
         let store = match &self.0 {
-            Inner::Gpu(gpu) => WeightStore::Gpu {
-                values: upload(gpu, "values", values.as_bytes())?,
-                meta: Some(upload(gpu, "meta", bytemuck::cast_slice(w.meta()))?),
-            },
+            Inner::Gpu(gpu) => upload_pieces(gpu, op, &values, (w.m(), w.k()), w.k_physical(), w.meta())?,
             Inner::Cpu(_) => WeightStore::Cpu(Arc::new(CpuWeights::Sparse24(w.clone()))),
         };
-        Ok(self.weights(Op::Sparse24(w.vector()), w.m(), w.k(), dtype, store))
+        Ok(self.weights(op, w.m(), w.k(), dtype, store))
     }
 
-    /// Uploads dense weights, `m x k`, and the mask to apply whenever they are used. The two stay apart, so either can be
-    /// uploaded anew, as training does.
+    /// Uploads dense weights, `m x k`, and the mask to apply whenever they are used, a bit per weight. The two stay apart, so
+    /// either can be uploaded anew, as training does.
     pub fn upload_masked(&self, w: &Matrix, mask: &Mask) -> Result<Weights> {
+        self.upload_with_mask(Op::Masked, w, mask, mask.words())
+    }
+
+    /// As [`Device::upload_masked`], with the mask held as 2:4 codes. An error names a group in which fewer than two weights
+    /// are kept, for which there is no code.
+    pub fn upload_masked24(&self, w: &Matrix, mask: &Mask24) -> Result<Weights> {
+        self.upload_with_mask(Op::Masked24, w, mask.mask(), &mask.codes()?)
+    }
+
+    fn upload_with_mask(&self, op: Op, w: &Matrix, mask: &Mask, words: &[u32]) -> Result<Weights> {
         expect_shape("mask", (mask.rows(), mask.cols()), (w.rows(), w.cols()))?;
         let wide = widen(w);
         let store = match &self.0 {
-            Inner::Gpu(gpu) => WeightStore::Gpu {
-                values: upload(gpu, "weights", wide.elements().as_bytes())?,
-                meta: Some(upload(gpu, "mask", bytemuck::cast_slice(mask.words()))?),
-            },
+            Inner::Gpu(gpu) => upload_pieces(gpu, op, wide.elements(), (w.rows(), w.cols()), w.cols(), words)?,
             Inner::Cpu(_) => WeightStore::Cpu(Arc::new(CpuWeights::Masked(w.clone(), mask.clone()))),
         };
-        Ok(self.weights(Op::Masked, w.rows(), w.cols(), wide.dtype(), store))
+        Ok(self.weights(op, w.rows(), w.cols(), wide.dtype(), store))
     }
 
     fn weights(&self, op: Op, m: usize, k: usize, dtype: DType, store: WeightStore) -> Weights {
         let bytes = match &store {
-            WeightStore::Gpu { values, meta } => (values.size() + meta.as_ref().map_or(0, |b| b.size())) as usize,
+            WeightStore::Gpu(pieces) => {
+                pieces.iter().map(|p| p.values.size() + p.words.as_ref().map_or(0, wgpu::Buffer::size)).sum::<u64>()
+                    as usize
+            }
             WeightStore::Cpu(w) => w.bytes(),
         };
         Weights { device: self.clone(), op, m, k, dtype, bytes, store }
@@ -461,16 +518,16 @@ impl Device {
     /// Checks the operands against the plan and binds them. Everything that a call needs is allocated here.
     pub fn prepare(&self, plan: &Plan, weights: &Weights, io: &Io<'_>) -> Result<Prepared> {
         let problem = plan.problem();
-        let Problem { op, m, k, storage, output, epilogue, .. } = *problem;
+        let Problem { m, k, storage, output, epilogue, .. } = *problem;
         self.owns("weights", &weights.device)?;
         for tensor in [Some(io.x), io.bias, io.residual, Some(io.y)].into_iter().flatten() {
             self.owns("tensor", &tensor.device)?;
         }
-        if weights.op != op {
+        if weights.op != plan.weights() {
             return Err(Error::Mismatch {
                 what: "weights".into(),
                 got: format!("{:?}", weights.op),
-                expected: format!("{op:?}"),
+                expected: format!("{:?}", plan.weights()),
             });
         }
         expect_shape("weights", (weights.m, weights.k), (m, k))?;
@@ -502,20 +559,22 @@ impl Device {
             }
         }
         let work = match (&self.0, plan.method(), &weights.store) {
-            (Inner::Gpu(gpu), Method::Gpu { kernel, grid }, WeightStore::Gpu { values, meta }) => {
-                let whole = |buffer| Binding { buffer, bytes: wgpu::Buffer::size(buffer) };
-                let operands = [
-                    Some(whole(values)),
-                    meta.as_ref().map(whole),
-                    bind(io.x),
-                    io.bias.and_then(bind),
-                    io.residual.and_then(bind),
-                    bind(io.y),
-                ];
-                let params = Params::new(problem)?;
-                Work::Gpu(gpu.dispatch(kernel, *grid, bytemuck::bytes_of(&params), operands)?)
+            (Inner::Gpu(gpu), Method::Gpu(_), WeightStore::Gpu(pieces)) => {
+                let (packed, partial) = plan.scratch_bytes();
+                let scratch = |which, bytes: u64| (bytes > 0).then(|| gpu.scratch(which, bytes)).transpose();
+                let bind = Bind {
+                    problem,
+                    pieces,
+                    io,
+                    packed: scratch(Scratch::Packed, packed)?,
+                    partial: scratch(Scratch::Partial, partial)?,
+                    scratch_bytes: (packed, partial),
+                };
+                let steps = plan.steps(&gpu.info().caps)?;
+                let dispatches = steps.iter().map(|step| bind.dispatch(gpu, step)).collect::<Result<_>>()?;
+                Work::Gpu(dispatches)
             }
-            (Inner::Cpu(_), Method::Cpu, WeightStore::Cpu(store)) => {
+            (Inner::Cpu(_), Method::Cpu(_), WeightStore::Cpu(store)) => {
                 let matrix = |tensor: &Tensor| match &tensor.store {
                     TensorStore::Cpu(matrix) => Ok(Arc::clone(matrix)),
                     TensorStore::Gpu(_) => Err(foreign("tensor")),
@@ -533,7 +592,7 @@ impl Device {
                 let name = |gpu| if gpu { "a GPU" } else { "the CPU device" };
                 return Err(Error::Mismatch {
                     what: "plan".into(),
-                    got: name(matches!(plan.method(), Method::Gpu { .. })).into(),
+                    got: name(matches!(plan.method(), Method::Gpu(_))).into(),
                     expected: name(matches!(device, Inner::Gpu(_))).into(),
                 });
             }
@@ -549,9 +608,9 @@ impl Device {
         }
         let start = Instant::now();
         let on_gpu = match &self.0 {
-            Inner::Gpu(gpu) => gpu.submit_timed(calls.filter_map(|call| match &call.work {
-                Work::Gpu(dispatch) => Some(dispatch),
-                Work::Cpu(_) => None,
+            Inner::Gpu(gpu) => gpu.submit_timed(calls.flat_map(|call| match &call.work {
+                Work::Gpu(dispatches) => dispatches.iter(),
+                Work::Cpu(_) => [].iter(),
             }))?,
             Inner::Cpu(_) => {
                 calls.into_iter().try_for_each(Prepared::run)?;
@@ -562,6 +621,49 @@ impl Device {
             Some(elapsed) => Timing { elapsed, clock: Clock::GpuTimestamps },
             None => Timing { elapsed: start.elapsed(), clock: Clock::HostWall },
         })
+    }
+
+    /// A call that measures a ceiling, and its work: operations, or bytes for a copy. `None` where the device cannot run it.
+    pub(crate) fn probe(&self, probe: Probe) -> Result<Option<(Prepared, f64)>> {
+        let Inner::Gpu(gpu) = &self.0 else { return Ok(None) };
+        let caps = &gpu.info().caps;
+        let program = match probe {
+            Probe::Fma(dtype) => Program::ProbeFma(dtype),
+            Probe::Cooperative => Program::ProbeCoop,
+            Probe::Copy(_) => Program::ProbeCopy,
+        };
+        if program.supported_by(caps).is_err() {
+            return Ok(None);
+        }
+        let (params, workgroups, x, y, work) = match probe {
+            Probe::Cooperative => {
+                let workgroups = (4 * caps.busy_threads).div_ceil(128).min(caps.grid);
+                // Eight blocks of sums per subgroup: 64 f32 per thread.
+                let threads = workgroups as usize * 128;
+                let work = (threads / 32) as f64 * (2 * 4096 * 8 * 512) as f64;
+                (Params::default(), workgroups, 16, threads * 64 * 4, work)
+            }
+            Probe::Fma(_) => {
+                // Four times what keeps the device busy, so that the last round of workgroups weighs little.
+                let workgroups = (4 * caps.busy_threads).div_ceil(256).min(caps.grid);
+                let threads = workgroups as usize * 256;
+                // m is the factor of the chains: see shaders/probe_fma.wgsl.
+                let params = Params { m: 1, ..Params::default() };
+                (params, workgroups, 16, threads * 4, threads as f64 * (2 * 4 * 8 * 512) as f64)
+            }
+            Probe::Copy(bytes) => {
+                let bytes = bytes.min(caps.binding_bytes).min(caps.buffer_bytes) / 16 * 16;
+                let vectors = bytes / 16;
+                let workgroups = vectors.div_ceil(4 * 256).min(u64::from(caps.grid));
+                let copied = vectors.min(workgroups * 4 * 256);
+                let params = Params { n: vectors as u32, ..Params::default() };
+                (params, workgroups as u32, bytes as usize, bytes as usize, (2 * 16 * copied) as f64)
+            }
+        };
+        let (x, y) = (gpu.buffer("probe", x, None)?, gpu.buffer("probe", y, None)?);
+        let operands = [None, None, Some(Binding::whole(&x)), None, None, Some(Binding::whole(&y))];
+        let dispatch = gpu.dispatch(&program, [workgroups, 1, 1], &params, operands)?;
+        Ok(Some((Prepared { device: self.clone(), work: Work::Gpu(vec![dispatch]) }, work)))
     }
 
     fn owns(&self, what: &str, owner: &Self) -> Result<()> {
@@ -601,7 +703,7 @@ impl Prepared {
     /// Computes the output: on a GPU submits and returns without waiting, on the CPU returns when it is done.
     pub fn run(&self) -> Result<()> {
         match (&self.device.0, &self.work) {
-            (Inner::Gpu(gpu), Work::Gpu(dispatch)) => gpu.submit(std::iter::once(dispatch)),
+            (Inner::Gpu(gpu), Work::Gpu(dispatches)) => gpu.submit(dispatches.iter()),
             (Inner::Cpu(cpu), Work::Cpu(call)) => call.run(cpu),
             _ => Err(foreign("call")),
         }
@@ -611,8 +713,8 @@ impl Prepared {
     /// error on the CPU device, which has no encoders.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         match &self.work {
-            Work::Gpu(dispatch) => {
-                Gpu::record(encoder, std::iter::once(dispatch), None);
+            Work::Gpu(dispatches) => {
+                Gpu::record(encoder, dispatches.iter(), None);
                 Ok(())
             }
             Work::Cpu(_) => Err(Error::Mismatch {
@@ -656,10 +758,81 @@ fn widen(matrix: &Matrix) -> Cow<'_, Matrix> {
     }
 }
 
-/// A GPU tensor's binding: the bytes of the matrix, not the whole of a buffer that may be the caller's.
-fn bind(tensor: &Tensor) -> Option<Binding<'_>> {
-    match &tensor.store {
-        TensorStore::Gpu(buffer) => Some(Binding { buffer, bytes: tensor.bytes() }),
-        TensorStore::Cpu(_) => None,
+/// What the steps of a plan are bound to.
+struct Bind<'a> {
+    problem: &'a Problem,
+    pieces: &'a [Piece],
+    io: &'a Io<'a>,
+    packed: Option<wgpu::Buffer>,
+    partial: Option<wgpu::Buffer>,
+    scratch_bytes: (u64, u64),
+}
+
+impl Bind<'_> {
+    fn dispatch(&self, gpu: &Gpu, step: &Step) -> Result<Dispatch> {
+        let Problem { m, n, k, storage, output, .. } = *self.problem;
+        let packed = self.packed.as_ref().map(|buffer| Binding { buffer, offset: 0, bytes: self.scratch_bytes.0 });
+        let partial = self.partial.as_ref().map(|buffer| Binding { buffer, offset: 0, bytes: self.scratch_bytes.1 });
+        let (values, words) = match step.weights {
+            WeightOperand::Nothing => (None, None),
+            WeightOperand::Piece(piece) => {
+                let Piece { values, words } = &self.pieces[piece];
+                (Some(Binding::whole(values)), words.as_ref().map(Binding::whole))
+            }
+            WeightOperand::Partial => (partial, None),
+        };
+        let x = match &step.x {
+            Activations::Nothing => None,
+            Activations::Given(tokens) => bind(self.io.x, tokens, n, k * storage.bytes()),
+            Activations::Packed => packed,
+        };
+        let (residual, y) = match &step.y {
+            Target::Packed => (None, packed),
+            Target::Partial => (None, partial),
+            Target::Output(tokens) => {
+                let rows = |tensor| bind(tensor, tokens, n, m * output.bytes());
+                (self.io.residual.and_then(rows), rows(self.io.y))
+            }
+        };
+        let bias = self.io.bias.and_then(|bias| bind(bias, &(0..1), 1, m * 4));
+        let [bias, residual] = [bias, residual].map(|operand| operand.filter(|_| step.epilogue));
+        gpu.dispatch(&step.program, step.grid, &step.params, [values, words, x, bias, residual, y])
     }
+}
+
+/// The part of a GPU tensor that belongs to some of `n` tokens, of so many bytes each; not the whole of a buffer that may be
+/// the caller's. All of the tensor for all tokens, whatever its layout.
+fn bind<'a>(tensor: &'a Tensor, tokens: &std::ops::Range<usize>, n: usize, token_bytes: usize) -> Option<Binding<'a>> {
+    let TensorStore::Gpu(buffer) = &tensor.store else { return None };
+    if tokens.len() == n {
+        return Some(Binding { buffer, offset: 0, bytes: tensor.bytes() });
+    }
+    Some(Binding { buffer, offset: (tokens.start * token_bytes) as u64, bytes: (tokens.len() * token_bytes) as u64 })
+}
+
+/// Uploads weights of `shape` (m, k), `cols` of them stored to a row, with the words of mask bits or codes, in pieces that can
+/// be bound.
+fn upload_pieces(
+    gpu: &Gpu,
+    op: Op,
+    elements: &Elements,
+    (m, k): (usize, usize),
+    cols: usize,
+    words: &[u32],
+) -> Result<WeightStore> {
+    let limit = gpu.info().caps.binding_bytes.min(gpu.info().caps.buffer_bytes);
+    let pieces = layout::pieces(op, m, k, elements.dtype(), limit).ok_or_else(|| Error::TooLarge {
+        what: "binding of 128 rows of weights".into(),
+        size: format!("{} bytes", layout::value_bytes(op, 128, k, elements.dtype())),
+        limit: format!("{limit} bytes"),
+    })?;
+    let pieces = pieces.into_iter().map(|rows| {
+        let values = upload(gpu, "weights", &layout::values(op, elements, cols, k, rows.clone()))?;
+        let words = match op {
+            Op::Dense => None,
+            _ => Some(upload(gpu, "words", bytemuck::cast_slice(&layout::words(op, words, k, rows)))?),
+        };
+        Ok(Piece { values, words })
+    });
+    Ok(WeightStore::Gpu(pieces.collect::<Result<_>>()?))
 }

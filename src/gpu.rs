@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::kernel::{Caps, CoopShape, Kernel, ShaderChecks};
+use crate::kernel::{Caps, CoopShape, Params, Program, Rates, ShaderChecks};
+use crate::plan::Tuning;
 
 /// What kind of hardware an adapter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +122,7 @@ fn caps(
             .iter()
             .map(|p| CoopShape { m: p.m_size, n: p.n_size, k: p.k_size, ab: scalar(p.ab_type), c: scalar(p.cr_type) })
             .collect(),
+        emulates_cooperative: false,
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
         workgroup_memory: limits.max_compute_workgroup_storage_size,
         workgroup_threads: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
@@ -132,18 +134,38 @@ fn caps(
             wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other => 1 << 13,
             wgpu::DeviceType::Cpu => 512,
         },
+        rates: rates(info.device_type),
         binding_bytes: limits.max_storage_buffer_binding_size,
         buffer_bytes: limits.max_buffer_size,
     }
 }
 
+/// What a device of a kind does per second, roughly: a large discrete GPU, a laptop's integrated one, two cores.
+fn rates(kind: wgpu::DeviceType) -> Rates {
+    let (fma, cooperative, memory, cache, dispatch) = match kind {
+        wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::VirtualGpu => (2e13, 1e14, 2e12, 4e12, 3e-6),
+        wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other => (1e12, 4e12, 6e10, 2e11, 1e-5),
+        wgpu::DeviceType::Cpu => (2.5e9, 2.5e9, 8e9, 2e10, 5e-5),
+    };
+    Rates { fma, cooperative, memory, cache, dispatch }
+}
+
 /// Bindings of every kernel, by number: parameters, two for weights, X, bias, residual, Y.
 const BINDINGS: u32 = 7;
 
-/// A range of a buffer that a kernel binds: the whole buffer, or its first bytes.
+/// A range of a buffer that a program binds.
+#[derive(Clone, Copy)]
 pub(crate) struct Binding<'a> {
     pub(crate) buffer: &'a wgpu::Buffer,
+    pub(crate) offset: u64,
     pub(crate) bytes: u64,
+}
+
+impl<'a> Binding<'a> {
+    /// All of a buffer.
+    pub(crate) fn whole(buffer: &'a wgpu::Buffer) -> Self {
+        Self { buffer, offset: 0, bytes: buffer.size() }
+    }
 }
 
 /// A dispatch with everything bound: recording it allocates nothing.
@@ -151,7 +173,16 @@ pub(crate) struct Binding<'a> {
 pub(crate) struct Dispatch {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
-    grid: (u32, u32),
+    grid: [u32; 3],
+}
+
+/// What the dispatches of all calls share: each fills it before it reads it, and a queue runs them one after another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scratch {
+    /// Activations in the kernels' own shape.
+    Packed,
+    /// The sums of the splits of k.
+    Partial,
 }
 
 /// An open device, with what is compiled and allocated once.
@@ -164,8 +195,10 @@ pub(crate) struct Gpu {
     pipeline_layout: wgpu::PipelineLayout,
     /// Bound where a kernel has no operand, or an empty one: a binding cannot be empty.
     nothing: wgpu::Buffer,
-    modules: Mutex<HashMap<Kernel, wgpu::ShaderModule>>,
-    pipelines: Mutex<HashMap<Kernel, wgpu::ComputePipeline>>,
+    modules: Mutex<HashMap<Program, wgpu::ShaderModule>>,
+    pipelines: Mutex<HashMap<Program, wgpu::ComputePipeline>>,
+    scratch: Mutex<[Option<wgpu::Buffer>; 2]>,
+    tuning: Mutex<Arc<Tuning>>,
     staging: Mutex<Option<wgpu::Buffer>>,
     clock: Option<Mutex<Clock>>,
     lost: Arc<Mutex<Option<String>>>,
@@ -185,12 +218,27 @@ impl std::fmt::Debug for Gpu {
 
 impl Adapter {
     /// Opens the adapter with all its limits and the features that kernels use.
-    pub(crate) fn open(self, checks: ShaderChecks) -> Result<Gpu> {
-        let wanted = wgpu::Features::SHADER_F16 | wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
+    ///
+    /// With `emulate`, kernels of cooperative matrices run in plain WGSL, whatever the adapter has.
+    #[allow(unsafe_code, reason = "cooperative matrices are experimental in wgpu")]
+    pub(crate) fn open(mut self, checks: ShaderChecks, emulate: bool) -> Result<Gpu> {
+        let mut wanted = wgpu::Features::SHADER_F16 | wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
+        let mut experimental = wgpu::ExperimentalFeatures::disabled();
+        if emulate {
+            self.info.caps.emulates_cooperative = true;
+            self.info.caps.cooperative = vec![CoopShape { m: 16, n: 16, k: 16, ab: "f16", c: "f32" }];
+        } else if self.adapter.features().contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+            wanted |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+            // SAFETY: what is experimental is used by this crate's own coop shaders alone, whose every load and store lies
+            // within workgroup memory or the bound output, and whose results each test and each benchmark row
+            // checks. Gain: not measured yet; the hardware's ratio is in the ceilings of a run.
+            experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        }
         let request = self.adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("sparse24"),
             required_features: self.adapter.features() & wanted,
             required_limits: self.adapter.limits(),
+            experimental_features: experimental,
             ..Default::default()
         });
         let (device, queue) = pollster::block_on(request)
@@ -293,6 +341,8 @@ impl Gpu {
             nothing,
             modules: Mutex::default(),
             pipelines: Mutex::default(),
+            scratch: Mutex::default(),
+            tuning: Mutex::default(),
             staging: Mutex::default(),
             clock,
             lost,
@@ -303,6 +353,14 @@ impl Gpu {
         &self.info
     }
 
+    pub(crate) fn tuning(&self) -> Arc<Tuning> {
+        Arc::clone(&lock(&self.tuning))
+    }
+
+    pub(crate) fn set_tuning(&self, tuning: Tuning) {
+        *lock(&self.tuning) = Arc::new(tuning);
+    }
+
     pub(crate) fn checks(&self) -> ShaderChecks {
         self.checks
     }
@@ -311,9 +369,10 @@ impl Gpu {
         scoped(&self.device, &self.lost, what, call)
     }
 
-    /// A buffer of `bytes`, rounded up to whole words, with the given content or zeros.
+    /// A buffer of `bytes`, rounded up to whole words, with the given content or zeros. Even an empty one can be bound to a
+    /// program: it has the 16 bytes of the widest element.
     pub(crate) fn buffer(&self, label: &str, bytes: usize, content: Option<&[u8]>) -> Result<wgpu::Buffer> {
-        let size = (bytes as u64).next_multiple_of(4).max(4);
+        let size = (bytes as u64).next_multiple_of(4).max(16);
         if size > self.info.caps.buffer_bytes {
             return Err(Error::TooLarge {
                 what: format!("buffer of {label}"),
@@ -417,22 +476,38 @@ impl Gpu {
         }
     }
 
-    /// The compiled pipeline of a kernel, from the cache after the first time.
-    fn pipeline(&self, kernel: &Kernel) -> Result<wgpu::ComputePipeline> {
-        if let Some(pipeline) = lock(&self.pipelines).get(kernel) {
+    /// A buffer of at least `bytes` that all calls share.
+    pub(crate) fn scratch(&self, which: Scratch, bytes: u64) -> Result<wgpu::Buffer> {
+        let mut slots = lock(&self.scratch);
+        let slot = &mut slots[which as usize];
+        if let Some(buffer) = slot.as_ref().filter(|b| b.size() >= bytes) {
+            return Ok(buffer.clone());
+        }
+        // Calls that are already bound keep the one they have.
+        let buffer = self.buffer("scratch", bytes as usize, None)?;
+        *slot = Some(buffer.clone());
+        Ok(buffer)
+    }
+
+    /// The compiled pipeline of a program, from the cache after the first time.
+    fn pipeline(&self, program: &Program) -> Result<wgpu::ComputePipeline> {
+        if let Some(pipeline) = lock(&self.pipelines).get(program) {
             return Ok(pipeline.clone());
         }
-        kernel
+        program
             .supported_by(&self.info.caps)
             .map_err(|feature| Error::MissingFeature { device: self.info.name.clone(), feature })?;
-        let name = kernel.to_string();
-        let cached = lock(&self.modules).get(&kernel.module()).cloned();
+        let name = program.to_string();
+        let cached = lock(&self.modules).get(&program.module()).cloned();
         let module = match cached {
             Some(module) => module,
             None => {
-                let source = kernel.source()?;
+                let source = match program {
+                    Program::Gemm(kernel) if self.info.caps.emulates_cooperative => kernel.emulated_source()?,
+                    _ => program.source()?,
+                };
                 let module = self.scoped(&format!("compile {name}"), || self.module(&name, source))?;
-                lock(&self.modules).insert(kernel.module(), module.clone());
+                lock(&self.modules).insert(program.module(), module.clone());
                 module
             }
         };
@@ -443,13 +518,13 @@ impl Gpu {
                 module: &module,
                 entry_point: Some("main"),
                 compilation_options: wgpu::PipelineCompilationOptions {
-                    constants: &kernel.overrides(),
+                    constants: &program.overrides(),
                     zero_initialize_workgroup_memory: self.checks == ShaderChecks::Checked,
                 },
                 cache: None,
             })
         })?;
-        lock(&self.pipelines).insert(*kernel, pipeline.clone());
+        lock(&self.pipelines).insert(*program, pipeline.clone());
         Ok(pipeline)
     }
 
@@ -459,11 +534,12 @@ impl Gpu {
             wgpu::ShaderModuleDescriptor { label: Some(name), source: wgpu::ShaderSource::Wgsl(source.into()) };
         match self.checks {
             ShaderChecks::Checked => self.device.create_shader_module(descriptor),
-            // SAFETY: the source is this crate's own. Every global access is guarded by m, n and k, which bind groups honour
-            // (see `dispatch`) and whose products fit u32 (`Params::new`), or, in the masked kernel, by the mask, whose
-            // bits past k are zero (`Mask::new`); workgroup and private arrays are indexed below their constant sizes,
-            // gathers by 2-bit positions within a group; every loop counts up to a finite bound; divisors are non-zero
-            // constants; workgroup memory is written before it is read. Gain: on llvmpipe the dense kernel
+            // SAFETY: the source is this crate's own. Reads clamp the feature to the last panel and the token to the last one,
+            // and k runs below its padded value, which are the sizes of what is bound (`layout::value_bytes`, `Plan::steps`,
+            // `dispatch`); writes are guarded by m, n and the number of outputs. Workgroup and private arrays are indexed below
+            // their constant sizes, gathers by 2-bit positions within a group; every loop counts up to a finite bound;
+            // divisors are constants or numbers of tiles and features that are not zero where anything is dispatched;
+            // workgroup memory is written before it is read. Gain: on llvmpipe the dense kernel
             // runs 3.8 to 4.0 times as fast, V = 32 2.3 times, V = 1 1.5 times (benches/results/2026-11-22-amd-epyc,
             // minilm-llvmpipe.json against -checked.json): with bounded loops register tiles are not unrolled.
             ShaderChecks::Trusted => unsafe {
@@ -472,42 +548,40 @@ impl Gpu {
         }
     }
 
-    /// Binds operands 1 to 6 of a kernel (two for weights, X, bias, residual, Y). `None` binds nothing of consequence.
-    /// An error if a buffer is shorter than what is to be bound, or the binding larger than the device allows.
+    /// Binds operands 1 to 6 of a program (two for weights, X, bias, residual, Y). `None` binds nothing of consequence.
+    /// An error if a buffer ends before what is to be bound, or the binding is larger than the device allows.
     pub(crate) fn dispatch(
         &self,
-        kernel: &Kernel,
-        grid: (u32, u32),
-        params: &[u8],
+        program: &Program,
+        grid: [u32; 3],
+        params: &Params,
         operands: [Option<Binding<'_>>; 6],
     ) -> Result<Dispatch> {
-        let pipeline = self.pipeline(kernel)?;
+        let pipeline = self.pipeline(program)?;
+        let nothing = Binding { buffer: &self.nothing, offset: 0, bytes: 16 };
         let mut bound = Vec::with_capacity(operands.len());
-        for operand in &operands {
-            bound.push(match operand {
-                Some(Binding { buffer, bytes }) if *bytes > 0 => {
-                    let bytes = bytes.next_multiple_of(4);
-                    if bytes > self.info.caps.binding_bytes || bytes > buffer.size() {
-                        let limit = self.info.caps.binding_bytes.min(buffer.size());
-                        return Err(Error::TooLarge {
-                            what: format!("binding of {kernel}"),
-                            size: format!("{bytes} bytes"),
-                            limit: format!("{limit} bytes"),
-                        });
-                    }
-                    (*buffer, bytes)
-                }
-                _ => (&self.nothing, 16),
-            });
+        for operand in operands {
+            let binding = operand.filter(|b| b.bytes > 0).unwrap_or(nothing);
+            let bytes = binding.bytes.next_multiple_of(4);
+            let limit = self.info.caps.binding_bytes.min(binding.buffer.size().saturating_sub(binding.offset));
+            if bytes > limit {
+                return Err(Error::TooLarge {
+                    what: format!("binding of {program}"),
+                    size: format!("{bytes} bytes"),
+                    limit: format!("{limit} bytes"),
+                });
+            }
+            bound.push(Binding { bytes, ..binding });
         }
-        let params = self.filled_buffer("params", params.len() as u64, wgpu::BufferUsages::UNIFORM, params)?;
-        let bind_group = self.scoped(&format!("bind {kernel}"), || {
-            let operands = bound.iter().zip(1..).map(|(&(buffer, bytes), binding)| wgpu::BindGroupEntry {
+        let bytes = bytemuck::bytes_of(params);
+        let params = self.filled_buffer("params", bytes.len() as u64, wgpu::BufferUsages::UNIFORM, bytes)?;
+        let bind_group = self.scoped(&format!("bind {program}"), || {
+            let operands = bound.iter().zip(1..).map(|(operand, binding)| wgpu::BindGroupEntry {
                 binding,
                 resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                    buffer,
-                    offset: 0,
-                    size: NonZeroU64::new(bytes),
+                    buffer: operand.buffer,
+                    offset: operand.offset,
+                    size: NonZeroU64::new(operand.bytes),
                 }),
             });
             let first = wgpu::BindGroupEntry { binding: 0, resource: params.as_entire_binding() };
@@ -530,11 +604,9 @@ impl Gpu {
         let mut pass = encoder
             .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("sparse24"), timestamp_writes: timestamps });
         for Dispatch { pipeline, bind_group, grid } in dispatches {
-            if grid.0 > 0 && grid.1 > 0 {
-                pass.set_pipeline(pipeline);
-                pass.set_bind_group(0, bind_group, &[]);
-                pass.dispatch_workgroups(grid.0, grid.1, 1);
-            }
+            pass.set_pipeline(pipeline);
+            pass.set_bind_group(0, bind_group, &[]);
+            pass.dispatch_workgroups(grid[0], grid[1], grid[2]);
         }
     }
 

@@ -1,64 +1,60 @@
 //! The registry of GPU kernels: which exist, what they are called, and their WGSL.
 //!
-//! A [`Kernel`] is a product of small types: operation, form, element types, [`Tile`] and epilogue. [`Kernel::all`] is the
-//! one list that the planner, the tests and the benchmarks iterate. Nothing here needs a device.
+//! A [`Kernel`] is a product of small types: operation, [`Way`] of going about it, form, element types and epilogue.
+//! [`Kernel::all`] is the one list that the planner, the tuner, the tests and the benchmarks iterate. Nothing here needs a device.
 //! Invariant: a `Kernel` that exists has a shader; whether a given device can run it is [`Kernel::supported_by`].
+//!
+//! # Ways
+//! | way | operations | what it does |
+//! |---|---|---|
+//! | [`Way::Tile`] | dense, masked | register tiles over a k-major copy of both operands in workgroup memory |
+//! | | 2:4 | the same, gathering the activations that a code selects: half the multiply-adds |
+//! | [`Way::Expand`] | 2:4, V < 8 | expands codes on the way to workgroup memory: dense arithmetic, sparse bytes |
+//! | [`Way::Branch`] | 2:4, V ≤ 4 | activations in registers, a branch on a pattern that is uniform in the workgroup |
+//! | [`Way::Gemv`] | all | few tokens: every weight read once, activations in workgroup memory |
+//! | [`Way::Coop`] | all, f16 | cooperative matrices: 2:4 gathers from V = 16 on, and expands below |
 //!
 //! # Specialisation
 //! Shaders are valid WGSL whose named `const`s and `alias`es (tile sizes, element types, vector length) the host
-//! replaces by text, because WGSL's `override` cannot size the function-local arrays that hold register tiles. What only
+//! replaces by text, because WGSL's `override` cannot size the function-local arrays that hold register tiles. Loops over those
+//! arrays are marked `// unroll`, and the host repeats their bodies with the counter as a `const`: then every register index is a
+//! constant in the SPIR-V itself, and no driver is left to decide whether a tile stays in registers. What only
 //! selects a branch (form and epilogue) is an `override`, set when the pipeline is made. The overrides have a second use:
 //! wgpu's Vulkan backend compiles modules without any override before it learns that loop bounding and workgroup zeroing are to
 //! be left out, so [trusted](ShaderChecks::Trusted) modules need at least one.
-//!
-//! Tried and rejected: unrolling the register tiles in the text, with a scalar variable for each accumulator. On llvmpipe it
-//! ran as fast as loops over constant bounds, within that driver's noise. To be tried again on a GPU, where a loop that is not
-//! unrolled would spill.
 
 use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::error::{Error, Result};
+use crate::layout::PANEL;
 use crate::mask::VectorLen;
 use crate::matrix::DType;
 use crate::problem::{Activation, Epilogue, Form, Op, Problem};
 
 /// Mirror of `Params` in shaders/shared/gemm.wgsl.
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Params {
-    /// Output features.
+    /// Output features of these weights: all, or those of one piece of a large matrix.
     pub m: u32,
     /// Tokens.
     pub n: u32,
-    /// Input features before compression.
+    /// Input features before compression, padded to a multiple of 32.
     pub k: u32,
-    /// Words per row of metadata or mask; 0 for dense.
-    pub meta_cols: u32,
-}
-
-impl Params {
-    /// The parameters of a problem, if its sizes fit the kernels' 32-bit indices.
-    pub fn new(problem: &Problem) -> Result<Self> {
-        let Problem { m, n, k, .. } = *problem;
-        // Kernels index every operand with u32, and round m, n and k up to a tile before they compare.
-        let limit = (u32::MAX - 1024) as usize;
-        let columns = match problem.op {
-            Op::Dense | Op::Masked => k,
-            Op::Sparse24(_) => k.div_ceil(4).saturating_mul(4),
-        };
-        for (what, a, b) in [("weights", m, columns), ("x", n, k), ("y", n, m)] {
-            if a.checked_mul(b).is_none_or(|len| len > limit) || a > limit || b > limit {
-                return Err(Error::Overflow { what: format!("{what} index"), detail: format!("{a} x {b} elements") });
-            }
-        }
-        let meta_cols = match problem.op {
-            Op::Dense => 0,
-            Op::Sparse24(_) | Op::Masked => k.div_ceil(32),
-        };
-        Ok(Self { m: m as u32, n: n as u32, k: k as u32, meta_cols: meta_cols as u32 })
-    }
+    /// k of one split, a multiple of 32.
+    pub k_split: u32,
+    /// Features of Y.
+    pub features: u32,
+    /// First feature that these weights make.
+    pub feature0: u32,
+    /// Tiles along m.
+    pub tiles_m: u32,
+    /// Tiles along n.
+    pub tiles_n: u32,
+    /// k of the caller's X.
+    pub k_given: u32,
 }
 
 /// Whether a shader module keeps naga's run-time checks.
@@ -89,6 +85,8 @@ pub struct Caps {
     pub subgroups: Option<(u32, u32)>,
     /// Cooperative-matrix shapes.
     pub cooperative: Vec<CoopShape>,
+    /// Whether cooperative matrices are acted out in plain WGSL: right, but slow, so that no planner chooses them.
+    pub emulates_cooperative: bool,
     /// GPU timestamps at the boundaries of a compute pass.
     pub timestamps: bool,
     /// Bytes of workgroup memory.
@@ -99,10 +97,27 @@ pub struct Caps {
     pub grid: u32,
     /// Invocations that keep the device busy; fewer leave part of it idle. An estimate from its kind, since no API tells.
     pub busy_threads: u32,
+    /// What it can do per second: an estimate from its kind, until ceilings have been measured.
+    pub rates: Rates,
     /// Bytes of one storage-buffer binding.
     pub binding_bytes: u64,
     /// Bytes of one buffer.
     pub buffer_bytes: u64,
+}
+
+/// What a device can do per second, for the planner's estimates.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// f32 multiply-adds.
+    pub fma: f64,
+    /// f16 multiply-adds of cooperative matrices with f32 sums.
+    pub cooperative: f64,
+    /// Bytes from and to memory.
+    pub memory: f64,
+    /// Bytes from the last cache.
+    pub cache: f64,
+    /// Seconds that a dispatch takes beside its work.
+    pub dispatch: f64,
 }
 
 /// One cooperative-matrix multiply that the hardware does: C (`m x n`) += A (`m x k`) · B (`k x n`).
@@ -126,102 +141,201 @@ impl fmt::Display for CoopShape {
     }
 }
 
-/// How a workgroup divides its work: a block of `m x n` outputs, `k` at a time, `thread_m x thread_n` outputs per thread.
+/// A tile of cooperative matrices: a workgroup owns `m x n` outputs and walks k by 32, a subgroup of 32 owns `frags_m x frags_n`
+/// blocks of 16 x 16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CoopTile {
+    m: u32,
+    n: u32,
+    frags_m: u32,
+    frags_n: u32,
+    /// Steps of k that workgroup memory holds.
+    buffers: u32,
+}
+
+impl CoopTile {
+    const K: u32 = 32;
+
+    const fn new(m: u32, n: u32, frags_m: u32, frags_n: u32, buffers: u32) -> Self {
+        assert!(m.is_multiple_of(16 * frags_m) && n.is_multiple_of(16 * frags_n));
+        Self { m, n, frags_m, frags_n, buffers }
+    }
+
+    /// The tiles registered for an operation, within 48 KiB of workgroup memory, at least one of them within 32.
+    fn of(op: Op) -> &'static [Self] {
+        // A copy of the activations for each pattern of a tile's features takes memory from the tile.
+        const DENSE: [CoopTile; 4] = [
+            CoopTile::new(128, 128, 4, 4, 2),
+            CoopTile::new(256, 128, 4, 4, 1),
+            CoopTile::new(128, 128, 4, 2, 1),
+            CoopTile::new(64, 64, 2, 2, 2),
+        ];
+        const V128: [CoopTile; 3] =
+            [CoopTile::new(128, 128, 4, 4, 2), CoopTile::new(128, 256, 4, 4, 2), CoopTile::new(64, 64, 2, 2, 2)];
+        const V64: [CoopTile; 2] = [CoopTile::new(128, 128, 4, 4, 2), CoopTile::new(64, 64, 2, 2, 2)];
+        const V32: [CoopTile; 2] = [CoopTile::new(128, 128, 4, 4, 1), CoopTile::new(64, 64, 2, 2, 2)];
+        const V16: [CoopTile; 2] = [CoopTile::new(128, 64, 4, 2, 1), CoopTile::new(64, 64, 2, 2, 1)];
+        match op.vector().map(VectorLen::get) {
+            Some(128) => &V128,
+            Some(64) => &V64,
+            Some(32) => &V32,
+            Some(16) => &V16,
+            _ => &DENSE,
+        }
+    }
+
+    const fn threads(self) -> u32 {
+        32 * (self.m / (16 * self.frags_m)) * (self.n / (16 * self.frags_n))
+    }
+
+    /// Patterns among the features of a tile.
+    fn patterns(self, op: Op) -> u32 {
+        match op.vector() {
+            Some(v) if v.get() >= 16 => (self.m / v.get() as u32).max(1),
+            _ => 1,
+        }
+    }
+}
+
+/// A register tile: a workgroup owns `m x n` outputs, a thread `feature_quads · 4 x token_quads · 4` of them; k goes by 16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tile {
     m: u32,
     n: u32,
-    k: u32,
-    thread_m: u32,
-    thread_n: u32,
+    feature_quads: u32,
+    token_quads: u32,
 }
 
 impl Tile {
-    const fn new(m: u32, n: u32, k: u32, thread_m: u32, thread_n: u32) -> Self {
-        assert!(m.is_multiple_of(thread_m) && n.is_multiple_of(thread_n));
-        Self { m, n, k, thread_m, thread_n }
+    const fn new(m: u32, n: u32, feature_quads: u32, token_quads: u32) -> Self {
+        // Threads come in blocks of 8 x 8 (see shaders/shared/tile.wgsl).
+        assert!(m.is_multiple_of(32 * feature_quads) && n.is_multiple_of(32 * token_quads));
+        Self { m, n, feature_quads, token_quads }
     }
 
-    /// The tiles registered for an operation, largest first.
-    ///
-    /// 2:4 always takes 32 of k at a time, a word of codes; dense takes less with the largest block, so that both of its
-    /// tiles fit the 32 KiB of workgroup memory that most hardware has.
-    pub const fn of(op: Op) -> &'static [Self] {
-        const SMALL: [Tile; 3] = [Tile::new(64, 64, 32, 4, 4), Tile::new(32, 32, 32, 4, 4), Tile::new(64, 8, 32, 4, 2)];
-        const DENSE: &[Tile] = &[Tile::new(128, 128, 16, 8, 8), SMALL[0], SMALL[1], SMALL[2]];
-        const SPARSE24: &[Tile] = &[Tile::new(128, 128, 32, 8, 8), SMALL[0], SMALL[1], SMALL[2]];
-        match op {
-            Op::Dense | Op::Masked => DENSE,
-            Op::Sparse24(_) => SPARSE24,
+    /// The registered tiles, largest first: one for large problems, and smaller ones to fill a device with less.
+    pub const ALL: [Self; 4] =
+        [Self::new(128, 128, 2, 2), Self::new(64, 64, 2, 1), Self::new(128, 32, 2, 1), Self::new(32, 32, 1, 1)];
+
+    const fn threads(self) -> u32 {
+        (self.m / 4 / self.feature_quads) * (self.n / 4 / self.token_quads)
+    }
+}
+
+/// How a kernel goes about its operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Way {
+    /// Register tiles; 2:4 weights gather activations.
+    Tile(Tile),
+    /// Register tiles over 2:4 weights that are expanded as they are loaded.
+    Expand(Tile),
+    /// Short patterns by a uniform branch: 16 features x 512 tokens.
+    Branch,
+    /// A panel of 32 features x a few tokens; `slices` runs of 32 threads share the panel's k.
+    Gemv {
+        /// Tokens per workgroup: 1, 4 or 8.
+        tokens: u32,
+        /// Runs of 32 threads.
+        slices: u32,
+    },
+    /// Cooperative matrices over f16; 2:4 weights gather activations from V = 16 on, and are expanded below.
+    Coop(CoopTile),
+}
+
+impl Way {
+    /// The ways that are registered for an operation on elements of a type.
+    pub fn of(op: Op, storage: DType) -> Vec<Self> {
+        let mut ways: Vec<_> = Tile::ALL.map(Self::Tile).into();
+        if let Op::Sparse24(v) = op {
+            // From eight rows on a gather reads no more than the dense kernel; up to four a branch may pay.
+            if v.get() < 8 {
+                ways.extend(Tile::ALL.map(Self::Expand));
+            }
+            if v.get() <= 4 {
+                ways.push(Self::Branch);
+            }
         }
+        ways.extend([1, 4, 8].into_iter().flat_map(|tokens| [8, 32].map(|slices| Self::Gemv { tokens, slices })));
+        if storage == DType::F16 {
+            ways.extend(CoopTile::of(op).iter().map(|&tile| Self::Coop(tile)));
+        }
+        ways
     }
 
-    /// Output features per workgroup.
-    pub const fn m(self) -> u32 {
-        self.m
-    }
-
-    /// Tokens per workgroup.
-    pub const fn n(self) -> u32 {
-        self.n
+    /// Features and tokens per workgroup.
+    pub const fn tile(self) -> (u32, u32) {
+        match self {
+            Self::Tile(tile) | Self::Expand(tile) => (tile.m, tile.n),
+            Self::Branch => (16, 512),
+            Self::Gemv { tokens, .. } => (PANEL as u32, tokens),
+            Self::Coop(tile) => (tile.m, tile.n),
+        }
     }
 
     /// Invocations per workgroup.
     pub const fn threads(self) -> u32 {
-        (self.m / self.thread_m) * (self.n / self.thread_n)
+        match self {
+            Self::Tile(tile) | Self::Expand(tile) => tile.threads(),
+            Self::Branch => 64,
+            Self::Gemv { slices, .. } => 32 * slices,
+            Self::Coop(tile) => tile.threads(),
+        }
     }
 }
 
-impl fmt::Display for Tile {
+impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}x{}x{}", self.m, self.n, self.k)
+        let (m, n) = self.tile();
+        match self {
+            Self::Tile(_) => write!(f, "{m}x{n}x16"),
+            Self::Expand(_) => write!(f, "expand_{m}x{n}x16"),
+            Self::Branch => write!(f, "branch_{m}x{n}x16"),
+            Self::Gemv { slices, .. } => write!(f, "gemv_{m}x{n}_t{}", 32 * slices),
+            Self::Coop(tile) => write!(f, "coop_{m}x{n}x{}_t{}", CoopTile::K, tile.threads()),
+        }
     }
 }
 
 /// One GPU kernel: everything that distinguishes two compiled pipelines.
 ///
-/// Its name (`Display`) is made of its parts, such as `gemm_sparse24-f16f32-v32-128x128x32-bias_gelu`: operation, storage and
-/// accumulation type, vector length, tile, epilogue; then `gemm` for the plain form, and `out_f32` or `out_f16` where the
-/// output has another type than the storage.
+/// Its name (`Display`) is made of its parts, such as `gemm_sparse24-f16f32-v32-128x128x16-bias_gelu`: operation, storage and
+/// accumulation type, vector length, way and tile, epilogue; then `gemm` for the plain form, and `out_f32` or `out_f16` where
+/// the output has another type than the storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Kernel {
     op: Op,
+    way: Way,
     form: Form,
     storage: DType,
     output: DType,
-    tile: Tile,
     epilogue: Epilogue,
 }
 
 impl Kernel {
-    /// The kernel of a problem with one of its operation's tiles. An error if there is no shader for the element types
-    /// or the tile.
-    pub fn new(problem: &Problem, tile: Tile) -> Result<Self> {
+    /// The kernel that solves a problem in one of its operation's ways. An error if there is no shader for the element types
+    /// or the way.
+    pub fn new(problem: &Problem, way: Way) -> Result<Self> {
         for (what, got) in [("weights and x", problem.storage), ("y", problem.output)] {
             if got == DType::Bf16 {
                 return Err(Error::DType { what: what.into(), got, expected: DType::F32 });
             }
         }
-        if !Tile::of(problem.op).contains(&tile) {
-            return Err(Error::Invalid(format!("tile {tile} is not registered for {}", problem.op.name())));
+        if !Way::of(problem.op, problem.storage).contains(&way) {
+            return Err(Error::Invalid(format!("{way} is no way of {} {}", problem.storage, problem.op)));
         }
         let Problem { op, form, storage, output, epilogue, .. } = *problem;
-        Ok(Self { op, form, storage, output, tile, epilogue })
+        Ok(Self { op, way, form, storage, output, epilogue })
     }
 
-    /// Every kernel there is: operation x vector length x tile x form x storage x output x epilogue.
+    /// Every kernel there is: operation x vector length x way x form x storage x output x epilogue.
     pub fn all() -> impl Iterator<Item = Self> {
         const FLOATS: [DType; 2] = [DType::F32, DType::F16];
-        let ops = [Op::Dense, Op::Masked].into_iter().chain(VectorLen::ALL.map(Op::Sparse24));
-        ops.flat_map(|op| {
-            Tile::of(op).iter().flat_map(move |&tile| {
-                [Form::Linear, Form::Gemm].into_iter().flat_map(move |form| {
-                    FLOATS.into_iter().flat_map(move |storage| {
-                        FLOATS.into_iter().flat_map(move |output| {
-                            Epilogue::all().map(move |epilogue| Self { op, form, storage, output, tile, epilogue })
-                        })
-                    })
-                })
+        let layouts = || [Form::Linear, Form::Gemm].into_iter().flat_map(|form| FLOATS.map(|output| (form, output)));
+        let typed = Op::all().flat_map(|op| FLOATS.map(|storage| (op, storage)));
+        let ways = typed.flat_map(|(op, storage)| Way::of(op, storage).into_iter().map(move |way| (op, storage, way)));
+        ways.flat_map(move |(op, storage, way)| {
+            layouts().flat_map(move |(form, output)| {
+                Epilogue::all().map(move |epilogue| Self { op, way, form, storage, output, epilogue })
             })
         })
     }
@@ -229,6 +343,11 @@ impl Kernel {
     /// How its weights are given.
     pub fn op(&self) -> Op {
         self.op
+    }
+
+    /// How it goes about it.
+    pub fn way(&self) -> Way {
+        self.way
     }
 
     /// How its activations and output are laid out.
@@ -246,45 +365,106 @@ impl Kernel {
         self.output
     }
 
-    /// How its workgroups divide the work.
-    pub fn tile(&self) -> Tile {
-        self.tile
-    }
-
     /// What it does to an output before it stores it.
     pub fn epilogue(&self) -> Epilogue {
         self.epilogue
     }
 
-    /// The part of the kernel that decides its shader text. Kernels that differ in form and epilogue alone share a module.
-    pub(crate) fn module(&self) -> Self {
-        Self { form: Form::Linear, epilogue: Epilogue::NONE, ..*self }
+    /// The kernel that leaves the sums of one split in scratch: token-major f32, no epilogue.
+    pub(crate) fn partial(&self) -> Self {
+        Self { form: Form::Linear, output: DType::F32, epilogue: Epilogue::NONE, ..*self }
     }
 
     /// Bytes of workgroup memory that a workgroup takes.
     pub fn workgroup_bytes(&self) -> u32 {
-        let Tile { m, n, k, .. } = self.tile;
-        let weights = match self.op {
-            Op::Dense | Op::Masked => k * (m + 1),
-            Op::Sparse24(_) => k / 2 * (m + 1),
-        };
-        4 * (weights + k * (n + 1))
+        match self.way {
+            Way::Tile(tile) | Way::Expand(tile) => {
+                // Two halves of both tiles, and a word of codes per feature where activations are gathered.
+                let gathers = self.gathers();
+                let (w_rows, x_pad, codes) = if gathers { (8, 8, tile.m) } else { (16, 0, 0) };
+                2 * 4 * (w_rows * tile.m + 16 * (tile.n + x_pad) + codes)
+            }
+            Way::Branch => 4 * 16 * 512,
+            Way::Gemv { .. } => 32 << 10,
+            Way::Coop(tile) => {
+                // Rows of k and 16 bytes, and a stage of 16 x 20 f32 per subgroup.
+                let depth = CoopTile::K / if self.gathers() { 2 } else { 1 };
+                let rows = tile.m + tile.patterns(self.op) * tile.n;
+                16 * (depth / 8 + 1) * tile.buffers * rows + 64 * 20 * tile.threads() / 32
+            }
+        }
     }
 
-    /// Words of workgroup memory that a thread reads per multiply-add that it does: what bounds a tile's speed once it is
-    /// large enough to hide memory. In a dense step of k, a weight serves all of the thread's tokens and an activation all
-    /// of its features; in a 2:4 group, a gathered activation serves only the features that share its pattern.
-    pub fn reads_per_fma(&self) -> f64 {
-        let features = match self.op {
-            Op::Dense | Op::Masked => self.tile.thread_m,
-            Op::Sparse24(v) => self.tile.thread_m.min(v.get() as u32),
-        };
-        1.0 / f64::from(features) + 1.0 / f64::from(self.tile.thread_n)
+    /// Whether a tile gathers activations by 2:4 codes.
+    fn gathers(&self) -> bool {
+        match (self.op, self.way) {
+            (Op::Sparse24(_), Way::Tile(_)) => true,
+            (Op::Sparse24(v), Way::Coop(_)) => v.get() >= 16,
+            _ => false,
+        }
     }
 
-    /// Workgroups along m and n that cover the output.
-    pub fn grid(&self, m: usize, n: usize) -> (usize, usize) {
-        (m.div_ceil(self.tile.m as usize), n.div_ceil(self.tile.n as usize))
+    /// Whether it multiplies weights that 2:4 has removed, by zero.
+    pub(crate) fn expands(&self) -> bool {
+        matches!(self.op, Op::Sparse24(_)) && matches!(self.way, Way::Expand(_) | Way::Coop(_)) && !self.gathers()
+    }
+
+    /// What it costs beside memory, for the planner.
+    pub(crate) fn effort(&self) -> Effort {
+        let storage = self.storage.bytes() as f64;
+        let kept = if matches!(self.op, Op::Sparse24(_)) { 0.5 } else { 1.0 };
+        let (m, n) = self.way.tile();
+        let (m, n) = (f64::from(m), f64::from(n));
+        let issue = match self.way {
+            Way::Tile(tile) | Way::Expand(tile) => {
+                let (features, quads) = (4.0 * f64::from(tile.feature_quads), f64::from(tile.token_quads));
+                // Per k or group: multiply-adds; 16-byte reads, each an instruction and, over the four schedulers that
+                // share workgroup memory, several cycles of it; address arithmetic.
+                let (products, reads, address, per) = match self.op {
+                    Op::Sparse24(v) if self.gathers() => {
+                        let share = features.min(v.get() as f64);
+                        let patterns = features / share;
+                        // Threads with patterns of their own read different rows: a pass for each quarter of a subgroup.
+                        let gather = if share < 8.0 { 4.0 } else { 1.5 };
+                        let weights = features / 2.0;
+                        let gathered = patterns * 2.0 * quads;
+                        (
+                            2.0 * features * quads * 4.0,
+                            (weights + gathered, weights * 1.25 + gathered * gather),
+                            2.0 + 5.0 * patterns,
+                            4.0,
+                        )
+                    }
+                    _ => {
+                        let reads = features / 4.0 + quads;
+                        (features * quads * 4.0, (reads, reads * 1.25), 1.0, 1.0)
+                    }
+                };
+                let (instructions, passes) = (products + reads.0 + address, 4.0 * reads.1);
+                // Masks and codes are applied once per weight and workgroup.
+                let applied = if self.gathers() || self.op == Op::Dense { 1.0 } else { 1.02 };
+                applied * instructions.max(passes) / (per * features * quads * 4.0)
+            }
+            Way::Branch => {
+                // 16 features x 8 tokens per thread and group: see shaders/gemm_sparse24_branch.wgsl.
+                let patterns = 16.0 / self.op.vector().map_or(1, VectorLen::get) as f64;
+                (256.0 + 11.0 * patterns + 26.0) / 512.0
+            }
+            Way::Gemv { tokens, .. } => {
+                let tokens = f64::from(tokens);
+                let reads = (tokens / 4.0).max(if kept < 1.0 { 1.0 } else { 0.25 });
+                let address = if kept < 1.0 { 3.0 } else { 0.5 };
+                kept * (tokens + 1.0 + reads + address) / tokens
+            }
+            Way::Coop(tile) => {
+                // In units of the hardware's own multiply-adds: half of its rate is what the bytes and latencies of the
+                // tiles should leave (see shaders/shared/coop.wgsl), and each copy of the activations costs its stores.
+                let gathered = 0.05 * f64::from(tile.patterns(self.op) - 1);
+                2.0 * if self.gathers() { 0.5 + gathered } else { 1.0 }
+            }
+        };
+        // What a workgroup asks the cache for, per k.
+        Effort { issue, cache_bytes: (kept * m + n) * storage / (m * n) }
     }
 
     /// Whether a device can run it; if not, what is missing.
@@ -292,19 +472,21 @@ impl Kernel {
         if !caps.f16 && (self.storage == DType::F16 || self.output == DType::F16) {
             return Err("f16 in shaders".into());
         }
-        if self.tile.threads() > caps.workgroup_threads {
-            return Err(format!(
-                "workgroups of {} invocations (it allows {})",
-                self.tile.threads(),
-                caps.workgroup_threads
-            ));
+        if matches!(self.way, Way::Coop(_)) {
+            let wanted = CoopShape { m: 16, n: 16, k: 16, ab: "f16", c: "f32" };
+            if !caps.cooperative.contains(&wanted) {
+                return Err(format!("cooperative matrices of {wanted}"));
+            }
+            if caps.subgroups != Some((32, 32)) && !caps.emulates_cooperative {
+                return Err("subgroups of 32".into());
+            }
         }
-        if self.workgroup_bytes() > caps.workgroup_memory {
-            return Err(format!(
-                "{} bytes of workgroup memory (it has {})",
-                self.workgroup_bytes(),
-                caps.workgroup_memory
-            ));
+        let (threads, bytes) = (self.way.threads(), self.workgroup_bytes());
+        if threads > caps.workgroup_threads {
+            return Err(format!("workgroups of {threads} invocations (it allows {})", caps.workgroup_threads));
+        }
+        if bytes > caps.workgroup_memory {
+            return Err(format!("{bytes} bytes of workgroup memory (it has {})", caps.workgroup_memory));
         }
         Ok(())
     }
@@ -312,57 +494,161 @@ impl Kernel {
     /// The specialised WGSL. An error only if a shader lacks a name that it is to be specialised by, which the tests
     /// rule out.
     pub fn source(&self) -> Result<String> {
-        const GEMM: &str = include_str!("../shaders/shared/gemm.wgsl");
-        const DENSE_TILE: &str = include_str!("../shaders/shared/dense_tile.wgsl");
-        let parts: &[&str] = match self.op {
-            Op::Dense => &[GEMM, DENSE_TILE, include_str!("../shaders/gemm_dense.wgsl")],
-            Op::Masked => &[GEMM, DENSE_TILE, include_str!("../shaders/gemm_masked.wgsl")],
-            Op::Sparse24(_) => &[GEMM, include_str!("../shaders/gemm_sparse24.wgsl")],
-        };
-        let mut text = parts.join("\n");
-        let Tile { m, n, k, thread_m, thread_n } = self.tile;
-        let mut set = |name: &str, value: String| specialise(&mut text, name, &value);
-        for (name, size) in
-            [("TILE_M", m), ("TILE_N", n), ("TILE_K", k), ("THREAD_M", thread_m), ("THREAD_N", thread_n)]
-        {
-            set(&format!("const {name}: u32"), format!("{size}u"))?;
+        self.text(include_str!("../shaders/shared/coop_native.wgsl"))?.finish()
+    }
+
+    /// [`Kernel::source`] with cooperative matrices acted out in plain WGSL, and loops as they stand: compiling them unrolled
+    /// would take a software driver most of a minute.
+    pub fn emulated_source(&self) -> Result<String> {
+        Ok(self.text(include_str!("../shaders/shared/coop_emulated.wgsl"))?.0)
+    }
+
+    fn text(&self, primitives: &str) -> Result<Text> {
+        let mut text = Text::new(&[GEMM], self.storage, self.output)?;
+        if self.op != Op::Dense || matches!(self.way, Way::Coop(_)) {
+            text.push(include_str!("../shaders/shared/words.wgsl"));
+            text.set("const VECTOR: u32", self.op.vector().map_or(1, VectorLen::get))?;
         }
-        set("alias Storage", self.storage.name().into())?;
-        set("alias Output", self.output.name().into())?;
-        if let Op::Sparse24(v) = self.op {
-            set("const VECTOR: u32", format!("{v}u"))?;
-        }
-        if self.storage == DType::F16 || self.output == DType::F16 {
-            text.insert_str(0, "enable f16;\n");
+        // Elements of a 16-byte unit.
+        let unit = 16 / self.storage.bytes();
+        match self.way {
+            Way::Tile(tile) | Way::Expand(tile) => {
+                text.push(include_str!("../shaders/shared/tile.wgsl"));
+                let kept = matches!(self.op, Op::Sparse24(_));
+                let (w_rows, w_quads) = (if self.gathers() { 8 } else { 16 }, if kept { 2 } else { 4 });
+                let blocks = (tile.m * w_quads + tile.n * 4) / 4;
+                for (name, value) in [
+                    ("TILE_M", tile.m),
+                    ("TILE_N", tile.n),
+                    ("FEATURE_QUADS", tile.feature_quads),
+                    ("TOKEN_QUADS", tile.token_quads),
+                    ("STEPS", blocks.div_ceil(tile.threads())),
+                    ("UNIT_QUADS", unit as u32 / 4),
+                    ("W_ROWS", w_rows),
+                    ("W_QUADS", w_quads),
+                    ("X_PAD", if self.gathers() { 2 } else { 0 }),
+                    ("THREAD_M", 4 * tile.feature_quads),
+                ] {
+                    text.set(&format!("const {name}: u32"), value as usize)?;
+                }
+                if !self.gathers() {
+                    text.push(include_str!("../shaders/shared/tile_dense.wgsl"));
+                }
+                match self.op {
+                    Op::Dense => text.push(include_str!("../shaders/gemm_dense.wgsl")),
+                    Op::Masked | Op::Masked24 => {
+                        text.push(include_str!("../shaders/gemm_masked.wgsl"));
+                        text.set("const CODES: bool", self.op == Op::Masked24)?;
+                    }
+                    Op::Sparse24(v) if self.gathers() => {
+                        text.push(include_str!("../shaders/gemm_sparse24.wgsl"));
+                        let share = v.get().min(4 * tile.feature_quads as usize);
+                        text.set("const SHARE: u32", share)?;
+                        text.set("const PATTERNS: u32", 4 * tile.feature_quads as usize / share)?;
+                    }
+                    Op::Sparse24(_) => text.push(include_str!("../shaders/gemm_sparse24_expand.wgsl")),
+                }
+            }
+            Way::Branch => {
+                text.push(include_str!("../shaders/gemm_sparse24_branch.wgsl"));
+                let vector = self.op.vector().map_or(1, VectorLen::get);
+                text.set("const VECTOR_ROWS: u32", vector)?;
+                text.set("const PATTERNS: u32", 16 / vector)?;
+                text.set("const UNIT_PAIRS: u32", unit / 2)?;
+            }
+            Way::Gemv { tokens, slices } => {
+                text.push(match tokens {
+                    1 => include_str!("../shaders/shared/tokens1.wgsl"),
+                    _ => include_str!("../shaders/shared/tokens4.wgsl"),
+                });
+                text.push(include_str!("../shaders/shared/gemv.wgsl"));
+                text.push(match self.op {
+                    Op::Dense => include_str!("../shaders/gemv_dense.wgsl"),
+                    Op::Masked | Op::Masked24 => include_str!("../shaders/gemv_masked.wgsl"),
+                    Op::Sparse24(_) => include_str!("../shaders/gemv_sparse24.wgsl"),
+                });
+                let kept = if matches!(self.op, Op::Sparse24(_)) { 2 } else { 1 };
+                text.set("const UNIT: u32", unit)?;
+                text.set("const UNITS: u32", 32 / unit / kept)?;
+                text.set("const TOKEN_VECS: u32", tokens.div_ceil(4) as usize)?;
+                text.set("const SLICES: u32", slices as usize)?;
+                text.set("const STAGE_K: u32", 8192 / tokens as usize)?;
+                if self.op == Op::Masked24 {
+                    text.set("const CODES: bool", true)?;
+                }
+            }
+            Way::Coop(tile) => self.coop_text(tile, primitives, &mut text)?,
         }
         Ok(text)
     }
 
-    /// Values of the shader's `override`s.
-    pub fn overrides(&self) -> [(&'static str, f64); 4] {
-        let activation = match self.epilogue.activation {
-            Activation::None => 0.0,
-            Activation::Relu => 1.0,
-            Activation::Gelu => 2.0,
-            Activation::GeluTanh => 3.0,
-            Activation::Silu => 4.0,
-        };
-        [
-            ("LINEAR", f64::from(u8::from(self.form == Form::Linear))),
-            ("HAS_BIAS", f64::from(u8::from(self.epilogue.bias))),
-            ("ACTIVATION", activation),
-            ("HAS_RESIDUAL", f64::from(u8::from(self.epilogue.residual))),
-        ]
+    fn coop_text(&self, tile: CoopTile, primitives: &str, text: &mut Text) -> Result<()> {
+        // Directives come first, in the primitives.
+        text.0 = format!("{primitives}\n{}", text.0.trim_start_matches(ENABLE_F16));
+        text.push(include_str!("../shaders/shared/coop.wgsl"));
+        if !self.gathers() {
+            text.push(include_str!("../shaders/shared/coop_dense.wgsl"));
+        }
+        text.push(match self.op {
+            Op::Dense => include_str!("../shaders/gemm_dense_coop.wgsl"),
+            Op::Masked | Op::Masked24 => include_str!("../shaders/gemm_masked_coop.wgsl"),
+            Op::Sparse24(_) if self.gathers() => include_str!("../shaders/gemm_sparse24_coop.wgsl"),
+            Op::Sparse24(_) => include_str!("../shaders/gemm_sparse24_coop_expand.wgsl"),
+        });
+        if self.op == Op::Masked24 {
+            text.set("const CODES: bool", true)?;
+        }
+        let depth = CoopTile::K / if self.gathers() { 2 } else { 1 };
+        let unit_k = if matches!(self.op, Op::Sparse24(_)) { 16 } else { 8 };
+        let patterns = if self.gathers() { tile.patterns(self.op) } else { 1 };
+        // Runs of a subgroup's features that share a pattern.
+        let runs = (16 * tile.frags_m * patterns / tile.m).max(1);
+        for (name, value) in [
+            ("TILE_M", tile.m),
+            ("TILE_N", tile.n),
+            ("TILE_K", CoopTile::K),
+            ("DEPTH", depth),
+            ("UNIT_K", unit_k),
+            ("FRAGS_M", tile.frags_m),
+            ("FRAGS_N", tile.frags_n),
+            ("SUMS", tile.frags_m * tile.frags_n),
+            ("K_STEPS", depth / 16),
+            ("W_STEPS", tile.m * (CoopTile::K / unit_k) / tile.threads()),
+            ("X_STEPS", tile.n * (CoopTile::K / 8) / tile.threads()),
+            ("BUFFERS", tile.buffers),
+            ("PATTERNS", patterns),
+            ("RUNS", runs),
+            ("RUN_FRAGS", tile.frags_m / runs),
+            ("STAGE", 1),
+            ("STAGES", tile.frags_m),
+        ] {
+            text.set(&format!("const {name}: u32"), value as usize)?;
+        }
+        Ok(())
     }
+
+    /// Values of the shader's `override`s.
+    pub fn overrides(&self) -> Vec<(&'static str, f64)> {
+        overrides(self.form, self.epilogue)
+    }
+}
+
+/// What a kernel costs per multiply-add of the dense product, beside memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effort {
+    /// Issue slots, where a multiply-add alone would take one.
+    pub(crate) issue: f64,
+    /// Bytes asked from the last cache.
+    pub(crate) cache_bytes: f64,
 }
 
 impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "gemm_{}-{}f32", self.op.name(), self.storage)?;
+        write!(f, "gemm_{}-{}f32", self.op.kernel_name(), self.storage)?;
         if let Some(v) = self.op.vector() {
             write!(f, "-v{v}")?;
         }
-        write!(f, "-{}-{}", self.tile, self.epilogue)?;
+        write!(f, "-{}-{}", self.way, self.epilogue)?;
         if self.form == Form::Gemm {
             f.write_str("-gemm")?;
         }
@@ -373,14 +659,254 @@ impl fmt::Display for Kernel {
     }
 }
 
-/// Replaces the value in the line `{declaration} = ...;`.
-fn specialise(text: &mut String, declaration: &str, value: &str) -> Result<()> {
-    let start = format!("\n{declaration} = ");
-    let found = text.find(&start).map(|at| at + start.len());
-    let end = found.and_then(|at| text[at..].find(';').map(|len| at + len));
-    let (Some(from), Some(to)) = (found, end) else {
-        return Err(Error::Invalid(format!("shader does not declare `{declaration}`")));
+/// Everything that is compiled for a GPU: the kernels, what runs before and after them, and what measures ceilings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Program {
+    /// A GEMM.
+    Gemm(Kernel),
+    /// Brings X to the shape that kernels read (shaders/pack_x.wgsl).
+    Pack {
+        /// Whether it is X or B.
+        form: Form,
+        /// Its element type.
+        storage: DType,
+    },
+    /// Adds up the splits of k and runs the epilogue (shaders/reduce.wgsl).
+    Reduce {
+        /// Layout of the output.
+        form: Form,
+        /// Its element type.
+        output: DType,
+        /// What is done to it.
+        epilogue: Epilogue,
+    },
+    /// Multiply-adds in registers (shaders/probe_fma.wgsl).
+    ProbeFma(DType),
+    /// Cooperative matrices (shaders/probe_coop.wgsl).
+    ProbeCoop,
+    /// A copy (shaders/probe_copy.wgsl).
+    ProbeCopy,
+}
+
+const ENABLE_F16: &str = "enable f16;\n";
+const GEMM: &str = include_str!("../shaders/shared/gemm.wgsl");
+
+impl Program {
+    /// What is compiled beside the [`Kernel`]s.
+    pub fn helpers() -> impl Iterator<Item = Self> {
+        const FLOATS: [DType; 2] = [DType::F32, DType::F16];
+        let forms = || [Form::Linear, Form::Gemm].into_iter();
+        let pack = forms().flat_map(|form| FLOATS.map(|storage| Self::Pack { form, storage }));
+        let reduce = forms().flat_map(|form| {
+            FLOATS
+                .into_iter()
+                .flat_map(move |output| Epilogue::all().map(move |epilogue| Self::Reduce { form, output, epilogue }))
+        });
+        pack.chain(reduce).chain(FLOATS.map(Self::ProbeFma)).chain([Self::ProbeCoop, Self::ProbeCopy])
+    }
+
+    /// The part that decides its text. Programs that differ in form and epilogue alone share a module.
+    pub(crate) fn module(&self) -> Self {
+        let (form, epilogue) = (Form::Linear, Epilogue::NONE);
+        match *self {
+            Self::Gemm(kernel) => Self::Gemm(Kernel { form, epilogue, ..kernel }),
+            Self::Pack { storage, .. } => Self::Pack { form, storage },
+            Self::Reduce { output, .. } => Self::Reduce { form, output, epilogue },
+            probe => probe,
+        }
+    }
+
+    /// The specialised WGSL: see [`Kernel::source`].
+    pub fn source(&self) -> Result<String> {
+        match *self {
+            Self::Gemm(kernel) => kernel.source(),
+            Self::Pack { storage, .. } => {
+                Text::new(&[GEMM, include_str!("../shaders/pack_x.wgsl")], storage, storage)?.finish()
+            }
+            Self::Reduce { output, .. } => {
+                Text::new(&[GEMM, include_str!("../shaders/reduce.wgsl")], DType::F32, output)?.finish()
+            }
+            Self::ProbeFma(dtype) => {
+                Text::new(&[GEMM, include_str!("../shaders/probe_fma.wgsl")], dtype, DType::F32)?.finish()
+            }
+            Self::ProbeCoop => Text(include_str!("../shaders/probe_coop.wgsl").to_owned()).finish(),
+            Self::ProbeCopy => Ok(include_str!("../shaders/probe_copy.wgsl").to_owned()),
+        }
+    }
+
+    /// Values of the shader's `override`s.
+    pub fn overrides(&self) -> Vec<(&'static str, f64)> {
+        match *self {
+            Self::Gemm(kernel) => kernel.overrides(),
+            Self::Pack { form, .. } => overrides(form, Epilogue::NONE),
+            Self::Reduce { form, epilogue, .. } => overrides(form, epilogue),
+            Self::ProbeFma(_) => overrides(Form::Linear, Epilogue::NONE),
+            Self::ProbeCoop => vec![("FACTOR", 0.007_812_5)],
+            Self::ProbeCopy => vec![("COPIES", 4.0)],
+        }
+    }
+
+    /// Whether a device can run it; if not, what is missing.
+    pub fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
+        let f16 = match *self {
+            Self::Gemm(kernel) => return kernel.supported_by(caps),
+            Self::Pack { storage, .. } => storage == DType::F16,
+            Self::Reduce { output, .. } => output == DType::F16,
+            Self::ProbeFma(dtype) => dtype == DType::F16,
+            Self::ProbeCoop => {
+                let wanted = CoopShape { m: 16, n: 16, k: 16, ab: "f16", c: "f32" };
+                let native = caps.cooperative.contains(&wanted) && caps.subgroups == Some((32, 32));
+                return if native { Ok(()) } else { Err(format!("cooperative matrices of {wanted}")) };
+            }
+            Self::ProbeCopy => false,
+        };
+        if f16 && !caps.f16 { Err("f16 in shaders".into()) } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gemm(kernel) => kernel.fmt(f),
+            Self::Pack { form, storage } => write!(f, "pack_x-{storage}-{}", form.name()),
+            Self::Reduce { form, output, epilogue } => write!(f, "reduce-{output}-{epilogue}-{}", form.name()),
+            Self::ProbeFma(dtype) => write!(f, "probe_fma-{dtype}"),
+            Self::ProbeCoop => f.write_str("probe_coop"),
+            Self::ProbeCopy => f.write_str("probe_copy"),
+        }
+    }
+}
+
+fn overrides(form: Form, epilogue: Epilogue) -> Vec<(&'static str, f64)> {
+    let activation = match epilogue.activation {
+        Activation::None => 0.0,
+        Activation::Relu => 1.0,
+        Activation::Gelu => 2.0,
+        Activation::GeluTanh => 3.0,
+        Activation::Silu => 4.0,
     };
-    text.replace_range(from..to, value);
-    Ok(())
+    vec![
+        ("LINEAR", f64::from(u8::from(form == Form::Linear))),
+        ("HAS_BIAS", f64::from(u8::from(epilogue.bias))),
+        ("ACTIVATION", activation),
+        ("HAS_RESIDUAL", f64::from(u8::from(epilogue.residual))),
+    ]
+}
+
+/// WGSL on its way to be specialised.
+struct Text(String);
+
+impl Text {
+    fn new(parts: &[&str], storage: DType, output: DType) -> Result<Self> {
+        let mut text = Self(parts.join("\n"));
+        text.replace("alias Storage", storage.name())?;
+        text.replace("alias Output", output.name())?;
+        if storage == DType::F16 || output == DType::F16 {
+            text.0.insert_str(0, ENABLE_F16);
+        }
+        Ok(text)
+    }
+
+    fn push(&mut self, part: &str) {
+        self.0.push('\n');
+        self.0.push_str(part);
+    }
+
+    /// Sets a constant that is a number or a truth value.
+    fn set(&mut self, declaration: &str, value: impl Literal) -> Result<()> {
+        self.replace(declaration, &value.literal())
+    }
+
+    /// Replaces the value in the line `{declaration} = ...;`.
+    fn replace(&mut self, declaration: &str, value: &str) -> Result<()> {
+        let start = format!("\n{declaration} = ");
+        let found = self.0.find(&start).map(|at| at + start.len());
+        let end = found.and_then(|at| self.0[at..].find(';').map(|len| at + len));
+        let (Some(from), Some(to)) = (found, end) else {
+            return Err(Error::Invalid(format!("shader does not declare `{declaration}`")));
+        };
+        self.0.replace_range(from..to, value);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<String> {
+        unroll(&self.0, &self.0)
+    }
+}
+
+trait Literal {
+    fn literal(&self) -> String;
+}
+
+impl Literal for usize {
+    fn literal(&self) -> String {
+        format!("{self}u")
+    }
+}
+
+impl Literal for bool {
+    fn literal(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// Repeats the body of every loop that follows a line `// unroll`, with the counter as a constant. The loop has the form
+/// `for (var i = 0u; i < BOUND; i++) {`, where `BOUND` is a number or the name of a constant that `whole` declares as one.
+fn unroll(text: &str, whole: &str) -> Result<String> {
+    const MARK: &str = "// unroll\n";
+    let Some(mark) = text.find(MARK) else { return Ok(text.to_owned()) };
+    let malformed = || {
+        let near: String = text[mark..].chars().take(120).collect();
+        Error::Invalid(format!("shader has a loop that cannot be unrolled: {near}"))
+    };
+    let after = &text[mark + MARK.len()..];
+    let header = after.trim_start();
+    let (name, rest) = header.strip_prefix("for (var ").and_then(|h| h.split_once(" = 0u; ")).ok_or_else(malformed)?;
+    let rest = rest.strip_prefix(name).and_then(|r| r.strip_prefix(" < ")).ok_or_else(malformed)?;
+    let (bound, rest) = rest.split_once("; ").ok_or_else(malformed)?;
+    let rest = rest.strip_prefix(name).and_then(|r| r.strip_prefix("++) {")).ok_or_else(malformed)?;
+    let number = |text: &str| text.strip_suffix('u').and_then(|n| n.parse::<usize>().ok());
+    let named = || {
+        let (_, value) = whole.split_once(&format!("\nconst {bound}: u32 = "))?;
+        number(value.split_once(';')?.0)
+    };
+    let count = number(bound).or_else(named).ok_or_else(malformed)?;
+    let mut depth = 1;
+    let end = rest.char_indices().find(|&(_, c)| {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        depth == 0
+    });
+    let (end, _) = end.ok_or_else(malformed)?;
+    let body = unroll(&rest[..end], whole)?;
+    let mut out = text[..mark].to_owned();
+    for i in 0..count {
+        out.push_str(&format!("{{\nconst {name} = {i}u;{body}}}\n"));
+    }
+    out.push_str(&unroll(&rest[end + 1..], whole)?);
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    #[test]
+    fn marked_loops_are_unrolled_from_the_inside() {
+        let text = "\nconst N: u32 = 2u;\n// unroll\nfor (var i = 0u; i < N; i++) {\n// unroll\nfor (var j = 0u; j < 2u; j++) {\nf(i, j);\n}\n}\ng();";
+        let out = unroll(text, text).unwrap();
+        assert_eq!(out.matches("f(i, j);").count(), 4);
+        assert!(!out.contains("for (") && out.ends_with("g();"), "{out}");
+        assert_eq!((out.matches("const i = 1u;").count(), out.matches("const j = 1u;").count()), (1, 2));
+    }
+
+    #[test]
+    fn loops_of_unknown_length_are_refused() {
+        let text = "// unroll\nfor (var i = 0u; i < M; i++) {}";
+        assert!(unroll(text, text).unwrap_err().to_string().contains("unrolled"));
+    }
 }

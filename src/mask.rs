@@ -187,4 +187,29 @@ impl Mask24 {
     pub fn vector(&self) -> VectorLen {
         self.vector
     }
+
+    /// The mask as 2:4 codes, one nibble per row and group, eight to a word, laid out like [`Mask::words`] and coded as in
+    /// [`Sparse24::meta`](crate::Sparse24::meta) at V = 1. An error names a group that keeps fewer than two positions: a code
+    /// always has two. (Positions past the last column count as kept where that helps; the weights there are padding.)
+    pub(crate) fn codes(&self) -> Result<Vec<u32>> {
+        let mask = &self.mask;
+        let mut words = vec![0; mask.words.len()];
+        for row in 0..if words.is_empty() { 0 } else { mask.rows } {
+            for group in 0..mask.cols.div_ceil(4) {
+                let bits = mask.group(row, group);
+                let beyond = (4 * group..4 * group + 4).filter(|&col| col >= mask.cols).map(|col| col % 4);
+                let mut kept: Vec<_> = (0..4).filter(|i| bits >> i & 1 == 1).collect();
+                kept.extend(beyond);
+                kept.truncate(2);
+                let [first, second] = kept[..] else {
+                    return Err(Error::Invalid(format!(
+                        "row {row}, group {group}: {} positions are kept, a 2:4 code holds exactly 2",
+                        bits.count_ones()
+                    )));
+                };
+                words[row * mask.words_per_row() + group / 8] |= ((first | second << 2) as u32) << (4 * (group % 8));
+            }
+        }
+        Ok(words)
+    }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 
-use crate::engine::{AdapterKind, CpuInfo, Device, DeviceInfo, Io, Prepared, Tensor};
+use crate::engine::{AdapterKind, CpuInfo, Device, DeviceInfo, Io, Prepared, Probe, Tensor};
 use crate::error::{Error, Result};
 use crate::format::Sparse24;
 use crate::mask::{Mask, Mask24, VectorLen};
@@ -86,10 +86,6 @@ impl Case {
         };
         Ok(Self { name: self.name.clone(), w: whole(&self.w, seed)?, x: whole(&self.x, seed ^ ACTIVATIONS)? })
     }
-
-    fn problem(&self, op: Op) -> Problem {
-        Problem::linear(op, self.w.rows(), self.x.rows(), self.w.cols(), self.w.dtype())
-    }
 }
 
 /// Separates the seed of the activations from the weights'.
@@ -114,7 +110,8 @@ pub fn uniform(rows: usize, cols: usize, dtype: DType, seed: u64) -> Result<Matr
 pub struct Record {
     /// Name of the layer.
     pub name: String,
-    /// `dense`, `sparse24` or `masked`.
+    /// `dense`, `sparse24`, `masked`, or `auto`: 2:4 weights, and dense ones in their place where the planner expects 2:4 to
+    /// lose.
     pub op: &'static str,
     /// Output features.
     pub m: usize,
@@ -130,8 +127,11 @@ pub struct Record {
     pub vector: Option<usize>,
     /// Name of the kernel.
     pub kernel: String,
-    /// Its tile on a GPU, `gemm_crate` or `loops` on the CPU.
+    /// Its way and tile on a GPU, with `/splits` of k if there are several; `gemm_crate` or `loops` on the CPU. `dense_` in front
+    /// where an `auto` row uses dense weights.
     pub tile: String,
+    /// Whether the kernel was asked for by name, not chosen by the planner.
+    pub forced: bool,
     /// `checked` or `trusted` shader modules, on a GPU.
     pub shader_checks: Option<&'static str>,
     /// Name of the device.
@@ -158,6 +158,11 @@ pub struct Record {
     pub effective_tflops: Option<f64>,
     /// Multiply-adds really done, twice, / median, in 10¹² per second.
     pub executed_tflops: Option<f64>,
+    /// Executed operations per second over the ceiling of the arithmetic that the kernel uses (f32 multiply-adds, or cooperative
+    /// matrices), where that was measured.
+    pub arithmetic_share: Option<f64>,
+    /// Bytes of the operands, each counted once, per second over the copy ceiling.
+    pub memory_share: Option<f64>,
     /// Median of the row with op `dense`, same shape, type and file, over this row's; `None` without such a row.
     pub speedup_vs_dense: Option<f64>,
     /// Bytes of the weights on the device, metadata included.
@@ -190,7 +195,36 @@ fn rotation_bytes(info: &DeviceInfo) -> u64 {
 /// [`Record::rotated_bytes`] shows it.
 const MOST_SETS: u64 = 256;
 
-/// One operation, verified or refused, ready to be timed.
+/// What one row measures.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// How the weights are given.
+    pub op: Op,
+    /// How the case's problem is solved.
+    pub plan: Plan,
+    /// Who chose the plan.
+    pub choice: Choice,
+}
+
+/// Who chose a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The planner, for weights as they are.
+    Planner,
+    /// The planner, free to take dense weights: what [`crate::Linear`] does.
+    Auto,
+    /// The user, by name.
+    User,
+}
+
+impl Case {
+    /// The problem of an operation on this layer.
+    pub fn problem(&self, op: Op) -> Problem {
+        Problem::linear(op, self.w.rows(), self.x.rows(), self.w.cols(), self.w.dtype())
+    }
+}
+
+/// One plan, verified or refused, ready to be timed.
 struct Subject {
     record: Record,
     problem: Problem,
@@ -200,24 +234,26 @@ struct Subject {
     times: Vec<f64>,
 }
 
-/// Verifies and measures operations on one layer. Weights are pruned by magnitude for 2:4 and for the mask (at V = 1).
+/// Verifies and measures plans on one layer. Weights are pruned by magnitude for 2:4 and for the mask (at V = 1).
 ///
 /// `seed` draws the whole numbers and the outputs that are checked; `command` gives the command line that reproduces a row.
-/// `progress` is called after each operation is verified and after each round of samples, with the number of such steps done.
+/// `progress` is called after each plan is verified and after each round of samples, with the number of such steps done.
 pub fn run(
     device: &Device,
     case: &Case,
-    ops: &[Op],
+    requests: &[Request],
     policy: &Policy,
     seed: u64,
-    command: impl Fn(Op) -> String,
+    command: impl Fn(&Request) -> String,
     mut progress: impl FnMut(usize),
 ) -> Result<Vec<Record>> {
-    let mut subjects = Vec::new();
     let whole = case.whole(seed)?;
-    for &op in ops {
-        let strict = check_once(device, &whole, op, seed)?;
-        subjects.push(prepare(device, case, op, seed, strict, command(op))?);
+    let (mut whole_sets, mut sets) = (SetCache::default(), SetCache::default());
+    let mut subjects = Vec::new();
+    for request in requests {
+        let strict = check_once(device, &whole, request, whole_sets.get(device, &whole, request, 1)?, seed)?;
+        let own = sets.get(device, case, request, MOST_SETS)?;
+        subjects.push(prepare(device, case, request, own, seed, strict, command(request))?);
         progress(subjects.len());
     }
     for subject in subjects.iter_mut().filter(|s| s.record.verified) {
@@ -243,8 +279,8 @@ pub fn run(
     for subject in &mut subjects {
         finish(subject);
     }
-    let dense = subjects.iter().find(|s| s.problem.op == Op::Dense).and_then(|s| s.record.median_ms);
     let mut records: Vec<_> = subjects.into_iter().map(|s| s.record).collect();
+    let dense = records.iter().find(|r| r.op == "dense").and_then(|r| r.median_ms);
     for record in &mut records {
         record.speedup_vs_dense = dense.zip(record.median_ms).map(|(dense, own)| dense / own);
     }
@@ -261,31 +297,25 @@ fn rotation(calls: &[Prepared], from: usize, count: usize) -> impl Iterator<Item
     calls.iter().cycle().skip(from % calls.len()).take(count)
 }
 
-/// Weights on the host, in the form of one operation.
-enum HostWeights<'a> {
-    Dense(&'a Matrix),
-    Sparse24(Sparse24),
-    Masked(&'a Matrix, Mask),
+/// Operands on the device, several times over, so that calls need not find them in a cache. Plans with the same form of
+/// weights share them.
+struct Sets {
+    host: HostForm,
+    weights: Vec<crate::engine::Weights>,
+    xs: Vec<Tensor>,
+    ys: Vec<Tensor>,
+    weight_bytes: usize,
+    bytes: usize,
 }
 
-impl<'a> HostWeights<'a> {
-    fn new(w: &'a Matrix, op: Op) -> Result<Self> {
-        let pruned = |v| -> Result<Mask24> { prune::magnitude(w, v) };
-        Ok(match op {
-            Op::Dense => Self::Dense(w),
-            Op::Sparse24(v) => Self::Sparse24(Sparse24::compress(w, &pruned(v)?)?),
-            Op::Masked => Self::Masked(w, pruned(VectorLen::ONE)?.into_mask()),
-        })
-    }
+/// Weights on the host, owned.
+enum HostForm {
+    Dense(Matrix),
+    Sparse24(Sparse24),
+    Masked(Matrix, Mask),
+}
 
-    fn upload(&self, device: &Device) -> Result<crate::engine::Weights> {
-        match self {
-            Self::Dense(w) => device.upload_dense(w),
-            Self::Sparse24(w) => device.upload_sparse24(w),
-            Self::Masked(w, mask) => device.upload_masked(w, mask),
-        }
-    }
-
+impl HostForm {
     fn as_oracle(&self) -> Weights<'_> {
         match self {
             Self::Dense(w) => Weights::Dense(w),
@@ -293,48 +323,100 @@ impl<'a> HostWeights<'a> {
             Self::Masked(w, mask) => Weights::Masked(w, mask),
         }
     }
+
+    /// Uploads in the form that a plan wants.
+    fn upload(&self, device: &Device, form: Op) -> Result<crate::engine::Weights> {
+        match (self, form) {
+            (Self::Sparse24(w), Op::Dense) => device.upload_dense(&w.decompress()),
+            (Self::Sparse24(w), _) => device.upload_sparse24(w),
+            (Self::Dense(w), _) => device.upload_dense(w),
+            (Self::Masked(w, mask), Op::Masked24) => {
+                device.upload_masked24(w, &Mask24::new(mask.clone(), VectorLen::ONE)?)
+            }
+            (Self::Masked(w, mask), _) => device.upload_masked(w, mask),
+        }
+    }
 }
 
-/// Uploads the operands, runs every set once and checks the first set's output against the oracle and the others' against the
-/// first, bit for bit.
+#[derive(Default)]
+struct SetCache(Vec<(Op, Op, Sets)>);
+
+impl SetCache {
+    fn get(&mut self, device: &Device, case: &Case, request: &Request, most: u64) -> Result<&Sets> {
+        let key = (request.op, request.plan.weights());
+        let at = match self.0.iter().position(|(op, form, _)| (*op, *form) == key) {
+            Some(at) => at,
+            None => {
+                self.0.push((key.0, key.1, Sets::new(device, case, key.0, key.1, most)?));
+                self.0.len() - 1
+            }
+        };
+        Ok(&self.0[at].2)
+    }
+}
+
+impl Sets {
+    fn new(device: &Device, case: &Case, op: Op, form: Op, most: u64) -> Result<Self> {
+        let problem = case.problem(op);
+        let pruned = |v| -> Result<Mask24> { prune::magnitude(&case.w, v) };
+        let host = match op {
+            Op::Dense => HostForm::Dense(case.w.clone()),
+            Op::Sparse24(v) => HostForm::Sparse24(Sparse24::compress(&case.w, &pruned(v)?)?),
+            Op::Masked | Op::Masked24 => HostForm::Masked(case.w.clone(), pruned(VectorLen::ONE)?.into_mask()),
+        };
+        let first = host.upload(device, form)?;
+        let weight_bytes = first.bytes();
+        let (rows, cols) = problem.y_shape();
+        let bytes = weight_bytes + case.x.bytes() + rows * cols * problem.output.bytes();
+        let count = rotation_bytes(&device.info()).div_ceil(bytes.max(1) as u64).clamp(1, most);
+        let mut sets = Self { host, weights: vec![first], xs: Vec::new(), ys: Vec::new(), weight_bytes, bytes };
+        for set in 0..count {
+            if set > 0 {
+                sets.weights.push(sets.host.upload(device, form)?);
+            }
+            sets.xs.push(device.upload(&case.x)?);
+            sets.ys.push(device.zeros(rows, cols, problem.output)?);
+        }
+        Ok(sets)
+    }
+
+    /// One call per set, whose outputs hold poison.
+    fn calls(&self, device: &Device, plan: &Plan) -> Result<Vec<Prepared>> {
+        let (rows, cols) = plan.problem().y_shape();
+        let poison = poison(rows, cols, plan.problem().output)?;
+        let operands = self.weights.iter().zip(&self.xs).zip(&self.ys);
+        operands
+            .map(|((weights, x), y)| {
+                device.write(y, &poison)?;
+                device.prepare(plan, weights, &Io { x, bias: None, residual: None, y })
+            })
+            .collect()
+    }
+}
+
+/// Runs a plan once on every set and checks the first output against the oracle and the others against the first, bit for
+/// bit.
 ///
 /// `strict` is what the check on whole numbers found wrong.
 fn prepare(
     device: &Device,
     case: &Case,
-    op: Op,
+    request: &Request,
+    sets: &Sets,
     seed: u64,
     strict: Option<String>,
     command: String,
 ) -> Result<Subject> {
-    let problem = case.problem(op);
-    let plan = device.plan(&problem)?;
-    let host = HostWeights::new(&case.w, op)?;
-    let info = device.info();
-
-    let mut weights = host.upload(device)?;
-    let weight_bytes = weights.bytes();
-    let (rows, cols) = problem.y_shape();
-    let set_bytes = weight_bytes + case.x.bytes() + rows * cols * problem.output.bytes();
-    let sets = rotation_bytes(&info).div_ceil(set_bytes.max(1) as u64).clamp(1, MOST_SETS) as usize;
-    let mut calls = Vec::with_capacity(sets);
-    let mut outputs: Vec<Tensor> = Vec::with_capacity(sets);
-    for set in 0..sets {
-        if set > 0 {
-            weights = host.upload(device)?;
-        }
-        let x = device.upload(&case.x)?;
-        let y = device.upload(&poison(rows, cols, problem.output)?)?;
-        calls.push(device.prepare(&plan, &weights, &Io { x: &x, bias: None, residual: None, y: &y })?);
-        outputs.push(y);
-    }
-    let operands = Operands { weights: host.as_oracle(), x: &case.x, bias: None, residual: None };
+    let problem = case.problem(request.op);
+    let plan = &request.plan;
+    let calls = sets.calls(device, plan)?;
+    let operands = Operands { weights: sets.host.as_oracle(), x: &case.x, bias: None, residual: None };
     let oracle = Oracle::new(&problem, operands)?;
     calls[0].run()?;
-    let first = device.read(&outputs[0])?;
+    let first = device.read(&sets.ys[0])?;
     let verdict = oracle.verify(&first, sample(&problem, seed))?;
     let mut failure = strict.or_else(|| wrong(&verdict, &first));
-    for (set, (call, output)) in calls.iter().zip(&outputs).enumerate().skip(1) {
+    for (set, (call, output)) in calls.iter().zip(&sets.ys).enumerate().skip(1) {
         if failure.is_some() {
             break;
         }
@@ -343,33 +425,29 @@ fn prepare(
             failure = Some(format!("operand set {set} gives another output than set 0, from the same numbers"));
         }
     }
-    let record = record(case, &plan, device, &verdict, command);
+    let record = record(case, request, device, &verdict, command);
     let record = Record {
-        weight_bytes,
-        operand_sets: sets,
-        rotated_bytes: sets * set_bytes,
+        weight_bytes: sets.weight_bytes,
+        operand_sets: calls.len(),
+        rotated_bytes: calls.len() * sets.bytes,
         verified: failure.is_none(),
         failure,
         ..record
     };
-    let executed_flops = match (plan.method(), &host) {
+    let executed_flops = match (plan.method(), &sets.host) {
         // The CPU's loops skip what the mask removes; the GPU multiplies by zero.
-        (Method::Cpu, HostWeights::Masked(_, mask)) => 2.0 * problem.n as f64 * mask.count() as f64,
-        _ => problem.executed_flops(),
+        (Method::Cpu(_), HostForm::Masked(_, mask)) => 2.0 * problem.n as f64 * mask.count() as f64,
+        _ => plan.executed_flops(),
     };
     Ok(Subject { record, problem, executed_flops, calls, times: Vec::new() })
 }
 
-/// Runs an operation once and says what is wrong with the output, if anything.
-fn check_once(device: &Device, case: &Case, op: Op, seed: u64) -> Result<Option<String>> {
-    let problem = case.problem(op);
-    let host = HostWeights::new(&case.w, op)?;
-    let (rows, cols) = problem.y_shape();
-    let (x, y) = (device.upload(&case.x)?, device.upload(&poison(rows, cols, problem.output)?)?);
-    let io = Io { x: &x, bias: None, residual: None, y: &y };
-    device.prepare(&device.plan(&problem)?, &host.upload(device)?, &io)?.run()?;
-    let output = device.read(&y)?;
-    let operands = Operands { weights: host.as_oracle(), x: &case.x, bias: None, residual: None };
+/// Runs a plan once and says what is wrong with the output, if anything.
+fn check_once(device: &Device, case: &Case, request: &Request, sets: &Sets, seed: u64) -> Result<Option<String>> {
+    let problem = case.problem(request.op);
+    sets.calls(device, &request.plan)?[0].run()?;
+    let output = device.read(&sets.ys[0])?;
+    let operands = Operands { weights: sets.host.as_oracle(), x: &case.x, bias: None, residual: None };
     let verdict = Oracle::new(&problem, operands)?.verify(&output, sample(&problem, seed))?;
     Ok(wrong(&verdict, &output).map(|what| format!("on whole numbers: {what}")))
 }
@@ -414,19 +492,21 @@ fn first_poison(y: &Matrix) -> Option<usize> {
 }
 
 /// A row without times.
-fn record(case: &Case, plan: &Plan, device: &Device, verdict: &Verdict, command: String) -> Record {
+fn record(case: &Case, request: &Request, device: &Device, verdict: &Verdict, command: String) -> Record {
+    let Request { op, plan, choice } = request;
     let (problem, info) = (plan.problem(), device.info());
     Record {
         name: case.name.clone(),
-        op: problem.op.name(),
+        op: if *choice == Choice::Auto { "auto" } else { op.name() },
         m: problem.m,
         n: problem.n,
         k: problem.k,
         dtype: problem.storage.name(),
         accumulate: "f32",
-        vector: problem.op.vector().map(VectorLen::get),
+        vector: op.vector().map(VectorLen::get),
         kernel: plan.kernel_name(),
         tile: plan.way(),
+        forced: *choice == Choice::User,
         shader_checks: device.shader_checks().map(|c| c.name()),
         device: info.name().to_owned(),
         threads: match &info {
@@ -443,6 +523,8 @@ fn record(case: &Case, plan: &Plan, device: &Device, verdict: &Verdict, command:
         clock: None,
         effective_tflops: None,
         executed_tflops: None,
+        arithmetic_share: None,
+        memory_share: None,
         speedup_vs_dense: None,
         weight_bytes: 0,
         error_over_bound: Some(verdict.error_over_bound).filter(|e| e.is_finite()),
@@ -496,6 +578,56 @@ fn finish(subject: &mut Subject) {
     record.max_ms = Some(max * 1e3);
     record.effective_tflops = Some(subject.problem.effective_flops() / median / 1e12);
     record.executed_tflops = Some(subject.executed_flops / median / 1e12);
+}
+
+/// What a device can do at most, measured; `None` where it has no such arithmetic.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "cli", derive(serde::Serialize))]
+pub struct Ceilings {
+    /// f32 multiply-adds in registers, in 10¹² operations per second (two per multiply-add).
+    pub fma_f32_tflops: Option<f64>,
+    /// f16 multiply-adds in registers.
+    pub fma_f16_tflops: Option<f64>,
+    /// f16 cooperative matrices with f32 sums.
+    pub cooperative_f16_tflops: Option<f64>,
+    /// Copy of memory, in 10⁹ bytes per second, read and written ones together.
+    pub copy_gb_per_s: Option<f64>,
+}
+
+/// Measures the ceilings of a GPU: the best of the policy's samples each, for a ceiling is what was reached once. None of them on
+/// the CPU device.
+pub fn ceilings(device: &Device, policy: &Policy) -> Result<Ceilings> {
+    let best = |probe| -> Result<Option<f64>> {
+        let Some((call, work)) = device.probe(probe)? else { return Ok(None) };
+        let calls = [call];
+        let count = calibrate(device, &calls, policy)?;
+        let mut seconds = f64::INFINITY;
+        for _ in 0..policy.samples {
+            let elapsed = device.time(rotation(&calls, 0, count))?.elapsed;
+            seconds = seconds.min(elapsed.as_secs_f64() / count as f64);
+        }
+        Ok(Some(work / seconds))
+    };
+    Ok(Ceilings {
+        fma_f32_tflops: best(Probe::Fma(DType::F32))?.map(|x| x / 1e12),
+        fma_f16_tflops: best(Probe::Fma(DType::F16))?.map(|x| x / 1e12),
+        cooperative_f16_tflops: best(Probe::Cooperative)?.map(|x| x / 1e12),
+        copy_gb_per_s: best(Probe::Copy(rotation_bytes(&device.info())))?.map(|x| x / 1e9),
+    })
+}
+
+impl Record {
+    /// Fills in the shares of these ceilings.
+    pub fn compare_with(&mut self, ceilings: &Ceilings) {
+        let arithmetic = match self.kernel.contains("coop") {
+            true => ceilings.cooperative_f16_tflops,
+            false => ceilings.fma_f32_tflops,
+        };
+        self.arithmetic_share = self.executed_tflops.zip(arithmetic).map(|(own, most)| own / most);
+        let bytes = self.rotated_bytes as f64 / self.operand_sets.max(1) as f64;
+        self.memory_share =
+            self.median_ms.zip(ceilings.copy_gb_per_s).map(|(ms, most)| bytes / (ms * 1e-3) / (most * 1e9));
+    }
 }
 
 #[cfg(test)]

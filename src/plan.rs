@@ -1,27 +1,55 @@
-//! From what is asked to how it is done: `Problem + Caps -> Plan`, pure data that explains itself.
+//! From what is asked to how it is done: `Problem + Caps (+ Tuning) -> Plan`, pure data that explains itself.
 //!
-//! Planning needs no device, so every decision can be tested and printed anywhere.
-//! Invariant: a plan's kernel is one that the given [`Caps`] support, and its dispatch and bindings fit their limits.
+//! Planning needs no device, so every decision can be tested and printed anywhere. A plan is made by estimate, from the counted
+//! work of each kernel (multiply-adds, memory and cache traffic) against what the device can do, or by measurement where a
+//! [`Tuning`] has one.
+//! Invariant: a plan's kernel is one that the given [`Caps`] support, and its dispatches and bindings fit their limits.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::ops::Range;
 
 use crate::error::{Error, Result, checked_mul};
-use crate::kernel::{Caps, Kernel, Params, Tile};
+use crate::kernel::{Caps, Kernel, Params, Program, Rates, Way};
+use crate::layout;
 use crate::matrix::DType;
-use crate::problem::{Op, Problem};
+use crate::problem::{Form, Op, Problem};
 
 /// How a problem is solved.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Method {
-    /// One dispatch of a GPU kernel over this many workgroups along m and n.
-    Gpu {
-        /// The kernel.
-        kernel: Kernel,
-        /// Workgroups along m and n; a zero means that there is nothing to do.
-        grid: (u32, u32),
-    },
-    /// The CPU device's only way for the operation: the `gemm` crate for dense, loops over kept weights otherwise.
-    Cpu,
+    /// By a GPU kernel.
+    Gpu(GpuMethod),
+    /// By the CPU device, with weights given so: the `gemm` crate for dense ones, loops over kept weights otherwise.
+    Cpu(Op),
+}
+
+/// A kernel and how the problem is cut for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GpuMethod {
+    kernel: Kernel,
+    /// k of each split, a multiple of 32; the padded k if there is one split.
+    k_split: usize,
+    splits: usize,
+    /// Whether X is brought to the shape that kernels read first.
+    packs: bool,
+    /// Rows of W in each binding.
+    pieces: Vec<Range<usize>>,
+    /// Tokens in each binding of X and Y.
+    tokens: Vec<Range<usize>>,
+    estimate: Estimate,
+}
+
+impl GpuMethod {
+    /// The kernel.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// Parts of k that are summed apart, and added up in order by a second dispatch if there are several.
+    pub fn splits(&self) -> usize {
+        self.splits
+    }
 }
 
 /// A problem and the way it will be solved.
@@ -32,64 +60,228 @@ pub struct Plan {
     reason: String,
 }
 
-impl Plan {
-    /// Plans for a GPU with these capabilities. An error names what the device lacks, or the operand that is too large.
-    pub fn gpu(problem: &Problem, caps: &Caps) -> Result<Self> {
-        let params = Params::new(problem)?;
-        for (what, bytes) in operand_bytes(problem) {
-            if bytes > caps.binding_bytes {
-                return Err(Error::TooLarge {
-                    what: format!("binding of {what}"),
-                    size: format!("{bytes} bytes"),
-                    limit: format!("{} bytes", caps.binding_bytes),
-                });
-            }
-        }
-        let mut candidates = Vec::new();
-        let mut refused = Vec::new();
-        for &tile in Tile::of(problem.op) {
-            let kernel = Kernel::new(problem, tile)?;
-            let (grid_m, grid_n) = kernel.grid(problem.m, problem.n);
-            let limit = caps.grid as usize;
-            match kernel.supported_by(caps) {
-                Err(lack) => refused.push((tile, lack)),
-                Ok(()) if grid_m > limit || grid_n > limit => {
-                    refused.push((tile, format!("a grid of {grid_m} x {grid_n} workgroups (it allows {limit})")));
-                }
-                // Both fit u32, since the limit does.
-                Ok(()) => candidates.push((cost(&kernel, &params, caps), kernel, (grid_m as u32, grid_n as u32))),
-            }
-        }
-        let Some(&(_, kernel, grid)) = candidates.iter().min_by(|a, b| a.0.total_cmp(&b.0)) else {
-            // Said once where all tiles lack the same.
-            refused.dedup_by(|a, b| a.1 == b.1);
-            let lacks: Vec<_> = refused.into_iter().map(|(_, lack)| lack).collect();
-            return Err(Error::MissingFeature { device: "the device".into(), feature: lacks.join("; ") });
-        };
-        let estimates: Vec<_> = candidates.iter().map(|(c, k, _)| format!("{} {:.3}", k.tile(), c / 1e9)).collect();
-        let mut reason = format!("lowest estimated cost of {}", estimates.join(", "));
-        for (tile, lack) in refused {
-            let _ = write!(reason, "; {tile} needs {lack}");
-        }
-        Ok(Self { problem: *problem, method: Method::Gpu { kernel, grid }, reason })
+/// Seconds that a kernel should take, by what limits it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Estimate {
+    arithmetic: f64,
+    memory: f64,
+    cache: f64,
+    dispatch: f64,
+}
+
+impl Estimate {
+    fn seconds(&self) -> f64 {
+        self.arithmetic.max(self.memory).max(self.cache) + self.dispatch
     }
 
-    /// The same plan with the given kernel in place of the chosen one, for tests and tuning. An error if the kernel
-    /// solves another problem, or the device cannot run it.
-    pub fn gpu_with_tile(problem: &Problem, caps: &Caps, tile: Tile) -> Result<Self> {
-        let chosen = Self::gpu(problem, caps)?;
-        let kernel = Kernel::new(problem, tile)?;
-        kernel.supported_by(caps).map_err(|feature| Error::MissingFeature { device: kernel.to_string(), feature })?;
-        let (grid_m, grid_n) = kernel.grid(problem.m, problem.n);
-        if grid_m.max(grid_n) > caps.grid as usize {
-            return Err(Error::TooLarge {
-                what: format!("dispatch of {kernel}"),
-                size: format!("{grid_m} x {grid_n} workgroups"),
-                limit: format!("{} in each dimension", caps.grid),
-            });
+    fn bound(&self) -> &'static str {
+        let work = self.arithmetic.max(self.memory).max(self.cache);
+        match work {
+            w if w < self.dispatch => "the dispatch itself",
+            w if w == self.arithmetic => "arithmetic",
+            w if w == self.memory => "memory",
+            _ => "cache traffic",
         }
-        let grid = (grid_m as u32, grid_n as u32);
-        Ok(Self { method: Method::Gpu { kernel, grid }, reason: format!("tile {tile} was asked for"), ..chosen })
+    }
+}
+
+/// Measured times, which the planner believes before its estimates.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tuning {
+    /// What the device was measured to do per second, in place of the guess of [`Caps::rates`].
+    pub rates: Option<Rates>,
+    best: HashMap<Layer, Vec<Tuned>>,
+}
+
+/// What tells tuned layers apart beside the number of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Layer {
+    op: Op,
+    storage: DType,
+    m: usize,
+    k: usize,
+}
+
+/// The best way that was measured for a layer and a number of tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tuned {
+    /// Tokens.
+    pub n: usize,
+    /// The way.
+    pub way: Way,
+    /// Splits of k.
+    pub splits: usize,
+    /// Median seconds of a call.
+    pub seconds: f64,
+}
+
+impl Tuning {
+    /// Adds the best way for a problem, in place of what was there for as many tokens.
+    pub fn insert(&mut self, problem: &Problem, tuned: Tuned) {
+        let entries = self.best.entry(Layer::of(problem)).or_default();
+        entries.retain(|e| e.n != tuned.n);
+        entries.push(tuned);
+        entries.sort_by_key(|e| e.n);
+    }
+
+    /// What was measured for the problem's layer with as many tokens, or with the nearest number within a factor of 1.5. Epilogue
+    /// and form make little difference and are not told apart.
+    pub fn get(&self, problem: &Problem) -> Option<&Tuned> {
+        let distance = |e: &Tuned| (e.n as f64 / problem.n.max(1) as f64).ln().abs();
+        let nearest = self.best.get(&Layer::of(problem))?.iter().min_by(|a, b| distance(a).total_cmp(&distance(b)))?;
+        (distance(nearest) <= 1.5f64.ln()).then_some(nearest)
+    }
+
+    /// Whether nothing was measured.
+    pub fn is_empty(&self) -> bool {
+        self.best.is_empty()
+    }
+}
+
+impl Layer {
+    fn of(problem: &Problem) -> Self {
+        let Problem { op, storage, m, k, .. } = *problem;
+        Self { op, storage, m, k }
+    }
+}
+
+/// One dispatch of a plan, its operands named.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Step {
+    pub(crate) program: Program,
+    pub(crate) params: Params,
+    pub(crate) grid: [u32; 3],
+    /// What is bound as weights.
+    pub(crate) weights: WeightOperand,
+    pub(crate) x: Activations,
+    pub(crate) y: Target,
+    /// Whether bias and residual are bound.
+    pub(crate) epilogue: bool,
+}
+
+/// What a step reads as weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WeightOperand {
+    Nothing,
+    /// This piece of W.
+    Piece(usize),
+    /// The sums of the splits.
+    Partial,
+}
+
+/// What a step reads as activations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Activations {
+    Nothing,
+    /// These tokens of the caller's X; all of B in the plain form.
+    Given(Range<usize>),
+    /// What the step before has packed.
+    Packed,
+}
+
+/// What a step writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Packed,
+    Partial,
+    /// These tokens of Y, which are also those of the residual; all of C in the plain form.
+    Output(Range<usize>),
+}
+
+impl Plan {
+    /// Plans for a GPU with these capabilities and weights of the problem's own operation. An error names what the device
+    /// lacks, or the operand that is too large.
+    pub fn gpu(problem: &Problem, caps: &Caps, tuning: &Tuning) -> Result<Self> {
+        let caps = &Caps { rates: tuning.rates.unwrap_or(caps.rates), ..caps.clone() };
+        let mut candidates = Vec::new();
+        let mut refused = Vec::new();
+        for way in Way::of(problem.op, problem.storage) {
+            let kernel = Kernel::new(problem, way)?;
+            if let Err(lack) = kernel.supported_by(caps) {
+                refused.push((way, lack));
+                continue;
+            }
+            for splits in splits_worth_trying(problem) {
+                match GpuMethod::new(problem, kernel, splits, caps) {
+                    Ok(method) => candidates.push(method),
+                    // Fewer splits need less scratch; what one split lacks, the problem lacks.
+                    Err(e) if splits == 1 => return Err(e),
+                    Err(_) => {}
+                }
+            }
+        }
+        let mut lacks: Vec<_> = refused.iter().map(|(_, lack)| lack.clone()).collect();
+        lacks.dedup();
+        let tuned = tuning.get(problem);
+        let measured = tuned.and_then(|t| {
+            let found = candidates.iter().find(|c| c.kernel.way() == t.way && c.splits == t.splits)?;
+            Some((found.clone(), t))
+        });
+        if let Some((method, tuned)) = measured {
+            let reason = format!("lowest measured time at {} tokens: {}", tuned.n, time(tuned.seconds));
+            return Ok(Self { problem: *problem, method: Method::Gpu(method), reason });
+        }
+        candidates.sort_by(|a, b| a.estimate.seconds().total_cmp(&b.estimate.seconds()));
+        let Some(method) = candidates.first().cloned() else {
+            return Err(Error::MissingFeature { device: "the device".into(), feature: lacks.join("; ") });
+        };
+        let mut reason = format!("lowest estimate, {}", time(method.estimate.seconds()));
+        if let Some(next) = candidates.iter().find(|c| c.kernel.way() != method.kernel.way()) {
+            let _ = write!(reason, "; next {} {}", next.kernel.way(), time(next.estimate.seconds()));
+        }
+        for (way, lack) in refused {
+            let _ = write!(reason, "; {way} needs {lack}");
+        }
+        Ok(Self { problem: *problem, method: Method::Gpu(method), reason })
+    }
+
+    /// Plans for a GPU, with dense weights in place of the problem's 2:4 ones where those would lose. A plan of such weights
+    /// says so, and [`Plan::weights`] names them.
+    pub fn gpu_or_dense(problem: &Problem, caps: &Caps, tuning: &Tuning) -> Result<Self> {
+        let own = Self::gpu(problem, caps, tuning)?;
+        if !matches!(problem.op, Op::Sparse24(_)) {
+            return Ok(own);
+        }
+        let as_dense = Problem { op: Op::Dense, ..*problem };
+        let dense = Self::gpu(&as_dense, caps, tuning)?;
+        let (Method::Gpu(a), Method::Gpu(b)) = (&own.method, &dense.method) else { return Ok(own) };
+        // Measured against measured, else estimated against estimated, which must promise something to be believed.
+        let (sparse_time, dense_time, basis, margin) = match (tuning.get(problem), tuning.get(&as_dense)) {
+            (Some(s), Some(d)) => (s.seconds, d.seconds, "measured", 1.0),
+            _ => (a.estimate.seconds(), b.estimate.seconds(), "estimated", 0.97),
+        };
+        let ratio = dense_time / sparse_time;
+        if sparse_time <= margin * dense_time {
+            let reason = format!("{}; {basis} at {ratio:.2} times dense's speed", own.reason);
+            return Ok(Self { reason, ..own });
+        }
+        let reason = format!(
+            "dense weights, because {} is {basis} at {ratio:.2} times dense's speed ({} against {}); {}",
+            a.kernel.way(),
+            time(sparse_time),
+            time(dense_time),
+            dense.reason
+        );
+        Ok(Self { problem: *problem, method: dense.method, reason })
+    }
+
+    /// The plan with the given way and splits of k, for tests, tuning and `bench --plan`. An error if it is none of the
+    /// operation's, or the device cannot run it.
+    pub fn gpu_with(problem: &Problem, caps: &Caps, way: Way, splits: usize) -> Result<Self> {
+        let kernel = Kernel::new(problem, way)?;
+        kernel.supported_by(caps).map_err(|feature| Error::MissingFeature { device: kernel.to_string(), feature })?;
+        let method = GpuMethod::new(problem, kernel, splits, caps)?;
+        Ok(Self { problem: *problem, method: Method::Gpu(method), reason: format!("{way} was asked for") })
+    }
+
+    /// Every plan that [`Plan::gpu`] chooses from, with the problem's own weights.
+    pub fn gpu_candidates(problem: &Problem, caps: &Caps) -> Vec<Self> {
+        let ways = Way::of(problem.op, problem.storage).into_iter();
+        let plans = ways.flat_map(|way| splits_worth_trying(problem).map(move |splits| (way, splits)));
+        let mut plans: Vec<_> =
+            plans.filter_map(|(way, splits)| Self::gpu_with(problem, caps, way, splits).ok()).collect();
+        plans.sort_by(|a, b| a.estimated_seconds().total_cmp(&b.estimated_seconds()));
+        plans
     }
 
     /// Plans for the CPU device.
@@ -105,9 +297,20 @@ impl Plan {
         }
         let reason = match problem.op {
             Op::Dense => "the gemm crate is the only dense method",
-            Op::Sparse24(_) | Op::Masked => "loops over the kept weights are the only method",
+            Op::Sparse24(_) | Op::Masked | Op::Masked24 => "loops over the kept weights are the only method",
         };
-        Ok(Self { problem: *problem, method: Method::Cpu, reason: reason.into() })
+        Ok(Self { problem: *problem, method: Method::Cpu(problem.op), reason: reason.into() })
+    }
+
+    /// The CPU device's plan with dense weights, for a 2:4 problem.
+    pub fn cpu_or_dense(problem: &Problem) -> Result<Self> {
+        let plan = Self::cpu(problem)?;
+        if !matches!(problem.op, Op::Sparse24(_)) {
+            return Ok(plan);
+        }
+        // Loops over kept weights run at 0.2 to 0.4 times the gemm crate's speed (benches/results/2026-11-22-amd-epyc).
+        let reason = "dense weights, because the CPU's 2:4 loops are slower than the gemm crate".to_owned();
+        Ok(Self { method: Method::Cpu(Op::Dense), reason, ..plan })
     }
 
     /// What is solved.
@@ -120,23 +323,50 @@ impl Plan {
         &self.method
     }
 
+    /// How the weights must be given: as in the problem, or dense where 2:4 ones would lose.
+    pub fn weights(&self) -> Op {
+        match &self.method {
+            Method::Gpu(method) => method.kernel.op(),
+            Method::Cpu(op) => *op,
+        }
+    }
+
+    /// Floating-point operations that are really done: those of the weights that are used, all of them where 2:4 weights are
+    /// expanded. Tile padding is not counted.
+    pub fn executed_flops(&self) -> f64 {
+        match &self.method {
+            Method::Gpu(method) if method.kernel.expands() => self.problem.effective_flops(),
+            _ => Problem { op: self.weights(), ..self.problem }.executed_flops(),
+        }
+    }
+
     /// Name of the kernel, as in benchmark rows.
     pub fn kernel_name(&self) -> String {
         match &self.method {
-            Method::Gpu { kernel, .. } => kernel.to_string(),
-            Method::Cpu => {
-                let Problem { op, storage, epilogue, .. } = self.problem;
+            Method::Gpu(GpuMethod { kernel, splits: 1, .. }) => kernel.to_string(),
+            Method::Gpu(GpuMethod { kernel, splits, .. }) => format!("{kernel}-split{splits}"),
+            Method::Cpu(op) => {
+                let Problem { storage, epilogue, .. } = self.problem;
                 format!("cpu_{}-{storage}f32-{}-{epilogue}", op.name(), self.way())
             }
         }
     }
 
-    /// What tells the kernels of one operation apart: the tile on a GPU, `gemm_crate` or `loops` on the CPU.
+    /// What tells the kernels of one operation apart: way and tile on a GPU, `gemm_crate` or `loops` on the CPU.
     pub fn way(&self) -> String {
+        let dense = if self.weights() == self.problem.op { "" } else { "dense_" };
         match &self.method {
-            Method::Gpu { kernel, .. } => kernel.tile().to_string(),
-            Method::Cpu if self.problem.op == Op::Dense => "gemm_crate".to_owned(),
-            Method::Cpu => "loops".to_owned(),
+            Method::Gpu(GpuMethod { kernel, splits: 1, .. }) => format!("{dense}{}", kernel.way()),
+            Method::Gpu(GpuMethod { kernel, splits, .. }) => format!("{dense}{}/{splits}", kernel.way()),
+            Method::Cpu(Op::Dense) => format!("{dense}gemm_crate"),
+            Method::Cpu(_) => "loops".to_owned(),
+        }
+    }
+
+    fn estimated_seconds(&self) -> f64 {
+        match &self.method {
+            Method::Gpu(method) => method.estimate.seconds(),
+            Method::Cpu(_) => 0.0,
         }
     }
 
@@ -152,118 +382,286 @@ impl Plan {
     pub fn explain(&self) -> String {
         let Problem { op, m, n, k, form, .. } = self.problem;
         let mut text = format!("{}\n", self.kernel_name());
-        let vector = op.vector().map(|v| format!(" V={v}")).unwrap_or_default();
-        let _ = writeln!(text, "  problem: {}{vector}, m {m} x n {n} x k {k}, {} form", op.name(), form.name());
+        let _ = writeln!(text, "  problem: {op}, m {m} x n {n} x k {k}, {} form", form.name());
         let _ = writeln!(text, "  chosen because: {}", self.reason);
-        if let Method::Gpu { kernel, grid } = &self.method {
-            let tile = kernel.tile();
-            let (padded_m, padded_n) = (grid.0 as f64 * tile.m() as f64, grid.1 as f64 * tile.n() as f64);
-            let padding = if m * n == 0 { 0.0 } else { padded_m * padded_n / (m as f64 * n as f64) - 1.0 };
-            let _ = writeln!(
-                text,
-                "  grid: {} x {} workgroups of {} invocations, {} bytes of workgroup memory, {:.1} % padding",
-                grid.0,
-                grid.1,
-                tile.threads(),
-                kernel.workgroup_bytes(),
-                100.0 * padding
-            );
+        if let Method::Gpu(method) = &self.method {
+            method.explain(&self.problem, &mut text);
         }
-        let bytes: u64 = operand_bytes(&self.problem).iter().map(|(_, b)| b).sum();
-        let (effective, executed) = (self.problem.effective_flops(), self.problem.executed_flops());
+        let used = Problem { op: self.weights(), ..self.problem };
+        let bytes: u64 = operand_bytes(&used).iter().map(|(_, b)| b).sum();
+        let (effective, executed) = (self.problem.effective_flops(), self.executed_flops());
         let _ = writeln!(text, "  work: {:.3} GFLOP effective, {:.3} GFLOP executed", effective / 1e9, executed / 1e9);
         let _ = writeln!(
             text,
             "  bytes: {bytes} at least ({}), {:.1} executed FLOP per byte",
-            operand_bytes(&self.problem).map(|(what, b)| format!("{what} {b}")).join(", "),
+            operand_bytes(&used).map(|(what, b)| format!("{what} {b}")).join(", "),
             if bytes == 0 { 0.0 } else { executed / bytes as f64 }
         );
         text
     }
+
+    /// The dispatches, in order. None on the CPU, or where the output is empty.
+    pub(crate) fn steps(&self, caps: &Caps) -> Result<Vec<Step>> {
+        match &self.method {
+            Method::Gpu(method) => method.steps(&self.problem, caps),
+            Method::Cpu(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Bytes of scratch that the dispatches share: for packed activations, and for the sums of the splits.
+    pub(crate) fn scratch_bytes(&self) -> (u64, u64) {
+        let Method::Gpu(method) = &self.method else { return (0, 0) };
+        let tokens = method.tokens.iter().map(Range::len).max().unwrap_or(0);
+        let packed = if method.packs { packed_bytes(&self.problem, tokens) } else { 0 };
+        let partial = if method.splits > 1 { partial_bytes(&self.problem, tokens, method.splits) } else { 0 };
+        (packed, partial)
+    }
 }
 
-/// Bytes of the operands that a kernel binds, in the format's own layout.
+impl GpuMethod {
+    fn new(problem: &Problem, kernel: Kernel, splits: usize, caps: &Caps) -> Result<Self> {
+        let Problem { form, m, n, k, storage, output, .. } = *problem;
+        // Kernels count features, tokens and k with u32, and round them up to a tile before they compare.
+        let limit = (u32::MAX - 1024) as usize;
+        for (what, a, b) in [("weights", m, k), ("x", n, k), ("y", n, m)] {
+            if a.checked_mul(b).is_none_or(|len| len > usize::MAX / 16) || a > limit || b > limit {
+                return Err(Error::Overflow { what: format!("{what} index"), detail: format!("{a} x {b} elements") });
+            }
+        }
+        let too_large = |what: &str, bytes: u64| Error::TooLarge {
+            what: format!("binding of {what}"),
+            size: format!("{bytes} bytes"),
+            limit: format!("{} bytes", caps.binding_bytes),
+        };
+        let op = kernel.op();
+        let pieces = layout::pieces(op, m, k, storage, caps.binding_bytes.min(caps.buffer_bytes))
+            .ok_or_else(|| too_large("128 rows of weights", layout::value_bytes(op, 128, k, storage)))?;
+        let packs = form == Form::Gemm || !k.is_multiple_of(layout::WORD);
+        let padded = k.next_multiple_of(layout::WORD);
+        // Splits are whole words of k, so that there may be fewer than were asked for.
+        let k_split = padded.div_ceil(splits.max(1)).next_multiple_of(layout::WORD).max(layout::WORD);
+        let splits = padded.div_ceil(k_split).max(1);
+
+        let row_bytes = [
+            ("x", (k * storage.bytes()) as u64),
+            ("packed x", if packs { packed_bytes(problem, 1) } else { 0 }),
+            ("y", (m * output.bytes()) as u64),
+            ("sums of the splits", if splits > 1 { partial_bytes(problem, 1, splits) } else { 0 }),
+        ];
+        let &(what, widest) = row_bytes.iter().max_by_key(|(_, b)| *b).unwrap_or(&("x", 0));
+        let tokens = if n as u64 * widest <= caps.binding_bytes {
+            std::iter::once(0..n).collect()
+        } else {
+            // Bindings start at multiples of 256 bytes, which 256 tokens of any type are.
+            let step = (caps.binding_bytes / widest / 256 * 256) as usize;
+            if form == Form::Gemm || step == 0 {
+                // The columns of B and C that belong to some tokens are not contiguous.
+                return Err(too_large(what, n as u64 * widest));
+            }
+            (0..n).step_by(step).map(|start| start..n.min(start + step)).collect()
+        };
+        let mut method = Self {
+            kernel,
+            k_split,
+            splits,
+            packs,
+            pieces,
+            tokens,
+            estimate: Estimate { arithmetic: 0.0, memory: 0.0, cache: 0.0, dispatch: 0.0 },
+        };
+        method.estimate = method.estimate(problem, caps);
+        method.steps(problem, caps)?;
+        Ok(method)
+    }
+
+    /// Workgroups, if they ran over the problem in one piece.
+    fn tiles(&self, problem: &Problem) -> (f64, f64) {
+        let (m, n) = self.kernel.way().tile();
+        (problem.m.div_ceil(m as usize) as f64, problem.n.div_ceil(n as usize) as f64)
+    }
+
+    /// How long it should take, from what it does and what the device can do.
+    fn estimate(&self, problem: &Problem, caps: &Caps) -> Estimate {
+        let (rates, effort) = (caps.rates, self.kernel.effort());
+        let (tile_m, tile_n) = self.kernel.way().tile();
+        let (tiles_m, tiles_n) = self.tiles(problem);
+        let k = problem.k.next_multiple_of(layout::WORD) as f64;
+        let padded = tiles_m * f64::from(tile_m) * tiles_n * f64::from(tile_n) * k;
+        // Threads with many sums hide more latency each: 32 sums count as one.
+        let threads = f64::from(self.kernel.way().threads());
+        let weight = match self.kernel.way() {
+            Way::Gemv { .. } => 1.0,
+            _ => (f64::from(tile_m * tile_n) / threads / 32.0).clamp(0.5, 2.0),
+        };
+        let workgroups = tiles_m * tiles_n * self.splits as f64;
+        let filled = (workgroups * threads * weight / f64::from(caps.busy_threads)).clamp(1e-6, 1.0);
+        let rate = match self.kernel.way() {
+            Way::Coop(_) if caps.emulates_cooperative => 1.0,
+            Way::Coop(_) => rates.cooperative,
+            _ => rates.fma,
+        };
+        let used = Problem { op: self.kernel.op(), ..*problem };
+        let operands: u64 = operand_bytes(&used).iter().map(|(_, b)| b).sum();
+        let packed = if self.packs { 2.0 * packed_bytes(problem, problem.n) as f64 } else { 0.0 };
+        // Written once and read once, in the cache if anywhere.
+        let partial = if self.splits > 1 { 2.0 * partial_bytes(problem, problem.n, self.splits) as f64 } else { 0.0 };
+        let dispatches =
+            self.pieces.len() * self.tokens.len() * if self.splits > 1 { 2 } else { 1 } + usize::from(self.packs);
+        Estimate {
+            arithmetic: padded * effort.issue / (rate * filled),
+            // A quarter of the threads suffice to keep memory busy.
+            memory: (operands as f64 + packed) / (rates.memory * (4.0 * filled).min(1.0)),
+            cache: (padded * effort.cache_bytes + partial) / rates.cache,
+            dispatch: dispatches as f64 * rates.dispatch,
+        }
+    }
+
+    fn explain(&self, problem: &Problem, text: &mut String) {
+        let Problem { m, n, .. } = *problem;
+        let (tile_m, tile_n) = self.kernel.way().tile();
+        let (tiles_m, tiles_n) = self.tiles(problem);
+        let padded = tiles_m * f64::from(tile_m) * tiles_n * f64::from(tile_n);
+        let padding = if m * n == 0 { 0.0 } else { padded / (m as f64 * n as f64) - 1.0 };
+        let _ = writeln!(
+            text,
+            "  grid: {tiles_m} x {tiles_n} tiles x {} splits of k, workgroups of {} invocations and {} bytes of workgroup \
+             memory, {:.1} % padding",
+            self.splits,
+            self.kernel.way().threads(),
+            self.kernel.workgroup_bytes(),
+            100.0 * padding
+        );
+        let Estimate { arithmetic, memory, cache, .. } = self.estimate;
+        let _ = writeln!(
+            text,
+            "  predicted bound: {} (arithmetic {}, memory {}, cache {})",
+            self.estimate.bound(),
+            time(arithmetic),
+            time(memory),
+            time(cache)
+        );
+        if self.packs {
+            let why = match problem.form {
+                Form::Gemm => "b is transposed".to_owned(),
+                Form::Linear => format!("k = {} is no multiple of 32, so x is padded", problem.k),
+            };
+            let _ = writeln!(text, "  first: {why} into scratch");
+        }
+        if self.pieces.len() * self.tokens.len() > 1 {
+            let _ =
+                writeln!(text, "  bindings: weights in {} pieces, tokens in {}", self.pieces.len(), self.tokens.len());
+        }
+    }
+
+    fn steps(&self, problem: &Problem, caps: &Caps) -> Result<Vec<Step>> {
+        let Problem { form, m, k, storage, output, epilogue, .. } = *problem;
+        let mut steps = Vec::new();
+        if m == 0 || problem.n == 0 {
+            return Ok(steps);
+        }
+        let padded = k.next_multiple_of(layout::WORD);
+        let (tile_m, tile_n) = self.kernel.way().tile();
+        let program = Program::Gemm(if self.splits > 1 { self.kernel.partial() } else { self.kernel });
+        for tokens in &self.tokens {
+            let base = Params {
+                m: m as u32,
+                n: tokens.len() as u32,
+                k: padded as u32,
+                k_split: self.k_split as u32,
+                features: m as u32,
+                feature0: 0,
+                tiles_m: 0,
+                tiles_n: 0,
+                k_given: k as u32,
+            };
+            let tiled = |params: Params, m: usize, n: usize| Params { tiles_m: m as u32, tiles_n: n as u32, ..params };
+            // Where k is 0 there is nothing to pack, and no kernel reads X.
+            if self.packs && k > 0 {
+                let params = tiled(base, padded / 32, tokens.len().div_ceil(32));
+                steps.push(Step {
+                    program: Program::Pack { form, storage },
+                    params,
+                    grid: grid((padded / 32) * tokens.len().div_ceil(32), 1, caps)?,
+                    weights: WeightOperand::Nothing,
+                    x: Activations::Given(tokens.clone()),
+                    y: Target::Packed,
+                    epilogue: false,
+                });
+            }
+            for (piece, rows) in self.pieces.iter().enumerate() {
+                let (tiles_m, tiles_n) = (rows.len().div_ceil(tile_m as usize), tokens.len().div_ceil(tile_n as usize));
+                let params = Params { m: rows.len() as u32, feature0: rows.start as u32, ..base };
+                steps.push(Step {
+                    program,
+                    params: tiled(params, tiles_m, tiles_n),
+                    grid: grid(tiles_m * tiles_n, self.splits, caps)?,
+                    weights: WeightOperand::Piece(piece),
+                    x: if self.packs { Activations::Packed } else { Activations::Given(tokens.clone()) },
+                    y: if self.splits > 1 { Target::Partial } else { Target::Output(tokens.clone()) },
+                    epilogue: self.splits == 1,
+                });
+            }
+            if self.splits > 1 {
+                let outputs = tokens.len() * m;
+                steps.push(Step {
+                    program: Program::Reduce { form, output, epilogue },
+                    params: base,
+                    grid: grid(outputs.div_ceil(256), 1, caps)?,
+                    weights: WeightOperand::Partial,
+                    x: Activations::Nothing,
+                    y: Target::Output(tokens.clone()),
+                    epilogue: true,
+                });
+            }
+        }
+        Ok(steps)
+    }
+}
+
+/// Splits of k that could help: each should still have some work.
+fn splits_worth_trying(problem: &Problem) -> impl Iterator<Item = usize> + use<> {
+    let k = problem.k;
+    [1, 2, 4, 8, 16].into_iter().filter(move |&splits| splits == 1 || k / splits >= 128)
+}
+
+/// Workgroups over x and y, and splits over z.
+fn grid(workgroups: usize, splits: usize, caps: &Caps) -> Result<[u32; 3]> {
+    let limit = caps.grid as usize;
+    let y = workgroups.div_ceil(limit).max(1);
+    if y > limit || splits > limit {
+        return Err(Error::TooLarge {
+            what: "dispatch".into(),
+            size: format!("{workgroups} x {splits} workgroups"),
+            limit: format!("{limit} in each dimension"),
+        });
+    }
+    Ok([workgroups.div_ceil(y) as u32, y as u32, splits as u32])
+}
+
+fn packed_bytes(problem: &Problem, tokens: usize) -> u64 {
+    (tokens * problem.k.next_multiple_of(layout::WORD) * problem.storage.bytes()) as u64
+}
+
+fn partial_bytes(problem: &Problem, tokens: usize, splits: usize) -> u64 {
+    (tokens * problem.m * splits * 4) as u64
+}
+
+/// Bytes of the operands: weights as they lie on the device, X and Y as the caller has them.
 fn operand_bytes(problem: &Problem) -> [(&'static str, u64); 4] {
-    let Problem { m, n, k, .. } = *problem;
-    let (storage, output) = (problem.storage.bytes() as u64, problem.output.bytes() as u64);
-    let (m, n, k) = (m as u64, n as u64, k as u64);
-    let (weights, meta) = match problem.op {
-        Op::Dense => (m * k, 0),
-        Op::Masked => (m * k, 4 * m * k.div_ceil(32)),
-        Op::Sparse24(v) => (m * k.div_ceil(4) * 2, 4 * m.div_ceil(v.get() as u64) * k.div_ceil(32)),
-    };
-    [("weights", weights * storage), ("meta", meta), ("x", n * k * storage), ("y", n * m * output)]
+    let Problem { op, m, n, k, storage, output, .. } = *problem;
+    [
+        ("weights", layout::value_bytes(op, m, k, storage)),
+        ("meta", 4 * layout::word_count(op, m, k)),
+        ("x", (n * k * storage.bytes()) as u64),
+        ("y", (n * m * output.bytes()) as u64),
+    ]
 }
 
-/// Estimated cost of a kernel, in arbitrary units of time: padded multiply-adds, times the workgroup-memory reads that
-/// each needs beside its own issue slot, over the share of the device that the grid fills.
-///
-/// A rule of thumb to choose by without measurement.
-fn cost(kernel: &Kernel, params: &Params, caps: &Caps) -> f64 {
-    let tile = kernel.tile();
-    let padded = |len: u32, tile: u32| f64::from(len.div_ceil(tile)) * f64::from(tile);
-    let (m, n) = (padded(params.m, tile.m()), padded(params.n, tile.n()));
-    let workgroups = (m / f64::from(tile.m())) * (n / f64::from(tile.n()));
-    let filled = (workgroups * f64::from(tile.threads()) / f64::from(caps.busy_threads)).min(1.0);
-    m * n * f64::from(params.k.max(1)) * (1.0 + 2.0 * kernel.reads_per_fma()) / filled.max(f64::MIN_POSITIVE)
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
-    use super::*;
-    use crate::mask::VectorLen;
-
-    fn caps() -> Caps {
-        Caps {
-            f16: true,
-            subgroups: None,
-            cooperative: vec![],
-            timestamps: false,
-            workgroup_memory: 32768,
-            workgroup_threads: 256,
-            grid: 65535,
-            busy_threads: 1 << 17,
-            binding_bytes: 1 << 27,
-            buffer_bytes: 1 << 30,
-        }
-    }
-
-    fn tile_of(op: Op, m: usize, n: usize, k: usize, caps: &Caps) -> String {
-        match Plan::gpu(&Problem::linear(op, m, n, k, DType::F32), caps).unwrap().method() {
-            Method::Gpu { kernel, .. } => kernel.tile().to_string(),
-            Method::Cpu => unreachable!(),
-        }
-    }
-
-    #[test]
-    fn large_problems_take_large_tiles_and_single_tokens_the_narrow_one() {
-        let op = Op::Sparse24(VectorLen::ONE);
-        assert_eq!(tile_of(op, 4096, 4096, 4096, &caps()), "128x128x32");
-        assert_eq!(tile_of(op, 4096, 1, 4096, &caps()), "64x8x32");
-        assert_eq!(tile_of(Op::Dense, 4096, 4096, 4096, &caps()), "128x128x16");
-    }
-
-    #[test]
-    fn a_device_with_little_workgroup_memory_gets_a_tile_that_fits() {
-        let small = Caps { workgroup_memory: 16384, ..caps() };
-        assert_eq!(tile_of(Op::Sparse24(VectorLen::ONE), 4096, 4096, 4096, &small), "64x64x32");
-        let none = Caps { workgroup_memory: 1024, ..caps() };
-        let problem = Problem::linear(Op::Dense, 8, 8, 8, DType::F32);
-        assert!(matches!(Plan::gpu(&problem, &none), Err(Error::MissingFeature { .. })));
-    }
-
-    #[test]
-    fn what_the_device_cannot_hold_is_refused_by_name() {
-        let too_long = Problem::linear(Op::Dense, 1, 70_000 * 128, 1, DType::F32);
-        assert!(matches!(Plan::gpu(&too_long, &caps()), Err(Error::MissingFeature { .. })));
-        let too_large = Problem::linear(Op::Dense, 8192, 1, 8192, DType::F32);
-        let message = Plan::gpu(&too_large, &caps()).unwrap_err().to_string();
-        assert!(message.contains("weights") && message.contains("134217728"), "{message}");
-        let overflow = Problem::linear(Op::Dense, 1 << 20, 1, 1 << 20, DType::F16);
-        assert!(matches!(Plan::gpu(&overflow, &caps()), Err(Error::Overflow { .. })));
-        let no_f16 = Caps { f16: false, ..caps() };
-        let half = Problem::linear(Op::Dense, 8, 8, 8, DType::F16);
-        assert!(Plan::gpu(&half, &no_f16).unwrap_err().to_string().contains("f16"));
+/// A time with a unit that suits it.
+fn time(seconds: f64) -> String {
+    match seconds {
+        s if s >= 1.0 => format!("{s:.3} s"),
+        s if s >= 1e-3 => format!("{:.3} ms", s * 1e3),
+        s => format!("{:.1} µs", s * 1e6),
     }
 }

@@ -16,6 +16,8 @@ pub enum Op {
     Sparse24(VectorLen),
     /// Every weight, and a bit mask that is applied while they are loaded.
     Masked,
+    /// The same, with the mask given as 2:4 codes, one per row and group.
+    Masked24,
 }
 
 impl Op {
@@ -24,7 +26,20 @@ impl Op {
         match self {
             Self::Dense => "dense",
             Self::Sparse24(_) => "sparse24",
-            Self::Masked => "masked",
+            Self::Masked | Self::Masked24 => "masked",
+        }
+    }
+
+    /// All operations, 2:4 at every vector length.
+    pub fn all() -> impl Iterator<Item = Self> {
+        [Self::Dense, Self::Masked, Self::Masked24].into_iter().chain(VectorLen::ALL.map(Self::Sparse24))
+    }
+
+    /// The part of a kernel's name: as [`Op::name`], but `masked24` where the mask is given as codes.
+    pub(crate) const fn kernel_name(self) -> &'static str {
+        match self {
+            Self::Masked24 => "masked24",
+            other => other.name(),
         }
     }
 
@@ -32,7 +47,18 @@ impl Op {
     pub const fn vector(self) -> Option<VectorLen> {
         match self {
             Self::Sparse24(v) => Some(v),
-            Self::Dense | Self::Masked => None,
+            Self::Dense | Self::Masked | Self::Masked24 => None,
+        }
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sparse24(v) => write!(f, "2:4 at V = {v}"),
+            Self::Dense => f.write_str("dense"),
+            Self::Masked => f.write_str("masked"),
+            Self::Masked24 => f.write_str("masked by 2:4 codes"),
         }
     }
 }
@@ -157,13 +183,13 @@ impl Problem {
         2.0 * self.m as f64 * self.n as f64 * self.k as f64
     }
 
-    /// Floating-point operations that a GPU kernel really does: half of them for 2:4. A masked product multiplies by its
-    /// zeros.
+    /// Floating-point operations that the operation asks for: half of them for 2:4. A masked product multiplies by its zeros,
+    /// and so does a 2:4 product whose [plan](crate::plan::Plan::executed_flops) expands the weights or takes dense ones.
     pub fn executed_flops(&self) -> f64 {
         match self.op {
             // Two products per group, the last group padded.
             Op::Sparse24(_) => 4.0 * self.m as f64 * self.n as f64 * self.k.div_ceil(4) as f64,
-            Op::Dense | Op::Masked => self.effective_flops(),
+            Op::Dense | Op::Masked | Op::Masked24 => self.effective_flops(),
         }
     }
 

@@ -276,7 +276,7 @@ struct Row {
     /// The largest power of two that divides every weight.
     unit: f64,
     /// Columns whose weights are masked out.
-    masked_out: Vec<usize>,
+    left_out: Vec<usize>,
 }
 
 /// One token's features.
@@ -300,7 +300,7 @@ struct Dot {
     /// Whether f32 gives the same sum in every order, without any rounding.
     exact: bool,
     /// Whether a subnormal operand meets an infinity, whose product is infinite or, if the operand is flushed, NaN; or a
-    /// masked-out weight meets an activation that is not finite, and contributes nothing or NaN.
+    /// weight that is masked out or pruned meets an activation that is not finite, and contributes nothing or NaN.
     ambiguous: bool,
 }
 
@@ -311,7 +311,9 @@ impl<'a> Oracle<'a> {
     pub fn new(problem: &Problem, operands: Operands<'a>) -> Result<Self> {
         let Problem { op, m, k, storage, output, epilogue, .. } = *problem;
         let Operands { weights, x, bias, residual } = operands;
-        if weights.op() != op {
+        // However a mask is held on the device, it is the same mask.
+        let same = weights.op() == op || (weights.op() == Op::Masked && op == Op::Masked24);
+        if !same {
             let name = |op: Op| match op.vector() {
                 Some(v) => format!("{} with vector length {v}", op.name()),
                 None => op.name().to_owned(),
@@ -462,13 +464,13 @@ impl<'a> Oracle<'a> {
     /// The weights of one row that are multiplied, widened.
     fn row(&self, feature: usize) -> Row {
         let k = self.problem.k;
-        let mut masked_out = Vec::new();
+        let mut left_out = Vec::new();
         let terms: Vec<(usize, f64)> = match self.operands.weights {
             Weights::Dense(w) => each_dtype!(w.elements(), v => widened(&v[feature * k..][..k]).enumerate().collect()),
             Weights::Masked(w, mask) => {
                 let bits = &mask.words()[feature * mask.words_per_row()..][..mask.words_per_row()];
                 let keeps = |col: usize| bits[col / 32] >> (col % 32) & 1 == 1;
-                masked_out = (0..k).filter(|&col| !keeps(col)).collect();
+                left_out = (0..k).filter(|&col| !keeps(col)).collect();
                 each_dtype!(w.elements(), v => widened(&v[feature * k..][..k])
                     .enumerate()
                     .filter(|&(col, _)| keeps(col))
@@ -479,6 +481,9 @@ impl<'a> Oracle<'a> {
                 // Two bits per value, so the index of value p is at bit 2p of its row of metadata.
                 let col = |p: usize| p / 2 * 4 + (meta[p / 16] >> (2 * (p % 16)) & 3) as usize;
                 let width = s.k_physical();
+                let mut kept = vec![false; k.next_multiple_of(4)];
+                (0..width).for_each(|p| kept[col(p)] = true);
+                left_out = (0..k).filter(|&col| !kept[col]).collect();
                 each_dtype!(s.values(), v => widened(&v[feature * width..][..width])
                     .enumerate()
                     .map(|(p, w)| (col(p), w))
@@ -488,7 +493,7 @@ impl<'a> Oracle<'a> {
         };
         let subnormal = terms.iter().any(|&(_, w)| is_subnormal(w, self.operands.weights.dtype()));
         let unit = common_unit(terms.iter().map(|&(_, w)| w));
-        Row { terms, subnormal, unit, masked_out }
+        Row { terms, subnormal, unit, left_out }
     }
 
     /// The features of each of `tokens`, widened.
@@ -570,7 +575,7 @@ impl Row {
             dot.sum += product;
             dot.abs += product.abs();
         }
-        dot.ambiguous = !token.finite && self.masked_out.iter().any(|&col| !token.x[col].is_finite());
+        dot.ambiguous = !token.finite && self.left_out.iter().any(|&col| !token.x[col].is_finite());
         let finite = dot.abs.is_finite();
         let unit = self.unit * token.unit;
         dot.exact = finite && unit >= FLUSH && dot.abs <= unit / U;

@@ -8,26 +8,22 @@ use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use serde::Serialize;
 
 use crate::engine::{CpuInfo, Device, DeviceInfo};
-use crate::measure::{Policy, Record};
+use crate::measure::{Ceilings, Policy, Record};
 
 /// Name and version of the JSON that [`Report::to_json`] writes. Fields may be added to it, never renamed.
 pub const SCHEMA: &str = "sparse24-bench/1";
 
 /// The table's columns of numbers, from V to MB.
-const NUMBERS: std::ops::RangeInclusive<usize> = 4..=11;
+const NUMBERS: std::ops::RangeInclusive<usize> = 4..=12;
 
 /// One run of the benchmark: where and how it was made, and what came out.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     schema: &'static str,
     environment: Environment,
-    /// Measured ceilings of the device; none are measured yet.
     ceilings: Ceilings,
     rows: Vec<Record>,
 }
-
-#[derive(Clone, Debug, Serialize)]
-struct Ceilings {}
 
 /// Where and how a run was made.
 #[derive(Clone, Debug, Serialize)]
@@ -104,9 +100,10 @@ fn commit() -> Option<String> {
 }
 
 impl Report {
-    /// A run and its rows.
-    pub fn new(environment: Environment, rows: Vec<Record>) -> Self {
-        Self { schema: SCHEMA, environment, ceilings: Ceilings {}, rows }
+    /// A run and its rows, which get their shares of the ceilings.
+    pub fn new(environment: Environment, ceilings: Ceilings, mut rows: Vec<Record>) -> Self {
+        rows.iter_mut().for_each(|row| row.compare_with(&ceilings));
+        Self { schema: SCHEMA, environment, ceilings, rows }
     }
 
     /// Rows whose result was not within its error bound.
@@ -143,6 +140,7 @@ impl Report {
             "effective",
             "executed",
             "vs dense",
+            "of peak",
             "err/bound",
             "MB",
             "kernel",
@@ -167,6 +165,7 @@ impl Report {
                 number(row.effective_tflops, 3),
                 number(row.executed_tflops, 3),
                 ratio,
+                share(row),
                 if row.verified { number(row.error_over_bound, 2) } else { "FAILED".to_owned() },
                 significant(row.weight_bytes as f64 / 1e6, 3),
                 row.tile.clone(),
@@ -179,6 +178,26 @@ impl Report {
         }
         let _ = writeln!(text, "\n{}", table.trim_fmt());
         let clock = self.rows.iter().find_map(|r| r.clock).unwrap_or("no clock");
+        let ceiling =
+            |name: &str, value: Option<f64>, unit: &str| value.map(|v| format!("{name} {} {unit}", significant(v, 3)));
+        let Ceilings { fma_f32_tflops, fma_f16_tflops, cooperative_f16_tflops, copy_gb_per_s } = self.ceilings;
+        let ceilings: Vec<_> = [
+            ceiling("f32 multiply-adds", fma_f32_tflops, "TFLOPS"),
+            ceiling("f16 multiply-adds", fma_f16_tflops, "TFLOPS"),
+            ceiling("cooperative matrices", cooperative_f16_tflops, "TFLOPS"),
+            ceiling("copy", copy_gb_per_s, "GB/s"),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        if !ceilings.is_empty() {
+            let _ = writeln!(
+                text,
+                "\nceilings, measured in this run: {}\n\
+                 of peak: the larger share of them, a: executed operations of arithmetic, m: the operands' bytes of memory",
+                ceilings.join(", ")
+            );
+        }
         let _ = writeln!(
             text,
             "\nms: median of {} samples of {:.0} ms or more ({clock}); spread: (slowest - fastest) / median\n\
@@ -189,7 +208,7 @@ impl Report {
              numbers, where no error is allowed; none of the others left unwritten",
             env.samples,
             env.sample_ms,
-            if env.simd.is_some() { "the gemm crate" } else { "gemm_dense of this crate, untuned" },
+            if env.simd.is_some() { "the gemm crate" } else { "gemm_dense of this crate" },
             if env.simd.is_some() && self.rows.iter().any(|r| r.dtype == "f16") {
                 " (the CPU device holds dense f16 as f32)"
             } else {
@@ -202,6 +221,16 @@ impl Report {
             _ => writeln!(text, "{failed} of {} rows FAILED verification and were not timed", self.rows.len()),
         };
         text
+    }
+}
+
+/// The larger of a row's shares of the ceilings, and which it is.
+fn share(row: &Record) -> String {
+    match (row.arithmetic_share, row.memory_share) {
+        (Some(a), Some(m)) if m > a => format!("{:.0} % m", 100.0 * m),
+        (Some(a), _) => format!("{:.0} % a", 100.0 * a),
+        (None, Some(m)) => format!("{:.0} % m", 100.0 * m),
+        (None, None) => "-".to_owned(),
     }
 }
 

@@ -1,9 +1,10 @@
 //! Every kernel against the oracle, on a GPU and on the CPU device.
 //!
 //! Tests that need a GPU are ignored unless asked for (`-- --include-ignored`). They iterate [`Kernel::all`], the list that
-//! the planner chooses from. A pipeline costs a software driver a fifth of a second, and the list has thousands: by default
-//! each shader module (operation, vector length, tile, types) is run in both forms with some epilogues, which rotate so that
-//! each operation meets all twenty; SPARSE24_TEST_ALL=1 runs the whole list, for machines with a real GPU.
+//! the planner chooses from. A pipeline costs a software driver a third of a second, and the list has thousands: by default
+//! each operation, way and storage type runs once or twice, with forms, output types and epilogues that rotate so that each operation
+//! meets all of them. SPARSE24_TEST_ALL=1 runs the whole list, for machines with a real GPU; with SPARSE24_TEST_SECONDS
+//! in an order drawn from the seed, until the time is up.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,7 +19,9 @@ use std::collections::HashSet;
 use rayon::prelude::*;
 
 use common::{Data, HostWeights, gpu, ops, rng, seed, verdict, verdict_of};
-use sparse24::kernel::{Kernel, Tile};
+use rand_pcg::rand_core::Rng;
+use sparse24::kernel::{Caps, Kernel, Way};
+use sparse24::reference::{Operands, Oracle, Sample};
 use sparse24::{DType, Device, Elements, Epilogue, Form, Io, Matrix, Op, Plan, Problem, Sparse24, VectorLen};
 
 fn f16_too(device: &Device) -> &'static [DType] {
@@ -36,65 +39,197 @@ fn check(device: &Device, plan: &Plan, kinds: &[Data], seed: u64, stream: u64) {
     }
 }
 
-/// Runs the kernels of some operations: of each module and form, one epilogue in `stride`.
-fn kernels_agree_with_the_oracle(stride: usize, wanted: impl Fn(Op) -> bool) {
+/// The problem on which a kernel is tested: a tile and a ragged rest each way, three steps of k with a ragged group at the end.
+fn problem_of(kernel: &Kernel, k: usize) -> Problem {
+    let (m, n) = kernel.way().tile();
+    Problem {
+        op: kernel.op(),
+        form: kernel.form(),
+        m: m as usize + 3,
+        n: n as usize + 1,
+        k,
+        storage: kernel.storage(),
+        output: kernel.output(),
+        epilogue: kernel.epilogue(),
+    }
+}
+
+/// One kernel of each way and storage type of some operations, or all of them.
+fn some_kernels(caps: &Caps, wanted: impl Fn(Op) -> bool) -> Vec<Kernel> {
+    let all = Kernel::all().filter(|k| wanted(k.op()) && k.supported_by(caps).is_ok());
+    if std::env::var_os("SPARSE24_TEST_ALL").is_some() {
+        return all.collect();
+    }
+    let mut modules: Vec<(Kernel, Vec<Kernel>)> = Vec::new();
+    for kernel in all {
+        let same = |other: &Kernel| {
+            (other.op(), other.way(), other.storage()) == (kernel.op(), kernel.way(), kernel.storage())
+        };
+        match modules.iter_mut().find(|(first, _)| same(first)) {
+            Some((_, variants)) => variants.push(kernel),
+            None => modules.push((kernel, vec![kernel])),
+        }
+    }
+    // 13 has no common factor with 20, 40 or 80: as many modules in turn meet all epilogues, forms and output types.
+    let runs = 20usize.div_ceil(modules.len() / modules.iter().map(|(k, _)| k.op()).collect::<HashSet<_>>().len());
+    let picked = modules
+        .iter()
+        .enumerate()
+        .flat_map(|(i, (_, variants))| (0..runs).map(move |run| variants[(runs * i + run) * 13 % variants.len()]));
+    picked.collect()
+}
+
+/// Runs the kernels of some operations.
+fn kernels_agree_with_the_oracle(wanted: impl Fn(Op) -> bool) {
     let Some(device) = gpu() else { return };
     let (seed, caps) = (seed(), device.caps().unwrap());
-    let everything = std::env::var_os("SPARSE24_TEST_ALL").is_some();
-    let epilogues: Vec<_> = Epilogue::all().collect();
-    let (mut modules, mut ran, mut met) = (0, 0, HashSet::new());
-    for kernel in Kernel::all().filter(|k| wanted(k.op()) && k.supported_by(caps).is_ok()) {
-        let at = epilogues.iter().position(|&e| e == kernel.epilogue()).unwrap();
-        modules += usize::from(at == 0);
-        // 13 has no common factor with a stride of 20 or its divisors: as many modules in turn meet all epilogues.
-        if !everything && at % stride != modules * 13 % stride {
-            continue;
+    let mut kernels = some_kernels(caps, wanted);
+    let seconds: Option<u64> = std::env::var("SPARSE24_TEST_SECONDS").ok().map(|s| s.parse().unwrap());
+    if seconds.is_some() {
+        kernels.sort_by_cached_key(|_| 0);
+        let mut rng = rng(seed, 8);
+        for i in (1..kernels.len()).rev() {
+            kernels.swap(i, rng.next_u32() as usize % (i + 1));
         }
-        met.insert(kernel.epilogue());
-        // One tile and a ragged rest each way, three steps of k with a ragged group at the end.
-        let (m, n) = (kernel.tile().m() as usize + 3, kernel.tile().n() as usize + 1);
-        let problem = Problem {
-            op: kernel.op(),
-            form: kernel.form(),
-            m,
-            n,
-            k: 70,
-            storage: kernel.storage(),
-            output: kernel.output(),
-            epilogue: kernel.epilogue(),
-        };
-        let plan = Plan::gpu_with_tile(&problem, caps, kernel.tile()).unwrap();
+    }
+    let started = std::time::Instant::now();
+    let (mut ran, mut met) = (0, HashSet::new());
+    for kernel in &kernels {
+        if seconds.is_some_and(|s| started.elapsed().as_secs() >= s) {
+            break;
+        }
+        met.insert((kernel.op(), kernel.epilogue()));
+        let plan = Plan::gpu_with(&problem_of(kernel, 70), caps, kernel.way(), 1).unwrap();
         check(&device, &plan, &[Data::Whole, Data::Uniform], seed, ran);
         ran += 1;
     }
-    eprintln!("{ran} kernels ran");
-    assert_eq!(met.len(), 20, "not every epilogue has run");
+    eprintln!("{ran} of {} kernels ran", kernels.len());
+    let ops: HashSet<_> = kernels.iter().map(Kernel::op).collect();
+    assert!(seconds.is_some() || met.len() == 20 * ops.len(), "not every epilogue has run");
 }
 
-// Four tests, because tests run in parallel and compiling is what takes the time.
+// Several tests, because tests run in parallel and compiling is what takes the time.
 
 #[test]
 #[ignore = "needs a GPU"]
 fn dense_kernels_agree_with_the_oracle() {
-    kernels_agree_with_the_oracle(5, |op| op == Op::Dense);
+    kernels_agree_with_the_oracle(|op| op == Op::Dense);
 }
 
 #[test]
 #[ignore = "needs a GPU"]
 fn masked_kernels_agree_with_the_oracle() {
-    kernels_agree_with_the_oracle(5, |op| op == Op::Masked);
+    kernels_agree_with_the_oracle(|op| matches!(op, Op::Masked | Op::Masked24));
 }
 
 #[test]
 #[ignore = "needs a GPU"]
 fn sparse24_kernels_with_short_vectors_agree_with_the_oracle() {
-    kernels_agree_with_the_oracle(20, |op| op.vector().is_some_and(|v| v.get() <= 8));
+    kernels_agree_with_the_oracle(|op| op.vector().is_some_and(|v| v.get() <= 4));
 }
 
 #[test]
 #[ignore = "needs a GPU"]
 fn sparse24_kernels_with_long_vectors_agree_with_the_oracle() {
-    kernels_agree_with_the_oracle(20, |op| op.vector().is_some_and(|v| v.get() > 8));
+    kernels_agree_with_the_oracle(|op| op.vector().is_some_and(|v| v.get() > 4));
+}
+
+/// Kernels of cooperative matrices, with those acted out in plain WGSL: every index they compute is their own.
+#[test]
+#[ignore = "needs a GPU"]
+fn cooperative_kernels_agree_with_the_oracle_when_acted_out() {
+    let Some(device) = gpu() else { return };
+    if !device.caps().unwrap().f16 {
+        eprintln!("skipped: no f16");
+        return;
+    }
+    let options = sparse24::Options { emulate_cooperative: true, ..Default::default() };
+    let device = Device::open(device.info().name(), options).unwrap();
+    let (seed, caps) = (seed(), device.caps().unwrap());
+    let (mut ran, mut met) = (0, HashSet::new());
+    for op in ops() {
+        for way in Way::of(op, DType::F16).into_iter().filter(|way| matches!(way, Way::Coop(_))) {
+            let epilogue = Epilogue::all().nth(ran * 13 % 20).unwrap();
+            let output = if ran % 2 == 0 { DType::F16 } else { DType::F32 };
+            let form = if ran % 4 < 2 { Form::Linear } else { Form::Gemm };
+            let (m, n) = way.tile();
+            let (m, n) = (m as usize + 3, n as usize + 1);
+            let problem = Problem { form, output, epilogue, ..Problem::linear(op, m, n, 90, DType::F16) };
+            // Two splits of three words: one of two steps, one of a single one.
+            for splits in [1, 2] {
+                let Ok(plan) = Plan::gpu_with(&problem, caps, way, splits) else { continue };
+                check(&device, &plan, &[Data::Whole, Data::Uniform], seed, ran as u64);
+                met.insert(op);
+            }
+            ran += 1;
+        }
+    }
+    assert_eq!(met.len(), ops().count(), "an operation had no tile that fits");
+}
+
+/// Splits of k leave sums in scratch, and the epilogue to a second dispatch.
+#[test]
+#[ignore = "needs a GPU"]
+fn splits_of_k_agree_with_the_oracle() {
+    let Some(device) = gpu() else { return };
+    let (seed, caps) = (seed(), device.caps().unwrap());
+    let mut met = HashSet::new();
+    for (i, op) in [Op::Dense, Op::Masked, Op::Sparse24(VectorLen::ONE)].into_iter().enumerate() {
+        for (j, way) in Way::of(op, DType::F32).into_iter().enumerate() {
+            let storages = f16_too(&device);
+            let (storage, output) = (storages[j % storages.len()], storages[(i + j) % storages.len()]);
+            let epilogue = Epilogue::all().nth((i * 11 + j * 13) % 20).unwrap();
+            let form = if j % 2 == 0 { Form::Linear } else { Form::Gemm };
+            let problem = Problem { op, form, m: 45, n: 19, k: 300, storage, output, epilogue };
+            // 300 is 10 words: 2 and 4 splits of 5 and 3 words, the last of which is short.
+            for splits in [2, 4] {
+                let Ok(plan) = Plan::gpu_with(&problem, caps, way, splits) else { continue };
+                assert!(plan.kernel_name().ends_with(&format!("-split{splits}")), "{}", plan.kernel_name());
+                check(&device, &plan, &[Data::Whole, Data::Uniform], seed, (10 * i + j) as u64);
+                met.insert(way);
+            }
+        }
+    }
+    assert!(met.len() >= 10, "only {} ways were split", met.len());
+}
+
+/// Matrices beyond one binding: weights in pieces, and X and Y by tokens.
+#[test]
+#[ignore = "needs a GPU"]
+fn matrices_larger_than_a_binding_are_cut_up() {
+    let Some(device) = gpu() else { return };
+    let caps = device.caps().unwrap();
+    if caps.binding_bytes > 1 << 28 {
+        eprintln!("skipped: bindings of {} bytes would take too long to fill", caps.binding_bytes);
+        return;
+    }
+    let long = (caps.binding_bytes / 4 / 1024 + 600) as usize;
+    let seed = seed();
+    let v16 = Op::Sparse24(VectorLen::new(16).unwrap());
+    // Rows of W, and tokens, 1.004 bindings' worth of them (kept values: of twice the columns).
+    for (op, m, n, k, pieces) in [
+        (Op::Dense, long, 3, 1024, "weights in 2 pieces, tokens in 1"),
+        (Op::Masked, long, 2, 1024, "weights in 2 pieces, tokens in 1"),
+        (v16, long, 3, 2048, "weights in 2 pieces, tokens in 2"),
+        (Op::Dense, 5, long, 1024, "weights in 1 pieces, tokens in 2"),
+        (Op::Sparse24(VectorLen::ONE), 1024, long, 40, "weights in 1 pieces, tokens in 2"),
+    ] {
+        // Y of the third case is as large as X of the fourth.
+        let n = if op == v16 { 3 } else { n };
+        let problem = Problem::linear(op, m, n, k, DType::F32);
+        let plan = device.plan(&problem).unwrap();
+        let wanted = if op == v16 { "weights in 2 pieces, tokens in 1" } else { pieces };
+        assert!(plan.explain().contains(wanted), "{}", plan.explain());
+        let mut rng = rng(seed, 9);
+        let weights = HostWeights::new(&problem, Data::Whole, &mut rng);
+        let x = common::matrix(n, k, DType::F32, Data::Whole, &mut rng);
+        let y = common::run(&device, &plan, &weights, &x, None, None);
+        let operands = Operands { weights: weights.as_oracle(), x: &x, bias: None, residual: None };
+        let sample = Sample::Random { features: 300, tokens: 300, seed };
+        let verdict = Oracle::new(&problem, operands).unwrap().verify(&y, sample).unwrap();
+        assert!(verdict.passed(), "{verdict}\n{}", plan.explain());
+        assert!(y.elements().to_f32().iter().all(|y| !y.is_nan()), "an output was never written");
+    }
 }
 
 /// Sizes with a reason: empty, single, around a group, around a word of codes, around the tiles.
@@ -299,20 +434,22 @@ fn cpu_results_do_not_depend_on_threads() {
 
 #[test]
 #[ignore = "needs a GPU"]
-fn tiles_of_one_operation_give_the_same_sums_for_whole_numbers() {
+fn ways_of_one_operation_give_the_same_sums_for_whole_numbers() {
     let Some(device) = gpu() else { return };
     let (seed, caps) = (seed(), device.caps().unwrap());
-    for op in [Op::Dense, Op::Masked, Op::Sparse24(VectorLen::new(4).unwrap())] {
+    for op in [Op::Dense, Op::Masked, Op::Masked24, Op::Sparse24(VectorLen::ONE)] {
         let problem = Problem::linear(op, 100, 70, 132, DType::F32);
         let mut rng = rng(seed, 5);
         let weights = HostWeights::new(&problem, Data::Whole, &mut rng);
         let x = common::matrix(70, 132, DType::F32, Data::Whole, &mut rng);
-        let outputs: Vec<_> = Tile::of(op)
+        let outputs: Vec<_> = Plan::gpu_candidates(&problem, caps)
             .iter()
-            .filter_map(|&tile| Plan::gpu_with_tile(&problem, caps, tile).ok())
-            .map(|plan| common::run(&device, &plan, &weights, &x, None, None))
+            .map(|plan| (plan.way(), common::run(&device, plan, &weights, &x, None, None)))
             .collect();
-        assert!(outputs.len() > 1 && outputs.iter().all(|o| *o == outputs[0]));
+        assert!(outputs.len() >= 7, "only {} plans", outputs.len());
+        for (way, output) in &outputs {
+            assert!(*output == outputs[0].1, "{op}: {way} differs from {}", outputs[0].0);
+        }
     }
 }
 
@@ -341,6 +478,7 @@ fn an_infinite_row_stays_in_its_own_outputs(device: &Device) {
             let weights = match HostWeights::new(&problem, Data::Whole, &mut rng) {
                 HostWeights::Dense(w) => HostWeights::Dense(with_row(&w, 3, fill)),
                 HostWeights::Masked(w, mask) => HostWeights::Masked(with_row(&w, 3, fill), mask),
+                HostWeights::Masked24(w, mask) => HostWeights::Masked24(with_row(&w, 3, fill), mask),
                 HostWeights::Sparse24(w) => {
                     let (m, k, vector, values, meta) = w.into_parts();
                     // The last group's two columns past k stay zero, as the format demands.

@@ -115,7 +115,8 @@ fn f16_without_the_feature_is_refused_by_name() {
     let error = device.plan(&problem).unwrap_err().to_string();
     assert!(error.contains("f16"), "{error}");
     // A plan made for other capabilities is refused when it is to be compiled.
-    let plan = sparse24::Plan::gpu(&problem, &sparse24::kernel::Caps { f16: true, ..device.caps().unwrap().clone() });
+    let caps = sparse24::kernel::Caps { f16: true, ..device.caps().unwrap().clone() };
+    let plan = sparse24::Plan::gpu(&problem, &caps, &sparse24::Tuning::default());
     let weights = HostWeights::new(&problem, Data::Whole, &mut rng(1, 0)).upload(&device);
     let (x, y) = (device.zeros(8, 8, DType::F16).unwrap(), device.zeros(8, 8, DType::F16).unwrap());
     let io = Io { x: &x, bias: None, residual: None, y: &y };

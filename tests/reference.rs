@@ -76,7 +76,7 @@ impl Case {
     fn oracle(&self) -> Oracle<'_> {
         let weights = match self.problem.op {
             Op::Dense => Weights::Dense(&self.dense),
-            Op::Masked => Weights::Masked(&self.dense, &self.mask),
+            Op::Masked | Op::Masked24 => Weights::Masked(&self.dense, &self.mask),
             Op::Sparse24(_) => Weights::Sparse24(self.sparse.as_ref().unwrap()),
         };
         let (bias, residual) = (self.bias.as_deref(), self.residual.as_ref());

@@ -6,28 +6,39 @@ use std::mem::offset_of;
 
 use naga::back::spv;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
-use sparse24::kernel::{Kernel, Params};
+use sparse24::kernel::{Kernel, Params, Program};
 use sparse24::{DType, Epilogue, Form};
 
 /// One kernel per shader text: the forms and epilogues of one text differ in overrides alone.
-fn modules() -> impl Iterator<Item = Kernel> {
+fn kernels() -> impl Iterator<Item = Kernel> {
     Kernel::all().filter(|k| k.epilogue() == Epilogue::NONE && k.form() == Form::Linear)
 }
 
-fn parse(kernel: &Kernel) -> naga::Module {
+/// One program per shader text: the kernels, and what runs beside them.
+fn modules() -> impl Iterator<Item = Program> {
+    let plain = |program: &Program| match program {
+        Program::Reduce { form, epilogue, .. } => *form == Form::Linear && *epilogue == Epilogue::NONE,
+        Program::Pack { form, .. } => *form == Form::Linear,
+        _ => true,
+    };
+    kernels().map(Program::Gemm).chain(Program::helpers().filter(plain))
+}
+
+fn parse(kernel: &Program) -> naga::Module {
     let source = kernel.source().unwrap();
     naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{kernel}: {}", e.emit_to_string(&source)))
 }
 
-fn validate(kernel: &Kernel, module: &naga::Module) -> naga::valid::ModuleInfo {
-    let capabilities = Capabilities::SHADER_FLOAT16;
+fn validate(kernel: &Program, module: &naga::Module) -> naga::valid::ModuleInfo {
+    let capabilities =
+        Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32 | Capabilities::COOPERATIVE_MATRIX;
     Validator::new(ValidationFlags::all(), capabilities)
         .validate(module)
         .unwrap_or_else(|e| panic!("{kernel}: {}", e.emit_to_string(&kernel.source().unwrap())))
 }
 
 /// SPIR-V of a kernel's own overrides, with all of naga's run-time checks or with none.
-fn spirv(kernel: &Kernel, checked: bool) -> Vec<u32> {
+fn spirv(kernel: &Program, checked: bool) -> Vec<u32> {
     let module = parse(kernel);
     let info = validate(kernel, &module);
     let constants: naga::back::PipelineConstants =
@@ -37,7 +48,7 @@ fn spirv(kernel: &Kernel, checked: bool) -> Vec<u32> {
     let policy =
         if checked { naga::proc::BoundsCheckPolicy::Restrict } else { naga::proc::BoundsCheckPolicy::Unchecked };
     let options = spv::Options {
-        lang_version: (1, 3),
+        lang_version: (1, 6),
         force_loop_bounding: checked,
         emit_int_div_checks: checked,
         zero_initialize_workgroup_memory: match checked {
@@ -66,19 +77,73 @@ fn every_shader_validates_and_compiles() {
     assert!(ran >= 10 * 4, "only {ran} modules are left");
 }
 
-/// The defaults in the shader files are one of the registered kernels, so the files are valid as they stand.
+/// The shader files are valid as they stand: replacing their constants and unrolling their loops changes no meaning.
 #[test]
 fn shader_files_are_valid_as_they_stand() {
     let gemm = include_str!("../shaders/shared/gemm.wgsl");
-    let dense_tile = include_str!("../shaders/shared/dense_tile.wgsl");
+    let words = include_str!("../shaders/shared/words.wgsl");
+    let tile = include_str!("../shaders/shared/tile.wgsl");
+    let tile_dense = include_str!("../shaders/shared/tile_dense.wgsl");
+    let tokens = include_str!("../shaders/shared/tokens1.wgsl");
+    let gemv = include_str!("../shaders/shared/gemv.wgsl");
+    let coop = include_str!("../shaders/shared/coop_native.wgsl");
+    let coop_main = include_str!("../shaders/shared/coop.wgsl");
+    let coop_dense = include_str!("../shaders/shared/coop_dense.wgsl");
     for parts in [
-        [gemm, dense_tile, include_str!("../shaders/gemm_dense.wgsl")].join("\n"),
-        [gemm, dense_tile, include_str!("../shaders/gemm_masked.wgsl")].join("\n"),
-        [gemm, include_str!("../shaders/gemm_sparse24.wgsl")].join("\n"),
+        &[gemm, tile, tile_dense, include_str!("../shaders/gemm_dense.wgsl")][..],
+        &[gemm, words, tile, tile_dense, include_str!("../shaders/gemm_masked.wgsl")],
+        &[gemm, words, tile, include_str!("../shaders/gemm_sparse24.wgsl")],
+        &[gemm, words, include_str!("../shaders/gemm_sparse24_branch.wgsl")],
+        &[gemm, tokens, gemv, include_str!("../shaders/gemv_dense.wgsl")],
+        &[gemm, words, tokens, gemv, include_str!("../shaders/gemv_masked.wgsl")],
+        &[gemm, words, tokens, gemv, include_str!("../shaders/gemv_sparse24.wgsl")],
+        &[gemm, include_str!("../shaders/pack_x.wgsl")],
+        &[gemm, include_str!("../shaders/reduce.wgsl")],
+        &[gemm, include_str!("../shaders/probe_fma.wgsl")],
+        &[include_str!("../shaders/probe_copy.wgsl")],
+        &[include_str!("../shaders/probe_coop.wgsl")],
+        &[coop, gemm, words, coop_main, coop_dense, include_str!("../shaders/gemm_dense_coop.wgsl")],
+        &[coop, gemm, words, coop_main, coop_dense, include_str!("../shaders/gemm_masked_coop.wgsl")],
+        &[coop, gemm, words, coop_main, include_str!("../shaders/gemm_sparse24_coop.wgsl")],
+        &[coop, gemm, words, coop_main, coop_dense, include_str!("../shaders/gemm_sparse24_coop_expand.wgsl")],
     ] {
-        let module = naga::front::wgsl::parse_str(&parts).unwrap();
-        Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module).unwrap();
-        assert!(modules().any(|k| k.source().unwrap() == parts), "no kernel has the shader's defaults");
+        let text = parts.join("\n");
+        let module = naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
+        let capabilities =
+            Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32 | Capabilities::COOPERATIVE_MATRIX;
+        Validator::new(ValidationFlags::all(), capabilities).validate(&module).unwrap();
+    }
+}
+
+/// No loop over registers is left to a driver: private arrays are indexed by constants alone.
+#[test]
+fn register_arrays_are_indexed_by_constants() {
+    for kernel in kernels() {
+        let source = kernel.source().unwrap();
+        assert!(!source.contains("// unroll"), "{kernel}");
+        let module = parse(&Program::Gemm(kernel));
+        let functions = module.functions.iter().map(|(_, f)| f).chain([&module.entry_points[0].function]);
+        for function in functions {
+            for (_, expression) in function.expressions.iter() {
+                let naga::Expression::Access { mut base, .. } = *expression else { continue };
+                let root = loop {
+                    match function.expressions[base] {
+                        naga::Expression::Access { base: next, .. }
+                        | naga::Expression::AccessIndex { base: next, .. } => base = next,
+                        ref root => break root,
+                    }
+                };
+                let private = match *root {
+                    naga::Expression::LocalVariable(_) => true,
+                    naga::Expression::FunctionArgument(at) => {
+                        let ty = function.arguments[at as usize].ty;
+                        matches!(module.types[ty].inner, naga::TypeInner::Pointer { .. })
+                    }
+                    _ => false,
+                };
+                assert!(!private, "{kernel}: {:?} indexes a register array", function.name);
+            }
+        }
     }
 }
 
@@ -88,9 +153,15 @@ fn params_are_laid_out_as_the_host_writes_them() {
         ("m", offset_of!(Params, m)),
         ("n", offset_of!(Params, n)),
         ("k", offset_of!(Params, k)),
-        ("meta_cols", offset_of!(Params, meta_cols)),
+        ("k_split", offset_of!(Params, k_split)),
+        ("features", offset_of!(Params, features)),
+        ("feature0", offset_of!(Params, feature0)),
+        ("tiles_m", offset_of!(Params, tiles_m)),
+        ("tiles_n", offset_of!(Params, tiles_n)),
+        ("k_given", offset_of!(Params, k_given)),
     ];
-    for kernel in modules() {
+    // The copy declares the two that it reads, and the probe of cooperative matrices none.
+    for kernel in modules().filter(|p| !matches!(p, Program::ProbeCopy | Program::ProbeCoop)) {
         let module = parse(&kernel);
         let (_, params) = module.types.iter().find(|(_, t)| t.name.as_deref() == Some("Params")).unwrap();
         let naga::TypeInner::Struct { members, span } = &params.inner else { panic!("Params is no struct") };
@@ -102,8 +173,8 @@ fn params_are_laid_out_as_the_host_writes_them() {
 
 #[test]
 fn workgroup_memory_and_threads_are_what_the_host_thinks() {
-    for kernel in modules() {
-        let module = parse(&kernel);
+    for kernel in kernels() {
+        let module = parse(&Program::Gemm(kernel));
         let mut layouter = naga::proc::Layouter::default();
         layouter.update(module.to_ctx()).unwrap();
         let bytes: u32 = module
@@ -113,7 +184,7 @@ fn workgroup_memory_and_threads_are_what_the_host_thinks() {
             .map(|(_, v)| layouter[v.ty].size)
             .sum();
         assert_eq!(bytes, kernel.workgroup_bytes(), "{kernel}");
-        assert_eq!(module.entry_points[0].workgroup_size, [kernel.tile().threads(), 1, 1], "{kernel}");
+        assert_eq!(module.entry_points[0].workgroup_size, [kernel.way().threads(), 1, 1], "{kernel}");
     }
 }
 
@@ -153,7 +224,7 @@ fn trusted_spirv_has_no_checks() {
 fn names_tell_kernels_apart() {
     let names: Vec<_> = Kernel::all().map(|k| k.to_string()).collect();
     assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
-    assert!(names.iter().any(|n| n == "gemm_sparse24-f16f32-v32-128x128x32-bias_gelu"));
-    assert!(names.iter().any(|n| n == "gemm_dense-f16f32-64x64x32-none-gemm-out_f32"));
+    assert!(names.iter().any(|n| n == "gemm_sparse24-f16f32-v32-128x128x16-bias_gelu"));
+    assert!(names.iter().any(|n| n == "gemm_dense-f16f32-64x64x16-none-gemm-out_f32"));
     assert!(Kernel::all().all(|k| k.storage() != DType::Bf16));
 }

@@ -1,102 +1,69 @@
-// What the three GEMM families share: operands, the tile of activations, the thread map and the epilogue.
+// What every GEMM kernel shares: parameters, operands, the order of tiles, and what is done to an output before it is stored.
 //
 // Computation: for every feature f < m and token t < n
 //     Y[t, f] = act(sum over i < k of W[f, i] * X[t, i]  + bias[f]) + residual[t, f]      (linear form)
 //     C[f, t] = act(sum over i < k of W[f, i] * B[i, t]  + bias[f]) + residual[f, t]      (plain form)
-// accumulated in f32 whatever the storage. The family's file adds how W is stored and multiplied, and the entry point.
+// accumulated in f32 whatever the storage. The files after this one add how W is stored and how a workgroup multiplies.
 //
-// Tile: a workgroup owns TILE_M features x TILE_N tokens and walks k in steps of TILE_K; each thread owns THREAD_M
-// consecutive features x THREAD_N consecutive tokens in registers. A weight read from workgroup memory is used
-// THREAD_N times; how often an activation is, the family says.
+// Operands as every kernel finds them: X token-major, k a multiple of 32. Where the caller's X has another k, or is the B of
+// the plain form, pack_x.wgsl has brought it to that shape first. W lies in panels of 32 features (src/layout.rs), its rows
+// padded with zeros to the same k. So no kernel has a residue along k.
 //
-// Dispatch grid: (ceil(m / TILE_M), ceil(n / TILE_N), 1) workgroups of THREADS invocations.
+// Dispatch grid: tiles_m * tiles_n tiles over x and y, and splits of k over z. Split z owns k from z * k_split; with more
+// than one split, Y is a scratch buffer of one f32 matrix per split, which reduce.wgsl adds up in order.
 //
-// Workgroup memory: both tiles are stored k-major, one row of features or tokens per k, so that the inner loop walks
-// rows while threads read along them. Rows are one word longer than the tile: loading writes down a column (memory has k
-// contiguous), and an odd stride spreads that column over all banks.
+// Residues along m and n: loads past the last panel or token read the last one, and stores outside are skipped. k = 0 leaves
+// the accumulator 0 and runs the epilogue.
 //
-// Residues: loads outside m, n or k give 0 and so add nothing; stores outside are skipped. k = 0 leaves the
-// accumulator 0 and runs the epilogue.
-//
-// The host replaces the values of the `const`s and `alias`es below by name (see src/kernel.rs); the defaults are one legal
-// choice, so that this text is valid as it stands. The `override`s are set when the pipeline is made.
-
-const TILE_M: u32 = 64u;
-const TILE_N: u32 = 64u;
-const TILE_K: u32 = 32u;
-const THREAD_M: u32 = 4u;
-const THREAD_N: u32 = 4u;
+// The host replaces the values of the `const`s and `alias`es by name and unrolls the loops marked so (see src/kernel.rs); the
+// defaults are one legal choice, so that this text is valid as it stands. The `override`s are set when the pipeline is made.
 
 // Element type of W and X, and of Y and the residual.
 alias Storage = f32;
 alias Output = f32;
 
-// Whether X and Y are token-major (linear form) or B and C are row-major (plain form).
+// Whether Y is token-major (linear form) or C is feature-major (plain form).
 override LINEAR: bool = true;
 override HAS_BIAS: bool = false;
 // 0 none, 1 relu, 2 gelu, 3 gelu_tanh, 4 silu.
 override ACTIVATION: u32 = 0u;
 override HAS_RESIDUAL: bool = false;
 
-const THREADS_M: u32 = TILE_M / THREAD_M;
-const THREADS_N: u32 = TILE_N / THREAD_N;
-const THREADS: u32 = THREADS_M * THREADS_N;
-const W_STRIDE: u32 = TILE_M + 1u;
-const X_STRIDE: u32 = TILE_N + 1u;
-
 struct Params {
+    // Features in these weights: all of them, or one of several pieces of a matrix too large for one binding.
     m: u32,
     n: u32,
+    // Padded to a multiple of 32.
     k: u32,
-    // Words in one row of metadata (2:4) or mask bits (masked); 0 for dense.
-    meta_cols: u32,
+    // k per split, a multiple of 32.
+    k_split: u32,
+    // Features of Y, and the first one that these weights make.
+    features: u32,
+    feature0: u32,
+    // Tiles along m and n.
+    tiles_m: u32,
+    tiles_n: u32,
+    // k of the caller's X.
+    k_given: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-// Bindings 1 and 2, the weights, belong to the family.
-@group(0) @binding(3) var<storage, read> x: array<Storage>;
+// Bindings 1 and 2, the weights, and 3, the activations, belong to the files that read them.
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
 @group(0) @binding(5) var<storage, read> residual: array<Output>;
 @group(0) @binding(6) var<storage, read_write> y: array<Output>;
 
-var<workgroup> x_tile: array<f32, TILE_K * X_STRIDE>;
+// Tiles of this many rows along m are walked column by column, so that workgroups that run together share weights and
+// activations in the cache.
+const GROUP: u32 = 8u;
 
-// Where one thread works: its place in the workgroup's tile, and that tile's place in the output.
-struct Place {
-    // First feature and first token of the workgroup.
-    feature0: u32,
-    token0: u32,
-    // First feature and first token of this thread, within the tile.
-    feature: u32,
-    token: u32,
-}
-
-fn place(workgroup: vec3<u32>, lane: u32) -> Place {
-    // Neighbouring threads take neighbouring addresses of the output: features in the linear form, else tokens.
-    var across = vec2(lane % THREADS_M, lane / THREADS_M);
-    if !LINEAR {
-        across = vec2(lane / THREADS_N, lane % THREADS_N);
-    }
-    return Place(workgroup.x * TILE_M, workgroup.y * TILE_N, across.x * THREAD_M, across.y * THREAD_N);
-}
-
-// Loads activations k0 .. k0 + TILE_K of the workgroup's tokens. Neighbouring threads read neighbouring addresses.
-fn load_x(lane: u32, token0: u32, k0: u32) {
-    for (var e = lane; e < TILE_K * TILE_N; e += THREADS) {
-        var kk = e % TILE_K;
-        var tt = e / TILE_K;
-        if !LINEAR {
-            kk = e / TILE_N;
-            tt = e % TILE_N;
-        }
-        let i = k0 + kk;
-        let token = token0 + tt;
-        var value = 0.0;
-        if i < params.k && token < params.n {
-            value = f32(x[select(i * params.n + token, token * params.k + i, LINEAR)]);
-        }
-        x_tile[kk * X_STRIDE + tt] = value;
-    }
+// Tile (along m, along n) of a workgroup.
+fn tile_at(id: u32) -> vec2<u32> {
+    let width = GROUP * params.tiles_n;
+    let first = id / width * GROUP;
+    let height = min(params.tiles_m - first, GROUP);
+    let within = id % width;
+    return vec2(first + within % height, within / height);
 }
 
 // erf(v) by Abramowitz & Stegun 7.1.26: absolute error below 1.5e-7.
@@ -126,17 +93,19 @@ fn activate(v: f32) -> f32 {
     }
 }
 
-// Epilogue of one output.
-fn store(feature: u32, token: u32, accumulated: f32) {
+// Epilogue of one output. `feature` counts from the first of these weights.
+fn store(feature: u32, token: u32, split: u32, accumulated: f32) {
     if feature >= params.m || token >= params.n {
         return;
     }
+    let column = params.feature0 + feature;
     var value = accumulated;
     if HAS_BIAS {
-        value += bias[feature];
+        value += bias[column];
     }
     value = activate(value);
-    let at = select(feature * params.n + token, token * params.m + feature, LINEAR);
+    let at = split * params.n * params.features
+        + select(column * params.n + token, token * params.features + column, LINEAR);
     if HAS_RESIDUAL {
         value += f32(residual[at]);
     }

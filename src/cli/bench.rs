@@ -15,7 +15,8 @@ use sparse24::io::{Dtype, TensorFile, write_atomically};
 use sparse24::kernel::ShaderChecks;
 use sparse24::mask::VectorLen;
 use sparse24::matrix::DType;
-use sparse24::measure::{self, Case, Layer, MODELS, Policy};
+use sparse24::measure::{self, Case, Choice, Layer, MODELS, Policy, Request};
+use sparse24::plan::Plan;
 use sparse24::problem::{Op, Problem};
 use sparse24::report::{Environment, Report};
 
@@ -44,9 +45,17 @@ pub(crate) struct Args {
     /// Vector lengths of the 2:4 rows: how many rows of W share one pattern.
     #[arg(long, value_name = "V,...", value_delimiter = ',', default_value = "1,32")]
     vector: Vec<VectorLen>,
-    /// Operations.
+    /// Operations. `auto` is 2:4 as an embedder's `Linear` runs it: dense wherever 2:4 would lose; `masked24` holds the mask as
+    /// 2:4 codes.
     #[arg(long, value_name = "OP,...", value_delimiter = ',', default_value = "dense,sparse24,masked")]
     ops: Vec<OpName>,
+    /// Kernel: `auto` for the planner's choice, or a name as in the table's last column or the JSON's `kernel`. Operations that
+    /// have no such kernel are left to the planner.
+    #[arg(long, value_name = "auto|KERNEL", default_value = "auto")]
+    plan: String,
+    /// Print for each row which kernel was chosen and why, its predicted bound, padding, bytes and operations.
+    #[arg(long)]
+    explain: bool,
     /// Threads of the CPU device; one per core unless given. No effect on a GPU.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -102,6 +111,8 @@ enum OpName {
     Dense,
     Sparse24,
     Masked,
+    Masked24,
+    Auto,
 }
 
 /// What `--shapes` names: layers whose tokens are still open, or one shape.
@@ -155,19 +166,52 @@ impl fmt::Display for Source {
 }
 
 impl Args {
-    /// The operations in the order of their rows: dense first, the baseline of the others.
-    fn operations(&self) -> Vec<Op> {
+    /// The operations in the order of their rows, and whether dense weights may stand in: dense first, the baseline of the
+    /// others.
+    fn operations(&self) -> Vec<(Op, Choice)> {
         let has = |op| self.ops.contains(&op);
+        let mut vectors = self.vector.clone();
+        vectors.sort();
+        vectors.dedup();
         let mut ops = Vec::new();
-        ops.extend(has(OpName::Dense).then_some(Op::Dense));
-        if has(OpName::Sparse24) {
-            let mut vectors = self.vector.clone();
-            vectors.sort();
-            vectors.dedup();
-            ops.extend(vectors.into_iter().map(Op::Sparse24));
+        ops.extend(has(OpName::Dense).then_some((Op::Dense, Choice::Planner)));
+        for (name, choice) in [(OpName::Sparse24, Choice::Planner), (OpName::Auto, Choice::Auto)] {
+            if has(name) {
+                ops.extend(vectors.iter().map(|&v| (Op::Sparse24(v), choice)));
+            }
         }
-        ops.extend(has(OpName::Masked).then_some(Op::Masked));
+        ops.extend(has(OpName::Masked).then_some((Op::Masked, Choice::Planner)));
+        ops.extend(has(OpName::Masked24).then_some((Op::Masked24, Choice::Planner)));
         ops
+    }
+
+    /// How each operation is solved on a layer. `--plan` is a name of at least one of them.
+    fn requests(&self, device: &Device, (m, n, k, dtype): (usize, usize, usize, DType)) -> Result<Vec<Request>> {
+        let mut requests = Vec::new();
+        let mut names = Vec::new();
+        for (op, choice) in self.operations() {
+            let problem = Problem::linear(op, m, n, k, dtype);
+            let plan = match choice {
+                Choice::Auto => device.plan_or_dense(&problem)?,
+                _ => device.plan(&problem)?,
+            };
+            let mut request = Request { op, plan, choice };
+            if self.plan != "auto" && choice != Choice::Auto {
+                let candidates = device.candidates(&problem)?;
+                names.extend(candidates.iter().map(Plan::way));
+                let named = |plan: &Plan| plan.way() == self.plan || plan.kernel_name() == self.plan;
+                if let Some(plan) = candidates.into_iter().find(named) {
+                    request = Request { op, plan, choice: Choice::User };
+                }
+            }
+            requests.push(request);
+        }
+        if self.plan != "auto" && requests.iter().all(|r| r.choice != Choice::User) {
+            names.sort();
+            names.dedup();
+            bail!("--plan: no operation has a kernel {}; there are {}", self.plan, names.join(", "));
+        }
+        Ok(requests)
     }
 
     /// What is to be measured: `--shapes`, or the tensors of `--weights`.
@@ -272,7 +316,7 @@ impl Args {
     }
 
     /// The command that measures one row again, with the dense one that it is compared with.
-    fn command(&self, device: &Device, source: &Source, dtype: DType, op: Op) -> String {
+    fn command(&self, device: &Device, source: &Source, dtype: DType, request: &Request) -> String {
         // The device itself, since `auto` is another one elsewhere.
         let device = match device.info() {
             DeviceInfo::Gpu(gpu) => quoted(&gpu.name),
@@ -289,10 +333,17 @@ impl Args {
             }
         }
         words.extend(["--dtype".into(), dtype.to_string(), "--ops".into()]);
-        match op {
+        match request.op {
             Op::Dense => words.push("dense".into()),
             Op::Masked => words.push("dense,masked".into()),
-            Op::Sparse24(v) => words.extend(["dense,sparse24".into(), "--vector".into(), v.to_string()]),
+            Op::Masked24 => words.push("dense,masked24".into()),
+            Op::Sparse24(v) => {
+                let op = if request.choice == Choice::Auto { "auto" } else { "sparse24" };
+                words.extend([format!("dense,{op}"), "--vector".into(), v.to_string()]);
+            }
+        }
+        if request.choice == Choice::User {
+            words.extend(["--plan".into(), self.plan.clone()]);
         }
         if let Some(threads) = self.threads {
             words.extend(["--threads".into(), threads.to_string()]);
@@ -309,27 +360,32 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let file = args.weights.as_deref().map(TensorFile::open).transpose()?;
     let sources = args.sources(file.as_ref())?;
     let checks = if args.checked { ShaderChecks::Checked } else { ShaderChecks::Trusted };
-    let options = Options { threads: args.threads.map(usize::from), checks };
+    let options = Options { threads: args.threads.map(usize::from), checks, ..Options::default() };
     let device = Device::open(&args.device, options).context("--device")?;
 
     let policy = if args.quick { Policy::QUICK } else { Policy::FULL };
-    let ops = args.operations();
     let given: Vec<_> = std::env::args_os().skip(1).map(|a| quoted(&a.to_string_lossy())).collect();
     let command = if given.is_empty() { "sparse24 bench".into() } else { format!("sparse24 {}", given.join(" ")) };
     let environment = Environment::new(&device, &policy, args.seed, command);
 
     // What the device cannot do is found out before anything is measured.
+    let mut plans = Vec::new();
     for source in &sources {
-        let (m, n, k, dtype) = args.shape_of(source, file.as_ref())?;
-        for &op in &ops {
-            device.plan(&Problem::linear(op, m, n, k, dtype)).with_context(|| source.to_string())?;
+        let shape = args.shape_of(source, file.as_ref())?;
+        plans.push(args.requests(&device, shape).with_context(|| source.to_string())?);
+    }
+    if args.explain {
+        for request in plans.iter().flatten() {
+            print(&format!("{}\n", request.plan.explain()))?;
         }
     }
 
-    let steps = measure::steps(ops.len(), &policy) as u64;
+    let steps = plans.iter().map(|requests| measure::steps(requests.len(), &policy)).max().unwrap_or(0) as u64;
     let bar = progress(sources.len() * steps as usize);
+    bar.set_message("ceilings");
+    let ceilings = measure::ceilings(&device, &policy).context("ceilings")?;
     let mut rows = Vec::new();
-    for (done, source) in sources.iter().enumerate() {
+    for (done, (source, requests)) in sources.iter().zip(&plans).enumerate() {
         let named = || match (&file, source) {
             (Some(file), Source::Tensor { .. }) => format!("{}: {source}", file.path().display()),
             _ => source.to_string(),
@@ -340,17 +396,17 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         let measured = measure::run(
             &device,
             &case,
-            &ops,
+            requests,
             &policy,
             args.seed,
-            |op| args.command(&device, source, dtype, op),
+            |request| args.command(&device, source, dtype, request),
             |step| bar.set_position(done as u64 * steps + step as u64),
         );
         rows.extend(measured.with_context(named)?);
     }
     bar.finish_and_clear();
 
-    let report = Report::new(environment, rows);
+    let report = Report::new(environment, ceilings, rows);
     for row in report.failures() {
         say(&format!("failed: {}: {}", row.kernel, row.failure.as_deref().unwrap_or_default()));
     }

@@ -5,7 +5,7 @@
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 use sparse24::reference::{self, Operands, Oracle, Sample, Verdict};
-use sparse24::{DType, Device, Elements, Io, Mask, Matrix, Op, Plan, Problem, Sparse24, VectorLen, prune};
+use sparse24::{DType, Device, Elements, Io, Mask, Mask24, Matrix, Op, Plan, Problem, Sparse24, VectorLen, prune};
 
 /// The GPU to test: the adapter named by SPARSE24_TEST_DEVICE, else any. `None`, with a word on stderr, where there is
 /// none, unless SPARSE24_REQUIRE_GPU is set: then that is a failure.
@@ -78,6 +78,7 @@ pub enum HostWeights {
     Dense(Matrix),
     Sparse24(Sparse24),
     Masked(Matrix, Mask),
+    Masked24(Matrix, Mask24),
 }
 
 impl HostWeights {
@@ -89,6 +90,10 @@ impl HostWeights {
                 // A random pattern: every code occurs whatever the weights are, under-full groups where they are zero.
                 let mask = prune::random(problem.m, problem.k, v, rng.next_u64()).unwrap();
                 Self::Sparse24(Sparse24::compress(&w, &mask).unwrap())
+            }
+            Op::Masked24 => {
+                let mask = prune::random(problem.m, problem.k, VectorLen::ONE, rng.next_u64()).unwrap();
+                Self::Masked24(w, mask)
             }
             Op::Masked => {
                 let density = rng.next_u32();
@@ -103,6 +108,7 @@ impl HostWeights {
             Self::Dense(w) => device.upload_dense(w),
             Self::Sparse24(w) => device.upload_sparse24(w),
             Self::Masked(w, mask) => device.upload_masked(w, mask),
+            Self::Masked24(w, mask) => device.upload_masked24(w, mask),
         }
         .unwrap()
     }
@@ -112,6 +118,7 @@ impl HostWeights {
             Self::Dense(w) => reference::Weights::Dense(w),
             Self::Sparse24(w) => reference::Weights::Sparse24(w),
             Self::Masked(w, mask) => reference::Weights::Masked(w, mask),
+            Self::Masked24(w, mask) => reference::Weights::Masked(w, mask.mask()),
         }
     }
 }
@@ -169,5 +176,5 @@ pub fn run(
 
 /// Every operation, 2:4 at every vector length.
 pub fn ops() -> impl Iterator<Item = Op> {
-    [Op::Dense, Op::Masked].into_iter().chain(VectorLen::ALL.map(Op::Sparse24))
+    Op::all()
 }

@@ -1,0 +1,15 @@
+// Dense GEMM on cooperative matrices: the baseline of the ratios of the kernels beside it. Twin: `Oracle` of
+// src/reference.rs with `Weights::Dense`.
+//
+// Weights: `w`, panels of 32 features. Tile, grid, workgroup memory, way through k, residues and predicted cost:
+// shared/coop.wgsl; activations: shared/coop_dense.wgsl.
+
+fn fetch_word(feature: u32, k: u32) -> u32 {
+    return 0u;
+}
+
+fn stash_w(cell: Cell, unit: Unit, half: u32) {
+    let at = (half * TILE_M + cell.row) * STRIDE + 2u * cell.unit;
+    w_tile[at] = unit.low;
+    w_tile[at + 1u] = unit.high;
+}

@@ -1,0 +1,65 @@
+// 2:4 sparse GEMM on cooperative matrices, by gathering activations, for V >= 16. Twin: `Oracle` of src/reference.rs
+// with `Weights::Sparse24`.
+//
+// Computation: features that share a pattern keep the same k, so their product is a dense one over the kept half of k
+// with the activations' other half left out. Activations are gathered between registers and workgroup memory, once for
+// each of the PATTERNS = max(TILE_M / VECTOR, 1) patterns of the tile; subgroups then multiply kept values with the
+// copy of their features' pattern, half the multiply-adds of the dense kernel.
+//
+// Weights: `w`, kept values in panels of 32 features, and `bits`, words of eight 4-bit codes, the low one first; code =
+// position of the first kept value | position of the second << 2. A unit of kept values spans 16 k: UNIT_K = 16, DEPTH
+// = TILE_K / 2.
+//
+// Workgroup memory: a row of the weight tile is a feature's kept values, a row of the activation tile a token's kept
+// activations, 8 bytes from each unit of 16; pattern p's copy follows that of p - 1. Tile, grid, way through k and
+// residues: shared/coop.wgsl. Padding along k multiplies a zero value.
+//
+// Legal choices within 48 KiB with STAGE = 1 and 4 subgroups (8 where a side is 256), D with two buffers, else with
+// one:
+//     PATTERNS  TILE_K = 32                                     TILE_K = 64
+//     1         128x128 D, 256x128 D, 128x256 D, smaller D      128x128 D, 256x128, 128x256, smaller D
+//     2         128x128 D, 256x128, 128x256, smaller D          128x128, 128x64 D, 64x128, 64x64 D
+//     4         128x128, 256x128, 128x64 D, 64x128, 64x64 D     128x64, 64x64
+//     8         128x64                                          none
+//
+// Predicted for 128 x 128 x 32 at one pattern, per subgroup and step: 32 hardware multiply-adds for the dense kernel's
+// 64, 8 loads of fragments for 16, 6 units of memory for 8, and per unit of activations about 14 instructions to pick 4
+// of 8 (56 per step and pattern). That is about 150 issue slots for 32 x 8 cycles of the tensor unit, at two patterns
+// about 210. If arithmetic or its latency limits, twice dense; if the bytes from the second-level cache do, 12 KiB for
+// 16 KiB, 1.33 times. 256 x 128 with 8 subgroups moves 8 KiB for each 128 x 128 x 32 of them, dense 12 KiB.
+
+fn fetch_word(feature: u32, k: u32) -> u32 {
+    return 0u;
+}
+
+fn stash_w(cell: Cell, unit: Unit, half: u32) {
+    let at = (half * TILE_M + cell.row) * STRIDE + 2u * cell.unit;
+    w_tile[at] = unit.low;
+    w_tile[at + 1u] = unit.high;
+}
+
+// All units of activations that a thread brings have the same number along k, and so the same word.
+fn fetch_pattern(p: u32, lane: u32, feature0: u32, k0: u32, k_end: u32) -> u32 {
+    let k = k0 + lane % X_UNITS * 8u;
+    var word = 0u;
+    if TILE_K == 32u || k < k_end {
+        word = bits[word_at(feature0 + p * PATTERN_M, k)];
+    }
+    return word;
+}
+
+// The two activations that a code keeps of a group. The pair of neighbours is chosen first, as one register.
+fn kept(group: Quad, code: u32) -> vec2<f16> {
+    let first = select(group.xy, group.zw, (code & 2u) != 0u);
+    let second = select(group.xy, group.zw, (code & 8u) != 0u);
+    return vec2(select(first.x, first.y, (code & 1u) != 0u), select(second.x, second.y, (code & 4u) != 0u));
+}
+
+fn stash_x(cell: Cell, unit: Unit, words: Words, half: u32) {
+    // unroll
+    for (var p = 0u; p < PATTERNS; p++) {
+        let codes = words[p] >> (8u * (cell.unit % 4u));
+        let at = ((half * PATTERNS + p) * TILE_N + cell.row) * STRIDE + cell.unit;
+        x_tile[at] = Quad(kept(unit.low, codes), kept(unit.high, codes >> 4u));
+    }
+}

@@ -827,7 +827,9 @@ fn upload_pieces(
         limit: format!("{limit} bytes"),
     })?;
     let pieces = pieces.into_iter().map(|rows| {
-        let values = upload(gpu, "weights", &layout::values(op, elements, cols, k, rows.clone()))?;
+        let content = layout::values(op, elements, cols, k, rows.clone());
+        // Even no weights at all can be bound: kernels read units of 16 bytes.
+        let values = gpu.buffer("weights", content.len().max(16), Some(&content))?;
         let words = match op {
             Op::Dense => None,
             _ => Some(upload(gpu, "words", bytemuck::cast_slice(&layout::words(op, words, k, rows)))?),

@@ -369,10 +369,9 @@ impl Gpu {
         scoped(&self.device, &self.lost, what, call)
     }
 
-    /// A buffer of `bytes`, rounded up to whole words, with the given content or zeros. Even an empty one can be bound to a
-    /// program: it has the 16 bytes of the widest element.
+    /// A buffer of `bytes`, rounded up to whole words, that starts with the given content and goes on with zeros.
     pub(crate) fn buffer(&self, label: &str, bytes: usize, content: Option<&[u8]>) -> Result<wgpu::Buffer> {
-        let size = (bytes as u64).next_multiple_of(4).max(16);
+        let size = (bytes as u64).next_multiple_of(4).max(4);
         if size > self.info.caps.buffer_bytes {
             return Err(Error::TooLarge {
                 what: format!("buffer of {label}"),

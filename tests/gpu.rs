@@ -9,7 +9,7 @@ use sparse24::engine::Clock;
 use sparse24::kernel::ShaderChecks;
 use sparse24::reference::{Operands, Oracle, Sample};
 use sparse24::{
-    DType, Device, Elements, Epilogue, Error, Io, Matrix, Op, Options, Problem, Tensor, VectorLen, Weights,
+    DType, Device, Elements, Epilogue, Error, Form, Io, Matrix, Op, Options, Problem, Tensor, VectorLen, Weights,
 };
 
 const OP: Op = Op::Sparse24(VectorLen::ONE);
@@ -154,9 +154,14 @@ fn what_is_too_large_is_refused_before_it_is_allocated() {
     let error = device.zeros(rows, 1024, DType::F32).unwrap_err();
     assert!(matches!(error, Error::TooLarge { .. }), "{error}");
     assert!(matches!(device.zeros(usize::MAX, 2, DType::F32), Err(Error::Overflow { .. })));
-    let k = (caps.binding_bytes / 4 / 1024 + 1) as usize;
+    // Weights are cut by rows, and X by tokens, but the columns of B do not come apart.
+    let n = (caps.binding_bytes / 4 / 1024 + 1) as usize;
+    let plain = Problem { form: Form::Gemm, ..Problem::linear(Op::Dense, 8, n, 1024, DType::F32) };
+    let error = device.plan(&plain).unwrap_err();
+    assert!(matches!(&error, Error::TooLarge { what, .. } if what.contains("x")), "{error}");
+    let k = (caps.binding_bytes / 4 / 128 + 32) as usize;
     let error = device.plan(&Problem::linear(Op::Dense, 1024, 1, k, DType::F32)).unwrap_err();
-    assert!(error.to_string().contains("weights"), "{error}");
+    assert!(error.to_string().contains("128 rows of weights"), "{error}");
 }
 
 #[test]

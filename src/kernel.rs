@@ -204,14 +204,21 @@ pub struct Tile {
     n: u32,
     feature_quads: u32,
     token_quads: u32,
+    /// Threads along m among 32 neighbours.
+    across: u32,
 }
 
 impl Tile {
     const fn new(m: u32, n: u32, feature_quads: u32, token_quads: u32) -> Self {
         // Threads come in blocks of 8 x 8 (see shaders/shared/tile.wgsl).
         assert!(m.is_multiple_of(32 * feature_quads) && n.is_multiple_of(32 * token_quads));
-        Self { m, n, feature_quads, token_quads }
+        Self { m, n, feature_quads, token_quads, across: 8 }
     }
+
+    /// For gathers by short patterns: 32 neighbours own different features of the same 16 tokens, so that whatever their
+    /// patterns are, they read at most four addresses at once. Untried on a GPU: it pays only where reads of 16 bytes
+    /// are merged over 32 threads, not over eight.
+    const LANES: Self = Self { m: 128, n: 128, feature_quads: 1, token_quads: 4, across: 32 };
 
     /// The registered tiles, largest first: one for large problems, and smaller ones to fill a device with less.
     pub const ALL: [Self; 4] =
@@ -249,6 +256,7 @@ impl Way {
         if let Op::Sparse24(v) = op {
             // From eight rows on a gather reads no more than the dense kernel; up to four a branch may pay.
             if v.get() < 8 {
+                ways.push(Self::Tile(Tile::LANES));
                 ways.extend(Tile::ALL.map(Self::Expand));
             }
             if v.get() <= 4 {
@@ -287,6 +295,7 @@ impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (m, n) = self.tile();
         match self {
+            Self::Tile(tile) if tile.across == 32 => write!(f, "lanes_{m}x{n}x16"),
             Self::Tile(_) => write!(f, "{m}x{n}x16"),
             Self::Expand(_) => write!(f, "expand_{m}x{n}x16"),
             Self::Branch => write!(f, "branch_{m}x{n}x16"),
@@ -426,11 +435,12 @@ impl Kernel {
                         let patterns = features / share;
                         // Threads with patterns of their own read different rows: a pass for each quarter of a subgroup.
                         let gather = if share < 8.0 { 4.0 } else { 1.5 };
+                        let spread = if tile.across == 32 { 4.0 } else { 1.25 };
                         let weights = features / 2.0;
                         let gathered = patterns * 2.0 * quads;
                         (
                             2.0 * features * quads * 4.0,
-                            (weights + gathered, weights * 1.25 + gathered * gather),
+                            (weights + gathered, weights * spread + gathered * gather),
                             2.0 + 5.0 * patterns,
                             4.0,
                         )
@@ -454,7 +464,9 @@ impl Kernel {
                 let tokens = f64::from(tokens);
                 let reads = (tokens / 4.0).max(if kept < 1.0 { 1.0 } else { 0.25 });
                 let address = if kept < 1.0 { 3.0 } else { 0.5 };
-                kept * (tokens + 1.0 + reads + address) / tokens
+                // Lanes that read one address are served together, lanes with patterns of their own by quarters.
+                let passes = if self.op.vector().is_some_and(|v| v.get() < 32) { 16.0 } else { 4.0 };
+                kept * (tokens + 1.0 + reads + address).max(passes * reads) / tokens
             }
             Way::Coop(tile) => {
                 // In units of the hardware's own multiply-adds: half of its rate is what the bytes and latencies of the
@@ -522,6 +534,7 @@ impl Kernel {
                     ("TILE_N", tile.n),
                     ("FEATURE_QUADS", tile.feature_quads),
                     ("TOKEN_QUADS", tile.token_quads),
+                    ("ACROSS", tile.across),
                     ("STEPS", blocks.div_ceil(tile.threads())),
                     ("UNIT_QUADS", unit as u32 / 4),
                     ("W_ROWS", w_rows),

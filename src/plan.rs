@@ -452,8 +452,11 @@ impl GpuMethod {
         let tokens = if n as u64 * widest <= caps.binding_bytes {
             std::iter::once(0..n).collect()
         } else {
-            // Bindings start at multiples of 256 bytes, which 256 tokens of any type are.
-            let step = (caps.binding_bytes / widest / 256 * 256) as usize;
+            // Bindings start at multiples of 256 bytes: so many tokens of both X and Y are one.
+            let aligned = |tokens: usize, row: usize| (tokens * row).is_multiple_of(256);
+            let (x, y) = (k * storage.bytes(), m * output.bytes());
+            let unit = (0..8).map(|i| 1 << i).find(|&t| aligned(t, x) && aligned(t, y)).unwrap_or(256);
+            let step = (caps.binding_bytes / widest) as usize / unit * unit;
             if form == Form::Gemm || step == 0 {
                 // The columns of B and C that belong to some tokens are not contiguous.
                 return Err(too_large(what, n as u64 * widest));
@@ -487,11 +490,11 @@ impl GpuMethod {
         let (tiles_m, tiles_n) = self.tiles(problem);
         let k = problem.k.next_multiple_of(layout::WORD) as f64;
         let padded = tiles_m * f64::from(tile_m) * tiles_n * f64::from(tile_n) * k;
-        // Threads with many sums hide more latency each: 32 sums count as one.
+        // Threads with many sums hide more latency each: every 16 of them count as a thread.
         let threads = f64::from(self.kernel.way().threads());
         let weight = match self.kernel.way() {
             Way::Gemv { .. } => 1.0,
-            _ => (f64::from(tile_m * tile_n) / threads / 32.0).clamp(0.5, 2.0),
+            _ => (f64::from(tile_m * tile_n) / threads / 16.0).clamp(1.0, 4.0),
         };
         let workgroups = tiles_m * tiles_n * self.splits as f64;
         let filled = (workgroups * threads * weight / f64::from(caps.busy_threads)).clamp(1e-6, 1.0);
@@ -663,5 +666,177 @@ fn time(seconds: f64) -> String {
         s if s >= 1.0 => format!("{s:.3} s"),
         s if s >= 1e-3 => format!("{:.3} ms", s * 1e3),
         s => format!("{:.1} µs", s * 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+    use crate::kernel::CoopShape;
+    use crate::mask::VectorLen;
+
+    /// A large discrete GPU with cooperative matrices.
+    fn caps() -> Caps {
+        Caps {
+            f16: true,
+            subgroups: Some((32, 32)),
+            cooperative: vec![CoopShape { m: 16, n: 16, k: 16, ab: "f16", c: "f32" }],
+            emulates_cooperative: false,
+            timestamps: false,
+            workgroup_memory: 49152,
+            workgroup_threads: 1024,
+            grid: 65535,
+            busy_threads: 1 << 17,
+            rates: Rates { fma: 2e13, cooperative: 1e14, memory: 2e12, cache: 4e12, dispatch: 3e-6 },
+            binding_bytes: 1 << 27,
+            buffer_bytes: 1 << 30,
+        }
+    }
+
+    fn sparse(v: usize) -> Op {
+        Op::Sparse24(VectorLen::new(v).unwrap())
+    }
+
+    fn plan(op: Op, m: usize, n: usize, k: usize, storage: DType) -> Plan {
+        Plan::gpu(&Problem::linear(op, m, n, k, storage), &caps(), &Tuning::default()).unwrap()
+    }
+
+    #[test]
+    fn each_size_gets_the_way_made_for_it() {
+        assert_eq!(plan(sparse(32), 4096, 4096, 4096, DType::F32).way(), "128x128x16");
+        assert_eq!(plan(Op::Dense, 4096, 4096, 4096, DType::F32).way(), "128x128x16");
+        assert!(plan(sparse(1), 14336, 1, 4096, DType::F16).way().starts_with("gemv_32x1"));
+        assert!(plan(Op::Dense, 14336, 7, 4096, DType::F32).way().starts_with("gemv_32x8"));
+        assert!(plan(Op::Dense, 4096, 4096, 4096, DType::F16).way().starts_with("coop_"));
+        // Little output and much k: parts of k are summed apart, to fill the device.
+        assert!(plan(Op::Dense, 256, 256, 16384, DType::F32).way().contains('/'));
+    }
+
+    #[test]
+    fn sparse_weights_that_would_lose_are_replaced_by_dense_ones() {
+        let auto = |v, n, storage| {
+            let problem = Problem::linear(sparse(v), 4096, n, 4096, storage);
+            Plan::gpu_or_dense(&problem, &caps(), &Tuning::default()).unwrap()
+        };
+        for (v, n, storage) in [(32, 4096, DType::F32), (1, 1, DType::F16), (1, 4, DType::F32), (128, 2048, DType::F16)]
+        {
+            assert_eq!(auto(v, n, storage).weights(), sparse(v), "{}", auto(v, n, storage).explain());
+        }
+        let plan = auto(1, 4096, DType::F32);
+        assert_eq!(plan.weights(), Op::Dense, "{}", plan.explain());
+        assert!(plan.explain().contains("dense weights, because") && plan.way() == "dense_128x128x16");
+        assert_eq!(plan.executed_flops(), plan.problem().effective_flops());
+        // Expanded weights are multiplied like dense ones; gathered ones half as often.
+        let problem = Problem::linear(sparse(1), 256, 256, 256, DType::F32);
+        let expand = Way::Expand(crate::kernel::Tile::ALL[0]);
+        let executed =
+            |way| Plan::gpu_with(&problem, &caps(), way, 1).unwrap().executed_flops() / problem.effective_flops();
+        assert_eq!((executed(expand), executed(Way::Branch)), (1.0, 0.5));
+    }
+
+    #[test]
+    fn measured_times_win_over_estimates() {
+        let problem = Problem::linear(sparse(1), 4096, 4096, 4096, DType::F32);
+        let dense = Problem { op: Op::Dense, ..problem };
+        let mut tuning = Tuning::default();
+        tuning.insert(&problem, Tuned { n: 4096, way: Way::Branch, splits: 1, seconds: 1e-3 });
+        let way = |n| Plan::gpu(&Problem { n, ..problem }, &caps(), &tuning).unwrap().way();
+        assert_eq!(way(4096), "branch_16x512x16");
+        assert_eq!(way(3000), "branch_16x512x16");
+        // Too far to tell anything.
+        assert_ne!(way(2000), "branch_16x512x16");
+        // One measured time and one estimate cannot be compared, two measured ones can.
+        assert_eq!(Plan::gpu_or_dense(&problem, &caps(), &tuning).unwrap().weights(), Op::Dense);
+        tuning
+            .insert(&dense, Tuned { n: 4096, way: Way::Tile(crate::kernel::Tile::ALL[0]), splits: 1, seconds: 1.2e-3 });
+        let plan = Plan::gpu_or_dense(&problem, &caps(), &tuning).unwrap();
+        assert_eq!(plan.weights(), sparse(1));
+        assert!(plan.explain().contains("measured at 1.20 times dense's speed"), "{}", plan.explain());
+    }
+
+    #[test]
+    fn explanations_name_kernel_reason_bound_and_padding() {
+        let text = plan(sparse(32), 130, 4096, 4100, DType::F32).explain();
+        for part in ["gemm_sparse24-f32f32-v32-", "chosen because: lowest estimate", "predicted bound:", "% padding"] {
+            assert!(text.contains(part), "{part} is missing in {text}");
+        }
+        assert!(text.contains("first: k = 4100 is no multiple of 32, so x is padded"), "{text}");
+        assert!(plan(sparse(1), 14336, 1, 4096, DType::F16).explain().contains("predicted bound: memory"));
+        assert!(plan(Op::Dense, 4096, 4096, 4096, DType::F32).explain().contains("predicted bound: arithmetic"));
+    }
+
+    #[test]
+    fn a_device_with_little_of_something_gets_a_way_that_fits() {
+        let problem = Problem::linear(sparse(32), 4096, 4096, 4096, DType::F32);
+        let small = Caps { workgroup_memory: 16384, ..caps() };
+        assert_eq!(Plan::gpu(&problem, &small, &Tuning::default()).unwrap().way(), "64x64x16");
+        let none = Caps { workgroup_memory: 1024, ..caps() };
+        let refused = Plan::gpu(&problem, &none, &Tuning::default());
+        assert!(matches!(refused, Err(Error::MissingFeature { .. })));
+        let half = Problem { storage: DType::F16, output: DType::F16, ..problem };
+        let no_f16 = Caps { f16: false, ..caps() };
+        assert!(Plan::gpu(&half, &no_f16, &Tuning::default()).unwrap_err().to_string().contains("f16"));
+        // Subgroups of another width cannot run the kernels of cooperative matrices, which count lanes by 32.
+        let wide = Caps { subgroups: Some((32, 64)), ..caps() };
+        assert!(!Plan::gpu(&half, &wide, &Tuning::default()).unwrap().way().contains("coop"));
+    }
+
+    /// Every output is written by one step, every step's operands fit a binding, and splits and pieces cover k and m.
+    #[test]
+    fn steps_cover_the_problem_in_bindings_that_fit() {
+        let caps = Caps { binding_bytes: 1 << 20, grid: 100, ..caps() };
+        for (op, m, n, k, splits) in [
+            (Op::Dense, 1000, 300, 1000, 1),
+            (sparse(64), 5000, 70, 512, 4),
+            (Op::Masked, 64, 9000, 1000, 2),
+            (sparse(1), 100, 1, 2048, 16),
+        ] {
+            let problem = Problem::linear(op, m, n, k, DType::F32);
+            let way = Way::Tile(crate::kernel::Tile::ALL[1]);
+            let plan = Plan::gpu_with(&problem, &caps, way, splits).unwrap();
+            let (mut outputs, mut sums) = (0, 0);
+            for step in plan.steps(&caps).unwrap() {
+                assert!(step.grid.iter().all(|&g| (1..=100).contains(&g)), "{:?}", step.grid);
+                let Params { m: rows, n: tokens, k: padded, k_split, tiles_m, tiles_n, .. } = step.params;
+                let workgroups = u64::from(step.grid[0]) * u64::from(step.grid[1]);
+                if let Program::Gemm(_) = step.program {
+                    assert!(
+                        workgroups >= u64::from(tiles_m * tiles_n) && workgroups < u64::from(tiles_m * tiles_n) + 100
+                    );
+                    assert!(tiles_m * 64 >= rows && tiles_n * 64 >= tokens);
+                    assert!(step.grid[2] * k_split >= padded && (step.grid[2] - 1) * k_split < padded);
+                    assert!(layout::value_bytes(op, rows as usize, k, DType::F32) <= caps.binding_bytes);
+                    sums += rows as usize * tokens as usize;
+                }
+                match &step.y {
+                    Target::Output(range) => {
+                        assert!(range.len() * m * 4 <= 1 << 20);
+                        outputs += if step.params.features == step.params.m {
+                            range.len() * m
+                        } else {
+                            range.len() * rows as usize
+                        };
+                    }
+                    Target::Partial => assert!(plan.scratch_bytes().1 <= caps.binding_bytes),
+                    Target::Packed => assert!(plan.scratch_bytes().0 <= caps.binding_bytes),
+                }
+            }
+            assert_eq!((outputs, sums), (m * n, m * n), "{}", plan.explain());
+        }
+        // Nothing to write, nothing to dispatch; without k, only the epilogue.
+        let steps = |m, n, k| plan(Op::Dense, m, n, k, DType::F32).steps(&caps).unwrap().len();
+        assert_eq!((steps(0, 5, 8), steps(5, 0, 8), steps(3, 4, 0)), (0, 0, 1));
+    }
+
+    #[test]
+    fn what_cannot_be_cut_up_is_refused_by_name() {
+        let message = |problem: Problem| Plan::gpu(&problem, &caps(), &Tuning::default()).unwrap_err().to_string();
+        let columns = Problem { form: Form::Gemm, ..Problem::linear(Op::Dense, 8, 1 << 20, 64, DType::F32) };
+        assert!(message(columns).contains("x") && message(columns).contains("134217728"));
+        assert!(message(Problem::linear(Op::Dense, 1024, 1, 1 << 20, DType::F32)).contains("128 rows of weights"));
+        assert!(message(Problem::linear(Op::Dense, usize::MAX, 1, 2, DType::F32)).contains("overflows"));
+        let bf16 = Problem::linear(Op::Dense, 8, 8, 8, DType::Bf16);
+        assert!(matches!(Plan::gpu(&bf16, &caps(), &Tuning::default()), Err(Error::DType { .. })));
     }
 }

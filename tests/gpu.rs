@@ -296,3 +296,81 @@ fn a_prepared_call_sees_new_activations_and_is_timed() {
     assert_eq!(timing.clock == Clock::GpuTimestamps, device.caps().unwrap().timestamps);
     layer.expect(&device.read(&y).unwrap());
 }
+
+/// What a device has allocated, as wgpu counts it: buffers and their bytes, bind groups, pipelines.
+fn allocated(device: &wgpu::Device) -> [isize; 5] {
+    let hal = device.get_internal_counters().hal;
+    [&hal.buffers, &hal.buffer_memory, &hal.bind_groups, &hal.compute_pipelines, &hal.memory_allocations]
+        .map(|c| c.read())
+}
+
+/// Number of the submission that an empty one gets; wgpu counts them and shows the count.
+fn submissions(queue: &wgpu::Queue) -> u64 {
+    let text = format!("{:?}", queue.submit([]));
+    text.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap()
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn a_repeated_call_of_a_layer_allocates_nothing_and_submits_once() {
+    let Some(under_test) = gpu() else { return };
+    let (wgpu_device, queue) = callers_device(&under_test, wgpu::Features::empty());
+    let device = Device::from_wgpu(wgpu_device.clone(), queue.clone()).unwrap();
+    // k is ragged, so that X is packed first: a call of at least two dispatches.
+    let (m, n, k) = (70, 20, 1001);
+    let problem = Problem::linear(Op::Sparse24(VectorLen::new(32).unwrap()), m, n, k, DType::F32);
+    let mut rng = rng(seed(), 0);
+    let host = HostWeights::new(&problem, Data::Whole, &mut rng);
+    let HostWeights::Sparse24(compressed) = &host else { unreachable!() };
+    let layer = device.linear(compressed, Epilogue::NONE).unwrap();
+    assert_eq!(layer.bytes(), 0, "nothing is uploaded before it is known in which form");
+    assert!(layer.plan(n, DType::F32).unwrap().explain().contains("first: k = 1001"));
+    let x = matrix(n, k, DType::F32, Data::Whole, &mut rng);
+    let (tx, ty) = (device.upload(&x).unwrap(), device.zeros(n, m, DType::F32).unwrap());
+    let call = layer.prepare(&Io { x: &tx, bias: None, residual: None, y: &ty }).unwrap();
+    call.run().unwrap();
+    device.wait().unwrap();
+
+    let (before, first) = (allocated(&wgpu_device), submissions(&queue));
+    assert!(before[0] >= 4 && before[2] >= 2, "the counters do not count: {before:?}");
+    for _ in 0..10 {
+        call.run().unwrap();
+    }
+    // The empty submission that reads the number counts, too.
+    assert_eq!(submissions(&queue) - first, 11);
+    device.wait().unwrap();
+    assert_eq!(allocated(&wgpu_device), before);
+    let operands = Operands { weights: host.as_oracle(), x: &x, bias: None, residual: None };
+    let verdict = Oracle::new(&problem, operands).unwrap().verify(&device.read(&ty).unwrap(), Sample::All).unwrap();
+    assert!(verdict.passed(), "{verdict}");
+
+    // Another call of the same layer shares weights and scratch: two more tensors, and what binds them.
+    let bytes = layer.bytes();
+    let (tx, ty) = (device.upload(&x).unwrap(), device.zeros(n, m, DType::F32).unwrap());
+    layer.prepare(&Io { x: &tx, bias: None, residual: None, y: &ty }).unwrap().run().unwrap();
+    assert_eq!(layer.bytes(), bytes);
+}
+
+/// A layer whose 2:4 weights would lose runs on dense ones, gives the same result, and says so.
+#[test]
+#[ignore = "needs a GPU"]
+fn a_layer_that_would_lose_as_sparse_runs_dense() {
+    let Some(device) = gpu() else { return };
+    let mut rng = rng(seed(), 0);
+    let (m, n, k) = (130, 140, 64);
+    for (v, form) in [(1, Op::Dense), (32, Op::Sparse24(VectorLen::new(32).unwrap()))] {
+        let problem = Problem::linear(Op::Sparse24(VectorLen::new(v).unwrap()), m, n, k, DType::F32);
+        let host = HostWeights::new(&problem, Data::Whole, &mut rng);
+        let HostWeights::Sparse24(compressed) = &host else { unreachable!() };
+        let layer = device.linear(compressed, Epilogue::NONE).unwrap();
+        let plan = layer.plan(n, DType::F32).unwrap();
+        assert_eq!(plan.weights(), form, "{}", plan.explain());
+        assert_eq!(plan.explain().contains("dense weights, because"), form == Op::Dense, "{}", plan.explain());
+        let x = matrix(n, k, DType::F32, Data::Whole, &mut rng);
+        let (tx, ty) = (device.upload(&x).unwrap(), device.zeros(n, m, DType::F32).unwrap());
+        layer.prepare(&Io { x: &tx, bias: None, residual: None, y: &ty }).unwrap().run().unwrap();
+        let operands = Operands { weights: host.as_oracle(), x: &x, bias: None, residual: None };
+        let verdict = Oracle::new(&problem, operands).unwrap().verify(&device.read(&ty).unwrap(), Sample::All).unwrap();
+        assert!(verdict.passed(), "{verdict}");
+    }
+}

@@ -2,8 +2,9 @@
 // and how a step is multiplied (`multiply`).
 //
 // Tile: a workgroup owns TILE_M features x TILE_N tokens and walks k in steps of 16; a thread owns 4 * FEATURE_QUADS
-// consecutive features x TOKEN_QUADS runs of four tokens, their sums in registers. 32 neighbouring threads cover 8 x 4
-// threads' blocks, so that a read of either tile by a subgroup of 32 touches few distinct addresses and the rest is broadcast.
+// consecutive features x TOKEN_QUADS runs of four tokens, their sums in registers. 32 neighbouring threads cover ACROSS x 32 /
+// ACROSS threads' blocks. With 8 x 4 a read of either tile by a subgroup of 32 touches few distinct addresses and the rest is
+// broadcast. With 32 x 1 all read the same tokens, of which a 2:4 gather reads at most the four rows of a group.
 //
 // Pipeline: while a step is multiplied, the next one's operands are on their way from memory to registers; they are stashed
 // into the other half of workgroup memory afterwards. One barrier per step.
@@ -24,6 +25,8 @@ const FEATURE_QUADS: u32 = 2u;
 const TOKEN_QUADS: u32 = 1u;
 // Features of a thread.
 const THREAD_M: u32 = 8u;
+// Threads along m among 32 neighbours: 8 or 32.
+const ACROSS: u32 = 8u;
 // Blocks that a thread loads per step.
 const STEPS: u32 = 1u;
 // Elements along k of one 16-byte unit of a weight panel, in quads: 1 for f32, 2 for f16.
@@ -50,7 +53,7 @@ const X_STRIDE: u32 = N_QUADS + X_PAD;
 const_assert THREAD_M == 4u * FEATURE_QUADS;
 const_assert STEPS == (W_BLOCKS + X_BLOCKS + THREADS - 1u) / THREADS;
 // The exclusive or must stay within a run of columns that belongs to one token quad of every thread.
-const_assert THREADS_M % 8u == 0u && THREADS_N % 8u == 0u;
+const_assert THREADS_M % ACROSS == 0u && THREADS_N % 8u == 0u;
 
 alias Quad = vec4<Storage>;
 
@@ -70,8 +73,8 @@ struct Place {
 fn place(lane: u32) -> Place {
     let l = lane % 32u;
     let block = lane / 32u;
-    const ACROSS = THREADS_M / 8u;
-    return Place(block % ACROSS * 8u + l % 8u, block / ACROSS * 4u + l / 8u);
+    const BLOCKS_M = THREADS_M / ACROSS;
+    return Place(block % BLOCKS_M * ACROSS + l % ACROSS, block / BLOCKS_M * (32u / ACROSS) + l / ACROSS);
 }
 
 // A 4 x 4 block on its way: element [i][c] is row i, k number c. For weights, also the words of mask bits or codes of

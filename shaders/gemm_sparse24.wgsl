@@ -11,8 +11,11 @@
 // Workgroup memory: the weight tile has a row per kept value; the codes of a step's four groups, a word per feature, lie beside
 // it. Tile and way through k: shared/tile.wgsl; grid and residues: shared/gemm.wgsl. Padding along k multiplies a zero value.
 //
-// Predicted for V >= 8 with 8 x 8 outputs per thread, from the instructions of a group against those of four dense k: 128
-// multiply-adds, 8 reads and about 6 for addresses against 256, 16 and about 4: 1.94 times dense if issue is the limit.
+// Predicted with 8 x 8 outputs per thread, from the instructions of a CUDA twin (sm_90, read, not timed): 0.72 per dense
+// multiply-add at V >= 8, 0.77 at V = 4, 0.87 at V = 2 and 1.05 at V = 1, against the dense kernel's 1.20: 1.67, 1.56, 1.38 and 1.14
+// times dense if issue is the limit. What is missing to 2 are addresses (16 instructions per group and 8 per pattern) and
+// loading, which does not halve. At V = 1 and 2 workgroup memory decides: if the hardware serves reads of 16 bytes by eights of a
+// subgroup, their gathers take 144 and 80 passes per group, and they run at 0.5 and 0.9 times dense.
 
 // Features of a thread that share a pattern, and patterns of a thread.
 const SHARE: u32 = 1u;
@@ -23,6 +26,10 @@ const_assert SHARE * PATTERNS == THREAD_M;
 var<workgroup> code_tile: array<u32, 2 * TILE_M>;
 
 fn fetch_bits(feature: u32, k0: u32) -> vec4<u32> {
+    if VECTOR >= 4u {
+        // Four features that start at a multiple of four share it.
+        return vec4(bits[word_at(feature, k0)]);
+    }
     var words: vec4<u32>;
     // unroll
     for (var i = 0u; i < 4u; i++) {

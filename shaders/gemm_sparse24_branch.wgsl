@@ -9,8 +9,9 @@
 // of activations, k-major, 32 KiB; column c of the rows of quad q is at c ^ 2q, since neighbouring threads load neighbouring
 // q. Grid and residues: shared/gemm.wgsl; weights: as in gemm_sparse24.wgsl.
 //
-// Predicted, from a CUDA twin's instructions (sm_90, read, not timed): about 10 instructions around the 16 * VECTOR multiply-adds of a
-// branch, so 1.2 times dense at V = 1 and 1.5 at V = 2 if issue were the limit. But a step's activations serve 16 features
+// Predicted, from the instructions of a CUDA twin (sm_90, read, not timed): about 11 around the 16 * VECTOR multiply-adds of a
+// branch, none of them for convergence, and 16 % for loading: 1.06 per dense multiply-add at V = 1, 0.92 at V = 2 and 0.85 at V = 4
+// against the dense kernel's 1.20, so 1.13, 1.31 and 1.41 times dense if issue were the limit. But a step's activations serve 16 features
 // only, where the dense tile's serve 128: per multiply-add it asks the cache for 8 times dense's bytes, near 64 per clock and
 // SM, which is all an H200's L2 gives. Expected to lose there unless neighbouring workgroups find the activations in L1.
 
@@ -32,7 +33,8 @@ const_assert VECTOR_ROWS * PATTERNS == TILE_M;
 
 alias Quad = vec4<Storage>;
 
-@group(0) @binding(1) var<storage, read> w: array<vec2<Storage>>;
+// Half panels of 16 features: the pairs of kept values in a unit of each.
+@group(0) @binding(1) var<storage, read> w: array<array<array<vec2<Storage>, UNIT_PAIRS>, 16>>;
 @group(0) @binding(2) var<storage, read> bits: array<u32>;
 @group(0) @binding(3) var<storage, read> x: array<Quad>;
 
@@ -75,8 +77,8 @@ fn main(
     let feature0 = tile.x * TILE_M;
     let token0 = tile.y * TILE_N;
     let k_end = min(params.k, (workgroup.z + 1u) * params.k_split);
-    // The first of the workgroup's rows of pairs, and of its words. Its 16 features lie in one panel.
-    let panel = (feature0 / 32u) * (params.k / 4u / UNIT_PAIRS) * 32u + feature0 % 32u;
+    // The first of the workgroup's half panels of pairs: its 16 features lie in one panel.
+    let panel = feature0 / 32u * (params.k / 4u / UNIT_PAIRS) * 2u + feature0 / 16u % 2u;
 
     var sums: array<vec4<f32>, 32>;
     for (var k0 = workgroup.z * params.k_split; k0 < k_end; k0 += TILE_K) {
@@ -86,7 +88,7 @@ fn main(
         let word0 = word_at(feature0, k0);
         for (var g = 0u; g < K_QUADS; g++) {
             let group = k0 / 4u + g;
-            let pairs0 = (panel + group / UNIT_PAIRS * 32u) * UNIT_PAIRS + group % UNIT_PAIRS;
+            let unit = panel + group / UNIT_PAIRS * 2u;
             let column = lane ^ (2u * g);
             var xs: array<vec4<f32>, 8>;
             // unroll
@@ -100,7 +102,7 @@ fn main(
                 var pairs: array<vec2<f32>, VECTOR_ROWS>;
                 // unroll
                 for (var i = 0u; i < VECTOR_ROWS; i++) {
-                    pairs[i] = vec2<f32>(w[pairs0 + (p * VECTOR_ROWS + i) * UNIT_PAIRS]);
+                    pairs[i] = vec2<f32>(w[unit][p * VECTOR_ROWS + i][group % UNIT_PAIRS]);
                 }
                 // By single bits: a switch compiles to a jump table, which costs more.
                 if (code & 2u) != 0u {

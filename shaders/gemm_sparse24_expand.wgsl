@@ -9,6 +9,10 @@
 // shared/gemm.wgsl.
 
 fn fetch_bits(feature: u32, k0: u32) -> vec4<u32> {
+    if VECTOR >= 4u {
+        // Four features that start at a multiple of four share it.
+        return vec4(bits[word_at(feature, k0)]);
+    }
     var words: vec4<u32>;
     // unroll
     for (var i = 0u; i < 4u; i++) {

@@ -15,7 +15,7 @@ fn multiply_word(sums: ptr<function, array<Tokens, TOKEN_VECS>>, panel: u32, row
         for (var e = 0u; e < UNIT; e++) {
             // unroll
             for (var v = 0u; v < TOKEN_VECS; v++) {
-                (*sums)[v] += value(units[u], e) * stage[(local + u * UNIT + e) * TOKEN_VECS + v];
+                (*sums)[v] += value(units[u], e) * stage[local * TOKEN_VECS + stage_at(u * UNIT + e, v)];
             }
         }
     }

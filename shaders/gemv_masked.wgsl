@@ -27,7 +27,7 @@ fn multiply_word(sums: ptr<function, array<Tokens, TOKEN_VECS>>, panel: u32, row
             let weight = select(0.0, value(units[u], e), on);
             // unroll
             for (var v = 0u; v < TOKEN_VECS; v++) {
-                (*sums)[v] += weight * stage[(local + k) * TOKEN_VECS + v];
+                (*sums)[v] += weight * stage[local * TOKEN_VECS + stage_at(k, v)];
             }
         }
     }

@@ -418,7 +418,8 @@ impl Kernel {
         matches!(self.op, Op::Sparse24(_)) && matches!(self.way, Way::Expand(_) | Way::Coop(_)) && !self.gathers()
     }
 
-    /// What it costs beside memory, for the planner.
+    /// What it costs beside memory, for the planner. The numbers of instructions were read off CUDA twins of the shaders,
+    /// compiled for sm_90: a hint that holds until a device is [tuned](crate::Tuning).
     pub(crate) fn effort(&self) -> Effort {
         let storage = self.storage.bytes() as f64;
         let kept = if matches!(self.op, Op::Sparse24(_)) { 0.5 } else { 1.0 };
@@ -441,29 +442,30 @@ impl Kernel {
                         (
                             2.0 * features * quads * 4.0,
                             (weights + gathered, weights * spread + gathered * gather),
-                            2.0 + 5.0 * patterns,
+                            13.0 + 8.0 * patterns,
                             4.0,
                         )
                     }
                     _ => {
                         let reads = features / 4.0 + quads;
-                        (features * quads * 4.0, (reads, reads * 1.25), 1.0, 1.0)
+                        (features * quads * 4.0, (reads, reads * 1.25), 3.0, 1.0)
                     }
                 };
                 let (instructions, passes) = (products + reads.0 + address, 4.0 * reads.1);
                 // Masks and codes are applied once per weight and workgroup.
                 let applied = if self.gathers() || self.op == Op::Dense { 1.0 } else { 1.02 };
-                applied * instructions.max(passes) / (per * features * quads * 4.0)
+                // Loading and stashing take about a tenth of a dense multiply-add's slot, of sparse weights as of dense ones.
+                applied * instructions.max(passes) / (per * features * quads * 4.0) + 0.1
             }
             Way::Branch => {
-                // 16 features x 8 tokens per thread and group: see shaders/gemm_sparse24_branch.wgsl.
+                // See shaders/gemm_sparse24_branch.wgsl: a constant part, and one for each of the 16 features' patterns.
                 let patterns = 16.0 / self.op.vector().map_or(1, VectorLen::get) as f64;
-                (256.0 + 11.0 * patterns + 26.0) / 512.0
+                0.778 + 0.0175 * patterns
             }
             Way::Gemv { tokens, .. } => {
                 let tokens = f64::from(tokens);
-                let reads = (tokens / 4.0).max(if kept < 1.0 { 1.0 } else { 0.25 });
-                let address = if kept < 1.0 { 3.0 } else { 0.5 };
+                let reads = (tokens / 4.0).max(1.0);
+                let address = if kept < 1.0 { 5.5 } else { 1.3 };
                 // Lanes that read one address are served together, lanes with patterns of their own by quarters.
                 let passes = if self.op.vector().is_some_and(|v| v.get() < 32) { 16.0 } else { 4.0 };
                 kept * (tokens + 1.0 + reads + address).max(passes * reads) / tokens

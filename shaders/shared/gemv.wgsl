@@ -6,7 +6,7 @@
 // crosses the lanes of a run, so subgroup operations have nothing to do here: what is added up at the end are the
 // slices, once.
 //
-// Workgroup memory: STAGE_K k of activations, k-major, all tokens of one k side by side. In the dense kernel every lane of a run
+// Workgroup memory: STAGE_K k of activations, k-major, all tokens of one k side by side (`stage_at`). In the dense kernel every lane of a run
 // reads the same address; with 2:4 codes the lanes choose among the four k of a group, which lie in different banks. That is
 // what lanes along features buy: with lanes along k a gather would read 32 different addresses. The sums of the
 // slices take its place at the end.
@@ -40,6 +40,20 @@ fn value(unit: vec4<u32>, e: u32) -> f32 {
     return bitcast<f32>(unit[e % 4u]);
 }
 
+// Where the stage holds vector v of the tokens at k. Threads that fill the stage own four k each, so neighbours would write 64 or
+// 128 bytes apart, into the same banks; the exclusive or with the number of the four spreads them. For k = local + i, with
+// local a multiple of 32 and i below 32, it is local * TOKEN_VECS + stage_at(i, v).
+fn stage_at(k: u32, v: u32) -> u32 {
+    let q = k / 4u;
+    if TOKEN_LANES == 1u {
+        return k;
+    }
+    if TOKEN_VECS == 1u {
+        return 4u * q + ((k % 4u) ^ (q / 2u % 4u));
+    }
+    return 8u * q + ((2u * (k % 4u) + v) ^ (q % 8u));
+}
+
 // Activations k0 .. k_end of the tokens, to the start of the stage.
 fn load_stage(lane: u32, token0: u32, k0: u32, k_end: u32) {
     for (var q = lane; q < (k_end - k0) / 4u; q += THREADS) {
@@ -53,7 +67,7 @@ fn load_stage(lane: u32, token0: u32, k0: u32, k_end: u32) {
             }
             // unroll
             for (var c = 0u; c < 4u; c++) {
-                stage[(4u * q + c) * TOKEN_VECS + v] = tokens_of(vec4(rows[0][c], rows[1][c], rows[2][c], rows[3][c]));
+                stage[stage_at(4u * q + c, v)] = tokens_of(vec4(rows[0][c], rows[1][c], rows[2][c], rows[3][c]));
             }
         }
     }

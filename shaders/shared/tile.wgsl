@@ -49,6 +49,8 @@ const SUMS: u32 = THREAD_M * TOKEN_QUADS;
 const W_BLOCKS: u32 = M_QUADS * W_QUADS;
 const X_BLOCKS: u32 = N_QUADS * K_QUADS;
 const X_STRIDE: u32 = N_QUADS + X_PAD;
+// Whether every thread has a block in every step.
+const EVEN: bool = STEPS * THREADS == W_BLOCKS + X_BLOCKS;
 
 const_assert THREAD_M == 4u * FEATURE_QUADS;
 const_assert STEPS == (W_BLOCKS + X_BLOCKS + THREADS - 1u) / THREADS;
@@ -101,7 +103,7 @@ fn fetch(e: u32, feature0: u32, token0: u32, k0: u32) -> Block {
             block.rows[i] = w[at + i * UNIT_QUADS];
         }
         block.bits = fetch_bits(feature, k0);
-    } else if e < W_BLOCKS + X_BLOCKS {
+    } else if EVEN || e < W_BLOCKS + X_BLOCKS {
         let q = (e - W_BLOCKS) % K_QUADS;
         let token = token0 + 4u * ((e - W_BLOCKS) / K_QUADS);
         // unroll
@@ -120,7 +122,7 @@ fn w_column(quad: u32) -> u32 {
 fn stash(e: u32, block: Block, half: u32, k0: u32) {
     if e < W_BLOCKS {
         stash_w(e % M_QUADS, e / M_QUADS, block, half, k0);
-    } else if e < W_BLOCKS + X_BLOCKS {
+    } else if EVEN || e < W_BLOCKS + X_BLOCKS {
         let q = (e - W_BLOCKS) % K_QUADS;
         let column = ((e - W_BLOCKS) / K_QUADS) ^ (2u * q);
         // unroll

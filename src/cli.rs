@@ -7,6 +7,9 @@
 mod bench;
 mod devices;
 mod inspect;
+mod shapes;
+mod tune;
+mod tuning;
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -39,6 +42,7 @@ enum Command {
     Bench(Box<bench::Args>),
     Devices(devices::Args),
     Inspect(inspect::Args),
+    Tune(Box<tune::Args>),
 }
 
 /// Parses this process's arguments and runs the command.
@@ -49,6 +53,7 @@ pub(crate) fn run() -> Result<Outcome> {
         Some(Command::Bench(args)) => bench::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::Tune(args)) => tune::run(&args),
     }
 }
 

@@ -389,11 +389,23 @@ impl Device {
         })
     }
 
-    /// Every plan that [`Device::plan`] chooses from.
+    /// Every plan that [`Device::plan`] chooses from, lowest estimate first.
     pub fn candidates(&self, problem: &Problem) -> Result<Vec<Plan>> {
         match &self.0 {
-            Inner::Gpu(gpu) => Ok(Plan::gpu_candidates(problem, &gpu.info().caps)),
+            Inner::Gpu(gpu) => {
+                let caps = &gpu.info().caps;
+                let rates = gpu.tuning().rates.unwrap_or(caps.rates);
+                Ok(Plan::gpu_candidates(problem, &Caps { rates, ..caps.clone() }))
+            }
             Inner::Cpu(_) => Ok(vec![Plan::cpu(problem)?]),
+        }
+    }
+
+    /// The measured times that plans of this device believe; none of them on the CPU.
+    pub fn tuning(&self) -> Tuning {
+        match &self.0 {
+            Inner::Gpu(gpu) => (*gpu.tuning()).clone(),
+            Inner::Cpu(_) => Tuning::default(),
         }
     }
 

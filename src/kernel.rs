@@ -270,6 +270,11 @@ impl Way {
         ways
     }
 
+    /// The way of this name (its `Display`) among those of an operation.
+    pub fn named(op: Op, storage: DType, name: &str) -> Option<Self> {
+        Self::of(op, storage).into_iter().find(|way| way.to_string() == name)
+    }
+
     /// Features and tokens per workgroup.
     pub const fn tile(self) -> (u32, u32) {
         match self {

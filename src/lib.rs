@@ -27,6 +27,7 @@
 //!                                               │
 //!                                               ▼
 //!  output       Tensor ◄──── Oracle::verify ── reference              measure: verify, time, record
+//!                                                                     tune: the best way, kept in a file
 //! ```
 //! Each stage is a module of that name, and each arrow a type of its own. Imports run downward only: [`measure`] stands on
 //! [`engine`], that on the devices, those on [`plan`], [`kernel`] and [`mod@format`]. [`mod@reference`] imports nothing that it
@@ -99,6 +100,7 @@ pub mod prune;
 pub mod reference;
 #[cfg(feature = "cli")]
 pub mod report;
+pub mod tune;
 
 pub use engine::{Device, Io, Options, Prepared, Tensor, Weights, wgpu};
 pub use error::{Error, Result};

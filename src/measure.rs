@@ -49,6 +49,8 @@ impl Policy {
     pub const FULL: Self = Self { sample: Duration::from_millis(20), samples: 10, warm_up: Duration::from_millis(100) };
     /// Three short samples: enough to see that everything runs.
     pub const QUICK: Self = Self { sample: Duration::from_millis(2), samples: 3, warm_up: Duration::ZERO };
+    /// Five samples of 10 ms or more: enough to choose between kernels, of which there are dozens.
+    pub const TUNING: Self = Self { sample: Duration::from_millis(10), samples: 5, warm_up: Duration::from_millis(20) };
 }
 
 /// The weights of one layer and the activations that it is measured with.
@@ -292,6 +294,171 @@ pub fn steps(ops: usize, policy: &Policy) -> usize {
     ops + policy.samples
 }
 
+/// How one plan fared in a [`race`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Trial {
+    /// Its result was right; the median seconds of a call.
+    Timed(f64),
+    /// Its result was right, but its first sample, in seconds per call, lay too far behind for more.
+    Behind(f64),
+    /// Its result was wrong, or it did not run: what happened.
+    Failed(String),
+}
+
+impl Trial {
+    /// Seconds of a call, from however many samples there are.
+    pub fn seconds(&self) -> Option<f64> {
+        match *self {
+            Self::Timed(seconds) | Self::Behind(seconds) => Some(seconds),
+            Self::Failed(_) => None,
+        }
+    }
+}
+
+/// A plan whose first sample takes this many times the best one's is not sampled again.
+const FAR_BEHIND: f64 = 2.0;
+
+/// Finds out which of several plans for one operation takes the least time, giving up on those that are far behind.
+///
+/// No plan is timed before a [`Referee`] has found its result right. Plans that keep up are then sampled in turns, so that a
+/// machine that slows down slows all alike. All plans must solve `case.problem(op)` with weights of that operation.
+/// `progress` is called with the number of plans that have been tried. Only a lost device, or a case that does not fit into
+/// memory, is an error.
+pub fn race(
+    device: &Device,
+    case: &Case,
+    op: Op,
+    plans: &[Plan],
+    policy: &Policy,
+    seed: u64,
+    mut progress: impl FnMut(usize),
+) -> Result<Vec<Trial>> {
+    struct Runner {
+        calls: Vec<Prepared>,
+        count: usize,
+        times: Vec<f64>,
+    }
+    let whole = case.whole(seed)?;
+    let whole_sets = Sets::new(device, &whole, op, op, 1)?;
+    let operands = Operands { weights: whole_sets.host.as_oracle(), x: &whole.x, bias: None, residual: None };
+    let problem = case.problem(op);
+    let mut referee = Referee { oracle: Oracle::new(&problem, operands)?, problem, seed, right: None };
+    let sets = Sets::new(device, case, op, op, MOST_SETS)?;
+    let mut best = f64::INFINITY;
+    let mut runners: Vec<std::result::Result<Runner, String>> = Vec::new();
+    for plan in plans {
+        let output = || {
+            whole_sets.calls(device, plan)?[0].run()?;
+            device.read(&whole_sets.ys[0])
+        };
+        let first_sample = || {
+            let calls = sets.bind(device, plan)?;
+            let count = calibrate(device, &calls, policy)?;
+            let first = device.time(rotation(&calls, 0, count))?.elapsed.as_secs_f64() / count as f64;
+            Ok(Runner { calls, count, times: vec![first] })
+        };
+        let started = output().and_then(|output| referee.judge(output)).and_then(|judgement| {
+            if let Some(what) = judgement.overturns {
+                runners.iter_mut().filter(|r| r.is_ok()).for_each(|r| *r = Err(what.clone()));
+                best = f64::INFINITY;
+            }
+            judgement.wrong.map_or_else(|| first_sample().map(Ok), |what| Ok(Err(what)))
+        });
+        let mut runner = match started {
+            Ok(started) => started,
+            Err(lost @ Error::DeviceLost(_)) => return Err(lost),
+            Err(e) => Err(e.to_string()),
+        };
+        if let Ok(runner) = &mut runner {
+            best = best.min(runner.times[0]);
+            if runner.times[0] > FAR_BEHIND * best {
+                runner.calls.clear();
+            }
+        }
+        runners.push(runner);
+        progress(runners.len());
+    }
+    // The best may have come late.
+    let keeps_up = |runner: &Runner| !runner.calls.is_empty() && runner.times[0] <= FAR_BEHIND * best;
+    for round in 1..policy.samples {
+        for runner in runners.iter_mut().flatten().filter(|r| keeps_up(r)) {
+            let calls = rotation(&runner.calls, round * runner.count, runner.count);
+            runner.times.push(device.time(calls)?.elapsed.as_secs_f64() / runner.count as f64);
+        }
+    }
+    let trial = |runner: std::result::Result<Runner, String>| match runner {
+        Err(what) => Trial::Failed(what),
+        Ok(runner) if !keeps_up(&runner) => Trial::Behind(runner.times[0]),
+        Ok(mut runner) => Trial::Timed(median(&mut runner.times)),
+    };
+    Ok(runners.into_iter().map(trial).collect())
+}
+
+/// Judges many outputs for the same whole numbers, where sums are exact in every order: the oracle checks a sample of the first
+/// output, and all elements of the others are compared with it. Where two outputs differ, the oracle says which is wrong.
+struct Referee<'a> {
+    oracle: Oracle<'a>,
+    /// In the linear form, without epilogue.
+    problem: Problem,
+    seed: u64,
+    /// An output in which nothing wrong has been found.
+    right: Option<Matrix>,
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct Judgement {
+    /// What is wrong with the output, if anything.
+    wrong: Option<String>,
+    /// What has turned out to be wrong with every output that was found right before.
+    overturns: Option<String>,
+}
+
+/// Differences between two outputs that the oracle is asked about. Where storing an output rounds, both may be right.
+const MOST_DIFFERENCES: usize = 1000;
+
+impl Referee<'_> {
+    fn judge(&mut self, output: Matrix) -> Result<Judgement> {
+        let Some(right) = &self.right else {
+            let verdict = self.oracle.verify(&output, sample(&self.problem, self.seed))?;
+            let wrong = wrong(&verdict, &output).map(|what| format!("on whole numbers: {what}"));
+            self.right = wrong.is_none().then_some(output);
+            return Ok(Judgement { wrong, overturns: None });
+        };
+        let differences: Vec<_> = differences(&output, right).take(MOST_DIFFERENCES).collect();
+        for at in differences {
+            let (token, feature) = (at / self.problem.m, at % self.problem.m);
+            let expected = self.oracle.element(feature, token);
+            let wrong = |y: &Matrix| {
+                let got = f64::from(y.get(token, feature));
+                let text =
+                    format!("on whole numbers: {got} at feature {feature}, token {token}, not {}", expected.value);
+                (expected.error_over_bound(got) > 1.0).then_some(text)
+            };
+            if let Some(what) = wrong(&output) {
+                return Ok(Judgement { wrong: Some(what), overturns: None });
+            }
+            if let Some(what) = wrong(right) {
+                self.right = None;
+                return Ok(Judgement { overturns: Some(what), ..self.judge(output)? });
+            }
+        }
+        Ok(Judgement::default())
+    }
+}
+
+/// The elements in which two matrices of one shape differ as numbers: zeros of both signs are equal.
+fn differences(a: &Matrix, b: &Matrix) -> impl Iterator<Item = usize> + use<> {
+    let (a, b) = (a.elements().to_f32(), b.elements().to_f32());
+    a.into_iter().zip(b).enumerate().filter(|(_, (a, b))| a != b).map(|(at, _)| at)
+}
+
+/// The middle one, or the mean of the middle two, of at least one time.
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    let middle = times.len() / 2;
+    if times.len() % 2 == 1 { times[middle] } else { (times[middle - 1] + times[middle]) / 2.0 }
+}
+
 /// `count` calls, going round the sets of operands from where the last sample stopped.
 fn rotation(calls: &[Prepared], from: usize, count: usize) -> impl Iterator<Item = &Prepared> + Clone {
     calls.iter().cycle().skip(from % calls.len()).take(count)
@@ -384,13 +551,16 @@ impl Sets {
     fn calls(&self, device: &Device, plan: &Plan) -> Result<Vec<Prepared>> {
         let (rows, cols) = plan.problem().y_shape();
         let poison = poison(rows, cols, plan.problem().output)?;
+        self.ys.iter().try_for_each(|y| device.write(y, &poison))?;
+        self.bind(device, plan)
+    }
+
+    /// One call per set.
+    fn bind(&self, device: &Device, plan: &Plan) -> Result<Vec<Prepared>> {
         let operands = self.weights.iter().zip(&self.xs).zip(&self.ys);
-        operands
-            .map(|((weights, x), y)| {
-                device.write(y, &poison)?;
-                device.prepare(plan, weights, &Io { x, bias: None, residual: None, y })
-            })
-            .collect()
+        let calls =
+            operands.map(|((weights, x), y)| device.prepare(plan, weights, &Io { x, bias: None, residual: None, y }));
+        calls.collect()
     }
 }
 
@@ -567,10 +737,11 @@ const MOST_CALLS: usize = 1 << 22;
 
 fn finish(subject: &mut Subject) {
     let times = &mut subject.times;
-    times.sort_by(f64::total_cmp);
-    let (Some(&min), Some(&max)) = (times.first(), times.last()) else { return };
-    let middle = times.len() / 2;
-    let median = if times.len() % 2 == 1 { times[middle] } else { (times[middle - 1] + times[middle]) / 2.0 };
+    if times.is_empty() {
+        return;
+    }
+    let median = median(times);
+    let (min, max) = (times[0], times[times.len() - 1]);
     let record = &mut subject.record;
     record.samples = times.len();
     record.median_ms = Some(median * 1e3);
@@ -646,6 +817,44 @@ mod tests {
         }
         let failed = Verdict { error_over_bound: 1.5, ..passed };
         assert!(wrong(&failed, &Matrix::zeros(2, 3, DType::F32).unwrap()).is_some());
+    }
+
+    #[test]
+    fn a_referee_sees_every_element_and_takes_back_what_was_wrong() {
+        let case = Case::random("x", 100, 90, 8, DType::F32, 3).unwrap().whole(3).unwrap();
+        let problem = case.problem(Op::Dense);
+        let operands = || Operands { weights: Weights::Dense(&case.w), x: &case.x, bias: None, residual: None };
+        let referee = || Referee { oracle: Oracle::new(&problem, operands()).unwrap(), problem, seed: 1, right: None };
+        let full = Oracle::new(&problem, operands()).unwrap().full();
+        let right = Matrix::from_f32(90, 100, &full.iter().map(|&y| y as f32).collect::<Vec<_>>()).unwrap();
+        // An element that the sample leaves out.
+        let with_error = |at: usize| {
+            let mut y = right.clone();
+            if let Elements::F32(y) = y.elements_mut() {
+                y[at] += 1.0;
+            }
+            y
+        };
+        let passes = |y: &Matrix| referee().judge(y.clone()).unwrap() == Judgement::default();
+        let unseen = (0..9000).map(with_error).find(passes).unwrap();
+
+        let judged = |referee: &mut Referee<'_>, y: &Matrix| {
+            let Judgement { wrong, overturns } = referee.judge(y.clone()).unwrap();
+            (wrong.is_some(), overturns.is_some())
+        };
+        let mut first_right = referee();
+        assert_eq!(judged(&mut first_right, &right), (false, false));
+        assert_eq!(judged(&mut first_right, &unseen), (true, false));
+        assert_eq!(judged(&mut first_right, &right), (false, false));
+
+        let mut first_wrong = referee();
+        assert_eq!(judged(&mut first_wrong, &unseen), (false, false));
+        assert_eq!(judged(&mut first_wrong, &right), (false, true));
+        assert_eq!(judged(&mut first_wrong, &right), (false, false));
+        assert_eq!(judged(&mut first_wrong, &unseen), (true, false));
+        let unwritten = poison(90, 100, DType::F32).unwrap();
+        assert_eq!(judged(&mut first_wrong, &unwritten), (true, false));
+        assert_eq!(judged(&mut referee(), &unwritten), (true, false));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! [`Tuning`] has one.
 //! Invariant: a plan's kernel is one that the given [`Caps`] support, and its dispatches and bindings fit their limits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::ops::Range;
 
@@ -116,6 +116,11 @@ pub struct Tuned {
 }
 
 impl Tuning {
+    /// Rates, and no measured ways yet.
+    pub fn new(rates: Option<Rates>) -> Self {
+        Self { rates, best: HashMap::new() }
+    }
+
     /// Adds the best way for a problem, in place of what was there for as many tokens.
     pub fn insert(&mut self, problem: &Problem, tuned: Tuned) {
         let entries = self.best.entry(Layer::of(problem)).or_default();
@@ -130,6 +135,11 @@ impl Tuning {
         let distance = |e: &Tuned| (e.n as f64 / problem.n.max(1) as f64).ln().abs();
         let nearest = self.best.get(&Layer::of(problem))?.iter().min_by(|a, b| distance(a).total_cmp(&distance(b)))?;
         (distance(nearest) <= 1.5f64.ln()).then_some(nearest)
+    }
+
+    /// Number of problems that were measured.
+    pub fn len(&self) -> usize {
+        self.best.values().map(Vec::len).sum()
     }
 
     /// Whether nothing was measured.
@@ -245,9 +255,10 @@ impl Plan {
         let as_dense = Problem { op: Op::Dense, ..*problem };
         let dense = Self::gpu(&as_dense, caps, tuning)?;
         let (Method::Gpu(a), Method::Gpu(b)) = (&own.method, &dense.method) else { return Ok(own) };
-        // Measured against measured, else estimated against estimated, which must promise something to be believed.
+        // Measured against measured, at the same number of tokens; else estimated against estimated, which must promise
+        // something to be believed.
         let (sparse_time, dense_time, basis, margin) = match (tuning.get(problem), tuning.get(&as_dense)) {
-            (Some(s), Some(d)) => (s.seconds, d.seconds, "measured", 1.0),
+            (Some(s), Some(d)) if s.n == d.n => (s.seconds, d.seconds, "measured", 1.0),
             _ => (a.estimate.seconds(), b.estimate.seconds(), "estimated", 0.97),
         };
         let ratio = dense_time / sparse_time;
@@ -280,6 +291,9 @@ impl Plan {
         let plans = ways.flat_map(|way| splits_worth_trying(problem).map(move |splits| (way, splits)));
         let mut plans: Vec<_> =
             plans.filter_map(|(way, splits)| Self::gpu_with(problem, caps, way, splits).ok()).collect();
+        // Of the splits that were asked for, several can come to the same number.
+        let mut seen = HashSet::new();
+        plans.retain(|plan| seen.insert(plan.way()));
         plans.sort_by(|a, b| a.estimated_seconds().total_cmp(&b.estimated_seconds()));
         plans
     }
@@ -363,7 +377,9 @@ impl Plan {
         }
     }
 
-    fn estimated_seconds(&self) -> f64 {
+    /// Seconds that a call should take, by the counted work of its kernel against the device's [`Rates`]; 0 on the CPU, which
+    /// has nothing to choose between.
+    pub fn estimated_seconds(&self) -> f64 {
         match &self.method {
             Method::Gpu(method) => method.estimate.seconds(),
             Method::Cpu(_) => 0.0,
@@ -621,10 +637,13 @@ impl GpuMethod {
     }
 }
 
+/// Most splits of k that are planned.
+pub(crate) const MOST_SPLITS: usize = 16;
+
 /// Splits of k that could help: each should still have some work.
 fn splits_worth_trying(problem: &Problem) -> impl Iterator<Item = usize> + use<> {
     let k = problem.k;
-    [1, 2, 4, 8, 16].into_iter().filter(move |&splits| splits == 1 || k / splits >= 128)
+    [1, 2, 4, 8, MOST_SPLITS].into_iter().filter(move |&splits| splits == 1 || k / splits >= 128)
 }
 
 /// Workgroups over x and y, and splits over z.

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::engine::{CpuInfo, Device, DeviceInfo};
 use crate::measure::{Ceilings, Policy, Record};
+use crate::plan::Tuning;
 
 /// Name and version of the JSON that [`Report::to_json`] writes. Fields may be added to it, never renamed.
 pub const SCHEMA: &str = "sparse24-bench/1";
@@ -45,6 +46,10 @@ pub struct Environment {
     simd: Option<&'static str>,
     threads: Option<usize>,
     shader_checks: Option<&'static str>,
+    /// `cache` where kernels were chosen by earlier measurements, `none` where by estimates alone.
+    tuning: &'static str,
+    /// Problems that these measurements are of.
+    tuned: usize,
     seed: u64,
     samples: usize,
     sample_ms: f64,
@@ -52,7 +57,7 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// Describes a run on `device` that starts now.
+    /// Describes a run on `device`, with the tuning that it has now, that starts now.
     pub fn new(device: &Device, policy: &Policy, seed: u64, command: String) -> Self {
         let info = device.info();
         let (kind, driver, backend) = match &info {
@@ -63,6 +68,7 @@ impl Environment {
             DeviceInfo::Gpu(_) => (None, None),
             DeviceInfo::Cpu(cpu) => (Some(cpu.simd), Some(cpu.threads)),
         };
+        let tuning = device.tuning();
         Self {
             version: env!("CARGO_PKG_VERSION"),
             commit: commit(),
@@ -77,6 +83,8 @@ impl Environment {
             simd,
             threads,
             shader_checks: device.shader_checks().map(|c| c.name()),
+            tuning: if tuning == Tuning::default() { "none" } else { "cache" },
+            tuned: tuning.len(),
             seed,
             samples: policy.samples,
             sample_ms: policy.sample.as_secs_f64() * 1e3,

@@ -3,19 +3,19 @@
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use regex::Regex;
 
-use super::{Outcome, print, progress, say, writable};
+use super::shapes::{self, Float, Layer, OpName, Shape};
+use super::{Outcome, print, progress, say, tuning, writable};
 use sparse24::engine::{Device, DeviceInfo, Options};
 use sparse24::io::{Dtype, TensorFile, write_atomically};
 use sparse24::kernel::ShaderChecks;
 use sparse24::mask::VectorLen;
 use sparse24::matrix::DType;
-use sparse24::measure::{self, Case, Choice, Layer, MODELS, Policy, Request};
+use sparse24::measure::{self, Case, Choice, Policy, Request};
 use sparse24::plan::Plan;
 use sparse24::problem::{Op, Problem};
 use sparse24::report::{Environment, Report};
@@ -74,6 +74,12 @@ pub(crate) struct Args {
     /// Keep the run-time checks in the shaders.
     #[arg(long)]
     checked: bool,
+    /// Folder of the caches of `sparse24 tune` (see there), from which a GPU's kernels are chosen.
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// Choose kernels by estimates, whatever was tuned.
+    #[arg(long, conflicts_with = "cache")]
+    no_tuning: bool,
     /// Write the run as JSON (schema sparse24-bench/1).
     #[arg(long, value_name = "FILE.json")]
     out: Option<PathBuf>,
@@ -91,105 +97,27 @@ impl Default for Args {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Float {
-    F32,
-    F16,
-}
-
-impl From<Float> for DType {
-    fn from(float: Float) -> Self {
-        match float {
-            Float::F32 => Self::F32,
-            Float::F16 => Self::F16,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum OpName {
-    Dense,
-    Sparse24,
-    Masked,
-    Masked24,
-    Auto,
-}
-
-/// What `--shapes` names: layers whose tokens are still open, or one shape.
-#[derive(Clone, Debug)]
-enum Shape {
-    Model { name: &'static str, layers: &'static [Layer] },
-    Exact { m: usize, n: usize, k: usize },
-    Square,
-}
-
-/// The sizes of `square`.
-const SQUARES: [usize; 3] = [1024, 2048, 4096];
-
-impl FromStr for Shape {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        if let Some((name, layers)) = MODELS.into_iter().find(|(name, _)| *name == text) {
-            return Ok(Self::Model { name, layers });
-        }
-        if text == "square" {
-            return Ok(Self::Square);
-        }
-        let sizes: Option<Vec<usize>> = text.split('x').map(|size| size.parse().ok()).collect();
-        match sizes.as_deref() {
-            Some([m, n, k]) if [m, n, k].contains(&&0) => {
-                Err(format!("{m}x{n}x{k} has a size of zero; there is nothing to measure"))
-            }
-            Some(&[m, n, k]) => Ok(Self::Exact { m, n, k }),
-            _ => {
-                let names: Vec<_> = MODELS.iter().map(|(name, _)| *name).chain(["square"]).collect();
-                Err(format!("neither one of {} nor MxNxK in whole numbers", names.join(", ")))
-            }
-        }
-    }
-}
-
 /// A layer to be measured, not yet in memory.
 enum Source {
-    Random { name: String, m: usize, n: usize, k: usize },
+    Random(Layer),
     Tensor { name: String, n: usize },
 }
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Random { name, m, n, k } => write!(f, "{name} {m}x{n}x{k}"),
+            Self::Random(Layer { name, m, n, k }) => write!(f, "{name} {m}x{n}x{k}"),
             Self::Tensor { name, .. } => write!(f, "tensor {name}"),
         }
     }
 }
 
 impl Args {
-    /// The operations in the order of their rows, and whether dense weights may stand in: dense first, the baseline of the
-    /// others.
-    fn operations(&self) -> Vec<(Op, Choice)> {
-        let has = |op| self.ops.contains(&op);
-        let mut vectors = self.vector.clone();
-        vectors.sort();
-        vectors.dedup();
-        let mut ops = Vec::new();
-        ops.extend(has(OpName::Dense).then_some((Op::Dense, Choice::Planner)));
-        for (name, choice) in [(OpName::Sparse24, Choice::Planner), (OpName::Auto, Choice::Auto)] {
-            if has(name) {
-                ops.extend(vectors.iter().map(|&v| (Op::Sparse24(v), choice)));
-            }
-        }
-        ops.extend(has(OpName::Masked).then_some((Op::Masked, Choice::Planner)));
-        ops.extend(has(OpName::Masked24).then_some((Op::Masked24, Choice::Planner)));
-        ops
-    }
-
     /// How each operation is solved on a layer. `--plan` is a name of at least one of them.
     fn requests(&self, device: &Device, (m, n, k, dtype): (usize, usize, usize, DType)) -> Result<Vec<Request>> {
         let mut requests = Vec::new();
         let mut names = Vec::new();
-        for (op, choice) in self.operations() {
+        for (op, choice) in shapes::operations(&self.ops, &self.vector) {
             let problem = Problem::linear(op, m, n, k, dtype);
             let plan = match choice {
                 Choice::Auto => device.plan_or_dense(&problem)?,
@@ -216,29 +144,14 @@ impl Args {
 
     /// What is to be measured: `--shapes`, or the tensors of `--weights`.
     fn sources(&self, file: Option<&TensorFile>) -> Result<Vec<Source>> {
-        let tokens = || self.tokens.iter().map(|n| n.get());
-        let mut sources = Vec::new();
         if let Some(file) = file {
+            let mut sources = Vec::new();
             for name in self.tensors(file)? {
-                sources.extend(tokens().map(|n| Source::Tensor { name: name.clone(), n }));
+                sources.extend(self.tokens.iter().map(|n| Source::Tensor { name: name.clone(), n: n.get() }));
             }
             return Ok(sources);
         }
-        for shape in &self.shapes {
-            match *shape {
-                Shape::Exact { m, n, k } => sources.push(Source::Random { name: "shape".into(), m, n, k }),
-                Shape::Square => {
-                    sources.extend(SQUARES.map(|s| Source::Random { name: "square".into(), m: s, n: s, k: s }));
-                }
-                Shape::Model { name, layers } => {
-                    for &(layer, m, k) in layers {
-                        let name = format!("{name}.{layer}");
-                        sources.extend(tokens().map(|n| Source::Random { name: name.clone(), m, n, k }));
-                    }
-                }
-            }
-        }
-        Ok(sources)
+        Ok(shapes::layers(&self.shapes, &self.tokens).into_iter().map(Source::Random).collect())
     }
 
     /// Names of the matrices of a file: its 2-D float tensors, and those that it holds compressed.
@@ -278,7 +191,7 @@ impl Args {
                 let own = if info.dtype == Dtype::F16 { DType::F16 } else { DType::F32 };
                 (info.shape[0], *n, info.shape[1], own)
             }
-            (Source::Random { m, n, k, .. }, _) => (*m, *n, *k, DType::F32),
+            (Source::Random(Layer { m, n, k, .. }), _) => (*m, *n, *k, DType::F32),
             (Source::Tensor { name, .. }, None) => bail!("no file to take {name} from"),
         };
         // bf16 is widened.
@@ -289,7 +202,7 @@ impl Args {
     /// Brings a layer into memory.
     fn load(&self, source: &Source, file: Option<&TensorFile>) -> Result<Case> {
         match (source, file) {
-            (Source::Random { name, m, n, k }, _) => {
+            (Source::Random(Layer { name, m, n, k }), _) => {
                 let dtype = self.dtype.map_or(DType::F32, DType::from);
                 Ok(Case::random(name, *m, *n, *k, dtype, self.seed)?)
             }
@@ -324,7 +237,7 @@ impl Args {
         };
         let mut words = vec!["sparse24".to_owned(), "bench".into(), "--device".into(), device];
         match source {
-            Source::Random { m, n, k, .. } => words.extend(["--shapes".into(), format!("{m}x{n}x{k}")]),
+            Source::Random(Layer { m, n, k, .. }) => words.extend(["--shapes".into(), format!("{m}x{n}x{k}")]),
             Source::Tensor { name, n } => {
                 let file = self.weights.as_deref().map(|p| p.display().to_string()).unwrap_or_default();
                 let filter = quoted(&format!("^{}$", regex::escape(name)));
@@ -351,6 +264,10 @@ impl Args {
         words.extend(["--seed".into(), self.seed.to_string()]);
         words.extend(self.quick.then(|| "--quick".into()));
         words.extend(self.checked.then(|| "--checked".into()));
+        words.extend(self.no_tuning.then(|| "--no-tuning".into()));
+        if let Some(cache) = &self.cache {
+            words.extend(["--cache".into(), quoted(&cache.display().to_string())]);
+        }
         words.join(" ")
     }
 }
@@ -362,6 +279,9 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let checks = if args.checked { ShaderChecks::Checked } else { ShaderChecks::Trusted };
     let options = Options { threads: args.threads.map(usize::from), checks, ..Options::default() };
     let device = Device::open(&args.device, options).context("--device")?;
+    if !args.no_tuning {
+        tuning::apply(&device, args.cache.as_deref())?;
+    }
 
     let policy = if args.quick { Policy::QUICK } else { Policy::FULL };
     let given: Vec<_> = std::env::args_os().skip(1).map(|a| quoted(&a.to_string_lossy())).collect();

@@ -1,0 +1,559 @@
+//! Which way is best on the device at hand: measured once, kept in a file, believed by the planner from then on.
+//!
+//! Estimates choose well between kernels that differ much and badly between those that differ little, and what differs little on
+//! one GPU differs much on the next. So [`try_all`] races the candidates of a problem, and a [`Cache`] keeps the winners for the
+//! one thing they hold for: an adapter, its driver, this version of the crate and its shader checks, together the [`Key`].
+//! [`Cache::tuning`] is what [`Device::set_tuning`] takes. Nothing here runs by itself: opening a device reads no files.
+//!
+//! Invariants: a plan whose result was wrong is never a winner. A cache that was loaded is sound in every field and belongs to
+//! the key that it was loaded for; any other file is an error that says what is wrong with it, and none of it is used.
+//!
+//! # The file
+//! JSON, schema `sparse24-tuning/1`, one file per key. Times are seconds per call, ceilings as in benchmark files (null where the
+//! device has no such arithmetic), dates RFC 3339:
+//! ```text
+//! {"schema": "sparse24-tuning/1", "version": "0.1.0", "adapter": "NVIDIA H100", "driver": "NVIDIA 570.1",
+//!  "backend": "vulkan", "shader_checks": "trusted",
+//!  "ceilings": {"fma_f32_tflops": 60.1, "fma_f16_tflops": null, "cooperative_f16_tflops": 620.0, "copy_gb_per_s": 2700.0},
+//!  "entries": [{"op": "sparse24", "vector": 32, "dtype": "f16", "m": 768, "n": 512, "k": 3072,
+//!               "way": "coop_128x128x32_t128", "splits": 4, "seconds": 2.1e-5, "date": "2026-11-22T10:00:00Z"}]}
+//! ```
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde_json::{Map, Value, json};
+
+use crate::engine::{Device, DeviceInfo};
+use crate::error::{Error, Result};
+use crate::io::write_atomically;
+use crate::kernel::{Caps, Rates, Way};
+use crate::mask::VectorLen;
+use crate::matrix::DType;
+use crate::measure::{self, Case, Ceilings, Policy, Trial};
+use crate::plan::{MOST_SPLITS, Method, Plan, Tuned, Tuning};
+use crate::problem::{Op, Problem};
+
+/// Name and version of the file's schema.
+pub const SCHEMA: &str = "sparse24-tuning/1";
+
+/// Candidates whose estimate is this many times the lowest one are not tried: estimates are not that wrong.
+const HOPELESS: f64 = 6.0;
+
+/// A larger file is no cache: an entry takes 200 bytes.
+const MOST_BYTES: u64 = 64 << 20;
+
+/// No call takes longer, in seconds.
+const LONGEST_CALL: f64 = 3600.0;
+
+/// What measured times hold for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    version: String,
+    adapter: String,
+    driver: String,
+    backend: String,
+    shader_checks: String,
+}
+
+impl Key {
+    /// The key of a GPU; `None` for the CPU device, which has nothing to choose between, and for a GPU that acts out what it
+    /// does not have.
+    pub fn of(device: &Device) -> Option<Self> {
+        let (DeviceInfo::Gpu(info), Some(checks)) = (device.info(), device.shader_checks()) else { return None };
+        (!info.caps.emulates_cooperative).then(|| Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            adapter: info.name,
+            driver: info.driver,
+            backend: info.backend,
+            shader_checks: checks.name().to_owned(),
+        })
+    }
+
+    /// The fields, by their names in the file.
+    fn fields(&self) -> [(&'static str, &str); 5] {
+        [
+            ("version", &self.version),
+            ("adapter", &self.adapter),
+            ("driver", &self.driver),
+            ("backend", &self.backend),
+            ("shader_checks", &self.shader_checks),
+        ]
+    }
+
+    /// Name of the cache's file: readable, and different for every key.
+    pub fn file_name(&self) -> String {
+        // FNV-1a, which stays the same from version to version.
+        let mut hash = 0xcbf2_9ce4_8422_2325u64;
+        for byte in self.fields().iter().flat_map(|(_, value)| value.bytes().chain([0])) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        format!("{}{hash:016x}.json", self.prefix())
+    }
+
+    /// What the names of all files of this adapter start with, whatever its driver and the crate's version.
+    fn prefix(&self) -> String {
+        let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+        let slug: String = self.adapter.chars().take(40).map(plain).collect();
+        format!("{slug}-{}-{}-", self.backend, self.shader_checks)
+    }
+}
+
+/// The best way that was found for one problem, and when.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    problem: Problem,
+    tuned: Tuned,
+    date: String,
+}
+
+impl Entry {
+    /// The problem, in the linear form and without an epilogue.
+    pub fn problem(&self) -> &Problem {
+        &self.problem
+    }
+
+    /// The best way.
+    pub fn tuned(&self) -> &Tuned {
+        &self.tuned
+    }
+}
+
+/// What has been measured on one device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cache {
+    key: Key,
+    ceilings: Ceilings,
+    entries: Vec<Entry>,
+}
+
+impl Cache {
+    /// A cache with nothing in it.
+    pub fn new(key: Key) -> Self {
+        Self { key, ceilings: Ceilings::default(), entries: Vec::new() }
+    }
+
+    /// The cache of this key in a folder; `None` if there is no such file. An error says what is wrong with the file.
+    pub fn load(folder: &Path, key: &Key) -> Result<Option<Self>> {
+        let path = folder.join(key.file_name());
+        let file = match File::open(&path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(|e| Error::io(&path, e))?,
+        };
+        let mut text = Vec::new();
+        file.take(MOST_BYTES + 1).read_to_end(&mut text).map_err(|e| Error::io(&path, e))?;
+        if text.len() as u64 > MOST_BYTES {
+            return Err(Error::file(&path, format!("more than {MOST_BYTES} bytes")));
+        }
+        let json = serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("not JSON: {e}")))?;
+        Self::from_json(&json, key).map(Some).map_err(|reason| Error::file(&path, reason))
+    }
+
+    /// Writes the cache into a folder, which is made if need be, and returns the file's path. The file appears complete or not
+    /// at all; of two programs that write it, the later one wins.
+    pub fn save(&self, folder: &Path) -> Result<PathBuf> {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let path = folder.join(self.key.file_name());
+        write_atomically(&path, |out| writeln!(out, "{:#}", self.to_json()))?;
+        Ok(path)
+    }
+
+    /// Whether a folder holds a cache of the same adapter for another driver or another version of this crate.
+    pub fn has_outdated(folder: &Path, key: &Key) -> bool {
+        let (prefix, own) = (key.prefix(), key.file_name());
+        let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        names.filter_map(|name| name.into_string().ok()).any(|name| name.starts_with(&prefix) && name != own)
+    }
+
+    /// What it holds for.
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// What the device can do, as far as it was measured.
+    pub fn ceilings(&self) -> &Ceilings {
+        &self.ceilings
+    }
+
+    /// Takes over what the device was measured to do.
+    pub fn set_ceilings(&mut self, ceilings: Ceilings) {
+        self.ceilings = ceilings;
+    }
+
+    /// What was found for exactly this operation, type and shape.
+    pub fn get(&self, problem: &Problem) -> Option<&Entry> {
+        self.entries.iter().find(|e| same(&e.problem, problem))
+    }
+
+    /// Adds what was found for a problem just now, in place of what was there.
+    pub fn insert(&mut self, problem: &Problem, tuned: Tuned) {
+        let Problem { op, m, n, k, storage, .. } = *problem;
+        let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        self.entries.retain(|e| !same(&e.problem, problem));
+        self.entries.push(Entry { problem: Problem::linear(op, m, n, k, storage), tuned, date });
+    }
+
+    /// All that was found.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// For [`Device::set_tuning`]: the best ways, and rates where ceilings were measured.
+    pub fn tuning(&self, caps: &Caps) -> Tuning {
+        let mut tuning = Tuning::new(rates(&self.ceilings, &caps.rates));
+        for entry in &self.entries {
+            tuning.insert(&entry.problem, entry.tuned);
+        }
+        tuning
+    }
+
+    fn to_json(&self) -> Value {
+        let entries: Vec<_> = self.entries.iter().map(Entry::to_json).collect();
+        let ceilings = ceiling_fields(&self.ceilings).map(|(name, value)| (name.to_owned(), json!(value)));
+        let ceilings = Map::from_iter(ceilings);
+        let mut json = json!({ "schema": SCHEMA, "ceilings": ceilings, "entries": entries });
+        for (name, value) in self.key.fields() {
+            json[name] = value.into();
+        }
+        json
+    }
+
+    fn from_json(json: &Value, key: &Key) -> std::result::Result<Self, String> {
+        for (name, wanted) in [("schema", SCHEMA)].into_iter().chain(key.fields()) {
+            match json[name].as_str() {
+                Some(found) if found == wanted => {}
+                Some(found) => return Err(format!("made for {name} {found:?}, not {wanted:?}")),
+                None => return Err(format!("has no {name}")),
+            }
+        }
+        let mut cache = Self::new(key.clone());
+        let Some(ceilings) = json["ceilings"].as_object() else { return Err("has no ceilings".into()) };
+        let ceiling = |name: &str| match ceilings.get(name) {
+            Some(Value::Null) => Ok(None),
+            Some(value) => positive(value, f64::MAX).map(Some).ok_or(format!("{name} is {value}")),
+            None => Err(format!("has no {name}")),
+        };
+        cache.ceilings = Ceilings {
+            fma_f32_tflops: ceiling("fma_f32_tflops")?,
+            fma_f16_tflops: ceiling("fma_f16_tflops")?,
+            cooperative_f16_tflops: ceiling("cooperative_f16_tflops")?,
+            copy_gb_per_s: ceiling("copy_gb_per_s")?,
+        };
+        for (i, entry) in json["entries"].as_array().ok_or("has no entries")?.iter().enumerate() {
+            let entry = Entry::from_json(entry).map_err(|e| format!("entry {i}: {e}"))?;
+            if cache.get(&entry.problem).is_some() {
+                return Err(format!("entry {i}: the same problem as an earlier one"));
+            }
+            cache.entries.push(entry);
+        }
+        Ok(cache)
+    }
+}
+
+impl Entry {
+    fn to_json(&self) -> Value {
+        let Problem { op, m, n, k, storage, .. } = self.problem;
+        let Tuned { way, splits, seconds, .. } = self.tuned;
+        json!({
+            "op": op.kernel_name(), "vector": op.vector().map(VectorLen::get), "dtype": storage.name(), "m": m, "n": n, "k": k,
+            "way": way.to_string(), "splits": splits, "seconds": seconds, "date": self.date,
+        })
+    }
+
+    fn from_json(json: &Value) -> std::result::Result<Self, String> {
+        let bad = |name: &str| format!("{name} is {}", json[name]);
+        let vector = match &json["vector"] {
+            Value::Null => None,
+            v => Some(v.as_u64().and_then(|v| VectorLen::new(v as usize).ok()).ok_or_else(|| bad("vector"))?),
+        };
+        let op = Op::all().find(|op| json["op"] == op.kernel_name() && op.vector() == vector);
+        let op = op.ok_or_else(|| format!("{} at vector {}", bad("op"), json["vector"]))?;
+        let storage = [DType::F32, DType::F16].into_iter().find(|d| json["dtype"] == d.name());
+        let storage = storage.ok_or_else(|| bad("dtype"))?;
+        let size = |name: &str, most: usize| {
+            let size = json[name].as_u64().and_then(|size| usize::try_from(size).ok());
+            size.filter(|size| (1..=most).contains(size)).ok_or_else(|| bad(name))
+        };
+        // What kernels can count.
+        let most = u32::MAX as usize;
+        let (m, n, k) = (size("m", most)?, size("n", most)?, size("k", most)?);
+        let splits = size("splits", MOST_SPLITS)?;
+        let way = json["way"].as_str().and_then(|name| Way::named(op, storage, name)).ok_or_else(|| bad("way"))?;
+        let seconds = positive(&json["seconds"], LONGEST_CALL).ok_or_else(|| bad("seconds"))?;
+        let date = json["date"].as_str().filter(|d| humantime::parse_rfc3339(d).is_ok()).ok_or_else(|| bad("date"))?;
+        Ok(Self {
+            problem: Problem::linear(op, m, n, k, storage),
+            tuned: Tuned { n, way, splits, seconds },
+            date: date.to_owned(),
+        })
+    }
+}
+
+/// Whether two problems share an entry: form, output and epilogue make little difference.
+fn same(a: &Problem, b: &Problem) -> bool {
+    (a.op, a.storage, a.m, a.n, a.k) == (b.op, b.storage, b.m, b.n, b.k)
+}
+
+fn positive(value: &Value, most: f64) -> Option<f64> {
+    value.as_f64().filter(|x| x.is_finite() && *x > 0.0 && *x <= most)
+}
+
+fn ceiling_fields(ceilings: &Ceilings) -> [(&'static str, Option<f64>); 4] {
+    [
+        ("fma_f32_tflops", ceilings.fma_f32_tflops),
+        ("fma_f16_tflops", ceilings.fma_f16_tflops),
+        ("cooperative_f16_tflops", ceilings.cooperative_f16_tflops),
+        ("copy_gb_per_s", ceilings.copy_gb_per_s),
+    ]
+}
+
+/// Measured rates for the planner, in place of those guessed from the device's kind. No probe measures the last cache, whose
+/// ratio to memory is kept, nor what a dispatch costs. `None` unless arithmetic and memory were measured.
+pub fn rates(ceilings: &Ceilings, guess: &Rates) -> Option<Rates> {
+    let memory = ceilings.copy_gb_per_s? * 1e9;
+    // Ceilings count two operations per multiply-add.
+    Some(Rates {
+        fma: ceilings.fma_f32_tflops? * 1e12 / 2.0,
+        cooperative: ceilings.cooperative_f16_tflops.map_or(guess.cooperative, |x| x * 1e12 / 2.0),
+        memory,
+        cache: guess.cache * memory / guess.memory,
+        dispatch: guess.dispatch,
+    })
+}
+
+/// The plans for a problem that are worth measuring on a GPU: those whose estimate is not hopeless, and what is planned where
+/// nothing was measured. That one is the first, for others to be compared with; the rest follow by their estimates.
+pub fn candidates(device: &Device, problem: &Problem) -> Result<Vec<Plan>> {
+    let Some(caps) = device.caps() else { return Ok(Vec::new()) };
+    let mut plans = vec![Plan::gpu(problem, caps, &Tuning::default())?];
+    let all = device.candidates(problem)?;
+    let limit = HOPELESS * all.first().map_or(0.0, Plan::estimated_seconds);
+    let worth = all.into_iter().filter(|plan| plan.estimated_seconds() <= limit);
+    let others: Vec<_> = worth.filter(|plan| plan.way() != plans[0].way()).collect();
+    plans.extend(others);
+    Ok(plans)
+}
+
+/// The candidates of a problem and how each of them fared.
+#[derive(Clone, Debug)]
+pub struct Tried {
+    trials: Vec<(Plan, Trial)>,
+}
+
+/// Races candidates (those of [`candidates`], in their order) on a case. `progress` is called with the number of those that have
+/// been tried.
+pub fn try_all(
+    device: &Device,
+    case: &Case,
+    op: Op,
+    candidates: Vec<Plan>,
+    policy: &Policy,
+    seed: u64,
+    progress: impl FnMut(usize),
+) -> Result<Tried> {
+    let trials = measure::race(device, case, op, &candidates, policy, seed, progress)?;
+    Ok(Tried { trials: candidates.into_iter().zip(trials).collect() })
+}
+
+impl Tried {
+    /// Every candidate, the untuned choice first.
+    pub fn trials(&self) -> &[(Plan, Trial)] {
+        &self.trials
+    }
+
+    /// The plan with the lowest median among those with a right result, and its seconds.
+    pub fn best(&self) -> Option<(&Plan, f64)> {
+        let timed = self.trials.iter().filter_map(|(plan, trial)| match trial {
+            Trial::Timed(seconds) => Some((plan, *seconds)),
+            Trial::Behind(_) | Trial::Failed(_) => None,
+        });
+        timed.min_by(|a, b| a.1.total_cmp(&b.1))
+    }
+
+    /// The best plan, for [`Cache::insert`].
+    pub fn tuned(&self) -> Option<Tuned> {
+        let (plan, seconds) = self.best()?;
+        let Method::Gpu(method) = plan.method() else { return None };
+        Some(Tuned { n: plan.problem().n, way: method.kernel().way(), splits: method.splits(), seconds })
+    }
+
+    /// Seconds of what would run if nothing had been measured, over those of the best plan.
+    pub fn gain(&self) -> Option<f64> {
+        let untuned = self.trials.first()?.1.seconds()?;
+        Some(untuned / self.best()?.1)
+    }
+
+    /// The candidates that failed, and why.
+    pub fn failures(&self) -> impl Iterator<Item = (&Plan, &str)> {
+        self.trials.iter().filter_map(|(plan, trial)| match trial {
+            Trial::Failed(what) => Some((plan, what.as_str())),
+            Trial::Timed(_) | Trial::Behind(_) => None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    fn key() -> Key {
+        let own = |s: &str| s.to_owned();
+        Key {
+            version: own("0.1.0"),
+            adapter: own("llvmpipe (LLVM 15, 256 bits)"),
+            driver: own("llvmpipe Mesa 22"),
+            backend: own("vulkan"),
+            shader_checks: own("trusted"),
+        }
+    }
+
+    fn cache() -> Cache {
+        let mut cache = Cache::new(key());
+        cache.ceilings = Ceilings { fma_f32_tflops: Some(0.5), copy_gb_per_s: Some(8.0), ..Ceilings::default() };
+        for op in Op::all() {
+            for storage in [DType::F32, DType::F16] {
+                for (i, way) in Way::of(op, storage).into_iter().enumerate() {
+                    let problem = Problem::linear(op, 768, 1 << i, 3072, storage);
+                    cache.insert(&problem, Tuned { n: 1 << i, way, splits: 1 << (i % 5), seconds: 0.25 });
+                }
+            }
+        }
+        cache
+    }
+
+    /// Writes a cache after `change` and loads it.
+    fn reloaded(change: impl FnOnce(&mut Value)) -> Result<Option<Cache>> {
+        let folder = tempfile::tempdir().unwrap();
+        let mut json = cache().to_json();
+        change(&mut json);
+        std::fs::write(folder.path().join(key().file_name()), json.to_string()).unwrap();
+        Cache::load(folder.path(), &key())
+    }
+
+    #[test]
+    fn a_cache_is_read_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("made").join("for it");
+        assert_eq!(Cache::load(&inner, &key()).unwrap(), None, "a missing file is no error");
+        let cache = cache();
+        let path = cache.save(&inner).unwrap();
+        assert_eq!(path.file_name().unwrap().to_str().unwrap(), key().file_name());
+        // Every way of every operation finds itself by its name.
+        assert_eq!(Cache::load(&inner, &key()).unwrap().unwrap(), cache);
+        assert_eq!(reloaded(|_| ()).unwrap().unwrap(), cache);
+        // No temporary file is left.
+        assert_eq!(std::fs::read_dir(&inner).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_entry_takes_the_place_of_the_one_before() {
+        let mut cache = cache();
+        let (count, entry) = (cache.entries.len(), cache.entries[3].clone());
+        cache.insert(&entry.problem, Tuned { seconds: 0.125, ..entry.tuned });
+        assert_eq!((cache.entries.len(), cache.get(&entry.problem).unwrap().tuned.seconds), (count, 0.125));
+        assert!(cache.get(&Problem { n: 3, ..entry.problem }).is_none());
+    }
+
+    #[test]
+    fn files_differ_for_every_part_of_the_key() {
+        let other = || "other".to_owned();
+        let keys = [
+            key(),
+            Key { version: other(), ..key() },
+            Key { adapter: other(), ..key() },
+            Key { driver: other(), ..key() },
+            Key { backend: other(), ..key() },
+            Key { shader_checks: other(), ..key() },
+        ];
+        let mut names: Vec<_> = keys.iter().map(Key::file_name).collect();
+        assert!(names[0].starts_with("llvmpipe--llvm-15--256-bits--vulkan-trusted-"), "{names:?}");
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), keys.len());
+        // The name must not change from build to build.
+        assert!(names.iter().any(|n| n.ends_with("-FNV.json")), "{names:?}");
+
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!Cache::has_outdated(&folder.path().join("none"), &keys[0]));
+        Cache::new(keys[0].clone()).save(folder.path()).unwrap();
+        assert!(!Cache::has_outdated(folder.path(), &keys[0]) && !Cache::has_outdated(folder.path(), &keys[2]));
+        assert!(Cache::has_outdated(folder.path(), &keys[1]) && Cache::has_outdated(folder.path(), &keys[3]));
+    }
+
+    #[test]
+    fn what_is_not_sound_is_refused_by_name() {
+        let set =
+            |pointer: &'static str, value: Value| move |json: &mut Value| *json.pointer_mut(pointer).unwrap() = value;
+        let entry = |field: &'static str, value: Value| move |json: &mut Value| json["entries"][1][field] = value;
+        type Change = Box<dyn FnOnce(&mut Value)>;
+        let cases: Vec<(Change, &str)> = vec![
+            (Box::new(set("/schema", json!("sparse24-tuning/2"))), "schema"),
+            (Box::new(set("/version", json!("0.0.9"))), "version \"0.0.9\", not \"0.1.0\""),
+            (Box::new(set("/adapter", json!("other"))), "adapter"),
+            (Box::new(set("/driver", json!("Mesa 23"))), "driver \"Mesa 23\""),
+            (Box::new(set("/backend", json!(7))), "has no backend"),
+            (Box::new(set("/shader_checks", json!("checked"))), "shader_checks"),
+            (Box::new(set("/entries", json!({}))), "has no entries"),
+            (Box::new(set("/ceilings", Value::Null)), "has no ceilings"),
+            (Box::new(set("/ceilings/copy_gb_per_s", json!(-8.0))), "copy_gb_per_s is -8.0"),
+            (Box::new(set("/ceilings/fma_f32_tflops", json!("0.5"))), "fma_f32_tflops"),
+            (Box::new(|json| *json = json!([])), "has no schema"),
+            (Box::new(entry("way", json!("64x64x17"))), "entry 1: way is \"64x64x17\""),
+            // A way of another operation.
+            (Box::new(entry("way", json!("branch_16x512x16"))), "way"),
+            (Box::new(entry("splits", json!(0))), "splits is 0"),
+            (Box::new(entry("splits", json!(17))), "splits is 17"),
+            (Box::new(entry("seconds", json!(-1e-3))), "seconds is -0.001"),
+            (Box::new(entry("seconds", json!(0.0))), "seconds"),
+            (Box::new(entry("seconds", json!(f64::NAN))), "seconds is null"),
+            (Box::new(entry("seconds", json!(1e300))), "seconds"),
+            (Box::new(entry("m", json!(0))), "m is 0"),
+            (Box::new(entry("n", json!(1u64 << 32))), "n is 4294967296"),
+            (Box::new(entry("k", json!(u64::MAX))), "k is"),
+            (Box::new(entry("k", json!(-1))), "k is -1"),
+            (Box::new(entry("k", json!(0.5))), "k is 0.5"),
+            (Box::new(entry("op", json!("sparse"))), "op"),
+            (Box::new(entry("vector", json!(32))), "at vector 32"),
+            (Box::new(entry("vector", json!(3))), "vector is 3"),
+            (Box::new(entry("dtype", json!("bf16"))), "dtype"),
+            (Box::new(entry("date", json!("yesterday"))), "date"),
+            (Box::new(|json| json["entries"][1] = json["entries"][0].clone()), "entry 1: the same problem"),
+        ];
+        for (change, named) in cases {
+            let error = reloaded(change).unwrap_err().to_string();
+            assert!(error.contains(named) && error.contains(&key().file_name()), "{named}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(key().file_name());
+        let whole = cache().to_json().to_string();
+        for text in ["", "{", &whole[..whole.len() - 1], &whole[..whole.len() / 2], "NaN", "\0\0\0"] {
+            std::fs::write(&path, text).unwrap();
+            assert!(Cache::load(folder.path(), &key()).unwrap_err().to_string().contains("not JSON"), "{text}");
+        }
+        let overflow = whole.replacen("0.25", "1e999", 1);
+        std::fs::write(&path, overflow).unwrap();
+        assert!(Cache::load(folder.path(), &key()).is_err());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(Cache::load(folder.path(), &key()).is_err(), "a folder is no file");
+    }
+
+    #[test]
+    fn rates_come_from_ceilings_where_those_were_measured() {
+        let guess = Rates { fma: 1.0, cooperative: 7.0, memory: 2.0, cache: 6.0, dispatch: 9.0 };
+        let measured = Ceilings { fma_f32_tflops: Some(4.0), copy_gb_per_s: Some(3.0), ..Ceilings::default() };
+        let expected = Rates { fma: 2e12, cooperative: 7.0, memory: 3e9, cache: 9e9, dispatch: 9.0 };
+        assert_eq!(rates(&measured, &guess), Some(expected));
+        let coop = Ceilings { cooperative_f16_tflops: Some(10.0), ..measured };
+        assert_eq!(rates(&coop, &guess), Some(Rates { cooperative: 5e12, ..expected }));
+        assert_eq!(rates(&Ceilings { copy_gb_per_s: None, ..measured }, &guess), None);
+        assert_eq!(rates(&Ceilings::default(), &guess), None);
+    }
+}

@@ -21,7 +21,7 @@ environment:
   CARGO_TARGET_DIR      as for cargo
 
 For the GPU tests on a GPU of the machine, by a part of its name:
-  SPARSE24_REQUIRE_GPU=1 SPARSE24_TEST_DEVICE=NVIDIA cargo test --test gemm --test gpu -- --ignored
+  SPARSE24_REQUIRE_GPU=1 SPARSE24_TEST_DEVICE=NVIDIA cargo test --test gemm --test gpu --test tune -- --ignored
 USAGE
 }
 
@@ -168,7 +168,7 @@ if [[ $(uname -s) == Linux ]]; then
 fi
 
 # The tests that need a GPU are ignored unless asked for, so that a machine without one never seems to have passed them.
-gpu_tests=(cargo test --locked --test gemm --test gpu -- --ignored)
+gpu_tests=(cargo test --locked --test gemm --test gpu --test tune -- --ignored)
 
 # One profile and no RUSTFLAGS throughout, so that each dependency is built once for checking and once for
 # running. The denied warnings are passed to clippy and rustdoc alone, which leaves the dependencies' builds valid.

@@ -1,0 +1,326 @@
+//! The tuner: how plans follow measured times, and `sparse24 tune` as a user runs it. What needs a GPU is ignored unless asked
+//! for (`-- --include-ignored`); the rest sees no Vulkan driver.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use sparse24::kernel::{Caps, Rates, Way};
+use sparse24::plan::Tuned;
+use sparse24::{DType, Op, Plan, Problem, Tuning, VectorLen};
+
+const SPARSE: Op = Op::Sparse24(VectorLen::ONE);
+
+/// What a large GPU offers.
+fn caps() -> Caps {
+    Caps {
+        f16: true,
+        subgroups: Some((32, 32)),
+        cooperative: Vec::new(),
+        emulates_cooperative: false,
+        timestamps: true,
+        workgroup_memory: 48 << 10,
+        workgroup_threads: 1024,
+        grid: 65535,
+        busy_threads: 1 << 17,
+        rates: Rates { fma: 2e13, cooperative: 1e14, memory: 2e12, cache: 4e12, dispatch: 3e-6 },
+        binding_bytes: 1 << 31,
+        buffer_bytes: 1 << 40,
+    }
+}
+
+/// A way that the estimates do not choose, with its splits, measured at `n` tokens.
+fn unlikely(problem: &Problem, n: usize, seconds: f64) -> Tuned {
+    let way = Way::named(problem.op, problem.storage, "gemv_32x1_t256").unwrap();
+    assert_ne!(Plan::gpu(problem, &caps(), &Tuning::default()).unwrap().way(), "gemv_32x1_t256/2");
+    Tuned { n, way, splits: 2, seconds }
+}
+
+#[test]
+fn a_plan_follows_the_nearest_measurement_within_half_as_many_tokens_again() {
+    let problem = |n| Problem::linear(Op::Dense, 768, n, 3072, DType::F32);
+    let mut tuning = Tuning::default();
+    tuning.insert(&problem(512), unlikely(&problem(512), 512, 1e-5));
+    let way = |n| Plan::gpu(&problem(n), &caps(), &tuning).unwrap().way();
+    let untuned = |n| Plan::gpu(&problem(n), &caps(), &Tuning::default()).unwrap().way();
+    for n in [512, 342, 500, 768] {
+        assert_eq!(way(n), "gemv_32x1_t256/2", "{n}");
+    }
+    for n in [1, 341, 769, 2048] {
+        assert_eq!(way(n), untuned(n), "{n}");
+    }
+    // Another layer, type or operation is another matter.
+    for other in [
+        Problem { m: 769, ..problem(512) },
+        Problem { k: 3068, ..problem(512) },
+        Problem::linear(Op::Dense, 768, 512, 3072, DType::F16),
+        Problem { op: Op::Masked, ..problem(512) },
+    ] {
+        assert_ne!(Plan::gpu(&other, &caps(), &tuning).unwrap().way(), "gemv_32x1_t256/2", "{other:?}");
+    }
+    // Of two within reach the nearer one counts.
+    let near = Way::named(Op::Dense, DType::F32, "32x32x16").unwrap();
+    tuning.insert(&problem(640), Tuned { n: 640, way: near, splits: 1, seconds: 1e-5 });
+    let plan = Plan::gpu(&problem(600), &caps(), &tuning).unwrap();
+    assert_eq!(plan.way(), "32x32x16");
+    assert!(plan.explain().contains("lowest measured time at 640 tokens: 10.0 µs"), "{}", plan.explain());
+    assert_eq!(tuning.len(), 2);
+}
+
+#[test]
+fn a_measured_way_that_the_device_cannot_run_is_passed_over() {
+    let problem = Problem::linear(Op::Dense, 768, 512, 3072, DType::F32);
+    let mut tuning = Tuning::default();
+    tuning.insert(&problem, unlikely(&problem, 512, 1e-5));
+    let small = Caps { workgroup_memory: 16 << 10, ..caps() };
+    let plan = Plan::gpu(&problem, &small, &tuning).unwrap();
+    assert_eq!(plan.way(), Plan::gpu(&problem, &small, &Tuning::default()).unwrap().way());
+}
+
+#[test]
+fn dense_weights_stand_in_where_they_were_measured_to_take_less_time() {
+    let problem = |op, n| Problem::linear(op, 4096, n, 4096, DType::F32);
+    let tuned = |op, sparse_n, dense_n, sparse_seconds: f64| {
+        let mut tuning = Tuning::default();
+        let (sparse, dense) = (problem(op, sparse_n), problem(Op::Dense, dense_n));
+        tuning.insert(&sparse, unlikely(&sparse, sparse_n, sparse_seconds));
+        tuning.insert(&dense, unlikely(&dense, dense_n, 1e-3));
+        tuning
+    };
+    let weights = |tuning: &Tuning, op| {
+        let plan = Plan::gpu_or_dense(&problem(op, 512), &caps(), tuning).unwrap();
+        (plan.weights(), plan.explain())
+    };
+    let vector32 = Op::Sparse24(VectorLen::new(32).unwrap());
+    for op in [SPARSE, vector32] {
+        // Measurements decide, whichever way the estimates point.
+        let (kept, why) = weights(&tuned(op, 512, 512, 0.9e-3), op);
+        assert!(kept == op && why.contains("measured at 1.11 times dense's speed"), "{why}");
+        let (stood_in, why) = weights(&tuned(op, 512, 512, 1.1e-3), op);
+        assert!(stood_in == Op::Dense && why.contains("measured at 0.91 times dense's speed"), "{why}");
+        // Times at different numbers of tokens cannot be compared.
+        let (by_estimate, why) = weights(&tuned(op, 400, 512, 1e-9), op);
+        assert_eq!(by_estimate, weights(&Tuning::default(), op).0, "{why}");
+        assert!(why.contains("estimated at"), "{why}");
+    }
+}
+
+#[cfg(feature = "cli")]
+mod command {
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+
+    use serde_json::{Value, json};
+
+    use super::common::gpu;
+
+    /// Runs the binary to exit code `code` and returns stdout and stderr.
+    fn exits(command: &mut Command, code: i32) -> (String, String) {
+        let output = command.output().unwrap();
+        let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        assert_eq!(output.status.code(), Some(code), "{command:?}\n{stdout}\n{stderr}");
+        (stdout, stderr)
+    }
+
+    fn sparse24(arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
+        command.args(arguments);
+        command
+    }
+
+    fn without_gpu(arguments: &[&str]) -> Command {
+        let mut command = sparse24(arguments);
+        command.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent");
+        command.env_remove("VK_ADD_DRIVER_FILES");
+        command
+    }
+
+    #[test]
+    fn the_cpu_has_nothing_to_tune() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = folder.path().join("cache");
+        for device in ["cpu", "auto"] {
+            let mut command = without_gpu(&["tune", "--device", device, "--cache", cache.to_str().unwrap()]);
+            let (stdout, stderr) = exits(&mut command, 0);
+            assert!(stdout.is_empty() && stderr.contains("nothing to tune"), "{stdout}{stderr}");
+        }
+        assert!(!cache.exists());
+    }
+
+    #[test]
+    fn bad_flags_are_named_and_exit_with_2() {
+        for (flags, named) in [
+            (["--shapes", "4x0x4"], "zero"),
+            (["--shapes", "bert-tiny"], "bert-base"),
+            (["--tokens", "0"], "--tokens"),
+            (["--vector", "3"], "vector length 3"),
+            (["--dtype", "bf16"], "--dtype"),
+            (["--ops", "sparse"], "--ops"),
+            (["--budget", "-1"], "--budget"),
+            (["--budget", "NaN"], "--budget"),
+            (["--budget", "soon"], "not a number of seconds"),
+        ] {
+            let (stdout, stderr) = exits(&mut without_gpu(&["tune", flags[0], flags[1]]), 2);
+            assert!(stdout.is_empty() && stderr.contains(named), "{flags:?}: {stderr}");
+        }
+        exits(&mut without_gpu(&["bench", "--no-tuning", "--cache", "x"]), 2);
+        let (_, stderr) = exits(&mut without_gpu(&["tune", "--device", "no such device"]), 1);
+        assert!(stderr.contains("--device") && stderr.contains("cpu"), "{stderr}");
+    }
+
+    /// A bench on the CPU device neither reads a cache nor speaks of one.
+    #[test]
+    fn what_is_not_tuned_is_not_looked_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("run.json");
+        let arguments = ["bench", "--device", "cpu", "--quick", "--shapes", "8x8x8", "--out", out.to_str().unwrap()];
+        let (_, stderr) = exits(without_gpu(&arguments).env("SPARSE24_CACHE", folder.path()), 0);
+        let run: Value = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
+        let environment = &run["environment"];
+        assert_eq!((&environment["tuning"], &environment["tuned"]), (&json!("none"), &json!(0)));
+        assert!(stderr.is_empty(), "{stderr}");
+    }
+
+    /// A GPU, a folder for its cache, and the shape that is tuned there.
+    struct Setup {
+        device: String,
+        folder: tempfile::TempDir,
+    }
+
+    impl Setup {
+        fn new() -> Option<Self> {
+            let device = gpu()?.info().name().to_owned();
+            Some(Self { device, folder: tempfile::tempdir().unwrap() })
+        }
+
+        /// Runs a command on the small layer and returns stdout and stderr.
+        fn run(&self, command: &str, ops: &str, more: &[&str]) -> (String, String) {
+            let common = [command, "--device", &self.device, "--quick", "--ops", ops, "--vector", "1,32"];
+            let arguments = [&common[..], &["--shapes", "64x24x96"], more].concat();
+            exits(sparse24(&arguments).env("SPARSE24_CACHE", self.folder.path()), 0)
+        }
+
+        /// The one file in the folder.
+        fn file(&self) -> PathBuf {
+            let files: Vec<_> = std::fs::read_dir(self.folder.path()).unwrap().map(|f| f.unwrap().path()).collect();
+            assert_eq!(files.len(), 1, "{files:?}");
+            files[0].clone()
+        }
+
+        fn bench(&self, more: &[&str]) -> (Value, String) {
+            let out = tempfile::tempdir().unwrap();
+            let out = out.path().join("run.json");
+            let (_, stderr) = self.run("bench", "dense", &[more, &["--out", out.to_str().unwrap()]].concat());
+            (read(&out), stderr)
+        }
+    }
+
+    fn read(path: &Path) -> Value {
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    }
+
+    #[test]
+    #[ignore = "needs a GPU"]
+    fn what_was_tuned_is_not_measured_again() {
+        let Some(setup) = Setup::new() else { return };
+        // No time: nothing is measured, and that is said.
+        let (stdout, stderr) = setup.run("tune", "auto", &["--budget", "0"]);
+        assert!(stdout.is_empty() && stderr.contains("3 of 3 operations are not tuned"), "{stdout}{stderr}");
+        assert_eq!(std::fs::read_dir(setup.folder.path()).unwrap().count(), 0);
+
+        let (stdout, stderr) = setup.run("tune", "auto", &[]);
+        assert!(
+            stderr.is_empty() && stdout.contains("64x24x96") && stdout.contains("3 operations in"),
+            "{stdout}{stderr}"
+        );
+        let file = setup.file();
+        assert!(stdout.contains(file.to_str().unwrap()), "{stdout}");
+        let first = std::fs::read(&file).unwrap();
+        let cache = read(&file);
+        assert_eq!(cache["schema"], "sparse24-tuning/1");
+        assert_eq!(cache["adapter"], setup.device.as_str());
+        let ops: Vec<_> = cache["entries"].as_array().unwrap().iter().map(|e| (&e["op"], &e["vector"])).collect();
+        let (dense, sparse) = (json!("dense"), json!("sparse24"));
+        assert_eq!(ops, [(&dense, &Value::Null), (&sparse, &json!(1)), (&sparse, &json!(32))]);
+
+        // All of it is there, with time or without; a further operation is added to it.
+        for budget in [&[][..], &["--budget", "0"]] {
+            let (stdout, stderr) = setup.run("tune", "auto", budget);
+            assert!(stderr.is_empty() && stdout.matches("cached").count() == 3, "{stdout}{stderr}");
+            assert_eq!(std::fs::read(&file).unwrap(), first);
+        }
+        let (stdout, _) = setup.run("tune", "dense,masked", &[]);
+        assert!(stdout.matches("cached").count() == 1 && stdout.contains("4 operations in"), "{stdout}");
+        assert_eq!(read(&file)["entries"].as_array().unwrap()[..3], cache["entries"].as_array().unwrap()[..]);
+        // Unless it is to be measured again.
+        let (stdout, _) = setup.run("tune", "dense", &["--force"]);
+        assert!(!stdout.contains("cached") && stdout.contains("4 operations in"), "{stdout}");
+        assert_ne!(read(&file)["ceilings"], cache["ceilings"]);
+    }
+
+    #[test]
+    #[ignore = "needs a GPU"]
+    fn bench_believes_a_sound_cache_only() {
+        let Some(setup) = Setup::new() else { return };
+        setup.run("tune", "dense", &[]);
+        let file = setup.file();
+        let mut cache = read(&file);
+        let (run, stderr) = setup.bench(&[]);
+        let entry = &cache["entries"][0];
+        let splits = entry["splits"].as_u64().unwrap();
+        let tile =
+            format!("{}{}", entry["way"].as_str().unwrap(), if splits > 1 { format!("/{splits}") } else { "".into() });
+        assert_eq!(run["rows"][0]["tile"], tile.as_str());
+        assert_eq!((&run["environment"]["tuning"], &run["environment"]["tuned"]), (&json!("cache"), &json!(1)));
+        assert!(
+            !run.to_string().contains(setup.folder.path().to_str().unwrap()),
+            "no folder of the user's in a report"
+        );
+        assert!(stderr.is_empty(), "{stderr}");
+
+        // A way that nothing but the cache would choose, so that it is seen to be followed.
+        cache["entries"][0]["way"] = "gemv_32x1_t256".into();
+        cache["entries"][0]["splits"] = 1.into();
+        let written = |cache: &Value| std::fs::write(&file, cache.to_string()).unwrap();
+        written(&cache);
+        let tile_and_warning = |more: &[&str]| {
+            let (run, stderr) = setup.bench(more);
+            let tuning = run["environment"]["tuning"].as_str().unwrap().to_owned();
+            (run["rows"][0]["tile"].as_str().unwrap().to_owned(), tuning, stderr)
+        };
+        assert_eq!(tile_and_warning(&[]), ("gemv_32x1_t256".into(), "cache".into(), String::new()));
+        let (tile, tuning, stderr) = tile_and_warning(&["--no-tuning"]);
+        assert!(tile != "gemv_32x1_t256" && tuning == "none" && stderr.is_empty(), "{tile} {tuning} {stderr}");
+        // Checked shaders are another device to the tuner.
+        let (tile, tuning, _) = tile_and_warning(&["--checked"]);
+        assert!(tile != "gemv_32x1_t256" && tuning == "none", "{tile} {tuning}");
+
+        let damaged = |field: &str, value: Value| {
+            let mut cache = cache.clone();
+            *cache.pointer_mut(field).unwrap() = value;
+            cache.to_string()
+        };
+        let whole = cache.to_string();
+        for (text, named) in [
+            (whole[..whole.len() / 2].to_owned(), "not JSON"),
+            (damaged("/driver", json!("another driver")), "another driver"),
+            (damaged("/version", json!("0.0.0")), "0.0.0"),
+            (damaged("/entries/0/way", json!("gemv_32x2_t256")), "gemv_32x2_t256"),
+            (damaged("/entries/0/seconds", json!(-1.0)), "seconds is -1"),
+            (damaged("/entries/0/m", json!(1u64 << 40)), "m is 1099511627776"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let (tile, tuning, stderr) = tile_and_warning(&[]);
+            assert!(tile != "gemv_32x1_t256" && tuning == "none", "{named}: {tile} {tuning}");
+            assert!(stderr.starts_with("warning: tuning cache ignored") && stderr.contains(named), "{named}: {stderr}");
+        }
+        // Another driver's file, under its own name.
+        std::fs::rename(&file, file.to_str().unwrap().replace(".json", "0.json")).unwrap();
+        let (_, tuning, stderr) = tile_and_warning(&[]);
+        assert!(tuning == "none" && stderr.contains("another driver or another version"), "{stderr}");
+        // A damaged one is begun anew.
+        std::fs::write(&file, "{").unwrap();
+        let (stdout, stderr) = setup.run("tune", "dense", &[]);
+        assert!(stderr.contains("ignored") && !stdout.contains("cached"), "{stdout}{stderr}");
+        assert_eq!(read(&file)["entries"].as_array().unwrap().len(), 1);
+    }
+}

@@ -134,7 +134,8 @@ impl Tuning {
     pub fn get(&self, problem: &Problem) -> Option<&Tuned> {
         let distance = |e: &Tuned| (e.n as f64 / problem.n.max(1) as f64).ln().abs();
         let nearest = self.best.get(&Layer::of(problem))?.iter().min_by(|a, b| distance(a).total_cmp(&distance(b)))?;
-        (distance(nearest) <= 1.5f64.ln()).then_some(nearest)
+        let (fewer, more) = (nearest.n.min(problem.n) as f64, nearest.n.max(problem.n) as f64);
+        (more <= 1.5 * fewer).then_some(nearest)
     }
 
     /// Number of problems that were measured.
@@ -254,12 +255,16 @@ impl Plan {
         }
         let as_dense = Problem { op: Op::Dense, ..*problem };
         let dense = Self::gpu(&as_dense, caps, tuning)?;
-        let (Method::Gpu(a), Method::Gpu(b)) = (&own.method, &dense.method) else { return Ok(own) };
         // Measured against measured, at the same number of tokens; else estimated against estimated, which must promise
-        // something to be believed.
+        // something to be believed. What was measured for one of them alone does not change that comparison.
         let (sparse_time, dense_time, basis, margin) = match (tuning.get(problem), tuning.get(&as_dense)) {
             (Some(s), Some(d)) if s.n == d.n => (s.seconds, d.seconds, "measured", 1.0),
-            _ => (a.estimate.seconds(), b.estimate.seconds(), "estimated", 0.97),
+            (None, None) => (own.estimated_seconds(), dense.estimated_seconds(), "estimated", 0.97),
+            _ => {
+                let estimate = |problem| Self::gpu(problem, caps, &Tuning::new(tuning.rates));
+                let (own, dense) = (estimate(problem)?, estimate(&as_dense)?);
+                (own.estimated_seconds(), dense.estimated_seconds(), "estimated", 0.97)
+            }
         };
         let ratio = dense_time / sparse_time;
         if sparse_time <= margin * dense_time {
@@ -268,7 +273,7 @@ impl Plan {
         }
         let reason = format!(
             "dense weights, because {} is {basis} at {ratio:.2} times dense's speed ({} against {}); {}",
-            a.kernel.way(),
+            own.way(),
             time(sparse_time),
             time(dense_time),
             dense.reason

@@ -155,7 +155,7 @@ mod command {
             (["--vector", "3"], "vector length 3"),
             (["--dtype", "bf16"], "--dtype"),
             (["--ops", "sparse"], "--ops"),
-            (["--budget", "-1"], "--budget"),
+            (["--budget", "inf"], "--budget"),
             (["--budget", "NaN"], "--budget"),
             (["--budget", "soon"], "not a number of seconds"),
         ] {

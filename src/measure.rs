@@ -320,10 +320,10 @@ const FAR_BEHIND: f64 = 2.0;
 
 /// Finds out which of several plans for one operation takes the least time, giving up on those that are far behind.
 ///
-/// No plan is timed before a [`Referee`] has found its result right. Plans that keep up are then sampled in turns, so that a
-/// machine that slows down slows all alike. All plans must solve `case.problem(op)` with weights of that operation.
-/// `progress` is called with the number of plans that have been tried. Only a lost device, or a case that does not fit into
-/// memory, is an error.
+/// No plan is timed before its result on whole numbers has been found right. Plans that keep up are then sampled in
+/// turns, so that a machine that slows down slows all alike. All plans must solve `case.problem(op)` with weights of
+/// that operation. `progress` is called with the number of plans that have been tried. Only a lost device, or a case
+/// that does not fit into memory, is an error.
 pub fn race(
     device: &Device,
     case: &Case,
@@ -394,8 +394,9 @@ pub fn race(
     Ok(runners.into_iter().map(trial).collect())
 }
 
-/// Judges many outputs for the same whole numbers, where sums are exact in every order: the oracle checks a sample of the first
-/// output, and all elements of the others are compared with it. Where two outputs differ, the oracle says which is wrong.
+/// Judges many outputs for the same whole numbers, where sums are exact in every order: the oracle checks a sample of
+/// the first output, and all elements of the others are compared with it. Where two outputs differ, the oracle says
+/// which is wrong.
 struct Referee<'a> {
     oracle: Oracle<'a>,
     /// In the linear form, without epilogue.

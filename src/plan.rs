@@ -382,8 +382,8 @@ impl Plan {
         }
     }
 
-    /// Seconds that a call should take, by the counted work of its kernel against the device's [`Rates`]; 0 on the CPU, which
-    /// has nothing to choose between.
+    /// Seconds that a call should take, by the counted work of its kernel against the device's [`Rates`]; 0 on the CPU,
+    /// which has nothing to choose between.
     pub fn estimated_seconds(&self) -> f64 {
         match &self.method {
             Method::Gpu(method) => method.estimate.seconds(),

@@ -1,16 +1,18 @@
 //! Which way is best on the device at hand: measured once, kept in a file, believed by the planner from then on.
 //!
-//! Estimates choose well between kernels that differ much and badly between those that differ little, and what differs little on
-//! one GPU differs much on the next. So [`try_all`] races the candidates of a problem, and a [`Cache`] keeps the winners for the
-//! one thing they hold for: an adapter, its driver, this version of the crate and its shader checks, together the [`Key`].
-//! [`Cache::tuning`] is what [`Device::set_tuning`] takes. Nothing here runs by itself: opening a device reads no files.
+//! Estimates choose well between kernels that differ much and badly between those that differ little, and what differs
+//! little on one GPU differs much on the next. So [`try_all`] races the candidates of a problem, and a [`Cache`] keeps
+//! the winners for the one thing they hold for: an adapter, its driver, this version of the crate and its shader
+//! checks, together the [`Key`]. [`Cache::tuning`] is what [`Device::set_tuning`] takes. Nothing here runs by itself:
+//! opening a device reads no files.
 //!
-//! Invariants: a plan whose result was wrong is never a winner. A cache that was loaded is sound in every field and belongs to
-//! the key that it was loaded for; any other file is an error that says what is wrong with it, and none of it is used.
+//! Invariants: a plan whose result was wrong is never a winner. A cache that was loaded is sound in every field and
+//! belongs to the key that it was loaded for; any other file is an error that says what is wrong with it, and none of
+//! it is used.
 //!
 //! # The file
-//! JSON, schema `sparse24-tuning/1`, one file per key. Times are seconds per call, ceilings as in benchmark files (null where the
-//! device has no such arithmetic), dates RFC 3339:
+//! JSON, schema `sparse24-tuning/1`, one file per key. Times are seconds per call, ceilings as in benchmark files (null
+//! where the device has no such arithmetic), dates RFC 3339:
 //! ```text
 //! {"schema": "sparse24-tuning/1", "version": "0.1.0", "adapter": "NVIDIA H100", "driver": "NVIDIA 570.1",
 //!  "backend": "vulkan", "shader_checks": "trusted",
@@ -59,8 +61,8 @@ pub struct Key {
 }
 
 impl Key {
-    /// The key of a GPU; `None` for the CPU device, which has nothing to choose between, and for a GPU that acts out what it
-    /// does not have.
+    /// The key of a GPU; `None` for the CPU device, which has nothing to choose between, and for a GPU that acts out
+    /// what it does not have.
     pub fn of(device: &Device) -> Option<Self> {
         let (DeviceInfo::Gpu(info), Some(checks)) = (device.info(), device.shader_checks()) else { return None };
         (!info.caps.emulates_cooperative).then(|| Self {
@@ -151,8 +153,8 @@ impl Cache {
         Self::from_json(&json, key).map(Some).map_err(|reason| Error::file(&path, reason))
     }
 
-    /// Writes the cache into a folder, which is made if need be, and returns the file's path. The file appears complete or not
-    /// at all; of two programs that write it, the later one wins.
+    /// Writes the cache into a folder, which is made if need be, and returns the file's path. The file appears complete
+    /// or not at all; of two programs that write it, the later one wins.
     pub fn save(&self, folder: &Path) -> Result<PathBuf> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         let path = folder.join(self.key.file_name());
@@ -309,8 +311,8 @@ fn ceiling_fields(ceilings: &Ceilings) -> [(&'static str, Option<f64>); 4] {
     ]
 }
 
-/// Measured rates for the planner, in place of those guessed from the device's kind. No probe measures the last cache, whose
-/// ratio to memory is kept, nor what a dispatch costs. `None` unless arithmetic and memory were measured.
+/// Measured rates for the planner, in place of those guessed from the device's kind. No probe measures the last cache,
+/// whose ratio to memory is kept, nor what a dispatch costs. `None` unless arithmetic and memory were measured.
 pub fn rates(ceilings: &Ceilings, guess: &Rates) -> Option<Rates> {
     let memory = ceilings.copy_gb_per_s? * 1e9;
     // Ceilings count two operations per multiply-add.
@@ -323,8 +325,9 @@ pub fn rates(ceilings: &Ceilings, guess: &Rates) -> Option<Rates> {
     })
 }
 
-/// The plans for a problem that are worth measuring on a GPU: those whose estimate is not hopeless, and what is planned where
-/// nothing was measured. That one is the first, for others to be compared with; the rest follow by their estimates.
+/// The plans for a problem that are worth measuring on a GPU: those whose estimate is not hopeless, and what is planned
+/// where nothing was measured. That one is the first, for others to be compared with; the rest follow by their
+/// estimates.
 pub fn candidates(device: &Device, problem: &Problem) -> Result<Vec<Plan>> {
     let Some(caps) = device.caps() else { return Ok(Vec::new()) };
     let mut plans = vec![Plan::gpu(problem, caps, &Tuning::default())?];
@@ -342,8 +345,8 @@ pub struct Tried {
     trials: Vec<(Plan, Trial)>,
 }
 
-/// Races candidates (those of [`candidates`], in their order) on a case. `progress` is called with the number of those that have
-/// been tried.
+/// Races candidates (those of [`candidates`], in their order) on a case. `progress` is called with the number of those
+/// that have been tried.
 pub fn try_all(
     device: &Device,
     case: &Case,

@@ -1,5 +1,5 @@
-//! The tuner: how plans follow measured times, and `sparse24 tune` as a user runs it. What needs a GPU is ignored unless asked
-//! for (`-- --include-ignored`); the rest sees no Vulkan driver.
+//! The tuner: how plans follow measured times, and `sparse24 tune` as a user runs it. What needs a GPU is ignored
+//! unless asked for (`-- --include-ignored`); the rest sees no Vulkan driver.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;

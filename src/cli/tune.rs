@@ -1,5 +1,5 @@
-//! `sparse24 tune`: which layers and operations, then [`tune`](sparse24::tune), one after another, each kept as soon as it is
-//! found.
+//! `sparse24 tune`: which layers and operations, then [`tune`](sparse24::tune), one after another, each kept as soon as
+//! it is found.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -21,9 +21,10 @@ use sparse24::tune::{self, Cache, Key, Tried};
 
 /// Find out by measurement which kernel is best on this device, for later runs to use.
 ///
-/// Races the candidates of every operation and layer, each verified first, and keeps the winners in a file of this adapter,
-/// driver and version of sparse24. What is in the file already is not measured again, so an interrupted run goes on where it
-/// stopped. Takes the layers and operations that `bench` takes, with the same defaults. The CPU device has nothing to tune.
+/// Races the candidates of every operation and layer, each verified first, and keeps the winners in a file of this
+/// adapter, driver and version of sparse24. What is in the file already is not measured again, so an interrupted run
+/// goes on where it stopped. Takes the layers and operations that `bench` takes, with the same defaults. The CPU device
+/// has nothing to tune.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   sparse24 tune                                 # what `sparse24 bench` measures

@@ -14,11 +14,11 @@
 //! JSON, schema `sparse24-tuning/1`, one file per key. Times are seconds per call, ceilings as in benchmark files (null
 //! where the device has no such arithmetic), dates RFC 3339:
 //! ```text
-//! {"schema": "sparse24-tuning/1", "version": "0.1.0", "adapter": "NVIDIA H100", "driver": "NVIDIA 570.1",
+//! {"schema": "sparse24-tuning/1", "version": "0.1.0", "adapter": "name of the adapter", "driver": "name and version",
 //!  "backend": "vulkan", "shader_checks": "trusted",
-//!  "ceilings": {"fma_f32_tflops": 60.1, "fma_f16_tflops": null, "cooperative_f16_tflops": 620.0, "copy_gb_per_s": 2700.0},
+//!  "ceilings": {"fma_f32_tflops": 1.5, "fma_f16_tflops": null, "cooperative_f16_tflops": null, "copy_gb_per_s": 100.0},
 //!  "entries": [{"op": "sparse24", "vector": 32, "dtype": "f16", "m": 768, "n": 512, "k": 3072,
-//!               "way": "coop_128x128x32_t128", "splits": 4, "seconds": 2.1e-5, "date": "2026-11-22T10:00:00Z"}]}
+//!               "way": "128x128x16", "splits": 4, "seconds": 1e-3, "date": "2026-11-22T10:00:00Z"}]}
 //! ```
 
 use std::fs::File;

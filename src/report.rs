@@ -31,7 +31,7 @@ pub struct Report {
 pub struct Environment {
     version: &'static str,
     /// The commit at which the source tree of the binary stands when the run starts, where it is still there; `-dirty` if
-    /// changed.
+    /// changed. Else what `SPARSE24_COMMIT` says.
     commit: Option<String>,
     /// Start of the run, RFC 3339, UTC.
     date: String,
@@ -93,8 +93,13 @@ impl Environment {
     }
 }
 
-/// What git says now of the tree that this binary was built from.
+/// What git says now of the tree that this binary was built from; `SPARSE24_COMMIT` where the tree is not, as for a binary that was
+/// carried to another machine.
 fn commit() -> Option<String> {
+    git_commit().or_else(|| std::env::var("SPARSE24_COMMIT").ok().filter(|commit| !commit.is_empty()))
+}
+
+fn git_commit() -> Option<String> {
     let tree = env!("CARGO_MANIFEST_DIR");
     let git = std::process::Command::new("git")
         .args(["-C", tree, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])

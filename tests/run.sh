@@ -168,7 +168,7 @@ if [[ $(uname -s) == Linux ]]; then
 fi
 
 # The tests that need a GPU are ignored unless asked for, so that a machine without one never seems to have passed them.
-gpu_tests=(cargo test --locked --test gemm --test gpu --test tune -- --ignored)
+gpu_tests=(cargo test --locked --test gemm --test gpu --test tune --test gpu_sh -- --ignored)
 
 # One profile and no RUSTFLAGS throughout, so that each dependency is built once for checking and once for
 # running. The denied warnings are passed to clippy and rustdoc alone, which leaves the dependencies' builds valid.

@@ -6,25 +6,25 @@
 # of the whole, and a part that fails or is stopped does not stop the next. Invariants: every figure comes from the adapter that
 # is named at the top of the summary; what was not measured is said to be so; no path or user name of the machine is written.
 #
-# Seconds that each part may take at most (typically much less); the suites pass them on to their runs in turn:
+# Seconds of each part. What a part leaves over goes to those after it: a part must end when the sum down to its line is up.
 #
 #   part            full  quick   what it runs
 #   env               10     10   adapters, driver, processor
-#   correctness      135    150   every kernel x tile x epilogue in random order until 45 s (quick: 8 s) are up; all other GPU tests
+#   correctness      120    120   every kernel x tile x epilogue in random order until 40 s (quick: 8 s) are up; all other GPU tests
 #   ceilings          15     15   multiply-adds, cooperative matrices, copy
-#   tune              60     20   sparse24 tune, f32 and f16
-#   square-f32        60     15   1024, 2048, 4096
-#   square-f16        50     15   the same
-#   bert-large        60     15   32 and 512 tokens, f32 and f16
-#   llama-8b          75     15   1 and 512 tokens, f16
-#   tokens            60     15   n = 1 to 4096 for 4096 x 4096, f16
-#   together         525    270
+#   tune              50     20   sparse24 tune, f32 and f16
+#   square-f32        50     15   1024, 2048, 4096; quick: 64, 128
+#   square-f16        45     15   the same
+#   bert-large        60     15   32 and 512 tokens, f32 and f16; quick: layers an eighth as wide
+#   llama-8b          85     15   1 and 512 tokens, f16; quick: a thirty-second
+#   tokens            90     15   n = 1 to 4096 for llama-8b.q_o, f16; quick: 1 to 4 and a sixteenth
+#   together         525    240
 set -euo pipefail
 
 readonly PARTS=(env correctness ceilings tune square-f32 square-f16 bert-large llama-8b tokens)
-readonly SECONDS_FULL=(10 135 15 60 60 50 60 75 60)
-readonly SECONDS_QUICK=(10 150 15 20 15 15 15 15 15)
-# The whole: a minute short of what is promised, less the last part's grace.
+readonly SECONDS_FULL=(10 120 15 50 50 45 60 85 90)
+readonly SECONDS_QUICK=(10 120 15 20 15 15 15 15 15)
+# The whole, start and end included: what is promised less the grace of a command that does not stop when told to.
 readonly TOTAL=530
 
 usage() {
@@ -309,8 +309,8 @@ say "gpu.sh: $adapter ($kind, $backend, $driver), $version, commit $commit"
 table=() missing=()
 declare -A files=()
 failed='' wrong=''
-# Of the part that runs: when it must be over, and the worst that happened.
-deadline=0 status=ok note=''
+# Of the part that runs: when it must be over (in seconds since the script began), and the worst that happened.
+deadline=$SECONDS status=ok note=''
 
 # left: seconds that the part, and the whole, still have.
 left() {
@@ -354,6 +354,7 @@ bench() {
     esac
     if ((code == 124 || code == 125)); then
         rm -f "$name.json"
+        [[ -s $name.txt ]] || rm -f "$name.txt"
         missing+=("$name: out of time")
         return 0
     elif [[ ! -s $name.json ]]; then
@@ -430,7 +431,7 @@ processor() {
 
 # The kernel tests run side by side, each a process of its own: a driver that crashes takes one of them down, not all.
 part_correctness() {
-    local binary name tests=() kernels=() rest=() budget=45 code pids=() i
+    local binary name tests=() kernels=() rest=() budget=40 code pids=() i
     local run=(env SPARSE24_REQUIRE_GPU=1 "SPARSE24_TEST_DEVICE=$adapter" RUST_BACKTRACE=0)
     [[ -z $quick ]] || budget=8
     files[correctness]=''
@@ -520,7 +521,7 @@ part_ceilings() {
 }
 
 part_tune() {
-    local dtype code shapes tokens budget=25
+    local dtype code shapes tokens budget=20
     shapes=square,bert-large,llama-8b tokens=1,32,512
     [[ -z $quick ]] || shapes=128x128x128 tokens=4 budget=5
     sparse24 tune --help >/dev/null 2>&1 || {
@@ -549,48 +550,55 @@ part_tune() {
 }
 
 part_square-f32() {
-    local shapes=square vectors=1,4,32,128
-    [[ -z $quick ]] || shapes=128x128x128,256x256x256 vectors=1,32
-    bench square-f32 --shapes "$shapes" --dtype f32 --vector "$vectors"
+    squares f32
 }
 
 part_square-f16() {
-    local shapes=square vectors=1,4,32,128
-    [[ -z $quick ]] || shapes=128x128x128,256x256x256 vectors=1,32
-    without_f16 square-f16 || bench square-f16 --shapes "$shapes" --dtype f16 --vector "$vectors"
+    without_f16 square-f16 || squares f16
+}
+
+squares() {
+    if [[ -n $quick ]]; then
+        bench "square-$1" --shapes 64x64x64,128x128x128 --dtype "$1"
+    else
+        bench "square-$1" --shapes square --dtype "$1" --vector 1,4,32,128
+    fi
 }
 
 part_bert-large() {
-    local shapes=bert-large tokens=32,512 vectors=1,4,32
-    [[ -z $quick ]] || shapes=bert-large tokens=2 vectors=32
-    without_f16 bert-large-f16 || bench bert-large-f16 --shapes "$shapes" --tokens "$tokens" --dtype f16 --vector "$vectors"
-    [[ -z $quick ]] || return 0
-    bench bert-large-f32 --shapes "$shapes" --tokens "$tokens" --dtype f32 --vector "$vectors"
+    local layers=(--shapes bert-large --tokens "32,512" --vector "1,4,32") dtype
+    [[ -z $quick ]] || layers=(--shapes "128x4x128,512x4x128,128x4x512" --vector 32)
+    for dtype in f16 f32; do
+        [[ $dtype == f32 ]] || ! without_f16 bert-large-f16 || continue
+        bench "bert-large-$dtype" "${layers[@]}" --dtype "$dtype"
+    done
 }
 
 part_llama-8b() {
+    local common=(--dtype f16 --ops "dense,sparse24" --vector "1,32,128")
     without_f16 llama-8b && return 0
     if [[ -n $quick ]]; then
-        bench llama-8b --shapes 1024x1x4096 --dtype f16 --ops dense,sparse24 --vector 1
+        bench llama-8b --shapes 128x1x128,448x1x128,128x1x448 "${common[@]}"
         return 0
     fi
-    # In two runs, as the second may be out of time.
-    bench llama-8b-decode --shapes llama-8b --tokens 1 --dtype f16 --ops dense,sparse24 --vector 1,4,32,128
-    bench llama-8b-prefill --shapes llama-8b --tokens 512 --dtype f16 --ops dense,sparse24 --vector 1,32,128
+    # In two runs: what was measured is kept if time is up.
+    bench llama-8b-n1 --shapes llama-8b --tokens 1 "${common[@]}"
+    bench llama-8b-n512 --shapes llama-8b --tokens 512 "${common[@]}"
 }
 
 part_tokens() {
-    local few='' many='' n
+    local common=(--dtype f16 --ops "dense,sparse24" --vector "1,32") run n shapes
     without_f16 tokens && return 0
     if [[ -n $quick ]]; then
-        bench tokens --shapes 256x1x256,256x2x256,256x4x256 --dtype f16 --ops dense,sparse24 --vector 1
+        bench tokens --shapes 256x1x256,256x2x256,256x4x256 "${common[@]}"
         return 0
     fi
-    # llama-8b.q_o. A size each, as --tokens is for whole models.
-    for n in 1 2 4 8 16 32 64; do few+=,4096x${n}x4096; done
-    for n in 128 256 512 1024 2048 4096; do many+=,4096x${n}x4096; done
-    bench tokens-1-to-64 --shapes "${few:1}" --dtype f16 --ops dense,sparse24 --vector 1,32
-    bench tokens-128-to-4096 --shapes "${many:1}" --dtype f16 --ops dense,sparse24 --vector 1,32
+    # In several runs, as above. A shape each, since --tokens is for whole models.
+    for run in "1 2 4 8" "16 32 64" "128 256 512" "1024 2048 4096"; do
+        shapes=''
+        for n in $run; do shapes+=,4096x${n}x4096; done
+        bench "tokens-from-${run%% *}" --shapes "${shapes:1}" "${common[@]}"
+    done
 }
 
 # ---------------------------------------------------------------------------------------------------- summary
@@ -719,7 +727,7 @@ summary() {
 clean() {
     local file line text
     for file in *.txt *.json *.log README.md; do
-        [[ -f $file ]] || continue
+        [[ -s $file ]] || continue
         text=$(<"$file")
         for line in "$out" "$bin" "$here" ${HOME:+"$HOME"}; do
             # The root folder is no secret and part of every path.
@@ -736,8 +744,8 @@ for i in "${!PARTS[@]}"; do
     started=$SECONDS
     most=${SECONDS_FULL[i]}
     [[ -z $quick ]] || most=${SECONDS_QUICK[i]}
-    deadline=$((SECONDS + most)) status=ok note=''
-    say "==> $part (at most $most s)"
+    deadline=$((deadline + most)) status=ok note=''
+    say "==> $part (at most $(left) s)"
     if (($(left) < 2)); then
         status=failed note="not started, no time was left"
         missing+=("$part: no time was left")

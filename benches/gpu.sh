@@ -343,6 +343,8 @@ bench() {
     local name=$1 code=0 rows line command
     shift
     command=(sparse24 bench --device "$selector" ${quick:+--quick} ${cache[@]+"${cache[@]}"} "$@" --out "$name.json")
+    # Something of this part runs, whatever else of it was left out.
+    [[ $status != skipped ]] || status=ok
     bounded 600 "$name.txt" "${command[@]}" || code=$?
     files[$part]+=" $name"
     case $code in
@@ -528,7 +530,7 @@ part_ceilings() {
 
 # What tuning finds is kept at once, so one that is stopped, or comes to its budget's end, is of use.
 part_tune() {
-    local dtype code shapes tokens budget help args
+    local dtype code shapes tokens budget help args last
     # Or the suites would run on what this machine's user has tuned before.
     export SPARSE24_CACHE=cache
     help=$(sparse24 tune --help 2>/dev/null) || {
@@ -539,6 +541,7 @@ part_tune() {
     # f16 first: most suites are.
     for dtype in f16 f32; do
         [[ $dtype == f32 ]] || ! without_f16 tune-f16 || continue
+        [[ $status != skipped ]] || status=ok
         case $quick$dtype in
             f16) shapes=bert-large,llama-8b,square tokens=512,1 budget=30 ;;
             f32) shapes=square,bert-large tokens=512 budget=15 ;;
@@ -551,7 +554,11 @@ part_tune() {
         bounded $((budget + 12)) "tune-$dtype.txt" sparse24 tune "${args[@]}" || code=$?
         files[tune]+=" tune-$dtype"
         case $code in
-            0) note+=${note:+; }"tune-$dtype: $(last_line "tune-$dtype.txt")" ;;
+            0)
+                last=$(last_line "tune-$dtype.txt")
+                note+=${note:+; }"tune-$dtype: $last"
+                [[ $last != 'out of time'* ]] || missing+=("tune-$dtype: $last")
+                ;;
             3) worse wrong "tune-$dtype: a result failed verification" ;;
             124 | 125)
                 missing+=("tune-$dtype: not all, out of time")

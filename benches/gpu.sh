@@ -226,8 +226,8 @@ if [[ -e $bin/BUNDLE ]]; then
 else
     commit=$(git -C "$here" describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null) || commit=unknown
 fi
-# For the JSON, as the tree is not here to be asked.
-export SPARSE24_COMMIT=$commit
+# For the JSON: the tree may be elsewhere, or have moved on since the binaries were built.
+[[ $commit == unknown ]] || export SPARSE24_COMMIT=$commit
 
 # ---------------------------------------------------------------------------------------------------- the adapter
 

@@ -30,8 +30,8 @@ pub struct Report {
 #[derive(Clone, Debug, Serialize)]
 pub struct Environment {
     version: &'static str,
-    /// The commit at which the source tree of the binary stands when the run starts, where it is still there; `-dirty` if
-    /// changed. Else what `SPARSE24_COMMIT` says.
+    /// What `SPARSE24_COMMIT` says, else the commit at which the source tree of the binary stands when the run starts, where it
+    /// is still there; `-dirty` if changed.
     commit: Option<String>,
     /// Start of the run, RFC 3339, UTC.
     date: String,
@@ -93,10 +93,9 @@ impl Environment {
     }
 }
 
-/// What git says now of the tree that this binary was built from; `SPARSE24_COMMIT` where the tree is not, as for a binary that was
-/// carried to another machine.
+/// `SPARSE24_COMMIT`, for binaries that were carried away from their tree or outlived it; else what git says now of that tree.
 fn commit() -> Option<String> {
-    git_commit().or_else(|| std::env::var("SPARSE24_COMMIT").ok().filter(|commit| !commit.is_empty()))
+    std::env::var("SPARSE24_COMMIT").ok().filter(|commit| !commit.is_empty()).or_else(git_commit)
 }
 
 fn git_commit() -> Option<String> {

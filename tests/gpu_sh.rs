@@ -83,7 +83,7 @@ fn a_quick_run_leaves_json_tables_and_a_summary() {
 
     let summary = fs::read_to_string(out.join("README.md")).unwrap();
     for part in
-        ["## Ceilings\nOf `ceilings.json`", "256x256x256", "| square-f32 | ok |", "- correctness: not asked for"]
+        ["## Ceilings\nOf `ceilings.json`", "128x128x128", "| square-f32 | ok |", "- correctness: not asked for"]
     {
         assert!(summary.contains(part), "{part:?} is missing from\n{summary}");
     }

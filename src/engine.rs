@@ -271,12 +271,14 @@ pub struct Options {
     /// Whether a GPU acts out cooperative matrices in plain WGSL: to check those kernels where there is no such hardware. No
     /// plan chooses them then; [`Plan::gpu_with`] does.
     pub emulate_cooperative: bool,
+    /// Whether a GPU's shaders get their loops over registers unrolled; for `None` as [`Caps::unrolls`] says.
+    pub unroll: Option<bool>,
 }
 
 impl Default for Options {
     /// All cores, trusted shaders.
     fn default() -> Self {
-        Self { threads: None, checks: ShaderChecks::Trusted, emulate_cooperative: false }
+        Self { threads: None, checks: ShaderChecks::Trusted, emulate_cooperative: false, unroll: None }
     }
 }
 
@@ -317,7 +319,10 @@ impl Device {
             }
         };
         Ok(Self(match adapter {
-            Some(adapter) => Inner::Gpu(Arc::new(adapter.open(options.checks, options.emulate_cooperative)?)),
+            Some(adapter) => {
+                let Options { checks, emulate_cooperative, unroll, .. } = options;
+                Inner::Gpu(Arc::new(adapter.open(checks, emulate_cooperative, unroll)?))
+            }
             None => Inner::Cpu(Arc::new(Cpu::new(options.threads)?)),
         }))
     }

@@ -123,6 +123,7 @@ fn caps(
             .map(|p| CoopShape { m: p.m_size, n: p.n_size, k: p.k_size, ab: scalar(p.ab_type), c: scalar(p.cr_type) })
             .collect(),
         emulates_cooperative: false,
+        unrolls: info.device_type != wgpu::DeviceType::Cpu,
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
         workgroup_memory: limits.max_compute_workgroup_storage_size,
         workgroup_threads: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
@@ -219,9 +220,11 @@ impl std::fmt::Debug for Gpu {
 impl Adapter {
     /// Opens the adapter with all its limits and the features that kernels use.
     ///
-    /// With `emulate`, kernels of cooperative matrices run in plain WGSL, whatever the adapter has.
+    /// With `emulate`, kernels of cooperative matrices run in plain WGSL, whatever the adapter has. `unroll` overrides the
+    /// adapter's kind.
     #[allow(unsafe_code, reason = "cooperative matrices are experimental in wgpu")]
-    pub(crate) fn open(mut self, checks: ShaderChecks, emulate: bool) -> Result<Gpu> {
+    pub(crate) fn open(mut self, checks: ShaderChecks, emulate: bool, unroll: Option<bool>) -> Result<Gpu> {
+        self.info.caps.unrolls = unroll.unwrap_or(self.info.caps.unrolls);
         let mut wanted = wgpu::Features::SHADER_F16 | wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
         let mut experimental = wgpu::ExperimentalFeatures::disabled();
         if emulate {
@@ -501,10 +504,7 @@ impl Gpu {
         let module = match cached {
             Some(module) => module,
             None => {
-                let source = match program {
-                    Program::Gemm(kernel) if self.info.caps.emulates_cooperative => kernel.emulated_source()?,
-                    _ => program.source()?,
-                };
+                let source = program.source_for(&self.info.caps)?;
                 let module = self.scoped(&format!("compile {name}"), || self.module(&name, source))?;
                 lock(&self.modules).insert(program.module(), module.clone());
                 module

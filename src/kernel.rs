@@ -18,7 +18,8 @@
 //! Shaders are valid WGSL whose named `const`s and `alias`es (tile sizes, element types, vector length) the host
 //! replaces by text, because WGSL's `override` cannot size the function-local arrays that hold register tiles. Loops over those
 //! arrays are marked `// unroll`, and the host repeats their bodies with the counter as a `const`: then every register index is a
-//! constant in the SPIR-V itself, and no driver is left to decide whether a tile stays in registers. What only
+//! constant in the SPIR-V itself, and no driver is left to decide whether a tile stays in registers. (Software drivers get
+//! the loops: see [`Caps::unrolls`].) What only
 //! selects a branch (form and epilogue) is an `override`, set when the pipeline is made. The overrides have a second use:
 //! wgpu's Vulkan backend compiles modules without any override before it learns that loop bounding and workgroup zeroing are to
 //! be left out, so [trusted](ShaderChecks::Trusted) modules need at least one.
@@ -87,6 +88,9 @@ pub struct Caps {
     pub cooperative: Vec<CoopShape>,
     /// Whether cooperative matrices are acted out in plain WGSL: right, but slow, so that no planner chooses them.
     pub emulates_cooperative: bool,
+    /// Whether shaders get their marked loops unrolled. GPUs' do. Drivers that compute on the processor keep no registers
+    /// that could spill, and take long over much text: SwiftShader compiles a kernel in 50 ms rolled and in 9 s unrolled.
+    pub unrolls: bool,
     /// GPU timestamps at the boundaries of a compute pass.
     pub timestamps: bool,
     /// Bytes of workgroup memory.
@@ -510,16 +514,10 @@ impl Kernel {
         Ok(())
     }
 
-    /// The specialised WGSL. An error only if a shader lacks a name that it is to be specialised by, which the tests
-    /// rule out.
+    /// The specialised WGSL, as a GPU gets it. An error only if a shader lacks a name that it is to be specialised by, which
+    /// the tests rule out.
     pub fn source(&self) -> Result<String> {
-        self.text(include_str!("../shaders/shared/coop_native.wgsl"))?.finish()
-    }
-
-    /// [`Kernel::source`] with cooperative matrices acted out in plain WGSL, and loops as they stand: compiling them unrolled
-    /// would take a software driver most of a minute.
-    pub fn emulated_source(&self) -> Result<String> {
-        Ok(self.text(include_str!("../shaders/shared/coop_emulated.wgsl"))?.0)
+        self.text(COOP_NATIVE)?.finish(true)
     }
 
     fn text(&self, primitives: &str) -> Result<Text> {
@@ -709,6 +707,8 @@ pub enum Program {
 }
 
 const ENABLE_F16: &str = "enable f16;\n";
+const COOP_NATIVE: &str = include_str!("../shaders/shared/coop_native.wgsl");
+const COOP_EMULATED: &str = include_str!("../shaders/shared/coop_emulated.wgsl");
 const GEMM: &str = include_str!("../shaders/shared/gemm.wgsl");
 
 impl Program {
@@ -736,21 +736,27 @@ impl Program {
         }
     }
 
-    /// The specialised WGSL: see [`Kernel::source`].
+    /// The specialised WGSL, as a GPU gets it: see [`Kernel::source`].
     pub fn source(&self) -> Result<String> {
+        self.text(COOP_NATIVE)?.finish(true)
+    }
+
+    /// The specialised WGSL as a device with these capabilities gets it.
+    pub(crate) fn source_for(&self, caps: &Caps) -> Result<String> {
+        let primitives = if caps.emulates_cooperative { COOP_EMULATED } else { COOP_NATIVE };
+        self.text(primitives)?.finish(caps.unrolls)
+    }
+
+    fn text(&self, primitives: &str) -> Result<Text> {
         match *self {
-            Self::Gemm(kernel) => kernel.source(),
-            Self::Pack { storage, .. } => {
-                Text::new(&[GEMM, include_str!("../shaders/pack_x.wgsl")], storage, storage)?.finish()
-            }
+            Self::Gemm(kernel) => kernel.text(primitives),
+            Self::Pack { storage, .. } => Text::new(&[GEMM, include_str!("../shaders/pack_x.wgsl")], storage, storage),
             Self::Reduce { output, .. } => {
-                Text::new(&[GEMM, include_str!("../shaders/reduce.wgsl")], DType::F32, output)?.finish()
+                Text::new(&[GEMM, include_str!("../shaders/reduce.wgsl")], DType::F32, output)
             }
-            Self::ProbeFma(dtype) => {
-                Text::new(&[GEMM, include_str!("../shaders/probe_fma.wgsl")], dtype, DType::F32)?.finish()
-            }
-            Self::ProbeCoop => Text(include_str!("../shaders/probe_coop.wgsl").to_owned()).finish(),
-            Self::ProbeCopy => Ok(include_str!("../shaders/probe_copy.wgsl").to_owned()),
+            Self::ProbeFma(dtype) => Text::new(&[GEMM, include_str!("../shaders/probe_fma.wgsl")], dtype, DType::F32),
+            Self::ProbeCoop => Ok(Text(include_str!("../shaders/probe_coop.wgsl").to_owned())),
+            Self::ProbeCopy => Ok(Text(include_str!("../shaders/probe_copy.wgsl").to_owned())),
         }
     }
 
@@ -849,8 +855,8 @@ impl Text {
         Ok(())
     }
 
-    fn finish(self) -> Result<String> {
-        unroll(&self.0, &self.0)
+    fn finish(self, unrolled: bool) -> Result<String> {
+        if unrolled { unroll(&self.0, &self.0) } else { Ok(self.0) }
     }
 }
 

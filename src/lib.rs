@@ -23,7 +23,7 @@
 //!     └────────────────────────────────────►  Plan
 //!                                               │  Device::prepare    engine ─► gpu (wgpu) or cpu
 //!                                               ▼
-//!  activations  Tensor ──────────────────►  Prepared::run
+//!  activations  Tensor ──────────────────►  Prepared::run             linear: all of this, for a layer
 //!                                               │
 //!                                               ▼
 //!  output       Tensor ◄──── Oracle::verify ── reference              measure: verify, time, record
@@ -77,6 +77,18 @@
 //! assert!(verdict.passed(), "{verdict}");
 //! # Ok::<(), sparse24::Error>(())
 //! ```
+//!
+//! [`Linear`] does the same for a layer whose number of tokens varies: it plans for each, and takes dense weights where 2:4 would
+//! lose.
+//!
+//! # Where the time goes, and which kernel is for it
+//! With few tokens a layer costs the bytes of its weights, and 2:4 saves almost half of them whatever V is: the GEMV kernels read
+//! every weight once. With many tokens it costs multiply-adds. Halving them pays only if what selects the activations is
+//! cheap beside them: from V = 8 on a gathered activation serves all features of a thread, and the gathering kernel reads no more
+//! workgroup memory than the dense one does; at V = 1 every multiply-add reads a word of its own. On cooperative matrices (tensor
+//! cores) a gathered block serves the rows that share its pattern, so V should be a subgroup's rows or more. Where no kernel
+//! wins, 2:4 weights can still be kept and expanded on the way to workgroup memory, at dense speed. [`kernel`] lists these
+//! ways, [`plan`] chooses by estimate, [`tune`] by measurement, and [`Plan::explain`] says why.
 //!
 //! A program that owns a wgpu device wraps it with [`Device::from_wgpu`], its buffers with [`Tensor::from_buffer`], and records
 //! layers into its own encoders with [`Prepared::record`].

@@ -707,6 +707,7 @@ mod tests {
             subgroups: Some((32, 32)),
             cooperative: vec![CoopShape { m: 16, n: 16, k: 16, ab: "f16", c: "f32" }],
             emulates_cooperative: false,
+            unrolls: true,
             timestamps: false,
             workgroup_memory: 49152,
             workgroup_threads: 1024,

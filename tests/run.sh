@@ -168,7 +168,9 @@ if [[ $(uname -s) == Linux ]]; then
 fi
 
 # The tests that need a GPU are ignored unless asked for, so that a machine without one never seems to have passed them.
-gpu_tests=(cargo test --locked --test gemm --test gpu --test tune --test gpu_sh -- --ignored)
+gpu_tests=(cargo test --locked --test gemm --test gpu --test tune -- --ignored)
+# benches/gpu.sh asks as much of every driver: once is enough, on the quicker one.
+suite_test=(cargo test --locked --test gpu_sh -- --ignored)
 
 # One profile and no RUSTFLAGS throughout, so that each dependency is built once for checking and once for
 # running. The denied warnings are passed to clippy and rustdoc alone, which leaves the dependencies' builds valid.
@@ -180,6 +182,7 @@ step "tests, library alone, no GPU" "${no_gpu[@]}" cargo test --locked --no-defa
 if [[ $(uname -s) == Linux ]]; then
     step "tests" "${on_lavapipe[@]}" cargo test --locked
     step "GPU tests, lavapipe" "${on_lavapipe[@]}" "${gpu_tests[@]}"
+    step "benches/gpu.sh, lavapipe" "${on_lavapipe[@]}" "${suite_test[@]}"
     if [[ -n $swiftshader ]]; then
         step "GPU tests, SwiftShader" "${on_swiftshader[@]}" "${gpu_tests[@]}"
     else

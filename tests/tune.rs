@@ -17,6 +17,7 @@ fn caps() -> Caps {
         subgroups: Some((32, 32)),
         cooperative: Vec::new(),
         emulates_cooperative: false,
+        unrolls: true,
         timestamps: true,
         workgroup_memory: 48 << 10,
         workgroup_threads: 1024,

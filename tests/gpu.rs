@@ -344,11 +344,15 @@ fn a_repeated_call_of_a_layer_allocates_nothing_and_submits_once() {
     let verdict = Oracle::new(&problem, operands).unwrap().verify(&device.read(&ty).unwrap(), Sample::All).unwrap();
     assert!(verdict.passed(), "{verdict}");
 
-    // Another call of the same layer shares weights and scratch: two more tensors, and what binds them.
+    // Another call of the same layer shares weights and scratch: it takes two more tensors and a few parameters, and no more
+    // memory for packed activations, which are as large as X.
     let bytes = layer.bytes();
     let (tx, ty) = (device.upload(&x).unwrap(), device.zeros(n, m, DType::F32).unwrap());
+    let with_tensors = allocated(&wgpu_device)[1];
     layer.prepare(&Io { x: &tx, bias: None, residual: None, y: &ty }).unwrap().run().unwrap();
     assert_eq!(layer.bytes(), bytes);
+    let more = allocated(&wgpu_device)[1] - with_tensors;
+    assert!(more < (n * k * 4) as isize / 2, "{more} bytes more");
 }
 
 /// A layer whose 2:4 weights would lose runs on dense ones, gives the same result, and says so.

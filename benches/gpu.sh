@@ -201,6 +201,8 @@ mkdir -p "$out"
 cd "$out"
 out=$(pwd)
 PATH=$bin:$PATH
+# Or the suites would run on what this machine's user has tuned before.
+export SPARSE24_CACHE=cache
 
 case $(PATH="$PATH:/usr/sbin:/sbin" ldconfig -p 2>/dev/null) in
     *libvulkan.so.1*) ;;
@@ -531,8 +533,6 @@ part_ceilings() {
 # What tuning finds is kept at once, so one that is stopped, or comes to its budget's end, is of use.
 part_tune() {
     local dtype code shapes tokens budget help args last
-    # Or the suites would run on what this machine's user has tuned before.
-    export SPARSE24_CACHE=cache
     help=$(sparse24 tune --help 2>/dev/null) || {
         status=skipped note="this sparse24 has no tune"
         missing+=("tune: this sparse24 has no such command; the planner chose by its own rules")
@@ -761,6 +761,8 @@ clean() {
     for file in *.txt *.json *.log README.md; do
         [[ -s $file ]] || continue
         text=$(<"$file")
+        # Where a dependency was built, as in its panics, is of no interest either.
+        text=$(sed 's#[^ ]*/\.cargo/registry/src/[^/]*/##g' <<<"$text")
         for line in "$out" "$bin" "$here" ${HOME:+"$HOME"}; do
             # The root folder is no secret and part of every path.
             [[ $line == / || $text != *"$line"* ]] || text=${text//"$line"/...}

@@ -394,7 +394,8 @@ impl Device {
         })
     }
 
-    /// Every plan that [`Device::plan`] chooses from, lowest estimate first.
+    /// Every plan that [`Device::plan`] chooses from, lowest estimate first; none if the device can run no kernel of the
+    /// operation. On the CPU device the one plan there is; its errors are those of [`Plan::cpu`].
     pub fn candidates(&self, problem: &Problem) -> Result<Vec<Plan>> {
         match &self.0 {
             Inner::Gpu(gpu) => {
@@ -845,8 +846,8 @@ fn upload_pieces(
     })?;
     let pieces = pieces.into_iter().map(|rows| {
         let content = layout::values(op, elements, cols, k, rows.clone());
-        // Even no weights at all can be bound: kernels read units of 16 bytes.
-        let values = gpu.buffer("weights", content.len().max(16), Some(&content))?;
+        // Even no weights at all can be bound: a binding must hold one element, the largest of which is a row of 16 units.
+        let values = gpu.buffer("weights", content.len().max(256), Some(&content))?;
         let words = match op {
             Op::Dense => None,
             _ => Some(upload(gpu, "words", bytemuck::cast_slice(&layout::words(op, words, k, rows)))?),

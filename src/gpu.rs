@@ -136,7 +136,8 @@ fn caps(
             wgpu::DeviceType::Cpu => 512,
         },
         rates: rates(info.device_type),
-        binding_bytes: limits.max_storage_buffer_binding_size,
+        // Kernels index elements of two bytes and more with u32.
+        binding_bytes: limits.max_storage_buffer_binding_size.min(1 << 32),
         buffer_bytes: limits.max_buffer_size,
     }
 }

@@ -8,7 +8,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::engine::{Device, Io, Prepared, Weights};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::Sparse24;
 use crate::matrix::DType;
 use crate::plan::Plan;
@@ -21,7 +21,7 @@ use crate::problem::{Epilogue, Op, Problem};
 /// let device = Device::cpu()?;
 /// let w = Matrix::from_f32(2, 4, &[3.0, 1.0, 2.0, 0.0, 0.0, 5.0, 0.0, 4.0])?;
 /// let compressed = Sparse24::compress(&w, &prune::magnitude(&w, VectorLen::ONE)?)?;
-/// let layer = device.linear(&compressed, Epilogue::NONE)?;
+/// let layer = device.linear(&compressed, Epilogue::NONE);
 ///
 /// let x = device.upload(&Matrix::from_f32(1, 4, &[1.0, 1.0, 1.0, 1.0])?)?;
 /// let y = device.zeros(1, 2, DType::F32)?;
@@ -52,30 +52,43 @@ struct Forms {
 impl Device {
     /// A layer with these weights. They are uploaded when the first call is prepared, in the form that its number of tokens
     /// wants. bf16 weights become f32.
-    pub fn linear(&self, w: &Sparse24, epilogue: Epilogue) -> Result<Linear> {
-        let layer = Layer { device: self.clone(), host: w.clone(), epilogue, forms: Mutex::default() };
-        Ok(Linear(Arc::new(layer)))
+    pub fn linear(&self, w: &Sparse24, epilogue: Epilogue) -> Linear {
+        Linear(Arc::new(Layer { device: self.clone(), host: w.clone(), epilogue, forms: Mutex::default() }))
     }
 }
 
 impl Linear {
-    /// How `n` tokens would be multiplied into an output of this type.
+    /// How `n` tokens would be multiplied into an output of this type. An error names what the device lacks, or the operand that
+    /// is too large for it.
     pub fn plan(&self, n: usize, output: DType) -> Result<Plan> {
-        let Layer { device, host, epilogue, .. } = &*self.0;
+        let problem = self.problem(n, output);
+        self.0.device.plan_or_dense(&problem)
+    }
+
+    fn problem(&self, n: usize, output: DType) -> Problem {
+        let Layer { host, epilogue, .. } = &*self.0;
         let storage = match host.dtype() {
             DType::Bf16 => DType::F32,
             own => own,
         };
         let problem = Problem::linear(Op::Sparse24(host.vector()), host.m(), n, host.k(), storage);
-        device.plan_or_dense(&Problem { output, epilogue: *epilogue, ..problem })
+        Problem { output, epilogue: *epilogue, ..problem }
     }
 
     /// Plans for the tokens in `io.x`, uploads the weights in the form that the plan wants unless they are there, and binds
-    /// the operands.
+    /// the operands. X and Y are as in the linear form, with bias and residual as the epilogue wants; errors are those of
+    /// [`Linear::plan`] and [`Device::prepare`]. Where the device has no room for dense weights, 2:4 ones are used.
     pub fn prepare(&self, io: &Io<'_>) -> Result<Prepared> {
+        let device = &self.0.device;
         let plan = self.plan(io.x.rows(), io.y.dtype())?;
-        let weights = self.weights(plan.weights())?;
-        self.0.device.prepare(&plan, &weights, io)
+        match self.weights(plan.weights()) {
+            Ok(weights) => device.prepare(&plan, &weights, io),
+            Err(Error::OutOfMemory(_) | Error::TooLarge { .. }) if plan.weights() == Op::Dense => {
+                let plan = device.plan(&self.problem(io.x.rows(), io.y.dtype()))?;
+                device.prepare(&plan, &self.weights(plan.weights())?, io)
+            }
+            Err(e) => Err(e),
+        }
     }
 
     /// The weights in the form of one operation, uploaded if they are not there yet.

@@ -132,8 +132,8 @@ pub struct Record {
     /// Its way and tile on a GPU, with `/splits` of k if there are several; `gemm_crate` or `loops` on the CPU. `dense_` in front
     /// where an `auto` row uses dense weights.
     pub tile: String,
-    /// Whether the kernel was asked for by name, not chosen by the planner.
-    pub forced: bool,
+    /// How the kernel was chosen: `estimated` or `measured` by the planner, or `asked` for by name.
+    pub chosen: &'static str,
     /// `checked` or `trusted` shader modules, on a GPU.
     pub shader_checks: Option<&'static str>,
     /// Name of the device.
@@ -152,7 +152,8 @@ pub struct Record {
     pub calls_per_sample: usize,
     /// Copies of the operands that the calls rotate through.
     pub operand_sets: usize,
-    /// Bytes of all these copies: less than the device's caches means that operands were found there.
+    /// Bytes of all these copies of weights and activations: less than the device's caches means that operands were found
+    /// there.
     pub rotated_bytes: usize,
     /// `gpu_timestamps` or `host_wall`.
     pub clock: Option<&'static str>,
@@ -301,8 +302,10 @@ pub enum Trial {
     Timed(f64),
     /// Its result was right, but its first sample, in seconds per call, lay too far behind for more.
     Behind(f64),
-    /// Its result was wrong, or it did not run: what happened.
-    Failed(String),
+    /// Its result was wrong: where.
+    Wrong(String),
+    /// It did not run: why.
+    Refused(String),
 }
 
 impl Trial {
@@ -310,7 +313,7 @@ impl Trial {
     pub fn seconds(&self) -> Option<f64> {
         match *self {
             Self::Timed(seconds) | Self::Behind(seconds) => Some(seconds),
-            Self::Failed(_) => None,
+            Self::Wrong(_) | Self::Refused(_) => None,
         }
     }
 }
@@ -345,12 +348,9 @@ pub fn race(
     let mut referee = Referee { oracle: Oracle::new(&problem, operands)?, problem, seed, right: None };
     let sets = Sets::new(device, case, op, op, MOST_SETS)?;
     let mut best = f64::INFINITY;
-    let mut runners: Vec<std::result::Result<Runner, String>> = Vec::new();
+    let mut runners: Vec<std::result::Result<Runner, Trial>> = Vec::new();
     for plan in plans {
-        let output = || {
-            whole_sets.calls(device, plan)?[0].run()?;
-            device.read(&whole_sets.ys[0])
-        };
+        let output = || whole_sets.output(device, &whole_sets.bind(device, plan)?[0]);
         let first_sample = || {
             let calls = sets.bind(device, plan)?;
             let count = calibrate(device, &calls, policy)?;
@@ -359,15 +359,15 @@ pub fn race(
         };
         let started = output().and_then(|output| referee.judge(output)).and_then(|judgement| {
             if let Some(what) = judgement.overturns {
-                runners.iter_mut().filter(|r| r.is_ok()).for_each(|r| *r = Err(what.clone()));
+                runners.iter_mut().filter(|r| r.is_ok()).for_each(|r| *r = Err(Trial::Wrong(what.clone())));
                 best = f64::INFINITY;
             }
-            judgement.wrong.map_or_else(|| first_sample().map(Ok), |what| Ok(Err(what)))
+            judgement.wrong.map_or_else(|| first_sample().map(Ok), |what| Ok(Err(Trial::Wrong(what))))
         });
         let mut runner = match started {
             Ok(started) => started,
             Err(lost @ Error::DeviceLost(_)) => return Err(lost),
-            Err(e) => Err(e.to_string()),
+            Err(e) => Err(Trial::Refused(e.to_string())),
         };
         if let Ok(runner) = &mut runner {
             best = best.min(runner.times[0]);
@@ -386,8 +386,8 @@ pub fn race(
             runner.times.push(device.time(calls)?.elapsed.as_secs_f64() / runner.count as f64);
         }
     }
-    let trial = |runner: std::result::Result<Runner, String>| match runner {
-        Err(what) => Trial::Failed(what),
+    let trial = |runner: std::result::Result<Runner, Trial>| match runner {
+        Err(failed) => failed,
         Ok(runner) if !keeps_up(&runner) => Trial::Behind(runner.times[0]),
         Ok(mut runner) => Trial::Timed(median(&mut runner.times)),
     };
@@ -466,12 +466,13 @@ fn rotation(calls: &[Prepared], from: usize, count: usize) -> impl Iterator<Item
 }
 
 /// Operands on the device, several times over, so that calls need not find them in a cache. Plans with the same form of
-/// weights share them.
+/// weights share them. All calls write one output, as layers depend on each other: else a GPU could run those of one plan at the
+/// same time, and not those of another that sums splits of k in scratch.
 struct Sets {
     host: HostForm,
     weights: Vec<crate::engine::Weights>,
     xs: Vec<Tensor>,
-    ys: Vec<Tensor>,
+    y: Tensor,
     weight_bytes: usize,
     bytes: usize,
 }
@@ -535,33 +536,30 @@ impl Sets {
         let first = host.upload(device, form)?;
         let weight_bytes = first.bytes();
         let (rows, cols) = problem.y_shape();
-        let bytes = weight_bytes + case.x.bytes() + rows * cols * problem.output.bytes();
+        let bytes = weight_bytes + case.x.bytes();
         let count = rotation_bytes(&device.info()).div_ceil(bytes.max(1) as u64).clamp(1, most);
-        let mut sets = Self { host, weights: vec![first], xs: Vec::new(), ys: Vec::new(), weight_bytes, bytes };
+        let y = device.zeros(rows, cols, problem.output)?;
+        let mut sets = Self { host, weights: vec![first], xs: Vec::new(), y, weight_bytes, bytes };
         for set in 0..count {
             if set > 0 {
                 sets.weights.push(sets.host.upload(device, form)?);
             }
             sets.xs.push(device.upload(&case.x)?);
-            sets.ys.push(device.zeros(rows, cols, problem.output)?);
         }
         Ok(sets)
     }
 
-    /// One call per set, whose outputs hold poison.
-    fn calls(&self, device: &Device, plan: &Plan) -> Result<Vec<Prepared>> {
-        let (rows, cols) = plan.problem().y_shape();
-        let poison = poison(rows, cols, plan.problem().output)?;
-        self.ys.iter().try_for_each(|y| device.write(y, &poison))?;
-        self.bind(device, plan)
+    /// What a call leaves in an output that held poison.
+    fn output(&self, device: &Device, call: &Prepared) -> Result<Matrix> {
+        device.write(&self.y, &poison(self.y.rows(), self.y.cols(), self.y.dtype())?)?;
+        call.run()?;
+        device.read(&self.y)
     }
 
     /// One call per set.
     fn bind(&self, device: &Device, plan: &Plan) -> Result<Vec<Prepared>> {
-        let operands = self.weights.iter().zip(&self.xs).zip(&self.ys);
-        let calls =
-            operands.map(|((weights, x), y)| device.prepare(plan, weights, &Io { x, bias: None, residual: None, y }));
-        calls.collect()
+        let io = |x| Io { x, bias: None, residual: None, y: &self.y };
+        self.weights.iter().zip(&self.xs).map(|(weights, x)| device.prepare(plan, weights, &io(x))).collect()
     }
 }
 
@@ -580,19 +578,17 @@ fn prepare(
 ) -> Result<Subject> {
     let problem = case.problem(request.op);
     let plan = &request.plan;
-    let calls = sets.calls(device, plan)?;
+    let calls = sets.bind(device, plan)?;
     let operands = Operands { weights: sets.host.as_oracle(), x: &case.x, bias: None, residual: None };
     let oracle = Oracle::new(&problem, operands)?;
-    calls[0].run()?;
-    let first = device.read(&sets.ys[0])?;
+    let first = sets.output(device, &calls[0])?;
     let verdict = oracle.verify(&first, sample(&problem, seed))?;
     let mut failure = strict.or_else(|| wrong(&verdict, &first));
-    for (set, (call, output)) in calls.iter().zip(&sets.ys).enumerate().skip(1) {
+    for (set, call) in calls.iter().enumerate().skip(1) {
         if failure.is_some() {
             break;
         }
-        call.run()?;
-        if device.read(output)?.elements().as_bytes() != first.elements().as_bytes() {
+        if sets.output(device, call)?.elements().as_bytes() != first.elements().as_bytes() {
             failure = Some(format!("operand set {set} gives another output than set 0, from the same numbers"));
         }
     }
@@ -616,8 +612,7 @@ fn prepare(
 /// Runs a plan once and says what is wrong with the output, if anything.
 fn check_once(device: &Device, case: &Case, request: &Request, sets: &Sets, seed: u64) -> Result<Option<String>> {
     let problem = case.problem(request.op);
-    sets.calls(device, &request.plan)?[0].run()?;
-    let output = device.read(&sets.ys[0])?;
+    let output = sets.output(device, &sets.bind(device, &request.plan)?[0])?;
     let operands = Operands { weights: sets.host.as_oracle(), x: &case.x, bias: None, residual: None };
     let verdict = Oracle::new(&problem, operands)?.verify(&output, sample(&problem, seed))?;
     Ok(wrong(&verdict, &output).map(|what| format!("on whole numbers: {what}")))
@@ -677,7 +672,7 @@ fn record(case: &Case, request: &Request, device: &Device, verdict: &Verdict, co
         vector: op.vector().map(VectorLen::get),
         kernel: plan.kernel_name(),
         tile: plan.way(),
-        forced: *choice == Choice::User,
+        chosen: plan.basis().name(),
         shader_checks: device.shader_checks().map(|c| c.name()),
         device: info.name().to_owned(),
         threads: match &info {
@@ -796,7 +791,8 @@ impl Record {
             false => ceilings.fma_f32_tflops,
         };
         self.arithmetic_share = self.executed_tflops.zip(arithmetic).map(|(own, most)| own / most);
-        let bytes = self.rotated_bytes as f64 / self.operand_sets.max(1) as f64;
+        let element = if self.dtype == "f16" { 2 } else { 4 };
+        let bytes = (self.weight_bytes + (self.n * self.k + self.n * self.m) * element) as f64;
         self.memory_share =
             self.median_ms.zip(ceilings.copy_gb_per_s).map(|(ms, most)| bytes / (ms * 1e-3) / (most * 1e9));
     }

@@ -57,7 +57,30 @@ impl GpuMethod {
 pub struct Plan {
     problem: Problem,
     method: Method,
+    basis: Basis,
     reason: String,
+}
+
+/// What a plan's kernel was chosen by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Basis {
+    /// An estimate of its time, or because there is no other.
+    Estimated,
+    /// Measured times.
+    Measured,
+    /// Somebody who asked for it.
+    Asked,
+}
+
+impl Basis {
+    /// `estimated`, `measured` or `asked`, as in benchmark rows.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Estimated => "estimated",
+            Self::Measured => "measured",
+            Self::Asked => "asked",
+        }
+    }
 }
 
 /// Seconds that a kernel should take, by what limits it.
@@ -230,7 +253,7 @@ impl Plan {
         });
         if let Some((method, tuned)) = measured {
             let reason = format!("lowest measured time at {} tokens: {}", tuned.n, time(tuned.seconds));
-            return Ok(Self { problem: *problem, method: Method::Gpu(method), reason });
+            return Ok(Self { problem: *problem, method: Method::Gpu(method), basis: Basis::Measured, reason });
         }
         candidates.sort_by(|a, b| a.estimate.seconds().total_cmp(&b.estimate.seconds()));
         let Some(method) = candidates.first().cloned() else {
@@ -243,7 +266,7 @@ impl Plan {
         for (way, lack) in refused {
             let _ = write!(reason, "; {way} needs {lack}");
         }
-        Ok(Self { problem: *problem, method: Method::Gpu(method), reason })
+        Ok(Self { problem: *problem, method: Method::Gpu(method), basis: Basis::Estimated, reason })
     }
 
     /// Plans for a GPU, with dense weights in place of the problem's 2:4 ones where those would lose. A plan of such weights
@@ -254,19 +277,20 @@ impl Plan {
             return Ok(own);
         }
         let as_dense = Problem { op: Op::Dense, ..*problem };
-        let dense = Self::gpu(&as_dense, caps, tuning)?;
+        // Dense weights may be too large where 2:4 ones are not.
+        let Ok(dense) = Self::gpu(&as_dense, caps, tuning) else { return Ok(own) };
         // Measured against measured, at the same number of tokens; else estimated against estimated, which must promise
         // something to be believed. What was measured for one of them alone does not change that comparison.
         let (sparse_time, dense_time, basis, margin) = match (tuning.get(problem), tuning.get(&as_dense)) {
-            (Some(s), Some(d)) if s.n == d.n => (s.seconds, d.seconds, "measured", 1.0),
-            (None, None) => (own.estimated_seconds(), dense.estimated_seconds(), "estimated", 0.97),
+            (Some(s), Some(d)) if s.n == d.n => (s.seconds, d.seconds, Basis::Measured, 0.99),
+            (None, None) => (own.estimated_seconds(), dense.estimated_seconds(), Basis::Estimated, 0.97),
             _ => {
                 let estimate = |problem| Self::gpu(problem, caps, &Tuning::new(tuning.rates));
                 let (own, dense) = (estimate(problem)?, estimate(&as_dense)?);
-                (own.estimated_seconds(), dense.estimated_seconds(), "estimated", 0.97)
+                (own.estimated_seconds(), dense.estimated_seconds(), Basis::Estimated, 0.97)
             }
         };
-        let ratio = dense_time / sparse_time;
+        let (ratio, basis) = (dense_time / sparse_time, basis.name());
         if sparse_time <= margin * dense_time {
             let reason = format!("{}; {basis} at {ratio:.2} times dense's speed", own.reason);
             return Ok(Self { reason, ..own });
@@ -278,7 +302,7 @@ impl Plan {
             time(dense_time),
             dense.reason
         );
-        Ok(Self { problem: *problem, method: dense.method, reason })
+        Ok(Self { problem: *problem, method: dense.method, basis: dense.basis, reason })
     }
 
     /// The plan with the given way and splits of k, for tests, tuning and `bench --plan`. An error if it is none of the
@@ -287,7 +311,8 @@ impl Plan {
         let kernel = Kernel::new(problem, way)?;
         kernel.supported_by(caps).map_err(|feature| Error::MissingFeature { device: kernel.to_string(), feature })?;
         let method = GpuMethod::new(problem, kernel, splits, caps)?;
-        Ok(Self { problem: *problem, method: Method::Gpu(method), reason: format!("{way} was asked for") })
+        let reason = format!("{way} was asked for");
+        Ok(Self { problem: *problem, method: Method::Gpu(method), basis: Basis::Asked, reason })
     }
 
     /// Every plan that [`Plan::gpu`] chooses from, with the problem's own weights.
@@ -318,7 +343,8 @@ impl Plan {
             Op::Dense => "the gemm crate is the only dense method",
             Op::Sparse24(_) | Op::Masked | Op::Masked24 => "loops over the kept weights are the only method",
         };
-        Ok(Self { problem: *problem, method: Method::Cpu(problem.op), reason: reason.into() })
+        let method = Method::Cpu(problem.op);
+        Ok(Self { problem: *problem, method, basis: Basis::Estimated, reason: reason.into() })
     }
 
     /// The CPU device's plan with dense weights, for a 2:4 problem.
@@ -327,7 +353,7 @@ impl Plan {
         if !matches!(problem.op, Op::Sparse24(_)) {
             return Ok(plan);
         }
-        // Loops over kept weights run at 0.2 to 0.4 times the gemm crate's speed (benches/results/2026-11-22-amd-epyc).
+        // Loops over kept weights run at 0.2 to 0.6 times the gemm crate's speed (benches/results/2026-11-22-amd-epyc).
         let reason = "dense weights, because the CPU's 2:4 loops are slower than the gemm crate".to_owned();
         Ok(Self { method: Method::Cpu(Op::Dense), reason, ..plan })
     }
@@ -340,6 +366,11 @@ impl Plan {
     /// How it is solved.
     pub fn method(&self) -> &Method {
         &self.method
+    }
+
+    /// What its kernel was chosen by.
+    pub fn basis(&self) -> Basis {
+        self.basis
     }
 
     /// How the weights must be given: as in the problem, or dense where 2:4 ones would lose.
@@ -445,7 +476,7 @@ impl GpuMethod {
         // Kernels count features, tokens and k with u32, and round them up to a tile before they compare.
         let limit = (u32::MAX - 1024) as usize;
         for (what, a, b) in [("weights", m, k), ("x", n, k), ("y", n, m)] {
-            if a.checked_mul(b).is_none_or(|len| len > usize::MAX / 16) || a > limit || b > limit {
+            if a.checked_mul(b).is_none_or(|len| len > usize::MAX / 1024) || a > limit || b > limit {
                 return Err(Error::Overflow { what: format!("{what} index"), detail: format!("{a} x {b} elements") });
             }
         }

@@ -370,7 +370,7 @@ impl Tried {
     pub fn best(&self) -> Option<(&Plan, f64)> {
         let timed = self.trials.iter().filter_map(|(plan, trial)| match trial {
             Trial::Timed(seconds) => Some((plan, *seconds)),
-            Trial::Behind(_) | Trial::Failed(_) => None,
+            Trial::Behind(_) | Trial::Wrong(_) | Trial::Refused(_) => None,
         });
         timed.min_by(|a, b| a.1.total_cmp(&b.1))
     }
@@ -388,12 +388,17 @@ impl Tried {
         Some(untuned / self.best()?.1)
     }
 
-    /// The candidates that failed, and why.
+    /// The candidates whose result was wrong or that did not run, and why.
     pub fn failures(&self) -> impl Iterator<Item = (&Plan, &str)> {
         self.trials.iter().filter_map(|(plan, trial)| match trial {
-            Trial::Failed(what) => Some((plan, what.as_str())),
+            Trial::Wrong(what) | Trial::Refused(what) => Some((plan, what.as_str())),
             Trial::Timed(_) | Trial::Behind(_) => None,
         })
+    }
+
+    /// How many candidates gave a wrong result.
+    pub fn wrong(&self) -> usize {
+        self.trials.iter().filter(|(_, trial)| matches!(trial, Trial::Wrong(_))).count()
     }
 }
 

@@ -4,26 +4,17 @@
 
 mod common;
 
-use common::{Data, HostWeights, gpu, matrix, rng, seed};
+use common::{Data, HostWeights, callers_device, gpu, matrix, rng, seed};
 use sparse24::engine::Clock;
 use sparse24::kernel::ShaderChecks;
+use sparse24::plan::{Method, Tuned};
 use sparse24::reference::{Operands, Oracle, Sample};
 use sparse24::{
-    DType, Device, Elements, Epilogue, Error, Form, Io, Matrix, Op, Options, Problem, Tensor, VectorLen, Weights,
+    DType, Device, Elements, Epilogue, Error, Form, Io, Matrix, Op, Options, Problem, Tensor, Tuning, VectorLen,
+    Weights,
 };
 
 const OP: Op = Op::Sparse24(VectorLen::ONE);
-
-/// A wgpu device of the kind under test that belongs to the test, as an embedder's would.
-fn callers_device(device: &Device, features: wgpu::Features) -> (wgpu::Device, wgpu::Queue) {
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-    let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
-    let name = device.info().name().to_owned();
-    let adapter = adapters.into_iter().find(|a| a.get_info().name == name).unwrap();
-    let request =
-        wgpu::DeviceDescriptor { required_features: features, required_limits: adapter.limits(), ..Default::default() };
-    pollster::block_on(adapter.request_device(&request)).unwrap()
-}
 
 fn storage_buffer(device: &wgpu::Device, bytes: u64) -> wgpu::Buffer {
     device.create_buffer(&wgpu::BufferDescriptor {
@@ -75,7 +66,7 @@ fn the_device_under_test_is_listed_and_found_by_part_of_its_name() {
 #[ignore = "needs a GPU"]
 fn calls_are_recorded_into_the_callers_encoder_on_the_callers_buffers() {
     let Some(under_test) = gpu() else { return };
-    let (wgpu_device, queue) = callers_device(&under_test, wgpu::Features::empty());
+    let (wgpu_device, queue) = callers_device(&under_test, wgpu::Features::empty(), |own| own);
     let device = Device::from_wgpu(wgpu_device.clone(), queue.clone()).unwrap();
     let layer = Layer::new(&device, OP, seed());
     let (n, m, k) = (layer.problem.n, layer.problem.m, layer.problem.k);
@@ -109,7 +100,7 @@ fn calls_are_recorded_into_the_callers_encoder_on_the_callers_buffers() {
 #[ignore = "needs a GPU"]
 fn f16_without_the_feature_is_refused_by_name() {
     let Some(under_test) = gpu() else { return };
-    let (wgpu_device, queue) = callers_device(&under_test, wgpu::Features::empty());
+    let (wgpu_device, queue) = callers_device(&under_test, wgpu::Features::empty(), |own| own);
     let device = Device::from_wgpu(wgpu_device, queue).unwrap();
     let problem = Problem::linear(OP, 8, 8, 8, DType::F16);
     let error = device.plan(&problem).unwrap_err().to_string();
@@ -128,7 +119,7 @@ fn f16_without_the_feature_is_refused_by_name() {
 #[ignore = "needs a GPU"]
 fn a_lost_device_is_an_error_and_no_panic() {
     let Some(under_test) = gpu() else { return };
-    let (wgpu_device, queue) = callers_device(&under_test, wgpu::Features::empty());
+    let (wgpu_device, queue) = callers_device(&under_test, wgpu::Features::empty(), |own| own);
     let device = Device::from_wgpu(wgpu_device.clone(), queue).unwrap();
     let layer = Layer::new(&device, OP, seed());
     let (x, y) = (device.upload(&layer.x).unwrap(), device.zeros(20, 70, DType::F32).unwrap());
@@ -225,7 +216,7 @@ fn tensors_come_back_as_they_went() {
 #[ignore = "needs a GPU"]
 fn a_write_that_would_reach_past_its_tensor_is_refused() {
     let Some(under_test) = gpu() else { return };
-    let (wgpu_device, queue) = callers_device(&under_test, wgpu::Features::empty());
+    let (wgpu_device, queue) = callers_device(&under_test, wgpu::Features::empty(), |own| own);
     let device = Device::from_wgpu(wgpu_device.clone(), queue).unwrap();
     let arena = storage_buffer(&wgpu_device, 64);
     let half = |cols: usize| Matrix::new(1, cols, Elements::from_f32(DType::F16, &vec![1.0; cols])).unwrap();
@@ -314,7 +305,7 @@ fn submissions(queue: &wgpu::Queue) -> u64 {
 #[ignore = "needs a GPU"]
 fn a_repeated_call_of_a_layer_allocates_nothing_and_submits_once() {
     let Some(under_test) = gpu() else { return };
-    let (wgpu_device, queue) = callers_device(&under_test, wgpu::Features::empty());
+    let (wgpu_device, queue) = callers_device(&under_test, wgpu::Features::empty(), |own| own);
     let device = Device::from_wgpu(wgpu_device.clone(), queue.clone()).unwrap();
     // k is ragged, so that X is packed first: a call of at least two dispatches.
     let (m, n, k) = (70, 20, 1001);
@@ -322,7 +313,7 @@ fn a_repeated_call_of_a_layer_allocates_nothing_and_submits_once() {
     let mut rng = rng(seed(), 0);
     let host = HostWeights::new(&problem, Data::Whole, &mut rng);
     let HostWeights::Sparse24(compressed) = &host else { unreachable!() };
-    let layer = device.linear(compressed, Epilogue::NONE).unwrap();
+    let layer = device.linear(compressed, Epilogue::NONE);
     assert_eq!(layer.bytes(), 0, "nothing is uploaded before it is known in which form");
     assert!(layer.plan(n, DType::F32).unwrap().explain().contains("first: k = 1001"));
     let x = matrix(n, k, DType::F32, Data::Whole, &mut rng);
@@ -362,11 +353,22 @@ fn a_layer_that_would_lose_as_sparse_runs_dense() {
     let Some(device) = gpu() else { return };
     let mut rng = rng(seed(), 0);
     let (m, n, k) = (130, 140, 64);
-    for (v, form) in [(1, Op::Dense), (32, Op::Sparse24(VectorLen::new(32).unwrap()))] {
-        let problem = Problem::linear(Op::Sparse24(VectorLen::new(v).unwrap()), m, n, k, DType::F32);
+    let op = Op::Sparse24(VectorLen::new(4).unwrap());
+    let problem = Problem::linear(op, m, n, k, DType::F32);
+    let dense = Problem { op: Op::Dense, ..problem };
+    let tuned = |problem: &Problem, seconds| match device.candidates(problem).unwrap()[0].method() {
+        Method::Gpu(method) => Tuned { n, way: method.kernel().way(), splits: method.splits(), seconds },
+        Method::Cpu(_) => unreachable!(),
+    };
+    // As if 2:4 had been measured at half and at twice dense's speed.
+    for (seconds, form) in [(2e-3, Op::Dense), (5e-4, op)] {
+        let mut tuning = Tuning::default();
+        tuning.insert(&problem, tuned(&problem, seconds));
+        tuning.insert(&dense, tuned(&dense, 1e-3));
+        device.set_tuning(tuning);
         let host = HostWeights::new(&problem, Data::Whole, &mut rng);
         let HostWeights::Sparse24(compressed) = &host else { unreachable!() };
-        let layer = device.linear(compressed, Epilogue::NONE).unwrap();
+        let layer = device.linear(compressed, Epilogue::NONE);
         let plan = layer.plan(n, DType::F32).unwrap();
         assert_eq!(plan.weights(), form, "{}", plan.explain());
         assert_eq!(plan.explain().contains("dense weights, because"), form == Op::Dense, "{}", plan.explain());

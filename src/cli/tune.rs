@@ -64,7 +64,7 @@ pub(crate) struct Args {
     /// Tune shaders that keep their run-time checks, as `bench --checked` runs them.
     #[arg(long)]
     checked: bool,
-    /// Three short samples instead of five of 10 ms: to see that it runs, not which is best.
+    /// Three short samples instead of five of 10 ms: to see that it runs, not which is best. Needs --cache.
     #[arg(long)]
     quick: bool,
 }
@@ -128,6 +128,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         return Ok(Outcome::Fine);
     };
     let folder = tuning::folder(args.cache.as_deref())?;
+    // Three short samples say little about which kernel is best, and a cache is believed.
+    anyhow::ensure!(
+        !args.quick || args.cache.is_some() || std::env::var_os("SPARSE24_CACHE").is_some(),
+        "--quick tunes for a trial only: give it a cache of its own with --cache DIR"
+    );
     let mut cache = tuning::load(&folder, &key).unwrap_or_else(|| Cache::new(key));
 
     // What the device cannot do is found out before anything is measured.
@@ -195,7 +200,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     if undone > 0 {
         say(&format!("out of time: {undone} of {} operations are not tuned; the same command goes on", tasks.len()));
     }
-    let failed = tasks.iter().any(|task| matches!(&task.found, Some(Found::Tried(t)) if t.failures().next().is_some()));
+    let failed = tasks.iter().any(|task| matches!(&task.found, Some(Found::Tried(t)) if t.wrong() > 0));
     Ok(if failed { Outcome::VerificationFailed } else { Outcome::Fine })
 }
 
@@ -217,7 +222,7 @@ fn table(tasks: &[Task]) -> String {
                 tried.best().map_or_else(none, |(_, seconds)| format!("{:.4}", seconds * 1e3)),
                 tried.gain().map_or_else(none, |gain| format!("{gain:.2}x")),
                 tried.trials().len().to_string(),
-                tried.failures().count().to_string(),
+                tried.wrong().to_string(),
                 tried.best().map_or_else(none, |(plan, _)| plan.way()),
             ),
         };

@@ -26,6 +26,25 @@ pub fn gpu() -> Option<Device> {
     }
 }
 
+/// A wgpu device of the kind under test that belongs to the test, as an embedder's would, with limits that may be lower than the
+/// adapter's own.
+pub fn callers_device(
+    device: &Device,
+    features: wgpu::Features,
+    limits: impl FnOnce(wgpu::Limits) -> wgpu::Limits,
+) -> (wgpu::Device, wgpu::Queue) {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
+    let name = device.info().name().to_owned();
+    let adapter = adapters.into_iter().find(|a| a.get_info().name == name).unwrap();
+    let request = wgpu::DeviceDescriptor {
+        required_features: features,
+        required_limits: limits(adapter.limits()),
+        ..Default::default()
+    };
+    pollster::block_on(adapter.request_device(&request)).unwrap()
+}
+
 /// A seed that differs from run to run and is printed, so that a failure can be repeated with SPARSE24_TEST_SEED.
 pub fn seed() -> u64 {
     let given = std::env::var("SPARSE24_TEST_SEED").ok().map(|s| s.parse().unwrap());

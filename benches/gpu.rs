@@ -1,11 +1,13 @@
-//! The layers of well-known models on a GPU, timed by the GPU's own timestamps where it has them. `cargo bench --bench gpu`.
+//! `cargo bench --bench gpu`: the layers of well-known models on a GPU, timed by the GPU's own timestamps where it has
+//! them.
 //!
-//! A name is a layer, a number of tokens and an operation, such as `bert-large.ffn_in/512/sparse24-v32-f16`; a part of it as an
-//! argument chooses. SPARSE24_BENCH_DEVICE names the adapter, else the best GPU is taken; with neither nothing is measured, as
-//! `benches/host.rs` and `sparse24 bench` are for the CPU. SPARSE24_BENCH_TOKENS=1,512 replaces the numbers of tokens.
+//! A name is a layer, a number of tokens and an operation, such as `bert-large.ffn_in/512/sparse24-v32-f16`; a part of
+//! it as an argument chooses. SPARSE24_BENCH_DEVICE names the adapter, else the best GPU is taken; with neither nothing
+//! is measured, as `benches/host.rs` and `sparse24 bench` are for the CPU. SPARSE24_BENCH_TOKENS=1,512 replaces the
+//! numbers of tokens.
 //!
-//! Each output is verified before it is timed: on one set of operands by the f64 oracle, on the others bit for bit by the first.
-//! Calls rotate through the sets, so that weights come from memory as they do in a model.
+//! Each output is verified before it is timed: on one set of operands by the f64 oracle, on the others bit for bit by
+//! the first. Calls rotate through the sets, so that weights come from memory as they do in a model.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
@@ -31,7 +33,8 @@ const SUITES: [Suite; 2] = [("bert-large", &[32, 512]), ("llama-8b", &[1, 512])]
 /// A software driver does a few GFLOP/s: enough to see that everything runs.
 const SOFTWARE_SUITES: [Suite; 1] = [("minilm", &[4])];
 
-/// Most calls in one submission: some milliseconds of the shortest kernels, and far from a driver's watchdog with the longest.
+/// Most calls in one submission: some milliseconds of the shortest kernels, and far from a driver's watchdog with the
+/// longest.
 const MOST_CALLS: usize = 1024;
 
 fn main() {

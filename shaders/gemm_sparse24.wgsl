@@ -1,21 +1,24 @@
 // 2:4 sparse GEMM by gathering activations. Twin: `Oracle` of src/reference.rs with `Weights::Sparse24`.
 //
-// Weights: `w`, kept values in panels of 32 features, and `bits`, words of eight 4-bit codes, the low one first; code = position of
-// the first kept value | position of the second << 2. Nothing is decompressed: a code selects which two of the group's four
-// rows of the activation tile a thread multiplies, so only half the multiply-adds of the dense kernel are done.
+// Weights: `w`, kept values in panels of 32 features, and `bits`, words of eight 4-bit codes, the low one first; code =
+// position of the first kept value | position of the second << 2. Nothing is decompressed: a code selects which two of
+// the group's four rows of the activation tile a thread multiplies, so only half the multiply-adds of the dense kernel
+// are done.
 //
-// The SHARE = min(VECTOR, THREAD_M) features of a thread that share a pattern share the gathered activations too: per group
-// and pattern a thread reads 2 * TOKEN_QUADS vec4s of activations for 8 * TOKEN_QUADS * SHARE multiply-adds. From V = 8 on
-// that is as much as the dense kernel reads. At V = 1 it is a word per multiply-add, which loses to dense.
+// The SHARE = min(VECTOR, THREAD_M) features of a thread that share a pattern share the gathered activations too: per
+// group and pattern a thread reads 2 * TOKEN_QUADS vec4s of activations for 8 * TOKEN_QUADS * SHARE multiply-adds. From
+// V = 8 on that is as much as the dense kernel reads. At V = 1 it is a word per multiply-add, which loses to dense.
 //
-// Workgroup memory: the weight tile has a row per kept value; the codes of a step's four groups, a word per feature, lie beside
-// it. Tile and way through k: shared/tile.wgsl; grid and residues: shared/gemm.wgsl. Padding along k multiplies a zero value.
+// Workgroup memory: the weight tile has a row per kept value; the codes of a step's four groups, a word per feature,
+// lie beside it. Tile and way through k: shared/tile.wgsl; grid and residues: shared/gemm.wgsl. Padding along k
+// multiplies a zero value.
 //
-// Predicted with 8 x 8 outputs per thread, from the instructions of a CUDA twin (sm_90, read, not timed): 0.72 per dense
-// multiply-add at V >= 8, 0.77 at V = 4, 0.87 at V = 2 and 1.05 at V = 1, against the dense kernel's 1.20: 1.67, 1.56, 1.38 and 1.14
-// times dense if issue is the limit. What is missing to 2 are addresses (16 instructions per group and 8 per pattern) and
-// loading, which does not halve. At V = 1 and 2 workgroup memory decides: if the hardware serves reads of 16 bytes by eights of a
-// subgroup, their gathers take 144 and 80 passes per group, and they run at 0.5 and 0.9 times dense.
+// Predicted with 8 x 8 outputs per thread, from the instructions of a CUDA twin (sm_90, read, not timed): 0.72 per
+// dense multiply-add at V >= 8, 0.77 at V = 4, 0.87 at V = 2 and 1.05 at V = 1, against the dense kernel's 1.20: 1.67,
+// 1.56, 1.38 and 1.14 times dense if issue is the limit. What is missing to 2 are addresses (16 instructions per group
+// and 8 per pattern) and loading, which does not halve. At V = 1 and 2 workgroup memory decides: if the hardware serves
+// reads of 16 bytes by eights of a subgroup, their gathers take 144 and 80 passes per group, and they run at 0.5 and
+// 0.9 times dense.
 
 // Features of a thread that share a pattern, and patterns of a thread.
 const SHARE: u32 = 1u;

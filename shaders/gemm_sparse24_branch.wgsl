@@ -1,19 +1,21 @@
 // 2:4 sparse GEMM by branching on the pattern. Twin: `Oracle` of src/reference.rs with `Weights::Sparse24`.
 //
-// With short patterns a gather reads workgroup memory for every few multiply-adds. Here nothing is gathered: a thread holds the
-// four activations of a group for its tokens in registers, and the code decides which two are used by a branch, each of whose
-// six leaves names its registers. The branch costs nothing in divergence, because the pattern is uniform: all lanes run over
-// tokens, and the workgroup's features, codes and values depend on the workgroup id and loop counters alone.
+// With short patterns a gather reads workgroup memory for every few multiply-adds. Here nothing is gathered: a thread
+// holds the four activations of a group for its tokens in registers, and the code decides which two are used by a
+// branch, each of whose six leaves names its registers. The branch costs nothing in divergence, because the pattern is
+// uniform: all lanes run over tokens, and the workgroup's features, codes and values depend on the workgroup id and
+// loop counters alone.
 //
-// Tile: TILE_M = 16 features x 512 tokens; 64 threads of 8 tokens each, 128 sums in registers. Workgroup memory: the step's 16 k
-// of activations, k-major, 32 KiB; column c of the rows of quad q is at c ^ 2q, since neighbouring threads load neighbouring
-// q. Grid and residues: shared/gemm.wgsl; weights: as in gemm_sparse24.wgsl.
+// Tile: TILE_M = 16 features x 512 tokens; 64 threads of 8 tokens each, 128 sums in registers. Workgroup memory: the
+// step's 16 k of activations, k-major, 32 KiB; column c of the rows of quad q is at c ^ 2q, since neighbouring threads
+// load neighbouring q. Grid and residues: shared/gemm.wgsl; weights: as in gemm_sparse24.wgsl.
 //
-// Predicted, from the instructions of a CUDA twin (sm_90, read, not timed): about 11 around the 16 * VECTOR multiply-adds of a
-// branch, none of them for convergence, and 16 % for loading: 1.06 per dense multiply-add at V = 1, 0.92 at V = 2 and 0.85 at V = 4
-// against the dense kernel's 1.20, so 1.13, 1.31 and 1.41 times dense if issue were the limit. But a step's activations serve 16 features
-// only, where the dense tile's serve 128: per multiply-add it asks the cache for 8 times dense's bytes, near 64 per clock and
-// SM, which is all an H200's L2 gives. Expected to lose there unless neighbouring workgroups find the activations in L1.
+// Predicted, from the instructions of a CUDA twin (sm_90, read, not timed): about 11 around the 16 * VECTOR
+// multiply-adds of a branch, none of them for convergence, and 16 % for loading: 1.06 per dense multiply-add at V = 1,
+// 0.92 at V = 2 and 0.85 at V = 4 against the dense kernel's 1.20, so 1.13, 1.31 and 1.41 times dense if issue were the
+// limit. But a step's activations serve 16 features only, where the dense tile's serve 128: per multiply-add it asks
+// the cache for 8 times dense's bytes, near 64 per clock and SM, which is all an H200's L2 gives. Expected to lose
+// there unless neighbouring workgroups find the activations in L1.
 
 // Features that share a pattern, and patterns of the 16 features.
 const VECTOR_ROWS: u32 = 1u;

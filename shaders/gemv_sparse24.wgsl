@@ -1,13 +1,14 @@
 // 2:4 sparse product with few tokens. Twin: `Oracle` of src/reference.rs with `Weights::Sparse24`.
 //
-// Weights: `w`, kept values in panels of 32 features in 16-byte units, and `bits`, words of eight 4-bit codes: field s of two
-// bits is the place in its group of the row's kept value s. Tile, workgroup memory and way through k: shared/gemv.wgsl.
+// Weights: `w`, kept values in panels of 32 features in 16-byte units, and `bits`, words of eight 4-bit codes: field s
+// of two bits is the place in its group of the row's kept value s. Tile, workgroup memory and way through k:
+// shared/gemv.wgsl.
 //
-// Bytes against the dense kernel's, V = 1: 0.531 for f32, 0.5625 for f16, so at most 1.88 and 1.78 times its speed. Predicted for f16
-// and eight tokens, from the instructions of a CUDA twin (sm_90, read, not timed) at 18.6 bytes per clock and SM: a word of 32 k of
-// 32 features takes 62 clocks for its bytes, 68 for its instructions and 40 of workgroup memory, against 110, 100 and 72 in the
-// dense kernel: about 1.6 times dense, with issue as the limit. (If the hardware serves reads of 16 bytes by eights of a
-// subgroup, workgroup memory limits both, at 136 and 264.)
+// Bytes against the dense kernel's, V = 1: 0.531 for f32, 0.5625 for f16, so at most 1.88 and 1.78 times its speed.
+// Predicted for f16 and eight tokens, from the instructions of a CUDA twin (sm_90, read, not timed) at 18.6 bytes per
+// clock and SM: a word of 32 k of 32 features takes 62 clocks for its bytes, 68 for its instructions and 40 of
+// workgroup memory, against 110, 100 and 72 in the dense kernel: about 1.6 times dense, with issue as the limit. (If
+// the hardware serves reads of 16 bytes by eights of a subgroup, workgroup memory limits both, at 136 and 264.)
 
 const SWIZZLE: u32 = select(0xffaa5500u, 0u, TOKEN_LANES == 1u);
 

@@ -1,10 +1,10 @@
-// Brings activations to the shape that every kernel reads: token-major, k padded with zeros to a multiple of 32. Needed where
-// the caller's k is no such multiple, and for the plain form, whose B is k x n.
+// Brings activations to the shape that every kernel reads: token-major, k padded with zeros to a multiple of 32. Needed
+// where the caller's k is no such multiple, and for the plain form, whose B is k x n.
 //
-// Tile: a workgroup moves 32 k x 32 tokens through workgroup memory, so that reads and writes both run along memory. Dispatch
-// grid: tiles_m blocks of k times tiles_n blocks of tokens, over x and y. Params: `k` padded, `k_given` as it is.
-// Workgroup memory: rows of tokens, one element longer than the tile, so that reading down a column meets all banks.
-// Params, `y` (here the packed X) and LINEAR: shared/gemm.wgsl.
+// Tile: a workgroup moves 32 k x 32 tokens through workgroup memory, so that reads and writes both run along memory.
+// Dispatch grid: tiles_m blocks of k times tiles_n blocks of tokens, over x and y. Params: `k` padded, `k_given` as it
+// is. Workgroup memory: rows of tokens, one element longer than the tile, so that reading down a column meets all
+// banks. Params, `y` (here the packed X) and LINEAR: shared/gemm.wgsl.
 
 const THREADS: u32 = 256u;
 const STRIDE: u32 = 33u;

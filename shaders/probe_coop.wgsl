@@ -1,6 +1,6 @@
-// Ceiling of cooperative matrices: every subgroup runs eight independent chains of 16 x 16 x 16 multiply-adds, f16 factors and
-// f32 sums, ROUNDS times. 2 * 16 * 16 * 16 * 8 * ROUNDS operations per subgroup of 32; factors are loaded once from workgroup
-// memory, eight blocks of sums per subgroup are written.
+// Ceiling of cooperative matrices: every subgroup runs eight independent chains of 16 x 16 x 16 multiply-adds, f16
+// factors and f32 sums, ROUNDS times. 2 * 16 * 16 * 16 * 8 * ROUNDS operations per subgroup of 32; factors are loaded
+// once from workgroup memory, eight blocks of sums per subgroup are written.
 
 enable f16;
 enable wgpu_cooperative_matrix;

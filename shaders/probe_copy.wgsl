@@ -1,5 +1,5 @@
-// Ceiling of memory traffic: copies `x` to `y`, 16 bytes at a time, four per thread and a grid apart, each read once. Bytes
-// moved: twice the copied ones. Params: `n` vectors in all.
+// Ceiling of memory traffic: copies `x` to `y`, 16 bytes at a time, four per thread and a grid apart, each read once.
+// Bytes moved: twice the copied ones. Params: `n` vectors in all.
 
 const THREADS: u32 = 256u;
 

@@ -1,5 +1,6 @@
-// Ceiling of multiply-adds: every thread runs CHAINS independent chains of vec4 fused multiply-adds in registers, ROUNDS times.
-// 2 * 4 * CHAINS * ROUNDS operations per thread; nothing is read, one vector per thread is written. Params: shared/gemm.wgsl.
+// Ceiling of multiply-adds: every thread runs CHAINS independent chains of vec4 fused multiply-adds in registers,
+// ROUNDS times. 2 * 4 * CHAINS * ROUNDS operations per thread; nothing is read, one vector per thread is written.
+// Params: shared/gemm.wgsl.
 
 const THREADS: u32 = 256u;
 const CHAINS: u32 = 8u;

@@ -1,5 +1,5 @@
-// Adds up what the splits of k have left in scratch, in the order of the splits, and runs the epilogue: the second half of every
-// kernel with more than one split. The order makes the result the same from run to run.
+// Adds up what the splits of k have left in scratch, in the order of the splits, and runs the epilogue: the second half
+// of every kernel with more than one split. The order makes the result the same from run to run.
 //
 // Grid: one thread per output, 256 to a workgroup, over x and y. Scratch: a token-major f32 matrix per split.
 // Params, operands and epilogue: shared/gemm.wgsl; `m` is all features of Y.

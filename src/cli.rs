@@ -1,8 +1,8 @@
 //! The command line: its grammar, and which part answers which command.
 //!
-//! Results go to stdout, everything else to stderr; progress bars show on a terminal only. Parsing is clap's, with exit code 2
-//! for a usage error; what remains of a command after parsing is plain data. Exit codes: 0 fine, 1 error, 2 usage, 3 a
-//! result failed verification.
+//! Results go to stdout, everything else to stderr; progress bars show on a terminal only. Parsing is clap's, with exit
+//! code 2 for a usage error; what remains of a command after parsing is plain data. Exit codes: 0 fine, 1 error, 2
+//! usage, 3 a result failed verification.
 
 mod bench;
 mod devices;
@@ -109,8 +109,8 @@ fn progress(steps: usize) -> ProgressBar {
     bar
 }
 
-/// Where an output file will be written, checked before the work starts: a new name or a regular file, through symbolic links,
-/// in a folder that takes new files.
+/// Where an output file will be written, checked before the work starts: a new name or a regular file, through symbolic
+/// links, in a folder that takes new files.
 fn writable(path: &Path) -> Result<PathBuf> {
     let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     anyhow::ensure!(!target.exists() || target.is_file(), "{} is not a regular file", path.display());

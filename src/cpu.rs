@@ -1,9 +1,9 @@
 //! The CPU device: the same operations in this process, for machines without a GPU.
 //!
-//! Dense products go to the `gemm` crate, with its AVX-512 kernels where the processor has them. 2:4 and masked products
-//! are plain loops: a block of tokens is transposed so that the inner loop runs over tokens, each weight row is decoded once
-//! per block, and only kept weights are multiplied. Sums are f32 and each is formed by one thread in increasing k, so results
-//! of the loops do not depend on the number of threads.
+//! Dense products go to the `gemm` crate, with its AVX-512 kernels where the processor has them. 2:4 and masked
+//! products are plain loops: a block of tokens is transposed so that the inner loop runs over tokens, each weight row
+//! is decoded once per block, and only kept weights are multiplied. Sums are f32 and each is formed by one thread in
+//! increasing k, so results of the loops do not depend on the number of threads.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -32,8 +32,9 @@ pub(crate) enum CpuWeights {
 
 impl CpuWeights {
     /// Dense weights as the `gemm` crate reads them best: f32 whatever the storage was, and k-major. It packs W anew in
-    /// every call, and packing against the stride of a row costs more than the product when there are few tokens: 768 x 32
-    /// x 3072 took 8.5 ms from row-major and takes 1.7 ms from k-major weights (benches/results/2026-11-22-amd-epyc).
+    /// every call, and packing against the stride of a row costs more than the product when there are few tokens: 768 x
+    /// 32 x 3072 took 8.5 ms from row-major and takes 1.7 ms from k-major weights
+    /// (benches/results/2026-11-22-amd-epyc).
     pub(crate) fn dense(w: &Matrix) -> Self {
         let (m, k) = (w.rows(), w.cols());
         let mut k_major = vec![0.0; m * k];
@@ -93,8 +94,8 @@ impl CpuInfo {
 #[derive(Debug)]
 pub(crate) struct Cpu {
     pool: rayon::ThreadPool,
-    /// Calls and writes run one at a time, as on a GPU's queue: each has all threads, and none waits for a matrix while it
-    /// holds another.
+    /// Calls and writes run one at a time, as on a GPU's queue: each has all threads, and none waits for a matrix while
+    /// it holds another.
     queue: Mutex<()>,
     scratch: Mutex<Vec<Vec<f32>>>,
 }
@@ -312,8 +313,8 @@ fn dense(problem: &Problem, w: &[f32], x: &[f32], sums: &mut [f32]) {
         sums.fill(0.0);
         return;
     }
-    // As (column stride, row stride) of W (m x k), of X as k x n, and of the output as m x n. Exact casts: a slice has at
-    // most isize::MAX bytes.
+    // As (column stride, row stride) of W (m x k), of X as k x n, and of the output as m x n. Exact casts: a slice has
+    // at most isize::MAX bytes.
     let (ms, ns, ks) = (m as isize, n as isize, k as isize);
     let (x_strides, y_strides) = match problem.form {
         Form::Linear => ((ks, 1), (ms, 1)),
@@ -325,8 +326,8 @@ fn dense(problem: &Problem, w: &[f32], x: &[f32], sums: &mut [f32]) {
         1 => Parallelism::None,
         threads => Parallelism::Rayon(threads),
     };
-    // SAFETY: by the assertion above `sums`, `w` and `x` hold m x n, m x k and k x n elements with these strides, and `sums` is
-    // borrowed exclusively, so it overlaps neither. `read_dst` is false: what `sums` holds is not read.
+    // SAFETY: by the assertion above `sums`, `w` and `x` hold m x n, m x k and k x n elements with these strides, and
+    // `sums` is borrowed exclusively, so it overlaps neither. `read_dst` is false: what `sums` holds is not read.
     unsafe {
         gemm::gemm(
             m,

@@ -1,9 +1,9 @@
 //! Devices as an embedder sees them: upload weights once, prepare a call once, run it many times.
 //!
-//! A [`Device`] is a GPU or this process's CPU; everything above works on either. [`Weights`] and [`Tensor`]s belong to the
-//! device that made them. [`Device::prepare`] checks every shape, type and owner and binds the operands, so that
-//! [`Prepared::run`] and [`Prepared::record`] only dispatch.
-//! Invariant: a [`Prepared`] call's operands have the shapes and types of its plan and live on its device.
+//! A [`Device`] is a GPU or this process's CPU; everything above works on either. [`Weights`] and [`Tensor`]s belong to
+//! the device that made them. [`Device::prepare`] checks every shape, type and owner and binds the operands, so that
+//! [`Prepared::run`] and [`Prepared::record`] only dispatch. Invariant: a [`Prepared`] call's operands have the shapes
+//! and types of its plan and live on its device.
 
 use std::borrow::Cow;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -268,8 +268,8 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Whether a GPU's shaders keep naga's run-time checks. The kernels guard their own accesses.
     pub checks: ShaderChecks,
-    /// Whether a GPU acts out cooperative matrices in plain WGSL: to check those kernels where there is no such hardware. No
-    /// plan chooses them then; [`Plan::gpu_with`] does.
+    /// Whether a GPU acts out cooperative matrices in plain WGSL: to check those kernels where there is no such
+    /// hardware. No plan chooses them then; [`Plan::gpu_with`] does.
     pub emulate_cooperative: bool,
     /// Whether a GPU's shaders get their loops over registers unrolled; for `None` as [`Caps::unrolls`] says.
     pub unroll: Option<bool>,
@@ -283,8 +283,8 @@ impl Default for Options {
 }
 
 impl Device {
-    /// The best device of this machine: the first discrete GPU, else the first integrated one, else the CPU. Drivers that
-    /// compute on the processor are never chosen: [`Device::cpu`] beats them.
+    /// The best device of this machine: the first discrete GPU, else the first integrated one, else the CPU. Drivers
+    /// that compute on the processor are never chosen: [`Device::cpu`] beats them.
     pub fn auto() -> Result<Self> {
         Self::open("auto", Options::default())
     }
@@ -328,8 +328,8 @@ impl Device {
     }
 
     /// A wgpu device that the caller owns. Use [`Tensor::from_buffer`] for its buffers and [`Prepared::record`] to put
-    /// calls into its encoders: neither submits, waits or copies. Its error and loss callbacks are left alone. f16 kernels
-    /// need its feature `SHADER_F16`, GPU timestamps `TIMESTAMP_QUERY`.
+    /// calls into its encoders: neither submits, waits or copies. Its error and loss callbacks are left alone. f16
+    /// kernels need its feature `SHADER_F16`, GPU timestamps `TIMESTAMP_QUERY`.
     pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
         Ok(Self(Inner::Gpu(Arc::new(Gpu::from_wgpu(device, queue, Options::default().checks)?))))
     }
@@ -394,8 +394,8 @@ impl Device {
         })
     }
 
-    /// Every plan that [`Device::plan`] chooses from, lowest estimate first; none if the device can run no kernel of the
-    /// operation. On the CPU device the one plan there is; its errors are those of [`Plan::cpu`].
+    /// Every plan that [`Device::plan`] chooses from, lowest estimate first; none if the device can run no kernel of
+    /// the operation. On the CPU device the one plan there is; its errors are those of [`Plan::cpu`].
     pub fn candidates(&self, problem: &Problem) -> Result<Vec<Plan>> {
         match &self.0 {
             Inner::Gpu(gpu) => {
@@ -444,14 +444,14 @@ impl Device {
         Ok(self.weights(op, w.m(), w.k(), dtype, store))
     }
 
-    /// Uploads dense weights, `m x k`, and the mask to apply whenever they are used, a bit per weight. The two stay apart, so
-    /// either can be uploaded anew, as training does.
+    /// Uploads dense weights, `m x k`, and the mask to apply whenever they are used, a bit per weight. The two stay
+    /// apart, so either can be uploaded anew, as training does.
     pub fn upload_masked(&self, w: &Matrix, mask: &Mask) -> Result<Weights> {
         self.upload_with_mask(Op::Masked, w, mask, mask.words())
     }
 
-    /// As [`Device::upload_masked`], with the mask held as 2:4 codes. An error names a group in which fewer than two weights
-    /// are kept, for which there is no code.
+    /// As [`Device::upload_masked`], with the mask held as 2:4 codes. An error names a group in which fewer than two
+    /// weights are kept, for which there is no code.
     pub fn upload_masked24(&self, w: &Matrix, mask: &Mask24) -> Result<Weights> {
         self.upload_with_mask(Op::Masked24, w, mask.mask(), &mask.codes()?)
     }
@@ -641,7 +641,8 @@ impl Device {
         })
     }
 
-    /// A call that measures a ceiling, and its work: operations, or bytes for a copy. `None` where the device cannot run it.
+    /// A call that measures a ceiling, and its work: operations, or bytes for a copy. `None` where the device cannot
+    /// run it.
     pub(crate) fn probe(&self, probe: Probe) -> Result<Option<(Prepared, f64)>> {
         let Inner::Gpu(gpu) = &self.0 else { return Ok(None) };
         let caps = &gpu.info().caps;
@@ -696,8 +697,8 @@ impl Device {
 
 impl Tensor {
     /// A buffer of the caller's, holding a row-major matrix from its start, to use with the device of
-    /// [`Device::from_wgpu`] that it belongs to. It needs the usage `STORAGE`, and `COPY_SRC` or `COPY_DST` to be read or
-    /// written through [`Device`].
+    /// [`Device::from_wgpu`] that it belongs to. It needs the usage `STORAGE`, and `COPY_SRC` or `COPY_DST` to be read
+    /// or written through [`Device`].
     pub fn from_buffer(device: &Device, buffer: wgpu::Buffer, rows: usize, cols: usize, dtype: DType) -> Result<Self> {
         if matches!(device.0, Inner::Cpu(_)) {
             return Err(foreign("buffer"));
@@ -818,8 +819,8 @@ impl Bind<'_> {
     }
 }
 
-/// The part of a GPU tensor that belongs to some of `n` tokens, of so many bytes each; not the whole of a buffer that may be
-/// the caller's. All of the tensor for all tokens, whatever its layout.
+/// The part of a GPU tensor that belongs to some of `n` tokens, of so many bytes each; not the whole of a buffer that
+/// may be the caller's. All of the tensor for all tokens, whatever its layout.
 fn bind<'a>(tensor: &'a Tensor, tokens: &std::ops::Range<usize>, n: usize, token_bytes: usize) -> Option<Binding<'a>> {
     let TensorStore::Gpu(buffer) = &tensor.store else { return None };
     if tokens.len() == n {
@@ -828,8 +829,8 @@ fn bind<'a>(tensor: &'a Tensor, tokens: &std::ops::Range<usize>, n: usize, token
     Some(Binding { buffer, offset: (tokens.start * token_bytes) as u64, bytes: (tokens.len() * token_bytes) as u64 })
 }
 
-/// Uploads weights of `shape` (m, k), `cols` of them stored to a row, with the words of mask bits or codes, in pieces that can
-/// be bound.
+/// Uploads weights of `shape` (m, k), `cols` of them stored to a row, with the words of mask bits or codes, in pieces
+/// that can be bound.
 fn upload_pieces(
     gpu: &Gpu,
     op: Op,
@@ -846,7 +847,8 @@ fn upload_pieces(
     })?;
     let pieces = pieces.into_iter().map(|rows| {
         let content = layout::values(op, elements, cols, k, rows.clone());
-        // Even no weights at all can be bound: a binding must hold one element, the largest of which is a row of 16 units.
+        // Even no weights at all can be bound: a binding must hold one element, the largest of which is a row of 16
+        // units.
         let values = gpu.buffer("weights", content.len().max(256), Some(&content))?;
         let words = match op {
             Op::Dense => None,

@@ -1,8 +1,8 @@
 //! wgpu: adapters, a device with its caches, buffers, dispatches, timestamps, read-back.
 //!
-//! The only file with `unsafe` towards the GPU, and with [`crate::engine`] the only one that names wgpu. Every wgpu call that
-//! can fail runs inside error scopes and comes back as an [`Error`]: wgpu's own answer to an uncaptured error is to panic.
-//! Invariant: kernels run on bind groups whose bindings are exactly as long as the problem's operands.
+//! The only file with `unsafe` towards the GPU, and with [`crate::engine`] the only one that names wgpu. Every wgpu
+//! call that can fail runs inside error scopes and comes back as an [`Error`]: wgpu's own answer to an uncaptured error
+//! is to panic. Invariant: kernels run on bind groups whose bindings are exactly as long as the problem's operands.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -123,13 +123,13 @@ fn caps(
             .map(|p| CoopShape { m: p.m_size, n: p.n_size, k: p.k_size, ab: scalar(p.ab_type), c: scalar(p.cr_type) })
             .collect(),
         emulates_cooperative: false,
-        unrolls: info.device_type != wgpu::DeviceType::Cpu,
+        unrolls: !info.name.contains("SwiftShader"),
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
         workgroup_memory: limits.max_compute_workgroup_storage_size,
         workgroup_threads: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
         grid: limits.max_compute_workgroups_per_dimension,
-        // About half of what each kind holds: 132 x 2048 on an H200, a few thousand on a laptop's GPU, two workgroups on
-        // each of the processor's cores.
+        // About half of what each kind holds: 132 x 2048 on an H200, a few thousand on a laptop's GPU, two workgroups
+        // on each of the processor's cores.
         busy_threads: match info.device_type {
             wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::VirtualGpu => 1 << 17,
             wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other => 1 << 13,
@@ -221,8 +221,8 @@ impl std::fmt::Debug for Gpu {
 impl Adapter {
     /// Opens the adapter with all its limits and the features that kernels use.
     ///
-    /// With `emulate`, kernels of cooperative matrices run in plain WGSL, whatever the adapter has. `unroll` overrides the
-    /// adapter's kind.
+    /// With `emulate`, kernels of cooperative matrices run in plain WGSL, whatever the adapter has. `unroll` overrides
+    /// the adapter's kind.
     #[allow(unsafe_code, reason = "cooperative matrices are experimental in wgpu")]
     pub(crate) fn open(mut self, checks: ShaderChecks, emulate: bool, unroll: Option<bool>) -> Result<Gpu> {
         self.info.caps.unrolls = unroll.unwrap_or(self.info.caps.unrolls);
@@ -233,8 +233,8 @@ impl Adapter {
             self.info.caps.cooperative = vec![CoopShape { m: 16, n: 16, k: 16, ab: "f16", c: "f32" }];
         } else if self.adapter.features().contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
             wanted |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
-            // SAFETY: what is experimental is used by this crate's own coop shaders alone, whose every load and store lies
-            // within workgroup memory or the bound output, and whose results each test and each benchmark row
+            // SAFETY: what is experimental is used by this crate's own coop shaders alone, whose every load and store
+            // lies within workgroup memory or the bound output, and whose results each test and each benchmark row
             // checks. Gain: not measured yet; the hardware's ratio is in the ceilings of a run.
             experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
         }
@@ -410,8 +410,8 @@ impl Gpu {
         Error::DeviceLost(lock(&self.lost).clone().unwrap_or_else(|| "it no longer answers".into()))
     }
 
-    /// Overwrites the start of a buffer. `data` must not be longer than it. An error if it ends within a word and the buffer
-    /// goes on behind that, since only whole words can be written.
+    /// Overwrites the start of a buffer. `data` must not be longer than it. An error if it ends within a word and the
+    /// buffer goes on behind that, since only whole words can be written.
     pub(crate) fn write(&self, buffer: &wgpu::Buffer, data: &[u8]) -> Result<()> {
         let whole = data.len() / 4 * 4;
         if whole < data.len() && buffer.size() > whole as u64 + 4 {
@@ -469,7 +469,8 @@ impl Gpu {
 
     /// Waits for everything submitted so far.
     pub(crate) fn wait(&self) -> Result<()> {
-        // wgpu panics when the driver reports a lost device from a wait. (In programs that abort on panic this cannot help.)
+        // wgpu panics when the driver reports a lost device from a wait. (In programs that abort on panic this cannot
+        // help.)
         let polled = catch_unwind(AssertUnwindSafe(|| self.device.poll(wgpu::PollType::wait_indefinitely())));
         match polled {
             Ok(Ok(_)) => Ok(()),
@@ -534,14 +535,13 @@ impl Gpu {
             wgpu::ShaderModuleDescriptor { label: Some(name), source: wgpu::ShaderSource::Wgsl(source.into()) };
         match self.checks {
             ShaderChecks::Checked => self.device.create_shader_module(descriptor),
-            // SAFETY: the source is this crate's own. Reads clamp the feature to the last panel and the token to the last one,
-            // and k runs below its padded value, which are the sizes of what is bound (`layout::value_bytes`, `Plan::steps`,
-            // `dispatch`); writes are guarded by m, n and the number of outputs. Workgroup and private arrays are indexed below
-            // their constant sizes, gathers by 2-bit positions within a group; every loop counts up to a finite bound;
-            // divisors are constants or numbers of tiles and features that are not zero where anything is dispatched;
-            // workgroup memory is written before it is read. Gain: on llvmpipe the dense kernel
-            // runs 3.8 to 4.0 times as fast, V = 32 2.3 times, V = 1 1.5 times (benches/results/2026-11-22-amd-epyc,
-            // minilm-llvmpipe.json against -checked.json): with bounded loops register tiles are not unrolled.
+            // SAFETY: the source is this crate's own. Reads clamp the feature to the last panel and the token to the
+            // last one, and k runs below its padded value, which are the sizes of what is bound (`layout::value_bytes`,
+            // `Plan::steps`, `dispatch`); writes are guarded by m, n and the number of outputs. Workgroup and private
+            // arrays are indexed below their constant sizes, gathers by 2-bit positions within a group; every loop
+            // counts up to a finite bound; divisors are constants or numbers of tiles and features that are not zero
+            // where anything is dispatched; workgroup memory is written before it is read. Gain: see
+            // benches/results/2026-11-23-llvmpipe, the -checked file against the other.
             ShaderChecks::Trusted => unsafe {
                 self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
             },
@@ -678,8 +678,8 @@ fn in_scopes<T>(device: &wgpu::Device, call: impl FnOnce() -> T) -> (T, Option<w
     (result, errors.into_iter().flatten().next())
 }
 
-/// Whether a device is lost, where no callback of ours can tell: on a lost device wgpu drops the errors of every call, and
-/// what it returns is invalid. So a small allocation that fails without an error gives it away.
+/// Whether a device is lost, where no callback of ours can tell: on a lost device wgpu drops the errors of every call,
+/// and what it returns is invalid. So a small allocation that fails without an error gives it away.
 fn is_lost(device: &wgpu::Device) -> bool {
     let (mapped, error) = in_scopes(device, || {
         let buffer = device.create_buffer(&wgpu::BufferDescriptor {

@@ -1,28 +1,30 @@
 //! The registry of GPU kernels: which exist, what they are called, and their WGSL.
 //!
 //! A [`Kernel`] is a product of small types: operation, [`Way`] of going about it, form, element types and epilogue.
-//! [`Kernel::all`] is the one list that the planner, the tuner, the tests and the benchmarks iterate. Nothing here needs a device.
-//! Invariant: a `Kernel` that exists has a shader; whether a given device can run it is [`Kernel::supported_by`].
+//! [`Kernel::all`] is the one list that the planner, the tuner, the tests and the benchmarks iterate. Nothing here
+//! needs a device. Invariant: a `Kernel` that exists has a shader; whether a given device can run it is
+//! [`Kernel::supported_by`].
 //!
 //! # Ways
 //! | way | operations | what it does |
 //! |---|---|---|
 //! | [`Way::Tile`] | dense, masked | register tiles over a k-major copy of both operands in workgroup memory |
 //! | | 2:4 | the same, gathering the activations that a code selects: half the multiply-adds |
+//! | | 2:4, V < 8 | as `lanes_…` too: 32 neighbouring threads gather for the same tokens |
 //! | [`Way::Expand`] | 2:4, V < 8 | expands codes on the way to workgroup memory: dense arithmetic, sparse bytes |
 //! | [`Way::Branch`] | 2:4, V ≤ 4 | activations in registers, a branch on a pattern that is uniform in the workgroup |
-//! | [`Way::Gemv`] | all | few tokens: every weight read once, activations in workgroup memory |
+//! | [`Way::Gemv`] | all | up to eight tokens read every weight once, activations in workgroup memory |
 //! | [`Way::Coop`] | all, f16 | cooperative matrices: 2:4 gathers from V = 16 on, and expands below |
 //!
 //! # Specialisation
 //! Shaders are valid WGSL whose named `const`s and `alias`es (tile sizes, element types, vector length) the host
-//! replaces by text, because WGSL's `override` cannot size the function-local arrays that hold register tiles. Loops over those
-//! arrays are marked `// unroll`, and the host repeats their bodies with the counter as a `const`: then every register index is a
-//! constant in the SPIR-V itself, and no driver is left to decide whether a tile stays in registers. (Software drivers get
-//! the loops: see [`Caps::unrolls`].) What only
-//! selects a branch (form and epilogue) is an `override`, set when the pipeline is made. The overrides have a second use:
-//! wgpu's Vulkan backend compiles modules without any override before it learns that loop bounding and workgroup zeroing are to
-//! be left out, so [trusted](ShaderChecks::Trusted) modules need at least one.
+//! replaces by text, because WGSL's `override` cannot size the function-local arrays that hold register tiles. Loops
+//! over those arrays are marked `// unroll`, and the host repeats their bodies with the counter as a `const`: then
+//! every register index is a constant in the SPIR-V itself, and no driver is left to decide whether a tile stays in
+//! registers. (All but SwiftShader's: see [`Caps::unrolls`].) What only selects a branch (form and epilogue)
+//! is an `override`, set when the pipeline is made. The overrides have a second use: wgpu's Vulkan backend compiles
+//! modules without any override before it learns that loop bounding and workgroup zeroing are to be left out, so
+//! [trusted](ShaderChecks::Trusted) modules need at least one.
 
 use std::fmt;
 
@@ -88,8 +90,8 @@ pub struct Caps {
     pub cooperative: Vec<CoopShape>,
     /// Whether cooperative matrices are acted out in plain WGSL: right, but slow, so that no planner chooses them.
     pub emulates_cooperative: bool,
-    /// Whether shaders get their marked loops unrolled. GPUs' do. Drivers that compute on the processor keep no registers
-    /// that could spill, and take long over much text: SwiftShader compiles a kernel in 50 ms rolled and in 9 s unrolled.
+    /// Whether shaders get their marked loops unrolled. SwiftShader's do not: it compiles a kernel in 50 ms rolled, in
+    /// 9 s unrolled. On llvmpipe unrolled ones run twice as fast (benches/results/2026-11-23-llvmpipe).
     pub unrolls: bool,
     /// GPU timestamps at the boundaries of a compute pass.
     pub timestamps: bool,
@@ -99,7 +101,8 @@ pub struct Caps {
     pub workgroup_threads: u32,
     /// Workgroups per dimension of a dispatch.
     pub grid: u32,
-    /// Invocations that keep the device busy; fewer leave part of it idle. An estimate from its kind, since no API tells.
+    /// Invocations that keep the device busy; fewer leave part of it idle. An estimate from its kind, since no API
+    /// tells.
     pub busy_threads: u32,
     /// What it can do per second: an estimate from its kind, until ceilings have been measured.
     pub rates: Rates,
@@ -145,8 +148,8 @@ impl fmt::Display for CoopShape {
     }
 }
 
-/// A tile of cooperative matrices: a workgroup owns `m x n` outputs and walks k by 32, a subgroup of 32 owns `frags_m x frags_n`
-/// blocks of 16 x 16.
+/// A tile of cooperative matrices: a workgroup owns `m x n` outputs and walks k by 32, a subgroup of 32 owns `frags_m x
+/// frags_n` blocks of 16 x 16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CoopTile {
     m: u32,
@@ -201,7 +204,8 @@ impl CoopTile {
     }
 }
 
-/// A register tile: a workgroup owns `m x n` outputs, a thread `feature_quads · 4 x token_quads · 4` of them; k goes by 16.
+/// A register tile: a workgroup owns `m x n` outputs, a thread `feature_quads · 4 x token_quads · 4` of them; k goes by
+/// 16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tile {
     m: u32,
@@ -219,9 +223,9 @@ impl Tile {
         Self { m, n, feature_quads, token_quads, across: 8 }
     }
 
-    /// For gathers by short patterns: 32 neighbours own different features of the same 16 tokens, so that whatever their
-    /// patterns are, they read at most four addresses at once. Untried on a GPU: it pays only where reads of 16 bytes
-    /// are merged over 32 threads, not over eight.
+    /// For gathers by short patterns: 32 neighbours own different features of the same 16 tokens, so that whatever
+    /// their patterns are, they read at most four addresses at once. Untried on a GPU: it pays only where reads of 16
+    /// bytes are merged over 32 threads, not over eight.
     const LANES: Self = Self { m: 128, n: 128, feature_quads: 1, token_quads: 4, across: 32 };
 
     /// The registered tiles, largest first: one for large problems, and smaller ones to fill a device with less.
@@ -316,9 +320,9 @@ impl fmt::Display for Way {
 
 /// One GPU kernel: everything that distinguishes two compiled pipelines.
 ///
-/// Its name (`Display`) is made of its parts, such as `gemm_sparse24-f16f32-v32-128x128x16-bias_gelu`: operation, storage and
-/// accumulation type, vector length, way and tile, epilogue; then `gemm` for the plain form, and `out_f32` or `out_f16` where
-/// the output has another type than the storage.
+/// Its name (`Display`) is made of its parts, such as `gemm_sparse24-f16f32-v32-128x128x16-bias_gelu`: operation,
+/// storage and accumulation type, vector length, way and tile, epilogue; then `gemm` for the plain form, and `out_f32`
+/// or `out_f16` where the output has another type than the storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Kernel {
     op: Op,
@@ -330,8 +334,8 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The kernel that solves a problem in one of its operation's ways. An error if there is no shader for the element types
-    /// or the way.
+    /// The kernel that solves a problem in one of its operation's ways. An error if there is no shader for the element
+    /// types or the way.
     pub fn new(problem: &Problem, way: Way) -> Result<Self> {
         for (what, got) in [("weights and x", problem.storage), ("y", problem.output)] {
             if got == DType::Bf16 {
@@ -427,8 +431,8 @@ impl Kernel {
         matches!(self.op, Op::Sparse24(_)) && matches!(self.way, Way::Expand(_) | Way::Coop(_)) && !self.gathers()
     }
 
-    /// What it costs beside memory, for the planner. The numbers of instructions were read off CUDA twins of the shaders,
-    /// compiled for sm_90: a hint that holds until a device is [tuned](crate::Tuning).
+    /// What it costs beside memory, for the planner. The numbers of instructions were read off CUDA twins of the
+    /// shaders, compiled for sm_90: a hint that holds until a device is [tuned](crate::Tuning).
     pub(crate) fn effort(&self) -> Effort {
         let storage = self.storage.bytes() as f64;
         let kept = if matches!(self.op, Op::Sparse24(_)) { 0.5 } else { 1.0 };
@@ -443,7 +447,8 @@ impl Kernel {
                     Op::Sparse24(v) if self.gathers() => {
                         let share = features.min(v.get() as f64);
                         let patterns = features / share;
-                        // Threads with patterns of their own read different rows: a pass for each quarter of a subgroup.
+                        // Threads with patterns of their own read different rows: a pass for each quarter of a
+                        // subgroup.
                         let gather = if share < 8.0 { 4.0 } else { 1.5 };
                         let spread = if tile.across == 32 { 4.0 } else { 1.25 };
                         let weights = features / 2.0;
@@ -463,11 +468,13 @@ impl Kernel {
                 let (instructions, passes) = (products + reads.0 + address, 4.0 * reads.1);
                 // Masks and codes are applied once per weight and workgroup.
                 let applied = if self.gathers() || self.op == Op::Dense { 1.0 } else { 1.02 };
-                // Loading and stashing take about a tenth of a dense multiply-add's slot, of sparse weights as of dense ones.
+                // Loading and stashing take about a tenth of a dense multiply-add's slot, of sparse weights as of dense
+                // ones.
                 applied * instructions.max(passes) / (per * features * quads * 4.0) + 0.1
             }
             Way::Branch => {
-                // See shaders/gemm_sparse24_branch.wgsl: a constant part, and one for each of the 16 features' patterns.
+                // See shaders/gemm_sparse24_branch.wgsl: a constant part, and one for each of the 16 features'
+                // patterns.
                 let patterns = 16.0 / self.op.vector().map_or(1, VectorLen::get) as f64;
                 0.778 + 0.0175 * patterns
             }
@@ -514,8 +521,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// The specialised WGSL, as a GPU gets it. An error only if a shader lacks a name that it is to be specialised by, which
-    /// the tests rule out.
+    /// The specialised WGSL, as a GPU gets it. An error only if a shader lacks a name that it is to be specialised by,
+    /// which the tests rule out.
     pub fn source(&self) -> Result<String> {
         self.text(COOP_NATIVE)?.finish(true)
     }
@@ -876,8 +883,9 @@ impl Literal for bool {
     }
 }
 
-/// Repeats the body of every loop that follows a line `// unroll`, with the counter as a constant. The loop has the form
-/// `for (var i = 0u; i < BOUND; i++) {`, where `BOUND` is a number or the name of a constant that `whole` declares as one.
+/// Repeats the body of every loop that follows a line `// unroll`, with the counter as a constant. The loop has the
+/// form `for (var i = 0u; i < BOUND; i++) {`, where `BOUND` is a number or the name of a constant that `whole` declares
+/// as one.
 fn unroll(text: &str, whole: &str) -> Result<String> {
     const MARK: &str = "// unroll\n";
     let Some(mark) = text.find(MARK) else { return Ok(text.to_owned()) };

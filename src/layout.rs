@@ -1,10 +1,11 @@
 //! How weights lie in GPU memory: what every kernel of an operation reads, whatever its tile.
 //!
-//! Weights are cut into *panels* of 32 rows, and a panel into 16-byte *units*: 4 f32 or 8 f16 along k of one row. Unit `u` of row
-//! `r` of panel `p` is at `(p * units + u) * 32 + r`. So 32 neighbouring threads that own a row each read 512 consecutive bytes, and
-//! a block of four rows is 64. Rows are padded with zeros to a multiple of 32 columns (k before compression), and the last panel
-//! with rows of zeros, so that no kernel has a residue along k. The 32-bit words of mask bits or 2:4 codes, one for 32
-//! columns and V rows, lie in the same order: for each panel and word, the panel's rows.
+//! Weights are cut into *panels* of 32 rows, and a panel into 16-byte *units*: 4 f32 or 8 f16 along k of one row. Unit
+//! `u` of row `r` of panel `p` is at `(p * units + u) * 32 + r`. So 32 neighbouring threads that own a row each read
+//! 512 consecutive bytes, and a block of four rows is 64. Rows are padded with zeros to a multiple of 32 columns (k
+//! before compression), and the last panel with rows of zeros, so that no kernel has a residue along k. The 32-bit
+//! words of mask bits or 2:4 codes, one for 32 columns and V rows, lie in the same order: for each panel and word, the
+//! panel's rows.
 //!
 //! Matrices larger than a binding are cut into [`pieces`] of whole panels; each is a buffer and a dispatch of its own.
 //! Invariant: a piece's buffers have the sizes that [`value_bytes`] and [`word_count`] say.
@@ -47,8 +48,8 @@ pub(crate) fn word_count(op: Op, m: usize, k: usize) -> u64 {
     }
 }
 
-/// The row ranges into which weights are cut so that each fits one binding; one range unless they are too large. `None` if
-/// not even a few rows fit.
+/// The row ranges into which weights are cut so that each fits one binding; one range unless they are too large. `None`
+/// if not even a few rows fit.
 pub(crate) fn pieces(op: Op, m: usize, k: usize, storage: DType, binding_bytes: u64) -> Option<Vec<Range<usize>>> {
     // Whole tiles of the largest kernel and whole patterns, so that no piece but the last has a residue.
     const STEP: usize = 128;
@@ -75,8 +76,8 @@ fn panels<T: Copy + bytemuck::Pod>(data: &[T], cols: usize, width: usize, rows: 
     bytemuck::cast_slice(&out).to_vec()
 }
 
-/// Weights (all, or the kept ones, `cols` to a row) of some rows, as a GPU reads them. bf16 has no kernels and must have been
-/// widened.
+/// Weights (all, or the kept ones, `cols` to a row) of some rows, as a GPU reads them. bf16 has no kernels and must
+/// have been widened.
 pub(crate) fn values(op: Op, elements: &Elements, cols: usize, k: usize, rows: Range<usize>) -> Vec<u8> {
     let width = stored_columns(op, k);
     match elements {

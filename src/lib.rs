@@ -1,10 +1,11 @@
 //! 2:4 structured sparsity on any GPU that wgpu reaches, and on the CPU where there is none.
 //!
-//! In a 2:4 sparse matrix at most two of every four consecutive weights of a row are non-zero. Half of the multiplications of
-//! a linear layer disappear, and almost half of its bytes. NVIDIA's sparse tensor cores turn that into a peak of 2x since the
-//! A100 (Mishra et al. 2021, [arXiv:2104.08378](https://arxiv.org/abs/2104.08378)); this crate asks how much of it is real on
-//! the hardware at hand. It prunes and compresses weights, multiplies them on the GPU through WGSL compute shaders, checks
-//! results against an f64 reference, and measures dense, 2:4 and masked products side by side.
+//! In a 2:4 sparse matrix at most two of every four consecutive weights of a row are non-zero. Half of the
+//! multiplications of a linear layer disappear, and almost half of its bytes. NVIDIA's sparse tensor cores turn that
+//! into a peak of 2x since the A100 (Mishra et al. 2021, [arXiv:2104.08378](https://arxiv.org/abs/2104.08378)); this
+//! crate asks how much of it is real on the hardware at hand. It prunes and compresses weights, multiplies them on the
+//! GPU through WGSL compute shaders, checks results against an f64 reference, and measures dense, 2:4 and masked
+//! products side by side.
 //!
 //! # The pipeline
 //! ```text
@@ -29,17 +30,18 @@
 //!  output       Tensor ◄──── Oracle::verify ── reference              measure: verify, time, record
 //!                                                                     tune: the best way, kept in a file
 //! ```
-//! Each stage is a module of that name, and each arrow a type of its own. Imports run downward only: [`measure`] stands on
-//! [`engine`], that on the devices, those on [`plan`], [`kernel`] and [`mod@format`]. [`mod@reference`] imports nothing that it
-//! checks.
+//! Each stage is a module of that name, and each arrow a type of its own. Imports run downward only: [`measure`] stands
+//! on [`engine`], that on the devices, those on [`plan`], [`kernel`] and [`mod@format`]. [`mod@reference`] imports
+//! nothing that it checks.
 //!
 //! # The words
-//! W is `m x k`, [out features, in features], and sparse along `k`. X is `n x k`, Y is `n x m`: token-major. The main operation
-//! is the linear form, Y = act(X·Wᵀ + bias) + residual; the plain form is C = act(W·B + bias) + residual with row-major B
-//! (`k x n`) and C (`m x n`). A *group* is four consecutive `k` of a row. The *vector length* V is how many consecutive rows
-//! of W share one pattern: V = 1 is the standard 2:4; larger V lets one gathered activation serve V rows, so that fewer
-//! multiplications can become less time on hardware without sparse tensor cores. Speeds are *effective* (2mnk / t, whatever was skipped) or *executed* (the
-//! multiply-adds really done), always labelled, and a ratio always names its baseline.
+//! W is `m x k`, [out features, in features], and sparse along `k`. X is `n x k`, Y is `n x m`: token-major. The main
+//! operation is the linear form, Y = act(X·Wᵀ + bias) + residual; the plain form is C = act(W·B + bias) + residual with
+//! row-major B (`k x n`) and C (`m x n`). A *group* is four consecutive `k` of a row. The *vector length* V is how many
+//! consecutive rows of W share one pattern: V = 1 is the standard 2:4; larger V lets one gathered activation serve V
+//! rows, so that fewer multiplications can become less time on hardware without sparse tensor cores. Speeds are
+//! *effective* (2mnk / t, whatever was skipped) or *executed* (the multiply-adds really done), always labelled, and a
+//! ratio always names its baseline.
 //!
 //! # One layer, from weights to output
 //! ```
@@ -78,20 +80,21 @@
 //! # Ok::<(), sparse24::Error>(())
 //! ```
 //!
-//! [`Linear`] does the same for a layer whose number of tokens varies: it plans for each, and takes dense weights where 2:4 would
-//! lose.
+//! [`Linear`] does the same for a layer whose number of tokens varies: it plans for each, and takes dense weights where
+//! 2:4 would lose.
 //!
 //! # Where the time goes, and which kernel is for it
-//! With few tokens a layer costs the bytes of its weights, and 2:4 saves almost half of them whatever V is: the GEMV kernels read
-//! every weight once. With many tokens it costs multiply-adds. Halving them pays only if what selects the activations is
-//! cheap beside them: from V = 8 on a gathered activation serves all features of a thread, and the gathering kernel reads no more
-//! workgroup memory than the dense one does; at V = 1 every multiply-add reads a word of its own. On cooperative matrices (tensor
-//! cores) a gathered block serves the rows that share its pattern, so V should be a subgroup's rows or more. Where no kernel
-//! wins, 2:4 weights can still be kept and expanded on the way to workgroup memory, at dense speed. [`kernel`] lists these
-//! ways, [`plan`] chooses by estimate, [`tune`] by measurement, and [`Plan::explain`] says why.
+//! With few tokens a layer costs the bytes of its weights, and 2:4 saves almost half of them whatever V is: the GEMV
+//! kernels read every weight once. With many tokens it costs multiply-adds. Halving them pays only if what selects the
+//! activations is cheap beside them: from V = 8 on a gathered activation serves all features of a thread, and the
+//! gathering kernel reads no more workgroup memory than the dense one does; at V = 1 every multiply-add reads a word of
+//! its own. On cooperative matrices (tensor cores) a gathered block serves the rows that share its pattern, so V should
+//! be a subgroup's rows or more. Where no kernel wins, 2:4 weights can still be kept and expanded on the way to
+//! workgroup memory, at dense speed. [`kernel`] lists these ways, [`plan`] chooses by estimate, [`tune`] by
+//! measurement, and [`Plan::explain`] says why.
 //!
-//! A program that owns a wgpu device wraps it with [`Device::from_wgpu`], its buffers with [`Tensor::from_buffer`], and records
-//! layers into its own encoders with [`Prepared::record`].
+//! A program that owns a wgpu device wraps it with [`Device::from_wgpu`], its buffers with [`Tensor::from_buffer`], and
+//! records layers into its own encoders with [`Prepared::record`].
 
 mod cpu;
 mod dtype;

@@ -1,8 +1,9 @@
 //! A layer's weights in whichever form runs them best: what an inference engine holds.
 //!
-//! [`Linear`] owns compressed weights on a device and plans for each number of tokens by itself. Where the planner finds that
-//! 2:4 would lose, it makes a dense copy of the weights on the device, once, and uses that: a 2:4 layer is never slower than
-//! dense for want of knowing better, and [`Plan::explain`] says when that happened.
+//! [`Linear`] owns compressed weights on a device and plans for each number of tokens by itself. Where the planner
+//! expects 2:4 to lose, it makes a dense copy of the weights on the device, once, and uses that; [`Plan::explain`] says
+//! so. The planner goes by estimates until the device is [tuned](crate::tune). The compressed weights stay on the host
+//! too, and a layer that is called with many tokens and with few may hold both forms on the device.
 //! Invariant: weights on the device are those of the host's [`Sparse24`], whatever their form.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -50,16 +51,16 @@ struct Forms {
 }
 
 impl Device {
-    /// A layer with these weights. They are uploaded when the first call is prepared, in the form that its number of tokens
-    /// wants. bf16 weights become f32.
+    /// A layer with these weights. They are uploaded when the first call is prepared, in the form that its number of
+    /// tokens wants. bf16 weights become f32.
     pub fn linear(&self, w: &Sparse24, epilogue: Epilogue) -> Linear {
         Linear(Arc::new(Layer { device: self.clone(), host: w.clone(), epilogue, forms: Mutex::default() }))
     }
 }
 
 impl Linear {
-    /// How `n` tokens would be multiplied into an output of this type. An error names what the device lacks, or the operand that
-    /// is too large for it.
+    /// How `n` tokens would be multiplied into an output of this type. An error names what the device lacks, or the
+    /// operand that is too large for it.
     pub fn plan(&self, n: usize, output: DType) -> Result<Plan> {
         let problem = self.problem(n, output);
         self.0.device.plan_or_dense(&problem)
@@ -75,9 +76,10 @@ impl Linear {
         Problem { output, epilogue: *epilogue, ..problem }
     }
 
-    /// Plans for the tokens in `io.x`, uploads the weights in the form that the plan wants unless they are there, and binds
-    /// the operands. X and Y are as in the linear form, with bias and residual as the epilogue wants; errors are those of
-    /// [`Linear::plan`] and [`Device::prepare`]. Where the device has no room for dense weights, 2:4 ones are used.
+    /// Plans for the tokens in `io.x`, uploads the weights in the form that the plan wants unless they are there, and
+    /// binds the operands. X and Y are as in the linear form, with bias and residual as the epilogue wants; errors are
+    /// those of [`Linear::plan`] and [`Device::prepare`]. Where the device has no room for dense weights, 2:4 ones are
+    /// used.
     pub fn prepare(&self, io: &Io<'_>) -> Result<Prepared> {
         let device = &self.0.device;
         let plan = self.plan(io.x.rows(), io.y.dtype())?;

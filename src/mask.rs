@@ -188,9 +188,10 @@ impl Mask24 {
         self.vector
     }
 
-    /// The mask as 2:4 codes, one nibble per row and group, eight to a word, laid out like [`Mask::words`] and coded as in
-    /// [`Sparse24::meta`](crate::Sparse24::meta) at V = 1. An error names a group that keeps fewer than two positions: a code
-    /// always has two. (Positions past the last column count as kept where that helps; the weights there are padding.)
+    /// The mask as 2:4 codes, one nibble per row and group, eight to a word, laid out like [`Mask::words`] and coded as
+    /// in [`Sparse24::meta`](crate::Sparse24::meta) at V = 1. An error names a group that keeps fewer than two
+    /// positions: a code always has two. (Positions past the last column count as kept where that helps; the weights
+    /// there are padding.)
     pub(crate) fn codes(&self) -> Result<Vec<u32>> {
         let mask = &self.mask;
         let mut words = vec![0; mask.words.len()];

@@ -1,11 +1,12 @@
 //! The one timer: verify, then sample, then record.
 //!
-//! [`run`] takes the operations of one shape together. Each is verified against the oracle before it is timed, twice: on whole
-//! numbers, where sums are exact in every order and the oracle allows no error, so that a single wrong product shows
-//! whatever k is; and on the operands that are timed, within f32's error bound. Outputs are drawn from all over the result,
-//! and none may be left unwritten. Then samples of all operations are interleaved, so that a machine that slows down slows all alike. A sample is a run of calls long enough
-//! to be timed ([`Policy::sample`]), on operands that rotate through more memory than the caches hold, with GPU timestamps
-//! where the device has them. Invariant: a [`Record`] that is not verified has no times.
+//! [`run`] takes the operations of one shape together. Each is verified against the oracle before it is timed, twice:
+//! on whole numbers, where sums are exact in every order and the oracle allows no error, so that a single wrong product
+//! shows whatever k is; and on the operands that are timed, within f32's error bound. Outputs are drawn from all over
+//! the result, and none may be left unwritten. Then samples of all operations are interleaved, so that a machine that
+//! slows down slows all alike. A sample is a run of calls long enough to be timed ([`Policy::sample`]), on operands
+//! that rotate through more memory than the caches hold, with GPU timestamps where the device has them. Invariant: a
+//! [`Record`] that is not verified has no times.
 
 use std::time::Duration;
 
@@ -105,15 +106,15 @@ pub fn uniform(rows: usize, cols: usize, dtype: DType, seed: u64) -> Result<Matr
     Ok(matrix.cast(dtype))
 }
 
-/// One row of a benchmark file (schema `sparse24-bench/1`). Times are per call, in milliseconds; they and what follows from
-/// them are `None` where the result failed verification.
+/// One row of a benchmark file (schema `sparse24-bench/1`). Times are per call, in milliseconds; they and what follows
+/// from them are `None` where the result failed verification.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "cli", derive(serde::Serialize))]
 pub struct Record {
     /// Name of the layer.
     pub name: String,
-    /// `dense`, `sparse24`, `masked`, or `auto`: 2:4 weights, and dense ones in their place where the planner expects 2:4 to
-    /// lose.
+    /// `dense`, `sparse24`, `masked`, `masked24` or `auto`: 2:4 weights, and dense ones in their place where the planner expects
+    /// 2:4 to lose.
     pub op: &'static str,
     /// Output features.
     pub m: usize,
@@ -129,8 +130,8 @@ pub struct Record {
     pub vector: Option<usize>,
     /// Name of the kernel.
     pub kernel: String,
-    /// Its way and tile on a GPU, with `/splits` of k if there are several; `gemm_crate` or `loops` on the CPU. `dense_` in front
-    /// where an `auto` row uses dense weights.
+    /// Its way and tile on a GPU, with `/splits` of k if there are several; `gemm_crate` or `loops` on the CPU.
+    /// `dense_` in front where an `auto` row uses dense weights.
     pub tile: String,
     /// How the kernel was chosen: `estimated` or `measured` by the planner, or `asked` for by name.
     pub chosen: &'static str,
@@ -152,8 +153,8 @@ pub struct Record {
     pub calls_per_sample: usize,
     /// Copies of the operands that the calls rotate through.
     pub operand_sets: usize,
-    /// Bytes of all these copies of weights and activations: less than the device's caches means that operands were found
-    /// there.
+    /// Bytes of all these copies of weights and activations: less than the device's caches means that operands were
+    /// found there.
     pub rotated_bytes: usize,
     /// `gpu_timestamps` or `host_wall`.
     pub clock: Option<&'static str>,
@@ -161,8 +162,8 @@ pub struct Record {
     pub effective_tflops: Option<f64>,
     /// Multiply-adds really done, twice, / median, in 10¹² per second.
     pub executed_tflops: Option<f64>,
-    /// Executed operations per second over the ceiling of the arithmetic that the kernel uses (f32 multiply-adds, or cooperative
-    /// matrices), where that was measured.
+    /// Executed operations per second over the ceiling of the arithmetic that the kernel uses (f32 multiply-adds, or
+    /// cooperative matrices), where that was measured.
     pub arithmetic_share: Option<f64>,
     /// Bytes of the operands, each counted once, per second over the copy ceiling.
     pub memory_share: Option<f64>,
@@ -174,8 +175,8 @@ pub struct Record {
     pub error_over_bound: Option<f64>,
     /// Number of outputs that were checked against the reference, in each of the two checks.
     pub checked_outputs: usize,
-    /// Whether every checked output was within its bound in both checks, none was left unwritten, and every set of operands
-    /// gave the same output.
+    /// Whether every checked output was within its bound in both checks, none was left unwritten, and every set of
+    /// operands gave the same output.
     pub verified: bool,
     /// What was wrong, if it was not.
     #[cfg_attr(feature = "cli", serde(skip_serializing_if = "Option::is_none"))]
@@ -184,8 +185,9 @@ pub struct Record {
     pub command: String,
 }
 
-/// Bytes that the operands of one row rotate through: twice the last cache, so that none of them is found there again. GPUs
-/// do not tell theirs: 128 MiB is the L2 of the largest NVIDIA parts (B200: 126 MB). AMD's last level can hold 256 MiB.
+/// Bytes that the operands of one row rotate through: twice the last cache, so that none of them is found there again.
+/// GPUs do not tell theirs: 128 MiB is the L2 of the largest NVIDIA parts (B200: 126 MB). AMD's last level can hold 256
+/// MiB.
 fn rotation_bytes(info: &DeviceInfo) -> u64 {
     match info {
         DeviceInfo::Gpu(gpu) if gpu.kind != AdapterKind::Software => 2 * (128 << 20),
@@ -239,8 +241,9 @@ struct Subject {
 
 /// Verifies and measures plans on one layer. Weights are pruned by magnitude for 2:4 and for the mask (at V = 1).
 ///
-/// `seed` draws the whole numbers and the outputs that are checked; `command` gives the command line that reproduces a row.
-/// `progress` is called after each plan is verified and after each round of samples, with the number of such steps done.
+/// `seed` draws the whole numbers and the outputs that are checked; `command` gives the command line that reproduces a
+/// row. `progress` is called after each plan is verified and after each round of samples, with the number of such steps
+/// done.
 pub fn run(
     device: &Device,
     case: &Case,
@@ -466,8 +469,8 @@ fn rotation(calls: &[Prepared], from: usize, count: usize) -> impl Iterator<Item
 }
 
 /// Operands on the device, several times over, so that calls need not find them in a cache. Plans with the same form of
-/// weights share them. All calls write one output, as layers depend on each other: else a GPU could run those of one plan at the
-/// same time, and not those of another that sums splits of k in scratch.
+/// weights share them. All calls write one output, as layers depend on each other: else a GPU could run those of one
+/// plan at the same time, and not those of another that sums splits of k in scratch.
 struct Sets {
     host: HostForm,
     weights: Vec<crate::engine::Weights>,
@@ -563,8 +566,8 @@ impl Sets {
     }
 }
 
-/// Runs a plan once on every set and checks the first output against the oracle and the others against the first, bit for
-/// bit.
+/// Runs a plan once on every set and checks the first output against the oracle and the others against the first, bit
+/// for bit.
 ///
 /// `strict` is what the check on whole numbers found wrong.
 fn prepare(
@@ -618,8 +621,8 @@ fn check_once(device: &Device, case: &Case, request: &Request, sets: &Sets, seed
     Ok(wrong(&verdict, &output).map(|what| format!("on whole numbers: {what}")))
 }
 
-/// The outputs that are checked: one feature and one token of every 32, so that no tile of 64 goes unseen however it lies
-/// (up to 16384 of each; further apart beyond), and never fewer than 48.
+/// The outputs that are checked: one feature and one token of every 32, so that no tile of 64 goes unseen however it
+/// lies (up to 16384 of each; further apart beyond), and never fewer than 48.
 fn sample(problem: &Problem, seed: u64) -> Sample {
     let share = |len: usize| len.div_ceil(32).clamp(48, 512);
     Sample::Random { features: share(problem.m), tokens: share(problem.n), seed }
@@ -663,7 +666,7 @@ fn record(case: &Case, request: &Request, device: &Device, verdict: &Verdict, co
     let (problem, info) = (plan.problem(), device.info());
     Record {
         name: case.name.clone(),
-        op: if *choice == Choice::Auto { "auto" } else { op.name() },
+        op: if *choice == Choice::Auto { "auto" } else { op.kernel_name() },
         m: problem.m,
         n: problem.n,
         k: problem.k,
@@ -717,8 +720,8 @@ fn calibrate(device: &Device, calls: &[Prepared], policy: &Policy) -> Result<usi
     }
 }
 
-/// How many calls to try when `count` of them made a sample that is too short. At most eightfold, for a first call can be
-/// slow; a fifth more than seems needed, so that few samples fall short.
+/// How many calls to try when `count` of them made a sample that is too short. At most eightfold, for a first call can
+/// be slow; a fifth more than seems needed, so that few samples fall short.
 fn more_calls(count: usize, elapsed: Duration, policy: &Policy) -> Result<usize> {
     let wanted = 1.2 * policy.sample.as_secs_f64() / elapsed.as_secs_f64().max(1e-9);
     let count = (count as f64 * wanted.clamp(1.2, 8.0)).ceil() as usize;
@@ -761,8 +764,8 @@ pub struct Ceilings {
     pub copy_gb_per_s: Option<f64>,
 }
 
-/// Measures the ceilings of a GPU: the best of the policy's samples each, for a ceiling is what was reached once. None of them on
-/// the CPU device.
+/// Measures the ceilings of a GPU: the best of the policy's samples each, for a ceiling is what was reached once. None
+/// of them on the CPU device.
 pub fn ceilings(device: &Device, policy: &Policy) -> Result<Ceilings> {
     let best = |probe| -> Result<Option<f64>> {
         let Some((call, work)) = device.probe(probe)? else { return Ok(None) };

@@ -1,9 +1,9 @@
 //! From what is asked to how it is done: `Problem + Caps (+ Tuning) -> Plan`, pure data that explains itself.
 //!
-//! Planning needs no device, so every decision can be tested and printed anywhere. A plan is made by estimate, from the counted
-//! work of each kernel (multiply-adds, memory and cache traffic) against what the device can do, or by measurement where a
-//! [`Tuning`] has one.
-//! Invariant: a plan's kernel is one that the given [`Caps`] support, and its dispatches and bindings fit their limits.
+//! Planning needs no device, so every decision can be tested and printed anywhere. A plan is made by estimate, from the
+//! counted work of each kernel (multiply-adds, memory and cache traffic) against what the device can do, or by
+//! measurement where a [`Tuning`] has one. Invariant: a plan's kernel is one that the given [`Caps`] support, and its
+//! dispatches and bindings fit their limits.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
@@ -152,8 +152,8 @@ impl Tuning {
         entries.sort_by_key(|e| e.n);
     }
 
-    /// What was measured for the problem's layer with as many tokens, or with the nearest number within a factor of 1.5. Epilogue
-    /// and form make little difference and are not told apart.
+    /// What was measured for the problem's layer with as many tokens, or with the nearest number within a factor of
+    /// 1.5. Epilogue and form make little difference and are not told apart.
     pub fn get(&self, problem: &Problem) -> Option<&Tuned> {
         let distance = |e: &Tuned| (e.n as f64 / problem.n.max(1) as f64).ln().abs();
         let nearest = self.best.get(&Layer::of(problem))?.iter().min_by(|a, b| distance(a).total_cmp(&distance(b)))?;
@@ -223,8 +223,8 @@ pub(crate) enum Target {
 }
 
 impl Plan {
-    /// Plans for a GPU with these capabilities and weights of the problem's own operation. An error names what the device
-    /// lacks, or the operand that is too large.
+    /// Plans for a GPU with these capabilities and weights of the problem's own operation. An error names what the
+    /// device lacks, or the operand that is too large.
     pub fn gpu(problem: &Problem, caps: &Caps, tuning: &Tuning) -> Result<Self> {
         let caps = &Caps { rates: tuning.rates.unwrap_or(caps.rates), ..caps.clone() };
         let mut candidates = Vec::new();
@@ -269,8 +269,8 @@ impl Plan {
         Ok(Self { problem: *problem, method: Method::Gpu(method), basis: Basis::Estimated, reason })
     }
 
-    /// Plans for a GPU, with dense weights in place of the problem's 2:4 ones where those would lose. A plan of such weights
-    /// says so, and [`Plan::weights`] names them.
+    /// Plans for a GPU, with dense weights in place of the problem's 2:4 ones where those would lose. A plan of such
+    /// weights says so, and [`Plan::weights`] names them.
     pub fn gpu_or_dense(problem: &Problem, caps: &Caps, tuning: &Tuning) -> Result<Self> {
         let own = Self::gpu(problem, caps, tuning)?;
         if !matches!(problem.op, Op::Sparse24(_)) {
@@ -280,28 +280,35 @@ impl Plan {
         // Dense weights may be too large where 2:4 ones are not.
         let Ok(dense) = Self::gpu(&as_dense, caps, tuning) else { return Ok(own) };
         // Measured against measured, at the same number of tokens; else estimated against estimated, which must promise
-        // something to be believed. What was measured for one of them alone does not change that comparison.
-        let (sparse_time, dense_time, basis, margin) = match (tuning.get(problem), tuning.get(&as_dense)) {
-            (Some(s), Some(d)) if s.n == d.n => (s.seconds, d.seconds, Basis::Measured, 0.99),
-            (None, None) => (own.estimated_seconds(), dense.estimated_seconds(), Basis::Estimated, 0.97),
+        // something to be believed, and more where one of the two was measured and may be better than its estimate.
+        let mut margin = 0.97;
+        let compared = match (tuning.get(problem), tuning.get(&as_dense)) {
+            (Some(s), Some(d)) if s.n == d.n => {
+                margin = 0.99;
+                [(own.way(), s.seconds), (dense.way(), d.seconds)]
+            }
+            (None, None) => [&own, &dense].map(|plan| (plan.way(), plan.estimated_seconds())),
             _ => {
-                let estimate = |problem| Self::gpu(problem, caps, &Tuning::new(tuning.rates));
-                let (own, dense) = (estimate(problem)?, estimate(&as_dense)?);
-                (own.estimated_seconds(), dense.estimated_seconds(), Basis::Estimated, 0.97)
+                margin = 0.75;
+                let untuned = Tuning::new(tuning.rates);
+                let (own, dense) = (Self::gpu(problem, caps, &untuned)?, Self::gpu(&as_dense, caps, &untuned)?);
+                [own, dense].map(|plan| (plan.way(), plan.estimated_seconds()))
             }
         };
-        let (ratio, basis) = (dense_time / sparse_time, basis.name());
-        if sparse_time <= margin * dense_time {
-            let reason = format!("{}; {basis} at {ratio:.2} times dense's speed", own.reason);
-            return Ok(Self { reason, ..own });
-        }
-        let reason = format!(
-            "dense weights, because {} is {basis} at {ratio:.2} times dense's speed ({} against {}); {}",
-            own.way(),
+        let [(sparse_way, sparse_time), (dense_way, dense_time)] = compared;
+        let basis = if margin == 0.99 { Basis::Measured } else { Basis::Estimated };
+        let verdict = format!(
+            "{sparse_way} is {} at {:.2} times the speed of dense {dense_way} ({} against {})",
+            basis.name(),
+            dense_time / sparse_time,
             time(sparse_time),
-            time(dense_time),
-            dense.reason
+            time(dense_time)
         );
+        if sparse_time <= margin * dense_time {
+            return Ok(Self { reason: format!("{}; {verdict}", own.reason), ..own });
+        }
+        let reason =
+            format!("dense weights, because {verdict}, of {:.2} that it takes; {}", 1.0 / margin, dense.reason);
         Ok(Self { problem: *problem, method: dense.method, basis: dense.basis, reason })
     }
 
@@ -381,8 +388,8 @@ impl Plan {
         }
     }
 
-    /// Floating-point operations that are really done: those of the weights that are used, all of them where 2:4 weights are
-    /// expanded. Tile padding is not counted.
+    /// Floating-point operations that are really done: those of the weights that are used, all of them where 2:4
+    /// weights are expanded. Tile padding is not counted.
     pub fn executed_flops(&self) -> f64 {
         match &self.method {
             Method::Gpu(method) if method.kernel.expands() => self.problem.effective_flops(),
@@ -436,13 +443,16 @@ impl Plan {
         let mut text = format!("{}\n", self.kernel_name());
         let _ = writeln!(text, "  problem: {op}, m {m} x n {n} x k {k}, {} form", form.name());
         let _ = writeln!(text, "  chosen because: {}", self.reason);
-        if let Method::Gpu(method) = &self.method {
-            method.explain(&self.problem, &mut text);
+        match &self.method {
+            Method::Gpu(method) => method.explain(&self.problem, &mut text),
+            Method::Cpu(_) => {
+                text.push_str("  predicted bound: not estimated for the CPU device, which pads nothing\n")
+            }
         }
         let used = Problem { op: self.weights(), ..self.problem };
         let bytes: u64 = operand_bytes(&used).iter().map(|(_, b)| b).sum();
         let (effective, executed) = (self.problem.effective_flops(), self.executed_flops());
-        let _ = writeln!(text, "  work: {:.3} GFLOP effective, {:.3} GFLOP executed", effective / 1e9, executed / 1e9);
+        let _ = writeln!(text, "  work: {} effective, {} executed", flop(effective), flop(executed));
         let _ = writeln!(
             text,
             "  bytes: {bytes} at least ({}), {:.1} executed FLOP per byte",
@@ -586,14 +596,15 @@ impl GpuMethod {
             self.kernel.workgroup_bytes(),
             100.0 * padding
         );
-        let Estimate { arithmetic, memory, cache, .. } = self.estimate;
+        let Estimate { arithmetic, memory, cache, dispatch } = self.estimate;
         let _ = writeln!(
             text,
-            "  predicted bound: {} (arithmetic {}, memory {}, cache {})",
+            "  predicted bound: {} (arithmetic {}, memory {}, cache {}; dispatch {})",
             self.estimate.bound(),
             time(arithmetic),
             time(memory),
-            time(cache)
+            time(cache),
+            time(dispatch)
         );
         if self.packs {
             let why = match problem.form {
@@ -715,6 +726,15 @@ fn operand_bytes(problem: &Problem) -> [(&'static str, u64); 4] {
     ]
 }
 
+/// A number of operations with a unit that suits it.
+fn flop(operations: f64) -> String {
+    match operations {
+        x if x >= 1e8 => format!("{:.3} GFLOP", x / 1e9),
+        x if x >= 1e5 => format!("{:.3} MFLOP", x / 1e6),
+        x => format!("{x} FLOP"),
+    }
+}
+
 /// A time with a unit that suits it.
 fn time(seconds: f64) -> String {
     match seconds {
@@ -808,7 +828,7 @@ mod tests {
             .insert(&dense, Tuned { n: 4096, way: Way::Tile(crate::kernel::Tile::ALL[0]), splits: 1, seconds: 1.2e-3 });
         let plan = Plan::gpu_or_dense(&problem, &caps(), &tuning).unwrap();
         assert_eq!(plan.weights(), sparse(1));
-        assert!(plan.explain().contains("measured at 1.20 times dense's speed"), "{}", plan.explain());
+        assert!(plan.explain().contains("measured at 1.20 times the speed of dense"), "{}", plan.explain());
     }
 
     #[test]

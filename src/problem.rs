@@ -183,8 +183,9 @@ impl Problem {
         2.0 * self.m as f64 * self.n as f64 * self.k as f64
     }
 
-    /// Floating-point operations that the operation asks for: half of them for 2:4. A masked product multiplies by its zeros,
-    /// and so does a 2:4 product whose [plan](crate::plan::Plan::executed_flops) expands the weights or takes dense ones.
+    /// Floating-point operations that the operation asks for: half of them for 2:4. A masked product multiplies by its
+    /// zeros, and so does a 2:4 product whose [plan](crate::plan::Plan::executed_flops) expands the weights or takes
+    /// dense ones.
     pub fn executed_flops(&self) -> f64 {
         match self.op {
             // Two products per group, the last group padded.

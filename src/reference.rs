@@ -16,7 +16,8 @@
 //!   zeros (under-full groups) are multiplied; padding columns at or past `k` are not.
 //! - A masked-out weight contributes **nothing**, and its value, NaN or not, does not matter. Devices may multiply by
 //!   zero instead: that differs only where the activation is infinite or NaN, and such elements are undecided (below).
-//!   `full` multiplies by the zeros of pruned weights, so it agrees with `element` only where the activations are finite.
+//!   `full` multiplies by the zeros of pruned weights, so it agrees with `element` only where the activations are
+//!   finite.
 //! - Activations are their formulas in IEEE arithmetic: NaN stays NaN (for ReLU too), and GELU and SiLU of −∞ are
 //!   −∞·0 = NaN.
 //!
@@ -51,20 +52,20 @@
 //!    computed argument. Reason: kernels take erf from Abramowitz & Stegun 7.1.26, |ε| ≤ 1.5·10⁻⁷ = 2.5·u, and tanh
 //!    and σ from exp, which WGSL computes to 3 + 2·|x| ULP, and from a division of 2.5 ULP; each function is x times a
 //!    factor, whose error the decay of exp keeps at a few u. ReLU and the identity are exact.
-//! 4. **Residual.** The error so far times 1 + u, plus u·|y|, plus 2⁻¹²⁶, plus |residual| where that is subnormal in its
-//!    type.
+//! 4. **Residual.** The error so far times 1 + u, plus u·|y|, plus 2⁻¹²⁶, plus |residual| where that is subnormal in
+//!    its type.
 //! 5. **Store.** Nothing for f32. For f16 and bf16 one unit in the last place: 2·u_out·|y|, or the subnormals' spacing
 //!    where that is larger. Twice the round-off to nearest, because WGSL leaves the direction of this conversion open
 //!    and hardware that truncates exists (AMD's `v_cvt_pkrtz_f16_f32`).
 //!
-//! Beside the bound, [`Expected::error_over_bound`] takes **zero** where `y` may be subnormal in the output type (stores
-//! may flush), and an **infinity** where |y| + bound reaches the number that rounds to infinity. NaN is asked for where
-//! y is NaN, and nothing but NaN; an infinite y asks for that same infinity. A store that saturates where y overflows
-//! its type fails.
+//! Beside the bound, [`Expected::error_over_bound`] takes **zero** where `y` may be subnormal in the output type
+//! (stores may flush), and an **infinity** where |y| + bound reaches the number that rounds to infinity. NaN is asked
+//! for where y is NaN, and nothing but NaN; an infinite y asks for that same infinity. A store that saturates where y
+//! overflows its type fails.
 //!
 //! Where |a||b| adds up past the largest f32, a flushed operand meets an infinity, or a masked-out weight an activation
-//! that is not finite, no bound exists for all devices and orders of summation. Such elements have an infinite bound, pass, and are counted as [`Verdict::undecided`]; a verdict that
-//! decided nothing does not pass.
+//! that is not finite, no bound exists for all devices and orders of summation. Such elements have an infinite bound,
+//! pass, and are counted as [`Verdict::undecided`]; a verdict that decided nothing does not pass.
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use std::fmt;
@@ -84,7 +85,8 @@ use crate::problem::{Activation, Epilogue, Form, Op, Problem};
 const U: f64 = DType::F32.unit_roundoff();
 /// What flushing one f32 result or operand to zero can lose: the smallest normal f32.
 const FLUSH: f64 = f32::MIN_POSITIVE as f64;
-/// Tokens that are widened to f64 at a time: enough to share the decoding of a row of weights, few enough to stay cached.
+/// Tokens that are widened to f64 at a time: enough to share the decoding of a row of weights, few enough to stay
+/// cached.
 const BLOCK: usize = 64;
 
 /// The weights as a caller has them before anything is uploaded.
@@ -192,8 +194,8 @@ pub enum Sample {
     /// Every element.
     All,
     /// Every pair of some features and some tokens: the first one, the last three (where the residue tiles end) and
-    /// this many others, one drawn at random from each of as many stretches of equal length. All of them where there are
-    /// no more than that.
+    /// this many others, one drawn at random from each of as many stretches of equal length. All of them where there
+    /// are no more than that.
     Random {
         /// Features drawn.
         features: usize,
@@ -299,8 +301,8 @@ struct Dot {
     subnormal: f64,
     /// Whether f32 gives the same sum in every order, without any rounding.
     exact: bool,
-    /// Whether a subnormal operand meets an infinity, whose product is infinite or, if the operand is flushed, NaN; or a
-    /// weight that is masked out or pruned meets an activation that is not finite, and contributes nothing or NaN.
+    /// Whether a subnormal operand meets an infinity, whose product is infinite or, if the operand is flushed, NaN; or
+    /// a weight that is masked out or pruned meets an activation that is not finite, and contributes nothing or NaN.
     ambiguous: bool,
 }
 
@@ -612,8 +614,8 @@ pub fn gamma(k: usize, u: f64) -> f64 {
     if ku < 1.0 { ku / (1.0 - ku) } else { f64::INFINITY }
 }
 
-/// The activations in f64, each within a few 2⁻⁵³·(1 + |x|) for all finite arguments. NaN gives NaN; GELU and SiLU of −∞
-/// are NaN, as their formulas are.
+/// The activations in f64, each within a few 2⁻⁵³·(1 + |x|) for all finite arguments. NaN gives NaN; GELU and SiLU of
+/// −∞ are NaN, as their formulas are.
 ///
 /// ```
 /// use sparse24::{Activation, reference::activation};
@@ -677,8 +679,8 @@ fn widened<T: Element>(data: &[T]) -> impl Iterator<Item = f64> + '_ {
     data.iter().map(|x| f64::from(x.to_f32()))
 }
 
-/// The first, the last three and one of each of `count` stretches of the others below `len`, ascending; all if there are
-/// no more.
+/// The first, the last three and one of each of `count` stretches of the others below `len`, ascending; all if there
+/// are no more.
 fn draw(len: usize, count: usize, rng: &mut impl Rng) -> Vec<usize> {
     if count.saturating_add(4) >= len {
         return (0..len).collect();

@@ -1,6 +1,7 @@
 //! Records for people and for programs: a table, and `sparse24-bench/1` JSON.
 //!
-//! Nothing is measured here. Invariant: every figure that is shown comes with its unit, and rows that lose or fail stay in.
+//! Nothing is measured here. Invariant: every figure that is shown comes with its unit, and rows that lose or fail stay
+//! in.
 
 use std::fmt::Write as _;
 
@@ -30,8 +31,8 @@ pub struct Report {
 #[derive(Clone, Debug, Serialize)]
 pub struct Environment {
     version: &'static str,
-    /// What `SPARSE24_COMMIT` says, else the commit at which the source tree of the binary stands when the run starts, where it
-    /// is still there; `-dirty` if changed.
+    /// What `SPARSE24_COMMIT` says, else the commit at which the source tree of the binary stands when the run starts,
+    /// where it is still there; `-dirty` if changed.
     commit: Option<String>,
     /// Start of the run, RFC 3339, UTC.
     date: String,
@@ -93,7 +94,8 @@ impl Environment {
     }
 }
 
-/// `SPARSE24_COMMIT`, for binaries that were carried away from their tree or outlived it; else what git says now of that tree.
+/// `SPARSE24_COMMIT`, for binaries that were carried away from their tree or outlived it; else what git says now of
+/// that tree.
 fn commit() -> Option<String> {
     std::env::var("SPARSE24_COMMIT").ok().filter(|commit| !commit.is_empty()).or_else(git_commit)
 }
@@ -202,11 +204,14 @@ impl Report {
         .into_iter()
         .flatten()
         .collect();
-        if !ceilings.is_empty() {
+        if ceilings.is_empty() {
+            text.push_str("\nof peak: no ceilings are measured on this device\n");
+        } else {
             let _ = writeln!(
                 text,
                 "\nceilings, measured in this run: {}\n\
-                 of peak: the larger share of them, a: executed operations of arithmetic, m: the operands' bytes of memory",
+                 of peak: the larger share of them, a: executed operations of f32 multiply-adds (coop kernels: of cooperative\n\
+                 matrices), m: the operands' bytes of the copy",
                 ceilings.join(", ")
             );
         }

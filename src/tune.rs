@@ -384,7 +384,8 @@ impl Tried {
 
     /// Seconds of what would run if nothing had been measured, over those of the best plan.
     pub fn gain(&self) -> Option<f64> {
-        let untuned = self.trials.first()?.1.seconds()?;
+        // A plan that was given up after one sample has no median to compare.
+        let Trial::Timed(untuned) = self.trials.first()?.1 else { return None };
         Some(untuned / self.best()?.1)
     }
 

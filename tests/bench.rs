@@ -1,5 +1,5 @@
-//! `sparse24 bench` as a user runs it: the real binary, its output, its files and its exit codes. On the CPU device, with no
-//! Vulkan driver in sight.
+//! `sparse24 bench` as a user runs it: the real binary, its output, its files and its exit codes. On the CPU device,
+//! with no Vulkan driver in sight.
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -146,8 +146,8 @@ fn without_a_driver_there_is_the_cpu_and_auto_takes_it() {
     }
 }
 
-/// On whatever this machine has: every adapter of the library is listed, one device is what `auto` takes, and the text says
-/// the same as the JSON.
+/// On whatever this machine has: every adapter of the library is listed, one device is what `auto` takes, and the text
+/// says the same as the JSON.
 #[test]
 fn every_adapter_is_listed_and_can_be_named() {
     let devices = |json: bool| {

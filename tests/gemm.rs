@@ -1,10 +1,10 @@
 //! Every kernel against the oracle, on a GPU and on the CPU device.
 //!
-//! Tests that need a GPU are ignored unless asked for (`-- --include-ignored`). They iterate [`Kernel::all`], the list that
-//! the planner chooses from. A pipeline costs a software driver a third of a second, and the list has thousands: by default
-//! each operation, way and storage type runs once or twice, with forms, output types and epilogues that rotate so that each test
-//! meets all of them. SPARSE24_TEST_ALL=1 runs the whole list, for machines with a real GPU; with SPARSE24_TEST_SECONDS
-//! in an order drawn from the seed, until the time is up.
+//! Tests that need a GPU are ignored unless asked for (`-- --include-ignored`). They iterate [`Kernel::all`], the list
+//! that the planner chooses from. A pipeline costs a software driver a third of a second, and the list has thousands:
+//! by default each operation, way and storage type runs once or twice, with forms, output types and epilogues that
+//! rotate so that each test meets all of them. SPARSE24_TEST_ALL=1 runs the whole list, for machines with a real GPU;
+//! with SPARSE24_TEST_SECONDS in an order drawn from the seed, until the time is up.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -39,7 +39,8 @@ fn check(device: &Device, plan: &Plan, kinds: &[Data], seed: u64, stream: u64) {
     }
 }
 
-/// The problem on which a kernel is tested: a tile and a ragged rest each way, three steps of k with a ragged group at the end.
+/// The problem on which a kernel is tested: a tile and a ragged rest each way, three steps of k with a ragged group at
+/// the end.
 fn problem_of(kernel: &Kernel, k: usize) -> Problem {
     let (m, n) = kernel.way().tile();
     Problem {
@@ -212,8 +213,8 @@ fn check_sample(device: &Device, problem: &Problem, cut: &str, seed: u64) {
     assert!(y.elements().to_f32().iter().all(|y| !y.is_nan()), "an output was never written");
 }
 
-/// Matrices beyond one binding: weights in pieces, and X and Y by tokens. The device's bindings are made small, so that the
-/// matrices need not be large.
+/// Matrices beyond one binding: weights in pieces, and X and Y by tokens. The device's bindings are made small, so that
+/// the matrices need not be large.
 #[test]
 #[ignore = "needs a GPU"]
 fn matrices_larger_than_a_binding_are_cut_up() {

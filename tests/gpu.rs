@@ -1,5 +1,5 @@
-//! The device itself: choice, ownership, recording into a caller's encoder, limits and loss. Needs a GPU, so ignored unless
-//! asked for (`-- --include-ignored`).
+//! The device itself: choice, ownership, recording into a caller's encoder, limits and loss. Needs a GPU, so ignored
+//! unless asked for (`-- --include-ignored`).
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -335,8 +335,8 @@ fn a_repeated_call_of_a_layer_allocates_nothing_and_submits_once() {
     let verdict = Oracle::new(&problem, operands).unwrap().verify(&device.read(&ty).unwrap(), Sample::All).unwrap();
     assert!(verdict.passed(), "{verdict}");
 
-    // Another call of the same layer shares weights and scratch: it takes two more tensors and a few parameters, and no more
-    // memory for packed activations, which are as large as X.
+    // Another call of the same layer shares weights and scratch: it takes two more tensors and a few parameters, and no
+    // more memory for packed activations, which are as large as X.
     let bytes = layer.bytes();
     let (tx, ty) = (device.upload(&x).unwrap(), device.zeros(n, m, DType::F32).unwrap());
     let with_tensors = allocated(&wgpu_device)[1];

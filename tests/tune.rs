@@ -95,9 +95,9 @@ fn dense_weights_stand_in_where_they_were_measured_to_take_less_time() {
     for op in [SPARSE, vector32] {
         // Measurements decide, whichever way the estimates point.
         let (kept, why) = weights(&tuned(op, 512, 512, 0.9e-3), op);
-        assert!(kept == op && why.contains("measured at 1.11 times dense's speed"), "{why}");
+        assert!(kept == op && why.contains("measured at 1.11 times the speed of dense"), "{why}");
         let (stood_in, why) = weights(&tuned(op, 512, 512, 1.1e-3), op);
-        assert!(stood_in == Op::Dense && why.contains("measured at 0.91 times dense's speed"), "{why}");
+        assert!(stood_in == Op::Dense && why.contains("measured at 0.91 times the speed of dense"), "{why}");
         // Times at different numbers of tokens cannot be compared.
         let (by_estimate, why) = weights(&tuned(op, 400, 512, 1e-9), op);
         assert_eq!(by_estimate, weights(&Tuning::default(), op).0, "{why}");

@@ -1,22 +1,24 @@
-// What every GEMM kernel shares: parameters, operands, the order of tiles, and what is done to an output before it is stored.
+// What every GEMM kernel shares: parameters, operands, the order of tiles, and what is done to an output before it is
+// stored.
 //
 // Computation: for every feature f < m and token t < n
 //     Y[t, f] = act(sum over i < k of W[f, i] * X[t, i]  + bias[f]) + residual[t, f]      (linear form)
 //     C[f, t] = act(sum over i < k of W[f, i] * B[i, t]  + bias[f]) + residual[f, t]      (plain form)
 // accumulated in f32 whatever the storage. The files after this one add how W is stored and how a workgroup multiplies.
 //
-// Operands as every kernel finds them: X token-major, k a multiple of 32. Where the caller's X has another k, or is the B of
-// the plain form, pack_x.wgsl has brought it to that shape first. W lies in panels of 32 features (src/layout.rs), its rows
-// padded with zeros to the same k. So no kernel has a residue along k.
+// Operands as every kernel finds them: X token-major, k a multiple of 32. Where the caller's X has another k, or is the
+// B of the plain form, pack_x.wgsl has brought it to that shape first. W lies in panels of 32 features (src/layout.rs),
+// its rows padded with zeros to the same k. So no kernel has a residue along k.
 //
-// Dispatch grid: tiles_m * tiles_n tiles over x and y, and splits of k over z. Split z owns k from z * k_split; with more
-// than one split, Y is a scratch buffer of one f32 matrix per split, which reduce.wgsl adds up in order.
+// Dispatch grid: tiles_m * tiles_n tiles over x and y, and splits of k over z. Split z owns k from z * k_split; with
+// more than one split, Y is a scratch buffer of one f32 matrix per split, which reduce.wgsl adds up in order.
 //
-// Residues along m and n: loads past the last panel or token read the last one, and stores outside are skipped. k = 0 leaves
-// the accumulator 0 and runs the epilogue.
+// Residues along m and n: loads past the last panel or token read the last one, and stores outside are skipped. k = 0
+// leaves the accumulator 0 and runs the epilogue.
 //
-// The host replaces the values of the `const`s and `alias`es by name and unrolls the loops marked so (see src/kernel.rs); the
-// defaults are one legal choice, so that this text is valid as it stands. The `override`s are set when the pipeline is made.
+// The host replaces the values of the `const`s and `alias`es by name and unrolls the loops marked so (see
+// src/kernel.rs); the defaults are one legal choice, so that this text is valid as it stands. The `override`s are set
+// when the pipeline is made.
 
 // Element type of W and X, and of Y and the residual.
 alias Storage = f32;

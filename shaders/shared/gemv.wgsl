@@ -1,15 +1,15 @@
-// Few tokens: weights are read once, and their bytes are the cost. The family's file says how the 32 k of a word are multiplied
-// (`multiply_word`).
+// Few tokens: weights are read once, and their bytes are the cost. The family's file says how the 32 k of a word are
+// multiplied (`multiply_word`).
 //
-// Tile: a workgroup owns a panel of 32 features x TOKENS tokens. Lane l of 32 owns feature l, and each of the SLICES runs of 32
-// lanes takes every SLICES-th word (32 k) of the panel. A run reads 512 consecutive bytes of weights at a time, 16 per lane. No sum
-// crosses the lanes of a run, so subgroup operations have nothing to do here: what is added up at the end are the
-// slices, once.
+// Tile: a workgroup owns a panel of 32 features x TOKENS tokens. Lane l of 32 owns feature l, and each of the SLICES
+// runs of 32 lanes takes every SLICES-th word (32 k) of the panel. A run reads 512 consecutive bytes of weights at a
+// time, 16 per lane. No sum crosses the lanes of a run, so subgroup operations have nothing to do here: what is added
+// up at the end are the slices, once.
 //
-// Workgroup memory: STAGE_K k of activations, k-major, all tokens of one k side by side (`stage_at`). In the dense kernel every lane of a run
-// reads the same address; with 2:4 codes the lanes choose among the four k of a group, which lie in different banks. That is
-// what lanes along features buy: with lanes along k a gather would read 32 different addresses. The sums of the
-// slices take its place at the end.
+// Workgroup memory: STAGE_K k of activations, k-major, all tokens of one k side by side (`stage_at`). In the dense
+// kernel every lane of a run reads the same address; with 2:4 codes the lanes choose among the four k of a group, which
+// lie in different banks. That is what lanes along features buy: with lanes along k a gather would read 32 different
+// addresses. The sums of the slices take its place at the end.
 
 // Elements of a 16-byte unit of weights: 4 for f32, 8 for f16.
 const UNIT: u32 = 4u;
@@ -40,9 +40,9 @@ fn value(unit: vec4<u32>, e: u32) -> f32 {
     return bitcast<f32>(unit[e % 4u]);
 }
 
-// Where the stage holds vector v of the tokens at k. Threads that fill the stage own four k each, so neighbours would write 64 or
-// 128 bytes apart, into the same banks; the exclusive or with the number of the four spreads them. For k = local + i, with
-// local a multiple of 32 and i below 32, it is local * TOKEN_VECS + stage_at(i, v).
+// Where the stage holds vector v of the tokens at k. Threads that fill the stage own four k each, so neighbours would
+// write 64 or 128 bytes apart, into the same banks; the exclusive or with the number of the four spreads them. For k =
+// local + i, with local a multiple of 32 and i below 32, it is local * TOKEN_VECS + stage_at(i, v).
 fn stage_at(k: u32, v: u32) -> u32 {
     let q = k / 4u;
     if TOKEN_LANES == 1u {

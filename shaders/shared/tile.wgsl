@@ -1,22 +1,23 @@
-// The register-tiled kernels' way through k. The family's file says how a tile of weights is stashed (`fetch_bits`, `stash_w`)
-// and how a step is multiplied (`multiply`).
+// The register-tiled kernels' way through k. The family's file says how a tile of weights is stashed (`fetch_bits`,
+// `stash_w`) and how a step is multiplied (`multiply`).
 //
 // Tile: a workgroup owns TILE_M features x TILE_N tokens and walks k in steps of 16; a thread owns 4 * FEATURE_QUADS
-// consecutive features x TOKEN_QUADS runs of four tokens, their sums in registers. 32 neighbouring threads cover ACROSS x 32 /
-// ACROSS threads' blocks. With 8 x 4 a read of either tile by a subgroup of 32 touches few distinct addresses and the rest is
-// broadcast. With 32 x 1 all read the same tokens, of which a 2:4 gather reads at most the four rows of a group.
+// consecutive features x TOKEN_QUADS runs of four tokens, their sums in registers. 32 neighbouring threads cover ACROSS
+// x 32 / ACROSS threads' blocks. With 8 x 4 a read of either tile by a subgroup of 32 touches few distinct addresses
+// and the rest is broadcast. With 32 x 1 all read the same tokens, of which a 2:4 gather reads at most the four rows of
+// a group.
 //
-// Pipeline: while a step is multiplied, the next one's operands are on their way from memory to registers; they are stashed
-// into the other half of workgroup memory afterwards. One barrier per step.
+// Pipeline: while a step is multiplied, the next one's operands are on their way from memory to registers; they are
+// stashed into the other half of workgroup memory afterwards. One barrier per step.
 //
-// Workgroup memory: both tiles k-major, four features or tokens of one k as a vec4, so that every read is 16 bytes. Memory has
-// k contiguous, so a thread loads a 4 x 4 block (four 4-element reads along k) and stashes its transpose (four
-// writes along features or tokens).
+// Workgroup memory: both tiles k-major, four features or tokens of one k as a vec4, so that every read is 16 bytes.
+// Memory has k contiguous, so a thread loads a 4 x 4 block (four 4-element reads along k) and stashes its transpose
+// (four writes along features or tokens).
 // - Weights: column u * THREADS_M + tm holds the quad FEATURE_QUADS * tm + u of features: neighbouring threads read
 //   neighbouring columns.
-// - Activations: column c of the rows of quad q is at c ^ 2q. Neighbouring threads load neighbouring q and so write rows
-//   four apart, which without the exclusive or would lie in the same banks. X_PAD spreads the four rows of a 2:4 group,
-//   among which the threads of a subgroup choose.
+// - Activations: column c of the rows of quad q is at c ^ 2q. Neighbouring threads load neighbouring q and so write
+//   rows four apart, which without the exclusive or would lie in the same banks. X_PAD spreads the four rows of a 2:4
+//   group, among which the threads of a subgroup choose.
 
 const TILE_M: u32 = 64u;
 const TILE_N: u32 = 64u;
@@ -31,8 +32,8 @@ const ACROSS: u32 = 8u;
 const STEPS: u32 = 1u;
 // Elements along k of one 16-byte unit of a weight panel, in quads: 1 for f32, 2 for f16.
 const UNIT_QUADS: u32 = 1u;
-// Rows of the weight tile, and quads along k that are read for them: 16 and 4 for dense weights, 8 and 2 for kept values (whose
-// tile has 16 rows again if it is expanded).
+// Rows of the weight tile, and quads along k that are read for them: 16 and 4 for dense weights, 8 and 2 for kept
+// values (whose tile has 16 rows again if it is expanded).
 const W_ROWS: u32 = 16u;
 const W_QUADS: u32 = 4u;
 // Columns added to the rows of the activation tile.

@@ -1,6 +1,8 @@
-// A step of the register-tiled kernels whose weight tile holds all 16 k: gemm_dense, gemm_masked, and gemm_sparse24_expand.
+// A step of the register-tiled kernels whose weight tile holds all 16 k: gemm_dense, gemm_masked, and
+// gemm_sparse24_expand.
 //
-// Per k a thread reads FEATURE_QUADS + TOKEN_QUADS vec4s of workgroup memory and does 16 multiply-adds for each pair of them.
+// Per k a thread reads FEATURE_QUADS + TOKEN_QUADS vec4s of workgroup memory and does 16 multiply-adds for each pair of
+// them.
 
 fn multiply(sums: ptr<function, array<vec4<f32>, SUMS>>, at: Place, half: u32) {
     for (var q = 0u; q < K_QUADS; q++) {

@@ -1,4 +1,5 @@
-//! `sparse24 bench`: which layers, which operations, then [`measure`](sparse24::measure) and [`report`](sparse24::report).
+//! `sparse24 bench`: which layers, which operations, then [`measure`](sparse24::measure) and
+//! [`report`](sparse24::report).
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -22,8 +23,8 @@ use sparse24::report::{Environment, Report};
 
 /// Measure dense, 2:4 and masked GEMMs side by side, every result verified first.
 ///
-/// Computes Y = X·Wᵀ for weights W of m output features by k input features and n tokens. 2:4 weights and the mask are the
-/// dense weights pruned by magnitude.
+/// Computes Y = X·Wᵀ for weights W of m output features by k input features and n tokens. 2:4 weights and the mask are
+/// the dense weights pruned by magnitude.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   sparse24 bench --shapes llama-8b --tokens 1,512 --dtype f16 --vector 1,32,128
@@ -39,18 +40,19 @@ pub(crate) struct Args {
     /// Tokens of the named models and of --weights; MxNxK and square have their own.
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "512")]
     tokens: Vec<NonZeroUsize>,
-    /// Element type of weights, activations and output; f32, or with --weights the file's own (bf16 as f32), unless given.
+    /// Element type of weights, activations and output; f32, or with --weights the file's own (bf16 as f32), unless
+    /// given.
     #[arg(long)]
     dtype: Option<Float>,
     /// Vector lengths of the 2:4 rows: how many rows of W share one pattern.
     #[arg(long, value_name = "V,...", value_delimiter = ',', default_value = "1,32")]
     vector: Vec<VectorLen>,
-    /// Operations. `auto` is 2:4 as an embedder's `Linear` runs it: dense wherever 2:4 would lose; `masked24` holds the mask as
-    /// 2:4 codes.
+    /// Operations. `auto` is 2:4 as an embedder's `Linear` runs it with the same tuning: dense wherever 2:4 would lose; `masked24` holds the
+    /// mask as 2:4 codes.
     #[arg(long, value_name = "OP,...", value_delimiter = ',', default_value = "dense,sparse24,masked")]
     ops: Vec<OpName>,
-    /// Kernel: `auto` for the planner's choice, or a name as in the table's last column or the JSON's `kernel`. Operations that
-    /// have no such kernel are left to the planner.
+    /// Kernel: `auto` for the planner's choice, or a name as in the table's last column or the JSON's `kernel`.
+    /// Operations that have no such kernel are left to the planner, and so is `auto`.
     #[arg(long, value_name = "auto|KERNEL", default_value = "auto")]
     plan: String,
     /// Print for each row which kernel was chosen and why, its predicted bound, padding, bytes and operations.
@@ -137,7 +139,7 @@ impl Args {
         if self.plan != "auto" && requests.iter().all(|r| r.choice != Choice::User) {
             names.sort();
             names.dedup();
-            bail!("--plan: no operation has a kernel {}; there are {}", self.plan, names.join(", "));
+            bail!("--plan: none of the chosen operations has a kernel {}; they have {}", self.plan, names.join(", "));
         }
         Ok(requests)
     }
@@ -295,8 +297,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         plans.push(args.requests(&device, shape).with_context(|| source.to_string())?);
     }
     if args.explain {
-        for request in plans.iter().flatten() {
-            print(&format!("{}\n", request.plan.explain()))?;
+        for (source, requests) in sources.iter().zip(&plans) {
+            for Request { op, plan, choice } in requests {
+                let auto = if *choice == Choice::Auto { ", auto" } else { "" };
+                print(&format!("{source}, {op}{auto}: {}\n", plan.explain()))?;
+            }
         }
     }
 

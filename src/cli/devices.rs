@@ -194,8 +194,8 @@ impl Entry {
     }
 }
 
-/// What `--device` takes for the adapter at `index`: the first word of its name that no other name contains, else the whole
-/// name, which opens the first adapter that contains it.
+/// What `--device` takes for the adapter at `index`: the first word of its name that no other name contains, else the
+/// whole name, which opens the first adapter that contains it.
 fn selector(names: &[String], index: usize) -> Option<String> {
     let lower: Vec<_> = names.iter().map(|name| name.to_lowercase()).collect();
     let matches = |part: &str| {

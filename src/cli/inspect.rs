@@ -1,7 +1,7 @@
 //! `sparse24 inspect`: what is in a safetensors file, and what 2:4 would make of it.
 //!
-//! Tensors are read one at a time, so memory stays near the largest one, and nothing is printed before all were read: a file
-//! that turns out to be broken gives an error and no half of a listing.
+//! Tensors are read one at a time, so memory stays near the largest one, and nothing is printed before all were read: a
+//! file that turns out to be broken gives an error and no half of a listing.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -259,8 +259,8 @@ impl Facts {
         Ok(facts)
     }
 
-    /// What follows from shape, bytes per element and the number of non-zeros. Nothing here can overflow for a matrix that
-    /// is in memory; should it, a size too large to be true is shown.
+    /// What follows from shape, bytes per element and the number of non-zeros. Nothing here can overflow for a matrix
+    /// that is in memory; should it, a size too large to be true is shown.
     fn sized(m: usize, k: usize, element: usize, nonzeros: usize) -> Self {
         let product = |factors: &[usize]| factors.iter().fold(1, |p: u64, &f| p.saturating_mul(f as u64));
         let elements = product(&[m, k]);

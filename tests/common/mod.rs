@@ -5,18 +5,14 @@
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 use sparse24::reference::{self, Operands, Oracle, Sample, Verdict};
-use sparse24::{
-    DType, Device, Elements, Io, Mask, Mask24, Matrix, Op, Options, Plan, Problem, Sparse24, VectorLen, prune,
-};
+use sparse24::{DType, Device, Elements, Io, Mask, Mask24, Matrix, Op, Plan, Problem, Sparse24, VectorLen, prune};
 
 /// The GPU to test: the adapter named by SPARSE24_TEST_DEVICE, else any. `None`, with a word on stderr, where there is
 /// none, unless SPARSE24_REQUIRE_GPU is set: then that is a failure.
 pub fn gpu() -> Option<Device> {
     let name = std::env::var("SPARSE24_TEST_DEVICE").ok();
     let name = name.or_else(|| Device::adapters().into_iter().next().map(|first| first.name));
-    // The text that GPUs get, wherever compiling it ends: SwiftShader takes 9 s for a kernel, and tests the loops instead.
-    let unroll = Some(!name.as_deref().is_some_and(|n| n.to_lowercase().contains("swiftshader")));
-    match Device::open(name.as_deref().unwrap_or("any adapter"), Options { unroll, ..Options::default() }) {
+    match Device::gpu(name.as_deref().unwrap_or("any adapter")) {
         Ok(device) => Some(device),
         Err(e) if std::env::var_os("SPARSE24_REQUIRE_GPU").is_some() => panic!("a GPU is required: {e}"),
         Err(e) => {
@@ -26,8 +22,8 @@ pub fn gpu() -> Option<Device> {
     }
 }
 
-/// A wgpu device of the kind under test that belongs to the test, as an embedder's would, with limits that may be lower than the
-/// adapter's own.
+/// A wgpu device of the kind under test that belongs to the test, as an embedder's would, with limits that may be lower
+/// than the adapter's own.
 pub fn callers_device(
     device: &Device,
     features: wgpu::Features,

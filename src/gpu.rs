@@ -540,8 +540,9 @@ impl Gpu {
             // `Plan::steps`, `dispatch`); writes are guarded by m, n and the number of outputs. Workgroup and private
             // arrays are indexed below their constant sizes, gathers by 2-bit positions within a group; every loop
             // counts up to a finite bound; divisors are constants or numbers of tiles and features that are not zero
-            // where anything is dispatched; workgroup memory is written before it is read. Gain: see
-            // benches/results/2026-11-23-llvmpipe, the -checked file against the other.
+            // where anything is dispatched; workgroup memory is written before it is read. Gain: none on
+            // llvmpipe that its noise would show since loops are unrolled (benches/results/2026-11-23-llvmpipe; 3.8 to 4.0
+            // times before), not measured on a GPU.
             ShaderChecks::Trusted => unsafe {
                 self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
             },

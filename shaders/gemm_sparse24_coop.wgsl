@@ -14,13 +14,8 @@
 // activations, 8 bytes from each unit of 16; pattern p's copy follows that of p - 1. Tile, grid, way through k and
 // residues: shared/coop.wgsl. Padding along k multiplies a zero value.
 //
-// Legal choices within 48 KiB with STAGE = 1 and 4 subgroups (8 where a side is 256), D with two buffers, else with
-// one:
-//     PATTERNS  TILE_K = 32                                     TILE_K = 64
-//     1         128x128 D, 256x128 D, 128x256 D, smaller D      128x128 D, 256x128, 128x256, smaller D
-//     2         128x128 D, 256x128, 128x256, smaller D          128x128, 128x64 D, 64x128, 64x64 D
-//     4         128x128, 256x128, 128x64 D, 64x128, 64x64 D     128x64, 64x64
-//     8         128x64                                          none
+// Copies of the activations take workgroup memory: `CoopTile::of` in src/kernel.rs lists the tiles that fit 48 KiB for
+// each number of patterns.
 //
 // Predicted for 128 x 128 x 32 at one pattern, per subgroup and step: 32 hardware multiply-adds for the dense kernel's
 // 64, 8 loads of fragments for 16, 6 units of memory for 8, and per unit of activations about 14 instructions to pick 4
@@ -39,13 +34,8 @@ fn stash_w(cell: Cell, unit: Unit, half: u32) {
 }
 
 // All units of activations that a thread brings have the same number along k, and so the same word.
-fn fetch_pattern(p: u32, lane: u32, feature0: u32, k0: u32, k_end: u32) -> u32 {
-    let k = k0 + lane % X_UNITS * 8u;
-    var word = 0u;
-    if TILE_K == 32u || k < k_end {
-        word = bits[word_at(feature0 + p * PATTERN_M, k)];
-    }
-    return word;
+fn fetch_pattern(p: u32, lane: u32, feature0: u32, k0: u32) -> u32 {
+    return bits[word_at(feature0 + p * PATTERN_M, k0 + lane % X_UNITS * 8u)];
 }
 
 // The two activations that a code keeps of a group. The pair of neighbours is chosen first, as one register.

@@ -644,8 +644,6 @@ impl Kernel {
             ("PATTERNS", patterns),
             ("RUNS", runs),
             ("RUN_FRAGS", tile.frags_m / runs),
-            ("STAGE", 1),
-            ("STAGES", tile.frags_m),
         ] {
             text.set(&format!("const {name}: u32"), value as usize)?;
         }

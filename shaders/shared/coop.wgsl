@@ -19,14 +19,11 @@
 // - Activations are read by the row: TILE_K / 8 neighbouring lanes read contiguous bytes of one token. The rows that
 //   make up 128 written bytes are taken 8 / SPREAD apart, since neighbouring ones would overlap in the 16 bytes by
 //   which a row is longer.
-// - Sums leave through `stage`, f32, a block of 16 tokens x 16 * STAGE features per subgroup, since a cooperative
+// - Sums leave through `stage`, f32, a block of 16 tokens x 16 features per subgroup, since a cooperative
 //   matrix has no accessible elements. Rows are longer by 4: a lane of the usual register layout stores to tokens two
 //   apart, whose banks then differ by 8, and neighbouring lanes to neighbouring features. The tiles' memory cannot
 //   serve: WGSL gives it one type.
-// Bytes: 16 * (DEPTH / 8 + 1) * BUFFERS * (TILE_M + PATTERNS * TILE_N) + 64 * (16 * STAGE + 4) * THREADS / 32.
-//
-// Residues along k: none with TILE_K = 32. With 64 the last step of a split may be half a step: both operands' other
-// half reads as zero.
+// Bytes: 16 * (DEPTH / 8 + 1) * BUFFERS * (TILE_M + PATTERNS * TILE_N) + 64 * 20 * THREADS / 32.
 //
 // Predicted for 128 x 128 x 32, 4 x 4 blocks, 4 subgroups, f16 dense: per step a subgroup issues 64 hardware
 // multiply-adds (16 x 8 x 16, 2048 each), 16 loads of a fragment, 16 loads and 16 stores of 8 bytes or half as many of
@@ -60,9 +57,6 @@ const BUFFERS: u32 = 2u;
 const PATTERNS: u32 = 1u;
 const RUNS: u32 = 1u;
 const RUN_FRAGS: u32 = 4u;
-// Blocks along m that a subgroup stages at once, and how often it does.
-const STAGE: u32 = 1u;
-const STAGES: u32 = 4u;
 
 const SUBGROUP_M: u32 = 16u * FRAGS_M;
 const SUBGROUP_N: u32 = 16u * FRAGS_N;
@@ -76,13 +70,13 @@ const PATTERN_M: u32 = TILE_M / PATTERNS;
 const SPREAD: u32 = max(64u / DEPTH, 1u);
 // Lengths of rows, in vec4s and in f32s.
 const STRIDE: u32 = DEPTH / 4u + 2u;
-const STAGE_STRIDE: u32 = 16u * STAGE + 4u;
+const STAGE_STRIDE: u32 = 20u;
 const STAGE_SIZE: u32 = 16u * STAGE_STRIDE;
 
 const_assert TILE_M % SUBGROUP_M == 0u && TILE_N % SUBGROUP_N == 0u && SUMS == FRAGS_M * FRAGS_N;
-const_assert TILE_K % 32u == 0u && DEPTH == 16u * K_STEPS && (DEPTH == TILE_K || 2u * DEPTH == TILE_K);
+const_assert TILE_K == 32u && DEPTH == 16u * K_STEPS && (DEPTH == TILE_K || 2u * DEPTH == TILE_K);
 const_assert W_STEPS * THREADS == TILE_M * W_UNITS && X_STEPS * THREADS == TILE_N * X_UNITS;
-const_assert RUNS * RUN_FRAGS == FRAGS_M && STAGE * STAGES == FRAGS_M && (BUFFERS == 1u || BUFFERS == 2u);
+const_assert RUNS * RUN_FRAGS == FRAGS_M && (BUFFERS == 1u || BUFFERS == 2u);
 // A run must lie within one pattern, and differ from its neighbour's only where there are several.
 const_assert PATTERN_M % (16u * RUN_FRAGS) == 0u && (RUNS == 1u || PATTERN_M == 16u * RUN_FRAGS);
 const_assert SPREAD <= 8u && THREADS % X_UNITS == 0u;
@@ -122,26 +116,18 @@ fn x_cell(e: u32) -> Cell {
     return Cell(row / 8u * 8u + row % SPREAD * (8u / SPREAD) + row % 8u / SPREAD, e % X_UNITS);
 }
 
-fn fetch_w(cell: Cell, feature0: u32, k0: u32, k_end: u32) -> Unit {
-    var unit: Unit;
+fn fetch_w(cell: Cell, feature0: u32, k0: u32) -> Unit {
     let k = k0 + cell.unit * UNIT_K;
-    if TILE_K == 32u || k < k_end {
-        let feature = feature0 + cell.row;
-        let panel = min(feature / 32u, (params.m - 1u) / 32u);
-        let at = 2u * ((panel * (params.k / UNIT_K) + k / UNIT_K) * 32u + feature % 32u);
-        unit = Unit(w[at], w[at + 1u], fetch_word(feature, k));
-    }
-    return unit;
+    let feature = feature0 + cell.row;
+    let panel = min(feature / 32u, (params.m - 1u) / 32u);
+    let at = 2u * ((panel * (params.k / UNIT_K) + k / UNIT_K) * 32u + feature % 32u);
+    return Unit(w[at], w[at + 1u], fetch_word(feature, k));
 }
 
-fn fetch_x(cell: Cell, token0: u32, k0: u32, k_end: u32) -> Unit {
-    var unit: Unit;
+fn fetch_x(cell: Cell, token0: u32, k0: u32) -> Unit {
     let k = k0 + cell.unit * 8u;
-    if TILE_K == 32u || k < k_end {
-        let at = min(token0 + cell.row, params.n - 1u) * (params.k / 4u) + k / 4u;
-        unit = Unit(x[at], x[at + 1u], 0u);
-    }
-    return unit;
+    let at = min(token0 + cell.row, params.n - 1u) * (params.k / 4u) + k / 4u;
+    return Unit(x[at], x[at + 1u], 0u);
 }
 
 @compute @workgroup_size(THREADS)
@@ -172,15 +158,15 @@ fn main(
     if k0 < k_end {
         // unroll
         for (var p = 0u; p < PATTERNS; p++) {
-            words[p] = fetch_pattern(p, lane, feature0, k0, k_end);
+            words[p] = fetch_pattern(p, lane, feature0, k0);
         }
         // unroll
         for (var s = 0u; s < W_STEPS; s++) {
-            next_w[s] = fetch_w(w_cell(s * THREADS + lane), feature0, k0, k_end);
+            next_w[s] = fetch_w(w_cell(s * THREADS + lane), feature0, k0);
         }
         // unroll
         for (var s = 0u; s < X_STEPS; s++) {
-            next_x[s] = fetch_x(x_cell(s * THREADS + lane), token0, k0, k_end);
+            next_x[s] = fetch_x(x_cell(s * THREADS + lane), token0, k0);
         }
     }
     while k0 < k_end {
@@ -197,15 +183,15 @@ fn main(
         if k0 < k_end {
             // unroll
             for (var p = 0u; p < PATTERNS; p++) {
-                words[p] = fetch_pattern(p, lane, feature0, k0, k_end);
+                words[p] = fetch_pattern(p, lane, feature0, k0);
             }
             // unroll
             for (var s = 0u; s < W_STEPS; s++) {
-                next_w[s] = fetch_w(w_cell(s * THREADS + lane), feature0, k0, k_end);
+                next_w[s] = fetch_w(w_cell(s * THREADS + lane), feature0, k0);
             }
             // unroll
             for (var s = 0u; s < X_STEPS; s++) {
-                next_x[s] = fetch_x(x_cell(s * THREADS + lane), token0, k0, k_end);
+                next_x[s] = fetch_x(x_cell(s * THREADS + lane), token0, k0);
             }
         }
 
@@ -241,21 +227,17 @@ fn main(
     }
 
     // Lanes run along what is contiguous in memory: features of Y, tokens of C.
-    const ALONG = 16u * STAGE;
     let stage0 = subgroup * STAGE_SIZE;
     // unroll
     for (var j = 0u; j < FRAGS_N; j++) {
         // unroll
-        for (var u = 0u; u < STAGES; u++) {
-            // unroll
-            for (var i = 0u; i < STAGE; i++) {
-                stage_sum(sums[(u * STAGE + i) * FRAGS_N + j], stage0 + 16u * i, lane);
-            }
+        for (var i = 0u; i < FRAGS_M; i++) {
+            stage_sum(sums[i * FRAGS_N + j], stage0, lane);
             workgroupBarrier();
-            for (var e = lane % 32u; e < 16u * ALONG; e += 32u) {
-                let f = select(e / 16u, e % ALONG, LINEAR);
-                let t = select(e % 16u, e / ALONG, LINEAR);
-                let feature = feature0 + sub_m + 16u * (u * STAGE) + f;
+            for (var e = lane % 32u; e < 256u; e += 32u) {
+                let f = select(e / 16u, e % 16u, LINEAR);
+                let t = select(e % 16u, e / 16u, LINEAR);
+                let feature = feature0 + sub_m + 16u * i + f;
                 store(feature, token0 + sub_n + 16u * j + t, workgroup.z, stage[stage0 + t * STAGE_STRIDE + f]);
             }
             workgroupBarrier();

@@ -1,7 +1,7 @@
 // Activations of the cooperative-matrix kernels that multiply over all of k: gemm_dense_coop, gemm_masked_coop, and
 // gemm_sparse24_coop_expand. They are stashed as they come.
 
-fn fetch_pattern(p: u32, lane: u32, feature0: u32, k0: u32, k_end: u32) -> u32 {
+fn fetch_pattern(p: u32, lane: u32, feature0: u32, k0: u32) -> u32 {
     return 0u;
 }
 

@@ -9,11 +9,6 @@
 // Whether the mask is given as 2:4 codes.
 const CODES: bool = false;
 
-fn fetch_bits(feature: u32, k0: u32) -> vec4<u32> {
-    let at = word_at(feature, k0);
-    return vec4(bits[at], bits[at + 1u], bits[at + 2u], bits[at + 3u]);
-}
-
 fn stash_w(quad: u32, q: u32, block: Block, half: u32, k0: u32) {
     let column = w_column(quad);
     // The four bits of this block's k in each row's word.

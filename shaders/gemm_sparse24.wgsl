@@ -28,19 +28,6 @@ const_assert SHARE * PATTERNS == THREAD_M;
 
 var<workgroup> code_tile: array<u32, 2 * TILE_M>;
 
-fn fetch_bits(feature: u32, k0: u32) -> vec4<u32> {
-    if VECTOR >= 4u {
-        // Four features that start at a multiple of four share it.
-        return vec4(bits[word_at(feature, k0)]);
-    }
-    var words: vec4<u32>;
-    // unroll
-    for (var i = 0u; i < 4u; i++) {
-        words[i] = bits[word_at(feature + i, k0)];
-    }
-    return words;
-}
-
 fn stash_w(quad: u32, q: u32, block: Block, half: u32, k0: u32) {
     let column = w_column(quad);
     // unroll

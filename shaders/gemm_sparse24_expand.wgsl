@@ -8,19 +8,6 @@
 // values becomes 4 features x 8 k. Tile and way through k: shared/tile.wgsl; step: shared/tile_dense.wgsl; grid and
 // residues: shared/gemm.wgsl.
 
-fn fetch_bits(feature: u32, k0: u32) -> vec4<u32> {
-    if VECTOR >= 4u {
-        // Four features that start at a multiple of four share it.
-        return vec4(bits[word_at(feature, k0)]);
-    }
-    var words: vec4<u32>;
-    // unroll
-    for (var i = 0u; i < 4u; i++) {
-        words[i] = bits[word_at(feature + i, k0)];
-    }
-    return words;
-}
-
 fn stash_w(quad: u32, q: u32, block: Block, half: u32, k0: u32) {
     let column = w_column(quad);
     // unroll

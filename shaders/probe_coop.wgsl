@@ -1,11 +1,12 @@
-// Ceiling of cooperative matrices: every subgroup runs eight independent chains of 16 x 16 x 16 multiply-adds, f16
-// factors and f32 sums, ROUNDS times. 2 * 16 * 16 * 16 * 8 * ROUNDS operations per subgroup of 32; factors are loaded
-// once from workgroup memory, eight blocks of sums per subgroup are written.
+// Ceiling of cooperative matrices: every subgroup runs CHAINS independent chains of 16 x 16 x 16 multiply-adds, f16
+// factors and f32 sums, ROUNDS times. 2 * 16 * 16 * 16 * CHAINS * ROUNDS operations per subgroup of 32; factors are loaded
+// once from workgroup memory, CHAINS blocks of sums per subgroup are written.
 
 enable f16;
 enable wgpu_cooperative_matrix;
 
 const THREADS: u32 = 128u;
+const CHAINS: u32 = 8u;
 const ROUNDS: u32 = 512u;
 
 // A module without overrides is compiled before it is known to be trusted. Small, so that sums stay finite.
@@ -23,16 +24,16 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     workgroupBarrier();
     let a = coopLoadT<coop_mat16x16<f16, A>>(&factors[0], 4u);
     let b = coopLoad<coop_mat16x16<f16, B>>(&factors[0], 4u);
-    var sums: array<coop_mat16x16<f32, C>, 8>;
+    var sums: array<coop_mat16x16<f32, C>, CHAINS>;
     for (var r = 0u; r < ROUNDS; r++) {
         // unroll
-        for (var i = 0u; i < 8u; i++) {
+        for (var i = 0u; i < CHAINS; i++) {
             sums[i] = coopMultiplyAdd(a, b, sums[i]);
         }
     }
-    let at = (workgroup.x * THREADS + lane / 32u * 32u) * 64u;
+    let at = (workgroup.x * THREADS + lane / 32u * 32u) * 8u * CHAINS;
     // unroll
-    for (var i = 0u; i < 8u; i++) {
+    for (var i = 0u; i < CHAINS; i++) {
         coopStore(sums[i], &y[at + 256u * i], 16u);
     }
 }

@@ -18,7 +18,7 @@ use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
 use crate::format::Sparse24;
 pub use crate::gpu::{AdapterInfo, AdapterKind};
 use crate::gpu::{Binding, Dispatch, Gpu, Scratch, adapters};
-use crate::kernel::{Caps, Params, Program, ShaderChecks};
+use crate::kernel::{Caps, PROBE_CHAINS, PROBE_ROUNDS, Params, Program, ShaderChecks};
 use crate::layout;
 use crate::mask::{Mask, Mask24};
 use crate::matrix::{DType, Element, Elements, Matrix};
@@ -657,10 +657,10 @@ impl Device {
         let (params, workgroups, x, y, work) = match probe {
             Probe::Cooperative => {
                 let workgroups = (4 * caps.busy_threads).div_ceil(128).min(caps.grid);
-                // Eight blocks of sums per subgroup: 64 f32 per thread.
+                // A block of sums per chain and subgroup: 8 f32 per chain and thread.
                 let threads = workgroups as usize * 128;
-                let work = (threads / 32) as f64 * (2 * 4096 * 8 * 512) as f64;
-                (Params::default(), workgroups, 16, threads * 64 * 4, work)
+                let work = (threads / 32) as f64 * (2 * 4096 * PROBE_CHAINS * PROBE_ROUNDS) as f64;
+                (Params::default(), workgroups, 16, threads * 8 * PROBE_CHAINS * 4, work)
             }
             Probe::Fma(_) => {
                 // Four times what keeps the device busy, so that the last round of workgroups weighs little.
@@ -668,7 +668,7 @@ impl Device {
                 let threads = workgroups as usize * 256;
                 // m is the factor of the chains: see shaders/probe_fma.wgsl.
                 let params = Params { m: 1, ..Params::default() };
-                (params, workgroups, 16, threads * 4, threads as f64 * (2 * 4 * 8 * 512) as f64)
+                (params, workgroups, 16, threads * 4, threads as f64 * (2 * 4 * PROBE_CHAINS * PROBE_ROUNDS) as f64)
             }
             Probe::Copy(bytes) => {
                 let bytes = bytes.min(caps.binding_bytes).min(caps.buffer_bytes) / 16 * 16;

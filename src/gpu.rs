@@ -230,7 +230,7 @@ impl Adapter {
         let mut experimental = wgpu::ExperimentalFeatures::disabled();
         if emulate {
             self.info.caps.emulates_cooperative = true;
-            self.info.caps.cooperative = vec![CoopShape { m: 16, n: 16, k: 16, ab: "f16", c: "f32" }];
+            self.info.caps.cooperative = vec![CoopShape::KERNELS];
         } else if self.adapter.features().contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
             wanted |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
             // SAFETY: what is experimental is used by this crate's own coop shaders alone, whose every load and store

@@ -142,6 +142,11 @@ pub struct CoopShape {
     pub c: &'static str,
 }
 
+impl CoopShape {
+    /// The one that the kernels are written for.
+    pub(crate) const KERNELS: Self = Self { m: 16, n: 16, k: 16, ab: "f16", c: "f32" };
+}
+
 impl fmt::Display for CoopShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}x{}x{} {}->{}", self.m, self.n, self.k, self.ab, self.c)
@@ -503,7 +508,7 @@ impl Kernel {
             return Err("f16 in shaders".into());
         }
         if matches!(self.way, Way::Coop(_)) {
-            let wanted = CoopShape { m: 16, n: 16, k: 16, ab: "f16", c: "f32" };
+            let wanted = CoopShape::KERNELS;
             if !caps.cooperative.contains(&wanted) {
                 return Err(format!("cooperative matrices of {wanted}"));
             }
@@ -711,6 +716,10 @@ pub enum Program {
     ProbeCopy,
 }
 
+/// Independent sums of a thread or subgroup, and multiply-adds of each, in the probes of arithmetic.
+pub(crate) const PROBE_CHAINS: usize = 8;
+pub(crate) const PROBE_ROUNDS: usize = 512;
+
 const ENABLE_F16: &str = "enable f16;\n";
 const COOP_NATIVE: &str = include_str!("../shaders/shared/coop_native.wgsl");
 const COOP_EMULATED: &str = include_str!("../shaders/shared/coop_emulated.wgsl");
@@ -759,8 +768,18 @@ impl Program {
             Self::Reduce { output, .. } => {
                 Text::new(&[GEMM, include_str!("../shaders/reduce.wgsl")], DType::F32, output)
             }
-            Self::ProbeFma(dtype) => Text::new(&[GEMM, include_str!("../shaders/probe_fma.wgsl")], dtype, DType::F32),
-            Self::ProbeCoop => Ok(Text(include_str!("../shaders/probe_coop.wgsl").to_owned())),
+            Self::ProbeFma(dtype) => {
+                let mut text = Text::new(&[GEMM, include_str!("../shaders/probe_fma.wgsl")], dtype, DType::F32)?;
+                text.set("const CHAINS: u32", PROBE_CHAINS)?;
+                text.set("const ROUNDS: u32", PROBE_ROUNDS)?;
+                Ok(text)
+            }
+            Self::ProbeCoop => {
+                let mut text = Text(include_str!("../shaders/probe_coop.wgsl").to_owned());
+                text.set("const CHAINS: u32", PROBE_CHAINS)?;
+                text.set("const ROUNDS: u32", PROBE_ROUNDS)?;
+                Ok(text)
+            }
             Self::ProbeCopy => Ok(Text(include_str!("../shaders/probe_copy.wgsl").to_owned())),
         }
     }
@@ -785,7 +804,7 @@ impl Program {
             Self::Reduce { output, .. } => output == DType::F16,
             Self::ProbeFma(dtype) => dtype == DType::F16,
             Self::ProbeCoop => {
-                let wanted = CoopShape { m: 16, n: 16, k: 16, ab: "f16", c: "f32" };
+                let wanted = CoopShape::KERNELS;
                 let native = caps.cooperative.contains(&wanted) && caps.subgroups == Some((32, 32));
                 return if native { Ok(()) } else { Err(format!("cooperative matrices of {wanted}")) };
             }

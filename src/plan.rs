@@ -281,22 +281,19 @@ impl Plan {
         let Ok(dense) = Self::gpu(&as_dense, caps, tuning) else { return Ok(own) };
         // Measured against measured, at the same number of tokens; else estimated against estimated, which must promise
         // something to be believed, and more where one of the two was measured and may be better than its estimate.
-        let mut margin = 0.97;
-        let compared = match (tuning.get(problem), tuning.get(&as_dense)) {
+        let measured = |plan: &Self, problem| tuning.get(problem).filter(|_| plan.basis == Basis::Measured);
+        let (basis, margin, compared) = match (measured(&own, problem), measured(&dense, &as_dense)) {
             (Some(s), Some(d)) if s.n == d.n => {
-                margin = 0.99;
-                [(own.way(), s.seconds), (dense.way(), d.seconds)]
+                (Basis::Measured, 0.99, [(own.way(), s.seconds), (dense.way(), d.seconds)])
             }
-            (None, None) => [&own, &dense].map(|plan| (plan.way(), plan.estimated_seconds())),
+            (None, None) => (Basis::Estimated, 0.97, [&own, &dense].map(|plan| (plan.way(), plan.estimated_seconds()))),
             _ => {
-                margin = 0.75;
                 let untuned = Tuning::new(tuning.rates);
                 let (own, dense) = (Self::gpu(problem, caps, &untuned)?, Self::gpu(&as_dense, caps, &untuned)?);
-                [own, dense].map(|plan| (plan.way(), plan.estimated_seconds()))
+                (Basis::Estimated, 0.75, [own, dense].map(|plan| (plan.way(), plan.estimated_seconds())))
             }
         };
         let [(sparse_way, sparse_time), (dense_way, dense_time)] = compared;
-        let basis = if margin == 0.99 { Basis::Measured } else { Basis::Estimated };
         let verdict = format!(
             "{sparse_way} is {} at {:.2} times the speed of dense {dense_way} ({} against {})",
             basis.name(),

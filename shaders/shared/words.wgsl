@@ -11,3 +11,9 @@ fn word_at(feature: u32, k0: u32) -> u32 {
     let row = (min(feature / 32u, (params.m - 1u) / 32u) * 32u + feature % 32u) / VECTOR;
     return (row / WORD_ROWS * (params.k / 32u) + k0 / 32u) * WORD_ROWS + row % WORD_ROWS;
 }
+
+// The words of four features from a multiple of four on: one, two or four different ones.
+fn fetch_bits(feature: u32, k0: u32) -> vec4<u32> {
+    let at = word_at(feature, k0);
+    return vec4(bits[at], bits[at + 1u / VECTOR], bits[at + 2u / VECTOR], bits[at + 3u / VECTOR]);
+}

@@ -115,6 +115,7 @@ pub mod prune;
 pub mod reference;
 #[cfg(feature = "cli")]
 pub mod report;
+pub mod simd;
 pub mod tune;
 
 pub use engine::{Device, Io, Options, Prepared, Tensor, Weights, wgpu};

@@ -451,7 +451,8 @@ mod x86 {
         }
     }
 
-    /// Pairs of rows are interleaved, then pairs of pairs, then halves of vectors.
+    /// Pairs of rows are interleaved, then pairs of pairs, then halves of vectors. Loops and no closures: those would be
+    /// compiled without the instructions, as calls.
     ///
     /// # Safety
     /// As [`Instructions`].
@@ -459,22 +460,22 @@ mod x86 {
     unsafe fn transpose8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
         // SAFETY: the caller vouches for both blocks.
         unsafe {
-            let row = |i: usize| _mm256_loadu_ps(from.add(i * from_stride));
-            let quarter = |i: usize| {
-                let (a, b, c, d) = (row(i), row(i + 1), row(i + 2), row(i + 3));
+            let mut halves = [[_mm256_setzero_ps(); 4]; 2];
+            for (half, out) in halves.iter_mut().enumerate() {
+                let from = from.add(4 * half * from_stride);
+                let (a, b) = (_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(from_stride)));
+                let (c, d) = (_mm256_loadu_ps(from.add(2 * from_stride)), _mm256_loadu_ps(from.add(3 * from_stride)));
                 let (ab_low, ab_high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
                 let (cd_low, cd_high) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
-                [
-                    _mm256_shuffle_ps::<0x44>(ab_low, cd_low),
-                    _mm256_shuffle_ps::<0xee>(ab_low, cd_low),
-                    _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
-                    _mm256_shuffle_ps::<0xee>(ab_high, cd_high),
-                ]
-            };
-            let (upper, lower) = (quarter(0), quarter(4));
+                out[0] = _mm256_shuffle_ps::<0x44>(ab_low, cd_low);
+                out[1] = _mm256_shuffle_ps::<0xee>(ab_low, cd_low);
+                out[2] = _mm256_shuffle_ps::<0x44>(ab_high, cd_high);
+                out[3] = _mm256_shuffle_ps::<0xee>(ab_high, cd_high);
+            }
             for i in 0..4 {
-                _mm256_storeu_ps(to.add(i * to_stride), _mm256_permute2f128_ps::<0x20>(upper[i], lower[i]));
-                _mm256_storeu_ps(to.add((i + 4) * to_stride), _mm256_permute2f128_ps::<0x31>(upper[i], lower[i]));
+                let (upper, lower) = (halves[0][i], halves[1][i]);
+                _mm256_storeu_ps(to.add(i * to_stride), _mm256_permute2f128_ps::<0x20>(upper, lower));
+                _mm256_storeu_ps(to.add((i + 4) * to_stride), _mm256_permute2f128_ps::<0x31>(upper, lower));
             }
         }
     }

@@ -7,7 +7,7 @@
 //! each row of W, `A` accumulators stay in registers over the step: a code names the row of the panel, a broadcast
 //! value is multiplied by its `A` vectors. A kept weight costs `A` multiply-adds, `A + 1` loads and three or four scalar
 //! instructions; at two loads and two multiply-adds per cycle A = 12 reaches 12/13 of the arithmetic peak. At V > 1 the
-//! two rows of a pair share each loaded vector: `A` is at most 6 and loads no longer count. With few tokens more rows
+//! two rows of a pair share each loaded vector: `A` is at most 5 and loads no longer count. With few tokens more rows
 //! are taken at once, so that there are always about twelve chains of multiply-adds (their latency times their
 //! throughput is 8 to 10).
 //!
@@ -24,6 +24,7 @@
 //!   first-level cache, and a shuffle on a port that AVX-512 needs for multiply-adds.
 //! - Addresses with short displacements, to shorten the instructions: no difference (AVX2, EPYC 7003).
 //! - Panels of 8 and 10 vectors: 0.98 and 1.00 times the speed of 12 in the cache, no difference outside.
+//! - Asking for the next row's sums, or the next strip of activations to be packed, ahead of time: no difference.
 #![allow(unsafe_code, reason = "kernels over vector instructions; threads write disjoint parts of buffers")]
 
 use std::ops::Range;
@@ -37,17 +38,24 @@ use crate::matrix::{Elements, each_dtype};
 use crate::problem::{Form, Problem};
 use crate::simd::{Instructions, Loaded, Simd, SimdLevel, Work};
 
-/// Most vectors of tokens in a panel: as many accumulators as leave AVX2's registers room for a value and, at V > 1, two.
+/// Most vectors of tokens in a panel: accumulators that leave AVX2's registers room for a value, and at V > 1 for two and
+/// for activations. (With 6 the compiler spills.)
 const fn most_vectors(shared: bool) -> usize {
-    if shared { 6 } else { 12 }
+    if shared { 5 } else { 12 }
 }
 
 /// Bytes of a step of k of a full panel: three quarters of the smallest first-level cache.
 const PANEL_BYTES: usize = 24 << 10;
 
+/// f32 of a cache line, and lines of the next step that each row asks for: all of them by the end of a block.
+const LINE: usize = 16;
+const LINES_AHEAD: usize = PANEL_BYTES / 4 / LINE / BLOCK;
+
 /// Units of a step of k.
 pub(super) fn step_units(vector: VectorLen, level: SimdLevel) -> usize {
-    PANEL_BYTES / (UNIT * most_vectors(vector != VectorLen::ONE) * level.lanes() * 4)
+    // At V > 1 as for six vectors: a power of two either way.
+    let vectors = if vector == VectorLen::ONE { 12 } else { 6 };
+    PANEL_BYTES / (UNIT * vectors * level.lanes() * 4)
 }
 
 /// Bytes of packed activations that are worked on at a time: what is left of a last-level cache beside the weights.
@@ -216,7 +224,7 @@ impl StepOfPanel<'_> {
         match self.codes {
             StepCodes::Own(_) => by_vectors!(false, 1: 1 => 4, 2 => 4, 3 => 4, 4 => 2, 5 => 2, 6 => 2,
                 7 => 1, 8 => 1, 9 => 1, 10 => 1, 11 => 1, 12 => 1),
-            StepCodes::Shared { .. } => by_vectors!(true, 2: 1 => 2, 2 => 2, 3 => 2, 4 => 1, 5 => 1, 6 => 1),
+            StepCodes::Shared { .. } => by_vectors!(true, 2: 1 => 2, 2 => 2, 3 => 1, 4 => 1, 5 => 1),
         }
     }
 }
@@ -246,15 +254,12 @@ impl<const SHARED: bool, const STREAMS: usize, const ROWS: usize, const A: usize
                 assert!(SHARED && ROWS == 2 && words.len() >= (first + pairs).div_ceil(per) * units);
             }
         }
-        // Lines of what comes next that each pair asks for, so that all have been by the end.
-        const LINE: usize = 16;
-        let ahead = next.len().min(x.len()).div_ceil(LINE).div_ceil(pairs.max(1));
         let mut asked = next.as_ptr();
         let per_step = STREAMS * ROWS;
         let rows = 2 * pairs;
         let mut row = 0;
         while row < rows {
-            for _ in 0..ahead * per_step / 2 {
+            for _ in 0..LINES_AHEAD * STREAMS * ROWS {
                 // SAFETY: a prefetch reads nothing.
                 unsafe { S::prefetch(asked) };
                 asked = asked.wrapping_add(LINE);
@@ -262,7 +267,8 @@ impl<const SHARED: bool, const STREAMS: usize, const ROWS: usize, const A: usize
             // SAFETY: rows `row..row + taken` are there, and with them, by the assertions above, their values, codes
             // and sums; the caller has the instructions.
             unsafe {
-                if row + per_step <= rows {
+                // One stream always fits, and what never runs should not be compiled.
+                if STREAMS == 1 || row + per_step <= rows {
                     tile::<S, SHARED, STREAMS, ROWS, A>(row, units, values, codes, x, self.sums, first);
                     row += per_step;
                 } else if SHARED {

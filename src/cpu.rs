@@ -5,7 +5,11 @@
 //! is decoded once per block, and only kept weights are multiplied. Sums are f32 and each is formed by one thread in
 //! increasing k, so results of the loops do not depend on the number of threads.
 
+mod glue;
+
 use std::sync::{Mutex, PoisonError};
+
+pub(crate) use glue::AttentionShape;
 
 use gemm::Parallelism;
 use rayon::prelude::*;

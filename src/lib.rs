@@ -117,6 +117,7 @@ pub mod reference;
 pub mod report;
 pub mod tune;
 
+pub use engine::glue::{self, Attention, Embed, Indices, LayerNorm, Pool};
 pub use engine::{Device, Io, Options, Prepared, Tensor, Weights, wgpu};
 pub use error::{Error, Result};
 pub use format::Sparse24;

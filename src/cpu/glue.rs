@@ -10,14 +10,19 @@ use rayon::prelude::*;
 use super::Cpu;
 use crate::matrix::{Element, Elements};
 
-/// Sums that a loop keeps side by side: a register of AVX-512, two of AVX2, four of SSE2 or NEON.
+/// Sums that a loop keeps side by side: a register of AVX-512, two of AVX2, four of SSE2 or NEON. Attention has a query
+/// in each lane: then keys and values are read as they lie in memory, no sum crosses lanes, and a sequence of any length
+/// has no ragged end.
 const LANES: usize = 16;
 
-/// Queries whose scores are computed together, so that a key or value is loaded once for all of them.
-const QUERIES: usize = 4;
+/// Keys, or features of values, that a block of queries is multiplied with at once: each query is loaded once for all of
+/// them, and their sums fit registers.
+const BLOCK: usize = 4;
 
-/// Queries of one task of attention. Each task brings all keys of its sequence into shape, which costs as much as some
-/// ten queries.
+/// One number for each of a block of queries.
+type Lanes = [f32; LANES];
+
+/// Queries of one task of attention. Each task widens all keys and values of its sequence.
 const TASK_QUERIES: usize = 64;
 /// The same where there are fewer sequences than threads.
 const FEW_TASK_QUERIES: usize = 16;
@@ -234,118 +239,119 @@ struct Head {
 }
 
 impl Head {
-    /// f32s that [`Head::run`] works in: keys and values, padded to whole lanes, and four queries and their scores.
+    /// f32s that [`Head::run`] works in: keys and values, and for a block of queries themselves and their scores.
     fn scratch(length: usize, head_dim: usize) -> usize {
-        let (keys, features) = (length.next_multiple_of(LANES), head_dim.next_multiple_of(LANES));
-        head_dim * keys + length * features + QUERIES * (head_dim + keys + features)
+        2 * length * head_dim + LANES * (head_dim + length)
     }
 
     /// The head's part of the output rows `y`, which belong to queries from `query0` on. `qkv` is the sequence.
     #[inline(always)]
     fn run<X: Element, Y: Element>(self, qkv: &[X], query0: usize, y: &mut [Y], scratch: &mut [f32]) {
         let Self { length, width, head_dim, first } = self;
-        let (keys, features) = (length.next_multiple_of(LANES), head_dim.next_multiple_of(LANES));
-        let (k, rest) = scratch.split_at_mut(head_dim * keys);
-        let (v, rest) = rest.split_at_mut(length * features);
-        let (q, rest) = rest.split_at_mut(QUERIES * head_dim);
-        let (scores, out) = rest.split_at_mut(QUERIES * keys);
+        if head_dim == 0 {
+            return;
+        }
+        let (k, rest) = scratch.split_at_mut(length * head_dim);
+        let (v, rest) = rest.split_at_mut(length * head_dim);
+        let (blocks, _) = rest.as_chunks_mut::<LANES>();
+        let (q, scores) = blocks.split_at_mut(head_dim);
         let of = |token: usize, part: usize| &qkv[(3 * token + part) * width + first..][..head_dim];
 
-        // The columns past the length keep the zeros that scratch starts with; heads share their length.
-        for token in 0..length {
-            for (feature, x) in of(token, 1).iter().enumerate() {
-                k[feature * keys + token] = x.to_f32();
-            }
-            for (v, x) in v[token * features..].iter_mut().zip(of(token, 2)) {
-                *v = x.to_f32();
+        for (part, to) in [(1, &mut *k), (2, &mut *v)] {
+            for (token, to) in to.chunks_exact_mut(head_dim).enumerate() {
+                for (to, x) in to.iter_mut().zip(of(token, part)) {
+                    *to = x.to_f32();
+                }
             }
         }
         let scale = 1.0 / (head_dim as f32).sqrt();
-        for (group, y) in y.chunks_mut(QUERIES * width).enumerate() {
+        for (block, y) in y.chunks_mut(LANES * width).enumerate() {
             let rows = y.len() / width;
-            q.fill(0.0);
-            for (row, q) in q.chunks_exact_mut(head_dim).enumerate().take(rows) {
-                for (q, x) in q.iter_mut().zip(of(query0 + group * QUERIES + row, 0)) {
-                    *q = x.to_f32() * scale;
+            // Lanes past the last query compute on what the block before has left there, and nobody reads them.
+            for lane in 0..rows {
+                for (q, x) in q.iter_mut().zip(of(query0 + block * LANES + lane, 0)) {
+                    q[lane] = x.to_f32() * scale;
                 }
             }
-            products(q, k, scores);
-            let mut factors = [0.0; QUERIES];
-            for (factor, scores) in factors.iter_mut().zip(scores.chunks_exact_mut(keys)) {
-                *factor = 1.0 / softmax(scores, length);
+            let scores = &mut scores[..length];
+            let (fours, rest) = scores.as_chunks_mut::<BLOCK>();
+            let (k_fours, k_rest) = k.split_at(fours.len() * BLOCK * head_dim);
+            for (scores, k) in fours.iter_mut().zip(k_fours.chunks_exact(BLOCK * head_dim)) {
+                *scores = products(q, k);
             }
-            values(scores, v, length, out);
-            for (row, y) in y.chunks_exact_mut(width).enumerate() {
-                let sums = &out[row * features..][..head_dim];
-                for (y, sum) in y[first..first + head_dim].iter_mut().zip(sums) {
-                    *y = Y::from_f32(sum * factors[row]);
-                }
+            for (score, k) in rest.iter_mut().zip(k_rest.chunks_exact(head_dim)) {
+                [*score] = products(q, k);
+            }
+            let factors = softmax(scores).map(|total| 1.0 / total);
+            let whole = head_dim / BLOCK * BLOCK;
+            for column in (0..whole).step_by(BLOCK) {
+                let sums: [Lanes; BLOCK] = values(scores, v, head_dim, column);
+                store(&sums, &factors, y, width, first + column);
+            }
+            for column in whole..head_dim {
+                let sums: [Lanes; 1] = values(scores, v, head_dim, column);
+                store(&sums, &factors, y, width, first + column);
             }
         }
     }
 }
 
-/// Scores of four queries: `q` is 4 x d, `k` d x keys, `scores` 4 x keys.
+/// Scores of the queries `q`, one vector of lanes per feature, with some keys, one after another in `k`.
 #[inline(always)]
-fn products(q: &[f32], k: &[f32], scores: &mut [f32]) {
-    let (depth, keys) = (q.len() / QUERIES, scores.len() / QUERIES);
-    for block in (0..keys).step_by(LANES) {
-        let mut sums = [[0.0f32; LANES]; QUERIES];
-        for d in 0..depth {
-            let Some(k) = k[d * keys + block..].first_chunk::<LANES>() else { continue };
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let q = q[row * depth + d];
-                for (sum, k) in sums.iter_mut().zip(k) {
-                    *sum += q * k;
-                }
+fn products<const K: usize>(q: &[Lanes], k: &[f32]) -> [Lanes; K] {
+    let rows: [&[f32]; K] = std::array::from_fn(|row| &k[row * q.len()..][..q.len()]);
+    let mut sums = [[0.0; LANES]; K];
+    for (d, q) in q.iter().enumerate() {
+        for (sums, row) in sums.iter_mut().zip(&rows) {
+            let k = row[d];
+            for (sum, q) in sums.iter_mut().zip(q) {
+                *sum += k * q;
             }
         }
-        for (row, sums) in sums.iter().enumerate() {
-            scores[row * keys + block..][..LANES].copy_from_slice(sums);
-        }
     }
+    sums
 }
 
-/// Replaces the first `length` scores by the exponentials of their distances from the largest, and the others by zeros.
-/// Returns the sum.
+/// Replaces the scores of each lane by the exponentials of their distances from the largest. Returns their sums.
 #[inline(always)]
-fn softmax(scores: &mut [f32], length: usize) -> f32 {
-    scores[length..].fill(f32::NEG_INFINITY);
-    let (blocks, _) = scores.as_chunks_mut::<LANES>();
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for block in blocks.iter() {
-        for (lane, &score) in lanes.iter_mut().zip(block) {
-            *lane = if score > *lane { score } else { *lane };
+fn softmax(scores: &mut [Lanes]) -> Lanes {
+    let mut highest = [f32::NEG_INFINITY; LANES];
+    for scores in scores.iter() {
+        for (highest, &score) in highest.iter_mut().zip(scores) {
+            *highest = if score > *highest { score } else { *highest };
         }
     }
-    let highest = lanes.iter().fold(f32::NEG_INFINITY, |most, &lane| if lane > most { lane } else { most });
-    let mut sums = [0.0f32; LANES];
-    for block in blocks {
-        for (sum, score) in sums.iter_mut().zip(block) {
+    let mut sums = [0.0; LANES];
+    for scores in scores {
+        for ((score, highest), sum) in scores.iter_mut().zip(&highest).zip(&mut sums) {
             *score = exp(*score - highest);
             *sum += *score;
         }
     }
-    sums.iter().sum()
+    sums
 }
 
-/// Weighted sums of values for four queries: `weights` is 4 x keys, `v` length x features, `out` 4 x features.
+/// Weighted sums of some of the values' features, from `column` on; `v` has `head_dim` of them per key.
 #[inline(always)]
-fn values(weights: &[f32], v: &[f32], length: usize, out: &mut [f32]) {
-    let (keys, features) = (weights.len() / QUERIES, out.len() / QUERIES);
-    for block in (0..features).step_by(LANES) {
-        let mut sums = [[0.0f32; LANES]; QUERIES];
-        for key in 0..length {
-            let Some(v) = v[key * features + block..].first_chunk::<LANES>() else { continue };
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let weight = weights[row * keys + key];
-                for (sum, v) in sums.iter_mut().zip(v) {
-                    *sum += weight * v;
-                }
+fn values<const C: usize>(weights: &[Lanes], v: &[f32], head_dim: usize, column: usize) -> [Lanes; C] {
+    let mut sums = [[0.0; LANES]; C];
+    for (weights, v) in weights.iter().zip(v.chunks_exact(head_dim)) {
+        let Some(v) = v[column..].first_chunk::<C>() else { continue };
+        for (sums, v) in sums.iter_mut().zip(v) {
+            for (sum, weight) in sums.iter_mut().zip(weights) {
+                *sum += v * weight;
             }
         }
-        for (row, sums) in sums.iter().enumerate() {
-            out[row * features + block..][..LANES].copy_from_slice(sums);
+    }
+    sums
+}
+
+/// Features of the output from `column` on, for as many queries as `y` has rows.
+#[inline(always)]
+fn store<Y: Element>(sums: &[Lanes], factors: &Lanes, y: &mut [Y], width: usize, column: usize) {
+    for ((lane, y), factor) in y.chunks_exact_mut(width).enumerate().zip(factors) {
+        for (y, sums) in y[column..].iter_mut().zip(sums) {
+            *y = Y::from_f32(sums[lane] * factor);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What runs between the GEMMs against its oracle, on a GPU and on the CPU device.
 //!
-//! Tests that need a GPU are ignored unless asked for (`-- --include-ignored`). Outputs start as NaN, lengths are unequal,
-//! and padding holds NaN wherever its values must not matter.
+//! Tests that need a GPU are ignored unless asked for (`-- --include-ignored`). Outputs start as NaN, lengths are
+//! unequal, and padding holds NaN wherever its values must not matter.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -524,4 +524,26 @@ fn attention_runs_in_the_least_workgroup_memory() {
     let limits = |own: wgpu::Limits| wgpu::Limits { max_compute_workgroup_storage_size: 16384, ..own };
     let (wgpu_device, queue) = callers_device(&under_test, wgpu::Features::empty(), limits);
     attention_agrees_with_the_oracle(&Device::from_wgpu(wgpu_device, queue).unwrap());
+}
+
+/// What cannot be bound at once is refused when the call is prepared, by name and with the limit.
+#[test]
+#[ignore = "needs a GPU"]
+fn operands_larger_than_a_binding_are_refused() {
+    let Some(under_test) = gpu() else { return };
+    let limits = |own: wgpu::Limits| wgpu::Limits { max_storage_buffer_binding_size: 1 << 20, ..own };
+    let (wgpu_device, queue) = callers_device(&under_test, wgpu::Features::empty(), limits);
+    let device = Device::from_wgpu(wgpu_device, queue).unwrap();
+    let (rows, width) = (1100, 256);
+    let (table, y) = (device.zeros(rows, width, DType::F32).unwrap(), device.zeros(3, width, DType::F32).unwrap());
+    let error = device.embed(&Embed { tables: &[(&table, &indices(&device, &[0; 3]))], y: &y }).unwrap_err();
+    assert!(matches!(&error, Error::TooLarge { what, .. } if what.contains("embed-f32f32-1")), "{error}");
+    let norm = LayerNorm {
+        x: &table,
+        gamma: &device.zeros(1, width, DType::F32).unwrap(),
+        beta: &device.zeros(1, width, DType::F32).unwrap(),
+        eps: 1e-5,
+        y: &device.zeros(rows, width, DType::F32).unwrap(),
+    };
+    assert!(matches!(device.layer_norm(&norm), Err(Error::TooLarge { .. })));
 }

@@ -5,18 +5,19 @@
 //! Invariant: each output element is computed by one thread from its own inputs, in an order that depends on the shapes
 //! alone, so results do not depend on the number of threads.
 
+use half::f16;
 use rayon::prelude::*;
 
 use super::Cpu;
 use crate::matrix::{Element, Elements};
 
 /// Sums that a loop keeps side by side: a register of AVX-512, two of AVX2, four of SSE2 or NEON. Attention has a query
-/// in each lane: then keys and values are read as they lie in memory, no sum crosses lanes, and a sequence of any length
-/// has no ragged end.
+/// in each lane: then keys and values are read as they lie in memory, no sum crosses lanes, and a sequence of any
+/// length has no ragged end.
 const LANES: usize = 16;
 
-/// Keys, or features of values, that a block of queries is multiplied with at once: each query is loaded once for all of
-/// them, and their sums fit registers.
+/// Keys, or features of values, that a block of queries is multiplied with at once: each query is loaded once for all
+/// of them, and their sums fit registers.
 const BLOCK: usize = 4;
 
 /// One number for each of a block of queries.
@@ -44,6 +45,9 @@ macro_rules! each_pair {
     };
 }
 
+/// One to three tables of an embedding, each with its ids.
+pub(crate) type Tables<'a> = [Option<(&'a Elements, &'a [u32])>; 3];
+
 /// Sizes of an attention: the input has `seq` rows of `3 * heads * head_dim` features for each length.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AttentionShape {
@@ -55,24 +59,29 @@ pub(crate) struct AttentionShape {
 impl Cpu {
     /// Each row of `y` is the sum of one row of each table, which the ids choose; ids past the end choose the last row.
     /// Tables are of one type.
-    pub(crate) fn embed(&self, tables: [Option<(&Elements, &[u32])>; 3], width: usize, y: &mut Elements) {
-        let [Some((first, _)), ..] = tables else { return };
-        each_pair!(first, y, (first, y) => self.embed_typed(tables, first, width, y));
+    pub(crate) fn embed(&self, tables: Tables<'_>, width: usize, y: &mut Elements) {
+        match y {
+            Elements::F32(y) => self.embed_to(tables, width, y),
+            Elements::F16(y) => self.embed_to(tables, width, y),
+            // Refused when the call is prepared.
+            Elements::Bf16(_) => {}
+        }
     }
 
-    /// `like` has the type of the tables.
-    fn embed_typed<X: Element, Y: Element>(
-        &self,
-        tables: [Option<(&Elements, &[u32])>; 3],
-        like: &[X],
-        width: usize,
-        y: &mut [Y],
-    ) {
-        let tables = tables.map(|t| t.and_then(|(table, ids)| Some((X::of(table)?, ids))));
-        debug_assert!(tables[0].is_some_and(|(first, _)| first.len() == like.len()));
+    fn embed_to<Y: Element>(&self, tables: Tables<'_>, width: usize, y: &mut [Y]) {
+        match tables {
+            [Some((Elements::F32(_), _)), ..] => self.embed_typed::<f32, Y>(tables, width, y),
+            [Some((Elements::F16(_), _)), ..] => self.embed_typed::<f16, Y>(tables, width, y),
+            // Refused when the call is prepared.
+            _ => {}
+        }
+    }
+
+    fn embed_typed<X: Element, Y: Element>(&self, tables: Tables<'_>, width: usize, y: &mut [Y]) {
         if width == 0 {
             return;
         }
+        let tables = tables.map(|t| t.and_then(|(table, ids)| Some((X::of(table)?, ids))));
         self.pool.install(|| {
             y.par_chunks_exact_mut(width).with_min_len(TASK_TOKENS).enumerate().for_each(|(token, y)| {
                 let row = |(table, ids): (&'_ [X], &[u32])| {
@@ -356,9 +365,9 @@ fn store<Y: Element>(sums: &[Lanes], factors: &Lanes, y: &mut [Y], width: usize,
     }
 }
 
-/// eˣ for x ≤ 0, within 2 units in the last place, in arithmetic that vectorises: x = k·ln 2 + r, a polynomial in r (S. L.
-/// Moshier's, Cephes 2.2 `expf`), and k into the exponent. Zero below -87, where results stop being normal numbers; NaN
-/// stays NaN.
+/// eˣ for x ≤ 0, within 2 units in the last place, in arithmetic that vectorises: x = k·ln 2 + r, a polynomial in r (S.
+/// L. Moshier's, Cephes 2.2 `expf`), and k into the exponent. Zero below -87, where results stop being normal numbers;
+/// NaN stays NaN.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     // 1.5 · 2²³: adding it leaves the nearest whole number in the low bits.

@@ -78,49 +78,15 @@ impl Cpu {
     }
 
     fn embed_typed<X: Element, Y: Element>(&self, tables: Tables<'_>, width: usize, y: &mut [Y]) {
-        if width == 0 {
-            return;
-        }
         let tables = tables.map(|t| t.and_then(|(table, ids)| Some((X::of(table)?, ids))));
-        self.pool.install(|| {
-            y.par_chunks_exact_mut(width).with_min_len(TASK_TOKENS).enumerate().for_each(|(token, y)| {
-                let row = |(table, ids): (&'_ [X], &[u32])| {
-                    let last = (table.len() / width).saturating_sub(1);
-                    let start = (ids[token] as usize).min(last) * width;
-                    start..start + width
-                };
-                let [a, b, c] = tables.map(|t| t.map(|t| &t.0[row(t)]));
-                match (a, b, c) {
-                    (Some(a), Some(b), Some(c)) => {
-                        for (((y, a), b), c) in y.iter_mut().zip(a).zip(b).zip(c) {
-                            *y = Y::from_f32(a.to_f32() + b.to_f32() + c.to_f32());
-                        }
-                    }
-                    (Some(a), Some(b), None) => {
-                        for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
-                            *y = Y::from_f32(a.to_f32() + b.to_f32());
-                        }
-                    }
-                    (Some(a), ..) => {
-                        for (y, a) in y.iter_mut().zip(a) {
-                            *y = Y::from_f32(a.to_f32());
-                        }
-                    }
-                    (None, ..) => {}
-                }
-            });
-        });
+        self.each_chunk(y, TASK_TOKENS * width, |task, y| embed_tokens(&tables, task * TASK_TOKENS, width, y));
     }
 
     /// Normalises each token of `gamma.len()` features.
     pub(crate) fn layer_norm(&self, x: &Elements, gamma: &[f32], beta: &[f32], epsilon: f32, y: &mut Elements) {
-        let width = gamma.len();
-        if width == 0 {
-            return;
-        }
-        each_pair!(x, y, (x, y) => self.pool.install(|| {
-            let rows = y.par_chunks_exact_mut(width).zip(x.par_chunks_exact(width)).with_min_len(TASK_TOKENS);
-            rows.for_each(|(y, x)| norm_row(x, gamma, beta, epsilon, y));
+        let task = TASK_TOKENS * gamma.len();
+        each_pair!(x, y, (x, y) => self.each_chunk(y, task, |i, y| {
+            norm_tokens(&x[i * task..][..y.len()], gamma, beta, epsilon, y);
         }));
     }
 
@@ -132,61 +98,78 @@ impl Cpu {
     fn attention_typed<X: Element, Y: Element>(&self, qkv: &[X], lengths: &[u32], shape: AttentionShape, y: &mut [Y]) {
         let AttentionShape { seq, heads, head_dim } = shape;
         let width = heads * head_dim;
-        if y.is_empty() {
-            return;
-        }
         let few = lengths.len() < self.pool.current_num_threads();
         let task = if few { FEW_TASK_QUERIES } else { TASK_QUERIES };
-        self.pool.install(|| {
-            let sequences = y.par_chunks_exact_mut(seq * width).zip(qkv.par_chunks_exact(3 * seq * width)).zip(lengths);
-            let tasks = sequences.flat_map(|((y, qkv), &length)| {
-                let length = seq.min(length as usize);
-                let parts = y.par_chunks_mut(task * width).enumerate();
-                parts.map(move |(part, y)| (qkv, length, part * task, y))
-            });
-            tasks.for_each(|(qkv, length, query0, y)| {
-                let real = length.saturating_sub(query0).min(y.len() / width);
-                let (y, padding) = y.split_at_mut(real * width);
-                padding.fill(Y::from_f32(0.0));
-                if real > 0 {
-                    self.with_scratch(Head::scratch(length, head_dim), |scratch| {
-                        for head in 0..heads {
-                            Head { length, width, head_dim, first: head * head_dim }.run(qkv, query0, y, scratch);
-                        }
-                    });
-                }
+        self.each_chunk(y, seq * width, |sequence, y| {
+            let qkv = &qkv[sequence * 3 * seq * width..][..3 * seq * width];
+            let length = seq.min(lengths[sequence] as usize);
+            self.each_chunk(y, task * width, |part, y| {
+                self.with_scratch(Head::scratch(length, head_dim), |scratch| {
+                    attend(qkv, length, (heads, head_dim), part * task, y, scratch);
+                });
             });
         });
     }
 
     /// The mean of each sequence's real tokens, then over its Euclidean length if that is asked for.
     pub(crate) fn pool(&self, x: &Elements, lengths: &[u32], seq: usize, normalize: bool, y: &mut [f32]) {
-        if y.is_empty() {
-            return;
-        }
-        let width = y.len() / lengths.len();
         match x {
-            Elements::F32(x) => self.pool_typed(x, lengths, (seq, width), normalize, y),
-            Elements::F16(x) => self.pool_typed(x, lengths, (seq, width), normalize, y),
+            Elements::F32(x) => self.pool_typed(x, lengths, seq, normalize, y),
+            Elements::F16(x) => self.pool_typed(x, lengths, seq, normalize, y),
             // Refused when the call is prepared.
             Elements::Bf16(_) => {}
         }
     }
 
-    fn pool_typed<X: Element>(
-        &self,
-        x: &[X],
-        lengths: &[u32],
-        (seq, width): (usize, usize),
-        normalize: bool,
-        y: &mut [f32],
-    ) {
-        self.pool.install(|| {
-            y.par_chunks_exact_mut(width).zip(lengths).enumerate().for_each(|(sequence, (y, &length))| {
-                let length = seq.min(length as usize);
-                pool_sequence(&x[sequence * seq * width..][..length * width], normalize, y);
-            });
+    fn pool_typed<X: Element>(&self, x: &[X], lengths: &[u32], seq: usize, normalize: bool, y: &mut [f32]) {
+        let width = y.len() / lengths.len().max(1);
+        self.each_chunk(y, width, |sequence, y| {
+            let length = seq.min(lengths[sequence] as usize);
+            pool_sequence(&x[sequence * seq * width..][..length * width], normalize, y);
         });
+    }
+
+    /// Gives the threads chunks of `len` elements of `y` (the last may be shorter), with their numbers. All that is
+    /// parallel here goes through this.
+    fn each_chunk<Y: Send>(&self, y: &mut [Y], len: usize, work: impl Fn(usize, &mut [Y]) + Sync) {
+        if !y.is_empty() {
+            self.pool.install(|| y.par_chunks_mut(len).enumerate().for_each(|(i, chunk)| work(i, chunk)));
+        }
+    }
+}
+
+/// Embeddings of the tokens from `token0` on, as many as `y` has rows.
+#[inline(always)]
+fn embed_tokens<X: Element, Y: Element>(
+    tables: &[Option<(&[X], &[u32])>; 3],
+    token0: usize,
+    width: usize,
+    y: &mut [Y],
+) {
+    for (token, y) in y.chunks_exact_mut(width).enumerate() {
+        let row = |&(table, ids): &(&'_ [X], &[u32])| {
+            let last = (table.len() / width).saturating_sub(1);
+            (ids[token0 + token] as usize).min(last) * width
+        };
+        let [a, b, c] = tables.each_ref().map(|t| t.as_ref().map(|t| &t.0[row(t)..][..width]));
+        match (a, b, c) {
+            (Some(a), Some(b), Some(c)) => {
+                for (((y, a), b), c) in y.iter_mut().zip(a).zip(b).zip(c) {
+                    *y = Y::from_f32(a.to_f32() + b.to_f32() + c.to_f32());
+                }
+            }
+            (Some(a), Some(b), None) => {
+                for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+                    *y = Y::from_f32(a.to_f32() + b.to_f32());
+                }
+            }
+            (Some(a), ..) => {
+                for (y, a) in y.iter_mut().zip(a) {
+                    *y = Y::from_f32(a.to_f32());
+                }
+            }
+            (None, ..) => {}
+        }
     }
 }
 
@@ -204,9 +187,17 @@ fn sum_of<X: Element>(x: &[X], of: impl Fn(f32) -> f32) -> f32 {
     lanes.iter().sum::<f32>() + tail
 }
 
+/// Layer normalisation of some tokens.
+#[inline(always)]
+fn norm_tokens<X: Element, Y: Element>(x: &[X], gamma: &[f32], beta: &[f32], epsilon: f32, y: &mut [Y]) {
+    for (x, y) in x.chunks_exact(gamma.len()).zip(y.chunks_exact_mut(gamma.len())) {
+        norm_token(x, gamma, beta, epsilon, y);
+    }
+}
+
 /// Layer normalisation of one token.
 #[inline(always)]
-fn norm_row<X: Element, Y: Element>(x: &[X], gamma: &[f32], beta: &[f32], epsilon: f32, y: &mut [Y]) {
+fn norm_token<X: Element, Y: Element>(x: &[X], gamma: &[f32], beta: &[f32], epsilon: f32, y: &mut [Y]) {
     let count = x.len() as f32;
     let mean = sum_of(x, |x| x) / count;
     let variance = sum_of(x, |x| (x - mean) * (x - mean)) / count;
@@ -235,6 +226,27 @@ fn pool_sequence<X: Element>(x: &[X], normalize: bool, y: &mut [f32]) {
     }
 }
 
+/// Attention of the queries of one sequence from `query0` on, as many as `y` has rows.
+#[inline(always)]
+fn attend<X: Element, Y: Element>(
+    qkv: &[X],
+    length: usize,
+    (heads, head_dim): (usize, usize),
+    query0: usize,
+    y: &mut [Y],
+    scratch: &mut [f32],
+) {
+    let width = heads * head_dim;
+    let real = length.saturating_sub(query0).min(y.len() / width);
+    let (y, padding) = y.split_at_mut(real * width);
+    padding.fill(Y::from_f32(0.0));
+    if real > 0 {
+        for head in 0..heads {
+            Head { length, width, head_dim, first: head * head_dim }.run(qkv, query0, y, scratch);
+        }
+    }
+}
+
 /// One head of one sequence.
 #[derive(Clone, Copy)]
 struct Head {
@@ -257,9 +269,6 @@ impl Head {
     #[inline(always)]
     fn run<X: Element, Y: Element>(self, qkv: &[X], query0: usize, y: &mut [Y], scratch: &mut [f32]) {
         let Self { length, width, head_dim, first } = self;
-        if head_dim == 0 {
-            return;
-        }
         let (k, rest) = scratch.split_at_mut(length * head_dim);
         let (v, rest) = rest.split_at_mut(length * head_dim);
         let (blocks, _) = rest.as_chunks_mut::<LANES>();

@@ -114,9 +114,13 @@ pub struct LayerNorm<'a> {
 /// Attention: `y = softmax(Q Kᵀ / √(d / heads)) V` per sequence and head, over the sequence's real tokens.
 ///
 /// Keys and values at or past a sequence's length contribute nothing, whatever they hold; the rows of `y` there become
-/// zeros. A length past `seq` counts as `seq`; a sequence of length 0 becomes zeros. Scores never reach memory: on a
-/// GPU a workgroup holds those of 32 keys at a time, and on the CPU a thread those of four queries, so `seq` is bounded
-/// by `qkv` alone.
+/// zeros. A length past `seq` counts as `seq`; a sequence of length 0 becomes zeros. Scores never reach memory: on a GPU
+/// a workgroup holds those of a few keys at a time, and on the CPU a thread those of 16 queries, so `seq` is bounded by
+/// `qkv` alone.
+///
+/// A GPU with cooperative matrices multiplies f16 heads of 32 or 64 features by them, and rounds the weights of a sum to
+/// f16 for that. Heads of up to 64 features cost no more than they should; of larger ones a GPU computes the scores anew
+/// for each 64.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
     /// `batch·seq x 3·d`: Q, K and V of a token side by side, each with its heads side by side.
@@ -314,9 +318,11 @@ impl Device {
         if let Inner::Gpu(gpu) = &self.0 {
             let caps = &gpu.info().caps;
             let all_heads = checked_mul("heads", batch, heads)?;
-            let tile = AttentionTile::choose(all_heads, seq, head_dim, caps).ok_or_else(|| Error::MissingFeature {
-                device: gpu.info().name.clone(),
-                feature: "workgroup memory for attention".into(),
+            let tile = AttentionTile::choose(all_heads, seq, head_dim, qkv.dtype, caps).ok_or_else(|| {
+                Error::MissingFeature {
+                    device: gpu.info().name.clone(),
+                    feature: "workgroup memory for attention".into(),
+                }
             })?;
             let glue = Glue::Attention {
                 tile,

@@ -265,6 +265,8 @@ pub struct Forward {
     shares: Vec<Part>,
     /// Held from the writing of ids to the reading of embeddings.
     turn: Mutex<()>,
+    /// Ids and lengths of the batch that is being written.
+    staging: Mutex<(Vec<u32>, Vec<u32>)>,
 }
 
 impl Forward {
@@ -322,8 +324,19 @@ impl Forward {
         }
         let pool = Pool { x: &hidden, lengths: &lengths, batch, seq, normalize: true, y: &embeddings };
         add(Part::Rest, device.pool(&pool))?;
-        let turn = Mutex::new(());
-        Ok(Self { parts: Arc::clone(&parts), batch, seq, ids, lengths, hidden, embeddings, calls, shares, turn })
+        Ok(Self {
+            parts: Arc::clone(&parts),
+            batch,
+            seq,
+            ids,
+            lengths,
+            hidden,
+            embeddings,
+            calls,
+            shares,
+            turn: Mutex::default(),
+            staging: Mutex::new((vec![0; n], Vec::with_capacity(batch))),
+        })
     }
 
     /// Texts of a batch.
@@ -351,8 +364,11 @@ impl Forward {
         if texts.len() != self.batch {
             return Err(Error::Invalid(format!("{} texts for a batch of {}", texts.len(), self.batch)));
         }
-        let mut ids = vec![0; self.batch * self.seq];
-        let mut lengths = Vec::with_capacity(self.batch);
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let (ids, lengths) = &mut *staging;
+        // Padding has the first id, so that it is one of the table's.
+        ids.fill(0);
+        lengths.clear();
         for (text, row) in texts.iter().map(AsRef::as_ref).zip(ids.chunks_exact_mut(self.seq)) {
             check_ids(&self.parts.config, text)?;
             let Some(row) = row.get_mut(..text.len()) else {
@@ -361,8 +377,8 @@ impl Forward {
             row.copy_from_slice(text);
             lengths.push(text.len() as u32);
         }
-        self.parts.device.write_indices(&self.ids, &ids)?;
-        self.parts.device.write_indices(&self.lengths, &lengths)
+        self.parts.device.write_indices(&self.ids, ids)?;
+        self.parts.device.write_indices(&self.lengths, lengths)
     }
 
     /// Computes hidden states and embeddings of the texts written last, in one submission: on a GPU returns without

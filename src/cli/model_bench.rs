@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::bench::{Args, quoted};
 use super::{Outcome, print, progress, say};
 use sparse24::bert::{Checkpoint, Config, Files, Forward, Model, NAMES, Part, reference};
-use sparse24::engine::{Device, Prepared, Timing};
+use sparse24::engine::{Device, DeviceInfo, Prepared, Timing};
 use sparse24::io::write_atomically;
 use sparse24::measure::{Choice, Policy};
 use sparse24::report::{Environment, significant};
@@ -185,7 +185,7 @@ pub(super) fn run(args: &Args, name: &str, out: Option<&Path>) -> Result<Outcome
     for row in failed.clone() {
         say(&format!("failed: {}: {}", row.op, row.failure.as_deref().unwrap_or_default()));
     }
-    print(&report.text())?;
+    print(&report.text(&device))?;
     if let Some(out) = out {
         let json = serde_json::to_string_pretty(&report)? + "\n";
         write_atomically(out, |file| file.write_all(json.as_bytes()))?;
@@ -359,9 +359,14 @@ fn distinct(all: impl Iterator<Item = String>) -> Vec<String> {
 
 impl Report {
     /// The run as text: the rows, and how much faster GEMMs alone can make the model.
-    fn text(&self) -> String {
+    fn text(&self, device: &Device) -> String {
+        let info = device.info();
+        let device = match &info {
+            DeviceInfo::Cpu(cpu) => format!("{}, {} threads", cpu.name, cpu.threads),
+            DeviceInfo::Gpu(gpu) => gpu.name.clone(),
+        };
         let mut text = format!(
-            "{}: {} layers of {} features, {:.1} M weights in linear layers; batches of {} x {} tokens\n",
+            "{} on {device}: {} layers of {} features, {:.1} M weights in linear layers; batches of {} x {} tokens\n",
             self.model,
             self.layers,
             self.hidden,

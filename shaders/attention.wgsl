@@ -1,5 +1,5 @@
-// Attention of one sequence and head: Y = softmax(Q Kt * scale) V over the real tokens of the sequence. Twin: `attention`
-// of src/reference/glue.rs.
+// Attention of one sequence and head: Y = softmax(Q Kt * scale) V over the real tokens of the sequence. Twin:
+// `attention` of src/reference/glue.rs.
 //
 // X has a row of Q | K | V per token, each `width` features, HEAD_DIM of them to a head. Keys at or past the sequence's
 // length contribute nothing, whatever they hold; rows of queries there become zeros.
@@ -10,10 +10,10 @@
 // needed, however long the sequence. Heads of more than DEPTH features are cut: scores are summed over pieces of DEPTH,
 // and each piece of the output has a workgroup of its own, which computes the scores anew.
 //
-// Threads: 8 along keys and features, QUERIES / 4 along queries. For the scores a thread owns 4 queries x 4 keys, for the
-// output the same 4 queries and DEPTH / 8 features: per feature of a score two vec4s are read for 16 multiply-adds, per
-// key of the output 1 + DEPTH / 32 vec4s for DEPTH / 2. Neighbouring threads own neighbouring queries: what they read of
-// keys and values is the same address.
+// Threads: 8 along keys and features, QUERIES / 4 along queries. For the scores a thread owns 4 queries x 4 keys, for
+// the output the same 4 queries and DEPTH / 8 features: per feature of a score two vec4s are read for 16 multiply-adds,
+// per key of the output 1 + DEPTH / 32 vec4s for DEPTH / 2. Neighbouring threads own neighbouring queries: what they
+// read of keys and values is the same address.
 //
 // Dispatch grid: pieces of queries, of the head's features, heads and sequences, in this order from the inside, over x
 // and y. Workgroups that share keys and values are neighbours.
@@ -21,9 +21,9 @@
 // Workgroup memory, bytes 4 * (QUERIES * DEPTH + KEYS * DEPTH + KEYS * QUERIES):
 // - `q_tile`, feature-major, a vec4 of four queries; scaled.
 // - `kv_tile`, keys feature-major like the queries, then values key-major, a vec4 of four features.
-// - `p_tile`, key-major, a vec4 of four queries: the raw scores, of which every thread finds its queries' maxima, and then
-//   their exponentials, of which every thread adds up its queries' sums along with the products. Both are computed eight
-//   times over, for 1/8 of the step's instructions and without anything to pass around.
+// - `p_tile`, key-major, a vec4 of four queries: the raw scores, of which every thread finds its queries' maxima, and
+//   then their exponentials, of which every thread adds up its queries' sums along with the products. Both are computed
+//   eight times over, for 1/8 of the step's instructions and without anything to pass around.
 //
 // Residues: rows and features past the end are read as zeros. A key past the length gets the lowest score there is for
 // the maximum and the weight zero.

@@ -1,9 +1,9 @@
 // Layer normalisation: Y[t] = (X[t] - mean) / sqrt(variance + epsilon) * gamma + beta over the WIDTH features of each
 // token, with the biased variance. Twin: `layer_norm` of src/reference/glue.rs.
 //
-// Two passes over a token, mean first: the variance is a mean of squared differences, which loses nothing where the mean
-// is large beside them. The row is read again from the cache, since how long it is, is not known when registers are
-// given out.
+// Two passes over a token, mean first: the variance is a mean of squared differences, which loses nothing where the
+// mean is large beside them. The row is read again from the cache, since how long it is, is not known when registers
+// are given out.
 //
 // Tile: 8 tokens to a workgroup of 256, 32 neighbouring lanes to a token; a lane takes every 32nd four of its features.
 // Dispatch grid: workgroups over x and y. Workgroup memory: the 32 partial sums of each token, for the mean and for the

@@ -3,8 +3,8 @@
 //
 // Tile: a workgroup of 256 per sequence, since its length is a sum over all features. A thread owns four neighbouring
 // features; where there are fewer fours than threads, as many runs of threads as fit share the tokens, and where there
-// are more, a thread goes on to the next. Dispatch grid: sequences over x and y. Workgroup memory: the sums of the runs,
-// then those of the squares. Means are stored as they come and read again by the thread that wrote them. Residue:
+// are more, a thread goes on to the next. Dispatch grid: sequences over x and y. Workgroup memory: the sums of the
+// runs, then those of the squares. Means are stored as they come and read again by the thread that wrote them. Residue:
 // threads past the last feature add zeros.
 
 override NORMALIZE: bool = true;

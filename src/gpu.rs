@@ -542,18 +542,19 @@ impl Gpu {
             // `Plan::steps`, `dispatch`); writes are guarded by m, n and the number of outputs. Workgroup and private
             // arrays are indexed below their constant sizes, gathers by 2-bit positions within a group; every loop
             // counts up to a finite bound; divisors are constants or numbers of tiles and features that are not zero
-            // where anything is dispatched; workgroup memory is written before it is read. Kernels between the GEMMs bound
-            // every id by its table's rows and every length by the rows of a sequence where they read it. Gain: none on
-            // llvmpipe that its noise would show since loops are unrolled (benches/results/2026-11-23-llvmpipe; 3.8 to 4.0
-            // times before), not measured on a GPU.
+            // where anything is dispatched; workgroup memory is written before it is read. Kernels between the GEMMs
+            // bound every id by its table's rows and every length by the rows of a sequence where they read it. Gain:
+            // none on llvmpipe that its noise would show since loops are unrolled (benches/results/2026-11-23-llvmpipe;
+            // 3.8 to 4.0 times before), not measured on a GPU.
             ShaderChecks::Trusted => unsafe {
                 self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
             },
         }
     }
 
-    /// Binds a program's parameters and its operands from 1 on. `None`, and what is left out at the end, binds nothing of
-    /// consequence. An error if a buffer ends before what is to be bound, or the binding is larger than the device allows.
+    /// Binds a program's parameters and its operands from 1 on. `None`, and what is left out at the end, binds nothing
+    /// of consequence. An error if a buffer ends before what is to be bound, or the binding is larger than the device
+    /// allows.
     pub(crate) fn dispatch(
         &self,
         program: &Program,

@@ -93,6 +93,10 @@
 //! workgroup memory, at dense speed. [`kernel`] lists these ways, [`plan`] chooses by estimate, [`tune`] by
 //! measurement, and [`Plan::explain`] says why.
 //!
+//! # A whole model
+//! What a transformer computes between its linear layers (embeddings, layer normalisation, attention, pooling) is in
+//! [`glue`]. [`Device::submit`] runs the calls of a forward pass as one submission.
+//!
 //! A program that owns a wgpu device wraps it with [`Device::from_wgpu`], its buffers with [`Tensor::from_buffer`], and
 //! records layers into its own encoders with [`Prepared::record`].
 

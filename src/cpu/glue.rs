@@ -5,19 +5,25 @@
 //! Invariant: each output element is computed by one thread from its own inputs, in an order that depends on the shapes
 //! alone, so results do not depend on the number of threads.
 
+use half::f16;
 use rayon::prelude::*;
 
 use super::Cpu;
 use crate::matrix::{Element, Elements};
 
-/// Sums that a loop keeps side by side: a register of AVX-512, two of AVX2, four of SSE2 or NEON.
+/// Sums that a loop keeps side by side: a register of AVX-512, two of AVX2, four of SSE2 or NEON. Attention has a query
+/// in each lane: then keys and values are read as they lie in memory, no sum crosses lanes, and a sequence of any
+/// length has no ragged end.
 const LANES: usize = 16;
 
-/// Queries whose scores are computed together, so that a key or value is loaded once for all of them.
-const QUERIES: usize = 4;
+/// Keys, or features of values, that a block of queries is multiplied with at once: each query is loaded once for all
+/// of them, and their sums fit registers.
+const BLOCK: usize = 4;
 
-/// Queries of one task of attention. Each task brings all keys of its sequence into shape, which costs as much as some
-/// ten queries.
+/// One number for each of a block of queries.
+type Lanes = [f32; LANES];
+
+/// Queries of one task of attention. Each task widens all keys and values of its sequence.
 const TASK_QUERIES: usize = 64;
 /// The same where there are fewer sequences than threads.
 const FEW_TASK_QUERIES: usize = 16;
@@ -39,6 +45,9 @@ macro_rules! each_pair {
     };
 }
 
+/// One to three tables of an embedding, each with its ids.
+pub(crate) type Tables<'a> = [Option<(&'a Elements, &'a [u32])>; 3];
+
 /// Sizes of an attention: the input has `seq` rows of `3 * heads * head_dim` features for each length.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AttentionShape {
@@ -50,63 +59,34 @@ pub(crate) struct AttentionShape {
 impl Cpu {
     /// Each row of `y` is the sum of one row of each table, which the ids choose; ids past the end choose the last row.
     /// Tables are of one type.
-    pub(crate) fn embed(&self, tables: [Option<(&Elements, &[u32])>; 3], width: usize, y: &mut Elements) {
-        let [Some((first, _)), ..] = tables else { return };
-        each_pair!(first, y, (first, y) => self.embed_typed(tables, first, width, y));
+    pub(crate) fn embed(&self, tables: Tables<'_>, width: usize, y: &mut Elements) {
+        match y {
+            Elements::F32(y) => self.embed_to(tables, width, y),
+            Elements::F16(y) => self.embed_to(tables, width, y),
+            // Refused when the call is prepared.
+            Elements::Bf16(_) => {}
+        }
     }
 
-    /// `like` has the type of the tables.
-    fn embed_typed<X: Element, Y: Element>(
-        &self,
-        tables: [Option<(&Elements, &[u32])>; 3],
-        like: &[X],
-        width: usize,
-        y: &mut [Y],
-    ) {
-        let tables = tables.map(|t| t.and_then(|(table, ids)| Some((X::of(table)?, ids))));
-        debug_assert!(tables[0].is_some_and(|(first, _)| first.len() == like.len()));
-        if width == 0 {
-            return;
+    fn embed_to<Y: Element>(&self, tables: Tables<'_>, width: usize, y: &mut [Y]) {
+        match tables {
+            [Some((Elements::F32(_), _)), ..] => self.embed_typed::<f32, Y>(tables, width, y),
+            [Some((Elements::F16(_), _)), ..] => self.embed_typed::<f16, Y>(tables, width, y),
+            // Refused when the call is prepared.
+            _ => {}
         }
-        self.pool.install(|| {
-            y.par_chunks_exact_mut(width).with_min_len(TASK_TOKENS).enumerate().for_each(|(token, y)| {
-                let row = |(table, ids): (&'_ [X], &[u32])| {
-                    let last = (table.len() / width).saturating_sub(1);
-                    let start = (ids[token] as usize).min(last) * width;
-                    start..start + width
-                };
-                let [a, b, c] = tables.map(|t| t.map(|t| &t.0[row(t)]));
-                match (a, b, c) {
-                    (Some(a), Some(b), Some(c)) => {
-                        for (((y, a), b), c) in y.iter_mut().zip(a).zip(b).zip(c) {
-                            *y = Y::from_f32(a.to_f32() + b.to_f32() + c.to_f32());
-                        }
-                    }
-                    (Some(a), Some(b), None) => {
-                        for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
-                            *y = Y::from_f32(a.to_f32() + b.to_f32());
-                        }
-                    }
-                    (Some(a), ..) => {
-                        for (y, a) in y.iter_mut().zip(a) {
-                            *y = Y::from_f32(a.to_f32());
-                        }
-                    }
-                    (None, ..) => {}
-                }
-            });
-        });
+    }
+
+    fn embed_typed<X: Element, Y: Element>(&self, tables: Tables<'_>, width: usize, y: &mut [Y]) {
+        let tables = tables.map(|t| t.and_then(|(table, ids)| Some((X::of(table)?, ids))));
+        self.each_chunk(y, TASK_TOKENS * width, |task, y| embed_tokens(&tables, task * TASK_TOKENS, width, y));
     }
 
     /// Normalises each token of `gamma.len()` features.
     pub(crate) fn layer_norm(&self, x: &Elements, gamma: &[f32], beta: &[f32], epsilon: f32, y: &mut Elements) {
-        let width = gamma.len();
-        if width == 0 {
-            return;
-        }
-        each_pair!(x, y, (x, y) => self.pool.install(|| {
-            let rows = y.par_chunks_exact_mut(width).zip(x.par_chunks_exact(width)).with_min_len(TASK_TOKENS);
-            rows.for_each(|(y, x)| norm_row(x, gamma, beta, epsilon, y));
+        let task = TASK_TOKENS * gamma.len();
+        each_pair!(x, y, (x, y) => self.each_chunk(y, task, |i, y| {
+            norm_tokens(&x[i * task..][..y.len()], gamma, beta, epsilon, y);
         }));
     }
 
@@ -118,61 +98,78 @@ impl Cpu {
     fn attention_typed<X: Element, Y: Element>(&self, qkv: &[X], lengths: &[u32], shape: AttentionShape, y: &mut [Y]) {
         let AttentionShape { seq, heads, head_dim } = shape;
         let width = heads * head_dim;
-        if y.is_empty() {
-            return;
-        }
         let few = lengths.len() < self.pool.current_num_threads();
         let task = if few { FEW_TASK_QUERIES } else { TASK_QUERIES };
-        self.pool.install(|| {
-            let sequences = y.par_chunks_exact_mut(seq * width).zip(qkv.par_chunks_exact(3 * seq * width)).zip(lengths);
-            let tasks = sequences.flat_map(|((y, qkv), &length)| {
-                let length = seq.min(length as usize);
-                let parts = y.par_chunks_mut(task * width).enumerate();
-                parts.map(move |(part, y)| (qkv, length, part * task, y))
-            });
-            tasks.for_each(|(qkv, length, query0, y)| {
-                let real = length.saturating_sub(query0).min(y.len() / width);
-                let (y, padding) = y.split_at_mut(real * width);
-                padding.fill(Y::from_f32(0.0));
-                if real > 0 {
-                    self.with_scratch(Head::scratch(length, head_dim), |scratch| {
-                        for head in 0..heads {
-                            Head { length, width, head_dim, first: head * head_dim }.run(qkv, query0, y, scratch);
-                        }
-                    });
-                }
+        self.each_chunk(y, seq * width, |sequence, y| {
+            let qkv = &qkv[sequence * 3 * seq * width..][..3 * seq * width];
+            let length = seq.min(lengths[sequence] as usize);
+            self.each_chunk(y, task * width, |part, y| {
+                self.with_scratch(Head::scratch(length, head_dim), |scratch| {
+                    attend(qkv, length, (heads, head_dim), part * task, y, scratch);
+                });
             });
         });
     }
 
     /// The mean of each sequence's real tokens, then over its Euclidean length if that is asked for.
     pub(crate) fn pool(&self, x: &Elements, lengths: &[u32], seq: usize, normalize: bool, y: &mut [f32]) {
-        if y.is_empty() {
-            return;
-        }
-        let width = y.len() / lengths.len();
         match x {
-            Elements::F32(x) => self.pool_typed(x, lengths, (seq, width), normalize, y),
-            Elements::F16(x) => self.pool_typed(x, lengths, (seq, width), normalize, y),
+            Elements::F32(x) => self.pool_typed(x, lengths, seq, normalize, y),
+            Elements::F16(x) => self.pool_typed(x, lengths, seq, normalize, y),
             // Refused when the call is prepared.
             Elements::Bf16(_) => {}
         }
     }
 
-    fn pool_typed<X: Element>(
-        &self,
-        x: &[X],
-        lengths: &[u32],
-        (seq, width): (usize, usize),
-        normalize: bool,
-        y: &mut [f32],
-    ) {
-        self.pool.install(|| {
-            y.par_chunks_exact_mut(width).zip(lengths).enumerate().for_each(|(sequence, (y, &length))| {
-                let length = seq.min(length as usize);
-                pool_sequence(&x[sequence * seq * width..][..length * width], normalize, y);
-            });
+    fn pool_typed<X: Element>(&self, x: &[X], lengths: &[u32], seq: usize, normalize: bool, y: &mut [f32]) {
+        let width = y.len() / lengths.len().max(1);
+        self.each_chunk(y, width, |sequence, y| {
+            let length = seq.min(lengths[sequence] as usize);
+            pool_sequence(&x[sequence * seq * width..][..length * width], normalize, y);
         });
+    }
+
+    /// Gives the threads chunks of `len` elements of `y` (the last may be shorter), with their numbers. All that is
+    /// parallel here goes through this.
+    fn each_chunk<Y: Send>(&self, y: &mut [Y], len: usize, work: impl Fn(usize, &mut [Y]) + Sync) {
+        if !y.is_empty() {
+            self.pool.install(|| y.par_chunks_mut(len).enumerate().for_each(|(i, chunk)| work(i, chunk)));
+        }
+    }
+}
+
+/// Embeddings of the tokens from `token0` on, as many as `y` has rows.
+#[inline(always)]
+fn embed_tokens<X: Element, Y: Element>(
+    tables: &[Option<(&[X], &[u32])>; 3],
+    token0: usize,
+    width: usize,
+    y: &mut [Y],
+) {
+    for (token, y) in y.chunks_exact_mut(width).enumerate() {
+        let row = |&(table, ids): &(&'_ [X], &[u32])| {
+            let last = (table.len() / width).saturating_sub(1);
+            (ids[token0 + token] as usize).min(last) * width
+        };
+        let [a, b, c] = tables.each_ref().map(|t| t.as_ref().map(|t| &t.0[row(t)..][..width]));
+        match (a, b, c) {
+            (Some(a), Some(b), Some(c)) => {
+                for (((y, a), b), c) in y.iter_mut().zip(a).zip(b).zip(c) {
+                    *y = Y::from_f32(a.to_f32() + b.to_f32() + c.to_f32());
+                }
+            }
+            (Some(a), Some(b), None) => {
+                for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+                    *y = Y::from_f32(a.to_f32() + b.to_f32());
+                }
+            }
+            (Some(a), ..) => {
+                for (y, a) in y.iter_mut().zip(a) {
+                    *y = Y::from_f32(a.to_f32());
+                }
+            }
+            (None, ..) => {}
+        }
     }
 }
 
@@ -190,9 +187,17 @@ fn sum_of<X: Element>(x: &[X], of: impl Fn(f32) -> f32) -> f32 {
     lanes.iter().sum::<f32>() + tail
 }
 
+/// Layer normalisation of some tokens.
+#[inline(always)]
+fn norm_tokens<X: Element, Y: Element>(x: &[X], gamma: &[f32], beta: &[f32], epsilon: f32, y: &mut [Y]) {
+    for (x, y) in x.chunks_exact(gamma.len()).zip(y.chunks_exact_mut(gamma.len())) {
+        norm_token(x, gamma, beta, epsilon, y);
+    }
+}
+
 /// Layer normalisation of one token.
 #[inline(always)]
-fn norm_row<X: Element, Y: Element>(x: &[X], gamma: &[f32], beta: &[f32], epsilon: f32, y: &mut [Y]) {
+fn norm_token<X: Element, Y: Element>(x: &[X], gamma: &[f32], beta: &[f32], epsilon: f32, y: &mut [Y]) {
     let count = x.len() as f32;
     let mean = sum_of(x, |x| x) / count;
     let variance = sum_of(x, |x| (x - mean) * (x - mean)) / count;
@@ -221,6 +226,27 @@ fn pool_sequence<X: Element>(x: &[X], normalize: bool, y: &mut [f32]) {
     }
 }
 
+/// Attention of the queries of one sequence from `query0` on, as many as `y` has rows.
+#[inline(always)]
+fn attend<X: Element, Y: Element>(
+    qkv: &[X],
+    length: usize,
+    (heads, head_dim): (usize, usize),
+    query0: usize,
+    y: &mut [Y],
+    scratch: &mut [f32],
+) {
+    let width = heads * head_dim;
+    let real = length.saturating_sub(query0).min(y.len() / width);
+    let (y, padding) = y.split_at_mut(real * width);
+    padding.fill(Y::from_f32(0.0));
+    if real > 0 {
+        for head in 0..heads {
+            Head { length, width, head_dim, first: head * head_dim }.run(qkv, query0, y, scratch);
+        }
+    }
+}
+
 /// One head of one sequence.
 #[derive(Clone, Copy)]
 struct Head {
@@ -234,125 +260,123 @@ struct Head {
 }
 
 impl Head {
-    /// f32s that [`Head::run`] works in: keys and values, padded to whole lanes, and four queries and their scores.
+    /// f32s that [`Head::run`] works in: keys and values, and for a block of queries themselves and their scores.
     fn scratch(length: usize, head_dim: usize) -> usize {
-        let (keys, features) = (length.next_multiple_of(LANES), head_dim.next_multiple_of(LANES));
-        head_dim * keys + length * features + QUERIES * (head_dim + keys + features)
+        2 * length * head_dim + LANES * (head_dim + length)
     }
 
     /// The head's part of the output rows `y`, which belong to queries from `query0` on. `qkv` is the sequence.
     #[inline(always)]
     fn run<X: Element, Y: Element>(self, qkv: &[X], query0: usize, y: &mut [Y], scratch: &mut [f32]) {
         let Self { length, width, head_dim, first } = self;
-        let (keys, features) = (length.next_multiple_of(LANES), head_dim.next_multiple_of(LANES));
-        let (k, rest) = scratch.split_at_mut(head_dim * keys);
-        let (v, rest) = rest.split_at_mut(length * features);
-        let (q, rest) = rest.split_at_mut(QUERIES * head_dim);
-        let (scores, out) = rest.split_at_mut(QUERIES * keys);
+        let (k, rest) = scratch.split_at_mut(length * head_dim);
+        let (v, rest) = rest.split_at_mut(length * head_dim);
+        let (blocks, _) = rest.as_chunks_mut::<LANES>();
+        let (q, scores) = blocks.split_at_mut(head_dim);
         let of = |token: usize, part: usize| &qkv[(3 * token + part) * width + first..][..head_dim];
 
-        // The columns past the length keep the zeros that scratch starts with; heads share their length.
-        for token in 0..length {
-            for (feature, x) in of(token, 1).iter().enumerate() {
-                k[feature * keys + token] = x.to_f32();
-            }
-            for (v, x) in v[token * features..].iter_mut().zip(of(token, 2)) {
-                *v = x.to_f32();
+        for (part, to) in [(1, &mut *k), (2, &mut *v)] {
+            for (token, to) in to.chunks_exact_mut(head_dim).enumerate() {
+                for (to, x) in to.iter_mut().zip(of(token, part)) {
+                    *to = x.to_f32();
+                }
             }
         }
         let scale = 1.0 / (head_dim as f32).sqrt();
-        for (group, y) in y.chunks_mut(QUERIES * width).enumerate() {
+        for (block, y) in y.chunks_mut(LANES * width).enumerate() {
             let rows = y.len() / width;
-            q.fill(0.0);
-            for (row, q) in q.chunks_exact_mut(head_dim).enumerate().take(rows) {
-                for (q, x) in q.iter_mut().zip(of(query0 + group * QUERIES + row, 0)) {
-                    *q = x.to_f32() * scale;
+            // Lanes past the last query compute on what the block before has left there, and nobody reads them.
+            for lane in 0..rows {
+                for (q, x) in q.iter_mut().zip(of(query0 + block * LANES + lane, 0)) {
+                    q[lane] = x.to_f32() * scale;
                 }
             }
-            products(q, k, scores);
-            let mut factors = [0.0; QUERIES];
-            for (factor, scores) in factors.iter_mut().zip(scores.chunks_exact_mut(keys)) {
-                *factor = 1.0 / softmax(scores, length);
+            let scores = &mut scores[..length];
+            let (fours, rest) = scores.as_chunks_mut::<BLOCK>();
+            let (k_fours, k_rest) = k.split_at(fours.len() * BLOCK * head_dim);
+            for (scores, k) in fours.iter_mut().zip(k_fours.chunks_exact(BLOCK * head_dim)) {
+                *scores = products(q, k);
             }
-            values(scores, v, length, out);
-            for (row, y) in y.chunks_exact_mut(width).enumerate() {
-                let sums = &out[row * features..][..head_dim];
-                for (y, sum) in y[first..first + head_dim].iter_mut().zip(sums) {
-                    *y = Y::from_f32(sum * factors[row]);
-                }
+            for (score, k) in rest.iter_mut().zip(k_rest.chunks_exact(head_dim)) {
+                [*score] = products(q, k);
+            }
+            let factors = softmax(scores).map(|total| 1.0 / total);
+            let whole = head_dim / BLOCK * BLOCK;
+            for column in (0..whole).step_by(BLOCK) {
+                let sums: [Lanes; BLOCK] = values(scores, v, head_dim, column);
+                store(&sums, &factors, y, width, first + column);
+            }
+            for column in whole..head_dim {
+                let sums: [Lanes; 1] = values(scores, v, head_dim, column);
+                store(&sums, &factors, y, width, first + column);
             }
         }
     }
 }
 
-/// Scores of four queries: `q` is 4 x d, `k` d x keys, `scores` 4 x keys.
+/// Scores of the queries `q`, one vector of lanes per feature, with some keys, one after another in `k`.
 #[inline(always)]
-fn products(q: &[f32], k: &[f32], scores: &mut [f32]) {
-    let (depth, keys) = (q.len() / QUERIES, scores.len() / QUERIES);
-    for block in (0..keys).step_by(LANES) {
-        let mut sums = [[0.0f32; LANES]; QUERIES];
-        for d in 0..depth {
-            let Some(k) = k[d * keys + block..].first_chunk::<LANES>() else { continue };
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let q = q[row * depth + d];
-                for (sum, k) in sums.iter_mut().zip(k) {
-                    *sum += q * k;
-                }
+fn products<const K: usize>(q: &[Lanes], k: &[f32]) -> [Lanes; K] {
+    let rows: [&[f32]; K] = std::array::from_fn(|row| &k[row * q.len()..][..q.len()]);
+    let mut sums = [[0.0; LANES]; K];
+    for (d, q) in q.iter().enumerate() {
+        for (sums, row) in sums.iter_mut().zip(&rows) {
+            let k = row[d];
+            for (sum, q) in sums.iter_mut().zip(q) {
+                *sum += k * q;
             }
         }
-        for (row, sums) in sums.iter().enumerate() {
-            scores[row * keys + block..][..LANES].copy_from_slice(sums);
-        }
     }
+    sums
 }
 
-/// Replaces the first `length` scores by the exponentials of their distances from the largest, and the others by zeros.
-/// Returns the sum.
+/// Replaces the scores of each lane by the exponentials of their distances from the largest. Returns their sums.
 #[inline(always)]
-fn softmax(scores: &mut [f32], length: usize) -> f32 {
-    scores[length..].fill(f32::NEG_INFINITY);
-    let (blocks, _) = scores.as_chunks_mut::<LANES>();
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for block in blocks.iter() {
-        for (lane, &score) in lanes.iter_mut().zip(block) {
-            *lane = if score > *lane { score } else { *lane };
+fn softmax(scores: &mut [Lanes]) -> Lanes {
+    let mut highest = [f32::NEG_INFINITY; LANES];
+    for scores in scores.iter() {
+        for (highest, &score) in highest.iter_mut().zip(scores) {
+            *highest = if score > *highest { score } else { *highest };
         }
     }
-    let highest = lanes.iter().fold(f32::NEG_INFINITY, |most, &lane| if lane > most { lane } else { most });
-    let mut sums = [0.0f32; LANES];
-    for block in blocks {
-        for (sum, score) in sums.iter_mut().zip(block) {
+    let mut sums = [0.0; LANES];
+    for scores in scores {
+        for ((score, highest), sum) in scores.iter_mut().zip(&highest).zip(&mut sums) {
             *score = exp(*score - highest);
             *sum += *score;
         }
     }
-    sums.iter().sum()
+    sums
 }
 
-/// Weighted sums of values for four queries: `weights` is 4 x keys, `v` length x features, `out` 4 x features.
+/// Weighted sums of some of the values' features, from `column` on; `v` has `head_dim` of them per key.
 #[inline(always)]
-fn values(weights: &[f32], v: &[f32], length: usize, out: &mut [f32]) {
-    let (keys, features) = (weights.len() / QUERIES, out.len() / QUERIES);
-    for block in (0..features).step_by(LANES) {
-        let mut sums = [[0.0f32; LANES]; QUERIES];
-        for key in 0..length {
-            let Some(v) = v[key * features + block..].first_chunk::<LANES>() else { continue };
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let weight = weights[row * keys + key];
-                for (sum, v) in sums.iter_mut().zip(v) {
-                    *sum += weight * v;
-                }
+fn values<const C: usize>(weights: &[Lanes], v: &[f32], head_dim: usize, column: usize) -> [Lanes; C] {
+    let mut sums = [[0.0; LANES]; C];
+    for (weights, v) in weights.iter().zip(v.chunks_exact(head_dim)) {
+        let Some(v) = v[column..].first_chunk::<C>() else { continue };
+        for (sums, v) in sums.iter_mut().zip(v) {
+            for (sum, weight) in sums.iter_mut().zip(weights) {
+                *sum += v * weight;
             }
         }
-        for (row, sums) in sums.iter().enumerate() {
-            out[row * features + block..][..LANES].copy_from_slice(sums);
+    }
+    sums
+}
+
+/// Features of the output from `column` on, for as many queries as `y` has rows.
+#[inline(always)]
+fn store<Y: Element>(sums: &[Lanes], factors: &Lanes, y: &mut [Y], width: usize, column: usize) {
+    for ((lane, y), factor) in y.chunks_exact_mut(width).enumerate().zip(factors) {
+        for (y, sums) in y[column..].iter_mut().zip(sums) {
+            *y = Y::from_f32(sums[lane] * factor);
         }
     }
 }
 
-/// eˣ for x ≤ 0, within 2 units in the last place, in arithmetic that vectorises: x = k·ln 2 + r, a polynomial in r (S. L.
-/// Moshier's, Cephes 2.2 `expf`), and k into the exponent. Zero below -87, where results stop being normal numbers; NaN
-/// stays NaN.
+/// eˣ for x ≤ 0, within 2 units in the last place, in arithmetic that vectorises: x = k·ln 2 + r, a polynomial in r (S.
+/// L. Moshier's, Cephes 2.2 `expf`), and k into the exponent. Zero below -87, where results stop being normal numbers;
+/// NaN stays NaN.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     // 1.5 · 2²³: adding it leaves the nearest whole number in the low bits.

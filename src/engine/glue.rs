@@ -1,10 +1,11 @@
 //! What a transformer computes between its GEMMs: embeddings, layer normalisation, attention, pooling, on any device.
 //!
 //! Each operation is a struct of operands and a method of [`Device`] that checks them and binds them, once, as
-//! [`Device::prepare`] does for products; the [`Prepared`] call runs as often as wanted, alone, recorded into a caller's
-//! encoder, or in a row with others ([`Device::submit`]). Tensors are token-major, f32 or f16 in any combination of input
-//! and output, and all arithmetic and every sum is f32. A sequence is `seq` consecutive rows of a tensor, its first
-//! tokens real and the rest padding. Each operation's exact result and error bound are in [`crate::reference::glue`].
+//! [`Device::prepare`] does for products; the [`Prepared`] call runs as often as wanted, alone, recorded into a
+//! caller's encoder, or in a row with others ([`Device::submit`]). Tensors are token-major, f32 or f16 in any
+//! combination of input and output, and all arithmetic and every sum is f32. A sequence is `seq` consecutive rows of a
+//! tensor, its first tokens real and the rest padding. Each operation's exact result and error bound are in
+//! [`crate::reference::glue`].
 //!
 //! Errors: [`Error::Shape`] and [`Error::DType`] name the operand that does not fit, [`Error::Mismatch`] one of another
 //! device, [`Error::TooLarge`] one that the device cannot bind at once, [`Error::MissingFeature`] what the device lacks
@@ -113,9 +114,9 @@ pub struct LayerNorm<'a> {
 /// Attention: `y = softmax(Q Kᵀ / √(d / heads)) V` per sequence and head, over the sequence's real tokens.
 ///
 /// Keys and values at or past a sequence's length contribute nothing, whatever they hold; the rows of `y` there become
-/// zeros. A length past `seq` counts as `seq`; a sequence of length 0 becomes zeros. Scores never reach memory: on a GPU
-/// a workgroup holds those of 32 keys at a time, and on the CPU a thread those of four queries, so `seq` is bounded by
-/// `qkv` alone.
+/// zeros. A length past `seq` counts as `seq`; a sequence of length 0 becomes zeros. Scores never reach memory: on a
+/// GPU a workgroup holds those of 32 keys at a time, and on the CPU a thread those of four queries, so `seq` is bounded
+/// by `qkv` alone.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
     /// `batch·seq x 3·d`: Q, K and V of a token side by side, each with its heads side by side.

@@ -1,8 +1,8 @@
 //! The kernels between the GEMMs of a transformer: embeddings, layer normalisation, attention, pooling.
 //!
-//! A [`Glue`] is a product of small types, as a [`Kernel`](super::Kernel) is, and specialised in the same two ways: types
-//! and tiles by text, sizes that only bound loops by `override`s. [`Glue::all`] is the list that the tests iterate.
-//! Invariant: a `Glue` that exists has a shader.
+//! A [`Glue`] is a product of small types, as a [`Kernel`](super::Kernel) is, and specialised in the same two ways:
+//! types and tiles by text, sizes that only bound loops by `override`s. [`Glue::all`] is the list that the tests
+//! iterate. Invariant: a `Glue` that exists has a shader.
 
 use std::fmt;
 

@@ -5,9 +5,9 @@
 //!
 //! # The bounds
 //! As in [`super`]: `u` = 2⁻²⁴, γₙ = n·u / (1 − n·u), and a result below 2⁻¹²⁶ may become zero. An operand that is
-//! subnormal in its storage type may be taken for zero; call that loss φ (|x|, or 0 where x is normal). What WGSL promises
-//! of its functions (<https://www.w3.org/TR/WGSL/#floating-point-accuracy>), with a unit in the last place at most 2u:
-//! division 2.5 units, 5u; `inverseSqrt` 2 units, 4u; `exp(x)` 3 + 2·|x| units, (6 + 4·|x|)·u. CPUs do better.
+//! subnormal in its storage type may be taken for zero; call that loss φ (|x|, or 0 where x is normal). What WGSL
+//! promises of its functions (<https://www.w3.org/TR/WGSL/#floating-point-accuracy>), with a unit in the last place at
+//! most 2u: division 2.5 units, 5u; `inverseSqrt` 2 units, 4u; `exp(x)` 3 + 2·|x| units, (6 + 4·|x|)·u. CPUs do better.
 //!
 //! **Sum of embeddings.** γ₂·Σ|a| for three addends, γ₁ for two, 0 for one, plus Σφ, plus 2⁻¹²⁶ for each sum.
 //!
@@ -23,13 +23,14 @@
 //! **Attention**, h features of a head, n keys. With exact scores s and their maximum M, weights w ∝ exp(s − M).
 //! 1. A score is off by Δ = γ of h + 4 times scale·Σ|q||k| (the sum, the scaling of one factor or of the sum, and the
 //!    scale's own rounding), plus what flushed operands and products lose.
-//! 2. Whatever maximum a device subtracts cancels in the quotient. The arguments of all exponentials that make up a weight
-//!    (one, and one for each block of keys whose maximum is larger than those before, at most T = ⌈n/16⌉ + 1: kernels take
-//!    16 keys or more at a time) add up to at most X = M − s + 2·max Δ. Each argument is rounded, each exponential is off
-//!    by (6 + 4·|x|)·u, and each product by u: a weight's relative error is at most θ = exp(Δ + 5u·X + 7u·T) − 1.
+//! 2. Whatever maximum a device subtracts cancels in the quotient. The arguments of all exponentials that make up a
+//!    weight (one, and one for each block of keys whose maximum is larger than those before, at most T = ⌈n/16⌉ + 1:
+//!    kernels take 16 keys or more at a time) add up to at most X = M − s + 2·max Δ. Each argument is rounded, each
+//!    exponential is off by (6 + 4·|x|)·u, and each product by u: a weight's relative error is at most θ = exp(Δ + 5u·X
+//!    + 7u·T) − 1.
 //! 3. y = Σwv is a weighted mean, so errors common to all weights do not matter: with weights w(1 + θ) the quotient is
-//!    off by at most Σwθ|v − y|, plus A = γ of n + 2T + 2 for both sums, over 1 − Σwθ − A·Σw(1 + θ). Plus 6u·|y| for the
-//!    division, Σwφ(v), and n·(T + 2)·2⁻¹²⁶·(1 + max|v|) for weights and products that are flushed.
+//!    off by at most Σwθ|v − y|, plus A = γ of n + 2T + 2 for both sums, over 1 − Σwθ − A·Σw(1 + θ). Plus 6u·|y| for
+//!    the division, Σwφ(v), and n·(T + 2)·2⁻¹²⁶·(1 + max|v|) for weights and products that are flushed.
 //!
 //! **Pooling.** The mean as above. Its length's square q: Σ(2·|m|·e + e²) + γ of d + 1 times Σ(|m| + e)², and 1/√max(q,
 //! 10⁻²⁴) as in step 4, or by a square root and a division, 10u. The product: one rounding.

@@ -95,7 +95,8 @@
 //!
 //! # A whole model
 //! What a transformer computes between its linear layers (embeddings, layer normalisation, attention, pooling) is in
-//! [`glue`]. [`Device::submit`] runs the calls of a forward pass as one submission.
+//! [`glue`]. [`Device::submit`] runs the calls of a forward pass as one submission. The module `bert` (feature `bert`)
+//! is a model built that way, from a folder of files to embeddings; [`linear`] shows another one.
 //!
 //! A program that owns a wgpu device wraps it with [`Device::from_wgpu`], its buffers with [`Tensor::from_buffer`], and
 //! records layers into its own encoders with [`Prepared::record`].

@@ -594,3 +594,63 @@ fn bench_of_a_model_verifies_every_row_and_says_where_time_goes() {
         assert!(stderr.contains(error), "{stderr}");
     }
 }
+
+/// A hub of one model that answers as the real one does, at an address of this machine. Ends with the test.
+#[cfg(feature = "hub")]
+fn hub(folder: &Path) -> std::net::SocketAddr {
+    use std::io::{BufRead, BufReader};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let folder = folder.to_owned();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let head: Vec<_> =
+                BufReader::new(&stream).lines().map_while(Result::ok).take_while(|l| !l.is_empty()).collect();
+            let Some(path) = head.first().and_then(|line| line.split(' ').nth(1)) else { continue };
+            let Some(name) = path.strip_prefix("/org/tiny/resolve/main/") else { continue };
+            let Ok(file) = fs::read(folder.join(name)) else {
+                let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                continue;
+            };
+            let range =
+                head.iter().find_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
+            let (from, to) = range.as_deref().and_then(|r| r.split_once('-')).unwrap_or(("0", ""));
+            let (from, to) = (from.parse::<usize>().unwrap(), to.parse().unwrap_or(file.len() - 1));
+            let head = format!(
+                "HTTP/1.1 206 Partial Content\r\nx-repo-commit: c0ffee\r\netag: \"{name}\"\r\nContent-Length: {}\r\n\
+                 Content-Range: bytes {from}-{to}/{}\r\nConnection: close\r\n\r\n",
+                to + 1 - from,
+                file.len()
+            );
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&file[from..=to]));
+        }
+    });
+    address
+}
+
+/// A name that is no folder is brought from the hub, and the second time from its cache, whether or not there is a hub.
+#[cfg(feature = "hub")]
+#[test]
+fn a_model_on_the_hub_is_downloaded_once() {
+    let (dir, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    TinyBert::new(6).write(dir.path());
+    let local = ["embed", "--device", "cpu", "--text", "cat", "--model", dir.path().to_str().unwrap()];
+    let expected = sparse24(&local).fine();
+    let of_hub = |endpoint: &str, name: &str| {
+        let mut command = command(&["embed", "--device", "cpu", "--text", "cat", "--model", name]);
+        for proxy in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+            command.env_remove(proxy);
+        }
+        ran(command.env("HF_HOME", home.path()).env("HF_ENDPOINT", endpoint))
+    };
+    let endpoint = format!("http://{}", hub(dir.path()));
+    assert_eq!(of_hub(&endpoint, "org/tiny").fine(), expected);
+    // Port 9 discards: nothing answers there.
+    assert_eq!(of_hub("http://127.0.0.1:9", "org/tiny").fine(), expected);
+    let stderr = of_hub(&endpoint, "org/none").refused(1);
+    assert!(
+        stderr.starts_with("error: there is no folder org/none, and on the hub: org/none, config.json: "),
+        "{stderr}"
+    );
+}

@@ -21,7 +21,7 @@ environment:
   CARGO_TARGET_DIR      as for cargo
 
 For the GPU tests on a GPU of the machine, by a part of its name:
-  SPARSE24_REQUIRE_GPU=1 SPARSE24_TEST_DEVICE=NVIDIA cargo test --test gemm --test glue --test gpu --test tune -- --ignored
+  SPARSE24_REQUIRE_GPU=1 SPARSE24_TEST_DEVICE=NVIDIA cargo test --test bert --test gemm --test glue --test gpu --test tune -- --ignored
 USAGE
 }
 
@@ -177,8 +177,10 @@ suite_test=(cargo test --locked --test gpu_sh -- --ignored)
 step "format" cargo fmt --check
 step "lints" cargo clippy --locked --all-targets -- -D warnings
 step "lints, library alone" cargo clippy --locked --all-targets --no-default-features -- -D warnings
+step "lints, with the hub" cargo clippy --locked --all-targets --features hub -- -D warnings
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 step "tests, library alone, no GPU" "${no_gpu[@]}" cargo test --locked --no-default-features
+step "tests, the hub" "${no_gpu[@]}" cargo test --locked --features hub --test cli on_the_hub
 if [[ $(uname -s) == Linux ]]; then
     step "tests" "${on_lavapipe[@]}" cargo test --locked
     step "GPU tests, lavapipe" "${on_lavapipe[@]}" "${gpu_tests[@]}"

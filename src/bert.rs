@@ -40,7 +40,7 @@ use crate::plan::Plan;
 use crate::problem::{Activation, Epilogue, Op};
 
 /// Shapes of batches whose buffers are kept; the one that was used longest ago gives way.
-const MOST_SHAPES: usize = 8;
+const MOST_SHAPES: usize = 16;
 
 /// A BERT on a device.
 ///

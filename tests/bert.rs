@@ -307,8 +307,9 @@ fn compressed_layers_come_from_their_own_file() {
         Sparse24::compress(&w, &prune::magnitude(&w, VectorLen::new(v).unwrap()).unwrap()).unwrap()
     };
     let part = |layer, part: &str| format!("encoder.layer.{layer}.attention.self.{part}.weight");
-    // Layer 0: V = 4, 8 and 16, of which 8 divides the 40 rows, so that 4 fits all. Layer 1: V is not dense, so none is.
-    let (q, k, v) = (compress(&part(0, "query"), 4), compress(&part(0, "key"), 8), compress(&part(0, "value"), 16));
+    // Layer 0: V = 16, 16 and 32, but 16 rows would cross from Q's 40 into K's: 8 fits all. Layer 1: V is dense, so that
+    // the three are.
+    let (q, k, v) = (compress(&part(0, "query"), 16), compress(&part(0, "key"), 16), compress(&part(0, "value"), 32));
     let (q1, k1) = (compress(&part(1, "query"), 1), compress(&part(1, "key"), 1));
     let out = compress("encoder.layer.0.output.dense.weight", 2);
     let inner = compress("encoder.layer.1.intermediate.dense.weight", 128);
@@ -330,7 +331,7 @@ fn compressed_layers_come_from_their_own_file() {
     let loaded = Checkpoint::load(config, &files, Some(&path), DType::F32).unwrap();
     let ops: Vec<_> = loaded.linears().map(|(_, w)| w.op()).collect();
     let sparse = |v| Op::Sparse24(VectorLen::new(v).unwrap());
-    let expected = [sparse(4), Op::Dense, Op::Dense, sparse(2), Op::Dense, Op::Dense, sparse(128), Op::Dense];
+    let expected = [sparse(8), Op::Dense, Op::Dense, sparse(2), Op::Dense, Op::Dense, sparse(128), Op::Dense];
     assert_eq!(ops, expected);
 
     // The same model, put together by hand.
@@ -358,7 +359,7 @@ fn compressed_layers_come_from_their_own_file() {
     pruned.prune(Sparsity::TwoFour(VectorLen::new(8).unwrap())).unwrap();
     assert_eq!(
         pruned.linears().map(|(_, w)| w.op().vector().map(VectorLen::get)).collect::<Vec<_>>(),
-        [4, 8, 8, 2, 8, 8, 128, 8].map(Some)
+        [8, 8, 8, 2, 8, 8, 128, 8].map(Some)
     );
     let LinearWeights::Sparse24(w) = pruned.linears().nth(1).unwrap().1 else { panic!("not pruned") };
     assert_eq!(*w, compress("encoder.layer.0.attention.output.dense.weight", 8));

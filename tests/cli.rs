@@ -574,7 +574,7 @@ fn bench_of_a_model_verifies_every_row_and_says_where_time_goes() {
     for row in rows {
         let parts = ["gemm_ms", "attention_ms", "rest_ms"].map(|part| row["parts"][part].as_f64().unwrap());
         assert!(parts.iter().all(|&ms| ms > 0.0) && row["median_ms"].as_f64().unwrap() > 0.0, "{row}");
-        assert!(row["max_error"].as_f64().unwrap() <= 2e-5 && row["verified"] == true, "{row}");
+        assert!(row["max_error"].as_f64().unwrap() <= 1e-4 && row["verified"] == true, "{row}");
         let command = row["command"].as_str().unwrap();
         assert!(command.contains("--batch 3 --seq 24") && command.contains("--ops dense"), "{command}");
     }

@@ -8,7 +8,7 @@
 use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 
 use super::checkpoint::{Checkpoint, Dense, Norm};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::linear::LinearWeights;
 use crate::matrix::Matrix;
 use crate::reference::activation;
@@ -56,18 +56,20 @@ pub fn hidden_states<T: AsRef<[u32]>>(checkpoint: &Checkpoint, texts: &[T]) -> R
 /// The embedding of each text, one a row: the mean of its last hidden states, divided by its Euclidean length. Errors
 /// are those of [`hidden_states`].
 pub fn embeddings<T: AsRef<[u32]>>(checkpoint: &Checkpoint, texts: &[T]) -> Result<Array2<f64>> {
-    let states = hidden_states(checkpoint, texts)?;
-    let mut embeddings = Array2::zeros((texts.len(), checkpoint.config.hidden()));
+    Ok(pool(&hidden_states(checkpoint, texts)?, texts.iter().map(|text| text.as_ref().len())))
+}
+
+/// The embeddings of texts of these numbers of tokens, given the hidden states of [`hidden_states`].
+pub fn pool(states: &Array2<f64>, lengths: impl ExactSizeIterator<Item = usize>) -> Array2<f64> {
+    let mut embeddings = Array2::zeros((lengths.len(), states.ncols()));
     let mut from = 0;
-    for (text, mut to) in texts.iter().zip(embeddings.axis_iter_mut(Axis(0))) {
-        let end = from + text.as_ref().len();
-        let mean = states.slice(s![from..end, ..]).mean_axis(Axis(0));
-        let mean = mean.ok_or_else(|| Error::Invalid("a text has no tokens".into()))?;
-        let length = mean.dot(&mean).sqrt();
-        to.assign(&(mean / length));
-        from = end;
+    for (length, mut to) in lengths.zip(embeddings.axis_iter_mut(Axis(0))) {
+        to.assign(&states.slice(s![from..from + length, ..]).sum_axis(Axis(0)));
+        let norm = to.dot(&to).sqrt();
+        to /= norm;
+        from += length;
     }
-    Ok(embeddings)
+    embeddings
 }
 
 /// X·Wᵀ + bias.

@@ -656,8 +656,8 @@ impl Device {
         })
     }
 
-    /// Runs calls of this device one after another: on a GPU as one submission, without waiting, on the CPU until all are
-    /// done. Each call sees what those before it wrote.
+    /// Runs calls of this device one after another: on a GPU as one submission, without waiting, on the CPU until all
+    /// are done. Each call sees what those before it wrote.
     ///
     /// ```
     /// use sparse24::glue::LayerNorm;

@@ -787,7 +787,7 @@ impl Program {
                 Ok(text)
             }
             Self::ProbeCopy => Ok(Text(include_str!("../shaders/probe_copy.wgsl").to_owned())),
-            Self::Glue(glue) => glue.text(),
+            Self::Glue(glue) => glue.text(primitives),
         }
     }
 

@@ -2,13 +2,14 @@
 //!
 //! Tests that need a GPU are ignored unless asked for (`-- --include-ignored`). Outputs start as NaN, lengths are
 //! unequal, and padding holds NaN wherever its values must not matter.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and says what it skips")]
 
 mod common;
 
 use common::{Data, allocated, callers_device, gpu, matrix, rng, seed, submissions};
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::Rng;
+use sparse24::kernel::glue::AttentionTile;
 use sparse24::reference::Verdict;
 use sparse24::reference::glue::{self as oracle, Expectation};
 use sparse24::{
@@ -199,24 +200,38 @@ const ATTENTIONS: [(usize, usize, usize, usize); 17] = [
 
 fn attention_agrees_with_the_oracle(device: &Device) {
     let seed = seed();
-    for (i, (batch, seq, heads, head_dim)) in ATTENTIONS.into_iter().enumerate() {
-        let width = heads * head_dim;
-        for (storage, output) in types(device, i) {
-            // Flat softmaxes, peaked ones, and exact scores with many ties.
-            for (data, factor) in [(Data::Uniform, 1.0), (Data::Uniform, 8.0), (Data::Whole, 1.0)] {
-                let mut rng = rng(seed, i as u64);
-                let lengths = lengths_of(batch, seq, &mut rng);
-                let qkv = scaled(&matrix(batch * seq, 3 * width, storage, data, &mut rng), factor);
-                let qkv = with_nan_padding(&qkv, &lengths, seq);
-                let want = oracle::attention(&qkv, &lengths, seq, heads, output).unwrap();
-                let (tx, tl) = (device.upload(&qkv).unwrap(), indices(device, &lengths));
-                let y = poisoned(device, batch * seq, width, output);
-                let attention = Attention { qkv: &tx, lengths: &tl, batch, seq, heads, y: &y };
-                let call = device.attention(&attention).unwrap();
-                let what = format!("{batch} x {seq}, {heads} heads of {head_dim}, {storage} to {output}, {data:?}");
-                expect(device, &call, &y, &want, &what);
-            }
+    let coop = device.caps().is_some_and(|caps| !caps.cooperative.is_empty());
+    for (i, sizes) in ATTENTIONS.into_iter().enumerate() {
+        for types in types(device, i) {
+            // What a device may choose cooperative matrices for.
+            let half = coop && types.0 == DType::F16 && (sizes.3 == 32 || sizes.3 == 64);
+            let weights = if half { DType::F16 } else { DType::F32 };
+            attention_agrees(device, sizes, types, weights, seed + i as u64);
         }
+    }
+}
+
+/// One attention of these sizes and types, with weights rounded to a type.
+fn attention_agrees(
+    device: &Device,
+    (batch, seq, heads, head_dim): (usize, usize, usize, usize),
+    (storage, output): (DType, DType),
+    weights: DType,
+    seed: u64,
+) {
+    let width = heads * head_dim;
+    // Flat softmaxes, peaked ones, and exact scores with many ties.
+    for (data, factor) in [(Data::Uniform, 1.0), (Data::Uniform, 8.0), (Data::Whole, 1.0)] {
+        let mut rng = rng(seed, 0);
+        let lengths = lengths_of(batch, seq, &mut rng);
+        let qkv = scaled(&matrix(batch * seq, 3 * width, storage, data, &mut rng), factor);
+        let qkv = with_nan_padding(&qkv, &lengths, seq);
+        let want = oracle::attention(&qkv, &lengths, (seq, heads), weights, output).unwrap();
+        let (tx, tl) = (device.upload(&qkv).unwrap(), indices(device, &lengths));
+        let y = poisoned(device, batch * seq, width, output);
+        let call = device.attention(&Attention { qkv: &tx, lengths: &tl, batch, seq, heads, y: &y }).unwrap();
+        let what = format!("{batch} x {seq}, {heads} heads of {head_dim}, {storage} to {output}, {data:?} x {factor}");
+        expect(device, &call, &y, &want, &what);
     }
 }
 
@@ -409,7 +424,7 @@ fn a_slightly_wrong_result_is_seen() {
     let zeros = vec![0.0; width];
     let cases = [
         (read(&layer.normed), oracle::layer_norm(&read(&layer.x), &ones, &zeros, 1e-12, DType::F32).unwrap()),
-        (read(&layer.attended), oracle::attention(&qkv, &layer.lengths, seq, heads, DType::F32).unwrap()),
+        (read(&layer.attended), oracle::attention(&qkv, &layer.lengths, (seq, heads), DType::F32, DType::F32).unwrap()),
         (read(&layer.pooled), oracle::pool(&attended, &layer.lengths, seq, true).unwrap()),
     ];
     for (i, (y, want)) in cases.iter().enumerate() {
@@ -473,7 +488,7 @@ impl Layer {
         let want = oracle::layer_norm(&read(&self.x), &vec![1.0; width], &vec![0.0; width], 1e-12, DType::F32);
         let verdicts = [
             want.unwrap().verify(&read(&self.normed)),
-            oracle::attention(&read(&self.qkv), &self.lengths, seq, heads, DType::F32)
+            oracle::attention(&read(&self.qkv), &self.lengths, (seq, heads), DType::F32, DType::F32)
                 .unwrap()
                 .verify(&read(&self.attended)),
             oracle::pool(&read(&self.attended), &self.lengths, seq, true).unwrap().verify(&read(&self.pooled)),
@@ -514,6 +529,38 @@ fn a_repeated_forward_allocates_nothing_and_submits_once() {
     queue.submit([encoder.finish()]);
     assert_ne!(device.read(&layer.pooled).unwrap(), embedding);
     layer.expect(&device, seq, heads);
+}
+
+/// The kernel of cooperative matrices, with those acted out in plain WGSL: every index it computes is its own.
+#[test]
+#[ignore = "needs a GPU"]
+fn cooperative_attention_agrees_with_the_oracle_when_acted_out() {
+    let Some(device) = gpu() else { return };
+    if !device.caps().unwrap().f16 {
+        eprintln!("skipped: no f16");
+        return;
+    }
+    let options = Options { emulate_cooperative: true, ..Default::default() };
+    let device = Device::open(device.info().name(), options).unwrap();
+    let caps = device.caps().unwrap();
+    let seed = seed();
+    let mut tiles = Vec::new();
+    // Queries around 32 and 64, keys around 16, 32 and 64, several steps of keys, one query.
+    for (i, (batch, seq, heads, head_dim)) in
+        [(1, 1, 1, 32), (3, 15, 1, 64), (2, 33, 2, 32), (5, 32, 1, 64), (2, 65, 3, 32), (2, 130, 2, 64)]
+            .into_iter()
+            .enumerate()
+    {
+        let tile = AttentionTile::choose(batch * heads, seq, head_dim, DType::F16, caps).unwrap();
+        assert!(tile.is_cooperative(), "{tile}");
+        tiles.push(tile.to_string());
+        for output in [DType::F16, DType::F32] {
+            attention_agrees(&device, (batch, seq, heads, head_dim), (DType::F16, output), DType::F16, seed + i as u64);
+        }
+    }
+    for tile in ["coop_64x32x32", "coop_32x32x32", "coop_32x64x64"] {
+        assert!(tiles.iter().any(|t| t == tile), "{tile} has not run: {tiles:?}");
+    }
 }
 
 /// The limits that WebGPU grants everywhere leave a tile of attention.

@@ -21,7 +21,8 @@ environment:
   CARGO_TARGET_DIR      as for cargo
 
 For the GPU tests on a GPU of the machine, by a part of its name:
-  SPARSE24_REQUIRE_GPU=1 SPARSE24_TEST_DEVICE=NVIDIA cargo test --test bert --test gemm --test glue --test gpu --test tune -- --ignored
+  SPARSE24_REQUIRE_GPU=1 SPARSE24_TEST_DEVICE=NVIDIA \
+    cargo test --test bert --test gemm --test glue --test gpu --test tune -- --ignored
 USAGE
 }
 

@@ -113,6 +113,7 @@ fn shader_files_are_valid_as_they_stand() {
         &[glue, scalars, include_str!("../shaders/layer_norm.wgsl")],
         &[glue, quads, include_str!("../shaders/attention.wgsl")],
         &[glue, scalars, include_str!("../shaders/attention.wgsl")],
+        &[coop, glue, quads, include_str!("../shaders/attention_coop.wgsl")],
         &[glue, quads, include_str!("../shaders/pool.wgsl")],
         &[glue, scalars, include_str!("../shaders/pool.wgsl")],
         &[coop, gemm, words, coop_main, coop_dense, include_str!("../shaders/gemm_dense_coop.wgsl")],

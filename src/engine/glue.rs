@@ -3,9 +3,9 @@
 //! Each operation is a struct of operands and a method of [`Device`] that checks them and binds them, once, as
 //! [`Device::prepare`] does for products; the [`Prepared`] call runs as often as wanted, alone, recorded into a
 //! caller's encoder, or in a row with others ([`Device::submit`]). Tensors are token-major, f32 or f16 in any
-//! combination of input and output, and all arithmetic and every sum is f32. A sequence is `seq` consecutive rows of a
-//! tensor, its first tokens real and the rest padding. Each operation's exact result and error bound are in
-//! [`crate::reference::glue`].
+//! combination of input and output; arithmetic and sums are f32 (see [`Attention`] for its one exception). A sequence
+//! is `seq` consecutive rows of a tensor, its first tokens real and the rest padding. Each operation's exact result and
+//! error bound are in [`crate::reference::glue`].
 //!
 //! Errors: [`Error::Shape`] and [`Error::DType`] name the operand that does not fit, [`Error::Mismatch`] one of another
 //! device, [`Error::TooLarge`] one that the device cannot bind at once, [`Error::MissingFeature`] what the device lacks
@@ -115,8 +115,11 @@ pub struct LayerNorm<'a> {
 ///
 /// Keys and values at or past a sequence's length contribute nothing, whatever they hold; the rows of `y` there become
 /// zeros. A length past `seq` counts as `seq`; a sequence of length 0 becomes zeros. Scores never reach memory: on a
-/// GPU a workgroup holds those of 32 keys at a time, and on the CPU a thread those of four queries, so `seq` is bounded
-/// by `qkv` alone.
+/// GPU a workgroup holds those of a few keys at a time, and on the CPU a thread those of 16 queries, so `seq` is
+/// bounded by `qkv` alone.
+///
+/// A GPU with cooperative matrices multiplies f16 heads of 32 or 64 features by them, and rounds the weights of a sum
+/// to f16 for that. Of heads of more than 64 features a GPU computes the scores anew for each 64.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
     /// `batch·seq x 3·d`: Q, K and V of a token side by side, each with its heads side by side.
@@ -314,9 +317,11 @@ impl Device {
         if let Inner::Gpu(gpu) = &self.0 {
             let caps = &gpu.info().caps;
             let all_heads = checked_mul("heads", batch, heads)?;
-            let tile = AttentionTile::choose(all_heads, seq, head_dim, caps).ok_or_else(|| Error::MissingFeature {
-                device: gpu.info().name.clone(),
-                feature: "workgroup memory for attention".into(),
+            let tile = AttentionTile::choose(all_heads, seq, head_dim, qkv.dtype, caps).ok_or_else(|| {
+                Error::MissingFeature {
+                    device: gpu.info().name.clone(),
+                    feature: "workgroup memory for attention".into(),
+                }
             })?;
             let glue = Glue::Attention {
                 tile,

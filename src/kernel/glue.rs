@@ -8,7 +8,7 @@ use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Caps, Text};
+use super::{Caps, CoopShape, ENABLE_F16, Text};
 use crate::error::Result;
 use crate::matrix::DType;
 
@@ -71,41 +71,82 @@ impl Access {
 pub struct AttentionTile {
     queries: u32,
     depth: u32,
+    cooperative: bool,
 }
 
 impl AttentionTile {
-    const KEYS: u32 = 32;
+    /// The registered tiles, those of cooperative matrices last. The fourth fits the 16 KiB of workgroup memory that
+    /// WebGPU grants everywhere.
+    pub const ALL: [Self; 8] = {
+        let mut all = [Self { queries: 0, depth: 0, cooperative: false }; 8];
+        let mut i = 0;
+        while i < 8 {
+            let queries = if i % 2 == 0 { 64 } else { 32 };
+            let depth = if i % 4 < 2 { 64 } else { 32 };
+            all[i] = Self { queries, depth, cooperative: i >= 4 };
+            i += 1;
+        }
+        all
+    };
 
-    /// The registered tiles. The last one fits the 16 KiB of workgroup memory that WebGPU grants everywhere.
-    pub const ALL: [Self; 4] = [
-        Self { queries: 64, depth: 64 },
-        Self { queries: 32, depth: 64 },
-        Self { queries: 64, depth: 32 },
-        Self { queries: 32, depth: 32 },
-    ];
-
-    /// The tile for so many sequences and heads in all, on a device: as deep as a head, so that its scores are computed
-    /// once, and with 64 queries, so that keys and values are read half as often, unless there are no more than 32, or
-    /// too few workgroups for the device. `None` if none fits its memory.
-    pub fn choose(heads: usize, seq: usize, head_dim: usize, caps: &Caps) -> Option<Self> {
+    /// The tile for so many sequences and heads in all, on a device: of cooperative matrices for f16 and heads that are
+    /// as deep as a tile, where the device has them or acts them out; else as deep as a head, so that its scores are
+    /// computed once; and with 64 queries, so that keys and values are read half as often, unless there are no more
+    /// than 32, or too few workgroups for the device. `None` if none fits its memory.
+    pub fn choose(heads: usize, seq: usize, head_dim: usize, storage: DType, caps: &Caps) -> Option<Self> {
         let depth = if head_dim <= 32 { 32 } else { 64 };
         // About one workgroup for each multiprocessor.
         let few = (heads as u64).saturating_mul(seq.div_ceil(64) as u64) < u64::from(caps.busy_threads / 1024);
         let queries = if seq <= 32 || few { 32 } else { 64 };
-        let fits =
-            |tile: &Self| tile.workgroup_bytes() <= caps.workgroup_memory && tile.threads() <= caps.workgroup_threads;
-        let distance = |tile: &Self| (tile.depth != depth, tile.queries != queries);
-        Self::ALL.into_iter().filter(fits).min_by_key(distance)
+        let suits = |tile: &Self| !tile.cooperative || (storage == DType::F16 && tile.depth as usize == head_dim);
+        let fits = |tile: &Self| tile.supported_by(caps).is_ok();
+        let distance = |tile: &Self| (!tile.cooperative, tile.depth != depth, tile.queries != queries);
+        Self::ALL.into_iter().filter(suits).filter(fits).min_by_key(distance)
+    }
+
+    /// Whether it multiplies by cooperative matrices. Weights are rounded to f16 then.
+    pub const fn is_cooperative(self) -> bool {
+        self.cooperative
+    }
+
+    /// Keys of a step.
+    const fn keys(self) -> u32 {
+        if self.cooperative { self.depth } else { 32 }
     }
 
     /// Invocations per workgroup.
     pub const fn threads(self) -> u32 {
-        self.queries / 4 * (Self::KEYS / 4)
+        // Of 32 lanes for 16 queries, or of 8 along keys for 4.
+        2 * self.queries
     }
 
     /// Bytes of workgroup memory that a workgroup takes.
     pub const fn workgroup_bytes(self) -> u32 {
-        4 * (self.queries * self.depth + Self::KEYS * self.depth + Self::KEYS * self.queries)
+        let Self { queries, depth, cooperative } = self;
+        if cooperative {
+            return 16 * (depth / 4 + 2) * (depth + queries) + 80 * queries;
+        }
+        4 * (queries * depth + self.keys() * (depth + queries))
+    }
+
+    fn supported_by(self, caps: &Caps) -> std::result::Result<(), String> {
+        if self.cooperative {
+            let wanted = CoopShape::KERNELS;
+            if !caps.cooperative.contains(&wanted) {
+                return Err(format!("cooperative matrices of {wanted}"));
+            }
+            if caps.subgroups != Some((32, 32)) && !caps.emulates_cooperative {
+                return Err("subgroups of 32".into());
+            }
+        }
+        let (threads, bytes) = (self.threads(), self.workgroup_bytes());
+        if threads > caps.workgroup_threads {
+            return Err(format!("workgroups of {threads} invocations (it allows {})", caps.workgroup_threads));
+        }
+        if bytes > caps.workgroup_memory {
+            return Err(format!("{bytes} bytes of workgroup memory (it has {})", caps.workgroup_memory));
+        }
+        Ok(())
     }
 
     /// Workgroups for so many sequences and heads in all; `None` if they cannot be counted.
@@ -117,7 +158,8 @@ impl AttentionTile {
 
 impl fmt::Display for AttentionTile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}x{}x{}", self.queries, Self::KEYS, self.depth)
+        let coop = if self.cooperative { "coop_" } else { "" };
+        write!(f, "{coop}{}x{}x{}", self.queries, self.keys(), self.depth)
     }
 }
 
@@ -147,7 +189,7 @@ pub enum Glue {
         /// Element type of the output.
         output: DType,
     },
-    /// Softmax attention (shaders/attention.wgsl).
+    /// Softmax attention (shaders/attention.wgsl, shaders/attention_coop.wgsl).
     Attention {
         /// The part of the output that a workgroup owns.
         tile: AttentionTile,
@@ -186,7 +228,12 @@ impl Glue {
             let embed = std::iter::once(Self::Embed { tables: 3, storage, output });
             let norm = ACCESSES.map(|(access, width)| Self::LayerNorm { width, access, storage, output });
             let attention = AttentionTile::ALL.into_iter().flat_map(move |tile| {
-                ACCESSES.map(|(access, head_dim)| Self::Attention { tile, head_dim, access, storage, output })
+                let there = move |access| !tile.cooperative || (storage == DType::F16 && access == Access::Quads);
+                let ways = ACCESSES.into_iter().filter(move |&(access, _)| there(access));
+                ways.map(move |(access, some)| {
+                    let head_dim = if tile.cooperative { tile.depth } else { some };
+                    Self::Attention { tile, head_dim, access, storage, output }
+                })
             });
             let pools = ACCESSES.map(|(access, _)| Self::Pool { normalize: true, access, storage });
             let pools = pools.into_iter().filter(move |_| output == DType::F32);
@@ -215,28 +262,43 @@ impl Glue {
         }
     }
 
-    pub(super) fn text(self) -> Result<Text> {
+    pub(super) fn text(self, primitives: &str) -> Result<Text> {
         const GLUE: &str = include_str!("../../shaders/shared/glue.wgsl");
         let (storage, output) = self.types();
         let parts: &[&str] = match self {
             Self::Embed { .. } => &[GLUE, include_str!("../../shaders/embed.wgsl")],
             Self::LayerNorm { access, .. } => &[GLUE, access.text(), include_str!("../../shaders/layer_norm.wgsl")],
+            Self::Attention { tile, access, .. } if tile.cooperative => {
+                &[GLUE, access.text(), include_str!("../../shaders/attention_coop.wgsl")]
+            }
             Self::Attention { access, .. } => &[GLUE, access.text(), include_str!("../../shaders/attention.wgsl")],
             Self::Pool { access, .. } => &[GLUE, access.text(), include_str!("../../shaders/pool.wgsl")],
         };
         let mut text = Text::new(parts, storage, output)?;
         if let Self::Attention { tile, .. } = self {
-            let AttentionTile { queries, depth } = tile;
-            let blocks = depth / 4;
-            for (name, value) in [
-                ("QUERIES", queries),
-                ("DEPTH", depth),
-                ("COLUMN_QUADS", depth / 32),
-                ("SUMS", depth / 8),
-                ("Q_STEPS", (queries / 4 * blocks).div_ceil(tile.threads())),
-                ("K_STEPS", (AttentionTile::KEYS / 4 * blocks).div_ceil(tile.threads())),
-                ("V_STEPS", (AttentionTile::KEYS * blocks).div_ceil(tile.threads())),
-            ] {
+            let AttentionTile { queries, depth, cooperative } = tile;
+            let (quads, keys) = (depth / 4, tile.keys());
+            let steps = |pieces: u32| pieces.div_ceil(tile.threads());
+            let common = [("QUERIES", queries), ("DEPTH", depth)];
+            let own = if cooperative {
+                // Directives come first, in the primitives.
+                text.0 = format!("{primitives}\n{}", text.0.trim_start_matches(ENABLE_F16));
+                vec![
+                    ("BLOCKS", depth / 16),
+                    ("Q_STEPS", steps(queries * quads)),
+                    ("K_STEPS", steps(keys * quads)),
+                    ("V_STEPS", steps(quads * quads)),
+                ]
+            } else {
+                vec![
+                    ("COLUMN_QUADS", depth / 32),
+                    ("SUMS", depth / 8),
+                    ("Q_STEPS", steps(queries / 4 * quads)),
+                    ("K_STEPS", steps(keys / 4 * quads)),
+                    ("V_STEPS", steps(keys * quads)),
+                ]
+            };
+            for (name, value) in common.into_iter().chain(own) {
                 text.set(&format!("const {name}: u32"), value as usize)?;
             }
         }
@@ -277,14 +339,13 @@ impl Glue {
         if !caps.f16 && (storage == DType::F16 || output == DType::F16) {
             return Err("f16 in shaders".into());
         }
-        let (threads, bytes) = (self.threads(), self.workgroup_bytes());
-        if threads > caps.workgroup_threads {
-            return Err(format!("workgroups of {threads} invocations (it allows {})", caps.workgroup_threads));
+        match self {
+            Self::Attention { tile, .. } => tile.supported_by(caps),
+            _ if self.threads() > caps.workgroup_threads => {
+                Err(format!("workgroups of {} invocations (it allows {})", self.threads(), caps.workgroup_threads))
+            }
+            _ => Ok(()),
         }
-        if bytes > caps.workgroup_memory {
-            return Err(format!("{bytes} bytes of workgroup memory (it has {})", caps.workgroup_memory));
-        }
-        Ok(())
     }
 }
 

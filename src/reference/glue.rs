@@ -32,12 +32,16 @@
 //!    off by at most Σwθ|v − y|, plus A = γ of n + 2T + 2 for both sums, over 1 − Σwθ − A·Σw(1 + θ). Plus 6u·|y| for
 //!    the division, Σwφ(v), and n·(T + 2)·2⁻¹²⁶·(1 + max|v|) for weights and products that are flushed.
 //!
+//! 4. Kernels of cooperative matrices round the weights of the numerator, not those of their sum, to f16: one unit in
+//!    the last place, 2·u₁₆·Σw(1 + θ)|v|, and n·2⁻²⁶·(1 + max|v|) for those that are flushed, which the kernels scale
+//!    by 2¹² before they round them.
+//!
 //! **Pooling.** The mean as above. Its length's square q: Σ(2·|m|·e + e²) + γ of d + 1 times Σ(|m| + e)², and 1/√max(q,
 //! 10⁻²⁴) as in step 4, or by a square root and a division, 10u. The product: one rounding.
 //!
 //! Every result is then stored as in step 5 of [`super`].
 
-use super::{Expected, FLUSH, U, Verdict, Worst, gamma, is_subnormal, stored};
+use super::{Expected, FLUSH, U, Verdict, Worst, gamma, is_subnormal, limits, stored};
 use crate::error::{Error, Result, expect_dtype, expect_shape};
 use crate::matrix::{DType, Matrix};
 
@@ -171,17 +175,24 @@ pub fn layer_norm(x: &Matrix, gammas: &[f32], betas: &[f32], eps: f32, output: D
 }
 
 /// Attention over `qkv`, whose rows are Q | K | V: `batch` = `lengths.len()` sequences of `seq` rows. Rows at or past a
-/// sequence's length are exactly zero, and what they hold as keys and values does not matter.
+/// sequence's length are exactly zero, and what they hold as keys and values does not matter. `weights` is the type to
+/// which a kernel may round the weights of a sum: f32, or f16 for cooperative matrices.
 ///
 /// ```
 /// use sparse24::{DType, Matrix, reference::glue};
 /// // Two real tokens with equal scores, and padding: the mean of the two values.
 /// let qkv = Matrix::from_f32(3, 3, &[0.0, 1.0, 2.0, 0.0, 1.0, 4.0, 9.0, 9.0, f32::NAN])?;
-/// let want = glue::attention(&qkv, &[2], 3, 1, DType::F32)?;
+/// let want = glue::attention(&qkv, &[2], (3, 1), DType::F32, DType::F32)?;
 /// assert_eq!([0, 1, 2].map(|t| want.element(t, 0).value), [3.0, 3.0, 0.0]);
 /// # Ok::<(), sparse24::Error>(())
 /// ```
-pub fn attention(qkv: &Matrix, lengths: &[u32], seq: usize, heads: usize, output: DType) -> Result<Expectation> {
+pub fn attention(
+    qkv: &Matrix,
+    lengths: &[u32],
+    (seq, heads): (usize, usize),
+    weights: DType,
+    output: DType,
+) -> Result<Expectation> {
     let width = qkv.cols() / 3;
     if heads == 0 || !width.is_multiple_of(heads) {
         return Err(Error::Invalid(format!("{width} features are no whole number for each of {heads} heads")));
@@ -202,10 +213,10 @@ pub fn attention(qkv: &Matrix, lengths: &[u32], seq: usize, heads: usize, output
             };
             let (q, k, v) = (part(0), part(1), part(2));
             for (t, q) in q.iter().enumerate() {
-                let weights = Weights::of(q, &k, scale, qkv.dtype());
+                let shares = Weights::of(q, &k, scale, qkv.dtype(), weights);
                 let row0 = (sequence * seq + t) * width + head * h;
                 for c in 0..h {
-                    let (value, error) = weights.mean(v.iter().map(|v| v[c]), qkv.dtype());
+                    let (value, error) = shares.mean(v.iter().map(|v| v[c]), qkv.dtype());
                     all.elements[row0 + c] = stored(value, error, !error.is_finite(), output);
                 }
             }
@@ -254,14 +265,16 @@ struct Weights {
     keys: Vec<(f64, f64)>,
     /// A of the module's documentation.
     sums: f64,
-    /// n·(T + 2)·2⁻¹²⁶.
+    /// Relative error of a weight that is rounded before it is multiplied.
+    rounding: f64,
+    /// What weights and products lose that are flushed.
     flushed: f64,
     /// Whether the scores fit f32.
     decided: bool,
 }
 
 impl Weights {
-    fn of(q: &[f64], keys: &[Vec<f64>], scale: f64, storage: DType) -> Self {
+    fn of(q: &[f64], keys: &[Vec<f64>], scale: f64, storage: DType, rounded: DType) -> Self {
         let (h, n) = (q.len(), keys.len());
         let growth = gamma(h + 4, U);
         let mut decided = true;
@@ -289,10 +302,16 @@ impl Weights {
             // The second order of the products, which `exp` leaves out where factors are below one.
             ((s - most).exp() / total, (exponent * (1.0 + 1e-3)).exp_m1())
         });
+        let (rounding, lost) = match rounded {
+            DType::F32 => (0.0, FLUSH),
+            // Either neighbour, as for stores.
+            other => (2.0 * other.unit_roundoff(), limits(other).normal / 4096.0 + FLUSH),
+        };
         Self {
             keys: shares.collect(),
             sums: gamma(n + 2 * blocks + 2, U),
-            flushed: (n * (blocks + 2)) as f64 * FLUSH,
+            rounding,
+            flushed: n as f64 * (lost + (blocks + 1) as f64 * FLUSH),
             decided,
         }
     }
@@ -311,7 +330,8 @@ impl Weights {
             largest = largest.max(v.abs());
         }
         let least = 1.0 - shift - self.sums * grown;
-        let quotient = (spread + self.sums * (grown_abs + grown * y.abs()) + self.flushed * (1.0 + largest)) / least;
+        let rounded = self.sums * (grown_abs + grown * y.abs()) + self.rounding * (1.0 + self.sums) * grown_abs;
+        let quotient = (spread + rounded + self.flushed * (1.0 + largest)) / least;
         let error = quotient + 6.0 * U * (y.abs() + quotient) + lost + FLUSH;
         // Below one half the first order says little.
         (y, if self.decided && least > 0.5 && error.is_finite() { error } else { f64::INFINITY })

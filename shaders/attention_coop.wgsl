@@ -113,15 +113,11 @@ fn stage_scores(block: u32, subgroup: u32, lane: u32) {
     stage_sum(scores[0], subgroup * STAGE_SIZE, lane);
 }
 
-// Four of a lane's staged scores: those of `key` and the next three keys of the sequence.
+// Four of a lane's staged scores: those of `key` and the next three keys of the sequence. Past its length the lowest
+// there is, whose exponential is zero beside any score.
 fn scores_at(place: Place, at: u32, key: u32) -> vec4<f32> {
     let four = vec4(stage[at], stage[at + 1u], stage[at + 2u], stage[at + 3u]) * params.scale;
     return select(vec4(LOWEST), four, vec4(key) + vec4(0u, 1u, 2u, 3u) < vec4(place.length));
-}
-
-// Their exponentials; zero for keys past the length.
-fn weights_of(place: Place, scores: vec4<f32>, highest: f32, key: u32) -> vec4<f32> {
-    return select(vec4<f32>(), exp(scores - highest), vec4(key) + vec4(0u, 1u, 2u, 3u) < vec4(place.length));
 }
 
 fn highest_of(v: vec4<f32>) -> f32 {
@@ -178,7 +174,7 @@ fn main(
             let low = scores_at(place, staged, key);
             let high = scores_at(place, staged + 4u, key + 4u);
             let highest = max(maximum, max(highest_of(low), highest_of(high)));
-            let weights = weights_of(place, low, highest, key) + weights_of(place, high, highest, key + 4u);
+            let weights = exp(low - highest) + exp(high - highest);
             total = total * exp(maximum - highest) + sum_of(weights);
             maximum = highest;
             workgroupBarrier();
@@ -204,8 +200,8 @@ fn main(
             workgroupBarrier();
             let key = key0 + 16u * block + half;
             let at = (QUERIES + 16u * subgroup + row) * STRIDE + 4u * block + half / 4u;
-            let low = weights_of(place, scores_at(place, staged, key), highest, key);
-            let high = weights_of(place, scores_at(place, staged + 4u, key + 4u), highest, key + 4u);
+            let low = exp(scores_at(place, staged, key) - highest);
+            let high = exp(scores_at(place, staged + 4u, key + 4u) - highest);
             x_tile[at] = Quad(low * WEIGHT_SCALE);
             x_tile[at + 1u] = Quad(high * WEIGHT_SCALE);
             workgroupBarrier();

@@ -540,7 +540,8 @@ fn cooperative_attention_agrees_with_the_oracle_when_acted_out() {
         eprintln!("skipped: no f16");
         return;
     }
-    let options = Options { emulate_cooperative: true, ..Default::default() };
+    // Rolled: llvmpipe takes a minute to compile such a kernel unrolled, some seconds as it stands.
+    let options = Options { emulate_cooperative: true, unroll: Some(false), ..Default::default() };
     let device = Device::open(device.info().name(), options).unwrap();
     let caps = device.caps().unwrap();
     let seed = seed();
@@ -554,9 +555,8 @@ fn cooperative_attention_agrees_with_the_oracle_when_acted_out() {
         let tile = AttentionTile::choose(batch * heads, seq, head_dim, DType::F16, caps).unwrap();
         assert!(tile.is_cooperative(), "{tile}");
         tiles.push(tile.to_string());
-        for output in [DType::F16, DType::F32] {
-            attention_agrees(&device, (batch, seq, heads, head_dim), (DType::F16, output), DType::F16, seed + i as u64);
-        }
+        let output = if i == 0 { DType::F32 } else { DType::F16 };
+        attention_agrees(&device, (batch, seq, heads, head_dim), (DType::F16, output), DType::F16, seed + i as u64);
     }
     for tile in ["coop_64x32x32", "coop_32x32x32", "coop_32x64x64"] {
         assert!(tiles.iter().any(|t| t == tile), "{tile} has not run: {tiles:?}");

@@ -39,7 +39,7 @@ OUT, which must be new or empty. Needs bash, coreutils and a Vulkan driver: no t
   --parts LIST   only these, comma-separated: env, correctness, ceilings, tune, square-f32, square-f16, bert-large,
                  llama-8b, tokens; also square (both), f32, f16, bert, llama. env is always among them
   --device NAME  the first adapter whose name contains NAME; without it the first that is no software driver
-  --bin DIR      folder of sparse24, and of the test binaries gpu-tests-gemm and gpu-tests-gpu for the part correctness;
+  --bin DIR      folder of sparse24, and of the test binaries gpu-tests-gemm, -gpu and -glue for the part correctness;
                  without it this script's own folder if it is a bundle, else target/release
   --bundle DIR   build all of that (needs Rust) and copy it with this script into the new folder DIR, which then can be
                  carried to a bare machine of the same architecture: DIR/gpu.sh OUT
@@ -98,11 +98,11 @@ bundle() {
     cd "$here/.."
     say "==> building (release)"
     cargo build --locked --release
-    built=$(cargo test --locked --release --no-run --message-format=json --test gemm --test gpu)
+    built=$(cargo test --locked --release --no-run --message-format=json --test gemm --test gpu --test glue)
     target=$(cargo metadata --locked --no-deps --format-version 1)
     target=${target##*'"target_directory":"'}
     cp "${target%%\"*}/release/sparse24" "$dir/sparse24"
-    for name in gemm gpu; do
+    for name in gemm gpu glue; do
         cp "$(executable "$name" <<<"$built")" "$dir/gpu-tests-$name" || die "cargo named no executable of the test $name"
     done
     strip "$dir"/sparse24 "$dir"/gpu-tests-* 2>/dev/null || say "    no strip here: the binaries keep their symbols"
@@ -439,7 +439,7 @@ part_correctness() {
     local run=(env SPARSE24_REQUIRE_GPU=1 "SPARSE24_TEST_DEVICE=$adapter" RUST_BACKTRACE=0)
     [[ -z $quick ]] || budget=8
     files[correctness]=''
-    for binary in gemm gpu; do
+    for binary in gemm gpu glue; do
         if [[ ! -x $bin/gpu-tests-$binary ]]; then
             worse failed "no gpu-tests-$binary in --bin"
             missing+=("correctness: there is no gpu-tests-$binary beside sparse24")
@@ -468,10 +468,12 @@ part_correctness() {
         missing+=("correctness: $((kernels_there - kernels_ran)) of $kernels_there kernels x tiles x epilogues: time was up")
     # Matching by whole names, as one may be a part of another.
     test_result gemm 75 "${run[@]}" gpu-tests-gemm --ignored --exact "${rest[@]}"
-    mapfile -t tests < <(gpu-tests-gpu --ignored --list)
-    rest=()
-    for name in "${tests[@]}"; do [[ $name != *': test' ]] || rest+=("${name%: test}"); done
-    test_result gpu 40 "${run[@]}" gpu-tests-gpu --ignored --exact "${rest[@]}"
+    for binary in gpu glue; do
+        mapfile -t tests < <("gpu-tests-$binary" --ignored --list)
+        rest=()
+        for name in "${tests[@]}"; do [[ $name != *': test' ]] || rest+=("${name%: test}"); done
+        test_result "$binary" 40 "${run[@]}" "gpu-tests-$binary" --ignored --exact "${rest[@]}"
+    done
 }
 
 # kernel_result TEST CODE: how many of how many kernels it ran.

@@ -6,7 +6,11 @@
 
 mod bench;
 mod devices;
+mod embed;
+mod eval;
 mod inspect;
+mod model;
+mod model_bench;
 mod shapes;
 mod tune;
 mod tuning;
@@ -27,7 +31,7 @@ pub(crate) enum Outcome {
     VerificationFailed,
 }
 
-/// 2:4 structured sparsity on any GPU that wgpu reaches: prune, compress, multiply, verify, measure.
+/// 2:4 structured sparsity on any GPU that wgpu reaches: prune, compress, multiply, verify, measure, embed.
 ///
 /// Without a command, `bench` runs with its defaults: BERT-base's layers on the best device of this machine.
 #[derive(Debug, Parser)]
@@ -41,6 +45,8 @@ struct Cli {
 enum Command {
     Bench(Box<bench::Args>),
     Devices(devices::Args),
+    Embed(Box<embed::Args>),
+    Eval(Box<eval::Args>),
     Inspect(inspect::Args),
     Tune(Box<tune::Args>),
 }
@@ -52,6 +58,8 @@ pub(crate) fn run() -> Result<Outcome> {
         None => bench::run(&bench::Args::default()),
         Some(Command::Bench(args)) => bench::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),
+        Some(Command::Embed(args)) => embed::run(&args),
+        Some(Command::Eval(args)) => eval::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::Tune(args)) => tune::run(&args),
     }

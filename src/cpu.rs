@@ -13,7 +13,11 @@ mod probe;
 mod sparse;
 mod weights;
 
+mod glue;
+
 use std::sync::{Mutex, PoisonError};
+
+pub(crate) use glue::AttentionShape;
 
 use gemm::Parallelism;
 use rayon::prelude::*;

@@ -5,6 +5,8 @@
 //! [`Prepared::run`] and [`Prepared::record`] only dispatch. Invariant: a [`Prepared`] call's operands have the shapes
 //! and types of its plan and live on its device.
 
+pub mod glue;
+
 use std::borrow::Cow;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -165,6 +167,27 @@ enum Work {
     Gpu(Vec<Dispatch>),
     Cpu(Arc<CpuCall>),
     CpuProbe(Arc<CpuProbe>),
+    CpuGlue(Arc<glue::CpuGlue>),
+}
+
+impl Work {
+    /// What is dispatched on a GPU.
+    fn dispatches(&self) -> &[Dispatch] {
+        match self {
+            Self::Gpu(dispatches) => dispatches,
+            Self::Cpu(_) | Self::CpuProbe(_) | Self::CpuGlue(_) => &[],
+        }
+    }
+
+    /// Does what is done on the CPU, in the caller's turn.
+    fn run_now(&self, cpu: &Cpu) {
+        match self {
+            Self::Gpu(_) => {}
+            Self::Cpu(call) => call.run_now(cpu),
+            Self::CpuProbe(probe) => cpu.run_probe(probe),
+            Self::CpuGlue(call) => call.run_now(cpu),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -179,10 +202,6 @@ struct CpuCall {
 }
 
 impl CpuCall {
-    fn run(&self, cpu: &Cpu) -> Result<()> {
-        cpu.in_turn(|| self.run_now(cpu))
-    }
-
     fn run_now(&self, cpu: &Cpu) {
         let x = read(&self.x);
         let bias = self.bias.as_deref().map(read);
@@ -643,10 +662,7 @@ impl Device {
         }
         let start = Instant::now();
         let on_gpu = match &self.0 {
-            Inner::Gpu(gpu) => gpu.submit_timed(calls.flat_map(|call| match &call.work {
-                Work::Gpu(dispatches) => dispatches.iter(),
-                Work::Cpu(_) | Work::CpuProbe(_) => [].iter(),
-            }))?,
+            Inner::Gpu(gpu) => gpu.submit_timed(calls.flat_map(|call| call.work.dispatches()))?,
             Inner::Cpu(_) => {
                 calls.into_iter().try_for_each(Prepared::run)?;
                 None
@@ -656,6 +672,31 @@ impl Device {
             Some(elapsed) => Timing { elapsed, clock: Clock::GpuTimestamps },
             None => Timing { elapsed: start.elapsed(), clock: Clock::HostWall },
         })
+    }
+
+    /// Runs calls of this device one after another: on a GPU as one submission, without waiting, on the CPU until all
+    /// are done. Each call sees what those before it wrote.
+    ///
+    /// ```
+    /// use sparse24::glue::LayerNorm;
+    /// use sparse24::{DType, Device, Matrix};
+    /// let device = Device::cpu()?;
+    /// let x = device.upload(&Matrix::from_f32(1, 2, &[1.0, 3.0])?)?;
+    /// let (gamma, beta) = (device.upload(&Matrix::from_f32(1, 2, &[2.0, 2.0])?)?, device.zeros(1, 2, DType::F32)?);
+    /// let (y, z) = (device.zeros(1, 2, DType::F32)?, device.zeros(1, 2, DType::F32)?);
+    /// let norm = |x, y| device.layer_norm(&LayerNorm { x, gamma: &gamma, beta: &beta, eps: 0.0, y });
+    /// device.submit(&[norm(&x, &y)?, norm(&y, &z)?])?;
+    /// assert_eq!(device.read(&z)?, Matrix::from_f32(1, 2, &[-2.0, 2.0])?);
+    /// # Ok::<(), sparse24::Error>(())
+    /// ```
+    pub fn submit(&self, calls: &[Prepared]) -> Result<()> {
+        for call in calls {
+            self.owns("call", &call.device)?;
+        }
+        match &self.0 {
+            Inner::Gpu(gpu) => gpu.submit(calls.iter().flat_map(|call| call.work.dispatches())),
+            Inner::Cpu(cpu) => cpu.in_turn(|| calls.iter().for_each(|call| call.work.run_now(cpu))),
+        }
     }
 
     /// A call that measures a ceiling, and its work: operations, or bytes for a copy. `None` where the device cannot
@@ -711,7 +752,7 @@ impl Device {
         };
         let (x, y) = (gpu.buffer("probe", x, None)?, gpu.buffer("probe", y, None)?);
         let operands = [None, None, Some(Binding::whole(&x)), None, None, Some(Binding::whole(&y))];
-        let dispatch = gpu.dispatch(&program, [workgroups, 1, 1], &params, operands)?;
+        let dispatch = gpu.dispatch(&program, [workgroups, 1, 1], &params, &operands)?;
         Ok(Some((Prepared { device: self.clone(), work: Work::Gpu(vec![dispatch]) }, work)))
     }
 
@@ -751,11 +792,9 @@ impl Tensor {
 impl Prepared {
     /// Computes the output: on a GPU submits and returns without waiting, on the CPU returns when it is done.
     pub fn run(&self) -> Result<()> {
-        match (&self.device.0, &self.work) {
-            (Inner::Gpu(gpu), Work::Gpu(dispatches)) => gpu.submit(dispatches.iter()),
-            (Inner::Cpu(cpu), Work::Cpu(call)) => call.run(cpu),
-            (Inner::Cpu(cpu), Work::CpuProbe(probe)) => cpu.in_turn(|| cpu.run_probe(probe)),
-            _ => Err(foreign("call")),
+        match &self.device.0 {
+            Inner::Gpu(gpu) => gpu.submit(self.work.dispatches().iter()),
+            Inner::Cpu(cpu) => cpu.in_turn(|| self.work.run_now(cpu)),
         }
     }
 
@@ -767,7 +806,7 @@ impl Prepared {
                 Gpu::record(encoder, dispatches.iter(), None);
                 Ok(())
             }
-            Work::Cpu(_) | Work::CpuProbe(_) => Err(Error::Mismatch {
+            Work::Cpu(_) | Work::CpuProbe(_) | Work::CpuGlue(_) => Err(Error::Mismatch {
                 what: "call".into(),
                 got: "the CPU device".into(),
                 expected: "a GPU to record into an encoder".into(),
@@ -846,7 +885,7 @@ impl Bind<'_> {
         };
         let bias = self.io.bias.and_then(|bias| bind(bias, &(0..1), 1, m * 4));
         let [bias, residual] = [bias, residual].map(|operand| operand.filter(|_| step.epilogue));
-        gpu.dispatch(&step.program, step.grid, &step.params, [values, words, x, bias, residual, y])
+        gpu.dispatch(&step.program, step.grid, &step.params, &[values, words, x, bias, residual, y])
     }
 }
 

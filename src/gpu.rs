@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::kernel::{Caps, CoopShape, Params, Program, Rates, ShaderChecks};
+use crate::kernel::{Caps, CoopShape, Program, Rates, ShaderChecks};
 use crate::plan::Tuning;
 
 /// What kind of hardware an adapter is.
@@ -152,8 +152,10 @@ fn rates(kind: wgpu::DeviceType) -> Rates {
     Rates { fma, cooperative, memory, cache, dispatch }
 }
 
-/// Bindings of every kernel, by number: parameters, two for weights, X, bias, residual, Y.
-const BINDINGS: u32 = 7;
+/// Bindings of every kernel, by number: parameters, two for weights, X, bias, residual, Y, and one more to read.
+const BINDINGS: u32 = 8;
+/// The one that is written.
+const OUTPUT: u32 = 6;
 
 /// A range of a buffer that a program binds.
 #[derive(Clone, Copy)]
@@ -296,7 +298,7 @@ impl Gpu {
                 ty: wgpu::BindingType::Buffer {
                     ty: match binding {
                         0 => wgpu::BufferBindingType::Uniform,
-                        _ => wgpu::BufferBindingType::Storage { read_only: binding != BINDINGS - 1 },
+                        _ => wgpu::BufferBindingType::Storage { read_only: binding != OUTPUT },
                     },
                     has_dynamic_offset: false,
                     min_binding_size: None,
@@ -540,28 +542,31 @@ impl Gpu {
             // `Plan::steps`, `dispatch`); writes are guarded by m, n and the number of outputs. Workgroup and private
             // arrays are indexed below their constant sizes, gathers by 2-bit positions within a group; every loop
             // counts up to a finite bound; divisors are constants or numbers of tiles and features that are not zero
-            // where anything is dispatched; workgroup memory is written before it is read. Gain: none on
-            // llvmpipe that its noise would show since loops are unrolled (benches/results/2026-11-23-llvmpipe; 3.8 to 4.0
-            // times before), not measured on a GPU.
+            // where anything is dispatched; workgroup memory is written before it is read. Kernels between the GEMMs
+            // bound every id by its table's rows and every length by the rows of a sequence where they read it. Gain:
+            // none on llvmpipe that its noise would show since loops are unrolled (benches/results/2026-11-23-llvmpipe;
+            // 3.8 to 4.0 times before), not measured on a GPU.
             ShaderChecks::Trusted => unsafe {
                 self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
             },
         }
     }
 
-    /// Binds operands 1 to 6 of a program (two for weights, X, bias, residual, Y). `None` binds nothing of consequence.
-    /// An error if a buffer ends before what is to be bound, or the binding is larger than the device allows.
+    /// Binds a program's parameters and its operands from 1 on. `None`, and what is left out at the end, binds nothing
+    /// of consequence. An error if a buffer ends before what is to be bound, or the binding is larger than the device
+    /// allows.
     pub(crate) fn dispatch(
         &self,
         program: &Program,
         grid: [u32; 3],
-        params: &Params,
-        operands: [Option<Binding<'_>>; 6],
+        params: &impl bytemuck::NoUninit,
+        operands: &[Option<Binding<'_>>],
     ) -> Result<Dispatch> {
         let pipeline = self.pipeline(program)?;
         let nothing = Binding { buffer: &self.nothing, offset: 0, bytes: 16 };
-        let mut bound = Vec::with_capacity(operands.len());
-        for operand in operands {
+        let mut bound = Vec::with_capacity(BINDINGS as usize - 1);
+        for at in 0..BINDINGS as usize - 1 {
+            let operand = operands.get(at).copied().flatten();
             let binding = operand.filter(|b| b.bytes > 0).unwrap_or(nothing);
             let bytes = binding.bytes.next_multiple_of(4);
             let limit = self.info.caps.binding_bytes.min(binding.buffer.size().saturating_sub(binding.offset));

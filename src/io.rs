@@ -169,6 +169,16 @@ impl TensorFile {
         Matrix::new(rows, cols, self.elements(info)?).map_err(|e| e.in_tensor(&self.path, name))
     }
 
+    /// A one-dimensional tensor of type f32, f16 or bf16, as a matrix of one row. Any other is an error.
+    pub fn vector(&self, name: &str) -> Result<Matrix> {
+        let info = self.info(name)?;
+        let [len] = info.shape[..] else {
+            let reason = format!("has shape {:?}, a vector has one dimension", info.shape);
+            return Err(Error::Invalid(reason).in_tensor(&self.path, name));
+        };
+        Matrix::new(1, len, self.elements(info)?).map_err(|e| e.in_tensor(&self.path, name))
+    }
+
     /// The names P of the compressed matrices in the file, sorted; none if it is another kind of file. An error if they
     /// are of a version of the format that this crate does not know.
     pub fn sparse24_names(&self) -> Result<Vec<String>> {

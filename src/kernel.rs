@@ -26,6 +26,8 @@
 //! modules without any override before it learns that loop bounding and workgroup zeroing are to be left out, so
 //! [trusted](ShaderChecks::Trusted) modules need at least one.
 
+pub mod glue;
+
 use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
@@ -714,6 +716,8 @@ pub enum Program {
     ProbeCoop,
     /// A copy (shaders/probe_copy.wgsl).
     ProbeCopy,
+    /// What runs between the GEMMs of a transformer.
+    Glue(glue::Glue),
 }
 
 /// Independent sums of a thread or subgroup, and multiply-adds of each, in the probes of arithmetic.
@@ -736,7 +740,8 @@ impl Program {
                 .into_iter()
                 .flat_map(move |output| Epilogue::all().map(move |epilogue| Self::Reduce { form, output, epilogue }))
         });
-        pack.chain(reduce).chain(FLOATS.map(Self::ProbeFma)).chain([Self::ProbeCoop, Self::ProbeCopy])
+        let probes = FLOATS.map(Self::ProbeFma).into_iter().chain([Self::ProbeCoop, Self::ProbeCopy]);
+        pack.chain(reduce).chain(probes).chain(glue::Glue::all().map(Self::Glue))
     }
 
     /// The part that decides its text. Programs that differ in form and epilogue alone share a module.
@@ -746,6 +751,7 @@ impl Program {
             Self::Gemm(kernel) => Self::Gemm(Kernel { form, epilogue, ..kernel }),
             Self::Pack { storage, .. } => Self::Pack { form, storage },
             Self::Reduce { output, .. } => Self::Reduce { form, output, epilogue },
+            Self::Glue(glue) => Self::Glue(glue.module()),
             probe => probe,
         }
     }
@@ -781,6 +787,7 @@ impl Program {
                 Ok(text)
             }
             Self::ProbeCopy => Ok(Text(include_str!("../shaders/probe_copy.wgsl").to_owned())),
+            Self::Glue(glue) => glue.text(primitives),
         }
     }
 
@@ -793,6 +800,7 @@ impl Program {
             Self::ProbeFma(_) => overrides(Form::Linear, Epilogue::NONE),
             Self::ProbeCoop => vec![("FACTOR", 0.007_812_5)],
             Self::ProbeCopy => vec![("COPIES", 4.0)],
+            Self::Glue(glue) => glue.overrides(),
         }
     }
 
@@ -809,6 +817,7 @@ impl Program {
                 return if native { Ok(()) } else { Err(format!("cooperative matrices of {wanted}")) };
             }
             Self::ProbeCopy => false,
+            Self::Glue(glue) => return glue.supported_by(caps),
         };
         if f16 && !caps.f16 { Err("f16 in shaders".into()) } else { Ok(()) }
     }
@@ -823,6 +832,7 @@ impl fmt::Display for Program {
             Self::ProbeFma(dtype) => write!(f, "probe_fma-{dtype}"),
             Self::ProbeCoop => f.write_str("probe_coop"),
             Self::ProbeCopy => f.write_str("probe_copy"),
+            Self::Glue(glue) => glue.fmt(f),
         }
     }
 }

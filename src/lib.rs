@@ -93,9 +93,16 @@
 //! workgroup memory, at dense speed. [`kernel`] lists these ways, [`plan`] chooses by estimate, [`tune`] by
 //! measurement, and [`Plan::explain`] says why.
 //!
+//! # A whole model
+//! What a transformer computes between its linear layers (embeddings, layer normalisation, attention, pooling) is in
+//! [`glue`]. [`Device::submit`] runs the calls of a forward pass as one submission. The module `bert` (feature `bert`)
+//! is a model built that way, from a folder of files to embeddings; [`linear`] shows another one.
+//!
 //! A program that owns a wgpu device wraps it with [`Device::from_wgpu`], its buffers with [`Tensor::from_buffer`], and
 //! records layers into its own encoders with [`Prepared::record`].
 
+#[cfg(feature = "bert")]
+pub mod bert;
 mod cpu;
 mod dtype;
 pub mod engine;
@@ -118,11 +125,12 @@ pub mod report;
 pub mod simd;
 pub mod tune;
 
+pub use engine::glue::{self, Attention, Embed, Indices, LayerNorm, Pool};
 pub use engine::{Device, Io, Options, Prepared, Tensor, Weights, wgpu};
 pub use error::{Error, Result};
 pub use format::Sparse24;
 pub use io::TensorFile;
-pub use linear::Linear;
+pub use linear::{Linear, LinearWeights};
 pub use mask::{Mask, Mask24, VectorLen};
 pub use matrix::{DType, Element, Elements, Matrix};
 pub use plan::{Plan, Tuning};

@@ -1,21 +1,134 @@
 //! A layer's weights in whichever form runs them best: what an inference engine holds.
 //!
-//! [`Linear`] owns compressed weights on a device and plans for each number of tokens by itself. Where the planner
-//! expects 2:4 to lose, it makes a dense copy of the weights on the device, once, and uses that; [`Plan::explain`] says
-//! so. The planner goes by estimates until the device is [tuned](crate::tune). The compressed weights stay on the host
-//! too, and a layer that is called with many tokens and with few may hold both forms on the device.
-//! Invariant: weights on the device are those of the host's [`Sparse24`], whatever their form.
+//! [`Linear`] owns weights on a device, dense, compressed or masked, and plans for each number of tokens by itself. For
+//! compressed weights, where the planner expects 2:4 to lose, it makes a dense copy on the device, once, and uses that;
+//! [`Plan::explain`] says so. The planner goes by estimates until the device is [tuned](crate::tune). Compressed weights
+//! stay on the host too, and such a layer that is called with many tokens and with few may hold both forms on the
+//! device. Dense and masked ones leave the host when they are uploaded.
+//! Invariant: weights on the device are those that the layer was made with, whatever their form.
+//!
+//! # Another model: a multilayer perceptron
+//! Layers are joined by their activations, which stay on the device. Each layer here has another form, and the whole is
+//! one submission:
+//!
+//! ```
+//! use sparse24::*;
+//! # fn weights(m: usize, k: usize, seed: u64) -> Result<Matrix> { measure::uniform(m, k, DType::F32, seed) }
+//! # fn main() -> Result<()> {
+//! let device = Device::cpu()?; // or Device::auto()
+//! let (tokens, input, hidden, output) = (5, 32, 64, 8);
+//!
+//! // 32 -> 64, 2:4 with a pattern for every 4 rows; 64 -> 64, masked; 64 -> 8, dense.
+//! let (up, mid, down) = (weights(hidden, input, 1)?, weights(hidden, hidden, 2)?, weights(output, hidden, 3)?);
+//! let compressed = Sparse24::compress(&up, &prune::magnitude(&up, VectorLen::new(4)?)?)?;
+//! let mask = Mask::from_fn(hidden, hidden, |row, col| row.abs_diff(col) < 8)?; // any mask, here a band
+//!
+//! let relu = Epilogue { bias: true, activation: Activation::Relu, residual: false };
+//! let skip = Epilogue { bias: true, activation: Activation::Gelu, residual: true };
+//! let layers = [
+//!     device.linear(&compressed, relu),
+//!     device.linear(LinearWeights::Masked(mid, mask), skip),
+//!     device.linear(&down, Epilogue::NONE),
+//! ];
+//!
+//! // Buffers and calls are made once for a number of tokens.
+//! let x = device.upload(&weights(tokens, input, 4)?)?;
+//! let bias = device.upload(&Matrix::zeros(1, hidden, DType::F32)?)?;
+//! let [h1, h2] = [device.zeros(tokens, hidden, DType::F32)?, device.zeros(tokens, hidden, DType::F32)?];
+//! let y = device.zeros(tokens, output, DType::F32)?;
+//! let calls = [
+//!     layers[0].prepare(&Io { x: &x, bias: Some(&bias), residual: None, y: &h1 })?,
+//!     layers[1].prepare(&Io { x: &h1, bias: Some(&bias), residual: Some(&h1), y: &h2 })?,
+//!     layers[2].prepare(&Io { x: &h2, bias: None, residual: None, y: &y })?,
+//! ];
+//! device.submit(&calls)?; // as often as wanted, with device.write(&x, ..) in between
+//! assert_eq!((device.read(&y)?.rows(), device.read(&y)?.cols()), (tokens, output));
+//! # assert!(device.read(&y)?.elements().to_f32().iter().all(|y| y.is_finite() && *y != 0.0));
+//! # Ok(())
+//! # }
+//! ```
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::engine::{Device, Io, Prepared, Weights};
 use crate::error::{Error, Result};
 use crate::format::Sparse24;
-use crate::matrix::DType;
+use crate::mask::Mask;
+use crate::matrix::{DType, Matrix};
 use crate::plan::Plan;
 use crate::problem::{Epilogue, Op, Problem};
 
-/// A linear layer with 2:4 weights. Cloning gives another handle to the same weights.
+/// The weights of a layer on the host, `m x k`, in the form in which a [`Linear`] is to have them.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LinearWeights {
+    /// Every weight.
+    Dense(Matrix),
+    /// Compressed 2:4 weights.
+    Sparse24(Sparse24),
+    /// Every weight, and the mask of the same shape that is applied whenever they are used.
+    Masked(Matrix, Mask),
+}
+
+impl LinearWeights {
+    /// Output features.
+    pub fn m(&self) -> usize {
+        match self {
+            Self::Dense(w) | Self::Masked(w, _) => w.rows(),
+            Self::Sparse24(w) => w.m(),
+        }
+    }
+
+    /// Input features, before compression.
+    pub fn k(&self) -> usize {
+        match self {
+            Self::Dense(w) | Self::Masked(w, _) => w.cols(),
+            Self::Sparse24(w) => w.k(),
+        }
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Self::Dense(w) | Self::Masked(w, _) => w.dtype(),
+            Self::Sparse24(w) => w.dtype(),
+        }
+    }
+
+    /// The operation that takes weights of this form.
+    pub fn op(&self) -> Op {
+        match self {
+            Self::Dense(_) => Op::Dense,
+            Self::Sparse24(w) => Op::Sparse24(w.vector()),
+            Self::Masked(..) => Op::Masked,
+        }
+    }
+}
+
+impl From<Matrix> for LinearWeights {
+    fn from(w: Matrix) -> Self {
+        Self::Dense(w)
+    }
+}
+
+impl From<&Matrix> for LinearWeights {
+    fn from(w: &Matrix) -> Self {
+        Self::Dense(w.clone())
+    }
+}
+
+impl From<Sparse24> for LinearWeights {
+    fn from(w: Sparse24) -> Self {
+        Self::Sparse24(w)
+    }
+}
+
+impl From<&Sparse24> for LinearWeights {
+    fn from(w: &Sparse24) -> Self {
+        Self::Sparse24(w.clone())
+    }
+}
+
+/// A linear layer. Cloning gives another handle to the same weights.
 ///
 /// ```
 /// use sparse24::*;
@@ -33,59 +146,92 @@ use crate::problem::{Epilogue, Op, Problem};
 /// # Ok::<(), Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Linear(Arc<Layer>);
+pub struct Linear {
+    layer: Arc<Layer>,
+    pinned: bool,
+}
 
 #[derive(Debug)]
 struct Layer {
     device: Device,
-    /// Kept to make the other form from.
-    host: Sparse24,
+    /// What the host's weights are, which the layer outlives.
+    op: Op,
+    m: usize,
+    k: usize,
+    dtype: DType,
     epilogue: Epilogue,
     forms: Mutex<Forms>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Forms {
-    sparse: Option<Weights>,
+    /// Compressed weights for as long as the layer is there, to make the other form from; others until they are on the
+    /// device.
+    host: Option<LinearWeights>,
+    /// On the device, in the form of the host's.
+    own: Option<Weights>,
+    /// The dense copy of compressed weights.
     dense: Option<Weights>,
 }
 
 impl Device {
-    /// A layer with these weights. They are uploaded when the first call is prepared, in the form that its number of
-    /// tokens wants. bf16 weights become f32.
-    pub fn linear(&self, w: &Sparse24, epilogue: Epilogue) -> Linear {
-        Linear(Arc::new(Layer { device: self.clone(), host: w.clone(), epilogue, forms: Mutex::default() }))
+    /// A layer with these weights: a [`Matrix`], a [`Sparse24`], or any [`LinearWeights`]. They are uploaded when the
+    /// first call is prepared, compressed ones in the form that its number of tokens wants. bf16 weights become f32.
+    pub fn linear(&self, w: impl Into<LinearWeights>, epilogue: Epilogue) -> Linear {
+        let w = w.into();
+        let dtype = match w.dtype() {
+            DType::Bf16 => DType::F32,
+            own => own,
+        };
+        let layer = Layer {
+            device: self.clone(),
+            op: w.op(),
+            m: w.m(),
+            k: w.k(),
+            dtype,
+            epilogue,
+            forms: Mutex::new(Forms { host: Some(w), own: None, dense: None }),
+        };
+        Linear { layer: Arc::new(layer), pinned: false }
     }
 }
 
 impl Linear {
+    /// The same layer, on the same weights, that takes no dense ones in place of 2:4: to see what 2:4 alone does.
+    pub fn pinned(&self) -> Self {
+        Self { layer: Arc::clone(&self.layer), pinned: true }
+    }
+
+    /// The operation that its weights were given for.
+    pub fn op(&self) -> Op {
+        self.layer.op
+    }
+
     /// How `n` tokens would be multiplied into an output of this type. An error names what the device lacks, or the
     /// operand that is too large for it.
     pub fn plan(&self, n: usize, output: DType) -> Result<Plan> {
         let problem = self.problem(n, output);
-        self.0.device.plan_or_dense(&problem)
+        match self.layer.op {
+            Op::Sparse24(_) if !self.pinned => self.layer.device.plan_or_dense(&problem),
+            _ => self.layer.device.plan(&problem),
+        }
     }
 
     fn problem(&self, n: usize, output: DType) -> Problem {
-        let Layer { host, epilogue, .. } = &*self.0;
-        let storage = match host.dtype() {
-            DType::Bf16 => DType::F32,
-            own => own,
-        };
-        let problem = Problem::linear(Op::Sparse24(host.vector()), host.m(), n, host.k(), storage);
-        Problem { output, epilogue: *epilogue, ..problem }
+        let Layer { op, m, k, dtype, epilogue, .. } = *self.layer;
+        Problem { output, epilogue, ..Problem::linear(op, m, n, k, dtype) }
     }
 
     /// Plans for the tokens in `io.x`, uploads the weights in the form that the plan wants unless they are there, and
     /// binds the operands. X and Y are as in the linear form, with bias and residual as the epilogue wants; errors are
-    /// those of [`Linear::plan`] and [`Device::prepare`]. Where the device has no room for dense weights, 2:4 ones are
-    /// used.
+    /// those of [`Linear::plan`] and [`Device::prepare`], and a mask of another shape than its weights. Where the device
+    /// has no room for the dense copy of 2:4 weights, these themselves are used.
     pub fn prepare(&self, io: &Io<'_>) -> Result<Prepared> {
-        let device = &self.0.device;
+        let Layer { device, op, .. } = &*self.layer;
         let plan = self.plan(io.x.rows(), io.y.dtype())?;
         match self.weights(plan.weights()) {
             Ok(weights) => device.prepare(&plan, &weights, io),
-            Err(Error::OutOfMemory(_) | Error::TooLarge { .. }) if plan.weights() == Op::Dense => {
+            Err(Error::OutOfMemory(_) | Error::TooLarge { .. }) if plan.weights() != *op => {
                 let plan = device.plan(&self.problem(io.x.rows(), io.y.dtype()))?;
                 device.prepare(&plan, &self.weights(plan.weights())?, io)
             }
@@ -95,22 +241,35 @@ impl Linear {
 
     /// The weights in the form of one operation, uploaded if they are not there yet.
     fn weights(&self, op: Op) -> Result<Weights> {
-        let Layer { device, host, forms, .. } = &*self.0;
-        // Held over the upload, so that two threads do not both make it. A panic leaves both forms as they were.
-        let mut forms = forms.lock().unwrap_or_else(PoisonError::into_inner);
-        let (form, upload): (_, &dyn Fn() -> Result<Weights>) = match op {
-            Op::Dense => (&mut forms.dense, &|| device.upload_dense(&host.decompress())),
-            _ => (&mut forms.sparse, &|| device.upload_sparse24(host)),
-        };
-        match form {
-            Some(weights) => Ok(weights.clone()),
-            None => Ok(form.insert(upload()?).clone()),
+        let device = &self.layer.device;
+        // Held over the upload, so that two threads do not both make it. A panic leaves all forms as they were.
+        let mut forms = self.forms();
+        let Forms { host, own, dense } = &mut *forms;
+        let form = if op == self.layer.op { own } else { dense };
+        if let Some(weights) = form {
+            return Ok(weights.clone());
         }
+        let uploaded = match (&*host, op) {
+            (Some(LinearWeights::Dense(w)), Op::Dense) => device.upload_dense(w)?,
+            (Some(LinearWeights::Masked(w, mask)), Op::Masked) => device.upload_masked(w, mask)?,
+            (Some(LinearWeights::Sparse24(w)), Op::Sparse24(_)) => device.upload_sparse24(w)?,
+            (Some(LinearWeights::Sparse24(w)), Op::Dense) => device.upload_dense(&w.decompress())?,
+            // Plans of a layer are of its own operation, or dense in place of 2:4.
+            _ => return Err(Error::Invalid(format!("a layer of {} has no weights for {op}", self.layer.op))),
+        };
+        if !matches!(host, Some(LinearWeights::Sparse24(_))) {
+            *host = None;
+        }
+        Ok(form.insert(uploaded).clone())
+    }
+
+    fn forms(&self) -> MutexGuard<'_, Forms> {
+        self.layer.forms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes that the weights take on the device now: of one form or of both.
     pub fn bytes(&self) -> usize {
-        let forms = self.0.forms.lock().unwrap_or_else(PoisonError::into_inner);
-        [&forms.sparse, &forms.dense].into_iter().flatten().map(Weights::bytes).sum()
+        let forms = self.forms();
+        [&forms.own, &forms.dense].into_iter().flatten().map(Weights::bytes).sum()
     }
 }

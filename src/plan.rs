@@ -724,7 +724,7 @@ fn splits_worth_trying(problem: &Problem) -> impl Iterator<Item = usize> + use<>
 }
 
 /// Workgroups over x and y, and splits over z.
-fn grid(workgroups: usize, splits: usize, caps: &Caps) -> Result<[u32; 3]> {
+pub(crate) fn grid(workgroups: usize, splits: usize, caps: &Caps) -> Result<[u32; 3]> {
     let limit = caps.grid as usize;
     let y = workgroups.div_ceil(limit).max(1);
     if y > limit || splits > limit {

@@ -67,6 +67,8 @@
 //! that is not finite, no bound exists for all devices and orders of summation. Such elements have an infinite bound,
 //! pass, and are counted as [`Verdict::undecided`]; a verdict that decided nothing does not pass.
 
+pub mod glue;
+
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use std::fmt;
 
@@ -558,13 +560,18 @@ impl<'a> Oracle<'a> {
             undecided |= overflows(value, error);
         }
 
-        if output != DType::F32 {
-            let ulp = 2.0 * output.unit_roundoff();
-            let rounding = (ulp * (value.abs() + error)).max(ulp * limits(output).normal);
-            error = error_of(value, error + rounding);
-        }
-        Expected { value, bound: if undecided { f64::INFINITY } else { error }, output }
+        stored(value, error, undecided, output)
     }
+}
+
+/// What is left of a value when it is stored: the last step of the module's documentation.
+fn stored(value: f64, error: f64, undecided: bool, output: DType) -> Expected {
+    let mut bound = error;
+    if output != DType::F32 && value.is_finite() {
+        let ulp = 2.0 * output.unit_roundoff();
+        bound += (ulp * (value.abs() + error)).max(ulp * limits(output).normal);
+    }
+    Expected { value, bound: if undecided { f64::INFINITY } else { bound }, output }
 }
 
 impl Row {

@@ -251,7 +251,7 @@ fn share(row: &Record) -> String {
 }
 
 /// A positive number with this many significant digits, without an exponent unless it is tiny.
-fn significant(x: f64, digits: usize) -> String {
+pub fn significant(x: f64, digits: usize) -> String {
     if x == 0.0 {
         return "0".to_owned();
     }

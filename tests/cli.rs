@@ -5,13 +5,18 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "common/tiny_bert.rs"]
+mod tiny_bert;
+
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use sparse24::io::{self, Entry};
 use sparse24::{DType, Matrix, Sparse24, VectorLen, prune};
+use tiny_bert::TinyBert;
 
 /// How a run of the binary ended.
 struct Ran {
@@ -105,7 +110,9 @@ fn pruned(w: &Matrix, vector: VectorLen) -> Matrix {
 #[test]
 fn help_shows_an_example_of_every_command() {
     let help = sparse24(&["--help"]).fine();
-    for (command, flag) in [("bench", "--out"), ("devices", "--json"), ("inspect", "--json")] {
+    for (command, flag) in
+        [("bench", "--out"), ("devices", "--json"), ("embed", "--input"), ("eval", "--pairs"), ("inspect", "--json")]
+    {
         assert!(help.contains(command), "{help}");
         let help = sparse24(&[command, "--help"]).fine();
         assert!(help.contains("Examples:\n") && help.contains(&format!("\n  sparse24 {command}")), "{help}");
@@ -121,10 +128,18 @@ fn usage_errors_name_the_argument_and_exit_with_2() {
         (&["inspect", "a.safetensors", "--jsno"], "--jsno"),
         (&["devices", "llvmpipe"], "llvmpipe"),
         (&["device"], "device"),
+        (&["embed", "--model", "m"], "--text"),
+        (&["embed", "--model", "m", "--text", "a", "--input", "-"], "--input"),
+        (&["eval", "--model", "m"], "--pairs"),
+        (&["bench", "--seq", "8"], "--model"),
+        (&["bench", "--model", "minilm", "--shapes", "8x8x8"], "--shapes"),
     ] {
         let stderr = sparse24(args).refused(2);
         assert!(stderr.contains(named) && stderr.contains("Usage:"), "{args:?}: {stderr}");
     }
+    // A value that does not parse: the reason, and no usage.
+    let stderr = sparse24(&["embed", "--model", "m", "--text", "a", "--sparsity", "4:8"]).refused(2);
+    assert!(stderr.contains("is not none, 2:4 or V:2:4"), "{stderr}");
 }
 
 // On other systems the driver is part of the system and cannot be hidden.
@@ -366,4 +381,276 @@ fn broken_files_are_errors_that_name_the_file_and_the_tensor() {
     refused(&by_hand(dir.path(), &claim("2", "1"), &[0; 16]), &["version \"2\""]);
     refused(&by_hand(dir.path(), &claim("1", "3"), &[0; 16]), &["tensor up", "vector length 3"]);
     refused(&by_hand(dir.path(), &claim("1", "1"), &[0; 16]), &["tensor up.meta"]);
+}
+
+/// The lines of `embed`, and what it said on stderr.
+#[track_caller]
+fn embedded(ran: Ran) -> (Vec<(String, Vec<f64>)>, String) {
+    assert_eq!(ran.code, 0, "stderr: {}", ran.stderr);
+    let line = |line: &str| {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let embedding = line["embedding"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+        (line["text"].as_str().unwrap().to_owned(), embedding)
+    };
+    (ran.stdout.lines().map(line).collect(), ran.stderr)
+}
+
+/// A run whose stdin is this.
+fn with_stdin(mut command: Command, input: &[u8]) -> Ran {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Gone before the end of the input where the command refuses its arguments.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ran { code: output.status.code().unwrap(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+#[test]
+fn embed_gives_a_line_for_each_text_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    TinyBert::new(1).write(dir.path());
+    let model = dir.path().to_str().unwrap();
+    let embed = ["embed", "--model", model, "--device", "cpu"];
+    let texts = ["The cats sat.", "", "dog", "a \"quoted\"\ttext", "dog"];
+    let (lines, stderr) = embedded(sparse24(&[&embed[..], &["--text"], &texts].concat()));
+    assert_eq!(stderr, "");
+    assert_eq!(lines.iter().map(|(text, _)| text.as_str()).collect::<Vec<_>>(), texts);
+    for (text, embedding) in &lines {
+        let length = embedding.iter().map(|x| x * x).sum::<f64>().sqrt();
+        assert!(embedding.len() == 40 && (length - 1.0).abs() < 1e-5, "{text}: {length}");
+    }
+    assert_eq!(lines[2], lines[4]);
+    assert_ne!(lines[0].1, lines[1].1);
+
+    // The same from stdin and from a file into a file, whatever the ends of the lines.
+    let input = texts.join("\r\n");
+    let (from_stdin, _) = embedded(with_stdin(command(&[&embed[..], &["--input", "-"]].concat()), input.as_bytes()));
+    assert_eq!(from_stdin, lines);
+    let (file, out) = (dir.path().join("texts.txt"), dir.path().join("out.jsonl"));
+    fs::write(&file, texts.join("\n") + "\n").unwrap();
+    let paths = ["--input", file.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    assert_eq!(sparse24(&[&embed[..], &paths].concat()).fine(), "");
+    let stdout = fs::read_to_string(&out).unwrap();
+    assert_eq!(embedded(Ran { code: 0, stdout, stderr: String::new() }).0, lines);
+
+    // Other weights, other embeddings; half precision, nearly the same ones.
+    let far = |more: &[&str]| {
+        let (others, _) = embedded(sparse24(&[&embed[..], &["--text", texts[0]], more].concat()));
+        others[0].1.iter().zip(&lines[0].1).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+    };
+    assert!(far(&["--sparsity", "2:4"]) > 1e-2);
+    assert!(far(&["--sparsity", "none", "--batch", "1", "--threads", "1"]) < 1e-6);
+    let half = far(&["--dtype", "f16"]);
+    assert!(half > 1e-6 && half < 1e-2, "{half}");
+}
+
+#[test]
+fn embed_warns_of_texts_that_are_too_long() {
+    let dir = tempfile::tempdir().unwrap();
+    TinyBert::new(2).write(dir.path());
+    let (long, longer) = ("cat ".repeat(23), "cat ".repeat(400));
+    let args = ["embed", "--device", "cpu", "--model", dir.path().to_str().unwrap(), "--text", &long, "dog", &longer];
+    let (lines, stderr) = embedded(sparse24(&args));
+    assert_eq!(stderr, "warning: 2 of 3 texts were cut off at the model's limit of 24 tokens\n");
+    assert_eq!((lines[2].0.as_str(), &lines[0].1), (longer.as_str(), &lines[2].1));
+}
+
+#[test]
+fn embed_refuses_what_is_no_model_or_no_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |more: &[&str]| {
+        let model = dir.path().to_str().unwrap();
+        let stderr = sparse24(&[&["embed", "--device", "cpu", "--model", model][..], more].concat()).refused(1);
+        stderr.replace(model, "DIR")
+    };
+    let text = ["--text", "cat"];
+    TinyBert::new(3).write(dir.path());
+    let bad = dir.path().join("bad.txt");
+    fs::write(&bad, b"fine\ncaf\xe9\n").unwrap();
+    assert_eq!(refused(&["--input", bad.to_str().unwrap()]), "error: DIR/bad.txt: line 2 is not UTF-8 at its byte 4\n");
+    assert!(refused(&["--input", "nowhere.txt"]).starts_with("error: cannot read nowhere.txt: "));
+    assert!(
+        refused(&["--text", "cat", "--weights", "nowhere.safetensors"]).starts_with("error: nowhere.safetensors: ")
+    );
+    let stderr = sparse24(&["embed", "--device", "cpu", "--model", "no/where", "--text", "cat"]).refused(1);
+    assert!(stderr.starts_with("error: there is no folder no/where"), "{stderr}");
+
+    let spoilt = |spoil: &dyn Fn(&mut TinyBert)| {
+        let mut tiny = TinyBert::new(3);
+        spoil(&mut tiny);
+        tiny.write(dir.path());
+        refused(&text)
+    };
+    let weight = "encoder.layer.1.output.dense.weight";
+    assert_eq!(
+        spoilt(&|t| t.tensors.retain(|name, _| name != weight)),
+        format!("error: DIR/model.safetensors: tensor {weight} of shape [40, 72] is missing\n")
+    );
+    assert_eq!(
+        spoilt(&|t| t.tensors.get_mut(weight).unwrap().0.reverse()),
+        format!("error: DIR/model.safetensors: tensor {weight}: weight has shape [72, 40], expected [40, 72]\n")
+    );
+    assert_eq!(
+        spoilt(&|t| *t.first(weight) = f32::NAN),
+        format!("error: DIR/model.safetensors: tensor {weight}: row 0, column 0 is NaN as f32\n")
+    );
+    assert_eq!(
+        spoilt(&|t| t.config["vocab_size"] = json!(500)),
+        "error: DIR/tokenizer.json: the tokenizer has 14 ids, the model's vocab_size is 500\n"
+    );
+    assert_eq!(
+        spoilt(&|t| t.config["num_attention_heads"] = json!(3)),
+        "error: DIR/config.json: hidden_size is 40, which num_attention_heads, 3, does not divide\n"
+    );
+    for file in ["model.safetensors", "tokenizer.json", "config.json"] {
+        TinyBert::new(3).write(dir.path());
+        fs::remove_file(dir.path().join(file)).unwrap();
+        let stderr = refused(&text);
+        assert!(stderr.starts_with(&format!("error: DIR/{file}: ")), "{stderr}");
+    }
+}
+
+#[test]
+fn eval_prints_correlations_and_writes_them() {
+    let dir = tempfile::tempdir().unwrap();
+    TinyBert::new(4).write(dir.path());
+    let (pairs, out) = (dir.path().join("pairs.csv"), dir.path().join("eval.json"));
+    let eval = |csv: &str, more: &[&str]| {
+        fs::write(&pairs, csv).unwrap();
+        let args = ["eval", "--device", "cpu", "--model", dir.path().to_str().unwrap(), "--pairs"];
+        sparse24(&[&args[..], &[pairs.to_str().unwrap()], more].concat())
+    };
+    // The same sentence twice is as similar as can be, and the first pair has the highest score.
+    let text =
+        eval("the cat,\"the, cat\",1\ndog,dog,5\nthe cat sat,ran,0.5\n", &["--json", out.to_str().unwrap()]).fine();
+    assert!(
+        text.contains("Spearman ") && text.contains(" over 3 pairs\n") && text.contains(" sentences per second (6 in "),
+        "{text}"
+    );
+    let json: Value = serde_json::from_str(&fs::read_to_string(&out).unwrap()).unwrap();
+    assert_eq!(
+        (&json["schema"], &json["pairs"], &json["sentences"]),
+        (&json!("sparse24-eval/1"), &json!(3), &json!(6))
+    );
+    let spearman = json["spearman"].as_f64().unwrap();
+    assert!([1.0, 0.5].iter().any(|s| (s - spearman).abs() < 1e-12), "dog, dog is the most similar: {spearman}");
+    assert!(json["sentences_per_second"].as_f64().unwrap() > 0.0);
+
+    let refused = |csv: &str| eval(csv, &[]).refused(1).replace(pairs.to_str().unwrap(), "PAIRS");
+    assert_eq!(
+        refused("cat,dog,1\ncat,dog\n"),
+        "error: PAIRS: line 2 has 2 columns, expected sentence, sentence, score\n"
+    );
+    assert_eq!(refused("cat,dog,1\n"), "error: PAIRS: 1 pairs are too few for a correlation\n");
+    assert_eq!(
+        refused("cat,dog,1\ncat,ran,1\n"),
+        "error: PAIRS: all scores or all similarities are the same: no correlation\n"
+    );
+    fs::write(&pairs, b"cat,d\xff,1\ncat,dog,2\n").unwrap();
+    let args = ["eval", "--model", dir.path().to_str().unwrap(), "--pairs", pairs.to_str().unwrap()];
+    let stderr = sparse24(&args).refused(1);
+    assert!(stderr.contains("line 1") || stderr.contains("line: 1"), "{stderr}");
+}
+
+#[test]
+fn bench_of_a_model_verifies_every_row_and_says_where_time_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    TinyBert::new(5).write(dir.path());
+    let out = dir.path().join("run.json");
+    let model = dir.path().to_str().unwrap();
+    let args = ["bench", "--device", "cpu", "--quick", "--model", model, "--batch", "3", "--seq", "24", "--out"];
+    let text = sparse24(&[&args[..], &[out.to_str().unwrap()]].concat()).fine();
+    assert!(text.contains("2 layers of 40 features") && text.contains("all 8 rows verified"), "{text}");
+    assert!(text.contains("GEMMs are "), "{text}");
+    let json: Value = serde_json::from_str(&fs::read_to_string(&out).unwrap()).unwrap();
+    assert_eq!(
+        (&json["schema"], &json["batch"], &json["seq"]),
+        (&json!("sparse24-model-bench/1"), &json!(3), &json!(24))
+    );
+    let rows = json["rows"].as_array().unwrap();
+    let named: Vec<_> = rows.iter().map(|r| (r["op"].as_str().unwrap(), r["vector"].as_u64())).collect();
+    let of_v = |v| [("sparse24", Some(v)), ("auto", Some(v))];
+    assert_eq!(named, [&[("dense", None)][..], &of_v(1), &of_v(32), &of_v(128), &[("masked", None)]].concat());
+    for row in rows {
+        let parts = ["gemm_ms", "attention_ms", "rest_ms"].map(|part| row["parts"][part].as_f64().unwrap());
+        assert!(parts.iter().all(|&ms| ms > 0.0) && row["median_ms"].as_f64().unwrap() > 0.0, "{row}");
+        assert!(row["max_error"].as_f64().unwrap() <= 1e-4 && row["verified"] == true, "{row}");
+        let command = row["command"].as_str().unwrap();
+        assert!(command.contains("--batch 3 --seq 24") && command.contains("--ops dense"), "{command}");
+    }
+    assert_eq!(rows[0]["speedup_vs_dense"], 1.0);
+
+    // Fewer rows, half precision, and the plans behind them.
+    let few = ["--ops", "sparse24", "--vector", "4", "--dtype", "f16", "--explain"];
+    let text = sparse24(&[&args[..10], &few].concat()).fine();
+    assert!(text.contains("all 1 rows verified") && text.contains("chosen because"), "{text}");
+
+    for (args, error) in [
+        (&["--model", model, "--seq", "25"][..], "takes at most 24 tokens"),
+        (&["--model", "bert-huge"], "bert-huge is no folder and none of minilm, bert-base, bert-large"),
+        (&["--model", model, "--ops", "masked24"], "masked24 is measured on single layers only"),
+    ] {
+        let stderr = sparse24(&[&["bench", "--device", "cpu"][..], args].concat()).refused(1);
+        assert!(stderr.contains(error), "{stderr}");
+    }
+}
+
+/// A hub of one model that answers as the real one does, at an address of this machine. Ends with the test.
+#[cfg(feature = "hub")]
+fn hub(folder: &Path) -> std::net::SocketAddr {
+    use std::io::{BufRead, BufReader};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let folder = folder.to_owned();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let head: Vec<_> =
+                BufReader::new(&stream).lines().map_while(Result::ok).take_while(|l| !l.is_empty()).collect();
+            let Some(path) = head.first().and_then(|line| line.split(' ').nth(1)) else { continue };
+            let Some(name) = path.strip_prefix("/org/tiny/resolve/main/") else { continue };
+            let Ok(file) = fs::read(folder.join(name)) else {
+                let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                continue;
+            };
+            let range =
+                head.iter().find_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
+            let (from, to) = range.as_deref().and_then(|r| r.split_once('-')).unwrap_or(("0", ""));
+            let (from, to) = (from.parse::<usize>().unwrap(), to.parse().unwrap_or(file.len() - 1));
+            let head = format!(
+                "HTTP/1.1 206 Partial Content\r\nx-repo-commit: c0ffee\r\netag: \"{name}\"\r\nContent-Length: {}\r\n\
+                 Content-Range: bytes {from}-{to}/{}\r\nConnection: close\r\n\r\n",
+                to + 1 - from,
+                file.len()
+            );
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&file[from..=to]));
+        }
+    });
+    address
+}
+
+/// A name that is no folder is brought from the hub, and the second time from its cache, whether or not there is a hub.
+#[cfg(feature = "hub")]
+#[test]
+fn a_model_on_the_hub_is_downloaded_once() {
+    let (dir, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    TinyBert::new(6).write(dir.path());
+    let local = ["embed", "--device", "cpu", "--text", "cat", "--model", dir.path().to_str().unwrap()];
+    let expected = sparse24(&local).fine();
+    let of_hub = |endpoint: &str, name: &str| {
+        let mut command = command(&["embed", "--device", "cpu", "--text", "cat", "--model", name]);
+        for proxy in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+            command.env_remove(proxy);
+        }
+        ran(command.env("HF_HOME", home.path()).env("HF_ENDPOINT", endpoint))
+    };
+    let endpoint = format!("http://{}", hub(dir.path()));
+    assert_eq!(of_hub(&endpoint, "org/tiny").fine(), expected);
+    // Port 9 discards: nothing answers there.
+    assert_eq!(of_hub("http://127.0.0.1:9", "org/tiny").fine(), expected);
+    let stderr = of_hub(&endpoint, "org/none").refused(1);
+    assert!(
+        stderr.starts_with("error: there is no folder org/none, and on the hub: org/none, config.json: "),
+        "{stderr}"
+    );
 }

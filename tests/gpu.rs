@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Data, HostWeights, callers_device, gpu, matrix, rng, seed};
+use common::{Data, HostWeights, allocated, callers_device, gpu, matrix, rng, seed, submissions};
 use sparse24::engine::Clock;
 use sparse24::kernel::ShaderChecks;
 use sparse24::plan::{Method, Tuned};
@@ -286,19 +286,6 @@ fn a_prepared_call_sees_new_activations_and_is_timed() {
     assert!(timing.elapsed.as_nanos() > 0);
     assert_eq!(timing.clock == Clock::GpuTimestamps, device.caps().unwrap().timestamps);
     layer.expect(&device.read(&y).unwrap());
-}
-
-/// What a device has allocated, as wgpu counts it: buffers and their bytes, bind groups, pipelines.
-fn allocated(device: &wgpu::Device) -> [isize; 5] {
-    let hal = device.get_internal_counters().hal;
-    [&hal.buffers, &hal.buffer_memory, &hal.bind_groups, &hal.compute_pipelines, &hal.memory_allocations]
-        .map(|c| c.read())
-}
-
-/// Number of the submission that an empty one gets; wgpu counts them and shows the count.
-fn submissions(queue: &wgpu::Queue) -> u64 {
-    let text = format!("{:?}", queue.submit([]));
-    text.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap()
 }
 
 #[test]

@@ -21,7 +21,8 @@ environment:
   CARGO_TARGET_DIR      as for cargo
 
 For the GPU tests on a GPU of the machine, by a part of its name:
-  SPARSE24_REQUIRE_GPU=1 SPARSE24_TEST_DEVICE=NVIDIA cargo test --test gemm --test gpu --test tune -- --ignored
+  SPARSE24_REQUIRE_GPU=1 SPARSE24_TEST_DEVICE=NVIDIA \
+    cargo test --test bert --test gemm --test glue --test gpu --test tune -- --ignored
 USAGE
 }
 
@@ -168,7 +169,7 @@ if [[ $(uname -s) == Linux ]]; then
 fi
 
 # The tests that need a GPU are ignored unless asked for, so that a machine without one never seems to have passed them.
-gpu_tests=(cargo test --locked --test gemm --test gpu --test tune -- --ignored)
+gpu_tests=(cargo test --locked --test bert --test gemm --test glue --test gpu --test tune -- --ignored)
 # benches/gpu.sh asks as much of every driver: once is enough, on the quicker one.
 suite_test=(cargo test --locked --test gpu_sh -- --ignored)
 
@@ -177,8 +178,10 @@ suite_test=(cargo test --locked --test gpu_sh -- --ignored)
 step "format" cargo fmt --check
 step "lints" cargo clippy --locked --all-targets -- -D warnings
 step "lints, library alone" cargo clippy --locked --all-targets --no-default-features -- -D warnings
+step "lints, with the hub" cargo clippy --locked --all-targets --features hub -- -D warnings
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 step "tests, library alone, no GPU" "${no_gpu[@]}" cargo test --locked --no-default-features
+step "tests, the hub" "${no_gpu[@]}" cargo test --locked --features hub --test cli on_the_hub
 if [[ $(uname -s) == Linux ]]; then
     step "tests" "${on_lavapipe[@]}" cargo test --locked
     step "GPU tests, lavapipe" "${on_lavapipe[@]}" "${gpu_tests[@]}"

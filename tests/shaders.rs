@@ -6,6 +6,7 @@ use std::mem::offset_of;
 
 use naga::back::spv;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
+use sparse24::kernel::glue::{Glue, GlueParams};
 use sparse24::kernel::{Kernel, Params, Program};
 use sparse24::{DType, Epilogue, Form};
 
@@ -89,6 +90,9 @@ fn shader_files_are_valid_as_they_stand() {
     let coop = include_str!("../shaders/shared/coop_native.wgsl");
     let coop_main = include_str!("../shaders/shared/coop.wgsl");
     let coop_dense = include_str!("../shaders/shared/coop_dense.wgsl");
+    let glue = include_str!("../shaders/shared/glue.wgsl");
+    let quads = include_str!("../shaders/shared/quads.wgsl");
+    let scalars = include_str!("../shaders/shared/scalars.wgsl");
     for parts in [
         &[gemm, tile, tile_dense, include_str!("../shaders/gemm_dense.wgsl")][..],
         &[gemm, words, tile, tile_dense, include_str!("../shaders/gemm_masked.wgsl")],
@@ -104,6 +108,14 @@ fn shader_files_are_valid_as_they_stand() {
         &[gemm, include_str!("../shaders/probe_fma.wgsl")],
         &[include_str!("../shaders/probe_copy.wgsl")],
         &[include_str!("../shaders/probe_coop.wgsl")],
+        &[glue, include_str!("../shaders/embed.wgsl")],
+        &[glue, quads, include_str!("../shaders/layer_norm.wgsl")],
+        &[glue, scalars, include_str!("../shaders/layer_norm.wgsl")],
+        &[glue, quads, include_str!("../shaders/attention.wgsl")],
+        &[glue, scalars, include_str!("../shaders/attention.wgsl")],
+        &[coop, glue, quads, include_str!("../shaders/attention_coop.wgsl")],
+        &[glue, quads, include_str!("../shaders/pool.wgsl")],
+        &[glue, scalars, include_str!("../shaders/pool.wgsl")],
         &[coop, gemm, words, coop_main, coop_dense, include_str!("../shaders/gemm_dense_coop.wgsl")],
         &[coop, gemm, words, coop_main, coop_dense, include_str!("../shaders/gemm_masked_coop.wgsl")],
         &[coop, gemm, words, coop_main, include_str!("../shaders/gemm_sparse24_coop.wgsl")],
@@ -120,10 +132,10 @@ fn shader_files_are_valid_as_they_stand() {
 /// No loop over registers is left to a driver: private arrays are indexed by constants alone.
 #[test]
 fn register_arrays_are_indexed_by_constants() {
-    for kernel in kernels() {
+    for kernel in kernels().map(Program::Gemm).chain(Glue::all().map(Program::Glue)) {
         let source = kernel.source().unwrap();
         assert!(!source.contains("// unroll"), "{kernel}");
-        let module = parse(&Program::Gemm(kernel));
+        let module = parse(&kernel);
         let functions = module.functions.iter().map(|(_, f)| f).chain([&module.entry_points[0].function]);
         for function in functions {
             for (_, expression) in function.expressions.iter() {
@@ -163,20 +175,44 @@ fn params_are_laid_out_as_the_host_writes_them() {
         ("k_given", offset_of!(Params, k_given)),
     ];
     // The copy declares the two that it reads, and the probe of cooperative matrices none.
-    for kernel in modules().filter(|p| !matches!(p, Program::ProbeCopy | Program::ProbeCoop)) {
-        let module = parse(&kernel);
-        let (_, params) = module.types.iter().find(|(_, t)| t.name.as_deref() == Some("Params")).unwrap();
-        let naga::TypeInner::Struct { members, span } = &params.inner else { panic!("Params is no struct") };
-        let found: Vec<_> = members.iter().map(|m| (m.name.as_deref().unwrap(), m.offset as usize)).collect();
-        assert_eq!(found, expected, "{kernel}");
-        assert_eq!(*span as usize, size_of::<Params>());
+    let others = |p: &Program| matches!(p, Program::ProbeCopy | Program::ProbeCoop | Program::Glue(_));
+    for kernel in modules().filter(|p| !others(p)) {
+        assert_eq!(params_of(&kernel), (named(&expected), size_of::<Params>()), "{kernel}");
     }
+    let expected = [
+        ("tokens", offset_of!(GlueParams, tokens)),
+        ("width", offset_of!(GlueParams, width)),
+        ("seq", offset_of!(GlueParams, seq)),
+        ("heads", offset_of!(GlueParams, heads)),
+        ("scale", offset_of!(GlueParams, scale)),
+        ("epsilon", offset_of!(GlueParams, epsilon)),
+        ("rows0", offset_of!(GlueParams, rows0)),
+        ("rows1", offset_of!(GlueParams, rows1)),
+        ("rows2", offset_of!(GlueParams, rows2)),
+    ];
+    for kernel in Glue::all().map(Program::Glue) {
+        assert_eq!(params_of(&kernel), (named(&expected), size_of::<GlueParams>()), "{kernel}");
+    }
+}
+
+fn named(members: &[(&str, usize)]) -> Vec<(String, usize)> {
+    members.iter().map(|&(name, offset)| (name.to_owned(), offset)).collect()
+}
+
+/// Members of a shader's `Params` with their offsets, and its size.
+fn params_of(kernel: &Program) -> (Vec<(String, usize)>, usize) {
+    let module = parse(kernel);
+    let (_, params) = module.types.iter().find(|(_, t)| t.name.as_deref() == Some("Params")).unwrap();
+    let naga::TypeInner::Struct { members, span } = &params.inner else { panic!("Params is no struct") };
+    (members.iter().map(|m| (m.name.clone().unwrap(), m.offset as usize)).collect(), *span as usize)
 }
 
 #[test]
 fn workgroup_memory_and_threads_are_what_the_host_thinks() {
-    for kernel in kernels() {
-        let module = parse(&Program::Gemm(kernel));
+    let gemms = kernels().map(|k| (Program::Gemm(k), k.workgroup_bytes(), k.way().threads()));
+    let glue = Glue::all().map(|g| (Program::Glue(g), g.workgroup_bytes(), g.threads()));
+    for (kernel, expected, threads) in gemms.chain(glue) {
+        let module = parse(&kernel);
         let mut layouter = naga::proc::Layouter::default();
         layouter.update(module.to_ctx()).unwrap();
         let bytes: u32 = module
@@ -185,8 +221,8 @@ fn workgroup_memory_and_threads_are_what_the_host_thinks() {
             .filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup)
             .map(|(_, v)| layouter[v.ty].size)
             .sum();
-        assert_eq!(bytes, kernel.workgroup_bytes(), "{kernel}");
-        assert_eq!(module.entry_points[0].workgroup_size, [kernel.way().threads(), 1, 1], "{kernel}");
+        assert_eq!(bytes, expected, "{kernel}");
+        assert_eq!(module.entry_points[0].workgroup_size, [threads, 1, 1], "{kernel}");
     }
 }
 
@@ -229,4 +265,7 @@ fn names_tell_kernels_apart() {
     assert!(names.iter().any(|n| n == "gemm_sparse24-f16f32-v32-128x128x16-bias_gelu"));
     assert!(names.iter().any(|n| n == "gemm_dense-f16f32-64x64x16-none-gemm-out_f32"));
     assert!(Kernel::all().all(|k| k.storage() != DType::Bf16));
+    let names: Vec<_> = Glue::all().map(|g| g.to_string()).collect();
+    assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
+    assert!(names.iter().any(|n| n == "attention-f16f32-64x32x64-d64-quads"), "{names:?}");
 }

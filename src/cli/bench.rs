@@ -10,7 +10,7 @@ use clap::Parser;
 use regex::Regex;
 
 use super::shapes::{self, Float, Layer, OpName, Shape};
-use super::{Outcome, print, progress, say, tuning, writable};
+use super::{Outcome, model_bench, print, progress, say, tuning, writable};
 use sparse24::engine::{Device, DeviceInfo, Options};
 use sparse24::io::{Dtype, TensorFile, write_atomically};
 use sparse24::kernel::ShaderChecks;
@@ -30,7 +30,8 @@ use sparse24::simd::SimdLevel;
 #[command(after_help = "Examples:
   sparse24 bench --shapes llama-8b --tokens 1,512 --dtype f16 --vector 1,32,128
   sparse24 bench --device llvmpipe --shapes 65x33x100 --ops dense,sparse24 --out run.json
-  sparse24 bench --weights model.safetensors --filter 'encoder.*dense' --tokens 128")]
+  sparse24 bench --weights model.safetensors --filter 'encoder.*dense' --tokens 128
+  sparse24 bench --model bert-base --batch 8 --seq 128 --vector 32 --out bert.json")]
 pub(crate) struct Args {
     /// Device: `auto`, `cpu`, or part of an adapter's name (see `sparse24 devices`).
     #[arg(long, value_name = "NAME", default_value = "auto")]
@@ -41,16 +42,26 @@ pub(crate) struct Args {
     /// Tokens of the named models and of --weights; MxNxK and square have their own.
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "512")]
     tokens: Vec<NonZeroUsize>,
+    /// Measure a whole BERT instead of single layers: a folder with config.json and model.safetensors, or one of minilm,
+    /// bert-base, bert-large with random weights.
+    #[arg(long, value_name = "DIR|NAME", conflicts_with_all = ["shapes", "tokens", "weights", "plan"])]
+    model: Option<String>,
+    /// Texts of a batch of the --model.
+    #[arg(long, value_name = "B", default_value = "32", requires = "model")]
+    batch: NonZeroUsize,
+    /// Tokens of each of its texts.
+    #[arg(long, value_name = "S", default_value = "64", requires = "model")]
+    seq: NonZeroUsize,
     /// Element type of weights, activations and output; f32, or with --weights the file's own (bf16 as f32), unless
     /// given.
     #[arg(long)]
     dtype: Option<Float>,
-    /// Vector lengths of the 2:4 rows: how many rows of W share one pattern.
-    #[arg(long, value_name = "V,...", value_delimiter = ',', default_value = "1,32")]
+    /// Vector lengths of the 2:4 rows: how many rows of W share one pattern. [default: 1,32; with --model 1,32,128]
+    #[arg(long, value_name = "V,...", value_delimiter = ',')]
     vector: Vec<VectorLen>,
     /// Operations. `auto` is 2:4 as an embedder's `Linear` runs it with the same tuning: dense wherever 2:4 would lose; `masked24` holds the
-    /// mask as 2:4 codes.
-    #[arg(long, value_name = "OP,...", value_delimiter = ',', default_value = "dense,sparse24,masked")]
+    /// mask as 2:4 codes. [default: dense,sparse24,masked; with --model dense,sparse24,auto,masked]
+    #[arg(long, value_name = "OP,...", value_delimiter = ',')]
     ops: Vec<OpName>,
     /// Kernel: `auto` for the planner's choice, or a name as in the table's last column or the JSON's `kernel`.
     /// Operations that have no such kernel are left to the planner, and so is `auto`.
@@ -120,11 +131,44 @@ impl fmt::Display for Source {
 }
 
 impl Args {
+    /// Texts of a batch and tokens of a text, for `--model`.
+    pub(super) fn batch_and_seq(&self) -> (usize, usize) {
+        (self.batch.get(), self.seq.get())
+    }
+
+    pub(super) fn dtype(&self) -> DType {
+        self.dtype.map_or(DType::F32, DType::from)
+    }
+
+    pub(super) fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    pub(super) fn explain(&self) -> bool {
+        self.explain
+    }
+
+    /// The operations asked for, in the order of their rows.
+    pub(super) fn operations(&self) -> Vec<(Op, Choice)> {
+        let model = self.model.is_some();
+        let vectors = match &self.vector[..] {
+            [] if model => shapes::vectors([1, 32, 128]),
+            [] => shapes::vectors([1, 32]),
+            given => given.to_vec(),
+        };
+        let ops = match &self.ops[..] {
+            [] if model => &[OpName::Dense, OpName::Sparse24, OpName::Auto, OpName::Masked][..],
+            [] => &[OpName::Dense, OpName::Sparse24, OpName::Masked],
+            given => given,
+        };
+        shapes::operations(ops, &vectors)
+    }
+
     /// How each operation is solved on a layer. `--plan` is a name of at least one of them.
     fn requests(&self, device: &Device, (m, n, k, dtype): (usize, usize, usize, DType)) -> Result<Vec<Request>> {
         let mut requests = Vec::new();
         let mut names = Vec::new();
-        for (op, choice) in shapes::operations(&self.ops, &self.vector) {
+        for (op, choice) in self.operations() {
             let problem = Problem::linear(op, m, n, k, dtype);
             let plan = match choice {
                 Choice::Auto => device.plan_or_dense(&problem)?,
@@ -147,6 +191,21 @@ impl Args {
             bail!("--plan: none of the chosen operations has a kernel {}; they have {}", self.plan, names.join(", "));
         }
         Ok(requests)
+    }
+
+    /// Opens the device, and describes the run that starts now.
+    pub(super) fn environment(&self) -> Result<(Device, Policy, Environment)> {
+        let checks = if self.checked { ShaderChecks::Checked } else { ShaderChecks::Trusted };
+        let options = Options { threads: self.threads.map(usize::from), simd: self.simd, checks, ..Options::default() };
+        let device = Device::open(&self.device, options).context("--device")?;
+        if !self.no_tuning {
+            tuning::apply(&device, self.cache.as_deref())?;
+        }
+        let policy = if self.quick { Policy::QUICK } else { Policy::FULL };
+        let given: Vec<_> = std::env::args_os().skip(1).map(|a| quoted(&a.to_string_lossy())).collect();
+        let command = if given.is_empty() { "sparse24 bench".into() } else { format!("sparse24 {}", given.join(" ")) };
+        let environment = Environment::new(&device, &policy, self.seed, command);
+        Ok((device, policy, environment))
     }
 
     /// What is to be measured: `--shapes`, or the tensors of `--weights`.
@@ -210,7 +269,7 @@ impl Args {
     fn load(&self, source: &Source, file: Option<&TensorFile>) -> Result<Case> {
         match (source, file) {
             (Source::Random(Layer { name, m, n, k }), _) => {
-                let dtype = self.dtype.map_or(DType::F32, DType::from);
+                let dtype = self.dtype();
                 Ok(Case::random(name, *m, *n, *k, dtype, self.seed)?)
             }
             (Source::Tensor { name, n }, Some(file)) => {
@@ -237,12 +296,7 @@ impl Args {
 
     /// The command that measures one row again, with the dense one that it is compared with.
     fn command(&self, device: &Device, source: &Source, dtype: DType, request: &Request) -> String {
-        // The device itself, since `auto` is another one elsewhere.
-        let device = match device.info() {
-            DeviceInfo::Gpu(gpu) => quoted(&gpu.name),
-            DeviceInfo::Cpu(_) => "cpu".to_owned(),
-        };
-        let mut words = vec!["sparse24".to_owned(), "bench".into(), "--device".into(), device];
+        let mut words = Vec::new();
         match source {
             Source::Random(Layer { m, n, k, .. }) => words.extend(["--shapes".into(), format!("{m}x{n}x{k}")]),
             Source::Tensor { name, n } => {
@@ -252,17 +306,36 @@ impl Args {
                 words.extend(["--tokens".into(), n.to_string()]);
             }
         }
+        self.command_of(device, words, dtype, request.op, request.choice)
+    }
+
+    /// The command that measures one row on what `source` says, with the dense one that it is compared with.
+    pub(super) fn command_of(
+        &self,
+        device: &Device,
+        source: Vec<String>,
+        dtype: DType,
+        op: Op,
+        choice: Choice,
+    ) -> String {
+        // The device itself, since `auto` is another one elsewhere.
+        let device = match device.info() {
+            DeviceInfo::Gpu(gpu) => quoted(&gpu.name),
+            DeviceInfo::Cpu(_) => "cpu".to_owned(),
+        };
+        let mut words = vec!["sparse24".to_owned(), "bench".into(), "--device".into(), device];
+        words.extend(source);
         words.extend(["--dtype".into(), dtype.to_string(), "--ops".into()]);
-        match request.op {
+        match op {
             Op::Dense => words.push("dense".into()),
             Op::Masked => words.push("dense,masked".into()),
             Op::Masked24 => words.push("dense,masked24".into()),
             Op::Sparse24(v) => {
-                let op = if request.choice == Choice::Auto { "auto" } else { "sparse24" };
+                let op = if choice == Choice::Auto { "auto" } else { "sparse24" };
                 words.extend([format!("dense,{op}"), "--vector".into(), v.to_string()]);
             }
         }
-        if request.choice == Choice::User {
+        if choice == Choice::User {
             words.extend(["--plan".into(), self.plan.clone()]);
         }
         if let Some(threads) = self.threads {
@@ -284,19 +357,12 @@ impl Args {
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let out = args.out.as_deref().map(writable).transpose().context("--out")?;
+    if let Some(model) = &args.model {
+        return model_bench::run(args, model, out.as_deref());
+    }
     let file = args.weights.as_deref().map(TensorFile::open).transpose()?;
     let sources = args.sources(file.as_ref())?;
-    let checks = if args.checked { ShaderChecks::Checked } else { ShaderChecks::Trusted };
-    let options = Options { threads: args.threads.map(usize::from), simd: args.simd, checks, ..Options::default() };
-    let device = Device::open(&args.device, options).context("--device")?;
-    if !args.no_tuning {
-        tuning::apply(&device, args.cache.as_deref())?;
-    }
-
-    let policy = if args.quick { Policy::QUICK } else { Policy::FULL };
-    let given: Vec<_> = std::env::args_os().skip(1).map(|a| quoted(&a.to_string_lossy())).collect();
-    let command = if given.is_empty() { "sparse24 bench".into() } else { format!("sparse24 {}", given.join(" ")) };
-    let environment = Environment::new(&device, &policy, args.seed, command);
+    let (device, policy, environment) = args.environment()?;
 
     // What the device cannot do is found out before anything is measured.
     let mut plans = Vec::new();
@@ -352,7 +418,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 }
 
 /// A word as a POSIX shell takes it.
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_owned();

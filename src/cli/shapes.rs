@@ -57,6 +57,11 @@ pub(super) fn operations(ops: &[OpName], vectors: &[VectorLen]) -> Vec<(Op, Choi
     chosen
 }
 
+/// The vector lengths among these numbers.
+pub(super) fn vectors<const N: usize>(numbers: [usize; N]) -> Vec<VectorLen> {
+    VectorLen::ALL.into_iter().filter(|v| numbers.contains(&v.get())).collect()
+}
+
 /// What `--shapes` names: layers whose tokens are still open, or one shape.
 #[derive(Clone, Debug)]
 pub(super) enum Shape {

@@ -41,6 +41,19 @@ pub fn callers_device(
     pollster::block_on(adapter.request_device(&request)).unwrap()
 }
 
+/// What a device has allocated, as wgpu counts it: buffers and their bytes, bind groups, pipelines.
+pub fn allocated(device: &wgpu::Device) -> [isize; 5] {
+    let hal = device.get_internal_counters().hal;
+    [&hal.buffers, &hal.buffer_memory, &hal.bind_groups, &hal.compute_pipelines, &hal.memory_allocations]
+        .map(|c| c.read())
+}
+
+/// Number of the submission that an empty one gets; wgpu counts them and shows the count.
+pub fn submissions(queue: &wgpu::Queue) -> u64 {
+    let text = format!("{:?}", queue.submit([]));
+    text.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap()
+}
+
 /// A seed that differs from run to run and is printed, so that a failure can be repeated with SPARSE24_TEST_SEED.
 pub fn seed() -> u64 {
     let given = std::env::var("SPARSE24_TEST_SEED").ok().map(|s| s.parse().unwrap());

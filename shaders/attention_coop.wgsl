@@ -1,0 +1,237 @@
+// Attention of one sequence and head on cooperative matrices, for f16 and heads of DEPTH features. What is computed,
+// operands, padding and dispatch grid are as in attention.wgsl. Twin: `attention` of src/reference/glue.rs, with
+// weights that are rounded to f16. coop_native.wgsl says how subgroups multiply.
+//
+// Tile: a workgroup owns QUERIES queries of one head, a subgroup of 32 lanes 16 of them; keys go by KEYS. A cooperative
+// matrix has no accessible elements, so sums cannot be multiplied when a maximum grows: the keys are walked twice. The
+// first time finds each query's maximum and the sum of its exponentials, the second computes the scores again, rounds
+// the weights to f16 and multiplies them with the values. Half again as many multiply-adds as scores and values take,
+// of a unit that is several times as fast as plain ones.
+//
+// Scores leave through `stage`, 16 queries x 16 keys of each subgroup at a time: a lane has one query and 8 of the
+// keys. Its two halves of a query's keys meet once, at the end of the first walk. Weights are scaled by 2^12, so that
+// those that f16 flushes are below 2^-26 of the largest; sums are f32.
+//
+// Workgroup memory: rows of DEPTH f16 and 16 bytes, an odd number of 16-byte units (see shared/coop.wgsl).
+// - `w_tile`: KEYS rows of keys, then DEPTH rows of values, turned, KEYS of them to a row. KEYS is DEPTH, for rows of
+//   one length.
+// - `x_tile`: QUERIES rows of queries, then as many of weights, KEYS to a row.
+// - `stage`: a block of 16 x 20 f32 per subgroup.
+// Bytes: 16 * (DEPTH / 4 + 2) * (DEPTH + QUERIES) + 80 * QUERIES.
+//
+// Residues: as in attention.wgsl; a key past the length has the weight zero, and its values are read as zeros.
+
+// Features of a head: DEPTH.
+override HEAD_DIM: u32 = 64u;
+
+const QUERIES: u32 = 64u;
+const DEPTH: u32 = 64u;
+// Blocks of 16 in DEPTH.
+const BLOCKS: u32 = 4u;
+// Fours of queries and of keys, and blocks of 4 x 4 values, that a thread brings, at most.
+const Q_STEPS: u32 = 8u;
+const K_STEPS: u32 = 8u;
+const V_STEPS: u32 = 2u;
+
+const KEYS: u32 = DEPTH;
+const THREADS: u32 = 2u * QUERIES;
+const QUADS: u32 = DEPTH / 4u;
+const STRIDE: u32 = QUADS + 2u;
+const STAGE_STRIDE: u32 = 20u;
+const STAGE_SIZE: u32 = 16u * STAGE_STRIDE;
+const LOWEST: f32 = -3.4028234e38;
+const WEIGHT_SCALE: f32 = 4096.0;
+
+const_assert 16u * BLOCKS == DEPTH && Q_STEPS * THREADS >= QUERIES * QUADS;
+const_assert K_STEPS * THREADS >= KEYS * QUADS && V_STEPS * THREADS >= QUADS * QUADS;
+
+alias Quad = vec4<f16>;
+
+@group(0) @binding(2) var<storage, read> lengths: array<u32>;
+
+var<workgroup> w_tile: array<Quad, 2 * KEYS * STRIDE>;
+var<workgroup> x_tile: array<Quad, 2 * QUERIES * STRIDE>;
+var<workgroup> stage: array<f32, QUERIES / 16u * STAGE_SIZE>;
+
+// What a workgroup works on.
+struct Place {
+    // First row of the sequence, and how many of its rows are real.
+    row0: u32,
+    length: u32,
+    // First feature of the head.
+    head0: u32,
+}
+
+// Four features of one token from `feature` of the head on. `part` is 0 for Q, 1 for K, 2 for V.
+fn fetch(place: Place, token: u32, part: u32, feature: u32) -> vec4<f32> {
+    if token >= place.length {
+        return vec4<f32>();
+    }
+    return load4((place.row0 + token) * 3u * params.width + part * params.width + place.head0, feature, HEAD_DIM);
+}
+
+fn bring_keys(place: Place, key0: u32, lane: u32) {
+    // unroll
+    for (var s = 0u; s < K_STEPS; s++) {
+        let e = s * THREADS + lane;
+        if e < KEYS * QUADS {
+            w_tile[e / QUADS * STRIDE + e % QUADS] = Quad(fetch(place, key0 + e / QUADS, 1u, e % QUADS * 4u));
+        }
+    }
+}
+
+fn bring_values(place: Place, key0: u32, lane: u32) {
+    // unroll
+    for (var s = 0u; s < V_STEPS; s++) {
+        let e = s * THREADS + lane;
+        let key = e % QUADS * 4u;
+        let feature = e / QUADS * 4u;
+        if e < QUADS * QUADS {
+            let four = transpose(mat4x4<f32>(
+                fetch(place, key0 + key, 2u, feature),
+                fetch(place, key0 + key + 1u, 2u, feature),
+                fetch(place, key0 + key + 2u, 2u, feature),
+                fetch(place, key0 + key + 3u, 2u, feature),
+            ));
+            // unroll
+            for (var c = 0u; c < 4u; c++) {
+                w_tile[(KEYS + feature + c) * STRIDE + key / 4u] = Quad(four[c]);
+            }
+        }
+    }
+}
+
+// Brings the scores of the subgroup's queries and one block of 16 keys to its stage.
+fn stage_scores(block: u32, subgroup: u32, lane: u32) {
+    var scores: array<Sum, 1>;
+    // unroll
+    for (var kk = 0u; kk < BLOCKS; kk++) {
+        let a = load_a(16u * block * STRIDE + 4u * kk, lane);
+        let b = load_b(16u * subgroup * STRIDE + 4u * kk, lane);
+        scores[0] = multiply_add(a, b, scores[0]);
+    }
+    stage_sum(scores[0], subgroup * STAGE_SIZE, lane);
+}
+
+// Four of a lane's staged scores: those of `key` and the next three keys of the sequence. Past its length the lowest
+// there is, whose exponential is zero beside any score.
+fn scores_at(place: Place, at: u32, key: u32) -> vec4<f32> {
+    let four = vec4(stage[at], stage[at + 1u], stage[at + 2u], stage[at + 3u]) * params.scale;
+    return select(vec4(LOWEST), four, vec4(key) + vec4(0u, 1u, 2u, 3u) < vec4(place.length));
+}
+
+fn highest_of(v: vec4<f32>) -> f32 {
+    return max(max(v.x, v.y), max(v.z, v.w));
+}
+
+fn sum_of(v: vec4<f32>) -> f32 {
+    return v.x + v.y + v.z + v.w;
+}
+
+@compute @workgroup_size(THREADS)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let pieces_q = (params.seq + QUERIES - 1u) / QUERIES;
+    let sequences = params.tokens / params.seq;
+    var id = workgroup.y * grid.x + workgroup.x;
+    if id >= pieces_q * params.heads * sequences {
+        return;
+    }
+    let query0 = id % pieces_q * QUERIES;
+    id /= pieces_q;
+    let sequence = id / params.heads;
+    let place = Place(sequence * params.seq, min(lengths[sequence], params.seq), id % params.heads * HEAD_DIM);
+    // Padding has no use for keys.
+    let keys = select(place.length, 0u, query0 >= place.length);
+
+    let subgroup = lane / 32u;
+    // The lane's query among the subgroup's 16, and its 8 keys or features of each 16.
+    let row = lane % 16u;
+    let half = lane / 16u % 2u * 8u;
+    let staged = subgroup * STAGE_SIZE + row * STAGE_STRIDE + half;
+
+    // unroll
+    for (var s = 0u; s < Q_STEPS; s++) {
+        let e = s * THREADS + lane;
+        if e < QUERIES * QUADS {
+            x_tile[e / QUADS * STRIDE + e % QUADS] = Quad(fetch(place, query0 + e / QUADS, 0u, e % QUADS * 4u));
+        }
+    }
+
+    var maximum = LOWEST;
+    var total = 0.0;
+    for (var key0 = 0u; key0 < keys; key0 += KEYS) {
+        workgroupBarrier();
+        bring_keys(place, key0, lane);
+        workgroupBarrier();
+        for (var block = 0u; block < BLOCKS; block++) {
+            stage_scores(block, subgroup, lane);
+            workgroupBarrier();
+            let key = key0 + 16u * block + half;
+            let low = scores_at(place, staged, key);
+            let high = scores_at(place, staged + 4u, key + 4u);
+            let highest = max(maximum, max(highest_of(low), highest_of(high)));
+            let weights = exp(low - highest) + exp(high - highest);
+            total = total * exp(maximum - highest) + sum_of(weights);
+            maximum = highest;
+            workgroupBarrier();
+        }
+    }
+    // The two lanes of a query.
+    let own = subgroup * STAGE_SIZE + lane % 32u * 2u;
+    let other = subgroup * STAGE_SIZE + (lane % 32u ^ 16u) * 2u;
+    stage[own] = maximum;
+    stage[own + 1u] = total;
+    workgroupBarrier();
+    let highest = max(maximum, stage[other]);
+    total = total * exp(maximum - highest) + stage[other + 1u] * exp(stage[other] - highest);
+
+    var sums: array<Sum, BLOCKS>;
+    for (var key0 = 0u; key0 < keys; key0 += KEYS) {
+        workgroupBarrier();
+        bring_keys(place, key0, lane);
+        bring_values(place, key0, lane);
+        workgroupBarrier();
+        for (var block = 0u; block < BLOCKS; block++) {
+            stage_scores(block, subgroup, lane);
+            workgroupBarrier();
+            let key = key0 + 16u * block + half;
+            let at = (QUERIES + 16u * subgroup + row) * STRIDE + 4u * block + half / 4u;
+            let low = exp(scores_at(place, staged, key) - highest);
+            let high = exp(scores_at(place, staged + 4u, key + 4u) - highest);
+            x_tile[at] = Quad(low * WEIGHT_SCALE);
+            x_tile[at + 1u] = Quad(high * WEIGHT_SCALE);
+            workgroupBarrier();
+        }
+        // unroll
+        for (var kk = 0u; kk < BLOCKS; kk++) {
+            let b = load_b((QUERIES + 16u * subgroup) * STRIDE + 4u * kk, lane);
+            // unroll
+            for (var d = 0u; d < BLOCKS; d++) {
+                let a = load_a((KEYS + 16u * d) * STRIDE + 4u * kk, lane);
+                sums[d] = multiply_add(a, b, sums[d]);
+            }
+        }
+    }
+
+    let query = query0 + 16u * subgroup + row;
+    let start = (place.row0 + query) * params.width + place.head0;
+    let factor = 1.0 / (WEIGHT_SCALE * total);
+    // unroll
+    for (var d = 0u; d < BLOCKS; d++) {
+        workgroupBarrier();
+        stage_sum(sums[d], subgroup * STAGE_SIZE, lane);
+        workgroupBarrier();
+        if query < params.seq {
+            // unroll
+            for (var q = 0u; q < 2u; q++) {
+                let at = staged + 4u * q;
+                let value = vec4(stage[at], stage[at + 1u], stage[at + 2u], stage[at + 3u]) * factor;
+                store4(start, 16u * d + half + 4u * q, HEAD_DIM, select(vec4<f32>(), value, query < place.length));
+            }
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! BERT, end to end: from a folder of Hugging Face's to embeddings of texts, on any [`Device`].
+//!
+//! ```text
+//!  config.json        ─► Config      the sizes                                        config
+//!  tokenizer.json     ─► Tokenizer   texts to ids, ids to batches by length           tokens
+//!  model.safetensors  ─► Checkpoint  weights on the host: dense, pruned, compressed   checkpoint
+//!                          │  Model::new     uploaded once                            (this file)
+//!                          ▼
+//!  ids ────────────────► Model       one Forward for each shape of a batch
+//!                          │  one submission; activations stay on the device
+//!                          ▼
+//!                        embeddings  mean of the last states, of length 1 ◄─ reference, the f64 twin
+//! ```
+//!
+//! An encoder layer is two GEMMs around attention and two of the feed-forward part, each with bias, GELU and residual in
+//! its epilogue, and two LayerNorms. Its [`Linear`]s have whichever form the checkpoint gives each of them. Padded tokens
+//! go through the GEMMs like others, but no real token attends to them and the mean leaves them out.
+//!
+//! Invariant: a [`Forward`] that has run once allocates nothing on the device when it runs again.
+
+mod checkpoint;
+mod config;
+#[cfg(feature = "hub")]
+mod hub;
+pub mod reference;
+mod tokens;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use checkpoint::{Checkpoint, Files, Sparsity};
+pub use config::{Config, NAMES, Sizes};
+pub use tokens::{Batch, Batching, Tokenizer, Tokens, batches};
+
+use crate::engine::glue::{Attention, Embed, Indices, LayerNorm, Pool};
+use crate::engine::{Device, Io, Prepared, Tensor};
+use crate::error::{Error, Result, checked_mul};
+use crate::linear::Linear;
+use crate::matrix::{DType, Elements, Matrix};
+use crate::plan::Plan;
+use crate::problem::{Activation, Epilogue, Op};
+
+/// Shapes of batches whose buffers are kept; the one that was used longest ago gives way.
+const MOST_SHAPES: usize = 16;
+
+/// A BERT on a device.
+///
+/// ```
+/// use sparse24::bert::{Batching, Checkpoint, Config, Model, Sizes, Sparsity, reference};
+/// use sparse24::{Activation, DType, Device};
+/// let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 2, heads: 2, intermediate: 16, positions: 4, types: 1 };
+/// let mut checkpoint = Checkpoint::random(Config::new(sizes, 1e-12, Activation::Gelu)?, DType::F32, 24)?;
+/// checkpoint.prune(Sparsity::TwoFour(sparse24::VectorLen::ONE))?;
+///
+/// let model = Model::new(&Device::cpu()?, &checkpoint)?;
+/// let texts = [vec![1, 2, 3, 4], vec![5]]; // a Tokenizer makes them of strings
+/// let embeddings = model.embed(&texts, Batching::default())?;
+/// assert_eq!((embeddings.rows(), embeddings.cols()), (2, 8));
+///
+/// let expected = reference::embeddings(&checkpoint, &texts)?;
+/// assert!(expected.indexed_iter().all(|((r, c), e)| (f64::from(embeddings.get(r, c)) - e).abs() < 1e-5));
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Model {
+    parts: Arc<Parts>,
+    pinned: bool,
+    /// The shape used last at the end.
+    forwards: Mutex<Vec<Arc<Forward>>>,
+}
+
+/// Everything of a model that is on the device whatever the batch.
+#[derive(Debug)]
+struct Parts {
+    device: Device,
+    config: Config,
+    dtype: DType,
+    words: Tensor,
+    positions: Tensor,
+    types: Tensor,
+    norm: NormParts,
+    layers: Vec<LayerParts>,
+}
+
+#[derive(Debug)]
+struct NormParts {
+    gamma: Tensor,
+    beta: Tensor,
+}
+
+#[derive(Debug)]
+struct LinearParts {
+    linear: Linear,
+    bias: Tensor,
+}
+
+#[derive(Debug)]
+struct LayerParts {
+    qkv: LinearParts,
+    attended: LinearParts,
+    attention_norm: NormParts,
+    ffn_in: LinearParts,
+    ffn_out: LinearParts,
+    output_norm: NormParts,
+}
+
+/// Which share of a forward pass a call belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A linear layer, with its bias, activation and residual.
+    Gemm,
+    /// The products and the softmax of attention.
+    Attention,
+    /// Embeddings, LayerNorm, pooling.
+    Rest,
+}
+
+impl Part {
+    /// All parts.
+    pub const ALL: [Self; 3] = [Self::Gemm, Self::Attention, Self::Rest];
+}
+
+impl Model {
+    /// Uploads a checkpoint's tables; linear layers follow with the first batch, in the form that its number of tokens
+    /// wants. Activations have the checkpoint's element type.
+    pub fn new(device: &Device, checkpoint: &Checkpoint) -> Result<Self> {
+        let norm = |norm: &checkpoint::Norm| -> Result<NormParts> {
+            Ok(NormParts { gamma: device.upload(&norm.gamma)?, beta: device.upload(&norm.beta)? })
+        };
+        let linear = |dense: &checkpoint::Dense, activation, residual| -> Result<LinearParts> {
+            let epilogue = Epilogue { bias: true, activation, residual };
+            Ok(LinearParts {
+                linear: device.linear(dense.weights.clone(), epilogue),
+                bias: device.upload(&dense.bias)?,
+            })
+        };
+        let layers = checkpoint.layers.iter().map(|layer| {
+            Ok(LayerParts {
+                qkv: linear(&layer.qkv, Activation::None, false)?,
+                attended: linear(&layer.attended, Activation::None, true)?,
+                attention_norm: norm(&layer.attention_norm)?,
+                ffn_in: linear(&layer.ffn_in, checkpoint.config.activation(), false)?,
+                ffn_out: linear(&layer.ffn_out, Activation::None, true)?,
+                output_norm: norm(&layer.output_norm)?,
+            })
+        });
+        let parts = Parts {
+            device: device.clone(),
+            config: checkpoint.config,
+            dtype: checkpoint.dtype,
+            words: device.upload(&checkpoint.words)?,
+            positions: device.upload(&checkpoint.positions)?,
+            types: device.upload(&checkpoint.types)?,
+            norm: norm(&checkpoint.norm)?,
+            layers: layers.collect::<Result<_>>()?,
+        };
+        Ok(Self { parts: Arc::new(parts), pinned: false, forwards: Mutex::default() })
+    }
+
+    /// The same model on the same memory, whose 2:4 layers take no dense weights in their place (see
+    /// [`Linear::pinned`]): to see what 2:4 alone does.
+    pub fn pinned(&self) -> Self {
+        Self { parts: Arc::clone(&self.parts), pinned: true, forwards: Mutex::default() }
+    }
+
+    /// What the model is made of.
+    pub fn config(&self) -> &Config {
+        &self.parts.config
+    }
+
+    /// Bytes that the weights of linear layers take on the device now.
+    pub fn linear_bytes(&self) -> usize {
+        let linears = self.parts.layers.iter().flat_map(LayerParts::linears);
+        linears.map(|parts| parts.linear.bytes()).sum()
+    }
+
+    /// Element type of the activations.
+    pub fn dtype(&self) -> DType {
+        self.parts.dtype
+    }
+
+    /// The operation that each linear layer's weights were given for, and how it is planned for `n` tokens, in the order
+    /// in which they run. Errors are those of [`Linear::plan`].
+    pub fn plans(&self, n: usize) -> Result<Vec<(Op, Plan)>> {
+        let linears = self.parts.layers.iter().flat_map(LayerParts::linears);
+        let plan = |linear: &Linear| Ok((linear.op(), linear.plan(n, self.parts.dtype)?));
+        linears.map(|parts| if self.pinned { plan(&parts.linear.pinned()) } else { plan(&parts.linear) }).collect()
+    }
+
+    /// Embeddings of texts given as token ids: one row of length 1 each, f32, in their order. Texts go through the model
+    /// in batches by length. An error names a text without tokens, with more than the model has positions for, with an
+    /// id outside of the vocabulary, or whose activations overflow their type.
+    pub fn embed<T: AsRef<[u32]>>(&self, texts: &[T], batching: Batching) -> Result<Matrix> {
+        for (i, text) in texts.iter().enumerate() {
+            check_ids(self.config(), text.as_ref()).map_err(|e| Error::Invalid(format!("text {i}: {e}")))?;
+        }
+        let width = self.config().hidden();
+        let mut all = vec![0.0; checked_mul("embeddings", texts.len(), width)?];
+        let lengths: Vec<_> = texts.iter().map(|text| text.as_ref().len()).collect();
+        for batch in batches(&lengths, self.config().positions(), batching) {
+            let ids: Vec<&[u32]> = batch.texts.iter().map(|&text| texts[text].as_ref()).collect();
+            let embeddings = self.forward(ids.len(), batch.seq)?.embed(&ids)?.elements().to_f32();
+            for (&text, from) in batch.texts.iter().zip(embeddings.chunks_exact(width)) {
+                if !from.iter().all(|x| x.is_finite()) {
+                    let dtype = self.parts.dtype;
+                    return Err(Error::Invalid(format!("text {text}: activations overflow {dtype}")));
+                }
+                all[text * width..][..width].copy_from_slice(from);
+            }
+        }
+        Matrix::new(texts.len(), width, Elements::F32(all))
+    }
+
+    /// The calls for batches of `batch` texts of `seq` tokens each, prepared the first time that they are asked for. An
+    /// error if there are none, or more tokens than the model has positions for.
+    pub fn forward(&self, batch: usize, seq: usize) -> Result<Arc<Forward>> {
+        let forwards = || -> MutexGuard<'_, _> { self.forwards.lock().unwrap_or_else(PoisonError::into_inner) };
+        let mut kept = forwards();
+        let found = kept.iter().position(|f| (f.batch, f.seq) == (batch, seq));
+        let forward = match found {
+            Some(at) => kept.remove(at),
+            None => {
+                // Before the new one is made: this bounds what is allocated at once.
+                if kept.len() == MOST_SHAPES {
+                    kept.remove(0);
+                }
+                Arc::new(Forward::new(Arc::clone(&self.parts), self.pinned, batch, seq)?)
+            }
+        };
+        kept.push(Arc::clone(&forward));
+        Ok(forward)
+    }
+}
+
+impl LayerParts {
+    fn linears(&self) -> [&LinearParts; 4] {
+        [&self.qkv, &self.attended, &self.ffn_in, &self.ffn_out]
+    }
+}
+
+/// An error if a text is no input of the model.
+fn check_ids(config: &Config, ids: &[u32]) -> Result<()> {
+    if ids.is_empty() || ids.len() > config.positions() {
+        let positions = config.positions();
+        return Err(Error::Invalid(format!("has {} tokens, the model takes 1 to {positions}", ids.len())));
+    }
+    match ids.iter().find(|&&id| id as usize >= config.vocabulary()) {
+        Some(id) => {
+            Err(Error::Invalid(format!("token id {id} is outside of the vocabulary of {}", config.vocabulary())))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A forward pass for batches of one shape: its buffers on the device, and the calls that lead from ids to embeddings.
+#[derive(Debug)]
+pub struct Forward {
+    parts: Arc<Parts>,
+    batch: usize,
+    seq: usize,
+    ids: Indices,
+    lengths: Indices,
+    hidden: Tensor,
+    embeddings: Tensor,
+    calls: Vec<Prepared>,
+    shares: Vec<Part>,
+    /// Held from the writing of ids to the reading of embeddings.
+    turn: Mutex<()>,
+    /// Ids and lengths of the batch that is being written.
+    staging: Mutex<(Vec<u32>, Vec<u32>)>,
+}
+
+impl Forward {
+    fn new(parts: Arc<Parts>, pinned: bool, batch: usize, seq: usize) -> Result<Self> {
+        let Parts { device, config, dtype, .. } = &*parts;
+        let (dtype, d) = (*dtype, config.hidden());
+        if batch == 0 || seq == 0 || seq > config.positions() {
+            return Err(Error::Invalid(format!(
+                "a batch of {batch} texts of {seq} tokens; at least one text is needed, and 1 to {} tokens",
+                config.positions()
+            )));
+        }
+        let n = checked_mul("tokens of a batch", batch, seq)?;
+        let [ids, positions, types] = [device.indices(n)?, device.indices(n)?, device.indices(n)?];
+        let lengths = device.indices(batch)?;
+        let each: Vec<u32> = (0..n).map(|token| (token % seq) as u32).collect();
+        device.write_indices(&positions, &each)?;
+        device.write_indices(&types, &vec![0; n])?;
+        device.write_indices(&ids, &vec![0; n])?;
+        device.write_indices(&lengths, &vec![seq as u32; batch])?;
+
+        let tensor = |cols| device.zeros(n, cols, dtype);
+        // `sum` is what LayerNorm reads, `hidden` what it writes: the state of each token, and the next residual.
+        let (sum, hidden, attended) = (tensor(d)?, tensor(d)?, tensor(d)?);
+        let (qkv, inner) = (tensor(3 * d)?, tensor(config.intermediate())?);
+        let embeddings = device.zeros(batch, d, DType::F32)?;
+
+        let (mut calls, mut shares) = (Vec::new(), Vec::new());
+        let mut add = |share, call: Result<Prepared>| -> Result<()> {
+            calls.push(call?);
+            shares.push(share);
+            Ok(())
+        };
+        let linear = |parts: &LinearParts, x: &Tensor, residual: Option<&Tensor>, y: &Tensor| {
+            let io = Io { x, bias: Some(&parts.bias), residual, y };
+            if pinned { parts.linear.pinned().prepare(&io) } else { parts.linear.prepare(&io) }
+        };
+        let norm = |parts: &NormParts| {
+            let eps = config.eps();
+            device.layer_norm(&LayerNorm { x: &sum, gamma: &parts.gamma, beta: &parts.beta, eps, y: &hidden })
+        };
+        let tables = [(&parts.words, &ids), (&parts.positions, &positions), (&parts.types, &types)];
+        add(Part::Rest, device.embed(&Embed { tables: &tables, y: &sum }))?;
+        add(Part::Rest, norm(&parts.norm))?;
+        let heads = config.heads();
+        for layer in &parts.layers {
+            add(Part::Gemm, linear(&layer.qkv, &hidden, None, &qkv))?;
+            let attention = Attention { qkv: &qkv, lengths: &lengths, batch, seq, heads, y: &attended };
+            add(Part::Attention, device.attention(&attention))?;
+            add(Part::Gemm, linear(&layer.attended, &attended, Some(&hidden), &sum))?;
+            add(Part::Rest, norm(&layer.attention_norm))?;
+            add(Part::Gemm, linear(&layer.ffn_in, &hidden, None, &inner))?;
+            add(Part::Gemm, linear(&layer.ffn_out, &inner, Some(&hidden), &sum))?;
+            add(Part::Rest, norm(&layer.output_norm))?;
+        }
+        let pool = Pool { x: &hidden, lengths: &lengths, batch, seq, normalize: true, y: &embeddings };
+        add(Part::Rest, device.pool(&pool))?;
+        Ok(Self {
+            parts: Arc::clone(&parts),
+            batch,
+            seq,
+            ids,
+            lengths,
+            hidden,
+            embeddings,
+            calls,
+            shares,
+            turn: Mutex::default(),
+            staging: Mutex::new((vec![0; n], Vec::with_capacity(batch))),
+        })
+    }
+
+    /// Texts of a batch.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Tokens of each, padding included.
+    pub fn seq(&self) -> usize {
+        self.seq
+    }
+
+    /// Writes token ids, runs, and reads the embeddings back: [`Forward::write`], [`Forward::run`] and a read that no
+    /// other thread's call of this function comes between.
+    pub fn embed<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<Matrix> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write(texts)?;
+        self.run()?;
+        self.parts.device.read(&self.embeddings)
+    }
+
+    /// Gives the next runs their texts, as many as the batch has, each of 1 to [`Forward::seq`] ids below the
+    /// vocabulary's size. An error says which is not so.
+    pub fn write<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<()> {
+        if texts.len() != self.batch {
+            return Err(Error::Invalid(format!("{} texts for a batch of {}", texts.len(), self.batch)));
+        }
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let (ids, lengths) = &mut *staging;
+        // Padding has the first id, so that it is one of the table's.
+        ids.fill(0);
+        lengths.clear();
+        for (text, row) in texts.iter().map(AsRef::as_ref).zip(ids.chunks_exact_mut(self.seq)) {
+            check_ids(&self.parts.config, text)?;
+            let Some(row) = row.get_mut(..text.len()) else {
+                return Err(Error::Invalid(format!("a text of {} tokens for a batch of {}", text.len(), self.seq)));
+            };
+            row.copy_from_slice(text);
+            lengths.push(text.len() as u32);
+        }
+        self.parts.device.write_indices(&self.ids, ids)?;
+        self.parts.device.write_indices(&self.lengths, lengths)
+    }
+
+    /// Computes hidden states and embeddings of the texts written last, in one submission: on a GPU returns without
+    /// waiting.
+    pub fn run(&self) -> Result<()> {
+        self.parts.device.submit(&self.calls)
+    }
+
+    /// The calls of a run in their order, each with the part that it belongs to: to be timed, or recorded into an
+    /// embedder's encoder.
+    pub fn calls(&self) -> impl Iterator<Item = (Part, &Prepared)> + Clone {
+        self.shares.iter().copied().zip(&self.calls)
+    }
+
+    /// The last hidden states, `batch · seq x hidden`, in the activations' type. Those of padding mean nothing.
+    pub fn hidden(&self) -> &Tensor {
+        &self.hidden
+    }
+
+    /// The embeddings, `batch x hidden`, f32, each of length 1.
+    pub fn embeddings(&self) -> &Tensor {
+        &self.embeddings
+    }
+}

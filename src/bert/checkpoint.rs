@@ -1,0 +1,492 @@
+//! The weights of a BERT on the host: read from safetensors or drawn at random, pruned, mixed layer by layer.
+//!
+//! Q, K and V are one linear layer here, their rows one under the other, because they are one product on the device.
+//! Tables and linear weights have one element type, that of the activations to come; biases and LayerNorm's two vectors
+//! are f32. Invariant: every tensor has the shape that the [`Config`] says, and no element is infinite or NaN.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::{fmt, iter};
+
+use super::config::Config;
+use crate::error::{Error, Result, expect_shape};
+use crate::format::Sparse24;
+use crate::io::TensorFile;
+use crate::linear::LinearWeights;
+use crate::mask::VectorLen;
+use crate::matrix::{DType, Element, Elements, Matrix, each_dtype};
+use crate::measure;
+use crate::prune;
+
+/// Where the parts of a model lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// `config.json`.
+    pub config: PathBuf,
+    /// `tokenizer.json`.
+    pub tokenizer: PathBuf,
+    /// `model.safetensors`.
+    pub weights: PathBuf,
+}
+
+impl Files {
+    /// Those of a folder, by the names that Hugging Face gives them. Whether they are there shows when they are read.
+    pub fn in_folder(folder: impl AsRef<Path>) -> Self {
+        let folder = folder.as_ref();
+        Self {
+            config: folder.join("config.json"),
+            tokenizer: folder.join("tokenizer.json"),
+            weights: folder.join("model.safetensors"),
+        }
+    }
+}
+
+/// What to prune dense linear layers to, by magnitude: `none`, `2:4`, or `V:2:4` where V rows share a pattern.
+///
+/// ```
+/// use sparse24::bert::Sparsity;
+/// use sparse24::VectorLen;
+/// assert_eq!("none".parse::<Sparsity>()?, Sparsity::None);
+/// assert_eq!("2:4".parse::<Sparsity>()?, Sparsity::TwoFour(VectorLen::ONE));
+/// assert_eq!("32:2:4".parse::<Sparsity>()?.to_string(), "32:2:4");
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sparsity {
+    /// Leave them as they are.
+    #[default]
+    None,
+    /// Two of every four weights, in a pattern shared by so many rows.
+    TwoFour(VectorLen),
+}
+
+impl FromStr for Sparsity {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "none" => Ok(Self::None),
+            "2:4" => Ok(Self::TwoFour(VectorLen::ONE)),
+            _ => match text.strip_suffix(":2:4") {
+                Some(vector) => Ok(Self::TwoFour(vector.parse()?)),
+                None => Err(Error::Invalid(format!("sparsity {text:?} is not none, 2:4 or V:2:4"))),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Sparsity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::TwoFour(VectorLen::ONE) => f.write_str("2:4"),
+            Self::TwoFour(vector) => write!(f, "{vector}:2:4"),
+        }
+    }
+}
+
+/// LayerNorm's factor and summand, `1 x hidden` f32 each.
+#[derive(Clone, Debug)]
+pub(super) struct Norm {
+    pub(super) gamma: Matrix,
+    pub(super) beta: Matrix,
+}
+
+/// A linear layer's weights, and its bias, `1 x m` f32.
+#[derive(Clone, Debug)]
+pub(super) struct Dense {
+    pub(super) weights: LinearWeights,
+    pub(super) bias: Matrix,
+}
+
+/// One encoder layer.
+#[derive(Clone, Debug)]
+pub(super) struct Layer {
+    pub(super) qkv: Dense,
+    pub(super) attended: Dense,
+    pub(super) attention_norm: Norm,
+    pub(super) ffn_in: Dense,
+    pub(super) ffn_out: Dense,
+    pub(super) output_norm: Norm,
+}
+
+/// The linear layers of an encoder layer in the order in which they run, by the names of their tensors.
+const LINEARS: [&str; 4] = ["attention.self.qkv", "attention.output.dense", "intermediate.dense", "output.dense"];
+
+impl Layer {
+    fn linears(&self) -> [&Dense; 4] {
+        [&self.qkv, &self.attended, &self.ffn_in, &self.ffn_out]
+    }
+
+    fn linears_mut(&mut self) -> [&mut Dense; 4] {
+        [&mut self.qkv, &mut self.attended, &mut self.ffn_in, &mut self.ffn_out]
+    }
+}
+
+/// A BERT's weights on the host.
+///
+/// ```
+/// use sparse24::bert::{Checkpoint, Config, Sizes, Sparsity};
+/// use sparse24::{Activation, DType, LinearWeights, VectorLen};
+/// let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 2, heads: 2, intermediate: 16, positions: 4, types: 1 };
+/// let config = Config::new(sizes, 1e-12, Activation::Gelu)?;
+/// let mut checkpoint = Checkpoint::random(config, DType::F32, 24)?;
+/// let dense = checkpoint.linears().next().map(|(_, w)| w.clone());
+///
+/// // All layers 2:4, but for the first one's Q, K and V, which stay dense.
+/// checkpoint.prune(Sparsity::TwoFour(VectorLen::new(4)?))?;
+/// checkpoint.set_linear("encoder.layer.0.attention.self.qkv", dense.ok_or(sparse24::Error::Invalid("none".into()))?)?;
+/// let sparse = checkpoint.linears().filter(|(_, w)| matches!(w, LinearWeights::Sparse24(_))).count();
+/// assert_eq!((checkpoint.linears().count(), sparse), (8, 7));
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    pub(super) config: Config,
+    pub(super) dtype: DType,
+    pub(super) words: Matrix,
+    pub(super) positions: Matrix,
+    pub(super) types: Matrix,
+    pub(super) norm: Norm,
+    pub(super) layers: Vec<Layer>,
+}
+
+impl Checkpoint {
+    /// Reads the weights of a model, in f32, f16 or bf16, with or without `bert.` in front of their names, and rounds
+    /// tables and linear weights to `dtype`, f32 or f16.
+    ///
+    /// `over` is a file that is asked first for every tensor: it may hold linear layers in this crate's compressed
+    /// format, under the name of their weight with or without `.weight`, and other tensors; what it lacks comes from
+    /// `files.weights`, which need not be there if it lacks nothing. Q, K and V become one layer: 2:4 if all three are,
+    /// with the longest vector that fits them, else dense.
+    ///
+    /// An error names a tensor that is missing or has another shape, with the shape that `config` wants, and the first
+    /// element that is infinite or NaN, as `dtype` or already in the file.
+    pub fn load(config: Config, files: &Files, over: Option<&Path>, dtype: DType) -> Result<Self> {
+        let mut sources: Vec<_> = over.map(Source::open).transpose()?.into_iter().collect();
+        if over.is_none() || files.weights.exists() {
+            sources.push(Source::open(&files.weights)?);
+        }
+        let reader = Reader { sources, dtype: activation_dtype(dtype)? };
+        let s = config.sizes();
+        let d = s.hidden;
+        let mut layers = Vec::new();
+        for i in 0..s.layers {
+            let at = |name: &str| format!("encoder.layer.{i}.{name}");
+            layers.push(Layer {
+                qkv: reader.fused(&["query", "key", "value"].map(|part| at(&format!("attention.self.{part}"))), d)?,
+                attended: reader.dense(&at("attention.output.dense"), d, d)?,
+                attention_norm: reader.norm(&at("attention.output.LayerNorm"), d)?,
+                ffn_in: reader.dense(&at("intermediate.dense"), s.intermediate, d)?,
+                ffn_out: reader.dense(&at("output.dense"), d, s.intermediate)?,
+                output_norm: reader.norm(&at("output.LayerNorm"), d)?,
+            });
+        }
+        Ok(Self {
+            config,
+            dtype,
+            words: reader.matrix("embeddings.word_embeddings.weight", s.vocabulary, d)?,
+            positions: reader.matrix("embeddings.position_embeddings.weight", s.positions, d)?,
+            types: reader.matrix("embeddings.token_type_embeddings.weight", s.types, d)?,
+            norm: reader.norm("embeddings.LayerNorm", d)?,
+            layers,
+        })
+    }
+
+    /// Weights drawn by a seeded generator, for measurements that need no real ones: uniform, with the standard
+    /// deviation of 0.02 that BERT is initialised with; biases too; LayerNorm's factor is near one.
+    pub fn random(config: Config, dtype: DType, seed: u64) -> Result<Self> {
+        let dtype = activation_dtype(dtype)?;
+        let mut part = 0u64;
+        let mut draw = |rows, cols, dtype, around: f32| -> Result<Matrix> {
+            part += 1;
+            let mut w = measure::uniform(rows, cols, DType::F32, seed.wrapping_add(part.wrapping_mul(PARTS)))?;
+            if let Elements::F32(data) = w.elements_mut() {
+                // A uniform number in [-1, 1) has the standard deviation 1/√3.
+                data.iter_mut().for_each(|x| *x = around + *x * 0.02 * 3f32.sqrt());
+            }
+            Ok(w.cast(dtype))
+        };
+        let s = config.sizes();
+        let d = s.hidden;
+        let mut layers = Vec::new();
+        for _ in 0..s.layers {
+            let mut dense = |m, k| -> Result<Dense> {
+                Ok(Dense { weights: LinearWeights::Dense(draw(m, k, dtype, 0.0)?), bias: draw(1, m, DType::F32, 0.0)? })
+            };
+            let (qkv, attended) = (dense(3 * d, d)?, dense(d, d)?);
+            let (ffn_in, ffn_out) = (dense(s.intermediate, d)?, dense(d, s.intermediate)?);
+            let mut norm = || -> Result<Norm> {
+                Ok(Norm { gamma: draw(1, d, DType::F32, 1.0)?, beta: draw(1, d, DType::F32, 0.0)? })
+            };
+            layers.push(Layer { qkv, attended, attention_norm: norm()?, ffn_in, ffn_out, output_norm: norm()? });
+        }
+        Ok(Self {
+            config,
+            dtype,
+            words: draw(s.vocabulary, d, dtype, 0.0)?,
+            positions: draw(s.positions, d, dtype, 0.0)?,
+            types: draw(s.types, d, dtype, 0.0)?,
+            norm: Norm { gamma: draw(1, d, DType::F32, 1.0)?, beta: draw(1, d, DType::F32, 0.0)? },
+            layers,
+        })
+    }
+
+    /// What it is made of.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Element type of tables and linear weights, and of a model's activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Every linear layer by name, in the order in which they run: `encoder.layer.0.attention.self.qkv` and so on.
+    pub fn linears(&self) -> impl Iterator<Item = (String, &LinearWeights)> {
+        self.layers.iter().enumerate().flat_map(|(i, layer)| {
+            let linears = layer.linears().into_iter().zip(LINEARS);
+            linears.map(move |(dense, name)| (format!("encoder.layer.{i}.{name}"), &dense.weights))
+        })
+    }
+
+    /// Gives a linear layer other weights, in any form; they are rounded to the checkpoint's element type. An error if
+    /// there is no layer of that name, shapes differ, or an element is infinite or NaN.
+    pub fn set_linear(&mut self, name: &str, weights: LinearWeights) -> Result<()> {
+        let named = |(i, layer): (usize, _)| {
+            iter::zip(Layer::linears_mut(layer), LINEARS)
+                .map(move |(dense, n)| (format!("encoder.layer.{i}.{n}"), dense))
+        };
+        let dtype = self.dtype;
+        let mut all = self.layers.iter_mut().enumerate().flat_map(named);
+        let found = all.find_map(|(n, dense)| (n == name).then_some(dense));
+        let dense = found.ok_or_else(|| Error::Invalid(format!("there is no linear layer {name:?}")))?;
+        let (got, expected) = ((weights.m(), weights.k()), (dense.weights.m(), dense.weights.k()));
+        expect_shape(name, got, expected)?;
+        if let LinearWeights::Masked(_, mask) = &weights {
+            expect_shape(&format!("mask of {name}"), (mask.rows(), mask.cols()), expected)?;
+        }
+        dense.weights = cast(weights, dtype).map_err(|e| Error::Invalid(format!("{name}: {e}")))?;
+        Ok(())
+    }
+
+    /// Prunes every dense linear layer by magnitude and compresses it; layers of other forms stay. Q, K and V are pruned
+    /// as one matrix, which for V that divides the hidden size is the same as each by itself.
+    pub fn prune(&mut self, sparsity: Sparsity) -> Result<()> {
+        let Sparsity::TwoFour(vector) = sparsity else { return Ok(()) };
+        for dense in self.layers.iter_mut().flat_map(Layer::linears_mut) {
+            if let LinearWeights::Dense(w) = &dense.weights {
+                let compressed = Sparse24::compress(w, &prune::magnitude(w, vector)?)?;
+                dense.weights = LinearWeights::Sparse24(compressed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives every dense linear layer the mask of magnitude pruning, to be applied while it is used; layers of other
+    /// forms stay.
+    pub fn mask(&mut self, vector: VectorLen) -> Result<()> {
+        for dense in self.layers.iter_mut().flat_map(Layer::linears_mut) {
+            if let LinearWeights::Dense(w) = &dense.weights {
+                let mask = prune::magnitude(w, vector)?.into_mask();
+                dense.weights = LinearWeights::Masked(w.clone(), mask);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Separates the seeds of a checkpoint's tensors.
+const PARTS: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The element types that activations can have.
+fn activation_dtype(dtype: DType) -> Result<DType> {
+    match dtype {
+        DType::F32 | DType::F16 => Ok(dtype),
+        DType::Bf16 => Err(Error::DType { what: "activations".into(), got: dtype, expected: DType::F32 }),
+    }
+}
+
+/// A file to take tensors from.
+struct Source {
+    file: TensorFile,
+    /// Names of the compressed matrices in it.
+    compressed: Vec<String>,
+}
+
+impl Source {
+    fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let file = TensorFile::open(path)?;
+        let compressed = file.sparse24_names()?;
+        Ok(Self { file, compressed })
+    }
+
+    /// The first of these names that is a tensor of the file, with or without `bert.` in front.
+    fn name(&self, names: &[&str]) -> Option<String> {
+        prefixed(names).find(|name| self.file.info(name).is_ok())
+    }
+
+    /// The first of these names that is a compressed matrix of the file, with or without `bert.` in front.
+    fn compressed(&self, names: &[&str]) -> Option<String> {
+        prefixed(names).find(|name| self.compressed.contains(name))
+    }
+}
+
+fn prefixed(names: &[&str]) -> impl Iterator<Item = String> {
+    names.iter().flat_map(|name| [(*name).to_owned(), format!("bert.{name}")])
+}
+
+/// Files to take tensors from, in the order in which they are asked, and the type that they are rounded to.
+struct Reader {
+    sources: Vec<Source>,
+    dtype: DType,
+}
+
+impl Reader {
+    /// What there is no tensor for.
+    fn missing(&self, name: &str, shape: &[usize]) -> Error {
+        let files: Vec<_> = self.sources.iter().map(|s| s.file.path().display().to_string()).collect();
+        Error::Invalid(format!("{}: tensor {name} of shape {shape:?} is missing", files.join(" and ")))
+    }
+
+    /// A tensor of two dimensions, or of one as a row.
+    fn tensor(&self, names: &[&str], shape: &[usize], dtype: DType) -> Result<Matrix> {
+        let found = self.sources.iter().find_map(|s| Some((s, s.name(names)?)));
+        let (source, name) = found.ok_or_else(|| self.missing(names[0], shape))?;
+        let info = source.file.info(&name)?;
+        let path = source.file.path();
+        if info.shape != shape {
+            let what = "weight".to_owned();
+            return Err(Error::Shape { what, got: info.shape.clone(), expected: shape.to_vec() }.in_tensor(path, &name));
+        }
+        let matrix = if shape.len() == 1 { source.file.vector(&name)? } else { source.file.matrix(&name)? };
+        let matrix = matrix.cast(dtype);
+        finite(matrix.elements(), matrix.cols()).map_err(|e| e.in_tensor(path, &name))?;
+        Ok(matrix)
+    }
+
+    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        self.tensor(&[name], &[rows, cols], self.dtype)
+    }
+
+    fn norm(&self, name: &str, len: usize) -> Result<Norm> {
+        // The second names are those of checkpoints converted from TensorFlow.
+        let vector = |new: &str, old: &str| {
+            self.tensor(&[&format!("{name}.{new}"), &format!("{name}.{old}")], &[len], DType::F32)
+        };
+        Ok(Norm { gamma: vector("weight", "gamma")?, beta: vector("bias", "beta")? })
+    }
+
+    fn bias(&self, name: &str, len: usize) -> Result<Matrix> {
+        self.tensor(&[&format!("{name}.bias")], &[len], DType::F32)
+    }
+
+    fn dense(&self, name: &str, m: usize, k: usize) -> Result<Dense> {
+        Ok(Dense { weights: self.weights(name, m, k)?, bias: self.bias(name, m)? })
+    }
+
+    /// The weights of a layer from the first file that has them, in whichever form.
+    fn weights(&self, name: &str, m: usize, k: usize) -> Result<LinearWeights> {
+        let weight = format!("{name}.weight");
+        for source in &self.sources {
+            if let Some(compressed) = source.compressed(&[&weight, name]) {
+                let path = source.file.path();
+                let w = source.file.sparse24(&compressed)?;
+                let shape = |e: Error| e.in_tensor(path, &compressed);
+                expect_shape("weight", (w.m(), w.k()), (m, k)).map_err(shape)?;
+                return cast(LinearWeights::Sparse24(w), self.dtype).map_err(shape);
+            }
+            if source.name(&[&weight]).is_some() {
+                break;
+            }
+        }
+        Ok(LinearWeights::Dense(self.matrix(&weight, m, k)?))
+    }
+
+    /// Several layers of the same input and `d` outputs each as one.
+    fn fused(&self, names: &[String], d: usize) -> Result<Dense> {
+        let mut weights = Vec::new();
+        let mut bias = Vec::new();
+        for name in names {
+            let part = self.dense(name, d, d)?;
+            weights.push(part.weights);
+            bias.extend(part.bias.elements().to_f32());
+        }
+        Ok(Dense { weights: stacked(&weights)?, bias: Matrix::new(1, bias.len(), Elements::F32(bias))? })
+    }
+}
+
+/// Matrices of the same type and number of columns one under the other. 2:4 if all are, dense otherwise.
+fn stacked(parts: &[LinearWeights]) -> Result<LinearWeights> {
+    fn join<'a>(parts: impl Iterator<Item = &'a Elements>, dtype: DType) -> Elements {
+        fn of<'a, T: Element>(parts: impl Iterator<Item = &'a Elements>) -> Elements {
+            T::wrap(parts.filter_map(T::of).flatten().copied().collect())
+        }
+        match dtype {
+            DType::F32 => of::<f32>(parts),
+            DType::F16 => of::<half::f16>(parts),
+            DType::Bf16 => of::<half::bf16>(parts),
+        }
+    }
+    let Some(first) = parts.first() else { return Err(Error::Invalid("no matrices to stack".into())) };
+    let (rows, k, dtype) = (parts.iter().map(LinearWeights::m).sum(), first.k(), first.dtype());
+    let compressed: Option<Vec<&Sparse24>> = parts
+        .iter()
+        .map(|part| match part {
+            LinearWeights::Sparse24(w) => Some(w),
+            _ => None,
+        })
+        .collect();
+    if let Some(compressed) = compressed {
+        // Rows of one block lie in one part.
+        let fits = |v: &VectorLen| compressed.iter().all(|w| w.vector() >= *v && w.m().is_multiple_of(v.get()));
+        let vector = VectorLen::ALL.into_iter().rev().find(fits).unwrap_or(VectorLen::ONE);
+        let parts: Vec<_> = compressed.iter().map(|w| w.with_vector(vector)).collect::<Result<_>>()?;
+        let values = join(parts.iter().map(|w| w.values()), dtype);
+        let meta = parts.iter().flat_map(|w| w.meta()).copied().collect();
+        return Ok(LinearWeights::Sparse24(Sparse24::from_parts(rows, k, vector, values, meta)?));
+    }
+    let dense: Vec<_> = parts
+        .iter()
+        .map(|part| match part {
+            LinearWeights::Dense(w) => Ok(w.clone()),
+            LinearWeights::Sparse24(w) => Ok(w.decompress()),
+            LinearWeights::Masked(w, mask) => mask.apply(w),
+        })
+        .collect::<Result<_>>()?;
+    Ok(LinearWeights::Dense(Matrix::new(rows, k, join(dense.iter().map(Matrix::elements), dtype))?))
+}
+
+/// The same weights in another element type, all of them finite in it.
+fn cast(weights: LinearWeights, dtype: DType) -> Result<LinearWeights> {
+    let weights = match weights {
+        LinearWeights::Dense(w) => LinearWeights::Dense(w.cast(dtype)),
+        LinearWeights::Masked(w, mask) => LinearWeights::Masked(w.cast(dtype), mask),
+        LinearWeights::Sparse24(w) if w.dtype() == dtype => LinearWeights::Sparse24(w),
+        LinearWeights::Sparse24(w) => {
+            let (m, k, vector, values, meta) = w.into_parts();
+            let values = Elements::from_f32(dtype, &values.to_f32());
+            LinearWeights::Sparse24(Sparse24::from_parts(m, k, vector, values, meta)?)
+        }
+    };
+    match &weights {
+        LinearWeights::Dense(w) | LinearWeights::Masked(w, _) => finite(w.elements(), w.cols())?,
+        LinearWeights::Sparse24(w) => finite(w.values(), w.k_physical())?,
+    }
+    Ok(weights)
+}
+
+/// An error that names the first element that is infinite or NaN, by its place in a matrix of so many columns.
+fn finite(elements: &Elements, cols: usize) -> Result<()> {
+    let found = each_dtype!(elements, v => v.iter().position(|x| !x.to_f32().is_finite()));
+    match found {
+        None => Ok(()),
+        Some(at) => Err(Error::Invalid(format!(
+            "row {}, column {} is {} as {}",
+            at / cols,
+            at % cols,
+            elements.get(at),
+            elements.dtype()
+        ))),
+    }
+}

@@ -1,0 +1,129 @@
+//! From texts to token ids, and from token ids to batches of similar length.
+//!
+//! Invariants: ids are below the model's vocabulary; a text has one to [`Config::positions`] tokens; [`batches`] names
+//! every text once.
+
+use std::path::Path;
+
+use tokenizers::{PostProcessor, TruncationDirection, TruncationParams, TruncationStrategy};
+
+use super::config::Config;
+use crate::error::{Error, Result};
+
+/// A vocabulary may have fewer words than the model has rows, which are often a multiple of 8, 64 or 128: fewer by as
+/// many as that is another vocabulary.
+const MOST_UNUSED: usize = 128;
+
+/// The tokenizer of a model, from its `tokenizer.json`.
+#[derive(Clone, Debug)]
+pub struct Tokenizer(tokenizers::Tokenizer);
+
+/// Texts as token ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// One list for each text, special tokens included.
+    pub ids: Vec<Vec<u32>>,
+    /// How many texts were too long for the model and lost their ends.
+    pub truncated: usize,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`. What the file says about truncation and padding is about the use that it was made for,
+    /// and is replaced: texts are truncated at what the model has positions for, and batches are padded elsewhere.
+    ///
+    /// An error if the file is none, or is for another vocabulary than the model's: it has ids that the model has no
+    /// rows for, or leaves 128 or more rows without a word.
+    pub fn load(path: impl AsRef<Path>, config: &Config) -> Result<Self> {
+        let path = path.as_ref();
+        // Read here: the library's message about a missing file does not name it.
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let fail = |reason: String| Error::file(path, reason);
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| fail(e.to_string()))?;
+        // Ids need not be without gaps.
+        let ids = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let rows = config.vocabulary();
+        if ids > rows || rows - ids >= MOST_UNUSED {
+            return Err(fail(format!("the tokenizer has {ids} ids, the model's vocab_size is {rows}")));
+        }
+        // The library subtracts without looking.
+        let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(false));
+        if config.positions() <= special {
+            let positions = config.positions();
+            return Err(fail(format!("{special} special tokens leave no room in the model's {positions} positions")));
+        }
+        let truncation = TruncationParams {
+            max_length: config.positions(),
+            strategy: TruncationStrategy::LongestFirst,
+            stride: 0,
+            direction: TruncationDirection::Right,
+        };
+        tokenizer.with_padding(None).with_truncation(Some(truncation)).map_err(|e| fail(e.to_string()))?;
+        Ok(Self(tokenizer))
+    }
+
+    /// The ids of texts, special tokens included: an empty text is its special tokens, `[CLS] [SEP]`. An error for a
+    /// text without any token, which a tokenizer that adds none may give.
+    pub fn encode<S: AsRef<str>>(&self, texts: &[S]) -> Result<Tokens> {
+        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+        let encoded = self.0.encode_batch_fast(texts, true);
+        let encoded = encoded.map_err(|e| Error::Invalid(format!("cannot tokenize: {e}")))?;
+        let truncated = encoded.iter().filter(|text| !text.get_overflowing().is_empty()).count();
+        let ids: Vec<_> = encoded.iter().map(|text| text.get_ids().to_vec()).collect();
+        match ids.iter().position(Vec::is_empty) {
+            Some(text) => Err(Error::Invalid(format!("text {text} has no tokens, so it has no embedding"))),
+            None => Ok(Tokens { ids, truncated }),
+        }
+    }
+}
+
+/// How texts are put together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batching {
+    /// Most texts of a batch, at least one.
+    pub texts: usize,
+    /// Most tokens of a batch of several texts, padding included: bounds the memory of activations.
+    pub tokens: usize,
+}
+
+impl Default for Batching {
+    /// 32 texts, as long as they have no more than 8192 tokens.
+    fn default() -> Self {
+        Self { texts: 32, tokens: 8192 }
+    }
+}
+
+/// Texts to go through the model together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Indices of the texts.
+    pub texts: Vec<usize>,
+    /// Tokens to which each is padded.
+    pub seq: usize,
+}
+
+/// Tokens to a step of lengths: texts are padded to a multiple, so that few shapes of batches occur and their buffers
+/// are used again.
+const STEP: usize = 8;
+
+/// Puts texts of these numbers of tokens, none above `positions`, into batches by length, the longest first.
+///
+/// ```
+/// use sparse24::bert::{Batch, Batching, batches};
+/// let plan = batches(&[3, 20, 5], 512, Batching { texts: 2, tokens: 8192 });
+/// assert_eq!(plan, [Batch { texts: vec![1, 2], seq: 24 }, Batch { texts: vec![0], seq: 8 }]);
+/// ```
+pub fn batches(lengths: &[usize], positions: usize, batching: Batching) -> Vec<Batch> {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    // Stable: texts of one length stay in order, whatever the machine.
+    order.sort_by_key(|&text| std::cmp::Reverse(lengths[text]));
+    let mut batches = Vec::new();
+    let mut rest = &order[..];
+    while let Some(&longest) = rest.first() {
+        let seq = lengths[longest].next_multiple_of(STEP).min(positions.max(lengths[longest])).max(1);
+        let most = batching.texts.min(batching.tokens / seq).max(1);
+        let (texts, more) = rest.split_at(most.min(rest.len()));
+        batches.push(Batch { texts: texts.to_vec(), seq });
+        rest = more;
+    }
+    batches
+}

@@ -1,0 +1,240 @@
+//! `sparse24 eval`: how well a model's similarities agree with people's.
+//!
+//! Invariant: a row of the CSV file counts in full or the command fails.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+
+use super::{Outcome, model, print, progress, writable};
+use sparse24::engine::{Device, DeviceInfo};
+use sparse24::io::write_atomically;
+
+/// Compare a model's similarities of pairs of sentences with scores that people gave them.
+///
+/// Reads a CSV file with the columns sentence, sentence, score, prints Spearman's and Pearson's correlation of the
+/// scores with the cosine similarity of the embeddings, and the sentences embedded per second (tokenising included,
+/// loading not).
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:
+  sparse24 eval --model model/minilm --pairs stsb-dev.csv
+  sparse24 eval --model model/minilm --sparsity 2:4 --pairs stsb-dev.csv --json eval.json")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: model::ModelArgs,
+    /// CSV file, UTF-8: two sentences and a score on each line. A first line whose third column is no number is a
+    /// header.
+    #[arg(long, value_name = "CSV")]
+    pairs: PathBuf,
+    /// Write the result as JSON (schema sparse24-eval/1).
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// A run as JSON.
+#[derive(Serialize)]
+struct Evaluation {
+    schema: &'static str,
+    version: &'static str,
+    model: String,
+    weights: Option<String>,
+    sparsity: String,
+    dtype: String,
+    device: String,
+    threads: Option<usize>,
+    batch: usize,
+    pairs_file: String,
+    pairs: usize,
+    spearman: f64,
+    pearson: f64,
+    sentences: usize,
+    truncated: usize,
+    seconds: f64,
+    sentences_per_second: f64,
+}
+
+/// Two sentences, and how similar they are to people.
+#[derive(Clone, Debug, PartialEq)]
+struct Pairs {
+    sentences: Vec<String>,
+    scores: Vec<f64>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    let out = args.json.as_deref().map(writable).transpose().context("--json")?;
+    let Pairs { sentences, scores } = Pairs::read(&args.pairs)?;
+    let encoder = args.model.open()?;
+    let bar = progress(sentences.len());
+    // Weights that the first batch uploads are a part of loading.
+    encoder.embed(&sentences[..2])?;
+
+    let started = Instant::now();
+    let mut similarities = Vec::with_capacity(scores.len());
+    let truncated = encoder.windows(&sentences, &bar, |_, embeddings| {
+        let numbers = embeddings.elements().to_f32();
+        // A window is even: it parts no pair.
+        const { assert!(model::WINDOW.is_multiple_of(2)) };
+        let pairs = numbers.chunks_exact(2 * embeddings.cols());
+        similarities.extend(pairs.map(|pair| {
+            let (a, b) = pair.split_at(embeddings.cols());
+            a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>()
+        }));
+        Ok(())
+    })?;
+    let seconds = started.elapsed().as_secs_f64();
+    bar.finish_and_clear();
+    encoder.warn_of_truncation(truncated, sentences.len());
+
+    let constant = || format!("{}: all scores or all similarities are the same: no correlation", args.pairs.display());
+    let of = &args.model;
+    let evaluation = Evaluation {
+        schema: "sparse24-eval/1",
+        version: env!("CARGO_PKG_VERSION"),
+        model: of.model.clone(),
+        weights: of.weights.as_ref().map(|path| path.display().to_string()),
+        sparsity: of.sparsity.to_string(),
+        dtype: sparse24::DType::from(of.dtype).to_string(),
+        device: encoder.device.info().name().to_owned(),
+        threads: threads(&encoder.device),
+        batch: of.batch.get(),
+        pairs_file: args.pairs.display().to_string(),
+        pairs: scores.len(),
+        spearman: pearson(&ranks(&similarities), &ranks(&scores)).with_context(constant)?,
+        pearson: pearson(&similarities, &scores).with_context(constant)?,
+        sentences: sentences.len(),
+        truncated,
+        seconds,
+        sentences_per_second: sentences.len() as f64 / seconds,
+    };
+    print(&evaluation.text())?;
+    if let Some(out) = &out {
+        let json = serde_json::to_string_pretty(&evaluation)? + "\n";
+        write_atomically(out, |file| file.write_all(json.as_bytes()))?;
+    }
+    Ok(Outcome::Fine)
+}
+
+fn threads(device: &Device) -> Option<usize> {
+    match device.info() {
+        DeviceInfo::Cpu(cpu) => Some(cpu.threads),
+        DeviceInfo::Gpu(_) => None,
+    }
+}
+
+impl Evaluation {
+    fn text(&self) -> String {
+        format!(
+            "{}, sparsity {}, {}, on {}\n\
+             Spearman {:.4}, Pearson {:.4} over {} pairs\n\
+             {:.0} sentences per second ({} in {:.2} s)\n",
+            self.model,
+            self.sparsity,
+            self.dtype,
+            self.device,
+            self.spearman,
+            self.pearson,
+            self.pairs,
+            self.sentences_per_second,
+            self.sentences,
+            self.seconds
+        )
+    }
+}
+
+impl Pairs {
+    fn read(path: &Path) -> Result<Self> {
+        let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Self::parse(file).with_context(|| path.display().to_string())
+    }
+
+    /// Errors name the line on which a row starts.
+    fn parse(from: impl std::io::Read) -> Result<Self> {
+        // Flexible: the library's own error about a row's length does not say what is wanted.
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(from);
+        let mut pairs = Self { sentences: Vec::new(), scores: Vec::new() };
+        for (row, record) in reader.records().enumerate() {
+            let record = record?;
+            let line = record.position().map_or(0, csv::Position::line);
+            let (Some(a), Some(b), Some(score)) = (record.get(0), record.get(1), record.get(2)) else {
+                bail!("line {line} has {} columns, expected sentence, sentence, score", record.len());
+            };
+            match score.trim().parse::<f64>() {
+                Ok(score) if score.is_finite() => {
+                    pairs.sentences.extend([a.to_owned(), b.to_owned()]);
+                    pairs.scores.push(score);
+                }
+                Err(_) if row == 0 => {}
+                _ => bail!("line {line}: the score {score:?} is not a finite number"),
+            }
+        }
+        ensure!(pairs.scores.len() >= 2, "{} pairs are too few for a correlation", pairs.scores.len());
+        Ok(pairs)
+    }
+}
+
+/// The rank of each number, from 1; numbers that are equal share the mean of their ranks.
+fn ranks(numbers: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..numbers.len()).collect();
+    order.sort_by(|&a, &b| numbers[a].total_cmp(&numbers[b]));
+    let mut ranks = vec![0.0; numbers.len()];
+    let mut start = 0;
+    for tied in order.chunk_by(|&a, &b| numbers[a] == numbers[b]) {
+        let mean = start as f64 + (tied.len() + 1) as f64 / 2.0;
+        tied.iter().for_each(|&i| ranks[i] = mean);
+        start += tied.len();
+    }
+    ranks
+}
+
+/// The covariance over the product of the standard deviations; `None` where one of these is zero.
+fn pearson(x: &[f64], y: &[f64]) -> Option<f64> {
+    let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
+    let (mx, my) = (mean(x), mean(y));
+    let sum = |f: &dyn Fn(f64, f64) -> f64| x.iter().zip(y).map(|(x, y)| f(x - mx, y - my)).sum::<f64>();
+    let (xy, xx, yy) = (sum(&|x, y| x * y), sum(&|x, _| x * x), sum(&|_, y| y * y));
+    (xx > 0.0 && yy > 0.0).then(|| xy / (xx * yy).sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ties_share_the_mean_of_their_ranks() {
+        assert_eq!(ranks(&[3.0, 1.0, 3.0, 2.0, 3.0]), [4.0, 1.0, 4.0, 2.0, 4.0]);
+        assert_eq!(ranks(&[0.0, -0.0]), [1.5, 1.5]);
+        assert_eq!(ranks(&[]), [0.0; 0]);
+    }
+
+    /// Worked by hand: sums of products of the deviations from the mean, of the ranks and of the numbers.
+    #[test]
+    fn correlations_are_those_of_the_definition() {
+        let (x, y) = ([1.0, 2.0, 2.0, 4.0, 5.0], [1.0, 3.0, 2.0, 2.0, 6.0]);
+        let near =
+            |got: Option<f64>, expected: f64| assert!((got.unwrap_or(f64::NAN) - expected).abs() < 1e-12, "{got:?}");
+        near(pearson(&ranks(&x), &ranks(&y)), 7.25 / 9.5);
+        near(pearson(&x, &y), 9.8 / (10.8f64 * 14.8).sqrt());
+        near(pearson(&x, &x.map(|x| -3.0 * x)), -1.0);
+        assert_eq!(pearson(&x, &[7.0; 5]), None);
+    }
+
+    #[test]
+    fn rows_are_read_in_full_or_refused_with_their_line() {
+        let parse = |text: &str| Pairs::parse(text.as_bytes()).map_err(|e| format!("{e:#}"));
+        let pairs = parse("a,\"b, \"\"c\"\"\nd\",1\ne,f, 2.5 ,more\n");
+        let sentences = ["a", "b, \"c\"\nd", "e", "f"].map(String::from).to_vec();
+        assert_eq!(pairs, Ok(Pairs { sentences, scores: vec![1.0, 2.5] }));
+        assert_eq!(parse("s,t,score\na,b,1\nc,d,2\n").map(|p| p.scores), Ok(vec![1.0, 2.0]));
+        for (text, error) in [
+            ("a,\"b\nb\",1\nc,d\n", "line 3 has 2 columns, expected sentence, sentence, score"),
+            ("a,b,1\nc,d,x\n", "line 2: the score \"x\" is not a finite number"),
+            ("a,b,nan\nc,d,1\n", "line 1: the score \"nan\" is not a finite number"),
+            ("s,t,score\na,b,1\n", "1 pairs are too few for a correlation"),
+        ] {
+            assert_eq!(parse(text), Err(error.to_owned()), "{text:?}");
+        }
+        assert!(parse("a,b,1\nc,d,2\n").is_ok());
+    }
+}

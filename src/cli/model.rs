@@ -1,0 +1,124 @@
+//! What `embed` and `eval` have in common: which model, where it runs, and texts through it.
+//!
+//! Invariant: embeddings come in the order of their texts.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use indicatif::ProgressBar;
+
+use super::shapes::Float;
+use super::{say, tuning};
+use sparse24::Matrix;
+use sparse24::bert::{Batching, Checkpoint, Config, Files, Model, Sparsity, Tokenizer};
+use sparse24::engine::{Device, Options};
+
+/// The flags that choose a model and a device.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct ModelArgs {
+    /// Folder with a BERT's config.json, tokenizer.json and model.safetensors; or its name on the Hugging Face hub, in
+    /// a binary built with the feature `hub`.
+    #[arg(long, value_name = "DIR")]
+    pub(super) model: String,
+    /// File that is asked first for each tensor: linear layers in the sparse24 format, or other tensors.
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub(super) weights: Option<PathBuf>,
+    /// Prune the dense linear layers by magnitude: none, 2:4, or V:2:4 where V rows share a pattern.
+    #[arg(long, value_name = "none|2:4|V:2:4", default_value = "none")]
+    pub(super) sparsity: Sparsity,
+    /// Device: `auto`, `cpu`, or part of an adapter's name (see `sparse24 devices`).
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub(super) device: String,
+    /// Element type of weights and activations.
+    #[arg(long, default_value = "f32")]
+    pub(super) dtype: Float,
+    /// Most texts in a batch.
+    #[arg(long, value_name = "N", default_value = "32")]
+    pub(super) batch: NonZeroUsize,
+    /// Threads of the CPU device; one per core unless given. No effect on a GPU.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(super) threads: Option<u16>,
+    /// Folder of the caches of `sparse24 tune` (see there), from which a GPU's kernels are chosen.
+    #[arg(long, value_name = "DIR")]
+    pub(super) cache: Option<PathBuf>,
+    /// Choose kernels by estimates, whatever was tuned.
+    #[arg(long, conflicts_with = "cache")]
+    pub(super) no_tuning: bool,
+}
+
+/// A model that takes texts.
+pub(super) struct Encoder {
+    pub(super) device: Device,
+    tokenizer: Tokenizer,
+    model: Model,
+    batching: Batching,
+}
+
+/// Texts that go through the model together: enough for batches of one length, few enough to hold their embeddings.
+pub(super) const WINDOW: usize = 4096;
+
+impl ModelArgs {
+    /// Loads the model and opens the device.
+    pub(super) fn open(&self) -> Result<Encoder> {
+        let options = Options { threads: self.threads.map(usize::from), ..Options::default() };
+        let device = Device::open(&self.device, options).context("--device")?;
+        if !self.no_tuning {
+            tuning::apply(&device, self.cache.as_deref())?;
+        }
+        let files = files(&self.model)?;
+        let config = Config::load(&files.config)?;
+        let tokenizer = Tokenizer::load(&files.tokenizer, &config)?;
+        let mut checkpoint = Checkpoint::load(config, &files, self.weights.as_deref(), self.dtype.into())?;
+        checkpoint.prune(self.sparsity)?;
+        let model = Model::new(&device, &checkpoint)?;
+        let batching = Batching { texts: self.batch.get(), ..Batching::default() };
+        Ok(Encoder { device, tokenizer, model, batching })
+    }
+}
+
+/// The files of a folder, or of a model on the hub.
+pub(super) fn files(model: &str) -> Result<Files> {
+    if Path::new(model).is_dir() {
+        return Ok(Files::in_folder(model));
+    }
+    #[cfg(feature = "hub")]
+    return Files::from_hub(model).with_context(|| format!("there is no folder {model}, and on the hub"));
+    #[cfg(not(feature = "hub"))]
+    anyhow::bail!("there is no folder {model} (names on the hub need a binary built with --features hub)")
+}
+
+impl Encoder {
+    /// Embeddings of up to [`WINDOW`] texts, one a row, and how many of them were truncated.
+    pub(super) fn embed<S: AsRef<str>>(&self, texts: &[S]) -> Result<(Matrix, usize)> {
+        let tokens = self.tokenizer.encode(texts)?;
+        Ok((self.model.embed(&tokens.ids, self.batching)?, tokens.truncated))
+    }
+
+    /// The embeddings of all texts, window by window, and how many texts were truncated.
+    pub(super) fn windows<S: AsRef<str>>(
+        &self,
+        texts: &[S],
+        bar: &ProgressBar,
+        mut done: impl FnMut(&[S], Matrix) -> Result<()>,
+    ) -> Result<usize> {
+        let mut truncated = 0;
+        for window in texts.chunks(WINDOW) {
+            let (embeddings, of_window) = self.embed(window)?;
+            truncated += of_window;
+            done(window, embeddings)?;
+            bar.inc(window.len() as u64);
+        }
+        Ok(truncated)
+    }
+
+    /// Says on stderr how many texts were truncated, if any.
+    pub(super) fn warn_of_truncation(&self, truncated: usize, texts: usize) {
+        if truncated > 0 {
+            let positions = self.model.config().positions();
+            say(&format!(
+                "warning: {truncated} of {texts} texts were cut off at the model's limit of {positions} tokens"
+            ));
+        }
+    }
+}

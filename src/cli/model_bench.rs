@@ -1,0 +1,547 @@
+//! `sparse24 bench --model`: a whole BERT, dense against 2:4 and masked, with the share of each part.
+//!
+//! Every row is verified before it is timed: the hidden states of every token and the embeddings of texts of several
+//! lengths, as many as the timed batch has and in its shape, against the f64 twin of the forward pass. Samples of all rows are interleaved. Invariant: a row that is not verified
+//! has no times.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use ndarray::{Array2, ArrayView1};
+use serde::Serialize;
+
+use super::bench::{Args, quoted};
+use super::{Outcome, print, progress, say};
+use sparse24::bert::{Checkpoint, Config, Files, Forward, Model, NAMES, Part, Sparsity, reference};
+use sparse24::engine::{Device, DeviceInfo, Prepared, Timing};
+use sparse24::io::write_atomically;
+use sparse24::measure::{Choice, Policy};
+use sparse24::report::{Environment, significant};
+use sparse24::{DType, Matrix, Op, VectorLen, measure};
+
+/// One run as JSON.
+#[derive(Serialize)]
+struct Report {
+    schema: &'static str,
+    environment: Environment,
+    model: String,
+    layers: usize,
+    hidden: usize,
+    linear_weights: usize,
+    batch: usize,
+    seq: usize,
+    rows: Vec<Row>,
+}
+
+/// One way to run the model. Times are of one forward pass, in milliseconds.
+#[derive(Serialize)]
+struct Row {
+    /// As in `sparse24-bench/1`.
+    op: &'static str,
+    vector: Option<usize>,
+    dtype: String,
+    /// Kernels of the linear layers, each once.
+    kernels: Vec<String>,
+    /// Linear layers that run on dense weights in place of 2:4 ones, of how many.
+    dense_layers: usize,
+    linear_layers: usize,
+    median_ms: Option<f64>,
+    min_ms: Option<f64>,
+    max_ms: Option<f64>,
+    samples: usize,
+    calls_per_sample: usize,
+    clock: Option<&'static str>,
+    /// Medians of the calls of one part alone.
+    parts: Option<Parts>,
+    sequences_per_second: Option<f64>,
+    /// 2 x linear weights x tokens / median, in 10¹² per second, whatever was skipped.
+    effective_tflops: Option<f64>,
+    speedup_vs_dense: Option<f64>,
+    weight_bytes: usize,
+    /// Largest distance of an element of a hidden state or an embedding from the twin's, over the root of the mean square
+    /// of that state or embedding, and what is allowed.
+    max_error: Option<f64>,
+    allowed_error: f64,
+    verified: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<String>,
+    command: String,
+}
+
+#[derive(Clone, Copy, Serialize)]
+struct Parts {
+    gemm_ms: f64,
+    attention_ms: f64,
+    rest_ms: f64,
+}
+
+/// A row while it is measured.
+struct Subject {
+    row: Row,
+    forward: Arc<Forward>,
+    /// Of whole passes, and of each part alone.
+    times: [Vec<f64>; 4],
+}
+
+/// The table's columns of numbers, from V to MB.
+const NUMBERS: std::ops::RangeInclusive<usize> = 1..=11;
+
+/// Operations of the f64 twin that are worth waiting for: some seconds.
+const TWIN_FLOPS: usize = 30_000_000_000;
+
+/// How far an element may be from the twin's, where those of its row are about 1. No bound through softmax and LayerNorm
+/// would be of use. On all-MiniLM-L6-v2 and random ids hidden states come to 8e-6 and 1.6e-2; one wrong weight is far
+/// above the first (see the test), and f16 is what embeddings of 384 features are held to: 3e-3 of their length.
+const fn allowed(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 => 1e-4,
+        DType::F16 | DType::Bf16 => 6e-2,
+    }
+}
+
+/// What the twin says of the sample texts.
+struct Expected {
+    texts: Vec<Vec<u32>>,
+    /// One row a token, text after text.
+    states: Array2<f64>,
+    /// One row a text.
+    embeddings: Array2<f64>,
+}
+
+impl Expected {
+    fn new(checkpoint: &Checkpoint, texts: &[Vec<u32>]) -> Result<Self> {
+        let states = reference::hidden_states(checkpoint, texts)?;
+        let embeddings = reference::pool(&states, texts.iter().map(Vec::len));
+        Ok(Self { texts: texts.to_vec(), states, embeddings })
+    }
+
+    /// The largest error of a pass over batches in which the texts take turns. All are seen even where a batch has fewer.
+    fn error(&self, device: &Device, forward: &Forward) -> Result<f64> {
+        let mut worst = 0f64;
+        for start in (0..self.texts.len()).step_by(forward.batch()) {
+            let of_row: Vec<_> = (0..forward.batch()).map(|row| (start + row) % self.texts.len()).collect();
+            let batch: Vec<_> = of_row.iter().map(|&text| &self.texts[text]).collect();
+            let embeddings = forward.embed(&batch)?;
+            let states = device.read(forward.hidden())?;
+            for (row, &text) in of_row.iter().enumerate() {
+                worst = worst.max(distance(&embeddings, row, self.embeddings.row(text)));
+                let first: usize = self.texts[..text].iter().map(Vec::len).sum();
+                for token in 0..self.texts[text].len() {
+                    worst = worst.max(distance(&states, row * forward.seq() + token, self.states.row(first + token)));
+                }
+            }
+        }
+        Ok(worst)
+    }
+}
+
+pub(super) fn run(args: &Args, name: &str, out: Option<&Path>) -> Result<Outcome> {
+    let (batch, seq) = args.batch_and_seq();
+    let dtype = args.dtype();
+    let mut operations = args.operations();
+    // Rows on the same weights next to each other: these are made, and the twin is run, once for both.
+    let order: Vec<_> = operations.iter().map(|(op, _)| *op).collect();
+    operations.sort_by_key(|(op, _)| order.iter().position(|o| o == op));
+    if operations.iter().any(|(op, _)| *op == Op::Masked24) {
+        bail!("--ops: masked24 is measured on single layers only");
+    }
+    let (device, policy, environment) = args.environment()?;
+    let checkpoint = load(name, dtype, args.seed())?;
+    let config = *checkpoint.config();
+    if seq > config.positions() {
+        bail!("--seq: {name} takes at most {} tokens", config.positions());
+    }
+    let samples = ids(&config, &sample_lengths(&config, seq), args.seed() ^ SAMPLES)?;
+    let timed = ids(&config, &vec![seq; batch], args.seed())?;
+
+    let bar = progress(operations.len() + policy.samples);
+    let mut subjects = Vec::new();
+    let mut known: Option<(Op, Checkpoint, Expected)> = None;
+    for (op, choice) in operations {
+        bar.set_message(format!("{op}"));
+        let (checkpoint, expected) = match &known {
+            Some((of, checkpoint, expected)) if *of == op => (checkpoint, expected),
+            _ => {
+                let mut own = checkpoint.clone();
+                match op {
+                    Op::Dense => {}
+                    Op::Sparse24(vector) => own.prune(Sparsity::TwoFour(vector))?,
+                    Op::Masked | Op::Masked24 => own.mask(VectorLen::ONE)?,
+                }
+                let expected = Expected::new(&own, &samples)?;
+                let (_, checkpoint, expected) = known.insert((op, own, expected));
+                (&*checkpoint, &*expected)
+            }
+        };
+        let model = Model::new(&device, checkpoint)?;
+        let model = if choice == Choice::Auto { model } else { model.pinned() };
+        let mut source = vec!["--model".to_owned(), quoted(name)];
+        source.extend(["--batch".into(), batch.to_string(), "--seq".into(), seq.to_string()]);
+        let command = args.command_of(&device, source, dtype, op, choice);
+        subjects.push(Subject::new(&device, &model, (op, choice), (batch, seq), expected, command)?);
+        if args.explain() {
+            for plan in distinct(model.plans(batch * seq)?.into_iter().map(|(_, plan)| plan.explain().to_string())) {
+                print(&format!("{op}: {plan}\n"))?;
+            }
+        }
+        bar.inc(1);
+    }
+    drop(known);
+    drop(checkpoint);
+
+    for subject in subjects.iter_mut().filter(|s| s.row.verified) {
+        subject.forward.write(&timed)?;
+        subject.calibrate(&device, &policy)?;
+    }
+    for _ in 0..policy.samples {
+        for subject in subjects.iter_mut().filter(|s| s.row.verified) {
+            subject.sample(&device)?;
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+
+    let mut rows: Vec<_> = subjects.into_iter().map(|s| s.finish(&config, batch, seq)).collect();
+    let dense = rows.iter().find(|r| r.op == "dense").and_then(|r| r.median_ms);
+    for row in &mut rows {
+        row.speedup_vs_dense = dense.zip(row.median_ms).map(|(dense, own)| dense / own);
+    }
+    let report = Report {
+        schema: "sparse24-model-bench/1",
+        environment,
+        model: name.to_owned(),
+        layers: config.layers(),
+        hidden: config.hidden(),
+        linear_weights: config.linear_weights(),
+        batch,
+        seq,
+        rows,
+    };
+    let failed = report.rows.iter().filter(|row| !row.verified);
+    for row in failed.clone() {
+        say(&format!("failed: {}: {}", row.op, row.failure.as_deref().unwrap_or_default()));
+    }
+    print(&report.text(&device))?;
+    if let Some(out) = out {
+        let json = serde_json::to_string_pretty(&report)? + "\n";
+        write_atomically(out, |file| file.write_all(json.as_bytes()))?;
+    }
+    Ok(if failed.count() > 0 { Outcome::VerificationFailed } else { Outcome::Fine })
+}
+
+/// The weights of a folder, or random ones of a well-known model's sizes.
+fn load(name: &str, dtype: DType, seed: u64) -> Result<Checkpoint> {
+    if !Path::new(name).is_dir() {
+        let config = Config::named(name);
+        let config =
+            config.with_context(|| format!("--model: {name} is no folder and none of {}", NAMES.join(", ")))?;
+        return Ok(Checkpoint::random(config, dtype, seed)?);
+    }
+    let files = Files::in_folder(name);
+    Ok(Checkpoint::load(Config::load(&files.config)?, &files, None, dtype)?)
+}
+
+/// Separates the ids of the verified texts from the timed ones.
+const SAMPLES: u64 = 0x5eed_7e87_5a3b_1e50;
+
+/// Lengths of the texts that are verified: short ones, whose padding shows, and a whole one where the twin can afford
+/// it.
+fn sample_lengths(config: &Config, seq: usize) -> Vec<usize> {
+    let affordable = TWIN_FLOPS / 2 / config.linear_weights();
+    let mut lengths = vec![seq.min(33), seq.min(7)];
+    lengths.extend((seq <= affordable).then_some(seq));
+    lengths
+}
+
+/// Texts of these lengths, with ids drawn by a seeded generator.
+fn ids(config: &Config, lengths: &[usize], seed: u64) -> Result<Vec<Vec<u32>>> {
+    let all = measure::uniform(1, lengths.iter().sum(), DType::F32, seed)?;
+    let mut drawn = all.elements().to_f32().into_iter();
+    let rows = config.vocabulary();
+    let id = |x: f32| ((f64::from(x) + 1.0) / 2.0 * rows as f64) as u32;
+    Ok(lengths.iter().map(|&length| drawn.by_ref().take(length).map(id).collect()).collect())
+}
+
+impl Subject {
+    /// Prepares and verifies one row.
+    fn new(
+        device: &Device,
+        model: &Model,
+        (op, choice): (Op, Choice),
+        (batch, seq): (usize, usize),
+        expected: &Expected,
+        command: String,
+    ) -> Result<Self> {
+        let forward = model.forward(batch, seq)?;
+        let worst = expected.error(device, &forward)?;
+        let dtype = model.dtype();
+        let verified = worst <= allowed(dtype);
+        let plans = model.plans(batch * seq)?;
+        let instead = |own: Op| plans.iter().filter(|(of, plan)| *of == own && plan.weights() != own).count();
+        let row = Row {
+            op: if choice == Choice::Auto { "auto" } else { op.name() },
+            vector: op.vector().map(VectorLen::get),
+            dtype: dtype.to_string(),
+            kernels: distinct(plans.iter().map(|(_, plan)| plan.way())),
+            dense_layers: instead(op),
+            linear_layers: plans.len(),
+            median_ms: None,
+            min_ms: None,
+            max_ms: None,
+            samples: 0,
+            calls_per_sample: 1,
+            clock: None,
+            parts: None,
+            sequences_per_second: None,
+            effective_tflops: None,
+            speedup_vs_dense: None,
+            weight_bytes: model.linear_bytes(),
+            max_error: worst.is_finite().then_some(worst),
+            allowed_error: allowed(dtype),
+            verified,
+            failure: (!verified).then(|| format!("an output is {worst:.2e} off, {:.0e} is allowed", allowed(dtype))),
+            command,
+        };
+        Ok(Self { row, forward, times: Default::default() })
+    }
+
+    /// The calls of a sample: whole passes, or one part of each.
+    fn time(&self, device: &Device, part: Option<Part>, passes: usize) -> Result<Timing> {
+        let of_part =
+            move |(of, call): (Part, _)| -> Option<&Prepared> { part.is_none_or(|p| p == of).then_some(call) };
+        let calls = self.forward.calls().filter_map(of_part);
+        Ok(device.time(std::iter::repeat_n(calls, passes).flatten())?)
+    }
+
+    /// Warms up, and finds how many passes make a sample.
+    fn calibrate(&mut self, device: &Device, policy: &Policy) -> Result<()> {
+        let mut spent = Duration::ZERO;
+        let mut fastest = Duration::MAX;
+        while fastest == Duration::MAX || spent < policy.warm_up {
+            let once = self.time(device, None, 1)?.elapsed;
+            // Some clock must go on even if the device's stands still.
+            spent += once.max(Duration::from_micros(10));
+            fastest = fastest.min(once);
+        }
+        let passes = policy.sample.as_secs_f64() / fastest.as_secs_f64().max(1e-6);
+        self.row.calls_per_sample = passes.ceil().clamp(1.0, 1000.0) as usize;
+        Ok(())
+    }
+
+    /// Takes one sample of whole passes and one of each part.
+    fn sample(&mut self, device: &Device) -> Result<()> {
+        let passes = self.row.calls_per_sample;
+        let parts = [None, Some(Part::Gemm), Some(Part::Attention), Some(Part::Rest)];
+        for (i, part) in parts.into_iter().enumerate() {
+            let timing = self.time(device, part, passes)?;
+            self.row.clock = Some(timing.clock.name());
+            self.times[i].push(timing.elapsed.as_secs_f64() * 1e3 / passes as f64);
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, config: &Config, batch: usize, seq: usize) -> Row {
+        for times in &mut self.times {
+            times.sort_by(f64::total_cmp);
+        }
+        let Self { mut row, times: [whole, gemm, attention, rest], .. } = self;
+        row.samples = whole.len();
+        row.median_ms = median(&whole);
+        row.min_ms = whole.first().copied();
+        row.max_ms = whole.last().copied();
+        row.parts = median(&gemm)
+            .zip(median(&attention))
+            .zip(median(&rest))
+            .map(|((gemm_ms, attention_ms), rest_ms)| Parts { gemm_ms, attention_ms, rest_ms });
+        row.sequences_per_second = row.median_ms.map(|ms| batch as f64 / ms * 1e3);
+        let flops = 2.0 * config.linear_weights() as f64 * (batch * seq) as f64;
+        row.effective_tflops = row.median_ms.map(|ms| flops / ms / 1e9);
+        row
+    }
+}
+
+/// The middle one of sorted numbers, or the mean of the middle two.
+fn median(sorted: &[f64]) -> Option<f64> {
+    let (upper, lower) = (sorted.len() / 2, sorted.len().checked_sub(1)? / 2);
+    Some((sorted.get(upper)? + sorted.get(lower)?) / 2.0)
+}
+
+/// The largest distance of a row's elements from what is expected, over the root of the mean square of the latter;
+/// infinite if one is NaN.
+fn distance(got: &Matrix, row: usize, expected: ArrayView1<'_, f64>) -> f64 {
+    let scale = (expected.dot(&expected) / expected.len() as f64).sqrt();
+    let distance = |(col, expected): (usize, &f64)| (f64::from(got.get(row, col)) - expected).abs() / scale;
+    let not_nan = |x: f64| if x.is_nan() { f64::INFINITY } else { x };
+    expected.iter().enumerate().map(distance).map(not_nan).fold(0.0, f64::max)
+}
+
+/// Each of these once, in order.
+fn distinct(all: impl Iterator<Item = String>) -> Vec<String> {
+    let mut once: Vec<String> = Vec::new();
+    all.for_each(|x| {
+        if !once.contains(&x) {
+            once.push(x)
+        }
+    });
+    once
+}
+
+impl Report {
+    /// The run as text: the rows, and how much faster GEMMs alone can make the model.
+    fn text(&self, device: &Device) -> String {
+        let info = device.info();
+        let device = match &info {
+            DeviceInfo::Cpu(cpu) => format!("{}, {} threads", cpu.name, cpu.threads),
+            DeviceInfo::Gpu(gpu) => gpu.name.clone(),
+        };
+        let mut text = format!(
+            "{} on {device}: {} layers of {} features, {:.1} M weights in linear layers; batches of {} x {} tokens\n",
+            self.model,
+            self.layers,
+            self.hidden,
+            self.linear_weights as f64 / 1e6,
+            self.batch,
+            self.seq
+        );
+        let mut table = Table::new();
+        table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-')));
+        table.set_header([
+            "op",
+            "V",
+            "ms",
+            "spread",
+            "seq/s",
+            "vs dense",
+            "GEMMs",
+            "attention",
+            "rest",
+            "share",
+            "error",
+            "MB",
+            "kernels",
+        ]);
+        let number = |x: Option<f64>, digits| x.map_or_else(|| "-".to_owned(), |x| significant(x, digits));
+        for row in &self.rows {
+            let spread = row.median_ms.zip(row.max_ms).zip(row.min_ms);
+            let part = |of: fn(&Parts) -> f64| number(row.parts.as_ref().map(of), 3);
+            let instead = match row.dense_layers {
+                0 => String::new(),
+                all if all == row.linear_layers => "dense instead: ".to_owned(),
+                some => format!("dense instead in {some} of {}: ", row.linear_layers),
+            };
+            table.add_row([
+                row.op.to_owned(),
+                row.vector.map(|v| v.to_string()).unwrap_or_default(),
+                number(row.median_ms, 4),
+                spread
+                    .map_or_else(|| "-".to_owned(), |((mid, max), min)| format!("{:.0} %", (max - min) / mid * 100.0)),
+                number(row.sequences_per_second, 3),
+                row.speedup_vs_dense.map_or_else(|| "-".to_owned(), |r| format!("{r:.2}x")),
+                part(|p| p.gemm_ms),
+                part(|p| p.attention_ms),
+                part(|p| p.rest_ms),
+                row.parts.map_or_else(|| "-".to_owned(), |p| format!("{:.0} %", 100.0 * p.share())),
+                if row.verified { number(row.max_error, 2) } else { "FAILED".to_owned() },
+                significant(row.weight_bytes as f64 / 1e6, 3),
+                instead + &row.kernels.join(", "),
+            ]);
+        }
+        for column in NUMBERS {
+            if let Some(column) = table.column_mut(column) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        text += &format!("\n{}\n\n", table.trim_fmt());
+        if let Some(share) = self.rows.iter().find(|r| r.op == "dense").and_then(|r| r.parts).map(|p| p.share()) {
+            text += &format!(
+                "GEMMs are {:.0} % of dense: twice as fast they make the model {:.2}x as fast, and never more than {:.1}x\n",
+                100.0 * share,
+                1.0 / (1.0 - share / 2.0),
+                1.0 / (1.0 - share)
+            );
+        }
+        let clock = self.rows.iter().find_map(|r| r.clock).unwrap_or("no clock");
+        text += &format!(
+            "ms: of one forward pass, the median by {clock}; GEMMs, attention, rest: ms of these calls alone; share: of GEMMs in\n\
+             their sum; MB: linear weights on the device\n\
+             error: the largest distance of an element of a hidden state or an embedding from the f64 twin's, over their root\n\
+             mean square; {:.0e} is allowed in f32, {:.0e} in f16\n",
+            allowed(DType::F32),
+            allowed(DType::F16)
+        );
+        let failed = self.rows.iter().filter(|row| !row.verified).count();
+        text += &match failed {
+            0 => format!("all {} rows verified\n", self.rows.len()),
+            _ => format!("{failed} of {} rows FAILED verification and were not timed\n", self.rows.len()),
+        };
+        text
+    }
+}
+
+impl Parts {
+    /// The part of GEMMs in the sum of the parts.
+    fn share(&self) -> f64 {
+        self.gemm_ms / (self.gemm_ms + self.attention_ms + self.rest_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::array;
+    use sparse24::LinearWeights;
+    use sparse24::bert::Sizes;
+
+    use super::*;
+
+    #[test]
+    fn samples_are_ids_of_the_vocabulary_and_short_enough() -> Result<()> {
+        let config = Config::named("bert-large").context("known")?;
+        // 302 M weights: a whole text of 512 tokens takes the twin too long.
+        assert_eq!(sample_lengths(&config, 512), [33, 7]);
+        assert_eq!(sample_lengths(&config, 5), [5, 5, 5]);
+        let texts = ids(&config, &[3, 500], 1)?;
+        assert_eq!(texts.iter().map(Vec::len).collect::<Vec<_>>(), [3, 500]);
+        let (low, high) = (texts[1].iter().min(), texts[1].iter().max());
+        assert!(low < Some(&1000) && high > Some(&29_500) && high < Some(&30_522), "{low:?} {high:?}");
+        Ok(())
+    }
+
+    /// Verification itself: one weight with its sign flipped in any linear layer is more than is allowed, even among the
+    /// small random ones that attend to all tokens nearly alike.
+    #[test]
+    fn one_wrong_weight_fails_verification() -> Result<()> {
+        let config = Config::named("minilm").context("known")?;
+        let sizes = Sizes { vocabulary: 99, layers: 2, ..config.sizes() };
+        let config = Config::new(sizes, config.eps(), config.activation())?;
+        let right = Checkpoint::random(config, DType::F32, 24)?;
+        let device = Device::cpu()?;
+        let expected = Expected::new(&right, &ids(&config, &[8, 3], 1)?)?;
+        let error =
+            |checkpoint: &Checkpoint| expected.error(&device, &*Model::new(&device, checkpoint)?.forward(2, 8)?);
+        assert!(error(&right)? < allowed(DType::F32) / 10.0, "{}", error(&right)?);
+        for (name, w) in right.linears() {
+            let LinearWeights::Dense(w) = w else { bail!("{name} is not dense") };
+            let mut numbers = w.elements().to_f32();
+            let largest = numbers.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+            if let Some(x) = numbers.iter_mut().find(|x| x.abs() == largest) {
+                *x *= -1.0;
+            }
+            let mut wrong = right.clone();
+            wrong.set_linear(&name, Matrix::from_f32(w.rows(), w.cols(), &numbers)?.into())?;
+            assert!(error(&wrong)? > 2.0 * allowed(DType::F32), "{name}: {}", error(&wrong)?);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_nan_is_as_far_off_as_can_be() -> Result<()> {
+        let got = Matrix::from_f32(2, 2, &[0.0, 1.0, 0.0, f32::NAN])?;
+        assert_eq!(distance(&got, 0, array![0.75, 0.75].view()), 1.0);
+        assert_eq!(distance(&got, 1, array![0.0, 1.0].view()), f64::INFINITY);
+        assert_eq!((median(&[]), median(&[3.0]), median(&[1.0, 2.0, 4.0, 9.0])), (None, Some(3.0), Some(3.0)));
+        Ok(())
+    }
+}

@@ -1,0 +1,370 @@
+//! The kernels between the GEMMs of a transformer: embeddings, layer normalisation, attention, pooling.
+//!
+//! A [`Glue`] is a product of small types, as a [`Kernel`](super::Kernel) is, and specialised in the same two ways:
+//! types and tiles by text, sizes that only bound loops by `override`s. [`Glue::all`] is the list that the tests
+//! iterate. Invariant: a `Glue` that exists has a shader.
+
+use std::fmt;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Caps, CoopShape, ENABLE_F16, Text};
+use crate::error::Result;
+use crate::matrix::DType;
+
+/// Mirror of `Params` in shaders/shared/glue.wgsl.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct GlueParams {
+    /// Rows of the output.
+    pub tokens: u32,
+    /// Features of a row of the output.
+    pub width: u32,
+    /// Rows of a sequence.
+    pub seq: u32,
+    /// Heads.
+    pub heads: u32,
+    /// What scores are multiplied by.
+    pub scale: f32,
+    /// What is added to a variance.
+    pub epsilon: f32,
+    /// Rows of each table.
+    pub rows0: u32,
+    /// Rows of the second table.
+    pub rows1: u32,
+    /// Rows of the third table.
+    pub rows2: u32,
+}
+
+/// How activations are read and written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Four features at once: their number is a multiple of four.
+    Quads,
+    /// One by one.
+    Scalars,
+}
+
+impl Access {
+    /// The way for runs of so many features.
+    pub const fn of(features: usize) -> Self {
+        if features.is_multiple_of(4) { Self::Quads } else { Self::Scalars }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Quads => "quads",
+            Self::Scalars => "scalars",
+        }
+    }
+
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Quads => include_str!("../../shaders/shared/quads.wgsl"),
+            Self::Scalars => include_str!("../../shaders/shared/scalars.wgsl"),
+        }
+    }
+}
+
+/// A tile of attention: a workgroup owns `queries` queries and `depth` features of a head's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AttentionTile {
+    queries: u32,
+    depth: u32,
+    cooperative: bool,
+}
+
+impl AttentionTile {
+    /// The registered tiles, those of cooperative matrices last. The fourth fits the 16 KiB of workgroup memory that
+    /// WebGPU grants everywhere.
+    pub const ALL: [Self; 8] = {
+        let mut all = [Self { queries: 0, depth: 0, cooperative: false }; 8];
+        let mut i = 0;
+        while i < 8 {
+            let queries = if i % 2 == 0 { 64 } else { 32 };
+            let depth = if i % 4 < 2 { 64 } else { 32 };
+            all[i] = Self { queries, depth, cooperative: i >= 4 };
+            i += 1;
+        }
+        all
+    };
+
+    /// The tile for so many sequences and heads in all, on a device: of cooperative matrices for f16 and heads that are
+    /// as deep as a tile, where the device has them or acts them out; else as deep as a head, so that its scores are
+    /// computed once; and with 64 queries, so that keys and values are read half as often, unless there are no more
+    /// than 32, or too few workgroups for the device. `None` if none fits its memory.
+    pub fn choose(heads: usize, seq: usize, head_dim: usize, storage: DType, caps: &Caps) -> Option<Self> {
+        let depth = if head_dim <= 32 { 32 } else { 64 };
+        // About one workgroup for each multiprocessor.
+        let few = (heads as u64).saturating_mul(seq.div_ceil(64) as u64) < u64::from(caps.busy_threads / 1024);
+        let queries = if seq <= 32 || few { 32 } else { 64 };
+        let suits = |tile: &Self| !tile.cooperative || (storage == DType::F16 && tile.depth as usize == head_dim);
+        let fits = |tile: &Self| tile.supported_by(caps).is_ok();
+        let distance = |tile: &Self| (!tile.cooperative, tile.depth != depth, tile.queries != queries);
+        Self::ALL.into_iter().filter(suits).filter(fits).min_by_key(distance)
+    }
+
+    /// Whether it multiplies by cooperative matrices. Weights are rounded to f16 then.
+    pub const fn is_cooperative(self) -> bool {
+        self.cooperative
+    }
+
+    /// Keys of a step.
+    const fn keys(self) -> u32 {
+        if self.cooperative { self.depth } else { 32 }
+    }
+
+    /// Invocations per workgroup.
+    pub const fn threads(self) -> u32 {
+        // Of 32 lanes for 16 queries, or of 8 along keys for 4.
+        2 * self.queries
+    }
+
+    /// Bytes of workgroup memory that a workgroup takes.
+    pub const fn workgroup_bytes(self) -> u32 {
+        let Self { queries, depth, cooperative } = self;
+        if cooperative {
+            return 16 * (depth / 4 + 2) * (depth + queries) + 80 * queries;
+        }
+        4 * (queries * depth + self.keys() * (depth + queries))
+    }
+
+    fn supported_by(self, caps: &Caps) -> std::result::Result<(), String> {
+        if self.cooperative {
+            let wanted = CoopShape::KERNELS;
+            if !caps.cooperative.contains(&wanted) {
+                return Err(format!("cooperative matrices of {wanted}"));
+            }
+            if caps.subgroups != Some((32, 32)) && !caps.emulates_cooperative {
+                return Err("subgroups of 32".into());
+            }
+        }
+        let (threads, bytes) = (self.threads(), self.workgroup_bytes());
+        if threads > caps.workgroup_threads {
+            return Err(format!("workgroups of {threads} invocations (it allows {})", caps.workgroup_threads));
+        }
+        if bytes > caps.workgroup_memory {
+            return Err(format!("{bytes} bytes of workgroup memory (it has {})", caps.workgroup_memory));
+        }
+        Ok(())
+    }
+
+    /// Workgroups for so many sequences and heads in all; `None` if they cannot be counted.
+    pub(crate) fn workgroups(self, heads: usize, seq: usize, head_dim: usize) -> Option<usize> {
+        let pieces = head_dim.div_ceil(self.depth as usize).checked_mul(seq.div_ceil(self.queries as usize))?;
+        heads.checked_mul(pieces)
+    }
+}
+
+impl fmt::Display for AttentionTile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let coop = if self.cooperative { "coop_" } else { "" };
+        write!(f, "{coop}{}x{}x{}", self.queries, self.keys(), self.depth)
+    }
+}
+
+/// One kernel between the GEMMs: everything that distinguishes two compiled pipelines.
+///
+/// Its name (`Display`) is made of its parts, such as `attention-f16f32-64x32x64-d64-quads`: operation, storage and
+/// accumulation type, what it is specialised by, and `out_f32` or `out_f16` where the output has another type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Glue {
+    /// Sum of rows of tables (shaders/embed.wgsl).
+    Embed {
+        /// Tables, 1 to 3.
+        tables: u32,
+        /// Element type of the tables.
+        storage: DType,
+        /// Element type of the output.
+        output: DType,
+    },
+    /// Layer normalisation (shaders/layer_norm.wgsl).
+    LayerNorm {
+        /// Features of a token.
+        width: u32,
+        /// How they are read.
+        access: Access,
+        /// Element type of the input.
+        storage: DType,
+        /// Element type of the output.
+        output: DType,
+    },
+    /// Softmax attention (shaders/attention.wgsl, shaders/attention_coop.wgsl).
+    Attention {
+        /// The part of the output that a workgroup owns.
+        tile: AttentionTile,
+        /// Features of a head.
+        head_dim: u32,
+        /// How they are read.
+        access: Access,
+        /// Element type of the input.
+        storage: DType,
+        /// Element type of the output.
+        output: DType,
+    },
+    /// Mean over tokens (shaders/pool.wgsl), to f32.
+    Pool {
+        /// Whether the mean is divided by its Euclidean length.
+        normalize: bool,
+        /// How features are read.
+        access: Access,
+        /// Element type of the input.
+        storage: DType,
+    },
+}
+
+/// Threads of a workgroup of all kernels but attention.
+pub(crate) const THREADS: usize = 256;
+/// Tokens of a workgroup of layer normalisation.
+pub(crate) const NORM_TOKENS: usize = THREADS / 32;
+
+impl Glue {
+    /// Every shader text there is, each with one choice of sizes.
+    pub fn all() -> impl Iterator<Item = Self> {
+        const FLOATS: [DType; 2] = [DType::F32, DType::F16];
+        const ACCESSES: [(Access, u32); 2] = [(Access::Quads, 64), (Access::Scalars, 63)];
+        let types = || FLOATS.into_iter().flat_map(|storage| FLOATS.map(|output| (storage, output)));
+        types().flat_map(move |(storage, output)| {
+            let embed = std::iter::once(Self::Embed { tables: 3, storage, output });
+            let norm = ACCESSES.map(|(access, width)| Self::LayerNorm { width, access, storage, output });
+            let attention = AttentionTile::ALL.into_iter().flat_map(move |tile| {
+                let there = move |access| !tile.cooperative || (storage == DType::F16 && access == Access::Quads);
+                let ways = ACCESSES.into_iter().filter(move |&(access, _)| there(access));
+                ways.map(move |(access, some)| {
+                    let head_dim = if tile.cooperative { tile.depth } else { some };
+                    Self::Attention { tile, head_dim, access, storage, output }
+                })
+            });
+            let pools = ACCESSES.map(|(access, _)| Self::Pool { normalize: true, access, storage });
+            let pools = pools.into_iter().filter(move |_| output == DType::F32);
+            embed.chain(norm).chain(attention).chain(pools)
+        })
+    }
+
+    /// The part that decides its text.
+    pub(super) fn module(self) -> Self {
+        match self {
+            Self::Embed { storage, output, .. } => Self::Embed { tables: 3, storage, output },
+            Self::LayerNorm { access, storage, output, .. } => Self::LayerNorm { width: 0, access, storage, output },
+            Self::Attention { tile, access, storage, output, .. } => {
+                Self::Attention { tile, head_dim: 0, access, storage, output }
+            }
+            Self::Pool { access, storage, .. } => Self::Pool { normalize: true, access, storage },
+        }
+    }
+
+    fn types(self) -> (DType, DType) {
+        match self {
+            Self::Embed { storage, output, .. }
+            | Self::LayerNorm { storage, output, .. }
+            | Self::Attention { storage, output, .. } => (storage, output),
+            Self::Pool { storage, .. } => (storage, DType::F32),
+        }
+    }
+
+    pub(super) fn text(self, primitives: &str) -> Result<Text> {
+        const GLUE: &str = include_str!("../../shaders/shared/glue.wgsl");
+        let (storage, output) = self.types();
+        let parts: &[&str] = match self {
+            Self::Embed { .. } => &[GLUE, include_str!("../../shaders/embed.wgsl")],
+            Self::LayerNorm { access, .. } => &[GLUE, access.text(), include_str!("../../shaders/layer_norm.wgsl")],
+            Self::Attention { tile, access, .. } if tile.cooperative => {
+                &[GLUE, access.text(), include_str!("../../shaders/attention_coop.wgsl")]
+            }
+            Self::Attention { access, .. } => &[GLUE, access.text(), include_str!("../../shaders/attention.wgsl")],
+            Self::Pool { access, .. } => &[GLUE, access.text(), include_str!("../../shaders/pool.wgsl")],
+        };
+        let mut text = Text::new(parts, storage, output)?;
+        if let Self::Attention { tile, .. } = self {
+            let AttentionTile { queries, depth, cooperative } = tile;
+            let (quads, keys) = (depth / 4, tile.keys());
+            let steps = |pieces: u32| pieces.div_ceil(tile.threads());
+            let common = [("QUERIES", queries), ("DEPTH", depth)];
+            let own = if cooperative {
+                // Directives come first, in the primitives.
+                text.0 = format!("{primitives}\n{}", text.0.trim_start_matches(ENABLE_F16));
+                vec![
+                    ("BLOCKS", depth / 16),
+                    ("Q_STEPS", steps(queries * quads)),
+                    ("K_STEPS", steps(keys * quads)),
+                    ("V_STEPS", steps(quads * quads)),
+                ]
+            } else {
+                vec![
+                    ("COLUMN_QUADS", depth / 32),
+                    ("SUMS", depth / 8),
+                    ("Q_STEPS", steps(queries / 4 * quads)),
+                    ("K_STEPS", steps(keys / 4 * quads)),
+                    ("V_STEPS", steps(keys * quads)),
+                ]
+            };
+            for (name, value) in common.into_iter().chain(own) {
+                text.set(&format!("const {name}: u32"), value as usize)?;
+            }
+        }
+        Ok(text)
+    }
+
+    /// Values of the shader's `override`s.
+    pub fn overrides(&self) -> Vec<(&'static str, f64)> {
+        vec![match *self {
+            Self::Embed { tables, .. } => ("TABLES", f64::from(tables)),
+            Self::LayerNorm { width, .. } => ("WIDTH", f64::from(width)),
+            Self::Attention { head_dim, .. } => ("HEAD_DIM", f64::from(head_dim)),
+            Self::Pool { normalize, .. } => ("NORMALIZE", f64::from(u8::from(normalize))),
+        }]
+    }
+
+    /// Invocations per workgroup.
+    pub fn threads(&self) -> u32 {
+        match self {
+            Self::Attention { tile, .. } => tile.threads(),
+            _ => THREADS as u32,
+        }
+    }
+
+    /// Bytes of workgroup memory that a workgroup takes.
+    pub fn workgroup_bytes(&self) -> u32 {
+        match self {
+            Self::Embed { .. } => 0,
+            Self::LayerNorm { .. } => 2 * 4 * THREADS as u32,
+            Self::Attention { tile, .. } => tile.workgroup_bytes(),
+            Self::Pool { .. } => 16 * THREADS as u32,
+        }
+    }
+
+    /// Whether a device can run it; if not, what is missing.
+    pub fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
+        let (storage, output) = self.types();
+        if !caps.f16 && (storage == DType::F16 || output == DType::F16) {
+            return Err("f16 in shaders".into());
+        }
+        match self {
+            Self::Attention { tile, .. } => tile.supported_by(caps),
+            _ if self.threads() > caps.workgroup_threads => {
+                Err(format!("workgroups of {} invocations (it allows {})", self.threads(), caps.workgroup_threads))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Glue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (storage, output) = self.types();
+        match self {
+            Self::Embed { tables, .. } => write!(f, "embed-{storage}f32-{tables}")?,
+            Self::LayerNorm { width, access, .. } => {
+                write!(f, "layer_norm-{storage}f32-d{width}-{}", access.name())?;
+            }
+            Self::Attention { tile, head_dim, access, .. } => {
+                write!(f, "attention-{storage}f32-{tile}-d{head_dim}-{}", access.name())?;
+            }
+            Self::Pool { normalize, access, .. } => {
+                let unit = if *normalize { "-unit" } else { "" };
+                return write!(f, "pool-{storage}f32-{}{unit}", access.name());
+            }
+        }
+        if storage == output { Ok(()) } else { write!(f, "-out_{output}") }
+    }
+}

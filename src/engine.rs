@@ -15,7 +15,7 @@ pub use crate::cpu::CpuInfo;
 /// The wgpu that [`Device::from_wgpu`] and [`Prepared::record`] speak: an embedder's own must be this version.
 pub use wgpu;
 
-use crate::cpu::{Cpu, CpuOperands, CpuWeights};
+use crate::cpu::{Cpu, CpuOperands, CpuProbe, CpuWeights};
 use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
 use crate::format::Sparse24;
 pub use crate::gpu::{AdapterInfo, AdapterKind};
@@ -24,8 +24,9 @@ use crate::kernel::{Caps, PROBE_CHAINS, PROBE_ROUNDS, Params, Program, ShaderChe
 use crate::layout;
 use crate::mask::{Mask, Mask24};
 use crate::matrix::{DType, Element, Elements, Matrix};
-use crate::plan::{Activations, Method, Plan, Step, Target, Tuning, WeightOperand};
+use crate::plan::{Activations, CpuCaps, CpuWay, Method, Plan, Step, Target, Tuning, WeightOperand};
 use crate::problem::{Op, Problem};
+use crate::simd::SimdLevel;
 
 /// A place where products are computed. Cloning is cheap and gives the same device.
 ///
@@ -83,7 +84,8 @@ impl Weights {
         self.op
     }
 
-    /// Element type on the device: bf16 weights are widened to f32.
+    /// The storage type of the problems that they are for. bf16 weights are for f32 ones: a GPU keeps them widened, the
+    /// CPU device widens them whenever they are used.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -165,6 +167,7 @@ enum Work {
     Gpu(Vec<Dispatch>),
     Cpu(Arc<CpuCall>),
     CpuGlue(Arc<glue::CpuGlue>),
+    CpuProbe(Arc<CpuProbe>),
 }
 
 impl Work {
@@ -172,7 +175,7 @@ impl Work {
     fn dispatches(&self) -> &[Dispatch] {
         match self {
             Self::Gpu(dispatches) => dispatches,
-            Self::Cpu(_) | Self::CpuGlue(_) => &[],
+            Self::Cpu(_) | Self::CpuGlue(_) | Self::CpuProbe(_) => &[],
         }
     }
 
@@ -182,6 +185,7 @@ impl Work {
             Self::Gpu(_) => {}
             Self::Cpu(call) => call.run_now(cpu),
             Self::CpuGlue(call) => call.run_now(cpu),
+            Self::CpuProbe(probe) => cpu.run_probe(probe),
         }
     }
 }
@@ -189,6 +193,7 @@ impl Work {
 #[derive(Debug)]
 struct CpuCall {
     problem: Problem,
+    way: CpuWay,
     weights: Arc<CpuWeights>,
     x: Arc<RwLock<Matrix>>,
     bias: Option<Arc<RwLock<Matrix>>>,
@@ -208,7 +213,7 @@ impl CpuCall {
             bias: bias.as_ref().and_then(|b| f32::of(b.elements())),
             residual: residual.as_ref().map(|r| r.elements()),
         };
-        cpu.run(&self.problem, &operands, y.elements_mut());
+        cpu.run(&self.problem, self.way, &operands, y.elements_mut());
     }
 }
 
@@ -258,6 +263,8 @@ pub(crate) enum Probe {
     Cooperative,
     /// A copy of so many bytes.
     Copy(u64),
+    /// So many bytes, read only.
+    Read(u64),
 }
 
 /// What a device is.
@@ -284,6 +291,9 @@ impl DeviceInfo {
 pub struct Options {
     /// Threads of the CPU device; one per core for `None`.
     pub threads: Option<usize>,
+    /// Vector instructions of the CPU device's kernels; the widest that the processor has for `None`. The `gemm` crate,
+    /// which multiplies dense weights there, takes the widest whatever is asked for.
+    pub simd: Option<SimdLevel>,
     /// Whether a GPU's shaders keep naga's run-time checks. The kernels guard their own accesses.
     pub checks: ShaderChecks,
     /// Whether a GPU acts out cooperative matrices in plain WGSL: to check those kernels where there is no such
@@ -296,7 +306,7 @@ pub struct Options {
 impl Default for Options {
     /// All cores, trusted shaders.
     fn default() -> Self {
-        Self { threads: None, checks: ShaderChecks::Trusted, emulate_cooperative: false, unroll: None }
+        Self { threads: None, simd: None, checks: ShaderChecks::Trusted, emulate_cooperative: false, unroll: None }
     }
 }
 
@@ -341,7 +351,7 @@ impl Device {
                 let Options { checks, emulate_cooperative, unroll, .. } = options;
                 Inner::Gpu(Arc::new(adapter.open(checks, emulate_cooperative, unroll)?))
             }
-            None => Inner::Cpu(Arc::new(Cpu::new(options.threads)?)),
+            None => Inner::Cpu(Arc::new(Cpu::new(options.threads, options.simd)?)),
         }))
     }
 
@@ -366,7 +376,7 @@ impl Device {
     pub fn info(&self) -> DeviceInfo {
         match &self.0 {
             Inner::Gpu(gpu) => DeviceInfo::Gpu(gpu.info().clone()),
-            Inner::Cpu(cpu) => DeviceInfo::Cpu(cpu.info()),
+            Inner::Cpu(cpu) => DeviceInfo::Cpu(cpu.info().clone()),
         }
     }
 
@@ -399,11 +409,14 @@ impl Device {
 
     fn plan_by(
         &self,
-        cpu: impl Fn(&Problem) -> Result<Plan>,
+        cpu: impl Fn(&Problem, &CpuCaps) -> Result<Plan>,
         gpu: impl Fn(&Problem, &Caps, &Tuning) -> Result<Plan>,
         problem: &Problem,
     ) -> Result<Plan> {
-        let Inner::Gpu(device) = &self.0 else { return cpu(problem) };
+        let device = match &self.0 {
+            Inner::Gpu(device) => device,
+            Inner::Cpu(device) => return cpu(problem, &device.caps()),
+        };
         gpu(problem, &device.info().caps, &device.tuning()).map_err(|e| match e {
             Error::MissingFeature { feature, .. } => {
                 Error::MissingFeature { device: device.info().name.clone(), feature }
@@ -413,7 +426,7 @@ impl Device {
     }
 
     /// Every plan that [`Device::plan`] chooses from, lowest estimate first; none if the device can run no kernel of
-    /// the operation. On the CPU device the one plan there is; its errors are those of [`Plan::cpu`].
+    /// the operation. On the CPU device its errors are those of [`Plan::cpu`].
     pub fn candidates(&self, problem: &Problem) -> Result<Vec<Plan>> {
         match &self.0 {
             Inner::Gpu(gpu) => {
@@ -421,7 +434,7 @@ impl Device {
                 let rates = gpu.tuning().rates.unwrap_or(caps.rates);
                 Ok(Plan::gpu_candidates(problem, &Caps { rates, ..caps.clone() }))
             }
-            Inner::Cpu(_) => Ok(vec![Plan::cpu(problem)?]),
+            Inner::Cpu(cpu) => Plan::cpu_candidates(problem, &cpu.caps()),
         }
     }
 
@@ -442,24 +455,24 @@ impl Device {
 
     /// Uploads dense weights, `m x k`.
     pub fn upload_dense(&self, w: &Matrix) -> Result<Weights> {
-        let w = widen(w);
         let store = match &self.0 {
-            Inner::Gpu(gpu) => upload_pieces(gpu, Op::Dense, w.elements(), (w.rows(), w.cols()), w.cols(), &[])?,
-            Inner::Cpu(_) => WeightStore::Cpu(Arc::new(CpuWeights::dense(&w))),
+            Inner::Gpu(gpu) => upload_pieces(gpu, Op::Dense, widen(w).elements(), (w.rows(), w.cols()), w.cols(), &[])?,
+            Inner::Cpu(_) => WeightStore::Cpu(Arc::new(CpuWeights::dense(w, None))),
         };
         Ok(self.weights(Op::Dense, w.rows(), w.cols(), w.dtype(), store))
     }
 
     /// Uploads compressed weights.
     pub fn upload_sparse24(&self, w: &Sparse24) -> Result<Weights> {
-        let values = widen_elements(w.values());
-        let dtype = values.dtype();
         let op = Op::Sparse24(w.vector());
         let store = match &self.0 {
-            Inner::Gpu(gpu) => upload_pieces(gpu, op, &values, (w.m(), w.k()), w.k_physical(), w.meta())?,
-            Inner::Cpu(_) => WeightStore::Cpu(Arc::new(CpuWeights::Sparse24(w.clone()))),
+            Inner::Gpu(gpu) => {
+                let values = widen_elements(w.values());
+                upload_pieces(gpu, op, &values, (w.m(), w.k()), w.k_physical(), w.meta())?
+            }
+            Inner::Cpu(cpu) => WeightStore::Cpu(Arc::new(CpuWeights::sparse24(w, cpu.simd()))),
         };
-        Ok(self.weights(op, w.m(), w.k(), dtype, store))
+        Ok(self.weights(op, w.m(), w.k(), w.dtype(), store))
     }
 
     /// Uploads dense weights, `m x k`, and the mask to apply whenever they are used, a bit per weight. The two stay
@@ -476,15 +489,19 @@ impl Device {
 
     fn upload_with_mask(&self, op: Op, w: &Matrix, mask: &Mask, words: &[u32]) -> Result<Weights> {
         expect_shape("mask", (mask.rows(), mask.cols()), (w.rows(), w.cols()))?;
-        let wide = widen(w);
         let store = match &self.0 {
-            Inner::Gpu(gpu) => upload_pieces(gpu, op, wide.elements(), (w.rows(), w.cols()), w.cols(), words)?,
-            Inner::Cpu(_) => WeightStore::Cpu(Arc::new(CpuWeights::Masked(w.clone(), mask.clone()))),
+            Inner::Gpu(gpu) => upload_pieces(gpu, op, widen(w).elements(), (w.rows(), w.cols()), w.cols(), words)?,
+            Inner::Cpu(_) => WeightStore::Cpu(Arc::new(CpuWeights::dense(w, Some(mask)))),
         };
-        Ok(self.weights(op, w.rows(), w.cols(), wide.dtype(), store))
+        Ok(self.weights(op, w.rows(), w.cols(), w.dtype(), store))
     }
 
-    fn weights(&self, op: Op, m: usize, k: usize, dtype: DType, store: WeightStore) -> Weights {
+    /// Weights whose elements were of type `given`.
+    fn weights(&self, op: Op, m: usize, k: usize, given: DType, store: WeightStore) -> Weights {
+        let dtype = match given {
+            DType::Bf16 => DType::F32,
+            DType::F32 | DType::F16 => given,
+        };
         let bytes = match &store {
             WeightStore::Gpu(pieces) => {
                 pieces.iter().map(|p| p.values.size() + p.words.as_ref().map_or(0, wgpu::Buffer::size)).sum::<u64>()
@@ -610,13 +627,14 @@ impl Device {
                 let dispatches = steps.iter().map(|step| bind.dispatch(gpu, step)).collect::<Result<_>>()?;
                 Work::Gpu(dispatches)
             }
-            (Inner::Cpu(_), Method::Cpu(_), WeightStore::Cpu(store)) => {
+            (Inner::Cpu(_), Method::Cpu(method), WeightStore::Cpu(store)) => {
                 let matrix = |tensor: &Tensor| match &tensor.store {
                     TensorStore::Cpu(matrix) => Ok(Arc::clone(matrix)),
                     TensorStore::Gpu(_) => Err(foreign("tensor")),
                 };
                 Work::Cpu(Arc::new(CpuCall {
                     problem: *problem,
+                    way: method.way(),
                     weights: Arc::clone(store),
                     x: matrix(io.x)?,
                     bias: io.bias.map(matrix).transpose()?,
@@ -684,12 +702,25 @@ impl Device {
     /// A call that measures a ceiling, and its work: operations, or bytes for a copy. `None` where the device cannot
     /// run it.
     pub(crate) fn probe(&self, probe: Probe) -> Result<Option<(Prepared, f64)>> {
-        let Inner::Gpu(gpu) = &self.0 else { return Ok(None) };
+        let gpu = match &self.0 {
+            Inner::Gpu(gpu) => gpu,
+            Inner::Cpu(cpu) => {
+                let probe = match probe {
+                    Probe::Fma(DType::F32) => CpuProbe::Fma,
+                    Probe::Read(bytes) => CpuProbe::read(bytes as usize),
+                    Probe::Fma(_) | Probe::Cooperative | Probe::Copy(_) => return Ok(None),
+                };
+                let work = cpu.probe_work(&probe);
+                return Ok(Some((Prepared { device: self.clone(), work: Work::CpuProbe(Arc::new(probe)) }, work)));
+            }
+        };
         let caps = &gpu.info().caps;
         let program = match probe {
             Probe::Fma(dtype) => Program::ProbeFma(dtype),
             Probe::Cooperative => Program::ProbeCoop,
             Probe::Copy(_) => Program::ProbeCopy,
+            // Memory that is written too bounds a GPU's kernels as well.
+            Probe::Read(_) => return Ok(None),
         };
         if program.supported_by(caps).is_err() {
             return Ok(None);
@@ -710,7 +741,7 @@ impl Device {
                 let params = Params { m: 1, ..Params::default() };
                 (params, workgroups, 16, threads * 4, threads as f64 * (2 * 4 * PROBE_CHAINS * PROBE_ROUNDS) as f64)
             }
-            Probe::Copy(bytes) => {
+            Probe::Copy(bytes) | Probe::Read(bytes) => {
                 let bytes = bytes.min(caps.binding_bytes).min(caps.buffer_bytes) / 16 * 16;
                 let vectors = bytes / 16;
                 let workgroups = vectors.div_ceil(4 * 256).min(u64::from(caps.grid));
@@ -775,7 +806,7 @@ impl Prepared {
                 Gpu::record(encoder, dispatches.iter(), None);
                 Ok(())
             }
-            Work::Cpu(_) | Work::CpuGlue(_) => Err(Error::Mismatch {
+            Work::Cpu(_) | Work::CpuGlue(_) | Work::CpuProbe(_) => Err(Error::Mismatch {
                 what: "call".into(),
                 got: "the CPU device".into(),
                 expected: "a GPU to record into an encoder".into(),

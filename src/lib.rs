@@ -122,6 +122,7 @@ pub mod prune;
 pub mod reference;
 #[cfg(feature = "cli")]
 pub mod report;
+pub mod simd;
 pub mod tune;
 
 pub use engine::glue::{self, Attention, Embed, Indices, LayerNorm, Pool};

@@ -18,10 +18,11 @@ use crate::error::{Error, Result};
 use crate::format::Sparse24;
 use crate::mask::{Mask, Mask24, VectorLen};
 use crate::matrix::{DType, Elements, Matrix};
-use crate::plan::{Method, Plan};
+use crate::plan::Plan;
 use crate::problem::{Op, Problem};
 use crate::prune;
 use crate::reference::{Operands, Oracle, Sample, Verdict, Weights};
+use crate::simd::SimdLevel;
 
 /// Name, output features and input features of a linear layer.
 pub type Layer = (&'static str, usize, usize);
@@ -130,7 +131,8 @@ pub struct Record {
     pub vector: Option<usize>,
     /// Name of the kernel.
     pub kernel: String,
-    /// Its way and tile on a GPU, with `/splits` of k if there are several; `gemm_crate` or `loops` on the CPU.
+    /// Its way and tile on a GPU, with `/splits` of k if there are several; on the CPU a
+    /// [`CpuWay`](crate::plan::CpuWay).
     /// `dense_` in front where an `auto` row uses dense weights.
     pub tile: String,
     /// How the kernel was chosen: `estimated` or `measured` by the planner, or `asked` for by name.
@@ -165,7 +167,8 @@ pub struct Record {
     /// Executed operations per second over the ceiling of the arithmetic that the kernel uses (f32 multiply-adds, or
     /// cooperative matrices), where that was measured.
     pub arithmetic_share: Option<f64>,
-    /// Bytes of the operands, each counted once, per second over the copy ceiling.
+    /// Bytes of the operands, each counted once, per second over the copy ceiling; on the CPU device, over that of
+    /// reading.
     pub memory_share: Option<f64>,
     /// Median of the row with op `dense`, same shape, type and file, over this row's; `None` without such a row.
     pub speedup_vs_dense: Option<f64>,
@@ -191,8 +194,9 @@ pub struct Record {
 fn rotation_bytes(info: &DeviceInfo) -> u64 {
     match info {
         DeviceInfo::Gpu(gpu) if gpu.kind != AdapterKind::Software => 2 * (128 << 20),
-        DeviceInfo::Gpu(_) => 2 * CpuInfo::host(0).cache_bytes,
-        DeviceInfo::Cpu(cpu) => 2 * cpu.cache_bytes,
+        DeviceInfo::Gpu(_) => 2 * CpuInfo::host(SimdLevel::Scalar, 0).cache_bytes,
+        // Where two sets are little more than that, a cache of victims still has half of the older one.
+        DeviceInfo::Cpu(cpu) => 4 * cpu.cache_bytes,
     }
 }
 
@@ -604,12 +608,7 @@ fn prepare(
         failure,
         ..record
     };
-    let executed_flops = match (plan.method(), &sets.host) {
-        // The CPU's loops skip what the mask removes; the GPU multiplies by zero.
-        (Method::Cpu(_), HostForm::Masked(_, mask)) => 2.0 * problem.n as f64 * mask.count() as f64,
-        _ => plan.executed_flops(),
-    };
-    Ok(Subject { record, problem, executed_flops, calls, times: Vec::new() })
+    Ok(Subject { record, problem, executed_flops: plan.executed_flops(), calls, times: Vec::new() })
 }
 
 /// Runs a plan once and says what is wrong with the output, if anything.
@@ -762,10 +761,11 @@ pub struct Ceilings {
     pub cooperative_f16_tflops: Option<f64>,
     /// Copy of memory, in 10⁹ bytes per second, read and written ones together.
     pub copy_gb_per_s: Option<f64>,
+    /// Memory that is only read, in 10⁹ bytes per second: on the CPU device, whose small outputs stay in its caches.
+    pub read_gb_per_s: Option<f64>,
 }
 
-/// Measures the ceilings of a GPU: the best of the policy's samples each, for a ceiling is what was reached once. None
-/// of them on the CPU device.
+/// Measures the ceilings of a device: the best of the policy's samples each, for a ceiling is what was reached once.
 pub fn ceilings(device: &Device, policy: &Policy) -> Result<Ceilings> {
     let best = |probe| -> Result<Option<f64>> {
         let Some((call, work)) = device.probe(probe)? else { return Ok(None) };
@@ -783,6 +783,7 @@ pub fn ceilings(device: &Device, policy: &Policy) -> Result<Ceilings> {
         fma_f16_tflops: best(Probe::Fma(DType::F16))?.map(|x| x / 1e12),
         cooperative_f16_tflops: best(Probe::Cooperative)?.map(|x| x / 1e12),
         copy_gb_per_s: best(Probe::Copy(rotation_bytes(&device.info())))?.map(|x| x / 1e9),
+        read_gb_per_s: best(Probe::Read(rotation_bytes(&device.info())))?.map(|x| x / 1e9),
     })
 }
 
@@ -796,8 +797,10 @@ impl Record {
         self.arithmetic_share = self.executed_tflops.zip(arithmetic).map(|(own, most)| own / most);
         let element = if self.dtype == "f16" { 2 } else { 4 };
         let bytes = (self.weight_bytes + (self.n * self.k + self.n * self.m) * element) as f64;
-        self.memory_share =
-            self.median_ms.zip(ceilings.copy_gb_per_s).map(|(ms, most)| bytes / (ms * 1e-3) / (most * 1e9));
+        self.memory_share = self
+            .median_ms
+            .zip(ceilings.copy_gb_per_s.or(ceilings.read_gb_per_s))
+            .map(|(ms, most)| bytes / (ms * 1e-3) / (most * 1e9));
     }
 }
 

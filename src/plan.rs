@@ -5,10 +5,13 @@
 //! measurement where a [`Tuning`] has one. Invariant: a plan's kernel is one that the given [`Caps`] support, and its
 //! dispatches and bindings fit their limits.
 
+mod cpu;
+
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::ops::Range;
 
+pub use self::cpu::{CpuCaps, CpuMethod, CpuWay};
 use crate::error::{Error, Result, checked_mul};
 use crate::kernel::{Caps, Kernel, Params, Program, Rates, Way};
 use crate::layout;
@@ -20,8 +23,8 @@ use crate::problem::{Form, Op, Problem};
 pub enum Method {
     /// By a GPU kernel.
     Gpu(GpuMethod),
-    /// By the CPU device, with weights given so: the `gemm` crate for dense ones, loops over kept weights otherwise.
-    Cpu(Op),
+    /// By a kernel of the CPU device.
+    Cpu(CpuMethod),
 }
 
 /// A kernel and how the problem is cut for it.
@@ -84,7 +87,7 @@ impl Basis {
 }
 
 /// Seconds that a kernel should take, by what limits it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Estimate {
     arithmetic: f64,
     memory: f64,
@@ -105,6 +108,19 @@ impl Estimate {
             w if w == self.memory => "memory",
             _ => "cache traffic",
         }
+    }
+
+    fn explain(&self, text: &mut String) {
+        let Self { arithmetic, memory, cache, dispatch } = *self;
+        let _ = writeln!(
+            text,
+            "  predicted bound: {} (arithmetic {}, memory {}, cache {}; dispatch {})",
+            self.bound(),
+            time(arithmetic),
+            time(memory),
+            time(cache),
+            time(dispatch)
+        );
     }
 }
 
@@ -282,18 +298,25 @@ impl Plan {
         // Measured against measured, at the same number of tokens; else estimated against estimated, which must promise
         // something to be believed, and more where one of the two was measured and may be better than its estimate.
         let measured = |plan: &Self, problem| tuning.get(problem).filter(|_| plan.basis == Basis::Measured);
-        let (basis, margin, compared) = match (measured(&own, problem), measured(&dense, &as_dense)) {
+        let estimated = |plan: &Self| (plan.way(), plan.estimated_seconds());
+        let (basis, margin, times) = match (measured(&own, problem), measured(&dense, &as_dense)) {
             (Some(s), Some(d)) if s.n == d.n => {
                 (Basis::Measured, 0.99, [(own.way(), s.seconds), (dense.way(), d.seconds)])
             }
-            (None, None) => (Basis::Estimated, 0.97, [&own, &dense].map(|plan| (plan.way(), plan.estimated_seconds()))),
+            (None, None) => (Basis::Estimated, ESTIMATE_MARGIN, [&own, &dense].map(estimated)),
             _ => {
                 let untuned = Tuning::new(tuning.rates);
                 let (own, dense) = (Self::gpu(problem, caps, &untuned)?, Self::gpu(&as_dense, caps, &untuned)?);
-                (Basis::Estimated, 0.75, [own, dense].map(|plan| (plan.way(), plan.estimated_seconds())))
+                (Basis::Estimated, 0.75, [&own, &dense].map(estimated))
             }
         };
-        let [(sparse_way, sparse_time), (dense_way, dense_time)] = compared;
+        Ok(own.or_dense(dense, basis, margin, times))
+    }
+
+    /// This plan with 2:4 weights, or the dense one in its place unless the 2:4 time is at most `margin` of the dense
+    /// one. `times` are of the ways that are compared, and rest on `basis`.
+    fn or_dense(self, dense: Self, basis: Basis, margin: f64, times: [(String, f64); 2]) -> Self {
+        let [(sparse_way, sparse_time), (dense_way, dense_time)] = times;
         let verdict = format!(
             "{sparse_way} is {} at {:.2} times the speed of dense {dense_way} ({} against {})",
             basis.name(),
@@ -302,11 +325,11 @@ impl Plan {
             time(dense_time)
         );
         if sparse_time <= margin * dense_time {
-            return Ok(Self { reason: format!("{}; {verdict}", own.reason), ..own });
+            return Self { reason: format!("{}; {verdict}", self.reason), ..self };
         }
         let reason =
             format!("dense weights, because {verdict}, of {:.2} that it takes; {}", 1.0 / margin, dense.reason);
-        Ok(Self { problem: *problem, method: dense.method, basis: dense.basis, reason })
+        Self { method: dense.method, basis: dense.basis, reason, ..self }
     }
 
     /// The plan with the given way and splits of k, for tests, tuning and `bench --plan`. An error if it is none of the
@@ -332,34 +355,53 @@ impl Plan {
         plans
     }
 
-    /// Plans for the CPU device.
-    pub fn cpu(problem: &Problem) -> Result<Self> {
+    /// Plans for a CPU device with these capabilities and weights of the problem's own operation. An error names a type
+    /// that is not computed with, or sizes that overflow.
+    pub fn cpu(problem: &Problem, caps: &CpuCaps) -> Result<Self> {
+        let candidates = Self::cpu_candidates(problem, caps)?;
+        let [best, others @ ..] = &candidates[..] else {
+            return Err(Error::Invalid(format!("no kernel takes {} tokens", problem.n)));
+        };
+        let mut reason = format!("lowest estimate, {}", time(best.estimated_seconds()));
+        if let Some(next) = others.first() {
+            let _ = write!(reason, "; next {} {}", next.way(), time(next.estimated_seconds()));
+        }
+        Ok(Self { basis: Basis::Estimated, reason, ..best.clone() })
+    }
+
+    /// Every plan that [`Plan::cpu`] chooses from, lowest estimate first; its errors.
+    pub fn cpu_candidates(problem: &Problem, caps: &CpuCaps) -> Result<Vec<Self>> {
         for (what, got) in [("weights and x", problem.storage), ("y", problem.output)] {
             if got == DType::Bf16 {
                 return Err(Error::DType { what: what.into(), got, expected: DType::F32 });
             }
         }
-        let Problem { m, n, k, .. } = *problem;
+        let Problem { op, m, n, k, .. } = *problem;
+        // Padding to a block of rows, a vector of tokens and a unit of k at most doubles a size of one.
+        let padded = |size: usize| checked_mul("padded size", size.max(128), 2);
         for (what, a, b) in [("weights", m, k), ("x", n, k), ("y", n, m)] {
-            checked_mul(&format!("{what} bytes"), checked_mul(what, a, b)?, 8)?;
+            checked_mul(&format!("{what} bytes"), checked_mul(what, padded(a)?, padded(b)?)?, 8)?;
         }
-        let reason = match problem.op {
-            Op::Dense => "the gemm crate is the only dense method",
-            Op::Sparse24(_) | Op::Masked | Op::Masked24 => "loops over the kept weights are the only method",
+        let plan = |method: CpuMethod| {
+            let reason = format!("{} was asked for", method.way());
+            Self { problem: *problem, method: Method::Cpu(method), basis: Basis::Asked, reason }
         };
-        let method = Method::Cpu(problem.op);
-        Ok(Self { problem: *problem, method, basis: Basis::Estimated, reason: reason.into() })
+        let methods = CpuWay::of(op).into_iter().filter_map(|way| CpuMethod::new(problem, op, way, caps));
+        let mut plans: Vec<_> = methods.map(plan).collect();
+        plans.sort_by(|a, b| a.estimated_seconds().total_cmp(&b.estimated_seconds()));
+        Ok(plans)
     }
 
-    /// The CPU device's plan with dense weights, for a 2:4 problem.
-    pub fn cpu_or_dense(problem: &Problem) -> Result<Self> {
-        let plan = Self::cpu(problem)?;
+    /// Plans for a CPU device, with dense weights in place of the problem's 2:4 ones where those would lose. A plan of
+    /// such weights says so, and [`Plan::weights`] names them.
+    pub fn cpu_or_dense(problem: &Problem, caps: &CpuCaps) -> Result<Self> {
+        let own = Self::cpu(problem, caps)?;
         if !matches!(problem.op, Op::Sparse24(_)) {
-            return Ok(plan);
+            return Ok(own);
         }
-        // Loops over kept weights run at 0.2 to 0.6 times the gemm crate's speed (benches/results/2026-11-22-amd-epyc).
-        let reason = "dense weights, because the CPU's 2:4 loops are slower than the gemm crate".to_owned();
-        Ok(Self { method: Method::Cpu(Op::Dense), reason, ..plan })
+        let dense = Self::cpu(&Problem { op: Op::Dense, ..*problem }, caps)?;
+        let times = [&own, &dense].map(|plan| (plan.way(), plan.estimated_seconds()));
+        Ok(own.or_dense(dense, Basis::Estimated, ESTIMATE_MARGIN, times))
     }
 
     /// What is solved.
@@ -381,7 +423,7 @@ impl Plan {
     pub fn weights(&self) -> Op {
         match &self.method {
             Method::Gpu(method) => method.kernel.op(),
-            Method::Cpu(op) => *op,
+            Method::Cpu(method) => method.op,
         }
     }
 
@@ -399,39 +441,38 @@ impl Plan {
         match &self.method {
             Method::Gpu(GpuMethod { kernel, splits: 1, .. }) => kernel.to_string(),
             Method::Gpu(GpuMethod { kernel, splits, .. }) => format!("{kernel}-split{splits}"),
-            Method::Cpu(op) => {
+            Method::Cpu(CpuMethod { op, way, simd, .. }) => {
                 let Problem { storage, epilogue, .. } = self.problem;
-                format!("cpu_{}-{storage}f32-{}-{epilogue}", op.name(), self.way())
+                let vector = op.vector().map(|v| format!("-v{v}")).unwrap_or_default();
+                format!("cpu_{}-{storage}f32{vector}-{way}_{simd}-{epilogue}", op.kernel_name())
             }
         }
     }
 
-    /// What tells the kernels of one operation apart: way and tile on a GPU, `gemm_crate` or `loops` on the CPU.
+    /// What tells the kernels of one operation apart: way and tile on a GPU, a [`CpuWay`] on the CPU.
     pub fn way(&self) -> String {
         let dense = if self.weights() == self.problem.op { "" } else { "dense_" };
         match &self.method {
             Method::Gpu(GpuMethod { kernel, splits: 1, .. }) => format!("{dense}{}", kernel.way()),
             Method::Gpu(GpuMethod { kernel, splits, .. }) => format!("{dense}{}/{splits}", kernel.way()),
-            Method::Cpu(Op::Dense) => format!("{dense}gemm_crate"),
-            Method::Cpu(_) => "loops".to_owned(),
+            Method::Cpu(method) => format!("{dense}{}", method.way()),
         }
     }
 
-    /// Seconds that a call should take, by the counted work of its kernel against the device's [`Rates`]; 0 on the CPU,
-    /// which has nothing to choose between.
+    /// Seconds that a call should take, by the counted work of its kernel against what the device does per second.
     pub fn estimated_seconds(&self) -> f64 {
         match &self.method {
             Method::Gpu(method) => method.estimate.seconds(),
-            Method::Cpu(_) => 0.0,
+            Method::Cpu(method) => method.estimate.seconds(),
         }
     }
 
     /// What was chosen, why, and what it will cost, a fact a line.
     ///
     /// ```
-    /// use sparse24::{DType, Op, Plan, Problem, VectorLen};
+    /// use sparse24::{DType, Op, Plan, Problem, VectorLen, plan::CpuCaps, simd::SimdLevel};
     /// let problem = Problem::linear(Op::Sparse24(VectorLen::ONE), 768, 128, 3072, DType::F32);
-    /// let text = Plan::cpu(&problem)?.explain();
+    /// let text = Plan::cpu(&problem, &CpuCaps::host(SimdLevel::Scalar, 1))?.explain();
     /// assert!(text.contains("sparse24") && text.contains("0.302 GFLOP executed"));
     /// # Ok::<(), sparse24::Error>(())
     /// ```
@@ -442,9 +483,7 @@ impl Plan {
         let _ = writeln!(text, "  chosen because: {}", self.reason);
         match &self.method {
             Method::Gpu(method) => method.explain(&self.problem, &mut text),
-            Method::Cpu(_) => {
-                text.push_str("  predicted bound: not estimated for the CPU device, which pads nothing\n")
-            }
+            Method::Cpu(method) => method.estimate.explain(&mut text),
         }
         let used = Problem { op: self.weights(), ..self.problem };
         let bytes: u64 = operand_bytes(&used).iter().map(|(_, b)| b).sum();
@@ -593,16 +632,7 @@ impl GpuMethod {
             self.kernel.workgroup_bytes(),
             100.0 * padding
         );
-        let Estimate { arithmetic, memory, cache, dispatch } = self.estimate;
-        let _ = writeln!(
-            text,
-            "  predicted bound: {} (arithmetic {}, memory {}, cache {}; dispatch {})",
-            self.estimate.bound(),
-            time(arithmetic),
-            time(memory),
-            time(cache),
-            time(dispatch)
-        );
+        self.estimate.explain(text);
         if self.packs {
             let why = match problem.form {
                 Form::Gemm => "b is transposed".to_owned(),
@@ -680,6 +710,9 @@ impl GpuMethod {
         Ok(steps)
     }
 }
+
+/// What an estimate must promise to be believed: at most this share of the other one.
+const ESTIMATE_MARGIN: f64 = 0.97;
 
 /// Most splits of k that are planned.
 pub(crate) const MOST_SPLITS: usize = 16;

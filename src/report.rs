@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::engine::{CpuInfo, Device, DeviceInfo};
 use crate::measure::{Ceilings, Policy, Record};
 use crate::plan::Tuning;
+use crate::simd::SimdLevel;
 
 /// Name and version of the JSON that [`Report::to_json`] writes. Fields may be added to it, never renamed.
 pub const SCHEMA: &str = "sparse24-bench/1";
@@ -67,7 +68,7 @@ impl Environment {
         };
         let (simd, threads) = match &info {
             DeviceInfo::Gpu(_) => (None, None),
-            DeviceInfo::Cpu(cpu) => (Some(cpu.simd), Some(cpu.threads)),
+            DeviceInfo::Cpu(cpu) => (Some(cpu.simd.name()), Some(cpu.threads)),
         };
         let tuning = device.tuning();
         Self {
@@ -76,7 +77,7 @@ impl Environment {
             date: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
             os: std::env::consts::OS,
             arch: std::env::consts::ARCH,
-            cpu: CpuInfo::host(0).name,
+            cpu: CpuInfo::host(SimdLevel::Scalar, 0).name,
             device: info.name().to_owned(),
             kind,
             driver,
@@ -194,12 +195,14 @@ impl Report {
         let clock = self.rows.iter().find_map(|r| r.clock).unwrap_or("no clock");
         let ceiling =
             |name: &str, value: Option<f64>, unit: &str| value.map(|v| format!("{name} {} {unit}", significant(v, 3)));
-        let Ceilings { fma_f32_tflops, fma_f16_tflops, cooperative_f16_tflops, copy_gb_per_s } = self.ceilings;
+        let Ceilings { fma_f32_tflops, fma_f16_tflops, cooperative_f16_tflops, copy_gb_per_s, read_gb_per_s } =
+            self.ceilings;
         let ceilings: Vec<_> = [
             ceiling("f32 multiply-adds", fma_f32_tflops, "TFLOPS"),
             ceiling("f16 multiply-adds", fma_f16_tflops, "TFLOPS"),
             ceiling("cooperative matrices", cooperative_f16_tflops, "TFLOPS"),
             ceiling("copy", copy_gb_per_s, "GB/s"),
+            ceiling("read", read_gb_per_s, "GB/s"),
         ]
         .into_iter()
         .flatten()
@@ -211,8 +214,9 @@ impl Report {
                 text,
                 "\nceilings, measured in this run: {}\n\
                  of peak: the larger share of them, a: executed operations of f32 multiply-adds (coop kernels: of cooperative\n\
-                 matrices), m: the operands' bytes of the copy",
-                ceilings.join(", ")
+                 matrices), m: the operands' bytes of the {}",
+                ceilings.join(", "),
+                if copy_gb_per_s.is_some() { "copy" } else { "read" }
             );
         }
         let _ = writeln!(
@@ -220,17 +224,12 @@ impl Report {
             "\nms: median of {} samples of {:.0} ms or more ({clock}); spread: (slowest - fastest) / median\n\
              effective: 2mnk / t in TFLOPS; executed: without the weights that are skipped (tile padding not counted); sums in f32\n\
              vs dense: this device's own dense row of the same shape and run over this one ({}); below 1 is slower\n\
-             err/bound: largest error over what f32 arithmetic may lose, 1 is the limit; MB: weights on the device{}\n\
+             err/bound: largest error over what f32 arithmetic may lose, 1 is the limit; MB: weights on the device\n\
              verified: outputs drawn from all over the result against an f64 reference, on these operands and on whole\n\
              numbers, where no error is allowed; none of the others left unwritten",
             env.samples,
             env.sample_ms,
-            if env.simd.is_some() { "the gemm crate" } else { "gemm_dense of this crate" },
-            if env.simd.is_some() && self.rows.iter().any(|r| r.dtype == "f16") {
-                " (the CPU device holds dense f16 as f32)"
-            } else {
-                ""
-            }
+            if env.simd.is_some() { "the gemm crate, or columns of this crate" } else { "gemm_dense of this crate" },
         );
         let failed = self.failures().count();
         let _ = match failed {

@@ -242,6 +242,8 @@ impl Cache {
             fma_f16_tflops: ceiling("fma_f16_tflops")?,
             cooperative_f16_tflops: ceiling("cooperative_f16_tflops")?,
             copy_gb_per_s: ceiling("copy_gb_per_s")?,
+            // Of the CPU device, which is not tuned.
+            read_gb_per_s: None,
         };
         for (i, entry) in json["entries"].as_array().ok_or("has no entries")?.iter().enumerate() {
             let entry = Entry::from_json(entry).map_err(|e| format!("entry {i}: {e}"))?;

@@ -1,4 +1,4 @@
-//! Every kernel against the oracle, on a GPU and on the CPU device.
+//! Every kernel against the oracle, on a GPU, and what both devices must do alike.
 //!
 //! Tests that need a GPU are ignored unless asked for (`-- --include-ignored`). They iterate [`Kernel::all`], the list
 //! that the planner chooses from. A pipeline costs a software driver a third of a second, and the list has thousands:
@@ -16,9 +16,7 @@ mod common;
 
 use std::collections::HashSet;
 
-use rayon::prelude::*;
-
-use common::{Data, HostWeights, gpu, ops, rng, seed, verdict, verdict_of};
+use common::{Data, HostWeights, SIZES, check, gpu, ops, rng, seed, verdict_of};
 use rand_pcg::rand_core::Rng;
 use sparse24::kernel::{Caps, Kernel, Way};
 use sparse24::reference::{Operands, Oracle, Sample};
@@ -28,14 +26,6 @@ fn f16_too(device: &Device) -> &'static [DType] {
     match device.caps() {
         Some(caps) if !caps.f16 => &[DType::F32],
         _ => &[DType::F32, DType::F16],
-    }
-}
-
-/// Checks the plan's problem on fresh operands of each kind.
-fn check(device: &Device, plan: &Plan, kinds: &[Data], seed: u64, stream: u64) {
-    for &data in kinds {
-        let verdict = verdict(device, plan, data, &mut rng(seed, stream));
-        assert!(verdict.passed(), "{data:?}, seed {seed}, stream {stream}: {verdict}\n{}", plan.explain());
     }
 }
 
@@ -251,30 +241,6 @@ fn weights_larger_than_the_largest_binding_are_cut_up() {
     check_sample(&device, &Problem::linear(Op::Dense, rows, 3, 1024, DType::F32), "weights in 2 pieces", seed());
 }
 
-/// Sizes with a reason: empty, single, around a group, around a word of codes, around the tiles.
-const SIZES: [(usize, usize, usize); 20] = [
-    (0, 5, 8),
-    (5, 0, 8),
-    (3, 4, 0),
-    (1, 1, 1),
-    (1, 1, 4),
-    (3, 1, 3),
-    (4, 3, 5),
-    (5, 2, 31),
-    (31, 1, 32),
-    (32, 8, 33),
-    (33, 9, 36),
-    (63, 31, 64),
-    (64, 32, 63),
-    (65, 33, 100),
-    (127, 7, 95),
-    (128, 64, 96),
-    (129, 63, 97),
-    (130, 127, 128),
-    (257, 129, 34),
-    (192, 16, 768),
-];
-
 #[test]
 #[ignore = "needs a GPU"]
 fn every_size_works_on_the_gpu() {
@@ -286,44 +252,6 @@ fn every_size_works_on_the_gpu() {
                 let problem = Problem { form, ..Problem::linear(op, m, n, k, DType::F32) };
                 let plan = device.plan(&problem).unwrap();
                 check(&device, &plan, &[Data::Whole, Data::Edge], seed, (100 * i + j) as u64);
-            }
-        }
-    }
-}
-
-#[test]
-fn sizes_and_types_work_on_the_cpu() {
-    let device = Device::cpu().unwrap();
-    let seed = seed();
-    for (i, (m, n, k)) in SIZES.into_iter().enumerate() {
-        for (j, op) in ops().enumerate() {
-            for form in [Form::Linear, Form::Gemm] {
-                for storage in [DType::F32, DType::F16] {
-                    let epilogue = Epilogue::all().nth((7 * i + 3 * j) % 20).unwrap();
-                    let output = if i % 2 == 0 { storage } else { DType::F32 };
-                    let problem = Problem { op, form, m, n, k, storage, output, epilogue };
-                    let plan = device.plan(&problem).unwrap();
-                    check(&device, &plan, &[Data::Whole, Data::Uniform, Data::Edge], seed, (100 * i + j) as u64);
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn every_epilogue_works_on_the_cpu() {
-    let device = Device::cpu().unwrap();
-    let seed = seed();
-    for op in [Op::Dense, Op::Masked, Op::Sparse24(VectorLen::ONE)] {
-        for form in [Form::Linear, Form::Gemm] {
-            for (storage, output) in
-                [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::F16, DType::F32), (DType::F32, DType::F16)]
-            {
-                for (i, epilogue) in Epilogue::all().enumerate() {
-                    let problem = Problem { op, form, m: 37, n: 35, k: 21, storage, output, epilogue };
-                    let plan = device.plan(&problem).unwrap();
-                    check(&device, &plan, &[Data::Uniform], seed, i as u64);
-                }
             }
         }
     }
@@ -429,29 +357,6 @@ fn one_corrupted_bit_of_the_weights_is_seen(device: &Device) {
 }
 
 #[test]
-fn cpu_results_do_not_depend_on_threads() {
-    let seed = seed();
-    let outputs: Vec<_> = [1, 2, 3]
-        .into_iter()
-        .map(|threads| {
-            let options = sparse24::Options { threads: Some(threads), ..Default::default() };
-            let device = Device::open("cpu", options).unwrap();
-            ops()
-                .filter(|&op| op != Op::Dense)
-                .map(|op| {
-                    let problem = Problem::linear(op, 65, 37, 100, DType::F32);
-                    let mut rng = rng(seed, 4);
-                    let weights = HostWeights::new(&problem, Data::Uniform, &mut rng);
-                    let x = common::matrix(37, 100, DType::F32, Data::Uniform, &mut rng);
-                    common::run(&device, &device.plan(&problem).unwrap(), &weights, &x, None, None)
-                })
-                .collect::<Vec<_>>()
-        })
-        .collect();
-    assert!(outputs.iter().all(|o| *o == outputs[0]));
-}
-
-#[test]
 #[ignore = "needs a GPU"]
 fn ways_of_one_operation_give_the_same_sums_for_whole_numbers() {
     let Some(device) = gpu() else { return };
@@ -537,54 +442,4 @@ fn with_row_up_to(w: &Matrix, row: usize, fill: f32, cols: usize) -> Matrix {
     let filled = |((r, c), &v): ((usize, usize), &f32)| if r == row && c < cols { fill } else { v };
     let values: Vec<f32> = w.to_array().indexed_iter().map(filled).collect();
     Matrix::from_f32(w.rows(), w.cols(), &values).unwrap()
-}
-
-/// Calls that read each other's outputs, a tensor that is read twice, and writers between them: nothing waits for ever.
-#[test]
-fn calls_on_the_cpu_run_in_turn() {
-    let device = Device::cpu().unwrap();
-    let epilogue = Epilogue { residual: true, ..Epilogue::NONE };
-    let problem = Problem { epilogue, ..Problem::linear(Op::Dense, 8, 8, 8, DType::F32) };
-    let plan = device.plan(&problem).unwrap();
-    let mut rng = rng(seed(), 7);
-    let weights = HostWeights::new(&problem, Data::Whole, &mut rng).upload(&device);
-    let zeros = Matrix::zeros(8, 8, DType::F32).unwrap();
-    let (a, b) = (device.upload(&zeros).unwrap(), device.upload(&zeros).unwrap());
-    // The ordinary residual connection: X is added to the output.
-    let call = |x, y| device.prepare(&plan, &weights, &Io { x, bias: None, residual: Some(x), y }).unwrap();
-    let (there, back) = (call(&a, &b), call(&b, &a));
-    let (done, finished) = std::sync::mpsc::channel();
-    let workers = [
-        std::thread::spawn({
-            let (there, done) = (there.clone(), done.clone());
-            move || {
-                (0..500).for_each(|_| there.run().unwrap());
-                done.send(()).unwrap();
-            }
-        }),
-        std::thread::spawn({
-            let done = done.clone();
-            move || {
-                (0..500).for_each(|_| back.run().unwrap());
-                done.send(()).unwrap();
-            }
-        }),
-        std::thread::spawn({
-            let (device, a, zeros, done) = (device.clone(), a.clone(), zeros.clone(), done.clone());
-            move || {
-                (0..500).for_each(|_| device.write(&a, &zeros).unwrap());
-                done.send(()).unwrap();
-            }
-        }),
-        // From the workers of another thread pool, too.
-        std::thread::spawn(move || {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-            pool.install(|| (0..200).into_par_iter().for_each(|_| there.run().unwrap()));
-            done.send(()).unwrap();
-        }),
-    ];
-    for _ in &workers {
-        finished.recv_timeout(std::time::Duration::from_secs(60)).expect("a call waits for ever");
-    }
-    workers.into_iter().for_each(|worker| worker.join().unwrap());
 }

@@ -20,6 +20,7 @@ use sparse24::measure::{self, Case, Choice, Policy, Request};
 use sparse24::plan::Plan;
 use sparse24::problem::{Op, Problem};
 use sparse24::report::{Environment, Report};
+use sparse24::simd::SimdLevel;
 
 /// Measure dense, 2:4 and masked GEMMs side by side, every result verified first.
 ///
@@ -72,6 +73,10 @@ pub(crate) struct Args {
     /// Threads of the CPU device; one per core unless given. No effect on a GPU.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// Vector instructions of the CPU device's 2:4 kernels: scalar, avx2 or avx512; the widest there are unless given.
+    /// The `gemm` crate, which multiplies dense weights, takes the widest (without this crate's feature `avx512`, AVX2).
+    #[arg(long, value_name = "LEVEL", env = "SPARSE24_SIMD")]
+    simd: Option<SimdLevel>,
     /// Measure on the 2-D float tensors of this file instead of random weights.
     #[arg(long, value_name = "FILE.safetensors", conflicts_with = "shapes")]
     weights: Option<PathBuf>,
@@ -191,7 +196,7 @@ impl Args {
     /// Opens the device, and describes the run that starts now.
     pub(super) fn environment(&self) -> Result<(Device, Policy, Environment)> {
         let checks = if self.checked { ShaderChecks::Checked } else { ShaderChecks::Trusted };
-        let options = Options { threads: self.threads.map(usize::from), checks, ..Options::default() };
+        let options = Options { threads: self.threads.map(usize::from), simd: self.simd, checks, ..Options::default() };
         let device = Device::open(&self.device, options).context("--device")?;
         if !self.no_tuning {
             tuning::apply(&device, self.cache.as_deref())?;
@@ -335,6 +340,9 @@ impl Args {
         }
         if let Some(threads) = self.threads {
             words.extend(["--threads".into(), threads.to_string()]);
+        }
+        if let Some(simd) = self.simd {
+            words.extend(["--simd".into(), simd.to_string()]);
         }
         words.extend(["--seed".into(), self.seed.to_string()]);
         words.extend(self.quick.then(|| "--quick".into()));

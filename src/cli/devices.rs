@@ -140,7 +140,9 @@ impl Entry {
     fn cpu(info: DeviceInfo, auto: bool) -> Self {
         let name = info.name().to_owned();
         let details = match info {
-            DeviceInfo::Cpu(cpu) => Details::Cpu { simd: cpu.simd, threads: cpu.threads, cache_bytes: cpu.cache_bytes },
+            DeviceInfo::Cpu(cpu) => {
+                Details::Cpu { simd: cpu.simd.name(), threads: cpu.threads, cache_bytes: cpu.cache_bytes }
+            }
             // Not what `Device::cpu` is; nothing is known of it then.
             DeviceInfo::Gpu(_) => Details::Cpu { simd: "unknown", threads: 0, cache_bytes: 0 },
         };

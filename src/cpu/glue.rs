@@ -98,13 +98,14 @@ impl Cpu {
     fn attention_typed<X: Element, Y: Element>(&self, qkv: &[X], lengths: &[u32], shape: AttentionShape, y: &mut [Y]) {
         let AttentionShape { seq, heads, head_dim } = shape;
         let width = heads * head_dim;
-        let few = lengths.len() < self.pool.current_num_threads();
+        let few = lengths.len() < self.pool.len();
         let task = if few { FEW_TASK_QUERIES } else { TASK_QUERIES };
         self.each_chunk(y, seq * width, |sequence, y| {
             let qkv = &qkv[sequence * 3 * seq * width..][..3 * seq * width];
             let length = seq.min(lengths[sequence] as usize);
             self.each_chunk(y, task * width, |part, y| {
-                self.with_scratch(Head::scratch(length, head_dim), |scratch| {
+                self.scratch.with(Head::scratch(length, head_dim), |scratch| {
+                    scratch.fill(0.0);
                     attend(qkv, length, (heads, head_dim), part * task, y, scratch);
                 });
             });
@@ -132,8 +133,11 @@ impl Cpu {
     /// Gives the threads chunks of `len` elements of `y` (the last may be shorter), with their numbers. All that is
     /// parallel here goes through this.
     fn each_chunk<Y: Send>(&self, y: &mut [Y], len: usize, work: impl Fn(usize, &mut [Y]) + Sync) {
-        if !y.is_empty() {
-            self.pool.install(|| y.par_chunks_mut(len).enumerate().for_each(|(i, chunk)| work(i, chunk)));
+        if self.pool.len() == 1 {
+            // The caller's own thread: without a pool, rayon would take all of its global one.
+            y.chunks_mut(len.max(1)).enumerate().for_each(|(i, chunk)| work(i, chunk));
+        } else if !y.is_empty() {
+            self.pool.enter(|| y.par_chunks_mut(len).enumerate().for_each(|(i, chunk)| work(i, chunk)));
         }
     }
 }

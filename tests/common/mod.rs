@@ -210,3 +210,35 @@ pub fn run(
 pub fn ops() -> impl Iterator<Item = Op> {
     Op::all()
 }
+
+/// Checks the plan's problem on fresh operands of each kind.
+pub fn check(device: &Device, plan: &Plan, kinds: &[Data], seed: u64, stream: u64) {
+    for &data in kinds {
+        let verdict = verdict(device, plan, data, &mut rng(seed, stream));
+        assert!(verdict.passed(), "{data:?}, seed {seed}, stream {stream}: {verdict}\n{}", plan.explain());
+    }
+}
+
+/// Sizes with a reason: empty, single, around a group, around a word of codes, around the tiles.
+pub const SIZES: [(usize, usize, usize); 20] = [
+    (0, 5, 8),
+    (5, 0, 8),
+    (3, 4, 0),
+    (1, 1, 1),
+    (1, 1, 4),
+    (3, 1, 3),
+    (4, 3, 5),
+    (5, 2, 31),
+    (31, 1, 32),
+    (32, 8, 33),
+    (33, 9, 36),
+    (63, 31, 64),
+    (64, 32, 63),
+    (65, 33, 100),
+    (127, 7, 95),
+    (128, 64, 96),
+    (129, 63, 97),
+    (130, 127, 128),
+    (257, 129, 34),
+    (192, 16, 768),
+];

@@ -1,0 +1,207 @@
+//! What is done to sums before they are stored, on the CPU: act(sum + bias) + residual, rounded to the output's type.
+//!
+//! The activations are plain f32 arithmetic without branches or calls, so that the compiler turns a run of outputs into
+//! vectors; their formulas are those of shaders/shared/gemm.wgsl. Invariant: an output does not depend on where in a
+//! run it stands, and so not on how the work was cut up.
+#![allow(unsafe_code, reason = "threads write disjoint parts of one output; a kernel over vector instructions")]
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+use super::memory::Parts;
+use crate::matrix::Elements;
+use crate::problem::{Activation, Form, Problem};
+use crate::simd::{Instructions, Simd, Work};
+
+/// Most outputs in a run.
+pub(super) const RUN: usize = 256;
+
+/// Bias of a run.
+#[derive(Clone, Copy)]
+enum Bias<'a> {
+    None,
+    /// One for each output: the run is along the features.
+    Each(&'a [f32]),
+    /// One for all: the run is along the tokens of a feature.
+    Same(f32),
+}
+
+/// The output that several threads write.
+enum Output<'a> {
+    F32(Parts<'a, f32>),
+    F16(Parts<'a, f16>),
+}
+
+/// The epilogue of one call, and where its outputs go.
+pub(super) struct Finish<'a> {
+    problem: Problem,
+    bias: Option<&'a [f32]>,
+    residual: Option<&'a Elements>,
+    output: Output<'a>,
+    simd: Simd,
+}
+
+impl<'a> Finish<'a> {
+    /// `None` for bf16, which plans refuse as an output.
+    pub(super) fn new(
+        problem: &Problem,
+        bias: Option<&'a [f32]>,
+        residual: Option<&'a Elements>,
+        y: &'a mut Elements,
+        simd: Simd,
+    ) -> Option<Self> {
+        let output = match y {
+            Elements::F32(y) => Output::F32(Parts::new(y)),
+            Elements::F16(y) => Output::F16(Parts::new(y)),
+            Elements::Bf16(_) => return None,
+        };
+        Some(Self { problem: *problem, bias, residual, output, simd })
+    }
+
+    /// Stores the sums of consecutive features of a token.
+    ///
+    /// # Safety
+    /// No other thread may store the same outputs.
+    pub(super) unsafe fn store_features(&self, feature0: usize, token: usize, sums: &mut [f32]) {
+        // SAFETY: passed on.
+        match self.problem.form {
+            Form::Linear => unsafe { self.store(feature0, token, sums) },
+            Form::Gemm => sums.iter_mut().enumerate().for_each(|(feature, sum)| unsafe {
+                self.store(feature0 + feature, token, std::slice::from_mut(sum));
+            }),
+        }
+    }
+
+    /// Stores a run of sums, of as many consecutive outputs from `(feature, token)` on: features in the linear form,
+    /// tokens in the plain one.
+    ///
+    /// # Safety
+    /// No other thread may store the same outputs.
+    pub(super) unsafe fn store(&self, feature: usize, token: usize, sums: &mut [f32]) {
+        let Problem { form, m, n, .. } = self.problem;
+        let (start, bias) = match form {
+            Form::Linear => (token * m + feature, self.bias.map(|b| Bias::Each(&b[feature..feature + sums.len()]))),
+            Form::Gemm => (feature * n + token, self.bias.map(|b| Bias::Same(b[feature]))),
+        };
+        let bias = bias.unwrap_or(Bias::None);
+        for (i, sums) in sums.chunks_mut(RUN).enumerate() {
+            let bias = match bias {
+                Bias::Each(b) => Bias::Each(&b[i * RUN..][..sums.len()]),
+                other => other,
+            };
+            let range = start + i * RUN..start + i * RUN + sums.len();
+            let mut wide = [0.0; RUN];
+            let residual = self.residual.map(|residual| match residual {
+                Elements::F32(r) => &r[range.clone()],
+                Elements::F16(r) => {
+                    r[range.clone()].convert_to_f32_slice(&mut wide[..sums.len()]);
+                    &wide[..sums.len()]
+                }
+                Elements::Bf16(_) => &[],
+            });
+            self.simd.run(Apply { activation: self.problem.epilogue.activation, bias, residual, sums });
+            // SAFETY: passed on.
+            match &self.output {
+                Output::F32(y) => unsafe { y.part(range) }.copy_from_slice(sums),
+                Output::F16(y) => unsafe { y.part(range) }.convert_from_f32_slice(sums),
+            }
+        }
+    }
+}
+
+/// The arithmetic of a run.
+struct Apply<'a> {
+    activation: Activation,
+    bias: Bias<'a>,
+    residual: Option<&'a [f32]>,
+    sums: &'a mut [f32],
+}
+
+impl Work for Apply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Instructions>(self) {
+        let Self { activation, bias, residual, sums } = self;
+        match bias {
+            Bias::None => {}
+            Bias::Each(bias) => sums.iter_mut().zip(bias).for_each(|(v, b)| *v += b),
+            Bias::Same(bias) => sums.iter_mut().for_each(|v| *v += bias),
+        }
+        match activation {
+            Activation::None => {}
+            // Not f32::max, which turns NaN into 0.
+            Activation::Relu => sums.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v }),
+            Activation::Gelu => sums.iter_mut().for_each(|v| *v = gelu(*v)),
+            Activation::GeluTanh => {
+                sums.iter_mut().for_each(|v| *v *= sigmoid(1.595_769_2 * *v * (1.0 + 0.044_715 * *v * *v)));
+            }
+            Activation::Silu => sums.iter_mut().for_each(|v| *v *= sigmoid(*v)),
+        }
+        if let Some(residual) = residual {
+            sums.iter_mut().zip(residual).for_each(|(v, r)| *v += r);
+        }
+    }
+}
+
+/// v·Φ(v), by the error function.
+#[inline(always)]
+fn gelu(v: f32) -> f32 {
+    0.5 * v * (1.0 + erf(v * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+/// erf(v) by Abramowitz & Stegun 7.1.26: absolute error below 1.5e-7.
+#[inline(always)]
+fn erf(v: f32) -> f32 {
+    const C: [f32; 5] = [0.254_829_6, -0.284_496_72, 1.421_413_8, -1.453_152, 1.061_405_4];
+    let a = v.abs();
+    let t = 1.0 / (1.0 + 0.327_591_1 * a);
+    let p = t * (C[0] + t * (C[1] + t * (C[2] + t * (C[3] + t * C[4]))));
+    (1.0 - p * exp(-a * a)).copysign(v)
+}
+
+/// 1 / (1 + e⁻ᵛ), without an intermediate that overflows.
+#[inline(always)]
+fn sigmoid(v: f32) -> f32 {
+    let t = exp(-v.abs());
+    (if v < 0.0 { t } else { 1.0 }) / (1.0 + t)
+}
+
+/// eˣ for x ≤ 0, to about an ulp; 0 where that would be subnormal.
+///
+/// x = i·ln 2 + r with |r| ≤ ln 2 / 2, ln 2 in two parts (Cody & Waite 1980); eʳ by its Taylor polynomial of degree 7,
+/// which leaves out less than r⁸/8! = 5e-9; 2ⁱ by its exponent.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Added and taken away, it rounds to whole numbers, and its lowest bits hold them.
+    const ROUND: f32 = 12_582_912.0;
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let i = shifted - ROUND;
+    let r = (x - i * LN2_HIGH) - i * LN2_LOW;
+    let p = 1.0
+        + r * (1.0
+            + r * (0.5
+                + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0 + r * (1.0 / 5040.0)))))));
+    let power = f32::from_bits(shifted.to_bits().wrapping_shl(23).wrapping_add(0x3f80_0000));
+    // NaN compares with nothing and stays.
+    if x < -87.0 { 0.0 } else { p * power }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_right_to_two_ulp() {
+        for i in 0..=870_000 {
+            let x = -(i as f32) * 1e-4;
+            let expected = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - expected).abs() / expected;
+            assert!(error <= 2.0 * 2f64.powi(-24) * 1.5, "exp({x}) is {} off by {error}", exp(x));
+        }
+        assert_eq!((exp(0.0), exp(-88.0), exp(f32::NEG_INFINITY)), (1.0, 0.0, 0.0));
+        assert!(exp(f32::NAN).is_nan());
+    }
+}

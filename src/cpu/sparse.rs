@@ -1,0 +1,712 @@
+//! 2:4 products on the CPU: by gathered rows of activations for many tokens, by permuted vectors for few.
+//!
+//! **Many tokens** ([`gather`]). A vector holds one feature's sums for `LANES` tokens, and a fused multiply-add takes
+//! its activations straight from memory, so a gathered row of activations costs no more than the next one would: half
+//! the multiply-adds are half the time as long as loads keep up. Tokens are cut into *panels* of `A` vectors, whose
+//! activations are packed k-major; a step of k of one panel fills three quarters of a 32 KiB first-level cache. For
+//! each row of W, `A` accumulators stay in registers over the step: a code names the row of the panel, a broadcast
+//! value is multiplied by its `A` vectors. A kept weight costs `A` multiply-adds, `A + 1` loads and three or four scalar
+//! instructions; at two loads and two multiply-adds per cycle A = 12 reaches 12/13 of the arithmetic peak. At V > 1 the
+//! two rows of a pair share each loaded vector: `A` is at most 6 and loads no longer count. With few tokens more rows
+//! are taken at once, so that there are always about twelve chains of multiply-adds (their latency times their
+//! throughput is 8 to 10).
+//!
+//! **Few tokens** ([`gemv`]). The weights' bytes are the cost: they are read once, in order, with two loads for 16
+//! values of f16 or more. Lanes are the values of a pair of rows (see [`super::weights`]): VPERMILPS takes its positions
+//! from the two lowest bits of each lane, so a word of codes, shifted by a constant for each lane, is all the decoding
+//! there is.
+//!
+//! Sums of an output are formed in increasing k by one thread, in f32, whatever the number of threads or tokens.
+//!
+//! # Tried and rejected
+//! - Rows of W contiguous along k: see [`super::weights`].
+//! - Both weights of a group loaded at once and broadcast from a register: 1.01 times the speed with everything in the
+//!   first-level cache, and a shuffle on a port that AVX-512 needs for multiply-adds.
+//! - Addresses with short displacements, to shorten the instructions: no difference (AVX2, EPYC 7003).
+//! - Panels of 8 and 10 vectors: 0.98 and 1.00 times the speed of 12 in the cache, no difference outside.
+#![allow(unsafe_code, reason = "kernels over vector instructions; threads write disjoint parts of buffers")]
+
+use std::ops::Range;
+
+use super::epilogue::Finish;
+use super::memory::Parts;
+use super::weights::{BLOCK, Codes, Packed, Step, UNIT, Values, each_type};
+use super::{Pool, Scratch};
+use crate::mask::VectorLen;
+use crate::matrix::{Elements, each_dtype};
+use crate::problem::{Form, Problem};
+use crate::simd::{Instructions, Loaded, Simd, SimdLevel, Work};
+
+/// Most vectors of tokens in a panel: as many accumulators as leave AVX2's registers room for a value and, at V > 1, two.
+const fn most_vectors(shared: bool) -> usize {
+    if shared { 6 } else { 12 }
+}
+
+/// Bytes of a step of k of a full panel: three quarters of the smallest first-level cache.
+const PANEL_BYTES: usize = 24 << 10;
+
+/// Units of a step of k.
+pub(super) fn step_units(vector: VectorLen, level: SimdLevel) -> usize {
+    PANEL_BYTES / (UNIT * most_vectors(vector != VectorLen::ONE) * level.lanes() * 4)
+}
+
+/// Bytes of packed activations that are worked on at a time: what is left of a last-level cache beside the weights.
+const PACKED_BYTES: usize = 8 << 20;
+
+/// A run of vectors of tokens.
+#[derive(Clone, Copy)]
+struct Panel {
+    /// First vector, of those that are worked on at a time.
+    start: usize,
+    vectors: usize,
+}
+
+/// How tokens are cut into panels.
+#[derive(Clone, Copy)]
+struct Panels {
+    vectors: usize,
+    count: usize,
+}
+
+impl Panels {
+    /// As few panels as there can be, as equal as they can be.
+    fn new(vectors: usize, most: usize) -> Self {
+        Self { vectors, count: vectors.div_ceil(most) }
+    }
+
+    fn get(&self, i: usize) -> Panel {
+        let start = |i| self.vectors * i / self.count;
+        Panel { start: start(i), vectors: start(i + 1) - start(i) }
+    }
+}
+
+/// The product with many tokens.
+pub(super) fn gather(pool: &Pool, scratch: &Scratch, problem: &Problem, w: &Packed, x: &Elements, finish: &Finish<'_>) {
+    let simd = pool.simd();
+    let lanes = simd.level().lanes();
+    let (n, units) = (problem.n, w.units());
+    let shared = w.vector != VectorLen::ONE;
+    let most = most_vectors(shared);
+    let vector_len = units * UNIT * lanes;
+    // As many full panels as fit, at least one.
+    let at_once = (PACKED_BYTES / (4 * vector_len).max(1) / most).max(1) * most * lanes;
+    for token0 in (0..n).step_by(at_once) {
+        let tokens = at_once.min(n - token0);
+        let panels = Panels::new(tokens.div_ceil(lanes), most);
+        scratch.with(panels.vectors * vector_len, |packed| {
+            let parts = Parts::new(packed);
+            // A task packs some units of one panel.
+            const PACK_UNITS: usize = 16;
+            let cuts = units.div_ceil(PACK_UNITS).max(1);
+            pool.each(panels.count * cuts, |task| {
+                let (panel, unit0) = (panels.get(task / cuts), task % cuts * PACK_UNITS);
+                let width = panel.vectors * lanes;
+                let start = panel.start * vector_len + unit0 * UNIT * width;
+                let len = PACK_UNITS.min(units - unit0) * UNIT * width;
+                // SAFETY: each task has its own part.
+                let out = unsafe { parts.part(start..start + len) };
+                let first = token0 + panel.start * lanes;
+                each_dtype!(x, x => simd.run(Pack { x, problem, token0: first, k0: unit0 * UNIT, width, out }));
+            });
+            let packed = &*packed;
+            // A task computes some pairs of rows of one block for one panel.
+            let tasks = w.blocks() * panels.count;
+            let cuts = pool.cuts(tasks, 4);
+            pool.each(tasks * cuts, |task| {
+                let (block, panel) = (task / cuts / panels.count, panels.get(task / cuts % panels.count));
+                let pairs = w.pairs(block);
+                let (from, to) = (pairs * (task % cuts) / cuts, pairs * (task % cuts + 1) / cuts);
+                let x = &packed[panel.start * vector_len..][..panel.vectors * vector_len];
+                let rows = RowsOfPanel { w, block, from, to, vectors: panel.vectors, x };
+                let width = panel.vectors * lanes;
+                scratch.with(BLOCK * width + BLOCK / 2 * w.step * UNIT, |buffer| {
+                    let (sums, wide) = buffer.split_at_mut(BLOCK * width);
+                    rows.multiply(simd, sums, wide);
+                    let feature0 = block * BLOCK + 2 * from;
+                    let features = (2 * to).min(w.rows(block)) - 2 * from;
+                    let token0 = token0 + panel.start * lanes;
+                    let store = Store { feature0, features, token0, tokens: width.min(n - token0), width };
+                    store.run(problem, simd, sums, finish);
+                });
+            });
+        });
+    }
+}
+
+/// Some pairs of rows of a block, times all of k of one panel.
+struct RowsOfPanel<'a> {
+    w: &'a Packed,
+    block: usize,
+    from: usize,
+    to: usize,
+    vectors: usize,
+    x: &'a [f32],
+}
+
+impl RowsOfPanel<'_> {
+    /// Fills `sums`, a row of `vectors` vectors for each row. `wide` is room for a step of values.
+    fn multiply(&self, simd: Simd, sums: &mut [f32], wide: &mut [f32]) {
+        let Self { w, block, from, to, vectors, x } = *self;
+        let width = vectors * simd.level().lanes();
+        if w.steps() == 0 {
+            sums[..2 * (to - from) * width].fill(0.0);
+        }
+        for step in 0..w.steps() {
+            let at = w.step(block, step);
+            let values = (at.values + from * at.units) * UNIT..(at.values + to * at.units) * UNIT;
+            let values = match &w.values {
+                Values::F32(v) => &v[values],
+                // Once for all tokens of the panel, which costs a few hundredths of what they do.
+                other => {
+                    let wide = &mut wide[..values.len()];
+                    each_type!(other, v => simd.run(Widen { from: &v[values], to: wide }));
+                    &*wide
+                }
+            };
+            let codes = match &w.codes {
+                Codes::Own(words) => StepCodes::Own(&words[at.values + from * at.units..at.values + to * at.units]),
+                Codes::Shared(words) => {
+                    let per = w.vector.get() / 2;
+                    StepCodes::Shared { words: &words[at.codes + from / per * at.units..], first: from % per, per }
+                }
+            };
+            let len = at.units * UNIT * width;
+            let (own, next) = x[step * w.step * UNIT * width..].split_at(len);
+            let step = StepOfPanel { pairs: to - from, units: at.units, values, codes, x: own, next, first: step == 0 };
+            step.multiply(simd, vectors, &mut sums[..2 * (to - from) * width]);
+        }
+    }
+}
+
+/// Codes of some pairs and a step of k.
+#[derive(Clone, Copy)]
+enum StepCodes<'a> {
+    /// A word for each unit of a pair.
+    Own(&'a [u32]),
+    /// 16 bits for each unit of a pattern of `per` pairs; the first pair is pair `first` of its pattern.
+    Shared { words: &'a [u16], first: usize, per: usize },
+}
+
+/// Some pairs of rows, times a step of k of one panel.
+#[derive(Clone, Copy)]
+struct StepOfPanel<'a> {
+    pairs: usize,
+    units: usize,
+    /// `pairs * units` units.
+    values: &'a [f32],
+    codes: StepCodes<'a>,
+    /// `units * UNIT` rows of vectors.
+    x: &'a [f32],
+    /// What comes after `x`, to be brought nearer.
+    next: &'a [f32],
+    /// Whether sums start from zero.
+    first: bool,
+}
+
+impl StepOfPanel<'_> {
+    fn multiply(self, simd: Simd, vectors: usize, sums: &mut [f32]) {
+        macro_rules! by_vectors {
+            ($shared:literal, $rows:literal: $($vectors:literal => $streams:literal),*) => {
+                match vectors {
+                    $($vectors => simd.run(Multiply::<$shared, $streams, $rows, $vectors> { step: self, sums }),)*
+                    _ => debug_assert!(false, "a panel has at most {} vectors", most_vectors($shared)),
+                }
+            };
+        }
+        match self.codes {
+            StepCodes::Own(_) => by_vectors!(false, 1: 1 => 4, 2 => 4, 3 => 4, 4 => 2, 5 => 2, 6 => 2,
+                7 => 1, 8 => 1, 9 => 1, 10 => 1, 11 => 1, 12 => 1),
+            StepCodes::Shared { .. } => by_vectors!(true, 2: 1 => 2, 2 => 2, 3 => 2, 4 => 1, 5 => 1, 6 => 1),
+        }
+    }
+}
+
+/// Some pairs of rows, times a step of k of a panel of `A` vectors. `STREAMS` codes are followed at once, each for `ROWS`
+/// rows: one at V = 1, the pair that shares it beyond.
+struct Multiply<'a, const SHARED: bool, const STREAMS: usize, const ROWS: usize, const A: usize> {
+    step: StepOfPanel<'a>,
+    /// `2 * pairs` rows of `A` vectors.
+    sums: &'a mut [f32],
+}
+
+impl<const SHARED: bool, const STREAMS: usize, const ROWS: usize, const A: usize> Work
+    for Multiply<'_, SHARED, STREAMS, ROWS, A>
+{
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Instructions>(self) {
+        let StepOfPanel { pairs, units, values, codes, x, next, first } = self.step;
+        let width = A * S::LANES;
+        assert!(values.len() == pairs * units * UNIT && x.len() == units * UNIT * width);
+        assert!(self.sums.len() == 2 * pairs * width);
+        match codes {
+            StepCodes::Own(words) => assert!(!SHARED && ROWS == 1 && words.len() == pairs * units),
+            StepCodes::Shared { words, first, per } => {
+                assert!(SHARED && ROWS == 2 && words.len() >= (first + pairs).div_ceil(per) * units);
+            }
+        }
+        // Lines of what comes next that each pair asks for, so that all have been by the end.
+        const LINE: usize = 16;
+        let ahead = next.len().min(x.len()).div_ceil(LINE).div_ceil(pairs.max(1));
+        let mut asked = next.as_ptr();
+        let per_step = STREAMS * ROWS;
+        let rows = 2 * pairs;
+        let mut row = 0;
+        while row < rows {
+            for _ in 0..ahead * per_step / 2 {
+                // SAFETY: a prefetch reads nothing.
+                unsafe { S::prefetch(asked) };
+                asked = asked.wrapping_add(LINE);
+            }
+            // SAFETY: rows `row..row + taken` are there, and with them, by the assertions above, their values, codes
+            // and sums; the caller has the instructions.
+            unsafe {
+                if row + per_step <= rows {
+                    tile::<S, SHARED, STREAMS, ROWS, A>(row, units, values, codes, x, self.sums, first);
+                    row += per_step;
+                } else if SHARED {
+                    tile::<S, SHARED, 1, ROWS, A>(row, units, values, codes, x, self.sums, first);
+                    row += ROWS;
+                } else {
+                    tile::<S, SHARED, 2, ROWS, A>(row, units, values, codes, x, self.sums, first);
+                    row += 2;
+                }
+            }
+        }
+    }
+}
+
+/// `STREAMS * ROWS` rows from `row` on, times a step of k of a panel of `A` vectors.
+///
+/// # Safety
+/// The processor must have the instructions `S`; the rows' values, codes and sums and the panel must be there.
+#[inline(always)]
+unsafe fn tile<S: Instructions, const SHARED: bool, const STREAMS: usize, const ROWS: usize, const A: usize>(
+    row: usize,
+    units: usize,
+    values: &[f32],
+    codes: StepCodes<'_>,
+    x: &[f32],
+    sums: &mut [f32],
+    first: bool,
+) {
+    let width = A * S::LANES;
+    // SAFETY (to the end): all pointers stay within what the caller vouches for: positions are below 4 by their two
+    // bits, so rows of the panel are those of the unit's own groups.
+    unsafe {
+        let mut acc = [[[S::splat(0.0); A]; ROWS]; STREAMS];
+        let sums = sums.as_mut_ptr().add(row * width);
+        if !first {
+            for s in 0..STREAMS {
+                for r in 0..ROWS {
+                    for a in 0..A {
+                        acc[s][r][a] = S::load(sums.add((s * ROWS + r) * width + a * S::LANES));
+                    }
+                }
+            }
+        }
+        // Of each stream: its values, its codes, and how far up the codes of its row lie.
+        let mut streams = [(values.as_ptr(), std::ptr::null::<u8>(), 0); STREAMS];
+        for (s, stream) in streams.iter_mut().enumerate() {
+            let row = row + s * ROWS;
+            let values = values.as_ptr().add(row / 2 * units * UNIT + row % 2 * 2);
+            *stream = match codes {
+                StepCodes::Own(words) => (values, words.as_ptr().add(row / 2 * units).cast(), row as u32 % 2 * 4),
+                StepCodes::Shared { words, first, per } => {
+                    (values, words.as_ptr().add((first + row / 2) / per * units).cast(), 0)
+                }
+            };
+        }
+        let nibble = if SHARED { 4 } else { 8 };
+        let mut x = x.as_ptr();
+        for unit in 0..units {
+            let mut words = [0; STREAMS];
+            for s in 0..STREAMS {
+                let (_, codes, shift) = streams[s];
+                words[s] = match SHARED {
+                    true => u32::from(*codes.cast::<u16>().add(unit)),
+                    false => *codes.cast::<u32>().add(unit),
+                } >> shift;
+            }
+            for group in 0..4 {
+                for j in 0..2 {
+                    for s in 0..STREAMS {
+                        let position = words[s] >> (nibble * group + 2 * j) & 3;
+                        let from = x.add((4 * group as usize + position as usize) * width);
+                        let value = streams[s].0.add(unit * UNIT + 4 * group as usize + j as usize);
+                        let mut splat = [S::splat(0.0); ROWS];
+                        for r in 0..ROWS {
+                            splat[r] = S::splat(*value.add(2 * r));
+                        }
+                        for a in 0..A {
+                            let tokens = S::load(from.add(a * S::LANES));
+                            for r in 0..ROWS {
+                                acc[s][r][a] = S::fma(splat[r], tokens, acc[s][r][a]);
+                            }
+                        }
+                    }
+                }
+            }
+            x = x.add(UNIT * width);
+        }
+        for s in 0..STREAMS {
+            for r in 0..ROWS {
+                for a in 0..A {
+                    S::store(sums.add((s * ROWS + r) * width + a * S::LANES), acc[s][r][a]);
+                }
+            }
+        }
+    }
+}
+
+/// Widens values to f32. Lengths are multiples of 16.
+struct Widen<'a, T> {
+    from: &'a [T],
+    to: &'a mut [f32],
+}
+
+impl<T: Loaded> Work for Widen<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Instructions>(self) {
+        assert!(self.from.len() == self.to.len() && self.from.len().is_multiple_of(S::LANES));
+        for at in (0..self.from.len()).step_by(S::LANES) {
+            // SAFETY: whole vectors, by the assertion; the caller has the instructions.
+            unsafe { S::store(self.to.as_mut_ptr().add(at), T::vector::<S>(self.from.as_ptr().add(at))) };
+        }
+    }
+}
+
+/// Brings some k of a panel's activations into k-major order.
+struct Pack<'a, T> {
+    x: &'a [T],
+    problem: &'a Problem,
+    token0: usize,
+    k0: usize,
+    /// Tokens of the panel; those past the last are zero.
+    width: usize,
+    /// Rows of `width`; those past the last k are zero.
+    out: &'a mut [f32],
+}
+
+impl<T: Loaded> Work for Pack<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Instructions>(self) {
+        let Self { x, problem: &Problem { n, k, form, .. }, token0, k0, width, out } = self;
+        let depth = out.len() / width;
+        let (tokens, given) = (width.min(n - token0), depth.min(k - k0));
+        if form == Form::Gemm {
+            for (row, out) in out.chunks_exact_mut(width).enumerate() {
+                let from: &[T] = if row < given { &x[(k0 + row) * n + token0..][..tokens] } else { &[] };
+                out.iter_mut().zip(from).for_each(|(out, x)| *out = x.to_f32());
+                out[from.len()..].fill(0.0);
+            }
+            return;
+        }
+        // So many k of 8 tokens are transposed in blocks of 8 x 8, by way of a strip where they must be widened or padded.
+        const STRIP: usize = 64;
+        let mut strip = [[0.0f32; STRIP]; 8];
+        for from in (0..depth).step_by(STRIP) {
+            let (length, real) = (STRIP.min(depth - from), STRIP.min(given.saturating_sub(from)));
+            for token in (0..width).step_by(8) {
+                let to = &mut out[from * width + token..];
+                let start = (token0 + token) * k + k0 + from;
+                if let Some(x) = T::as_f32(x)
+                    && token + 8 <= tokens
+                    && real == length
+                {
+                    let (rows, cols) = (8, length);
+                    let transpose = Transpose { from: &x[start..], from_stride: k, rows, cols, to, to_stride: width };
+                    // SAFETY: passed on.
+                    unsafe { transpose.run::<S>() };
+                    continue;
+                }
+                for (i, strip) in strip.iter_mut().enumerate() {
+                    let x: &[T] = if token + i < tokens { &x[start + i * k..][..real] } else { &[] };
+                    strip.iter_mut().zip(x).for_each(|(to, x)| *to = x.to_f32());
+                    strip[x.len()..].fill(0.0);
+                }
+                let transpose = Transpose {
+                    from: strip.as_flattened(),
+                    from_stride: STRIP,
+                    rows: 8.min(width - token),
+                    cols: length,
+                    to,
+                    to_stride: width,
+                };
+                // SAFETY: passed on.
+                unsafe { transpose.run::<S>() };
+            }
+        }
+    }
+}
+
+/// Transposes a matrix of `rows` x `cols`.
+struct Transpose<'a> {
+    from: &'a [f32],
+    from_stride: usize,
+    rows: usize,
+    cols: usize,
+    to: &'a mut [f32],
+    to_stride: usize,
+}
+
+impl Work for Transpose<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Instructions>(self) {
+        let Self { from, from_stride, rows, cols, to, to_stride } = self;
+        for row in (0..rows).step_by(8) {
+            for col in (0..cols).step_by(8) {
+                if row + 8 <= rows && col + 8 <= cols {
+                    assert!(
+                        from.len() >= (row + 7) * from_stride + col + 8 && to.len() >= (col + 7) * to_stride + row + 8
+                    );
+                    let (from, to) = (&from[row * from_stride + col..], &mut to[col * to_stride + row..]);
+                    // SAFETY: both blocks are there, by the assertion; the caller has the instructions.
+                    unsafe { S::transpose8(from.as_ptr(), from_stride, to.as_mut_ptr(), to_stride) };
+                    continue;
+                }
+                for row in row..rows.min(row + 8) {
+                    for col in col..cols.min(col + 8) {
+                        to[col * to_stride + row] = from[row * from_stride + col];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Some features and tokens whose sums are complete.
+struct Store {
+    feature0: usize,
+    features: usize,
+    token0: usize,
+    tokens: usize,
+    /// Tokens of a row of sums.
+    width: usize,
+}
+
+impl Store {
+    fn run(&self, problem: &Problem, simd: Simd, sums: &mut [f32], finish: &Finish<'_>) {
+        let Self { feature0, features, token0, tokens, width } = *self;
+        if problem.form == Form::Gemm {
+            for (row, sums) in sums.chunks_exact_mut(width).take(features).enumerate() {
+                // SAFETY: each task has its own features and tokens.
+                unsafe { finish.store(feature0 + row, token0, &mut sums[..tokens]) };
+            }
+            return;
+        }
+        // Eight tokens at a time are brought into the output's order.
+        let mut rows = [[0.0; BLOCK]; 8];
+        for token in (0..tokens).step_by(8) {
+            let count = 8.min(tokens - token);
+            simd.run(Transpose {
+                from: &sums[token..],
+                from_stride: width,
+                rows: features,
+                cols: count,
+                to: rows.as_flattened_mut(),
+                to_stride: BLOCK,
+            });
+            for (i, row) in rows.iter_mut().take(count).enumerate() {
+                // SAFETY: each task has its own features and tokens.
+                unsafe { finish.store(feature0, token0 + token + i, &mut row[..features]) };
+            }
+        }
+    }
+}
+
+/// The product with few tokens, as `CpuWay::takes` has it.
+pub(super) fn gemv(pool: &Pool, scratch: &Scratch, problem: &Problem, w: &Packed, x: &Elements, finish: &Finish<'_>) {
+    // Kernels exist for powers of two; tokens past the last are zero. Memory serves four distant runs of lines at 1.6
+    // times the speed of one (28 and 18 GB/s, EPYC 7003), so blocks are taken together, as far as registers allow.
+    match problem.n.next_power_of_two() {
+        1 => few_tokens::<1, 4>(pool, scratch, problem, w, x, finish),
+        2 => few_tokens::<2, 4>(pool, scratch, problem, w, x, finish),
+        4 => few_tokens::<4, 2>(pool, scratch, problem, w, x, finish),
+        _ => few_tokens::<8, 1>(pool, scratch, problem, w, x, finish),
+    }
+}
+
+fn few_tokens<const TOKENS: usize, const BLOCKS: usize>(
+    pool: &Pool,
+    scratch: &Scratch,
+    problem: &Problem,
+    w: &Packed,
+    x: &Elements,
+    finish: &Finish<'_>,
+) {
+    let k = w.units() * UNIT;
+    scratch.with(TOKENS * k, |wide| {
+        super::widen_tokens(problem, x, wide, k);
+        let wide = &*wide;
+        // Whole blocks in groups that lie far apart, then what is left one by one.
+        let apart = w.m / BLOCK / BLOCKS;
+        let groups = apart + w.blocks() - BLOCKS * apart;
+        let cuts = pool.cuts(groups, 8);
+        pool.each(groups * cuts, |task| {
+            let (group, cut) = (task / cuts, (task % cuts, cuts));
+            if group < apart {
+                let blocks = std::array::from_fn(|i| group + i * apart);
+                FewTokens::<TOKENS, BLOCKS> { w, blocks, cut, x: wide }.run(pool, scratch, problem, finish);
+            } else {
+                let blocks = [BLOCKS * apart + group - apart];
+                FewTokens::<TOKENS, 1> { w, blocks, cut, x: wide }.run(pool, scratch, problem, finish);
+            }
+        });
+    });
+}
+
+/// Some pairs of each of some blocks of the same number of rows, times all tokens.
+struct FewTokens<'a, const TOKENS: usize, const BLOCKS: usize> {
+    w: &'a Packed,
+    blocks: [usize; BLOCKS],
+    /// Which of how many parts of a block's pairs.
+    cut: (usize, usize),
+    /// A row of `units * UNIT` for each token.
+    x: &'a [f32],
+}
+
+impl<const TOKENS: usize, const BLOCKS: usize> FewTokens<'_, TOKENS, BLOCKS> {
+    fn run(&self, pool: &Pool, scratch: &Scratch, problem: &Problem, finish: &Finish<'_>) {
+        let Self { w, blocks, cut: (cut, cuts), .. } = *self;
+        let lanes = pool.simd().level().lanes();
+        let pairs = w.pairs(blocks[0]);
+        let (from, to) = (pairs * cut / cuts, pairs * (cut + 1) / cuts);
+        let of_block = (to - from) * TOKENS * lanes;
+        scratch.with(BLOCKS * of_block, |sums| {
+            sums.fill(0.0);
+            for step in 0..w.steps() {
+                match w.codes {
+                    Codes::Own(_) => self.add_step::<false>(pool.simd(), step, from..to, sums),
+                    Codes::Shared(_) => self.add_step::<true>(pool.simd(), step, from..to, sums),
+                }
+            }
+            for (block, sums) in blocks.iter().zip(sums.chunks_exact(of_block.max(1))) {
+                let feature0 = block * BLOCK + 2 * from;
+                let features = (2 * to).min(w.rows(*block)) - 2 * from;
+                let mut run = [0.0; BLOCK];
+                for token in 0..problem.n {
+                    for (feature, out) in run[..features].iter_mut().enumerate() {
+                        // Lanes are (upper, upper, lower, lower) rows of the pair, over and over.
+                        let at = (feature / 2 * TOKENS + token) * lanes + feature % 2 * 2;
+                        *out = sums[at..].chunks(4).take(lanes / 4).map(|four| four[0] + four[1]).sum();
+                    }
+                    // SAFETY: each task has its own features.
+                    unsafe { finish.store_features(feature0, token, &mut run[..features]) };
+                }
+            }
+        });
+    }
+
+    fn add_step<const SHARED: bool>(&self, simd: Simd, step: usize, pairs: Range<usize>, sums: &mut [f32]) {
+        let Self { w, blocks, x, .. } = *self;
+        let (k, start) = (w.units() * UNIT, step * w.step * UNIT);
+        let units = w.step(0, step).units;
+        let places = blocks.map(|block| w.step(block, step));
+        let codes = places.map(|at| match &w.codes {
+            Codes::Own(words) => StepCodes::Own(&words[at.values + pairs.start * units..at.values + pairs.end * units]),
+            Codes::Shared(words) => {
+                let per = w.vector.get() / 2;
+                StepCodes::Shared {
+                    words: &words[at.codes + pairs.start / per * units..],
+                    first: pairs.start % per,
+                    per,
+                }
+            }
+        });
+        let x = std::array::from_fn(|t| &x[t * k + start..][..units * UNIT]);
+        each_type!(&w.values, values => {
+            let range = |at: Step| (at.values + pairs.start * units) * UNIT..(at.values + pairs.end * units) * UNIT;
+            let values = places.map(|at| &values[range(at)]);
+            simd.run(Permute::<_, SHARED, TOKENS, BLOCKS> { pairs: pairs.len(), units, values, codes, x, sums });
+        });
+    }
+}
+
+/// Adds a step of k of some pairs to their sums, one pair of each block at a time.
+struct Permute<'a, T, const SHARED: bool, const TOKENS: usize, const BLOCKS: usize> {
+    /// Of each block.
+    pairs: usize,
+    units: usize,
+    values: [&'a [T]; BLOCKS],
+    codes: [StepCodes<'a>; BLOCKS],
+    /// `units * UNIT` activations of each token.
+    x: [&'a [f32]; TOKENS],
+    /// For each block and pair, a vector for each token.
+    sums: &'a mut [f32],
+}
+
+impl<T: Loaded, const SHARED: bool, const TOKENS: usize, const BLOCKS: usize> Work
+    for Permute<'_, T, SHARED, TOKENS, BLOCKS>
+{
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Instructions>(self) {
+        let Self { pairs, units, values, codes, x, sums } = self;
+        assert!(values.iter().all(|v| v.len() == pairs * units * UNIT));
+        assert!(x.iter().all(|x| x.len() == units * UNIT) && sums.len() == BLOCKS * pairs * TOKENS * S::LANES);
+        for codes in codes {
+            match codes {
+                StepCodes::Own(words) => assert!(!SHARED && words.len() == pairs * units),
+                StepCodes::Shared { words, first, per } => {
+                    assert!(SHARED && words.len() >= (first + pairs).div_ceil(per) * units);
+                }
+            }
+        }
+        for pair in 0..pairs {
+            // SAFETY: values, codes, activations and sums of the pair are there, by the assertions above; the caller
+            // has the instructions.
+            unsafe {
+                let sums = sums.as_mut_ptr().add(pair * TOKENS * S::LANES);
+                let mut acc = [[S::splat(0.0); TOKENS]; BLOCKS];
+                let mut starts = [(std::ptr::null::<T>(), std::ptr::null::<u8>()); BLOCKS];
+                for b in 0..BLOCKS {
+                    for t in 0..TOKENS {
+                        acc[b][t] = S::load(sums.add((b * pairs * TOKENS + t) * S::LANES));
+                    }
+                    let codes = match codes[b] {
+                        StepCodes::Own(words) => words.as_ptr().add(pair * units).cast(),
+                        StepCodes::Shared { words, first, per } => {
+                            words.as_ptr().add((first + pair) / per * units).cast()
+                        }
+                    };
+                    starts[b] = (values[b].as_ptr().add(pair * units * UNIT), codes);
+                }
+                for unit in 0..units {
+                    for part in 0..UNIT / S::LANES {
+                        let at = unit * UNIT + part * S::LANES;
+                        let (mut picks, mut kept) = ([S::picks::<SHARED>(0, 0); BLOCKS], [S::splat(0.0); BLOCKS]);
+                        for b in 0..BLOCKS {
+                            let (values, codes) = starts[b];
+                            let word = match SHARED {
+                                true => u32::from(*codes.cast::<u16>().add(unit)),
+                                false => *codes.cast::<u32>().add(unit),
+                            };
+                            picks[b] = S::picks::<SHARED>(word, part);
+                            kept[b] = T::vector::<S>(values.add(at));
+                        }
+                        for t in 0..TOKENS {
+                            let x = S::load(x[t].as_ptr().add(at));
+                            for b in 0..BLOCKS {
+                                acc[b][t] = S::fma(S::pick(x, picks[b]), kept[b], acc[b][t]);
+                            }
+                        }
+                    }
+                }
+                for b in 0..BLOCKS {
+                    for t in 0..TOKENS {
+                        S::store(sums.add((b * pairs * TOKENS + t) * S::LANES), acc[b][t]);
+                    }
+                }
+            }
+        }
+    }
+}

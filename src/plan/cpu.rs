@@ -1,0 +1,149 @@
+//! How the CPU device solves a problem: which kernel, by counted work against what such processors do per cycle.
+//!
+//! Both ways of an operation read the same weights, so the choice between them is free at run time; that between 2:4 and
+//! dense weights is not, and is made here too. Invariant: a method's way is one of its operation's, for its number of
+//! tokens.
+
+use std::fmt;
+
+use super::{Estimate, operand_bytes};
+use crate::mask::VectorLen;
+use crate::matrix::DType;
+use crate::problem::{Op, Problem};
+use crate::simd::SimdLevel;
+
+/// A kernel of the CPU device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CpuWay {
+    /// Dense and masked weights, by the `gemm` crate; masked or widened into scratch first where need be.
+    GemmCrate,
+    /// Dense and masked weights, few tokens: every weight read once, sums in the cache.
+    Columns,
+    /// 2:4 weights, by gathered rows of packed activations.
+    Gather,
+    /// 2:4 weights, few tokens: every weight read once, activations permuted within their groups.
+    Gemv,
+}
+
+impl CpuWay {
+    /// The ways of an operation.
+    pub const fn of(op: Op) -> [Self; 2] {
+        match op {
+            Op::Dense | Op::Masked | Op::Masked24 => [Self::GemmCrate, Self::Columns],
+            Op::Sparse24(_) => [Self::Gather, Self::Gemv],
+        }
+    }
+
+    /// `gemm_crate`, `columns`, `gather` or `gemv`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::GemmCrate => "gemm_crate",
+            Self::Columns => "columns",
+            Self::Gather => "gather",
+            Self::Gemv => "gemv",
+        }
+    }
+
+    /// Whether it takes so many tokens.
+    pub const fn takes(self, tokens: usize) -> bool {
+        match self {
+            Self::GemmCrate | Self::Gather => true,
+            Self::Columns => tokens <= 4,
+            Self::Gemv => tokens <= 8,
+        }
+    }
+}
+
+impl fmt::Display for CpuWay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What the planner knows of a processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuCaps {
+    /// The vector instructions of this crate's kernels.
+    pub simd: SimdLevel,
+    /// Those of the `gemm` crate, which takes the widest there are.
+    pub gemm_simd: SimdLevel,
+    /// Threads that compute.
+    pub threads: usize,
+}
+
+impl CpuCaps {
+    /// This processor, of which `threads` threads use `simd`.
+    pub fn host(simd: SimdLevel, threads: usize) -> Self {
+        let has = |level: &SimdLevel| level.is_supported() && (cfg!(feature = "avx512") || *level != SimdLevel::Avx512);
+        let widest = SimdLevel::ALL.into_iter().rev().find(has);
+        Self { simd, gemm_simd: widest.unwrap_or(simd), threads }
+    }
+}
+
+/// How a problem is solved by the CPU device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CpuMethod {
+    pub(super) op: Op,
+    pub(super) way: CpuWay,
+    pub(super) simd: SimdLevel,
+    pub(super) estimate: Estimate,
+}
+
+/// A clock that any processor with such instructions reaches. Kernels are compared at the same clock, so that it
+/// matters only against memory.
+const CLOCK: f64 = 3e9;
+
+/// Bytes per second that a thread reads from memory, and how many such threads memory keeps up with.
+const READ: (f64, usize) = (2e10, 4);
+
+/// Seconds until all threads have begun.
+const START: f64 = 5e-6;
+
+impl CpuMethod {
+    /// `None` if the way does not take so many tokens. `op` is that of the weights which are used.
+    pub(super) fn new(problem: &Problem, op: Op, way: CpuWay, caps: &CpuCaps) -> Option<Self> {
+        let own = way.takes(problem.n).then_some(way)?;
+        let simd = if own == CpuWay::GemmCrate { caps.gemm_simd } else { caps.simd };
+        let mut method = Self { op, way, simd, estimate: Estimate::default() };
+        method.estimate = method.estimate(problem, caps);
+        Some(method)
+    }
+
+    /// The kernel.
+    pub fn way(&self) -> CpuWay {
+        self.way
+    }
+
+    /// Cycles that the threads take together, fitted to measured times of one (AVX2, EPYC 7003; other widths are assumed
+    /// to scale).
+    fn cycles(&self, problem: &Problem) -> f64 {
+        let (m, n, k) = (problem.m as f64, problem.n as f64, problem.k as f64);
+        let lanes = self.simd.lanes() as f64;
+        let padded = |unit: f64| (n / unit).ceil() * unit;
+        match self.way {
+            // Four tokens to a column of its tiles; W is packed in every call, and X too.
+            CpuWay::GemmCrate => {
+                let staged = problem.storage != DType::F32 || self.op != Op::Dense;
+                m * padded(4.0) * k / (2.0 * lanes * 0.9) + m * k * if staged { 1.8 } else { 1.3 } + n * k
+            }
+            CpuWay::Columns => m * k / lanes * (1.6 + 0.9 * (n as usize).next_power_of_two() as f64),
+            CpuWay::Gather => {
+                let efficiency = if self.op == Op::Sparse24(VectorLen::ONE) { 0.74 } else { 0.78 };
+                m * padded(lanes) * k / 2.0 / (2.0 * lanes * efficiency) + n * (k + m)
+            }
+            CpuWay::Gemv => m * k / 2.0 / lanes * (2.5 + 1.4 * (n as usize).next_power_of_two() as f64),
+        }
+    }
+
+    fn estimate(&self, problem: &Problem, caps: &CpuCaps) -> Estimate {
+        let used = Problem { op: self.op, ..*problem };
+        let bytes: u64 = operand_bytes(&used).iter().map(|(_, b)| b).sum();
+        let threads = caps.threads as f64;
+        Estimate {
+            arithmetic: self.cycles(problem) / (CLOCK * threads),
+            memory: bytes as f64 / (READ.0 * caps.threads.min(READ.1) as f64),
+            cache: 0.0,
+            dispatch: if caps.threads > 1 { START } else { 0.0 },
+        }
+    }
+}

@@ -219,10 +219,10 @@ impl Cpu {
         let CpuOperands { weights, bias, residual, .. } = *operands;
         let x = operands.x.elements();
         pool.enter(|| {
-            if let (CpuWeights::Dense(w), CpuWay::GemmCrate) = (weights, way) {
-                if let (Elements::F32(y), Epilogue::NONE) = (&mut *y, problem.epilogue) {
-                    return dense::by_crate(pool, scratch, problem, w, x, y);
-                }
+            if let (CpuWeights::Dense(w), CpuWay::GemmCrate) = (weights, way)
+                && let (Elements::F32(y), Epilogue::NONE) = (&mut *y, problem.epilogue)
+            {
+                return dense::by_crate(pool, scratch, problem, w, x, y);
             }
             let Some(finish) = Finish::new(problem, bias, residual, y, pool.simd) else { return };
             match (weights, way) {

@@ -166,8 +166,8 @@ pub struct Prepared {
 enum Work {
     Gpu(Vec<Dispatch>),
     Cpu(Arc<CpuCall>),
-    CpuProbe(Arc<CpuProbe>),
     CpuGlue(Arc<glue::CpuGlue>),
+    CpuProbe(Arc<CpuProbe>),
 }
 
 impl Work {
@@ -175,7 +175,7 @@ impl Work {
     fn dispatches(&self) -> &[Dispatch] {
         match self {
             Self::Gpu(dispatches) => dispatches,
-            Self::Cpu(_) | Self::CpuProbe(_) | Self::CpuGlue(_) => &[],
+            Self::Cpu(_) | Self::CpuGlue(_) | Self::CpuProbe(_) => &[],
         }
     }
 
@@ -184,8 +184,8 @@ impl Work {
         match self {
             Self::Gpu(_) => {}
             Self::Cpu(call) => call.run_now(cpu),
-            Self::CpuProbe(probe) => cpu.run_probe(probe),
             Self::CpuGlue(call) => call.run_now(cpu),
+            Self::CpuProbe(probe) => cpu.run_probe(probe),
         }
     }
 }
@@ -806,7 +806,7 @@ impl Prepared {
                 Gpu::record(encoder, dispatches.iter(), None);
                 Ok(())
             }
-            Work::Cpu(_) | Work::CpuProbe(_) | Work::CpuGlue(_) => Err(Error::Mismatch {
+            Work::Cpu(_) | Work::CpuGlue(_) | Work::CpuProbe(_) => Err(Error::Mismatch {
                 what: "call".into(),
                 got: "the CPU device".into(),
                 expected: "a GPU to record into an encoder".into(),

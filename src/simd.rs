@@ -118,9 +118,10 @@ impl Simd {
                 // SAFETY: the caller has these instructions.
                 unsafe { work.run::<x86::Avx512>() }
             }
-            // SAFETY: a `Simd` exists only for a level that the processor has.
             match self.0 {
+                // SAFETY: a `Simd` exists only for a level that the processor has.
                 SimdLevel::Avx2 => return unsafe { avx2(work) },
+                // SAFETY: as above.
                 SimdLevel::Avx512 => return unsafe { avx512(work) },
                 SimdLevel::Scalar => {}
             }
@@ -472,8 +473,8 @@ mod x86 {
                 out[2] = _mm256_shuffle_ps::<0x44>(ab_high, cd_high);
                 out[3] = _mm256_shuffle_ps::<0xee>(ab_high, cd_high);
             }
-            for i in 0..4 {
-                let (upper, lower) = (halves[0][i], halves[1][i]);
+            let [upper, lower] = halves;
+            for (i, (upper, lower)) in upper.into_iter().zip(lower).enumerate() {
                 _mm256_storeu_ps(to.add(i * to_stride), _mm256_permute2f128_ps::<0x20>(upper, lower));
                 _mm256_storeu_ps(to.add((i + 4) * to_stride), _mm256_permute2f128_ps::<0x31>(upper, lower));
             }

@@ -20,7 +20,7 @@ use common::{Data, HostWeights, SIZES, check, gpu, ops, rng, seed, verdict_of};
 use rand_pcg::rand_core::Rng;
 use sparse24::kernel::{Caps, Kernel, Way};
 use sparse24::reference::{Operands, Oracle, Sample};
-use sparse24::{DType, Device, Elements, Epilogue, Form, Io, Matrix, Op, Plan, Problem, Sparse24, VectorLen};
+use sparse24::{DType, Device, Elements, Epilogue, Form, Matrix, Op, Plan, Problem, Sparse24, VectorLen};
 
 fn f16_too(device: &Device) -> &'static [DType] {
     match device.caps() {

@@ -8,6 +8,7 @@
 //! one activation: four of them at a time are added to sums that stay in the first-level cache. Each weight is read
 //! once, in long runs, widened and masked in registers.
 #![allow(unsafe_code, reason = "kernels over vector instructions; the gemm crate takes pointers")]
+#![allow(clippy::needless_range_loop, reason = "counters of loops that are unrolled, over arrays of registers")]
 
 use super::epilogue::Finish;
 use super::memory::Parts;
@@ -290,7 +291,7 @@ unsafe fn add_rows<S: Instructions, T: Loaded, const MASKED: bool, const TOKENS:
     x: &[f32],
     sums: &mut [f32],
 ) {
-    // SAFETY (to the end): as the caller vouches.
+    // SAFETY: to the end, as the caller vouches.
     unsafe {
         let mut splat = [[S::splat(0.0); AT_ONCE]; TOKENS];
         for t in 0..TOKENS {

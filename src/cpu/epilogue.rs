@@ -63,12 +63,15 @@ impl<'a> Finish<'a> {
     /// # Safety
     /// No other thread may store the same outputs.
     pub(super) unsafe fn store_features(&self, feature0: usize, token: usize, sums: &mut [f32]) {
-        // SAFETY: passed on.
         match self.problem.form {
+            // SAFETY: passed on.
             Form::Linear => unsafe { self.store(feature0, token, sums) },
-            Form::Gemm => sums.iter_mut().enumerate().for_each(|(feature, sum)| unsafe {
-                self.store(feature0 + feature, token, std::slice::from_mut(sum));
-            }),
+            Form::Gemm => {
+                for (feature, sum) in sums.iter_mut().enumerate() {
+                    // SAFETY: passed on.
+                    unsafe { self.store(feature0 + feature, token, std::slice::from_mut(sum)) };
+                }
+            }
         }
     }
 
@@ -100,9 +103,10 @@ impl<'a> Finish<'a> {
                 Elements::Bf16(_) => &[],
             });
             self.simd.run(Apply { activation: self.problem.epilogue.activation, bias, residual, sums });
-            // SAFETY: passed on.
             match &self.output {
+                // SAFETY: passed on.
                 Output::F32(y) => unsafe { y.part(range) }.copy_from_slice(sums),
+                // SAFETY: passed on.
                 Output::F16(y) => unsafe { y.part(range) }.convert_from_f32_slice(sums),
             }
         }

@@ -26,6 +26,7 @@
 //! - Panels of 8 and 10 vectors: 0.98 and 1.00 times the speed of 12 in the cache, no difference outside.
 //! - Asking for the next row's sums, or the next strip of activations to be packed, ahead of time: no difference.
 #![allow(unsafe_code, reason = "kernels over vector instructions; threads write disjoint parts of buffers")]
+#![allow(clippy::needless_range_loop, reason = "counters of loops that are unrolled, over arrays of registers")]
 
 use std::ops::Range;
 
@@ -298,8 +299,8 @@ unsafe fn tile<S: Instructions, const SHARED: bool, const STREAMS: usize, const 
     first: bool,
 ) {
     let width = A * S::LANES;
-    // SAFETY (to the end): all pointers stay within what the caller vouches for: positions are below 4 by their two
-    // bits, so rows of the panel are those of the unit's own groups.
+    // SAFETY: all pointers stay within what the caller vouches for: positions are below 4 by their two bits, so rows of
+    // the panel are those of the unit's own groups.
     unsafe {
         let mut acc = [[[S::splat(0.0); A]; ROWS]; STREAMS];
         let sums = sums.as_mut_ptr().add(row * width);

@@ -1,8 +1,8 @@
 //! The vector instructions that the CPU device's kernels are written in, and which of them this processor has.
 //!
-//! A kernel is a [`Work`]: code over any [`Instructions`], written once. [`Simd::run`] compiles it for each level and
+//! A kernel is a `Work`: code over any `Instructions`, written once. `Simd::run` compiles it for each level and
 //! enters the one that was asked for, so that a kernel reads the same for AVX-512, AVX2 and everything else, and its
-//! portable form is tested on the machines that have more. Invariant: a [`Simd`] names instructions that this processor
+//! portable form is tested on the machines that have more. Invariant: a `Simd` names instructions that this processor
 //! has.
 #![allow(unsafe_code, reason = "vector intrinsics; callers hold a Simd, which proves that the processor has them")]
 

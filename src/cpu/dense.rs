@@ -197,9 +197,9 @@ pub(super) fn columns(pool: &Pool, scratch: &Scratch, problem: &Problem, w: &Den
     scratch.with(tokens * k, |wide| {
         super::widen_tokens(problem, x, wide, k);
         let wide = &*wide;
-        // Long runs, but some for each thread.
+        // Long runs: no more parts than threads.
         let most = SUM_BYTES / 4 / tokens;
-        let width = w.stride.div_ceil(pool.cuts(1, usize::MAX)).next_multiple_of(64).min(most);
+        let width = w.stride.div_ceil(pool.len()).next_multiple_of(64).min(most);
         pool.each(w.stride.div_ceil(width), |task| {
             let from = task * width;
             let width = width.min(w.stride - from);

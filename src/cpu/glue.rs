@@ -9,6 +9,7 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::Cpu;
+use super::epilogue::exp;
 use crate::matrix::{Element, Elements};
 use crate::simd::{Instructions, Work};
 
@@ -406,44 +407,5 @@ fn store<Y: Element>(sums: &[Lanes], factors: &Lanes, y: &mut [Y], width: usize,
         for (y, sums) in y[column..].iter_mut().zip(sums) {
             *y = Y::from_f32(sums[lane] * factor);
         }
-    }
-}
-
-/// eˣ for x ≤ 0, within 2 units in the last place, in arithmetic that vectorises: x = k·ln 2 + r, a polynomial in r (S.
-/// L. Moshier's, Cephes 2.2 `expf`), and k into the exponent. Zero below -87, where results stop being normal numbers;
-/// NaN stays NaN.
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    // 1.5 · 2²³: adding it leaves the nearest whole number in the low bits.
-    const SHIFT: f32 = 12_582_912.0;
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    const C: [f32; 6] = [0.5, 0.166_666_65, 0.041_665_796, 0.008_333_452, 0.001_398_2, 1.987_569_1e-4];
-    let bounded = if x < -87.0 { -87.0 } else { x };
-    let shifted = bounded * std::f32::consts::LOG2_E + SHIFT;
-    let whole = shifted - SHIFT;
-    let r = bounded - whole * LN2_HIGH - whole * LN2_LOW;
-    let tail = ((((C[5] * r + C[4]) * r + C[3]) * r + C[2]) * r + C[1]) * r + C[0];
-    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
-    let value = (tail * r * r + r + 1.0) * power;
-    if x < -87.0 { 0.0 } else { value }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Distance from the f64 result in units in the last place of an f32 of that size.
-    #[test]
-    fn the_exponential_is_within_two_units() {
-        let mut worst = 0.0f64;
-        for i in 0..870_000 {
-            let x = -(i as f32) * 1e-4;
-            let want = f64::from(x).exp();
-            worst = worst.max((f64::from(exp(x)) - want).abs() / (want * f64::from(f32::EPSILON)));
-        }
-        assert!(worst < 2.0, "{worst} units");
-        assert_eq!((exp(0.0), exp(-88.0), exp(f32::NEG_INFINITY)), (1.0, 0.0, 0.0));
-        assert!(exp(f32::NAN).is_nan());
     }
 }

@@ -223,9 +223,9 @@ impl StepOfPanel<'_> {
             };
         }
         match self.codes {
-            StepCodes::Own(_) => by_vectors!(false, 1: 1 => 4, 2 => 4, 3 => 4, 4 => 2, 5 => 2, 6 => 2,
+            StepCodes::Own(_) => by_vectors!(false, 1: 1 => 8, 2 => 4, 3 => 4, 4 => 2, 5 => 2, 6 => 2,
                 7 => 1, 8 => 1, 9 => 1, 10 => 1, 11 => 1, 12 => 1),
-            StepCodes::Shared { .. } => by_vectors!(true, 2: 1 => 2, 2 => 2, 3 => 1, 4 => 1, 5 => 1),
+            StepCodes::Shared { .. } => by_vectors!(true, 2: 1 => 4, 2 => 2, 3 => 1, 4 => 1, 5 => 1),
         }
     }
 }
@@ -536,8 +536,7 @@ pub(super) fn gemv(pool: &Pool, scratch: &Scratch, problem: &Problem, w: &Packed
     match problem.n.next_power_of_two() {
         1 => few_tokens::<1, 4>(pool, scratch, problem, w, x, finish),
         2 => few_tokens::<2, 4>(pool, scratch, problem, w, x, finish),
-        4 => few_tokens::<4, 2>(pool, scratch, problem, w, x, finish),
-        _ => few_tokens::<8, 1>(pool, scratch, problem, w, x, finish),
+        _ => few_tokens::<4, 2>(pool, scratch, problem, w, x, finish),
     }
 }
 

@@ -26,11 +26,11 @@ pub enum CpuWay {
 }
 
 impl CpuWay {
-    /// The ways of an operation.
+    /// The ways of an operation; of two with the same estimate, the first is taken.
     pub const fn of(op: Op) -> [Self; 2] {
         match op {
-            Op::Dense | Op::Masked | Op::Masked24 => [Self::GemmCrate, Self::Columns],
-            Op::Sparse24(_) => [Self::Gather, Self::Gemv],
+            Op::Dense | Op::Masked | Op::Masked24 => [Self::Columns, Self::GemmCrate],
+            Op::Sparse24(_) => [Self::Gemv, Self::Gather],
         }
     }
 
@@ -48,8 +48,7 @@ impl CpuWay {
     pub const fn takes(self, tokens: usize) -> bool {
         match self {
             Self::GemmCrate | Self::Gather => true,
-            Self::Columns => tokens <= 4,
-            Self::Gemv => tokens <= 8,
+            Self::Columns | Self::Gemv => tokens <= 4,
         }
     }
 }
@@ -129,7 +128,9 @@ impl CpuMethod {
             CpuWay::Columns => m * k / lanes * (1.6 + 0.9 * (n as usize).next_power_of_two() as f64),
             CpuWay::Gather => {
                 let efficiency = if self.op == Op::Sparse24(VectorLen::ONE) { 0.74 } else { 0.78 };
-                m * padded(lanes) * k / 2.0 / (2.0 * lanes * efficiency) + n * (k + m)
+                // Of each kept weight; with a vector or two, the scalar instructions and the latency of its chains.
+                let vectors = padded(lanes) / lanes;
+                m * k / 2.0 * (vectors / (2.0 * efficiency)).max(1.4) + n * (k + m)
             }
             CpuWay::Gemv => m * k / 2.0 / lanes * (2.5 + 1.4 * (n as usize).next_power_of_two() as f64),
         }
@@ -145,5 +146,54 @@ impl CpuMethod {
             cache: 0.0,
             dispatch: if caps.threads > 1 { START } else { 0.0 },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use crate::mask::VectorLen;
+    use crate::matrix::DType;
+    use crate::plan::{CpuCaps, Plan};
+    use crate::problem::{Op, Problem};
+    use crate::simd::SimdLevel;
+
+    fn caps(simd: SimdLevel) -> CpuCaps {
+        CpuCaps { simd, gemm_simd: SimdLevel::Avx2, threads: 2 }
+    }
+
+    fn way(op: Op, n: usize, k: usize, storage: DType) -> String {
+        Plan::cpu(&Problem::linear(op, 768, n, k, storage), &caps(SimdLevel::Avx2)).unwrap().way()
+    }
+
+    #[test]
+    fn few_tokens_get_the_ways_that_read_each_weight_once() {
+        let sparse = |v| Op::Sparse24(VectorLen::new(v).unwrap());
+        for (k, storage) in [(768, DType::F32), (4096, DType::F32), (3072, DType::F16)] {
+            for n in 1..=4 {
+                for v in [1, 2, 32] {
+                    assert_eq!(way(sparse(v), n, k, storage), "gemv", "{n} tokens, V = {v}");
+                }
+                assert_eq!(way(Op::Dense, n, k, storage), "columns");
+                assert_eq!(way(Op::Masked, n, k, storage), "columns");
+            }
+            assert_eq!(
+                (way(sparse(1), 5, k, storage), way(Op::Dense, 5, k, storage)),
+                ("gather".into(), "gemm_crate".into())
+            );
+        }
+    }
+
+    #[test]
+    fn dense_weights_take_over_where_the_crate_has_wider_vectors() {
+        let problem = Problem::linear(Op::Sparse24(VectorLen::ONE), 768, 512, 3072, DType::F32);
+        let plan = |simd| Plan::cpu_or_dense(&problem, &caps(simd)).unwrap();
+        let (own, dense) = (plan(SimdLevel::Avx2), plan(SimdLevel::Scalar));
+        assert_eq!((own.weights(), own.way().as_str()), (problem.op, "gather"));
+        assert!(own.explain().contains("times the speed of dense gemm_crate"), "{}", own.explain());
+        assert_eq!((dense.weights(), dense.way().as_str()), (Op::Dense, "dense_gemm_crate"));
+        assert!(dense.explain().contains("dense weights, because gather is estimated"), "{}", dense.explain());
+        assert!(dense.explain().contains("predicted bound: arithmetic"), "{}", dense.explain());
+        assert_eq!(dense.executed_flops(), problem.effective_flops());
     }
 }

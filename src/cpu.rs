@@ -2,8 +2,8 @@
 //!
 //! Many tokens are multiplied by gathered rows of activations (2:4) or by the `gemm` crate (dense, masked), few by
 //! kernels that read each weight once; the [`plan`](crate::plan) says which. Weights are laid out for their kernels when
-//! they are uploaded, in their storage type, and widened where they are used. Sums are f32 and each is formed by one
-//! thread in increasing k, so results do not depend on the number of threads. Buffers go back to a pool, so that a call
+//! they are uploaded, in their storage type, and widened where they are used. Sums are f32, each formed by one thread in
+//! an order that the kernel and the shape decide, so results do not depend on the number of threads. Buffers go back to a pool, so that a call
 //! that is repeated allocates nothing of its own.
 
 mod dense;
@@ -30,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::matrix::{Element, Elements, Matrix, each_dtype};
 use crate::plan::{CpuCaps, CpuWay};
 use crate::problem::{Epilogue, Form, Problem};
-use crate::simd::{Simd, SimdLevel};
+use crate::simd::{Loaded, Simd, SimdLevel};
 
 /// The operands of one call.
 pub(crate) struct CpuOperands<'a> {
@@ -187,7 +187,7 @@ impl Cpu {
 
     /// What plans go by.
     pub(crate) fn caps(&self) -> CpuCaps {
-        CpuCaps::host(self.info.simd, self.info.threads)
+        CpuCaps::host(self.info.simd)
     }
 
     /// The vector instructions, for weights to be laid out for them.
@@ -237,11 +237,6 @@ impl Cpu {
     }
 }
 
-/// The numbers as f32.
-fn widen(from: &Elements, to: &mut [f32]) {
-    each_dtype!(from, from => to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_f32()));
-}
-
 /// Activations as a row of `stride` f32 for each token, zero past the last k and the last token.
 fn widen_tokens(problem: &Problem, x: &Elements, to: &mut [f32], stride: usize) {
     let Problem { n, k, .. } = *problem;
@@ -252,8 +247,8 @@ fn widen_tokens(problem: &Problem, x: &Elements, to: &mut [f32], stride: usize) 
         for (token, to) in to.chunks_exact_mut(stride).enumerate() {
             let given = if token < n { k } else { 0 };
             match problem.form {
-                Form::Linear => to.iter_mut().zip(&x[if given > 0 { token * k } else { 0 }..][..given]).for_each(|(to, x)| *to = x.to_f32()),
-                Form::Gemm => (0..given).for_each(|i| to[i] = x[i * n + token].to_f32()),
+                Form::Linear if given > 0 => Loaded::widen(&x[token * k..][..k], &mut to[..k]),
+                _ => (0..given).for_each(|i| to[i] = x[i * n + token].to_f32()),
             }
             to[given..].fill(0.0);
         }

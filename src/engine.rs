@@ -292,7 +292,7 @@ pub struct Options {
     /// Threads of the CPU device; one per core for `None`.
     pub threads: Option<usize>,
     /// Vector instructions of the CPU device's kernels; the widest that the processor has for `None`. The `gemm` crate,
-    /// which multiplies dense weights there, takes the widest whatever is asked for.
+    /// which multiplies dense weights there, takes the widest whatever is asked for (AVX-512 with the feature `avx512`).
     pub simd: Option<SimdLevel>,
     /// Whether a GPU's shaders keep naga's run-time checks. The kernels guard their own accesses.
     pub checks: ShaderChecks,

@@ -188,8 +188,8 @@ pub struct Record {
     pub command: String,
 }
 
-/// Bytes that the operands of one row rotate through: twice the last cache, so that none of them is found there again.
-/// GPUs do not tell theirs: 128 MiB is the L2 of the largest NVIDIA parts (B200: 126 MB). AMD's last level can hold 256
+/// Bytes that the operands of one row rotate through: at least twice the last cache, so that none of them is found there
+/// again. GPUs do not tell theirs: 128 MiB is the L2 of the largest NVIDIA parts (B200: 126 MB). AMD's last level can hold 256
 /// MiB.
 fn rotation_bytes(info: &DeviceInfo) -> u64 {
     match info {

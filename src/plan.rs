@@ -472,7 +472,7 @@ impl Plan {
     /// ```
     /// use sparse24::{DType, Op, Plan, Problem, VectorLen, plan::CpuCaps, simd::SimdLevel};
     /// let problem = Problem::linear(Op::Sparse24(VectorLen::ONE), 768, 128, 3072, DType::F32);
-    /// let text = Plan::cpu(&problem, &CpuCaps::host(SimdLevel::Scalar, 1))?.explain();
+    /// let text = Plan::cpu(&problem, &CpuCaps::host(SimdLevel::Scalar))?.explain();
     /// assert!(text.contains("sparse24") && text.contains("0.302 GFLOP executed"));
     /// # Ok::<(), sparse24::Error>(())
     /// ```
@@ -483,7 +483,10 @@ impl Plan {
         let _ = writeln!(text, "  chosen because: {}", self.reason);
         match &self.method {
             Method::Gpu(method) => method.explain(&self.problem, &mut text),
-            Method::Cpu(method) => method.estimate.explain(&mut text),
+            Method::Cpu(method) => {
+                method.estimate.explain(&mut text);
+                text.push_str("  estimates are of one thread, so that the choice does not depend on their number\n");
+            }
         }
         let used = Problem { op: self.weights(), ..self.problem };
         let bytes: u64 = operand_bytes(&used).iter().map(|(_, b)| b).sum();

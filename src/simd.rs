@@ -9,6 +9,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use crate::error::{Error, Result};
@@ -194,6 +195,9 @@ pub(crate) trait Loaded: Element {
     /// As [`Instructions`].
     unsafe fn vector<S: Instructions>(p: *const Self) -> S::F32;
 
+    /// Widens as many elements as there are in `to`.
+    fn widen(from: &[Self], to: &mut [f32]);
+
     /// The elements, if there is nothing to widen.
     fn as_f32(elements: &[Self]) -> Option<&[f32]> {
         (Self::DTYPE == DType::F32).then(|| bytemuck::cast_slice(elements))
@@ -201,19 +205,23 @@ pub(crate) trait Loaded: Element {
 }
 
 macro_rules! loaded {
-    ($type:ty, $load:ident) => {
+    ($type:ty, $load:ident, $widen:expr) => {
         impl Loaded for $type {
             #[inline(always)]
             unsafe fn vector<S: Instructions>(p: *const Self) -> S::F32 {
                 // SAFETY: passed on.
                 unsafe { S::$load(p) }
             }
+
+            fn widen(from: &[Self], to: &mut [f32]) {
+                $widen(from, to);
+            }
         }
     };
 }
-loaded!(f32, load);
-loaded!(f16, load_f16);
-loaded!(bf16, load_bf16);
+loaded!(f32, load, |from: &[f32], to: &mut [f32]| to.copy_from_slice(from));
+loaded!(f16, load_f16, |from: &[f16], to: &mut [f32]| from.convert_to_f32_slice(to));
+loaded!(bf16, load_bf16, |from: &[bf16], to: &mut [f32]| from.convert_to_f32_slice(to));
 
 /// Four lanes of plain arithmetic.
 #[derive(Clone, Copy)]
@@ -288,10 +296,10 @@ mod x86 {
 
     use super::Instructions;
 
+    /// Eight lanes.
     #[derive(Clone, Copy)]
     pub(super) struct Avx2;
 
-    /// Eight lanes.
     // SAFETY (all blocks): the caller has the instructions and vouches for the pointers.
     impl Instructions for Avx2 {
         const LANES: usize = 8;
@@ -377,10 +385,11 @@ mod x86 {
         }
     }
 
+    /// Sixteen lanes.
     #[derive(Clone, Copy)]
     pub(super) struct Avx512;
 
-    /// Sixteen lanes.
+    // SAFETY (all blocks): as for `Avx2`.
     impl Instructions for Avx512 {
         const LANES: usize = 16;
         type F32 = __m512;
@@ -533,6 +542,7 @@ mod tests {
         let portable = Simd::new(Some(SimdLevel::Scalar)).unwrap().run(All);
         let number = |i: usize| i as f32 * 0.5 - 3.0;
         let expected = |f: &dyn Fn(usize) -> f32| (0..16).map(f).collect::<Vec<_>>();
+        assert_eq!(portable[0], [1.5; 16]);
         assert_eq!(portable[1], expected(&number));
         assert_eq!(portable[2], portable[1]);
         assert_eq!(portable[3], portable[1]);

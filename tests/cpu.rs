@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 use common::{Data, HostWeights, SIZES, check, ops, rng, seed};
 use sparse24::simd::SimdLevel;
-use sparse24::{DType, Device, Epilogue, Error, Form, Io, Matrix, Op, Options, Plan, Problem, VectorLen};
+use sparse24::{Activation, DType, Device, Epilogue, Error, Form, Io, Matrix, Op, Options, Plan, Problem, VectorLen};
 
 fn device(simd: SimdLevel, threads: usize) -> Device {
     Device::open("cpu", Options { simd: Some(simd), threads: Some(threads), ..Options::default() }).unwrap()
@@ -78,16 +78,18 @@ fn every_panel_and_block_works() {
                 check_all(&device, &problem, &[Data::Whole], seed, (100 * i + vectors) as u64);
             }
             for tokens in 1..=9 {
-                for m in [520, 4 * 128 + 3 * 128 + 7] {
-                    let problem = Problem::linear(op, m, tokens, 150, DType::F32);
+                for (m, storage) in [(520, DType::F16), (4 * 128 + 3 * 128 + 7, DType::F32)] {
+                    let problem = Problem { output: DType::F32, ..Problem::linear(op, m, tokens, 150, storage) };
                     check_all(&device, &problem, &[Data::Whole], seed, (100 * i + tokens) as u64);
                 }
             }
         }
         for op in [Op::Dense, Op::Masked] {
-            for tokens in 1..=9 {
+            for tokens in 1..=5 {
                 check_all(&device, &Problem::linear(op, 333, tokens, 150, DType::F32), &[Data::Whole], seed, 7);
             }
+            // More features than the sums of a task hold.
+            check_all(&device, &Problem::linear(op, 4200, 4, 20, DType::F32), &[Data::Whole], seed, 8);
         }
     }
 }
@@ -164,17 +166,21 @@ fn bf16_weights_take_two_bytes() {
 fn results_do_not_depend_on_threads() {
     let seed = seed();
     for level in levels() {
-        for (m, n, k) in [(65, 37, 100), (700, 3, 200), (300, 130, 300)] {
+        for (i, (m, n, k)) in [(65, 37, 100), (700, 3, 200), (300, 130, 300), (4, 4, 4096)].into_iter().enumerate() {
+            let (form, storage) = if i % 2 == 0 { (Form::Linear, DType::F32) } else { (Form::Gemm, DType::F16) };
             let outputs = [1, 2, 3].map(|threads| {
                 let device = device(level, threads);
                 let run = |op| {
-                    let problem = Problem::linear(op, m, n, k, DType::F32);
+                    let epilogue = Epilogue { activation: Activation::Gelu, ..Epilogue::NONE };
+                    let problem = Problem { form, epilogue, ..Problem::linear(op, m, n, k, storage) };
                     let mut rng = rng(seed, 4);
                     let weights = HostWeights::new(&problem, Data::Uniform, &mut rng);
-                    let x = common::matrix(n, k, DType::F32, Data::Uniform, &mut rng);
+                    let (rows, cols) = problem.x_shape();
+                    let x = common::matrix(rows, cols, storage, Data::Uniform, &mut rng);
+                    let chosen = (device.plan(&problem).unwrap().way(), device.plan_or_dense(&problem).unwrap().way());
                     let plans = device.candidates(&problem).unwrap();
                     let outputs = plans.iter().map(|plan| common::run(&device, plan, &weights, &x, None, None));
-                    outputs.collect::<Vec<_>>()
+                    (chosen, outputs.collect::<Vec<_>>())
                 };
                 ops().map(run).collect::<Vec<_>>()
             });

@@ -124,7 +124,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let checks = if args.checked { ShaderChecks::Checked } else { ShaderChecks::Trusted };
     let device = Device::open(&args.device, Options { checks, ..Options::default() }).context("--device")?;
     let (Some(key), Some(caps)) = (Key::of(&device), device.caps()) else {
-        say(&format!("nothing to tune on {}: the CPU device has one method for each operation", device.info().name()));
+        say(&format!("nothing to tune on {}: the CPU device chooses by estimate", device.info().name()));
         return Ok(Outcome::Fine);
     };
     let folder = tuning::folder(args.cache.as_deref())?;

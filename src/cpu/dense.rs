@@ -14,7 +14,7 @@ use super::epilogue::Finish;
 use super::memory::Parts;
 use super::weights::{Dense, UNIT, Values, each_type};
 use super::{Pool, Scratch};
-use crate::matrix::Elements;
+use crate::matrix::{Elements, each_dtype};
 use crate::problem::{Form, Problem};
 use crate::simd::{Instructions, Loaded, Simd, Work};
 
@@ -89,7 +89,13 @@ pub(super) fn by_crate(pool: &Pool, scratch: &Scratch, problem: &Problem, w: &De
     match x {
         Elements::F32(x) => with_x(x, sums),
         x => scratch.with(x.len(), |wide| {
-            super::widen(x, wide);
+            const PART: usize = 1 << 14;
+            let parts = Parts::new(wide);
+            each_dtype!(x, x => pool.each(x.len().div_ceil(PART), |task| {
+                let range = task * PART..x.len().min((task + 1) * PART);
+                // SAFETY: each task has its own part.
+                Loaded::widen(&x[range.clone()], unsafe { parts.part(range) });
+            }));
             with_x(wide, sums);
         }),
     }
@@ -276,7 +282,7 @@ impl<T: Loaded, const MASKED: bool, const TOKENS: usize> Work for AddColumns<'_,
 }
 
 /// # Safety
-/// As in [`AddColumns::run`], for `ROWS` rows from `row` on, each `apart` from the last.
+/// As in [`AddColumns::run`], for `AT_ONCE` rows from `row` on, each `apart` from the last.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "the fields of AddColumns")]
 unsafe fn add_rows<S: Instructions, T: Loaded, const MASKED: bool, const TOKENS: usize, const AT_ONCE: usize>(

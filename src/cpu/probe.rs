@@ -101,6 +101,7 @@ impl Work for Read<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Instructions>(self) -> f32 {
+        assert!(self.0.len().is_multiple_of(16 * RUNS));
         let run = self.0.len() / RUNS;
         // SAFETY: the caller has the instructions; runs are whole vectors of 16, and so of any width.
         unsafe {

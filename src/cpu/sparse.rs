@@ -11,12 +11,12 @@
 //! are taken at once, so that there are always about twelve chains of multiply-adds (their latency times their
 //! throughput is 8 to 10).
 //!
-//! **Few tokens** ([`gemv`]). The weights' bytes are the cost: they are read once, in order, with two loads for 16
-//! values of f16 or more. Lanes are the values of a pair of rows (see [`super::weights`]): VPERMILPS takes its positions
+//! **Few tokens** ([`gemv`]). The weights' bytes are the cost: they are read once, in order. Lanes are the values of a pair of rows (see [`super::weights`]): VPERMILPS takes its positions
 //! from the two lowest bits of each lane, so a word of codes, shifted by a constant for each lane, is all the decoding
 //! there is.
 //!
-//! Sums of an output are formed in increasing k by one thread, in f32, whatever the number of threads or tokens.
+//! An output's sum is formed by one thread, in f32: in increasing k by `gather`, and by `gemv` in as many parts as there
+//! are lanes of its row, added up at the end.
 //!
 //! # Tried and rejected
 //! - Rows of W contiguous along k: see [`super::weights`].
@@ -48,7 +48,7 @@ const fn most_vectors(shared: bool) -> usize {
 /// Bytes of a step of k of a full panel: three quarters of the smallest first-level cache.
 const PANEL_BYTES: usize = 24 << 10;
 
-/// f32 of a cache line, and lines of the next step that each row asks for: all of them by the end of a block.
+/// f32 of a cache line, and lines of the next step that each row asks for: all of them by the end of a whole block.
 const LINE: usize = 16;
 const LINES_AHEAD: usize = PANEL_BYTES / 4 / LINE / BLOCK;
 
@@ -218,7 +218,8 @@ impl StepOfPanel<'_> {
             ($shared:literal, $rows:literal: $($vectors:literal => $streams:literal),*) => {
                 match vectors {
                     $($vectors => simd.run(Multiply::<$shared, $streams, $rows, $vectors> { step: self, sums }),)*
-                    _ => debug_assert!(false, "a panel has at most {} vectors", most_vectors($shared)),
+                    // By `Panels::new`.
+                    _ => unreachable!("a panel has at most {} vectors", most_vectors($shared)),
                 }
             };
         }
@@ -268,8 +269,8 @@ impl<const SHARED: bool, const STREAMS: usize, const ROWS: usize, const A: usize
             // SAFETY: rows `row..row + taken` are there, and with them, by the assertions above, their values, codes
             // and sums; the caller has the instructions.
             unsafe {
-                // One stream always fits, and what never runs should not be compiled.
-                if STREAMS == 1 || row + per_step <= rows {
+                // Rows come in pairs, and what never runs should not be compiled.
+                if per_step <= 2 || row + per_step <= rows {
                     tile::<S, SHARED, STREAMS, ROWS, A>(row, units, values, codes, x, self.sums, first);
                     row += per_step;
                 } else if SHARED {
@@ -409,7 +410,7 @@ impl<T: Loaded> Work for Pack<'_, T> {
         if form == Form::Gemm {
             for (row, out) in out.chunks_exact_mut(width).enumerate() {
                 let from: &[T] = if row < given { &x[(k0 + row) * n + token0..][..tokens] } else { &[] };
-                out.iter_mut().zip(from).for_each(|(out, x)| *out = x.to_f32());
+                T::widen(from, &mut out[..from.len()]);
                 out[from.len()..].fill(0.0);
             }
             return;
@@ -418,7 +419,7 @@ impl<T: Loaded> Work for Pack<'_, T> {
         const STRIP: usize = 64;
         let mut strip = [[0.0f32; STRIP]; 8];
         for from in (0..depth).step_by(STRIP) {
-            let (length, real) = (STRIP.min(depth - from), STRIP.min(given.saturating_sub(from)));
+            let (length, real) = (STRIP.min(depth - from), STRIP.min(given - from.min(given)));
             for token in (0..width).step_by(8) {
                 let to = &mut out[from * width + token..];
                 let start = (token0 + token) * k + k0 + from;
@@ -434,7 +435,7 @@ impl<T: Loaded> Work for Pack<'_, T> {
                 }
                 for (i, strip) in strip.iter_mut().enumerate() {
                     let x: &[T] = if token + i < tokens { &x[start + i * k..][..real] } else { &[] };
-                    strip.iter_mut().zip(x).for_each(|(to, x)| *to = x.to_f32());
+                    T::widen(x, &mut strip[..x.len()]);
                     strip[x.len()..].fill(0.0);
                 }
                 let transpose = Transpose {

@@ -137,12 +137,14 @@ impl CpuWeights {
             T::keep(out)
         }
         let (m, k) = (w.rows(), w.cols());
-        let stride = m.next_multiple_of(UNIT);
-        let values = each_dtype!(w.elements(), v => k_major(v, m, k, stride));
+        // Without columns there is nothing to lay out, however many rows there are said to be.
+        let rows = if k == 0 { 0 } else { m };
+        let stride = m.checked_next_multiple_of(UNIT).unwrap_or(m);
+        let values = each_dtype!(w.elements(), v => k_major(v, rows, k, stride));
         let mask = mask.map(|mask| {
             let words = stride / UNIT;
             let mut bits = vec![0u16; k * words];
-            for row in 0..m {
+            for row in 0..rows {
                 for (word, &kept) in
                     mask.words()[row * mask.words_per_row()..][..mask.words_per_row()].iter().enumerate()
                 {
@@ -238,6 +240,10 @@ impl Packed {
     }
 
     fn fill(mut self, w: &Sparse24) -> Self {
+        if self.k == 0 {
+            // Nothing to lay out, however many rows there are said to be.
+            return self;
+        }
         let pairs = self.m.div_ceil(2) * self.units();
         fn place<T: Kept>(own: &Packed, w: &[T], k_physical: usize, pairs: usize) -> Values {
             let mut out = Aligned::<T>::zeros(pairs * UNIT);

@@ -66,16 +66,14 @@ pub struct CpuCaps {
     pub simd: SimdLevel,
     /// Those of the `gemm` crate, which takes the widest there are.
     pub gemm_simd: SimdLevel,
-    /// Threads that compute.
-    pub threads: usize,
 }
 
 impl CpuCaps {
-    /// This processor, of which `threads` threads use `simd`.
-    pub fn host(simd: SimdLevel, threads: usize) -> Self {
+    /// This processor, with kernels that use `simd`.
+    pub fn host(simd: SimdLevel) -> Self {
         let has = |level: &SimdLevel| level.is_supported() && (cfg!(feature = "avx512") || *level != SimdLevel::Avx512);
         let widest = SimdLevel::ALL.into_iter().rev().find(has);
-        Self { simd, gemm_simd: widest.unwrap_or(simd), threads }
+        Self { simd, gemm_simd: widest.unwrap_or(simd) }
     }
 }
 
@@ -92,11 +90,8 @@ pub struct CpuMethod {
 /// matters only against memory.
 const CLOCK: f64 = 3e9;
 
-/// Bytes per second that a thread reads from memory, and how many such threads memory keeps up with.
-const READ: (f64, usize) = (2e10, 4);
-
-/// Seconds until all threads have begun.
-const START: f64 = 5e-6;
+/// Bytes per second that a thread reads from memory.
+const READ: f64 = 2e10;
 
 impl CpuMethod {
     /// `None` if the way does not take so many tokens. `op` is that of the weights which are used.
@@ -104,7 +99,7 @@ impl CpuMethod {
         let own = way.takes(problem.n).then_some(way)?;
         let simd = if own == CpuWay::GemmCrate { caps.gemm_simd } else { caps.simd };
         let mut method = Self { op, way, simd, estimate: Estimate::default() };
-        method.estimate = method.estimate(problem, caps);
+        method.estimate = method.estimate(problem);
         Some(method)
     }
 
@@ -113,7 +108,7 @@ impl CpuMethod {
         self.way
     }
 
-    /// Cycles that the threads take together, fitted to measured times of one (AVX2, EPYC 7003; other widths are assumed
+    /// Cycles, fitted to measured times of one (AVX2, EPYC 7003; other widths are assumed
     /// to scale).
     fn cycles(&self, problem: &Problem) -> f64 {
         let (m, n, k) = (problem.m as f64, problem.n as f64, problem.k as f64);
@@ -136,16 +131,13 @@ impl CpuMethod {
         }
     }
 
-    fn estimate(&self, problem: &Problem, caps: &CpuCaps) -> Estimate {
+    /// Of one thread, whatever their number: the choice of a kernel decides in which order sums are formed, and so must
+    /// not depend on it.
+    fn estimate(&self, problem: &Problem) -> Estimate {
         let used = Problem { op: self.op, ..*problem };
         let bytes: u64 = operand_bytes(&used).iter().map(|(_, b)| b).sum();
-        let threads = caps.threads as f64;
-        Estimate {
-            arithmetic: self.cycles(problem) / (CLOCK * threads),
-            memory: bytes as f64 / (READ.0 * caps.threads.min(READ.1) as f64),
-            cache: 0.0,
-            dispatch: if caps.threads > 1 { START } else { 0.0 },
-        }
+        let (arithmetic, memory) = (self.cycles(problem) / CLOCK, bytes as f64 / READ);
+        Estimate { arithmetic, memory, cache: 0.0, dispatch: 0.0 }
     }
 }
 
@@ -159,7 +151,7 @@ mod tests {
     use crate::simd::SimdLevel;
 
     fn caps(simd: SimdLevel) -> CpuCaps {
-        CpuCaps { simd, gemm_simd: SimdLevel::Avx2, threads: 2 }
+        CpuCaps { simd, gemm_simd: SimdLevel::Avx2 }
     }
 
     fn way(op: Op, n: usize, k: usize, storage: DType) -> String {

@@ -73,7 +73,7 @@ pub(crate) struct Args {
     /// Threads of the CPU device; one per core unless given. No effect on a GPU.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Vector instructions of the CPU device's 2:4 kernels: scalar, avx2 or avx512; the widest there are unless given.
+    /// Vector instructions of the CPU device's kernels: scalar, avx2 or avx512; the widest there are unless given.
     /// The `gemm` crate, which multiplies dense weights, takes the widest (without this crate's feature `avx512`, AVX2).
     #[arg(long, value_name = "LEVEL", env = "SPARSE24_SIMD")]
     simd: Option<SimdLevel>,

@@ -13,6 +13,7 @@ use super::{say, tuning};
 use sparse24::Matrix;
 use sparse24::bert::{Batching, Checkpoint, Config, Files, Model, Sparsity, Tokenizer};
 use sparse24::engine::{Device, Options};
+use sparse24::simd::SimdLevel;
 
 /// The flags that choose a model and a device.
 #[derive(Clone, Debug, clap::Args)]
@@ -39,6 +40,9 @@ pub(super) struct ModelArgs {
     /// Threads of the CPU device; one per core unless given. No effect on a GPU.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(super) threads: Option<u16>,
+    /// Vector instructions of the CPU device's kernels: scalar, avx2 or avx512; the widest there are unless given.
+    #[arg(long, value_name = "LEVEL", env = "SPARSE24_SIMD")]
+    pub(super) simd: Option<SimdLevel>,
     /// Folder of the caches of `sparse24 tune` (see there), from which a GPU's kernels are chosen.
     #[arg(long, value_name = "DIR")]
     pub(super) cache: Option<PathBuf>,
@@ -61,7 +65,7 @@ pub(super) const WINDOW: usize = 4096;
 impl ModelArgs {
     /// Loads the model and opens the device.
     pub(super) fn open(&self) -> Result<Encoder> {
-        let options = Options { threads: self.threads.map(usize::from), ..Options::default() };
+        let options = Options { threads: self.threads.map(usize::from), simd: self.simd, ..Options::default() };
         let device = Device::open(&self.device, options).context("--device")?;
         if !self.no_tuning {
             tuning::apply(&device, self.cache.as_deref())?;

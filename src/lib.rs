@@ -90,8 +90,9 @@
 //! gathering kernel reads no more workgroup memory than the dense one does; at V = 1 every multiply-add reads a word of
 //! its own. On cooperative matrices (tensor cores) a gathered block serves the rows that share its pattern, so V should
 //! be a subgroup's rows or more. Where no kernel wins, 2:4 weights can still be kept and expanded on the way to
-//! workgroup memory, at dense speed. [`kernel`] lists these ways, [`plan`] chooses by estimate, [`tune`] by
-//! measurement, and [`Plan::explain`] says why.
+//! workgroup memory, at dense speed. On a CPU a multiply-add takes its activations from memory at no extra cost, so
+//! that gathering pays at V = 1, too. [`kernel`] lists the GPU's ways and [`plan::CpuWay`] the CPU's, [`plan`] chooses
+//! by estimate, [`tune`] by measurement, and [`Plan::explain`] says why.
 //!
 //! # A whole model
 //! What a transformer computes between its linear layers (embeddings, layer normalisation, attention, pooling) is in

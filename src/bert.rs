@@ -18,17 +18,22 @@
 //!
 //! Invariant: a [`Forward`] that has run once allocates nothing on the device when it runs again.
 
+mod calibrate;
 mod checkpoint;
 mod config;
 #[cfg(feature = "hub")]
 mod hub;
+mod probe;
 pub mod reference;
+mod stream;
 mod tokens;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use calibrate::{Calibration, Inputs};
 pub use checkpoint::{Checkpoint, Files, Sparsity};
 pub use config::{Config, NAMES, Sizes};
+pub use probe::Probe;
 pub use tokens::{Batch, Batching, Tokenizer, Tokens, batches};
 
 use crate::engine::glue::{Attention, Embed, Indices, LayerNorm, Pool};
@@ -81,19 +86,19 @@ struct Parts {
     layers: Vec<LayerParts>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct NormParts {
     gamma: Tensor,
     beta: Tensor,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct LinearParts {
     linear: Linear,
     bias: Tensor,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct LayerParts {
     qkv: LinearParts,
     attended: LinearParts,
@@ -123,26 +128,6 @@ impl Model {
     /// Uploads a checkpoint's tables; linear layers follow with the first batch, in the form that its number of tokens
     /// wants. Activations have the checkpoint's element type.
     pub fn new(device: &Device, checkpoint: &Checkpoint) -> Result<Self> {
-        let norm = |norm: &checkpoint::Norm| -> Result<NormParts> {
-            Ok(NormParts { gamma: device.upload(&norm.gamma)?, beta: device.upload(&norm.beta)? })
-        };
-        let linear = |dense: &checkpoint::Dense, activation, residual| -> Result<LinearParts> {
-            let epilogue = Epilogue { bias: true, activation, residual };
-            Ok(LinearParts {
-                linear: device.linear(dense.weights.clone(), epilogue),
-                bias: device.upload(&dense.bias)?,
-            })
-        };
-        let layers = checkpoint.layers.iter().map(|layer| {
-            Ok(LayerParts {
-                qkv: linear(&layer.qkv, Activation::None, false)?,
-                attended: linear(&layer.attended, Activation::None, true)?,
-                attention_norm: norm(&layer.attention_norm)?,
-                ffn_in: linear(&layer.ffn_in, checkpoint.config.activation(), false)?,
-                ffn_out: linear(&layer.ffn_out, Activation::None, true)?,
-                output_norm: norm(&layer.output_norm)?,
-            })
-        });
         let parts = Parts {
             device: device.clone(),
             config: checkpoint.config,
@@ -150,8 +135,12 @@ impl Model {
             words: device.upload(&checkpoint.words)?,
             positions: device.upload(&checkpoint.positions)?,
             types: device.upload(&checkpoint.types)?,
-            norm: norm(&checkpoint.norm)?,
-            layers: layers.collect::<Result<_>>()?,
+            norm: NormParts::new(device, &checkpoint.norm)?,
+            layers: checkpoint
+                .layers
+                .iter()
+                .map(|layer| LayerParts::new(device, &checkpoint.config, layer))
+                .collect::<Result<_>>()?,
         };
         Ok(Self { parts: Arc::new(parts), pinned: false, forwards: Mutex::default() })
     }
@@ -210,12 +199,21 @@ impl Model {
         Matrix::new(texts.len(), width, Elements::F32(all))
     }
 
+    /// The states of a batch's tokens that enter the first encoder layer, `texts · seq x hidden`.
+    fn embedded(&self, texts: &[&[u32]], seq: usize) -> Result<Matrix> {
+        let forward = self.forward(texts.len(), seq)?;
+        forward.write(texts)?;
+        // Embeddings and their norm.
+        self.parts.device.submit(&forward.calls[..2])?;
+        self.parts.device.read(&forward.states.hidden)
+    }
+
     /// The calls for batches of `batch` texts of `seq` tokens each, prepared the first time that they are asked for. An
     /// error if there are none, or more tokens than the model has positions for.
     pub fn forward(&self, batch: usize, seq: usize) -> Result<Arc<Forward>> {
         let forwards = || -> MutexGuard<'_, _> { self.forwards.lock().unwrap_or_else(PoisonError::into_inner) };
         let mut kept = forwards();
-        let found = kept.iter().position(|f| (f.batch, f.seq) == (batch, seq));
+        let found = kept.iter().position(|f| (f.batch(), f.seq()) == (batch, seq));
         let forward = match found {
             Some(at) => kept.remove(at),
             None => {
@@ -231,9 +229,37 @@ impl Model {
     }
 }
 
+impl NormParts {
+    fn new(device: &Device, norm: &checkpoint::Norm) -> Result<Self> {
+        Ok(Self { gamma: device.upload(&norm.gamma)?, beta: device.upload(&norm.beta)? })
+    }
+}
+
+impl LinearParts {
+    fn new(device: &Device, dense: &checkpoint::Dense, activation: Activation, residual: bool) -> Result<Self> {
+        let epilogue = Epilogue { bias: true, activation, residual };
+        Ok(Self { linear: device.linear(dense.weights.clone(), epilogue), bias: device.upload(&dense.bias)? })
+    }
+}
+
 impl LayerParts {
+    fn new(device: &Device, config: &Config, layer: &checkpoint::Layer) -> Result<Self> {
+        Ok(Self {
+            qkv: LinearParts::new(device, &layer.qkv, Activation::None, false)?,
+            attended: LinearParts::new(device, &layer.attended, Activation::None, true)?,
+            attention_norm: NormParts::new(device, &layer.attention_norm)?,
+            ffn_in: LinearParts::new(device, &layer.ffn_in, config.activation(), false)?,
+            ffn_out: LinearParts::new(device, &layer.ffn_out, Activation::None, true)?,
+            output_norm: NormParts::new(device, &layer.output_norm)?,
+        })
+    }
+
     fn linears(&self) -> [&LinearParts; 4] {
         [&self.qkv, &self.attended, &self.ffn_in, &self.ffn_out]
+    }
+
+    fn linears_mut(&mut self) -> [&mut LinearParts; 4] {
+        [&mut self.qkv, &mut self.attended, &mut self.ffn_in, &mut self.ffn_out]
     }
 }
 
@@ -251,15 +277,81 @@ fn check_ids(config: &Config, ids: &[u32]) -> Result<()> {
     }
 }
 
+/// The activations of a batch on the device, which every encoder layer overwrites.
+#[derive(Debug)]
+struct States {
+    batch: usize,
+    seq: usize,
+    lengths: Indices,
+    /// What LayerNorm reads.
+    sum: Tensor,
+    /// What it writes: the state of each token, and the next residual.
+    hidden: Tensor,
+    /// Q, K and V of each token, one after the other.
+    qkv: Tensor,
+    attended: Tensor,
+    /// Between the two linear layers of the feed-forward part.
+    inner: Tensor,
+}
+
+impl States {
+    /// Buffers for `batch` texts of `seq` tokens, all of these real until other lengths are written. An error if there
+    /// are none, or more tokens than the model has positions for.
+    fn new(device: &Device, config: &Config, dtype: DType, batch: usize, seq: usize) -> Result<Self> {
+        if batch == 0 || seq == 0 || seq > config.positions() {
+            return Err(Error::Invalid(format!(
+                "a batch of {batch} texts of {seq} tokens; at least one text is needed, and 1 to {} tokens",
+                config.positions()
+            )));
+        }
+        let n = checked_mul("tokens of a batch", batch, seq)?;
+        let d = config.hidden();
+        let lengths = device.indices(batch)?;
+        device.write_indices(&lengths, &vec![seq as u32; batch])?;
+        let tensor = |cols| device.zeros(n, cols, dtype);
+        let (sum, hidden, attended) = (tensor(d)?, tensor(d)?, tensor(d)?);
+        let (qkv, inner) = (tensor(3 * d)?, tensor(config.intermediate())?);
+        Ok(Self { batch, seq, lengths, sum, hidden, qkv, attended, inner })
+    }
+
+    /// `hidden` from `sum`.
+    fn norm(&self, device: &Device, config: &Config, parts: &NormParts) -> Result<Prepared> {
+        let Self { sum, hidden, .. } = self;
+        device.layer_norm(&LayerNorm { x: sum, gamma: &parts.gamma, beta: &parts.beta, eps: config.eps(), y: hidden })
+    }
+
+    /// The calls of an encoder layer, from `hidden` to `hidden`, with the part that each belongs to.
+    fn layer(
+        &self,
+        device: &Device,
+        config: &Config,
+        parts: &LayerParts,
+        pinned: bool,
+    ) -> Result<[(Part, Prepared); 7]> {
+        let Self { batch, seq, lengths, sum, hidden, qkv, attended, inner } = self;
+        let linear = |parts: &LinearParts, x: &Tensor, residual: Option<&Tensor>, y: &Tensor| {
+            let io = Io { x, bias: Some(&parts.bias), residual, y };
+            if pinned { parts.linear.pinned().prepare(&io) } else { parts.linear.prepare(&io) }
+        };
+        let attention = Attention { qkv, lengths, batch: *batch, seq: *seq, heads: config.heads(), y: attended };
+        Ok([
+            (Part::Gemm, linear(&parts.qkv, hidden, None, qkv)?),
+            (Part::Attention, device.attention(&attention)?),
+            (Part::Gemm, linear(&parts.attended, attended, Some(hidden), sum)?),
+            (Part::Rest, self.norm(device, config, &parts.attention_norm)?),
+            (Part::Gemm, linear(&parts.ffn_in, hidden, None, inner)?),
+            (Part::Gemm, linear(&parts.ffn_out, inner, Some(hidden), sum)?),
+            (Part::Rest, self.norm(device, config, &parts.output_norm)?),
+        ])
+    }
+}
+
 /// A forward pass for batches of one shape: its buffers on the device, and the calls that lead from ids to embeddings.
 #[derive(Debug)]
 pub struct Forward {
     parts: Arc<Parts>,
-    batch: usize,
-    seq: usize,
     ids: Indices,
-    lengths: Indices,
-    hidden: Tensor,
+    states: States,
     embeddings: Tensor,
     calls: Vec<Prepared>,
     shares: Vec<Part>,
@@ -272,65 +364,31 @@ pub struct Forward {
 impl Forward {
     fn new(parts: Arc<Parts>, pinned: bool, batch: usize, seq: usize) -> Result<Self> {
         let Parts { device, config, dtype, .. } = &*parts;
-        let (dtype, d) = (*dtype, config.hidden());
-        if batch == 0 || seq == 0 || seq > config.positions() {
-            return Err(Error::Invalid(format!(
-                "a batch of {batch} texts of {seq} tokens; at least one text is needed, and 1 to {} tokens",
-                config.positions()
-            )));
-        }
+        let states = States::new(device, config, *dtype, batch, seq)?;
         let n = checked_mul("tokens of a batch", batch, seq)?;
         let [ids, positions, types] = [device.indices(n)?, device.indices(n)?, device.indices(n)?];
-        let lengths = device.indices(batch)?;
         let each: Vec<u32> = (0..n).map(|token| (token % seq) as u32).collect();
         device.write_indices(&positions, &each)?;
         device.write_indices(&types, &vec![0; n])?;
         device.write_indices(&ids, &vec![0; n])?;
-        device.write_indices(&lengths, &vec![seq as u32; batch])?;
+        let embeddings = device.zeros(batch, config.hidden(), DType::F32)?;
 
-        let tensor = |cols| device.zeros(n, cols, dtype);
-        // `sum` is what LayerNorm reads, `hidden` what it writes: the state of each token, and the next residual.
-        let (sum, hidden, attended) = (tensor(d)?, tensor(d)?, tensor(d)?);
-        let (qkv, inner) = (tensor(3 * d)?, tensor(config.intermediate())?);
-        let embeddings = device.zeros(batch, d, DType::F32)?;
-
-        let (mut calls, mut shares) = (Vec::new(), Vec::new());
-        let mut add = |share, call: Result<Prepared>| -> Result<()> {
-            calls.push(call?);
-            shares.push(share);
-            Ok(())
-        };
-        let linear = |parts: &LinearParts, x: &Tensor, residual: Option<&Tensor>, y: &Tensor| {
-            let io = Io { x, bias: Some(&parts.bias), residual, y };
-            if pinned { parts.linear.pinned().prepare(&io) } else { parts.linear.prepare(&io) }
-        };
-        let norm = |parts: &NormParts| {
-            let eps = config.eps();
-            device.layer_norm(&LayerNorm { x: &sum, gamma: &parts.gamma, beta: &parts.beta, eps, y: &hidden })
-        };
         let tables = [(&parts.words, &ids), (&parts.positions, &positions), (&parts.types, &types)];
-        add(Part::Rest, device.embed(&Embed { tables: &tables, y: &sum }))?;
-        add(Part::Rest, norm(&parts.norm))?;
-        let heads = config.heads();
+        let mut calls = vec![
+            (Part::Rest, device.embed(&Embed { tables: &tables, y: &states.sum })?),
+            (Part::Rest, states.norm(device, config, &parts.norm)?),
+        ];
         for layer in &parts.layers {
-            add(Part::Gemm, linear(&layer.qkv, &hidden, None, &qkv))?;
-            let attention = Attention { qkv: &qkv, lengths: &lengths, batch, seq, heads, y: &attended };
-            add(Part::Attention, device.attention(&attention))?;
-            add(Part::Gemm, linear(&layer.attended, &attended, Some(&hidden), &sum))?;
-            add(Part::Rest, norm(&layer.attention_norm))?;
-            add(Part::Gemm, linear(&layer.ffn_in, &hidden, None, &inner))?;
-            add(Part::Gemm, linear(&layer.ffn_out, &inner, Some(&hidden), &sum))?;
-            add(Part::Rest, norm(&layer.output_norm))?;
+            calls.extend(states.layer(device, config, layer, pinned)?);
         }
-        let pool = Pool { x: &hidden, lengths: &lengths, batch, seq, normalize: true, y: &embeddings };
-        add(Part::Rest, device.pool(&pool))?;
+        let States { hidden: x, lengths, .. } = &states;
+        let pool = Pool { x, lengths, batch, seq, normalize: true, y: &embeddings };
+        calls.push((Part::Rest, device.pool(&pool)?));
+        let (shares, calls) = calls.into_iter().unzip();
         Ok(Self {
             parts: Arc::clone(&parts),
-            batch,
-            seq,
             ids,
-            lengths,
-            hidden,
+            states,
             embeddings,
             calls,
             shares,
@@ -341,12 +399,12 @@ impl Forward {
 
     /// Texts of a batch.
     pub fn batch(&self) -> usize {
-        self.batch
+        self.states.batch
     }
 
     /// Tokens of each, padding included.
     pub fn seq(&self) -> usize {
-        self.seq
+        self.states.seq
     }
 
     /// Writes token ids, runs, and reads the embeddings back: [`Forward::write`], [`Forward::run`] and a read that no
@@ -361,24 +419,24 @@ impl Forward {
     /// Gives the next runs their texts, as many as the batch has, each of 1 to [`Forward::seq`] ids below the
     /// vocabulary's size. An error says which is not so.
     pub fn write<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<()> {
-        if texts.len() != self.batch {
-            return Err(Error::Invalid(format!("{} texts for a batch of {}", texts.len(), self.batch)));
+        if texts.len() != self.batch() {
+            return Err(Error::Invalid(format!("{} texts for a batch of {}", texts.len(), self.batch())));
         }
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         let (ids, lengths) = &mut *staging;
         // Padding has the first id, so that it is one of the table's.
         ids.fill(0);
         lengths.clear();
-        for (text, row) in texts.iter().map(AsRef::as_ref).zip(ids.chunks_exact_mut(self.seq)) {
+        for (text, row) in texts.iter().map(AsRef::as_ref).zip(ids.chunks_exact_mut(self.seq())) {
             check_ids(&self.parts.config, text)?;
             let Some(row) = row.get_mut(..text.len()) else {
-                return Err(Error::Invalid(format!("a text of {} tokens for a batch of {}", text.len(), self.seq)));
+                return Err(Error::Invalid(format!("a text of {} tokens for a batch of {}", text.len(), self.seq())));
             };
             row.copy_from_slice(text);
             lengths.push(text.len() as u32);
         }
         self.parts.device.write_indices(&self.ids, ids)?;
-        self.parts.device.write_indices(&self.lengths, lengths)
+        self.parts.device.write_indices(&self.states.lengths, lengths)
     }
 
     /// Computes hidden states and embeddings of the texts written last, in one submission: on a GPU returns without
@@ -395,7 +453,7 @@ impl Forward {
 
     /// The last hidden states, `batch · seq x hidden`, in the activations' type. Those of padding mean nothing.
     pub fn hidden(&self) -> &Tensor {
-        &self.hidden
+        &self.states.hidden
     }
 
     /// The embeddings, `batch x hidden`, f32, each of length 1.

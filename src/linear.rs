@@ -94,6 +94,16 @@ impl LinearWeights {
         }
     }
 
+    /// What is multiplied with: every weight, with zeros where it is pruned or masked. An error if a mask has another
+    /// shape than its weights.
+    pub fn to_dense(&self) -> Result<Matrix> {
+        match self {
+            Self::Dense(w) => Ok(w.clone()),
+            Self::Sparse24(w) => Ok(w.decompress()),
+            Self::Masked(w, mask) => mask.apply(w),
+        }
+    }
+
     /// The operation that takes weights of this form.
     pub fn op(&self) -> Op {
         match self {
@@ -205,6 +215,11 @@ impl Linear {
     /// The operation that its weights were given for.
     pub fn op(&self) -> Op {
         self.layer.op
+    }
+
+    /// What is done to its product before it is stored.
+    pub fn epilogue(&self) -> Epilogue {
+        self.layer.epilogue
     }
 
     /// How `n` tokens would be multiplied into an output of this type. An error names what the device lacks, or the

@@ -173,6 +173,15 @@ impl Mask24 {
         Ok(Self { mask, vector })
     }
 
+    /// The same mask without what `within` leaves out. An error if shapes differ.
+    pub fn within(mut self, within: Option<&Mask>) -> Result<Self> {
+        if let Some(within) = within {
+            expect_shape("mask", (within.rows, within.cols), (self.mask.rows, self.mask.cols))?;
+            self.mask.words.iter_mut().zip(&within.words).for_each(|(word, within)| *word &= within);
+        }
+        Ok(self)
+    }
+
     /// The mask itself.
     pub fn mask(&self) -> &Mask {
         &self.mask

@@ -4,6 +4,7 @@
 //! Invariant: a matrix holds exactly `rows * cols` elements.
 
 use std::fmt;
+use std::ops::Range;
 
 use bytemuck::Pod;
 use half::{bf16, f16};
@@ -253,6 +254,18 @@ impl Matrix {
             expected: T::DTYPE,
         })?;
         ArrayView2::from_shape((self.rows, self.cols), data).map_err(|e| Error::Invalid(e.to_string()))
+    }
+
+    /// Some of the rows, copied. An error if there are no such rows.
+    pub fn rows_of(&self, rows: Range<usize>) -> Result<Self> {
+        fn part<T: Element>(data: &[T], from: usize, to: usize) -> Elements {
+            T::wrap(data[from..to].to_vec())
+        }
+        if rows.start > rows.end || rows.end > self.rows {
+            return Err(Error::Invalid(format!("rows {rows:?} of a matrix of {} rows", self.rows)));
+        }
+        let (from, to) = (rows.start * self.cols, rows.end * self.cols);
+        Ok(Self::of_len(rows.len(), self.cols, each_dtype!(&self.data, data => part(data, from, to))))
     }
 
     /// All elements as f32; exact.

@@ -11,6 +11,15 @@
 //! Invariant: every criterion keeps exactly two columns of a whole group, and of a ragged last group of `k % 4` columns
 //! two, or the only one there is; all rows of a block of V have the same mask.
 
+mod criteria;
+mod factor;
+mod sparsegpt;
+mod statistics;
+
+pub use criteria::{Criterion, Norm};
+pub use sparsegpt::SparseGpt;
+pub use statistics::Statistics;
+
 use rand_pcg::Pcg32;
 use rand_pcg::rand_core::Rng;
 

@@ -4,9 +4,9 @@
 //! Tables and linear weights have one element type, that of the activations to come; biases and LayerNorm's two vectors
 //! are f32. Invariant: every tensor has the shape that the [`Config`] says, and no element is infinite or NaN.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::{fmt, iter};
 
 use super::config::Config;
 use crate::error::{Error, Result, expect_shape};
@@ -113,12 +113,17 @@ pub(super) struct Layer {
 /// The linear layers of an encoder layer in the order in which they run, by the names of their tensors.
 const LINEARS: [&str; 4] = ["attention.self.qkv", "attention.output.dense", "intermediate.dense", "output.dense"];
 
+/// The name of a linear layer of encoder layer `i`.
+pub(super) fn name_of(i: usize, linear: usize) -> String {
+    format!("encoder.layer.{i}.{}", LINEARS[linear])
+}
+
 impl Layer {
-    fn linears(&self) -> [&Dense; 4] {
+    pub(super) fn linears(&self) -> [&Dense; 4] {
         [&self.qkv, &self.attended, &self.ffn_in, &self.ffn_out]
     }
 
-    fn linears_mut(&mut self) -> [&mut Dense; 4] {
+    pub(super) fn linears_mut(&mut self) -> [&mut Dense; 4] {
         [&mut self.qkv, &mut self.attended, &mut self.ffn_in, &mut self.ffn_out]
     }
 }
@@ -245,28 +250,26 @@ impl Checkpoint {
     /// Every linear layer by name, in the order in which they run: `encoder.layer.0.attention.self.qkv` and so on.
     pub fn linears(&self) -> impl Iterator<Item = (String, &LinearWeights)> {
         self.layers.iter().enumerate().flat_map(|(i, layer)| {
-            let linears = layer.linears().into_iter().zip(LINEARS);
-            linears.map(move |(dense, name)| (format!("encoder.layer.{i}.{name}"), &dense.weights))
+            layer.linears().into_iter().enumerate().map(move |(linear, dense)| (name_of(i, linear), &dense.weights))
         })
+    }
+
+    /// Encoder layer and linear layer of this name.
+    pub(super) fn place_of(&self, name: &str) -> Option<(usize, usize)> {
+        let all = (0..self.layers.len()).flat_map(|i| (0..LINEARS.len()).map(move |linear| (i, linear)));
+        all.into_iter().find(|&(i, linear)| name_of(i, linear) == name)
     }
 
     /// Gives a linear layer other weights, in any form; they are rounded to the checkpoint's element type. An error if
     /// there is no layer of that name, shapes differ, or an element is infinite or NaN.
     pub fn set_linear(&mut self, name: &str, weights: LinearWeights) -> Result<()> {
-        let named = |(i, layer): (usize, _)| {
-            iter::zip(Layer::linears_mut(layer), LINEARS)
-                .map(move |(dense, n)| (format!("encoder.layer.{i}.{n}"), dense))
+        let Some((i, linear)) = self.place_of(name) else {
+            return Err(Error::Invalid(format!("there is no linear layer {name:?}")));
         };
         let dtype = self.dtype;
-        let mut all = self.layers.iter_mut().enumerate().flat_map(named);
-        let found = all.find_map(|(n, dense)| (n == name).then_some(dense));
-        let dense = found.ok_or_else(|| Error::Invalid(format!("there is no linear layer {name:?}")))?;
-        let (got, expected) = ((weights.m(), weights.k()), (dense.weights.m(), dense.weights.k()));
-        expect_shape(name, got, expected)?;
-        if let LinearWeights::Masked(_, mask) = &weights {
-            expect_shape(&format!("mask of {name}"), (mask.rows(), mask.cols()), expected)?;
-        }
-        dense.weights = cast(weights, dtype).map_err(|e| Error::Invalid(format!("{name}: {e}")))?;
+        let dense = &mut *self.layers[i].linears_mut()[linear];
+        let shape = (dense.weights.m(), dense.weights.k());
+        dense.weights = fitted(name, weights, shape, dtype)?;
         Ok(())
     }
 
@@ -417,7 +420,7 @@ impl Reader {
 }
 
 /// Matrices of the same type and number of columns one under the other. 2:4 if all are, dense otherwise.
-fn stacked(parts: &[LinearWeights]) -> Result<LinearWeights> {
+pub(super) fn stacked(parts: &[LinearWeights]) -> Result<LinearWeights> {
     fn join<'a>(parts: impl Iterator<Item = &'a Elements>, dtype: DType) -> Elements {
         fn of<'a, T: Element>(parts: impl Iterator<Item = &'a Elements>) -> Elements {
             T::wrap(parts.filter_map(T::of).flatten().copied().collect())
@@ -446,15 +449,17 @@ fn stacked(parts: &[LinearWeights]) -> Result<LinearWeights> {
         let meta = parts.iter().flat_map(|w| w.meta()).copied().collect();
         return Ok(LinearWeights::Sparse24(Sparse24::from_parts(rows, k, vector, values, meta)?));
     }
-    let dense: Vec<_> = parts
-        .iter()
-        .map(|part| match part {
-            LinearWeights::Dense(w) => Ok(w.clone()),
-            LinearWeights::Sparse24(w) => Ok(w.decompress()),
-            LinearWeights::Masked(w, mask) => mask.apply(w),
-        })
-        .collect::<Result<_>>()?;
+    let dense: Vec<_> = parts.iter().map(LinearWeights::to_dense).collect::<Result<_>>()?;
     Ok(LinearWeights::Dense(Matrix::new(rows, k, join(dense.iter().map(Matrix::elements), dtype))?))
+}
+
+/// Weights to take the place of others of this shape and element type.
+pub(super) fn fitted(name: &str, weights: LinearWeights, shape: (usize, usize), dtype: DType) -> Result<LinearWeights> {
+    expect_shape(name, (weights.m(), weights.k()), shape)?;
+    if let LinearWeights::Masked(_, mask) = &weights {
+        expect_shape(&format!("mask of {name}"), (mask.rows(), mask.cols()), shape)?;
+    }
+    cast(weights, dtype).map_err(|e| Error::Invalid(format!("{name}: {e}")))
 }
 
 /// The same weights in another element type, all of them finite in it.

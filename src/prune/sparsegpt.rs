@@ -1,0 +1,258 @@
+//! SparseGPT: second-order pruning in which the weights that stay make up for those that go.
+//!
+//! Optimal Brain Surgeon (Hassibi & Stork 1992) removes the weight whose removal costs least once all others are
+//! adjusted. For a linear layer the cost is exact, a quadratic form in the Gram matrix H of its inputs
+//! ([`Statistics`]), and every row is a problem of its own. SparseGPT (Frantar & Alistarh 2023,
+//! [arXiv:2301.00774](https://arxiv.org/abs/2301.00774)) makes that affordable: columns are fixed from left to right,
+//! and what a pruned weight leaves behind goes to the columns on its right, so that one factor of H⁻¹ serves all rows.
+//! Here, per matrix:
+//!
+//! 1. *Damping*: H + λI with λ a share of the diagonal's mean, because H of little text is near singular. U is upper
+//!    triangular with UᵀU = (H + λI)⁻¹.
+//! 2. *Choice*, group by group: of the six pairs S to prune, the one whose removal costs least, Σ over the V rows of
+//!    w_S·(C_SS)⁻¹·w_Sᵀ. C is the inverse of H restricted to this group and all columns on the right of it, which is
+//!    UᵀU of the group's own 4 x 4 block of U. The paper takes the two highest w²/C_cc instead, which ignores that the
+//!    members of a pair can stand in for each other.
+//! 3. *Compensation*: the error of each pruned weight, divided by U_cc, times row c of U, off the columns on the right;
+//!    at once within a block of columns, by one matrix product per block beyond it.
+//! 4. *Refit*: with the mask decided, the weights that minimise the layer's output error under it, by conjugate
+//!    gradients on all rows at once. The pass from left to right could not use columns on its left; this can.
+//!
+//! Invariant: the result is zero wherever the mask is, and the mask keeps nothing that `within` leaves out.
+
+use ndarray::linalg::general_mat_mul;
+use ndarray::{Array1, Array2, ArrayView2, Axis, s};
+use rayon::prelude::*;
+
+use super::{PATTERNS, Statistics, factor};
+use crate::error::{Error, Result, expect_shape};
+use crate::mask::{Mask, Mask24, VectorLen};
+use crate::matrix::Matrix;
+
+/// Columns between two matrix products: large enough for these to run at their speed, small enough for the rows of U
+/// that a block reads again and again to stay in a second-level cache.
+const BLOCK: usize = 128;
+/// Rows to a task of the refit.
+const ROWS: usize = 64;
+
+/// How a matrix is pruned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SparseGpt {
+    /// Rows that share a pattern.
+    pub vector: VectorLen,
+    /// λ over the mean of H's diagonal.
+    pub damping: f64,
+    /// Most steps of conjugate gradients in the refit; none for the paper's own compensation alone.
+    pub refit: usize,
+}
+
+impl SparseGpt {
+    /// The defaults at a vector length: 1 % of damping, as in the paper, and as many steps of the refit as still
+    /// changed an embedding.
+    pub fn new(vector: VectorLen) -> Self {
+        Self { vector, damping: 0.01, refit: 30 }
+    }
+
+    /// Prunes `w`, `m x k`, for inputs with these statistics, which must have all of H. Weights that `within` leaves out
+    /// are zero from the start and stay so. Returns the weights that are left, in the type of `w`, and their mask.
+    ///
+    /// An error if shapes differ, H was not summed or is not positive definite even with damping, or a weight is
+    /// infinite or NaN.
+    ///
+    /// ```
+    /// use sparse24::prune::{SparseGpt, Statistics};
+    /// use sparse24::{Matrix, VectorLen};
+    /// // Features 0 and 3 always agree, so that one can stand in for both.
+    /// let mut statistics = Statistics::full(4)?;
+    /// statistics.add(&Matrix::from_f32(3, 4, &[1., 0., 0., 1., 0., 1., 0., 0., 0., 0., 1., 0.])?)?;
+    /// let w = Matrix::from_f32(1, 4, &[3., 2., 0.1, 3.])?;
+    /// let (pruned, mask) = SparseGpt::new(VectorLen::ONE).prune(&w, &statistics, None)?;
+    /// assert_eq!(mask.mask().words(), [0b0011]); // magnitude would keep 0 and 3, and lose the 2
+    /// assert!((pruned.get(0, 0) - 6.0).abs() < 0.1);
+    /// # Ok::<(), sparse24::Error>(())
+    /// ```
+    pub fn prune(&self, w: &Matrix, statistics: &Statistics, within: Option<&Mask>) -> Result<(Matrix, Mask24)> {
+        let (m, k) = (w.rows(), w.cols());
+        expect_shape("weights", (m, k), (m, statistics.k()))?;
+        if let Some(mask) = within {
+            expect_shape("mask", (mask.rows(), mask.cols()), (m, k))?;
+        }
+        let Some(gram) = statistics.gram() else {
+            return Err(Error::Invalid("second-order pruning needs statistics with a full Gram matrix".into()));
+        };
+        let mut weights = w.to_array();
+        for ((row, col), x) in weights.indexed_iter_mut() {
+            if !x.is_finite() {
+                return Err(Error::Invalid(format!("weight at row {row}, column {col} is {x}")));
+            }
+            if within.is_some_and(|mask| !mask.get(row, col)) {
+                *x = 0.0;
+            }
+        }
+        let h = self.damped(gram);
+        let original = weights.clone();
+        let u = factor::inverse_factor(h.clone())?.mapv(|x| x as f32);
+        let mask = eliminate(&mut weights, &u, self.vector, within)?;
+        if self.refit > 0 {
+            refit(&mut weights, &original, &h.mapv(|x| x as f32), mask.mask(), self.refit);
+        }
+        Ok((Matrix::from_array(weights.view()).cast(w.dtype()), mask))
+    }
+
+    /// H + λI, divided by the diagonal's mean so that its size is that of one. A feature that is always zero gets a one
+    /// on the diagonal: its weights change nothing, whatever happens to them.
+    fn damped(&self, gram: ArrayView2<'_, f64>) -> Array2<f64> {
+        let mut h = gram.to_owned();
+        let mean = h.diag().mean().filter(|mean| *mean > 0.0).unwrap_or(1.0);
+        h /= mean;
+        for x in h.diag_mut() {
+            *x = if *x > 0.0 { *x + self.damping } else { 1.0 };
+        }
+        h
+    }
+}
+
+/// Steps 2 and 3: chooses the mask and prunes, from the first column to the last.
+fn eliminate(w: &mut Array2<f32>, u: &Array2<f32>, vector: VectorLen, within: Option<&Mask>) -> Result<Mask24> {
+    let (m, k) = w.dim();
+    let v = vector.get();
+    let mut patterns = Array2::<u8>::zeros((m.div_ceil(v), k.div_ceil(4)));
+    for start in (0..k).step_by(BLOCK) {
+        let end = k.min(start + BLOCK);
+        // What each pruned weight leaves behind, over its U_cc.
+        let mut errors = Array2::<f32>::zeros((m, end - start));
+        let block = u.slice(s![start..end, start..end]);
+        w.axis_chunks_iter_mut(Axis(0), v)
+            .into_par_iter()
+            .zip(errors.axis_chunks_iter_mut(Axis(0), v))
+            .zip(patterns.axis_iter_mut(Axis(0)))
+            .enumerate()
+            .for_each(|(at, ((mut rows, mut errors), mut patterns))| {
+                for from in (start..end).step_by(4) {
+                    let to = k.min(from + 4);
+                    let local = u.slice(s![from..to, from..to]);
+                    let kept = |row: usize| within.map_or(0b1111, |mask| mask.group(at * v + row, from / 4));
+                    let pattern = cheapest(rows.slice(s![.., from..to]), local, &kept);
+                    patterns[from / 4] = pattern;
+                    for (row, (mut w, mut errors)) in rows.rows_mut().into_iter().zip(errors.rows_mut()).enumerate() {
+                        let keep = pattern & kept(row);
+                        for c in from..to {
+                            if keep >> (c - from) & 1 == 1 {
+                                continue;
+                            }
+                            let error = w[c] / u[[c, c]];
+                            w[c] = 0.0;
+                            errors[c - start] = error;
+                            let mut right = w.slice_mut(s![c + 1..end]);
+                            right.scaled_add(-error, &block.slice(s![c - start, c + 1 - start..]));
+                        }
+                    }
+                }
+            });
+        let beyond = u.slice(s![start..end, end..]);
+        w.axis_chunks_iter_mut(Axis(0), ROWS).into_par_iter().zip(errors.axis_chunks_iter(Axis(0), ROWS)).for_each(
+            |(mut rows, errors)| general_mat_mul(-1.0, &errors, &beyond, 1.0, &mut rows.slice_mut(s![.., end..])),
+        );
+    }
+    super::by_block(m, k, vector, |rows, out| {
+        out.extend(patterns.row(rows.start / v));
+        Ok(())
+    })?
+    .within(within)
+}
+
+/// The pattern to keep of a group of up to four columns, whose block of U is `u`: that whose removal of the others costs
+/// least over all rows, ties to the pattern that keeps lower columns. `kept` says which positions a row has at all.
+fn cheapest(w: ArrayView2<'_, f32>, u: ArrayView2<'_, f32>, kept: &dyn Fn(usize) -> u8) -> u8 {
+    let n = u.nrows();
+    if n <= 2 {
+        return 0b1111 >> (4 - n);
+    }
+    // C = UᵀU of the group.
+    let c = u.mapv(f64::from);
+    let c = c.t().dot(&c);
+    let products = {
+        // Σ over rows of w_i·w_j is all that the costs depend on.
+        let w = w.mapv(f64::from);
+        w.t().dot(&w)
+    };
+    let cost = |pattern: u8| -> f64 {
+        let gone: Vec<usize> = (0..n).filter(|i| pattern >> i & 1 == 0).collect();
+        match gone[..] {
+            [i] => products[[i, i]] / c[[i, i]],
+            [i, j] => {
+                let determinant = c[[i, i]] * c[[j, j]] - c[[i, j]] * c[[i, j]];
+                let sum =
+                    c[[j, j]] * products[[i, i]] - 2.0 * c[[i, j]] * products[[i, j]] + c[[i, i]] * products[[j, j]];
+                // C is positive definite; rounding must not turn a twin into a negative cost.
+                sum.max(0.0) / determinant.max(f64::MIN_POSITIVE)
+            }
+            _ => 0.0,
+        }
+    };
+    // A position that no row has takes no place from another.
+    let present = (0..w.nrows()).fold(0, |bits, row| bits | kept(row));
+    let all = 0b1111 >> (4 - n);
+    let useful = |pattern: u8| (pattern & present).count_ones();
+    let fits = PATTERNS.into_iter().filter(|&p| p & !all == 0);
+    let most = fits.clone().map(useful).max().unwrap_or(0);
+    let costs = fits.filter(|&p| useful(p) == most).map(|p| (p, cost(p)));
+    costs.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(0b0011 & all, |(pattern, _)| pattern)
+}
+
+/// Step 4: conjugate gradients for min Σ (ŵ - w)·H·(ŵ - w)ᵀ under the mask, from the weights that elimination left, each
+/// row by itself with H's diagonal as preconditioner.
+fn refit(w: &mut Array2<f32>, original: &Array2<f32>, h: &Array2<f32>, mask: &Mask, steps: usize) {
+    let inverse: Array1<f32> = h.diag().mapv(|x| 1.0 / x);
+    w.axis_chunks_iter_mut(Axis(0), ROWS)
+        .into_par_iter()
+        .zip(original.axis_chunks_iter(Axis(0), ROWS))
+        .enumerate()
+        .for_each(|(at, (mut w, original))| {
+            let masked = |x: &mut Array2<f32>| {
+                for ((row, col), x) in x.indexed_iter_mut() {
+                    if !mask.get(at * ROWS + row, col) {
+                        *x = 0.0;
+                    }
+                }
+            };
+            let dots = |a: &Array2<f32>, b: &Array2<f32>| -> Vec<f64> {
+                let dot = |(a, b): (ndarray::ArrayView1<'_, f32>, ndarray::ArrayView1<'_, f32>)| {
+                    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+                };
+                a.rows().into_iter().zip(b.rows()).map(dot).collect()
+            };
+            // The residual is half the negative gradient.
+            let mut residual = (&original - &w).dot(h);
+            masked(&mut residual);
+            let mut z = &residual * &inverse;
+            let mut direction = z.clone();
+            let mut rz = dots(&residual, &z);
+            let first = rz.clone();
+            for _ in 0..steps {
+                let mut along = direction.dot(h);
+                masked(&mut along);
+                let curvature = dots(&direction, &along);
+                let done = rz.iter().zip(&first).all(|(now, first)| *now <= first * 1e-10);
+                if done {
+                    break;
+                }
+                for row in 0..w.nrows() {
+                    if curvature[row] > 0.0 {
+                        let step = (rz[row] / curvature[row]) as f32;
+                        w.row_mut(row).scaled_add(step, &direction.row(row));
+                        residual.row_mut(row).scaled_add(-step, &along.row(row));
+                    }
+                }
+                z = &residual * &inverse;
+                let next = dots(&residual, &z);
+                for row in 0..w.nrows() {
+                    let turn = if rz[row] > 0.0 { (next[row] / rz[row]) as f32 } else { 0.0 };
+                    let mut d = direction.row_mut(row);
+                    d *= turn;
+                    d += &z.row(row);
+                }
+                rz = next;
+            }
+        });
+}

@@ -1,0 +1,139 @@
+//! What calibration text says about the inputs of a linear layer.
+//!
+//! A layer's output error after pruning is (Ŵ - W)·X over the inputs X that it meets, so its square is a quadratic form
+//! in the change of the weights, with the *Gram matrix* H = Σ x·xᵀ over tokens as its matrix. Second-order pruning
+//! reads all of H; criteria that score each weight by itself read its diagonal, Σ x_c². Invariant: sums are over all
+//! rows added, in f64 across calls.
+
+use ndarray::linalg::general_mat_mul;
+use ndarray::{Array1, Array2, ArrayView2, s};
+use rayon::prelude::*;
+
+use crate::error::{Error, Result, checked_mul, expect_shape};
+use crate::matrix::Matrix;
+
+/// Columns of H to a task: large enough for a matrix product to run at its speed, small enough for two cores to share
+/// the half of H that is computed.
+const BLOCK: usize = 128;
+/// Tokens that are summed in f32 before they are added in f64.
+const TOKENS: usize = 4096;
+
+/// Sums over the inputs of one linear layer of `k` features.
+///
+/// ```
+/// use sparse24::{Matrix, prune::Statistics};
+/// let mut statistics = Statistics::full(2)?;
+/// statistics.add(&Matrix::from_f32(2, 2, &[1., 2., 3., 0.])?)?;
+/// statistics.add(&Matrix::from_f32(1, 2, &[0., 1.])?)?;
+/// assert_eq!(statistics.tokens(), 3);
+/// assert_eq!(statistics.squares(), [10., 5.]);
+/// assert_eq!(statistics.gram(), Some(ndarray::arr2(&[[10., 2.], [2., 5.]]).view()));
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Statistics {
+    tokens: u64,
+    squares: Vec<f64>,
+    /// Symmetric; both halves are kept.
+    gram: Option<Array2<f64>>,
+}
+
+impl Statistics {
+    /// No tokens yet; the diagonal of H alone will be summed.
+    pub fn diagonal(k: usize) -> Self {
+        Self { tokens: 0, squares: vec![0.0; k], gram: None }
+    }
+
+    /// No tokens yet; all of H will be summed: `8 k²` bytes, which is an error if there is no room for them.
+    pub fn full(k: usize) -> Result<Self> {
+        let elements = checked_mul("Gram matrix", k, k)?;
+        let asked = Vec::<f64>::new().try_reserve_exact(elements);
+        asked.map_err(|_| Error::OutOfMemory(format!("a Gram matrix of {k} x {k} f64")))?;
+        Ok(Self { gram: Some(Array2::zeros((k, k))), ..Self::diagonal(k) })
+    }
+
+    /// Adds tokens, one a row of k features. An error if k differs or a feature is infinite or NaN.
+    pub fn add(&mut self, x: &Matrix) -> Result<()> {
+        let k = self.squares.len();
+        expect_shape("inputs", (x.rows(), x.cols()), (x.rows(), k))?;
+        let x = x.to_array();
+        if let Some(((token, col), value)) = x.indexed_iter().find(|(_, x)| !x.is_finite()) {
+            return Err(Error::Invalid(format!("input {col} of token {token} is {value}")));
+        }
+        self.tokens += x.nrows() as u64;
+        for row in x.rows() {
+            for (sum, &x) in self.squares.iter_mut().zip(row) {
+                *sum += f64::from(x) * f64::from(x);
+            }
+        }
+        if let Some(gram) = &mut self.gram {
+            let mut from = 0;
+            while from < x.nrows() {
+                let to = x.nrows().min(from + TOKENS);
+                add_gram(gram, x.slice(s![from..to, ..]));
+                from = to;
+            }
+        }
+        Ok(())
+    }
+
+    /// Features of an input.
+    pub fn k(&self) -> usize {
+        self.squares.len()
+    }
+
+    /// Tokens added.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// Σ x_c² for every feature c: the diagonal of H.
+    pub fn squares(&self) -> &[f64] {
+        &self.squares
+    }
+
+    /// H, `k x k`, if it was summed.
+    pub fn gram(&self) -> Option<ArrayView2<'_, f64>> {
+        self.gram.as_ref().map(|gram| gram.view())
+    }
+
+    /// How much of the layer's output is lost where `pruned` stands in for `w`, both `m x k`: Σ‖(ŵ - w)·x‖² over
+    /// Σ‖w·x‖², over all rows w and all tokens x. 0 is nothing lost. By the diagonal alone, as if features were
+    /// uncorrelated, where H was not summed. NaN if the layer's output is zero.
+    pub fn lost(&self, w: &Matrix, pruned: &Matrix) -> Result<f64> {
+        expect_shape("weights", (w.rows(), w.cols()), (w.rows(), self.k()))?;
+        expect_shape("pruned weights", (pruned.rows(), pruned.cols()), (w.rows(), w.cols()))?;
+        let energy = |w: &Array2<f64>| match &self.gram {
+            Some(gram) => (w.dot(gram) * w).sum(),
+            None => (w * w).dot(&Array1::from(self.squares.clone())).sum(),
+        };
+        let w = w.to_array().mapv(f64::from);
+        let lost = pruned.to_array().mapv(f64::from) - &w;
+        Ok(energy(&lost) / energy(&w))
+    }
+}
+
+/// H += XᵀX, the upper half by blocks and then mirrored.
+fn add_gram(gram: &mut Array2<f64>, x: ArrayView2<'_, f32>) {
+    let k = x.ncols();
+    let blocks: Vec<_> = (0..k).step_by(BLOCK).map(|from| (from, k.min(from + BLOCK))).collect();
+    let pairs: Vec<_> =
+        blocks.iter().enumerate().flat_map(|(i, &rows)| blocks[i..].iter().map(move |&cols| (rows, cols))).collect();
+    let sums: Vec<_> = pairs
+        .into_par_iter()
+        .map(|(rows, cols)| {
+            let mut sum = Array2::<f32>::zeros((rows.1 - rows.0, cols.1 - cols.0));
+            general_mat_mul(1.0, &x.slice(s![.., rows.0..rows.1]).t(), &x.slice(s![.., cols.0..cols.1]), 0.0, &mut sum);
+            (rows, cols, sum)
+        })
+        .collect();
+    for (rows, cols, sum) in sums {
+        let sum = sum.mapv(f64::from);
+        let mut upper = gram.slice_mut(s![rows.0..rows.1, cols.0..cols.1]);
+        upper += &sum;
+        if rows != cols {
+            let mut lower = gram.slice_mut(s![cols.0..cols.1, rows.0..rows.1]);
+            lower += &sum.t();
+        }
+    }
+}

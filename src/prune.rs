@@ -13,10 +13,12 @@
 
 mod criteria;
 mod factor;
+mod method;
 mod sparsegpt;
 mod statistics;
 
 pub use criteria::{Criterion, Norm};
+pub use method::Method;
 pub use sparsegpt::SparseGpt;
 pub use statistics::Statistics;
 

@@ -273,6 +273,16 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// The longest vector of at most `vector` rows whose blocks do not straddle the tensors that the linear layer `name`
+    /// is made of: shorter only for Q, K and V of a hidden size that `vector` does not divide.
+    pub fn fitting_vector(&self, name: &str, vector: VectorLen) -> VectorLen {
+        let fits = |v: &VectorLen| *v <= vector && self.config.hidden().is_multiple_of(v.get());
+        match self.place_of(name) {
+            Some((_, 0)) => VectorLen::ALL.into_iter().rev().find(fits).unwrap_or(VectorLen::ONE),
+            _ => vector,
+        }
+    }
+
     /// Prunes every dense linear layer by magnitude and compresses it; layers of other forms stay. Q, K and V are pruned
     /// as one matrix, which for V that divides the hidden size is the same as each by itself.
     pub fn prune(&mut self, sparsity: Sparsity) -> Result<()> {

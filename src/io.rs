@@ -1,5 +1,9 @@
-//! Tensor files: safetensors with ordinary tensors, with compressed matrices in the format of [`crate::format`], or
+//! Tensor files: safetensors with ordinary tensors, with 2:4 matrices in this crate's format or in those of others, or
 //! with both; and the one way in which this crate writes files.
+//!
+//! A [`TensorFile`] is one file, tensor by tensor, as it is. A [`Source`] is a file or a model's folder, as the matrices
+//! that it means, however they are stored ([`Stored`]). A [`Writer`] writes a file, and a [`Layout`] says how a 2:4 matrix
+//! lies in one.
 //!
 //! A checkpoint may be larger than memory, so a [`TensorFile`] reads the header and then one tensor at a time, and
 //! [`save`] holds no second copy of what it writes. Nothing is memory-mapped: a file that shrinks while it is read is
@@ -9,6 +13,7 @@
 //! that is being written appears under its name complete or not at all.
 
 mod layout;
+mod source;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -22,6 +27,7 @@ pub use layout::{Layout, Raw24, Spec24};
 pub use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo as Header};
 use serde_json::{Map, Value};
+pub use source::{Item, Source, Stored, weights_in};
 use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
@@ -81,6 +87,15 @@ pub struct TensorFile {
     file: Mutex<File>,
     tensors: BTreeMap<String, TensorInfo>,
     metadata: HashMap<String, String>,
+}
+
+/// What a header says about a compressed matrix.
+struct Native<'a> {
+    m: usize,
+    k: usize,
+    vector: VectorLen,
+    values: &'a TensorInfo,
+    meta: &'a TensorInfo,
 }
 
 impl TensorFile {
@@ -205,6 +220,21 @@ impl TensorFile {
 
     /// The compressed matrix called `name`, checked throughout.
     pub fn sparse24(&self, name: &str) -> Result<Sparse24> {
+        let native = self.native(name)?;
+        let values = self.elements(native.values)?;
+        let made = Sparse24::from_parts(native.m, native.k, native.vector, values, self.words(native.meta)?);
+        made.map_err(|e| self.in_part(e, name))
+    }
+
+    /// [`Self::sparse24`] for values of any type that the format has.
+    pub fn raw24(&self, name: &str) -> Result<Raw24<'static>> {
+        let Native { m, k, vector, values, meta } = self.native(name)?;
+        let made = Raw24::new(m, k, vector, values.dtype, self.read(values)?, self.words(meta)?);
+        made.map_err(|e| self.in_part(e, name))
+    }
+
+    /// What the header says about the compressed matrix called `name`.
+    fn native(&self, name: &str) -> Result<Native<'_>> {
         let fail = |reason: String| Error::Invalid(reason).in_tensor(&self.path, name);
         match self.metadata.get("format") {
             Some(format) if format == FORMAT => self.check_version()?,
@@ -230,22 +260,29 @@ impl TensorFile {
             }
             Ok(info)
         };
-        // The shapes as `Sparse24` has them; there is no `Sparse24` yet to ask.
-        let values = part("values", [m, k.div_ceil(4) * 2])?;
+        let values = part("values", [m, layout::stored_columns(k)])?;
         let meta = part("meta", [m.div_ceil(vector.get()), k.div_ceil(32)])?;
         if meta.dtype != Dtype::U32 {
             return Err(Error::Invalid(format!("is {}, expected U32", meta.dtype)).in_tensor(&self.path, &meta.name));
         }
-        let (values, mut meta) = (self.elements(values)?, self.read::<u32>(meta)?);
-        meta.iter_mut().for_each(|word| *word = u32::from_le(*word));
-        Sparse24::from_parts(m, k, vector, values, meta).map_err(|e| {
-            let part = match e {
-                Error::IllegalCode { .. } | Error::Padding { what: "meta", .. } => ".meta",
-                Error::Padding { .. } => ".values",
-                _ => "",
-            };
-            e.in_tensor(&self.path, &format!("{name}{part}"))
-        })
+        Ok(Native { m, k, vector, values, meta })
+    }
+
+    /// An error of a compressed matrix, with the tensor that it is about.
+    fn in_part(&self, e: Error, name: &str) -> Error {
+        let part = match e {
+            Error::IllegalCode { .. } | Error::Padding { what: "meta", .. } => ".meta",
+            Error::Padding { .. } => ".values",
+            _ => "",
+        };
+        e.in_tensor(&self.path, &format!("{name}{part}"))
+    }
+
+    /// The words of a tensor of 32 bits an element.
+    fn words(&self, info: &TensorInfo) -> Result<Vec<u32>> {
+        let mut words = self.read::<u32>(info)?;
+        words.iter_mut().for_each(|word| *word = u32::from_le(*word));
+        Ok(words)
     }
 
     fn check_version(&self) -> Result<()> {

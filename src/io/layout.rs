@@ -63,6 +63,11 @@ impl Layout {
         }
     }
 
+    /// Whether 2:4 matrices can have elements of this type; a layout may take fewer.
+    pub fn takes(dtype: Dtype) -> bool {
+        ValueType::of(dtype).is_ok()
+    }
+
     /// The tensors that hold such a matrix. An error if the layout has no place for its shape or type.
     ///
     /// ```
@@ -202,12 +207,12 @@ fn stem(name: &str) -> &str {
 }
 
 /// Columns of the values of a matrix of `k` columns.
-fn stored_columns(k: usize) -> usize {
+pub(super) fn stored_columns(k: usize) -> usize {
     2 * k.div_ceil(4)
 }
 
 /// A type of values, as far as it matters which of them are zero.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct ValueType {
     /// Bytes.
     width: usize,
@@ -301,6 +306,7 @@ pub struct Raw24<'a> {
     k: usize,
     vector: VectorLen,
     dtype: Dtype,
+    kind: ValueType,
     values: Cow<'a, [u8]>,
     meta: Cow<'a, [u32]>,
 }
@@ -312,6 +318,7 @@ impl<'a> From<&'a Sparse24> for Raw24<'a> {
             k: s.k(),
             vector: s.vector(),
             dtype: file_dtype(s.dtype()),
+            kind: ValueType { width: s.dtype().bytes(), top: 0x7f },
             values: each_dtype!(s.values(), v => little_endian(v)),
             meta: Cow::Borrowed(s.meta()),
         }
@@ -344,7 +351,7 @@ impl Raw24<'_> {
                 }
             }
         }
-        let s = Self { m, k, vector, dtype, values: Cow::Owned(values), meta: Cow::Owned(meta) };
+        let s = Self { m, k, vector, dtype, kind, values: Cow::Owned(values), meta: Cow::Owned(meta) };
         if !k.is_multiple_of(4) {
             let group = groups - 1;
             for row in 0..m {
@@ -378,15 +385,55 @@ impl Raw24<'_> {
             }
             values
         }
-        let mask = nonzeros(m, k, dtype, dense)?;
+        let mask = nonzero_mask(m, k, dtype, dense)?;
         let vector = vector.or_else(|| Sparse24::vector_len_of(&mask)).unwrap_or(VectorLen::ONE);
         checked_mul("values", checked_mul("values", m, stored_columns(k))?, 4)?;
         let meta = codes(&mask, vector)?;
-        let mut s = Self { m, k, vector, dtype, values: Cow::Borrowed(&[]), meta: Cow::Owned(meta) };
+        let kind = ValueType::of(dtype)?;
+        let mut s = Self { m, k, vector, dtype, kind, values: Cow::Borrowed(&[]), meta: Cow::Owned(meta) };
         if !dense.is_empty() {
-            s.values = Cow::Owned(each_width!(ValueType::of(dtype)?.width, gather(&s, dense)));
+            s.values = Cow::Owned(each_width!(kind.width, gather(&s, dense)));
         }
         Ok(s)
+    }
+
+    /// The same matrix with codes shared by as many rows as can share them. Codes stay, if as many rows have the same
+    /// ones; else they are those of the non-zeros.
+    pub fn widest(self) -> Result<Self> {
+        let dense = self.decompress();
+        let shared = nonzero_mask(self.m, self.k, self.dtype, &dense)?;
+        // As it is legal at its own vector length, so it is at one.
+        let widest = Sparse24::vector_len_of(&shared).unwrap_or(VectorLen::ONE);
+        match self.shared(widest) {
+            Some(meta) => Ok(Self { vector: widest, meta: Cow::Owned(meta), ..self }),
+            None => Self::from_dense(self.m, self.k, self.dtype, &dense, Some(widest)),
+        }
+    }
+
+    /// The same matrix at another vector length, with the codes that it has. An error if rows that would share them
+    /// have others.
+    pub fn with_vector(self, vector: VectorLen) -> Result<Self> {
+        match self.shared(vector) {
+            Some(meta) => Ok(Self { vector, meta: Cow::Owned(meta), ..self }),
+            None => {
+                Err(Error::Invalid(format!("vector length {vector} is said, but rows that would share codes do not")))
+            }
+        }
+    }
+
+    /// The codes of every `vector` rows, if those rows have the same.
+    fn shared(&self, vector: VectorLen) -> Option<Vec<u32>> {
+        let words = self.k.div_ceil(32);
+        let v = vector.get();
+        let mut meta = Vec::with_capacity(self.m.div_ceil(v).checked_mul(words)?);
+        for first in (0..if words == 0 { 0 } else { self.m }).step_by(v) {
+            let codes = self.meta_row(first);
+            if (first + 1..self.m.min(first + v)).any(|row| self.meta_row(row) != codes) {
+                return None;
+            }
+            meta.extend(codes);
+        }
+        Some(meta)
     }
 
     /// The little-endian bytes of the `m x k` matrix, with 0 wherever no value is coded.
@@ -408,7 +455,7 @@ impl Raw24<'_> {
             }
             dense
         }
-        each_width!(self.width(), scatter(self))
+        each_width!(self.kind.width, scatter(self))
     }
 
     /// The same matrix for multiplication. An error if it is of a type that is not multiplied.
@@ -443,6 +490,11 @@ impl Raw24<'_> {
         self.dtype
     }
 
+    /// How many elements are not zero. -0.0 is zero, NaN is not.
+    pub fn nonzeros(&self) -> usize {
+        self.values.chunks_exact(self.kind.width).filter(|x| !self.kind.is_zero(x)).count()
+    }
+
     /// The values in little-endian bytes.
     pub fn values(&self) -> &[u8] {
         &self.values
@@ -451,10 +503,6 @@ impl Raw24<'_> {
     /// The codes, as in [`Sparse24::meta`].
     pub fn meta(&self) -> &[u32] {
         &self.meta
-    }
-
-    fn width(&self) -> usize {
-        self.dtype.bitsize() / 8
     }
 
     fn meta_row(&self, row: usize) -> &[u32] {
@@ -506,7 +554,7 @@ fn split(code: u8) -> (usize, usize) {
 }
 
 /// Where elements are not zero. An error if the bytes are not those of an `m x k` matrix of that type.
-fn nonzeros(m: usize, k: usize, dtype: Dtype, dense: &[u8]) -> Result<Mask> {
+fn nonzero_mask(m: usize, k: usize, dtype: Dtype, dense: &[u8]) -> Result<Mask> {
     fn bits<const W: usize>(kind: ValueType, k: usize, dense: &[u8]) -> Vec<u32> {
         let word = |data: &[u8]| {
             let data = data.as_chunks::<W>().0;
@@ -548,4 +596,110 @@ fn codes(mask: &Mask, vector: VectorLen) -> Result<Vec<u32>> {
         }
     }
     Ok(meta)
+}
+
+/// Which elements of a mask are set. An error names the first that is neither zero nor one.
+pub(super) fn ones(dtype: Dtype, bytes: &[u8]) -> Result<Vec<bool>> {
+    let one: &[u8] = match dtype {
+        Dtype::BOOL | Dtype::U8 | Dtype::I8 => &[1],
+        Dtype::F16 => &[0x00, 0x3c],
+        Dtype::BF16 => &[0x80, 0x3f],
+        Dtype::F32 => &[0x00, 0x00, 0x80, 0x3f],
+        Dtype::F64 => &[0, 0, 0, 0, 0, 0, 0xf0, 0x3f],
+        Dtype::I32 => &[1, 0, 0, 0],
+        Dtype::I64 => &[1, 0, 0, 0, 0, 0, 0, 0],
+        other => return Err(Error::Invalid(format!("is {other}, which no mask is"))),
+    };
+    let float = matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64);
+    let kind = ValueType { width: one.len(), top: if float { 0x7f } else { 0xff } };
+    let element = |(i, x): (usize, &[u8])| match x {
+        x if x == one => Ok(true),
+        x if kind.is_zero(x) => Ok(false),
+        _ => Err(Error::Invalid(format!("element {i} of the mask is neither 0 nor 1"))),
+    };
+    bytes.chunks_exact(one.len()).enumerate().map(element).collect()
+}
+
+/// A `sparse-24-bitmask`, whose values need no change.
+pub(super) fn from_bitmask(
+    m: usize,
+    k: usize,
+    dtype: Dtype,
+    values: Vec<u8>,
+    bitmask: &[u8],
+) -> Result<Raw24<'static>> {
+    let (row_bytes, words) = (k.div_ceil(8), k.div_ceil(32));
+    let mut meta = vec![0; checked_mul("meta", m, words)?];
+    let rows = bitmask.chunks_exact(row_bytes.max(1)).zip(meta.chunks_exact_mut(words.max(1)));
+    for (row, (bytes, meta)) in rows.enumerate() {
+        for group in 0..2 * bytes.len() {
+            let bits = bytes[group / 2] >> (4 * (group % 2)) & 0xf;
+            match (bits.count_ones(), code_of(bits)) {
+                (0, _) if group >= k / 4 => {}
+                (2, Some(code)) if group < k / 4 => meta[group / 8] |= u32::from(code) << (4 * (group % 8)),
+                (count @ 3.., _) => return Err(Error::OverFull { row, group, count: count as usize }),
+                (count, _) => {
+                    let expected = if group < k / 4 { 2 } else { 0 };
+                    let reason = format!("row {row}, group {group}: {count} bits are set, expected {expected}");
+                    return Err(Error::Invalid(reason));
+                }
+            }
+        }
+    }
+    Raw24::new(m, k, VectorLen::ONE, dtype, values, meta)
+}
+
+/// The dense bytes of a `sparse-bitmask` of `width` bytes an element.
+pub(super) fn from_sparse_bitmask(
+    m: usize,
+    k: usize,
+    width: usize,
+    values: &[u8],
+    offsets: &[u8],
+    bitmask: &[u8],
+) -> Result<Vec<u8>> {
+    let mut dense = vec![0; checked_mul("matrix", checked_mul("matrix", m, k)?, width)?];
+    let mut taken = 0;
+    let row_bytes = k.div_ceil(8);
+    let offsets = offsets.as_chunks::<8>().0;
+    for (row, (bytes, offset)) in bitmask.chunks_exact(row_bytes.max(1)).zip(offsets).enumerate() {
+        let offset = i64::from_le_bytes(*offset);
+        if usize::try_from(offset) != Ok(taken) {
+            return Err(Error::Invalid(format!("row {row} starts at value {offset}, the rows before have {taken}")));
+        }
+        for col in (0..8 * row_bytes).filter(|col| bytes[col / 8] >> (col % 8) & 1 == 1) {
+            let value = values.get(taken * width..(taken + 1) * width);
+            let (Some(value), true) = (value, col < k) else {
+                return Err(Error::Invalid(format!("row {row}: the bit of column {col} has no value")));
+            };
+            dense[(row * k + col) * width..][..width].copy_from_slice(value);
+            taken += 1;
+        }
+    }
+    if taken * width != values.len() {
+        return Err(Error::Invalid(format!("{} values, of which the mask places {taken}", values.len() / width)));
+    }
+    Ok(dense)
+}
+
+/// The type of the metadata and its columns in the layout cutlass of such a matrix, if it can be in that.
+pub(super) fn cutlass_meta(m: usize, k: usize, dtype: Dtype) -> Option<(Dtype, usize)> {
+    let order = Order::of(dtype).filter(|order| order.fits(m, k))?;
+    Some((order.dtype, k / order.columns))
+}
+
+/// A matrix in the layout cutlass, whose values need no change.
+pub(super) fn from_cutlass(m: usize, k: usize, dtype: Dtype, values: Vec<u8>, meta: &[u8]) -> Result<Raw24<'static>> {
+    let order = Order::of(dtype).filter(|order| order.fits(m, k));
+    let order = order.ok_or_else(|| Error::Invalid(format!("{m} x {k} {dtype} is no matrix of the layout cutlass")))?;
+    let (bytes, cols) = (order.columns / 8, k / order.columns);
+    let mut words = vec![0u32; checked_mul("meta", m, k / 32)?];
+    for row in 0..m {
+        for col in 0..cols {
+            let word = &meta[order.place(m, row, col) * bytes..][..bytes];
+            let word = word.iter().rev().fold(0, |word, &byte| word << 8 | u32::from(byte));
+            words[(row * cols + col) * bytes / 4] |= word << (8 * (col * bytes % 4));
+        }
+    }
+    Raw24::new(m, k, VectorLen::ONE, dtype, values, words)
 }

@@ -5,9 +5,11 @@
 //! usage, 3 a result failed verification.
 
 mod bench;
+mod convert;
 mod devices;
 mod embed;
 mod eval;
+mod folder;
 mod inspect;
 mod model;
 mod model_bench;
@@ -44,6 +46,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Bench(Box<bench::Args>),
+    Convert(Box<convert::Args>),
     Devices(devices::Args),
     Embed(Box<embed::Args>),
     Eval(Box<eval::Args>),
@@ -57,6 +60,7 @@ pub(crate) fn run() -> Result<Outcome> {
     match Cli::parse().command {
         None => bench::run(&bench::Args::default()),
         Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),
         Some(Command::Embed(args)) => embed::run(&args),
         Some(Command::Eval(args)) => eval::run(&args),

@@ -1,5 +1,9 @@
-//! Tensor files: safetensors with ordinary tensors, with compressed matrices in the format of [`crate::format`], or
+//! Tensor files: safetensors with ordinary tensors, with 2:4 matrices in this crate's format or in those of others, or
 //! with both; and the one way in which this crate writes files.
+//!
+//! A [`TensorFile`] is one file, tensor by tensor, as it is. A [`Source`] is a file or a model's folder, as the matrices
+//! that it means, however they are stored ([`Stored`]). A [`Writer`] writes a file, and a [`Layout`] says how a 2:4 matrix
+//! lies in one.
 //!
 //! A checkpoint may be larger than memory, so a [`TensorFile`] reads the header and then one tensor at a time, and
 //! [`save`] holds no second copy of what it writes. Nothing is memory-mapped: a file that shrinks while it is read is
@@ -7,6 +11,9 @@
 //!
 //! Invariants: after [`TensorFile::open`] every tensor's type, shape and bytes agree and lie within the file; a file
 //! that is being written appears under its name complete or not at all.
+
+mod layout;
+mod source;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -16,9 +23,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use bytemuck::Pod;
+pub use layout::{Layout, Raw24, Spec24};
 pub use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo as Header};
 use serde_json::{Map, Value};
+pub use source::{Item, Source, Stored, weights_in};
+use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
 use crate::format::{Sparse24, VERSION};
@@ -47,6 +57,13 @@ pub struct TensorInfo {
     start: u64,
 }
 
+impl TensorInfo {
+    /// What a [`Writer`] needs to write the same tensor.
+    pub fn spec(&self) -> Spec {
+        Spec::new(&*self.name, self.dtype, &self.shape)
+    }
+}
+
 /// An open safetensors file, of which only the header is in memory.
 ///
 /// ```
@@ -70,6 +87,15 @@ pub struct TensorFile {
     file: Mutex<File>,
     tensors: BTreeMap<String, TensorInfo>,
     metadata: HashMap<String, String>,
+}
+
+/// What a header says about a compressed matrix.
+struct Native<'a> {
+    m: usize,
+    k: usize,
+    vector: VectorLen,
+    values: &'a TensorInfo,
+    meta: &'a TensorInfo,
 }
 
 impl TensorFile {
@@ -194,6 +220,21 @@ impl TensorFile {
 
     /// The compressed matrix called `name`, checked throughout.
     pub fn sparse24(&self, name: &str) -> Result<Sparse24> {
+        let native = self.native(name)?;
+        let values = self.elements(native.values)?;
+        let made = Sparse24::from_parts(native.m, native.k, native.vector, values, self.words(native.meta)?);
+        made.map_err(|e| self.in_part(e, name))
+    }
+
+    /// [`Self::sparse24`] for values of any type that the format has.
+    pub fn raw24(&self, name: &str) -> Result<Raw24<'static>> {
+        let Native { m, k, vector, values, meta } = self.native(name)?;
+        let made = Raw24::new(m, k, vector, values.dtype, self.read(values)?, self.words(meta)?);
+        made.map_err(|e| self.in_part(e, name))
+    }
+
+    /// What the header says about the compressed matrix called `name`.
+    fn native(&self, name: &str) -> Result<Native<'_>> {
         let fail = |reason: String| Error::Invalid(reason).in_tensor(&self.path, name);
         match self.metadata.get("format") {
             Some(format) if format == FORMAT => self.check_version()?,
@@ -219,22 +260,29 @@ impl TensorFile {
             }
             Ok(info)
         };
-        // The shapes as `Sparse24` has them; there is no `Sparse24` yet to ask.
-        let values = part("values", [m, k.div_ceil(4) * 2])?;
+        let values = part("values", [m, layout::stored_columns(k)])?;
         let meta = part("meta", [m.div_ceil(vector.get()), k.div_ceil(32)])?;
         if meta.dtype != Dtype::U32 {
             return Err(Error::Invalid(format!("is {}, expected U32", meta.dtype)).in_tensor(&self.path, &meta.name));
         }
-        let (values, mut meta) = (self.elements(values)?, self.read::<u32>(meta)?);
-        meta.iter_mut().for_each(|word| *word = u32::from_le(*word));
-        Sparse24::from_parts(m, k, vector, values, meta).map_err(|e| {
-            let part = match e {
-                Error::IllegalCode { .. } | Error::Padding { what: "meta", .. } => ".meta",
-                Error::Padding { .. } => ".values",
-                _ => "",
-            };
-            e.in_tensor(&self.path, &format!("{name}{part}"))
-        })
+        Ok(Native { m, k, vector, values, meta })
+    }
+
+    /// An error of a compressed matrix, with the tensor that it is about.
+    fn in_part(&self, e: Error, name: &str) -> Error {
+        let part = match e {
+            Error::IllegalCode { .. } | Error::Padding { what: "meta", .. } => ".meta",
+            Error::Padding { .. } => ".values",
+            _ => "",
+        };
+        e.in_tensor(&self.path, &format!("{name}{part}"))
+    }
+
+    /// The words of a tensor of 32 bits an element.
+    fn words(&self, info: &TensorInfo) -> Result<Vec<u32>> {
+        let mut words = self.read::<u32>(info)?;
+        words.iter_mut().for_each(|word| *word = u32::from_le(*word));
+        Ok(words)
     }
 
     fn check_version(&self) -> Result<()> {
@@ -307,6 +355,15 @@ fn swap_if_big_endian<T: Pod>(data: &mut [T]) {
     }
 }
 
+/// The name in files of one of our element types.
+fn file_dtype(dtype: DType) -> Dtype {
+    match dtype {
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::Bf16 => Dtype::BF16,
+    }
+}
+
 /// The items as they are stored in a file.
 fn little_endian<T: Pod>(data: &[T]) -> Cow<'_, [u8]> {
     if cfg!(target_endian = "little") {
@@ -328,88 +385,33 @@ pub enum Entry<'a> {
     Copy(&'a TensorFile),
 }
 
-/// The bytes of one tensor to be written.
-enum Source<'a> {
-    Elements(&'a Elements),
-    Words(&'a [u32]),
-    File(&'a TensorFile, &'a TensorInfo),
-}
-
 /// Writes a safetensors file that holds `entries`, in place of any file at `path`. The same entries, in any order, make
 /// the same bytes. An error, after which `path` is as it was, if a name is used twice or a file cannot be read or
-/// written.
+/// written. All entries are in memory or in files at once; a [`Writer`] needs one at a time.
 pub fn save(path: impl AsRef<Path>, entries: &[(&str, Entry<'_>)]) -> Result<()> {
     let path = path.as_ref();
-    let float = |dtype| match dtype {
-        DType::F32 => Dtype::F32,
-        DType::F16 => Dtype::F16,
-        DType::Bf16 => Dtype::BF16,
-    };
     let mut metadata = BTreeMap::new();
-    let mut tensors: Vec<(String, Dtype, Vec<usize>, usize, Source<'_>)> = Vec::new();
+    let mut specs = Vec::new();
     for &(name, entry) in entries {
         match entry {
             Entry::Sparse24(s) => {
-                let (values, meta) = (s.values(), s.meta());
-                metadata.insert("format".to_owned(), FORMAT.to_owned());
-                metadata.insert("version".to_owned(), VERSION.to_owned());
-                metadata.insert(format!("{name}.shape"), format!("{},{}", s.m(), s.k()));
-                metadata.insert(format!("{name}.vector"), s.vector().to_string());
-                let source = Source::Elements(values);
-                let shape = vec![s.m(), s.k_physical()];
-                tensors.push((format!("{name}.values"), float(s.dtype()), shape, values.as_bytes().len(), source));
-                let shape = vec![s.meta_rows(), s.meta_cols()];
-                tensors.push((format!("{name}.meta"), Dtype::U32, shape, size_of_val(meta), Source::Words(meta)));
+                let matrix = Spec24::of(name, s);
+                metadata.extend(Layout::Native.metadata(&matrix));
+                specs.extend(Layout::Native.specs(&matrix).map_err(|e| e.in_tensor(path, name))?);
             }
-            Entry::Matrix(w) => {
-                let source = Source::Elements(w.elements());
-                tensors.push((name.to_owned(), float(w.dtype()), vec![w.rows(), w.cols()], w.bytes(), source));
-            }
-            Entry::Copy(file) => {
-                let info = file.info(name)?;
-                tensors.push((name.to_owned(), info.dtype, info.shape.clone(), info.bytes, Source::File(file, info)));
-            }
+            Entry::Matrix(w) => specs.push(Spec::new(name, file_dtype(w.dtype()), &[w.rows(), w.cols()])),
+            Entry::Copy(file) => specs.push(file.info(name)?.spec()),
         }
     }
-    // The order of every safetensors writer: the widest type first, which keeps each tensor aligned to its elements.
-    tensors.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-
-    let json = |e: serde_json::Error| Error::file(path, e.to_string());
-    let mut header = Map::new();
-    if !metadata.is_empty() {
-        header.insert(METADATA.to_owned(), serde_json::to_value(metadata).map_err(json)?);
-    }
-    let mut end = 0usize;
-    for (name, dtype, shape, bytes, _) in &tensors {
-        let start = end;
-        end = start.checked_add(*bytes).ok_or_else(|| {
-            Error::Overflow { what: "file size".into(), detail: format!("{start} + {bytes}") }.in_tensor(path, name)
-        })?;
-        let entry = Header { dtype: *dtype, shape: shape.clone(), data_offsets: (start, end) };
-        let entry = serde_json::to_value(entry).map_err(json)?;
-        if name == METADATA || header.insert(name.clone(), entry).is_some() {
-            return Err(Error::Invalid("the name is taken".into()).in_tensor(path, name));
+    let mut writer = Writer::create(path, &specs, &metadata)?;
+    for &(name, entry) in entries {
+        match entry {
+            Entry::Sparse24(s) => Layout::Native.write(&mut writer, name, &s.into())?,
+            Entry::Matrix(w) => writer.write(name, &each_dtype!(w.elements(), v => little_endian(v)))?,
+            Entry::Copy(file) => writer.write(name, &file.bytes(name)?)?,
         }
     }
-    let mut header = serde_json::to_vec(&header).map_err(json)?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    if header.len() as u64 > MAX_HEADER {
-        return Err(Error::file(path, format!("a header of {} bytes, at most {MAX_HEADER} are allowed", header.len())));
-    }
-    replace(path, |out| {
-        let io = |e| Error::io(path, e);
-        out.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
-        out.write_all(&header).map_err(io)?;
-        for (.., source) in &tensors {
-            let bytes = match source {
-                Source::Elements(elements) => each_dtype!(elements, v => little_endian(v)),
-                Source::Words(words) => little_endian(words),
-                Source::File(file, info) => Cow::Owned(file.read(info)?),
-            };
-            out.write_all(&bytes).map_err(io)?;
-        }
-        Ok(())
-    })
+    writer.finish()
 }
 
 /// [`save`] of compressed matrices alone.
@@ -422,6 +424,140 @@ pub fn save_sparse24(path: impl AsRef<Path>, matrices: &[(&str, &Sparse24)]) -> 
 pub fn save_matrices(path: impl AsRef<Path>, matrices: &[(&str, &Matrix)]) -> Result<()> {
     let entries: Vec<_> = matrices.iter().map(|&(name, w)| (name, Entry::Matrix(w))).collect();
     save(path, &entries)
+}
+
+/// Name, type and shape of a tensor that is to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// Its name.
+    pub name: String,
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Its shape, row-major.
+    pub shape: Vec<usize>,
+}
+
+impl Spec {
+    /// A tensor of that name, type and shape.
+    pub fn new(name: impl Into<String>, dtype: Dtype, shape: &[usize]) -> Self {
+        Self { name: name.into(), dtype, shape: shape.to_vec() }
+    }
+
+    /// Its size in bytes. An error if that overflows, or elements smaller than a byte do not fill their last byte.
+    pub fn bytes(&self) -> Result<usize> {
+        let bits = self.shape.iter().try_fold(self.dtype.bitsize(), |product, &n| product.checked_mul(n));
+        bits.filter(|bits| bits.is_multiple_of(8)).map(|bits| bits / 8).ok_or_else(|| Error::Overflow {
+            what: "tensor".into(),
+            detail: format!("shape {:?} of {}", self.shape, self.dtype),
+        })
+    }
+}
+
+/// A safetensors file that is being written: what it will hold is said first, and then the tensors are written in any
+/// order, one at a time, so that a checkpoint larger than memory can be made.
+///
+/// The file is under a temporary name until [`Self::finish`]; a writer that is dropped leaves nothing. The same specs
+/// in any order, and the same bytes, make the same file.
+///
+/// ```
+/// use std::collections::BTreeMap;
+/// use sparse24::io::{Dtype, Layout, Spec, Spec24, Writer};
+/// use sparse24::{Matrix, Sparse24, TensorFile, VectorLen};
+/// let dir = tempfile::tempdir().unwrap();
+/// let path = dir.path().join("model.safetensors");
+/// let s = Sparse24::from_dense(&Matrix::from_f32(1, 4, &[0., 1., 0., 2.])?, VectorLen::ONE)?;
+///
+/// // Said first: a bias, and a 2:4 matrix in a layout that a program chose.
+/// let layout = Layout::Native;
+/// let matrix = Spec24::of("up.weight", &s);
+/// let mut specs = vec![Spec::new("up.bias", Dtype::F32, &[1])];
+/// specs.extend(layout.specs(&matrix)?);
+/// let mut writer = Writer::create(&path, &specs, &BTreeMap::from_iter(layout.metadata(&matrix)))?;
+///
+/// // Then written, in any order.
+/// layout.write(&mut writer, "up.weight", &(&s).into())?;
+/// writer.write("up.bias", &0.5f32.to_le_bytes())?;
+/// writer.finish()?;
+/// assert_eq!(TensorFile::open(&path)?.sparse24("up.weight")?, s);
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Writer {
+    path: PathBuf,
+    file: NamedTempFile,
+    /// Where each tensor starts in the file and its size in bytes; taken out when it is written.
+    open: BTreeMap<String, (u64, usize)>,
+}
+
+impl Writer {
+    /// Starts a file that will be at `path` and hold these tensors and this `__metadata__`. An error if a name is used
+    /// twice, a size overflows, or there can be no file.
+    pub fn create(path: impl AsRef<Path>, specs: &[Spec], metadata: &BTreeMap<String, String>) -> Result<Self> {
+        let path = path.as_ref();
+        // The order of every safetensors writer: the widest type first, which keeps each tensor aligned to its elements.
+        let mut specs: Vec<_> = specs.iter().collect();
+        specs.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
+
+        let json = |e: serde_json::Error| Error::file(path, e.to_string());
+        let mut header = Map::new();
+        if !metadata.is_empty() {
+            header.insert(METADATA.to_owned(), serde_json::to_value(metadata).map_err(json)?);
+        }
+        let mut end = 0usize;
+        let mut open = BTreeMap::new();
+        for spec in specs {
+            let fail = |e: Error| e.in_tensor(path, &spec.name);
+            let (start, bytes) = (end, spec.bytes().map_err(fail)?);
+            end = start.checked_add(bytes).ok_or_else(|| {
+                fail(Error::Overflow { what: "file size".into(), detail: format!("{start} + {bytes}") })
+            })?;
+            let entry = Header { dtype: spec.dtype, shape: spec.shape.clone(), data_offsets: (start, end) };
+            let entry = serde_json::to_value(entry).map_err(json)?;
+            if spec.name == METADATA || header.insert(spec.name.clone(), entry).is_some() {
+                return Err(fail(Error::Invalid("the name is taken".into())));
+            }
+            open.insert(spec.name.clone(), (start as u64, bytes));
+        }
+        let mut header = serde_json::to_vec(&header).map_err(json)?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let len = header.len() as u64;
+        if len > MAX_HEADER {
+            return Err(Error::file(path, format!("a header of {len} bytes, at most {MAX_HEADER} are allowed")));
+        }
+        open.values_mut().for_each(|(start, _)| *start += 8 + len);
+
+        let io = |e| Error::io(path, e);
+        let mut file = temporary(path)?;
+        file.write_all(&len.to_le_bytes()).map_err(io)?;
+        file.write_all(&header).map_err(io)?;
+        Ok(Self { path: path.to_path_buf(), file, open })
+    }
+
+    /// Writes a tensor, in little-endian bytes as a file has them. An error if it is none of those that were said, was
+    /// written before, or has another size.
+    pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let refuse = |reason: String| Error::Invalid(reason).in_tensor(&self.path, name);
+        let &(start, expected) =
+            self.open.get(name).ok_or_else(|| refuse("was not announced, or is written already".into()))?;
+        if bytes.len() != expected {
+            return Err(refuse(format!("{} bytes are to be written, {expected} were announced", bytes.len())));
+        }
+        let io = |e| Error::io(&self.path, e).in_tensor(&self.path, name);
+        self.file.seek(SeekFrom::Start(start)).map_err(io)?;
+        self.file.write_all(bytes).map_err(io)?;
+        self.open.remove(name);
+        Ok(())
+    }
+
+    /// Puts the file in place of any at its path. An error, after which that is as it was, if a tensor is missing.
+    pub fn finish(self) -> Result<()> {
+        if let Some(name) = self.open.keys().next() {
+            let others = self.open.len() - 1;
+            return Err(Error::Invalid(format!("was never written, and {others} others")).in_tensor(&self.path, name));
+        }
+        self.file.persist(&self.path).map_err(|e| Error::io(&self.path, e.error))?;
+        Ok(())
+    }
 }
 
 /// Writes a file under a temporary name in the directory of `path` and renames it to `path` when `write` is done. After
@@ -437,22 +573,22 @@ pub fn save_matrices(path: impl AsRef<Path>, matrices: &[(&str, &Matrix)]) -> Re
 /// ```
 pub fn write_atomically(path: impl AsRef<Path>, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let path = path.as_ref();
-    replace(path, |out| write(out).map_err(|e| Error::io(path, e)))
+    let io = |e| Error::io(path, e);
+    let mut file = temporary(path)?;
+    let mut out = BufWriter::with_capacity(1 << 20, file.as_file_mut());
+    write(&mut out).map_err(io)?;
+    out.flush().map_err(io)?;
+    drop(out);
+    file.persist(path).map_err(|e| io(e.error))?;
+    Ok(())
 }
 
-/// [`write_atomically`] for writers that fail for other reasons too.
-fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let io = |e| Error::io(path, e);
+/// A temporary file beside `path`, to be renamed to it.
+fn temporary(path: &Path) -> Result<NamedTempFile> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
     // Temporary files are private by default; this one is to be a file like any other, as far as the umask allows.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.prefix(".sparse24-").tempfile_in(dir).map_err(io)?;
-    let mut out = BufWriter::with_capacity(1 << 20, file.as_file_mut());
-    write(&mut out)?;
-    out.flush().map_err(io)?;
-    drop(out);
-    file.persist(path).map_err(|e| io(e.error))?;
-    Ok(())
+    builder.prefix(".sparse24-").tempfile_in(dir).map_err(|e| Error::io(path, e))
 }

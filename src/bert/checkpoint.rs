@@ -11,9 +11,9 @@ use std::str::FromStr;
 use super::config::Config;
 use crate::error::{Error, Result, expect_shape};
 use crate::format::Sparse24;
-use crate::io::TensorFile;
+use crate::io::{Item, Source, Stored, weights_in};
 use crate::linear::LinearWeights;
-use crate::mask::VectorLen;
+use crate::mask::{Mask, VectorLen};
 use crate::matrix::{DType, Element, Elements, Matrix, each_dtype};
 use crate::measure;
 use crate::prune;
@@ -25,7 +25,7 @@ pub struct Files {
     pub config: PathBuf,
     /// `tokenizer.json`.
     pub tokenizer: PathBuf,
-    /// `model.safetensors`.
+    /// `model.safetensors`, or the index of its shards, `model.safetensors.index.json`.
     pub weights: PathBuf,
 }
 
@@ -36,7 +36,7 @@ impl Files {
         Self {
             config: folder.join("config.json"),
             tokenizer: folder.join("tokenizer.json"),
-            weights: folder.join("model.safetensors"),
+            weights: weights_in(folder),
         }
     }
 }
@@ -160,10 +160,14 @@ impl Checkpoint {
     /// Reads the weights of a model, in f32, f16 or bf16, with or without `bert.` in front of their names, and rounds
     /// tables and linear weights to `dtype`, f32 or f16.
     ///
-    /// `over` is a file that is asked first for every tensor: it may hold linear layers in this crate's compressed
-    /// format, under the name of their weight with or without `.weight`, and other tensors; what it lacks comes from
-    /// `files.weights`, which need not be there if it lacks nothing. Q, K and V become one layer: 2:4 if all three are,
-    /// with the longest vector that fits them, else dense.
+    /// `files.weights` and `over` may be a file, a folder or the index of shards, in any form that a
+    /// [`Source`](crate::io::Source) knows. Linear layers that are stored compressed stay so, those with a mask of
+    /// torch's keep it to be applied while they are used, and those with a mask of ASP's are compressed if that is 2:4.
+    /// Compressed layers may lack the `.weight` in their names.
+    ///
+    /// `over` is asked first for every tensor; what it lacks comes from `files.weights`, which need not be there if it
+    /// lacks nothing. Q, K and V become one layer: 2:4 if all three are, with the longest vector that fits them; masked
+    /// if all three are; else dense.
     ///
     /// An error names a tensor that is missing or has another shape, with the shape that `config` wants, and the first
     /// element that is infinite or NaN, as `dtype` or already in the file.
@@ -320,36 +324,13 @@ fn activation_dtype(dtype: DType) -> Result<DType> {
     }
 }
 
-/// A file to take tensors from.
-struct Source {
-    file: TensorFile,
-    /// Names of the compressed matrices in it.
-    compressed: Vec<String>,
+/// The item of the first of these names that there is, with or without `bert.` in front.
+fn find<'a>(source: &'a Source, names: &[&str]) -> Option<&'a Item> {
+    let prefixed = names.iter().flat_map(|name| [(*name).to_owned(), format!("bert.{name}")]);
+    prefixed.into_iter().find_map(|name| source.item(&name))
 }
 
-impl Source {
-    fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let file = TensorFile::open(path)?;
-        let compressed = file.sparse24_names()?;
-        Ok(Self { file, compressed })
-    }
-
-    /// The first of these names that is a tensor of the file, with or without `bert.` in front.
-    fn name(&self, names: &[&str]) -> Option<String> {
-        prefixed(names).find(|name| self.file.info(name).is_ok())
-    }
-
-    /// The first of these names that is a compressed matrix of the file, with or without `bert.` in front.
-    fn compressed(&self, names: &[&str]) -> Option<String> {
-        prefixed(names).find(|name| self.compressed.contains(name))
-    }
-}
-
-fn prefixed(names: &[&str]) -> impl Iterator<Item = String> {
-    names.iter().flat_map(|name| [(*name).to_owned(), format!("bert.{name}")])
-}
-
-/// Files to take tensors from, in the order in which they are asked, and the type that they are rounded to.
+/// What to take tensors from, in the order in which it is asked, and the type that they are rounded to.
 struct Reader {
     sources: Vec<Source>,
     dtype: DType,
@@ -358,23 +339,26 @@ struct Reader {
 impl Reader {
     /// What there is no tensor for.
     fn missing(&self, name: &str, shape: &[usize]) -> Error {
-        let files: Vec<_> = self.sources.iter().map(|s| s.file.path().display().to_string()).collect();
+        let files: Vec<_> = self.sources.iter().map(|s| s.path().display().to_string()).collect();
         Error::Invalid(format!("{}: tensor {name} of shape {shape:?} is missing", files.join(" and ")))
+    }
+
+    /// The first source that has one of these names, and what it has.
+    fn item(&self, names: &[&str], shape: &[usize]) -> Result<(&Source, &Item)> {
+        let found = self.sources.iter().find_map(|source| Some((source, find(source, names)?)));
+        let (source, item) = found.ok_or_else(|| self.missing(names[0], shape))?;
+        if item.shape != shape {
+            let shape = Error::Shape { what: "weight".into(), got: item.shape.clone(), expected: shape.to_vec() };
+            return Err(shape.in_tensor(source.path_of(item), &item.name));
+        }
+        Ok((source, item))
     }
 
     /// A tensor of two dimensions, or of one as a row.
     fn tensor(&self, names: &[&str], shape: &[usize], dtype: DType) -> Result<Matrix> {
-        let found = self.sources.iter().find_map(|s| Some((s, s.name(names)?)));
-        let (source, name) = found.ok_or_else(|| self.missing(names[0], shape))?;
-        let info = source.file.info(&name)?;
-        let path = source.file.path();
-        if info.shape != shape {
-            let what = "weight".to_owned();
-            return Err(Error::Shape { what, got: info.shape.clone(), expected: shape.to_vec() }.in_tensor(path, &name));
-        }
-        let matrix = if shape.len() == 1 { source.file.vector(&name)? } else { source.file.matrix(&name)? };
-        let matrix = matrix.cast(dtype);
-        finite(matrix.elements(), matrix.cols()).map_err(|e| e.in_tensor(path, &name))?;
+        let (source, item) = self.item(names, shape)?;
+        let matrix = source.matrix(item)?.cast(dtype);
+        finite(matrix.elements(), matrix.cols()).map_err(|e| e.in_tensor(source.path_of(item), &item.name))?;
         Ok(matrix)
     }
 
@@ -398,22 +382,25 @@ impl Reader {
         Ok(Dense { weights: self.weights(name, m, k)?, bias: self.bias(name, m)? })
     }
 
-    /// The weights of a layer from the first file that has them, in whichever form.
+    /// The weights of a layer from the first source that has them, in whichever form.
     fn weights(&self, name: &str, m: usize, k: usize) -> Result<LinearWeights> {
-        let weight = format!("{name}.weight");
-        for source in &self.sources {
-            if let Some(compressed) = source.compressed(&[&weight, name]) {
-                let path = source.file.path();
-                let w = source.file.sparse24(&compressed)?;
-                let shape = |e: Error| e.in_tensor(path, &compressed);
-                expect_shape("weight", (w.m(), w.k()), (m, k)).map_err(shape)?;
-                return cast(LinearWeights::Sparse24(w), self.dtype).map_err(shape);
+        let (source, item) = self.item(&[&format!("{name}.weight"), name], &[m, k])?;
+        let named = |e: Error| e.in_tensor(source.path_of(item), &item.name);
+        let weights = match item.stored {
+            Stored::Dense => source.matrix(item)?.into(),
+            Stored::Native | Stored::Bitmask | Stored::SparseBitmask | Stored::Cutlass => {
+                source.raw24(item)?.to_sparse24().map_err(named)?.into()
             }
-            if source.name(&[&weight]).is_some() {
-                break;
+            Stored::TorchMask | Stored::AspMask => {
+                let (w, mask) = source.masked(item)?;
+                // ASP zeroes what it prunes, so that its mask adds nothing; before it prunes, its mask is all ones.
+                match Sparse24::from_dense(&mask.apply(&w)?, VectorLen::ONE) {
+                    Ok(compressed) if item.stored == Stored::AspMask => compressed.into(),
+                    _ => LinearWeights::Masked(w, mask),
+                }
             }
-        }
-        Ok(LinearWeights::Dense(self.matrix(&weight, m, k)?))
+        };
+        cast(weights, self.dtype).map_err(named)
     }
 
     /// Several layers of the same input and `d` outputs each as one.
@@ -429,8 +416,9 @@ impl Reader {
     }
 }
 
-/// Matrices of the same type and number of columns one under the other. 2:4 if all are, dense otherwise.
-pub(super) fn stacked(parts: &[LinearWeights]) -> Result<LinearWeights> {
+/// Matrices of the same type and number of columns one under the other. 2:4 if all are, masked if all are, dense
+/// otherwise.
+fn stacked(parts: &[LinearWeights]) -> Result<LinearWeights> {
     fn join<'a>(parts: impl Iterator<Item = &'a Elements>, dtype: DType) -> Elements {
         fn of<'a, T: Element>(parts: impl Iterator<Item = &'a Elements>) -> Elements {
             T::wrap(parts.filter_map(T::of).flatten().copied().collect())
@@ -458,6 +446,18 @@ pub(super) fn stacked(parts: &[LinearWeights]) -> Result<LinearWeights> {
         let values = join(parts.iter().map(|w| w.values()), dtype);
         let meta = parts.iter().flat_map(|w| w.meta()).copied().collect();
         return Ok(LinearWeights::Sparse24(Sparse24::from_parts(rows, k, vector, values, meta)?));
+    }
+    let masked: Option<Vec<(&Matrix, &Mask)>> = parts
+        .iter()
+        .map(|part| match part {
+            LinearWeights::Masked(w, mask) => Some((w, mask)),
+            _ => None,
+        })
+        .collect();
+    if let Some(masked) = masked {
+        let weights = Matrix::new(rows, k, join(masked.iter().map(|(w, _)| w.elements()), dtype))?;
+        let words = masked.iter().flat_map(|(_, mask)| mask.words()).copied().collect();
+        return Ok(LinearWeights::Masked(weights, Mask::new(rows, k, words)?));
     }
     let dense: Vec<_> = parts.iter().map(LinearWeights::to_dense).collect::<Result<_>>()?;
     Ok(LinearWeights::Dense(Matrix::new(rows, k, join(dense.iter().map(Matrix::elements), dtype))?))

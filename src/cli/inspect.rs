@@ -1,18 +1,18 @@
-//! `sparse24 inspect`: what is in a safetensors file, and what 2:4 would make of it.
+//! `sparse24 inspect`: what is in a model's files, what 2:4 would make of it, and whether what says that it is 2:4 is.
 //!
 //! Tensors are read one at a time, so memory stays near the largest one, and nothing is printed before all were read: a
 //! file that turns out to be broken gives an error and no half of a listing.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Outcome, print, print_json, progress, scaled, size};
+use super::folder::Claim;
+use super::{Outcome, print, print_json, progress, say, scaled, size};
 use sparse24::error::Error;
 use sparse24::format::Sparse24;
-use sparse24::io::{Dtype, TensorFile, TensorInfo};
+use sparse24::io::{Dtype, Item, Raw24, Source, Stored};
 use sparse24::mask::{Mask, VectorLen};
 use sparse24::matrix::Matrix;
 use sparse24::prune;
@@ -22,6 +22,8 @@ Examples:
   sparse24 inspect model.safetensors
   # the tensors that are 2:4 already
   sparse24 inspect model.safetensors --json | jq '.tensors[] | select(.matrix.vector)'
+  # does a folder keep what its files say?
+  sparse24 inspect --check model-2of4/
 
 Columns:
   density  share of elements that are not zero (-0.0 is zero)
@@ -32,23 +34,34 @@ Columns:
   2:4      bytes of values and metadata, pruned to 2:4 at V=1; what a matrix that
            is stored as 2:4 takes
 
-A matrix is a tensor of two dimensions and type f32, f16 or bf16; of others, shape,
-type and bytes are listed. A matrix that is stored in sparse24's own format is
-checked throughout, and an illegal one is an error.";
+A matrix is a tensor of two dimensions and type f32, f16 or bf16, or one that is stored
+as 2:4 in any type; of others, shape, type and bytes are listed. Stored as 2:4 means:
+sparse24's own format (sparse24), sparse-24-bitmask, or torch's CUTLASS pair (cutlass);
+they are checked throughout, and an illegal one is an error. sparse-bitmask, torch-mask
+and asp-mask are listed as what they are when decoded and masked.
+
+--check looks at what claims to be 2:4: those forms but for sparse-bitmask, matrices with
+a mask of torch's or ASP's, and in a folder whose config.json says sparsity_structure 2:4,
+the weights that it says it of. It exits with 3 at the first that is not.";
 
 /// The widest line that is laid out generously.
 const WIDTH: usize = 100;
 
-/// List a safetensors file's tensors: density, whether they are 2:4, what 2:4 would keep, and bytes in each form.
+/// List a model's tensors: how they are stored, density, whether they are 2:4, what 2:4 would keep, and bytes in each
+/// form; or check those that claim to be 2:4.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The file to read.
-    #[arg(value_name = "FILE.safetensors")]
+    /// A safetensors file, an index of shards, or a model's folder.
+    #[arg(value_name = "FILE.safetensors|DIR")]
     file: PathBuf,
     /// Print JSON (schema sparse24-inspect/1) instead of a table.
     #[arg(long)]
     json: bool,
+    /// Print one line if all that claims to be 2:4 is; else exit with 3 and name the first tensor, row and group that is
+    /// not.
+    #[arg(long, conflicts_with = "json")]
+    check: bool,
 }
 
 #[derive(Serialize)]
@@ -59,15 +72,15 @@ struct Listing {
     total: Total,
 }
 
-/// One tensor, or one matrix in the compressed format, which is two.
+/// One tensor, or one matrix that is stored as several.
 #[derive(Serialize)]
 struct Row {
     name: String,
     shape: Vec<usize>,
     dtype: String,
-    /// `dense` or `sparse24`.
+    /// As [`Stored::name`] has it.
     stored: &'static str,
-    /// What it takes in the file.
+    /// What it takes in the files.
     bytes: u64,
     /// What is known of matrices of f32, f16 and bf16 alone.
     matrix: Option<Facts>,
@@ -101,7 +114,11 @@ struct Total {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    let listing = Listing::read(&TensorFile::open(&args.file)?)?;
+    let source = Source::open(&args.file)?;
+    if args.check {
+        return check(args, &source);
+    }
+    let listing = Listing::read(args.file.display().to_string(), &source)?;
     if args.json {
         print_json(&listing)?
     } else {
@@ -110,37 +127,57 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Fine)
 }
 
-impl Listing {
-    fn read(file: &TensorFile) -> Result<Self> {
-        // The two tensors of a compressed matrix give way to one row.
-        let mut tensors: BTreeMap<&str, _> = file.tensors().map(|info| (info.name.as_str(), info)).collect();
-        let compressed = file.sparse24_names()?;
-        for name in &compressed {
-            for part in ["values", "meta"] {
-                tensors.remove(format!("{name}.{part}").as_str());
+/// Reads everything that claims to be 2:4.
+fn check(args: &Args, source: &Source) -> Result<Outcome> {
+    let claim = if args.file.is_dir() { Claim::of(&args.file)? } else { None };
+    let claims = |item: &&Item| {
+        let said = item.stored.claims() || claim.as_ref().is_some_and(|claim| claim.covers(item));
+        // A mask may be of a bias, and a type that no 2:4 matrix has makes no claim either.
+        said && (item.stored == Stored::Native || item.spec24().is_some())
+    };
+    let claimed: Vec<_> = source.items().filter(claims).collect();
+    let bar = progress(claimed.len());
+    for item in &claimed {
+        bar.set_message(printable(&item.name));
+        match source.raw24(item) {
+            Ok(_) => bar.inc(1),
+            // Files that cannot be read are errors like any other.
+            Err(Error::Tensor { path, tensor, cause }) if !matches!(*cause, Error::Io { .. }) => {
+                bar.finish_and_clear();
+                say(&format!("not 2:4: {}: tensor {}: {cause}", path.display(), printable(&tensor)));
+                return Ok(Outcome::VerificationFailed);
             }
+            Err(e) => return Err(e.into()),
         }
-        let bar = progress(tensors.len() + compressed.len());
+    }
+    bar.finish_and_clear();
+    let tensors = many(source.items().count(), "tensor", "tensors");
+    let verdict = match claimed.len() {
+        0 => "none claims to be 2:4".to_owned(),
+        1 => "1 claims to be 2:4, and is".to_owned(),
+        n => format!("{n} claim to be 2:4, and are"),
+    };
+    print(&format!("{}: of {tensors}, {verdict}\n", args.file.display()))?;
+    Ok(Outcome::Fine)
+}
+
+impl Listing {
+    fn read(file: String, source: &Source) -> Result<Self> {
+        let bar = progress(source.items().count());
         let mut rows = Vec::new();
-        for info in tensors.into_values() {
-            bar.set_message(printable(&info.name));
-            rows.push(Row::of_tensor(file, info)?);
-            bar.inc(1);
-        }
-        for name in &compressed {
-            bar.set_message(printable(name));
-            rows.push(Row::of_sparse24(name, &file.sparse24(name)?));
+        for item in source.items() {
+            bar.set_message(printable(&item.name));
+            rows.push(Row::of(source, item)?);
             bar.inc(1);
         }
         bar.finish_and_clear();
         rows.sort_by(|a, b| by_parts(&a.name).cmp(by_parts(&b.name)));
         let total = Total::of(&rows);
-        Ok(Self { schema: "sparse24-inspect/1", file: file.path().display().to_string(), tensors: rows, total })
+        Ok(Self { schema: "sparse24-inspect/1", file, tensors: rows, total })
     }
 
     fn text(&self) -> String {
         let t = &self.total;
-        let many = |n: usize, one: &str, more: &str| format!("{n} {}", if n == 1 { one } else { more });
         let mut text = format!("{}: {}, {}\n", self.file, many(t.tensors, "tensor", "tensors"), size(t.bytes));
         if !self.tensors.is_empty() {
             text.push('\n');
@@ -178,43 +215,24 @@ impl Listing {
 }
 
 impl Row {
-    fn of_tensor(file: &TensorFile, info: &TensorInfo) -> Result<Self> {
-        let float = matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
-        let matrix = match info.shape[..] {
-            [_, _] if float => {
-                let facts = file
-                    .matrix(&info.name)
-                    .and_then(|w| Facts::of_matrix(&w).map_err(|e| e.in_tensor(file.path(), &info.name)));
-                Some(facts?)
+    fn of(source: &Source, item: &Item) -> Result<Self> {
+        let at = |e: Error| e.in_tensor(source.path_of(item), &item.name);
+        let float = matches!(item.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
+        let matrix = match item.stored {
+            Stored::Native | Stored::Bitmask | Stored::Cutlass => {
+                Some(Facts::of_compressed(source.raw24(item)?, item.bytes).map_err(at)?)
             }
+            _ if float && item.matrix().is_some() => Some(Facts::of_matrix(&source.matrix(item)?).map_err(at)?),
             _ => None,
         };
         Ok(Self {
-            name: info.name.clone(),
-            shape: info.shape.clone(),
-            dtype: info.dtype.to_string().to_lowercase(),
-            stored: "dense",
-            bytes: info.bytes as u64,
+            name: item.name.clone(),
+            shape: item.shape.clone(),
+            dtype: item.dtype.to_string().to_lowercase(),
+            stored: item.stored.name(),
+            bytes: item.bytes,
             matrix,
         })
-    }
-
-    fn of_sparse24(name: &str, s: &Sparse24) -> Self {
-        let nonzeros = s.values().to_f32().iter().filter(|&&x| x != 0.0).count();
-        let mut facts = Facts::sized(s.m(), s.k(), s.dtype().bytes(), nonzeros);
-        // The pattern may be shared by more rows than it is stored for.
-        let shared = s.mask().ok().and_then(|m| Sparse24::vector_len_of(m.mask()));
-        facts.vector = Some(shared.unwrap_or(s.vector()).get());
-        facts.kept_magnitude = Some(1.0);
-        facts.sparse24_bytes = s.bytes() as u64;
-        Self {
-            name: name.to_owned(),
-            shape: vec![s.m(), s.k()],
-            dtype: s.dtype().to_string(),
-            stored: "sparse24",
-            bytes: s.bytes() as u64,
-            matrix: Some(facts),
-        }
     }
 
     /// The row of the table, in the order of its header.
@@ -224,8 +242,10 @@ impl Row {
         // The shape of a scalar is empty.
         let shape = if shape.is_empty() { dash() } else { shape.join("x") };
         let mut name = printable(&self.name);
-        if self.stored == "sparse24" {
-            name += " (stored as 2:4)";
+        match self.stored {
+            "dense" => {}
+            "sparse24" => name += " (stored as 2:4)",
+            other => name += &format!(" (stored as {other})"),
         }
         let [density, vector, kept, dense, coo, sparse24] = match &self.matrix {
             Some(m) => [
@@ -256,6 +276,15 @@ impl Facts {
             Err(e @ Error::Nan { .. }) => (None, Some(e.to_string())),
             Err(e) => return Err(e),
         };
+        Ok(facts)
+    }
+
+    fn of_compressed(raw: Raw24<'_>, bytes: u64) -> Result<Self, Error> {
+        let mut facts = Self::sized(raw.m(), raw.k(), raw.dtype().bitsize() / 8, raw.nonzeros());
+        // The pattern may be shared by more rows than it is stored for.
+        facts.vector = Some(raw.widest()?.vector().get());
+        facts.kept_magnitude = Some(1.0);
+        facts.sparse24_bytes = bytes;
         Ok(facts)
     }
 
@@ -291,6 +320,11 @@ impl Total {
         }
         total
     }
+}
+
+/// A number of things.
+fn many(n: usize, one: &str, more: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { more })
 }
 
 /// What names are sorted by: part by part, numbers as numbers, so that layer 10 follows layer 9.

@@ -1,0 +1,233 @@
+//! `sparse24 convert`: a model in another form of storage, its weights the same.
+//!
+//! Items are read twice, one at a time: to learn what they will be, because a file starts with its header, and to write
+//! them. Memory stays near the largest one.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use regex::Regex;
+
+use super::folder::NewFolder;
+use super::{Outcome, print, progress, say, size, writable};
+use sparse24::VectorLen;
+use sparse24::error::Error;
+use sparse24::io::{Item, Layout, Raw24, Source, Spec, Spec24, Stored, Writer};
+
+const EXAMPLES: &str = "\
+Examples:
+  # from a checkpoint of compressed-tensors to this crate's own format, and to plain weights
+  sparse24 convert model-2of4/ model-native/ --to native
+  sparse24 convert model-2of4/ model-dense/ --to dense
+  # a pruned file for torch's sparse tensor cores, but for the head
+  sparse24 convert pruned.safetensors cutlass.safetensors --to cutlass --exclude lm_head
+
+What is read, whatever the form: dense weights with zeros; sparse24's own files; sparse-24-bitmask and
+sparse-bitmask of compressed-tensors; torch's pair of values and metadata (CUTLASS); weights with a mask of
+torch.nn.utils.prune or of NVIDIA's ASP, which is applied. Types: f32, f16, bf16, f8 (e4m3, e5m2), i8, u8.
+
+Dense matrices that are not 2:4 stay as they are. A matrix that its form says is 2:4 and is not, is an error, but for
+--to dense; --exclude leaves it as it is.";
+
+/// Store a model's 2:4 weights in another form: sparse24's own, dense, bitmask (compressed-tensors) or cutlass (torch).
+///
+/// Weights keep every bit, and what is no 2:4 matrix is copied. A folder becomes a folder, with its config, tokenizer
+/// and other files, whose config says how weights are stored. Shards become one file. The output appears complete or
+/// not at all.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// A safetensors file, an index of shards, or a model's folder.
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// The file to write, or the folder if IN is one.
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+    /// The form to store 2:4 matrices in.
+    #[arg(long, value_name = "native|dense|bitmask|cutlass")]
+    to: Layout,
+    /// Convert only what this regular expression matches part of the name of.
+    #[arg(long, value_name = "RE")]
+    include: Option<Regex>,
+    /// Leave as it is what this regular expression matches part of the name of.
+    #[arg(long, value_name = "RE")]
+    exclude: Option<Regex>,
+}
+
+/// What becomes of an item.
+enum Fate {
+    /// Its tensors are copied.
+    Kept,
+    /// It is written as a 2:4 matrix in the new layout.
+    Converted(Spec24),
+    /// It is written with its zeros, which it may have any number of, in any shape.
+    Dense,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    let source = Source::open(&args.input)?;
+    let is_folder = args.input.is_dir();
+    let (folder, path) = if is_folder {
+        let folder = NewFolder::create(&args.output)?;
+        let path = folder.weights();
+        (Some(folder), path)
+    } else {
+        (None, writable(&args.output)?)
+    };
+    let bar = progress(2 * source.items().count());
+    let mut not_24 = 0;
+    let mut fates = Vec::new();
+    for item in source.items() {
+        bar.set_message(item.name.clone());
+        fates.push((item, args.fate(&source, item, &mut not_24)?));
+        bar.inc(1);
+    }
+    args.write(&source, &fates, &path, || bar.inc(1)).map_err(|e| match &folder {
+        Some(folder) => folder.shown(&e),
+        None => e,
+    })?;
+    let bytes_after = std::fs::metadata(&path).with_context(|| path.display().to_string())?.len();
+    if let Some(folder) = folder {
+        let stored = |(item, fate): &(&Item, Fate)| match fate {
+            Fate::Kept => item.stored,
+            Fate::Dense => Stored::Dense,
+            Fate::Converted(_) => args.stored(),
+        };
+        folder.finish(&args.input, fates.iter().map(|of| (of.0, stored(of))))?;
+    }
+    bar.finish_and_clear();
+
+    let converted = fates.iter().filter(|(_, fate)| !matches!(fate, Fate::Kept)).count();
+    let mut bytes_before = 0;
+    for file in source.files() {
+        bytes_before += std::fs::metadata(file.path()).with_context(|| file.path().display().to_string())?.len();
+    }
+    let already = source.items().filter(|item| item.stored == args.stored() && args.selects(&item.name)).count();
+    if converted == 0 && args.to != Layout::Dense && already == 0 {
+        say(&format!(
+            "warning: nothing to convert: of {}, {not_24} are matrices that are not 2:4; the output is a copy",
+            count(fates.len(), "tensor")
+        ));
+    }
+    print(&format!(
+        "{}: {} to {}, {} as before{}; {} before, {} after\n",
+        args.output.display(),
+        count(converted, "tensor"),
+        args.to,
+        count(fates.len() - converted, "tensor"),
+        if not_24 > 0 { format!(" ({not_24} of them not 2:4)") } else { String::new() },
+        size(bytes_before),
+        size(bytes_after),
+    ))?;
+    Ok(Outcome::Fine)
+}
+
+impl Args {
+    fn selects(&self, name: &str) -> bool {
+        self.include.as_ref().is_none_or(|re| re.is_match(name))
+            && self.exclude.as_ref().is_none_or(|re| !re.is_match(name))
+    }
+
+    /// How the new layout is called when it is read.
+    fn stored(&self) -> Stored {
+        match self.to {
+            Layout::Native => Stored::Native,
+            Layout::Dense => Stored::Dense,
+            Layout::Bitmask => Stored::Bitmask,
+            Layout::Cutlass => Stored::Cutlass,
+        }
+    }
+
+    fn fate(&self, source: &Source, item: &Item, not_24: &mut usize) -> Result<Fate, Error> {
+        if item.stored == self.stored() || !self.selects(&item.name) {
+            return Ok(Fate::Kept);
+        }
+        if self.to == Layout::Dense {
+            return Ok(Fate::Dense);
+        }
+        let Some(mut spec) = item.spec24() else { return Ok(Fate::Kept) };
+        if item.stored == Stored::Dense {
+            // Less than a whole group has no pattern, and an empty matrix nothing to save.
+            if spec.m == 0 || spec.k < 4 {
+                return Ok(Fate::Kept);
+            }
+            match self.read(source, item) {
+                Ok(raw) => spec.vector = self.said(item, &raw),
+                Err(Error::Tensor { cause, .. }) if matches!(*cause, Error::OverFull { .. }) => {
+                    *not_24 += 1;
+                    return Ok(Fate::Kept);
+                }
+                Err(e) => return Err(e),
+            }
+        } else if self.to == Layout::Native && item.vector.is_none() {
+            // What the file says is believed here, and checked when it is written.
+            spec.vector = self.said(item, &self.read(source, item)?);
+        }
+        // Whether the layout has a place for it.
+        self.to.specs(&spec).map_err(|e| e.in_tensor(source.path_of(item), &item.name))?;
+        Ok(Fate::Converted(spec))
+    }
+
+    /// An item as it will be written: for our own format with the longest vector, if the file does not say which.
+    fn read(&self, source: &Source, item: &Item) -> Result<Raw24<'static>, Error> {
+        let raw = source.raw24(item)?;
+        if self.to == Layout::Native && item.vector.is_none() { raw.widest() } else { Ok(raw) }
+    }
+
+    /// The vector length to be written down: only what was said, or found for our own format.
+    fn said(&self, item: &Item, raw: &Raw24<'_>) -> Option<VectorLen> {
+        if self.to == Layout::Native { Some(raw.vector()) } else { item.vector }
+    }
+
+    fn write(&self, source: &Source, fates: &[(&Item, Fate)], path: &Path, mut done: impl FnMut()) -> Result<()> {
+        let mut metadata = source.metadata();
+        let mut specs = Vec::new();
+        let mut native = BTreeMap::new();
+        for (item, fate) in fates {
+            let entries = match fate {
+                Fate::Kept => {
+                    for part in &item.parts {
+                        specs.push(source.file_of(part)?.info(part)?.spec());
+                    }
+                    source.metadata_of(item)
+                }
+                Fate::Dense => {
+                    specs.push(Spec::new(&*item.name, item.dtype, &item.shape));
+                    Vec::new()
+                }
+                Fate::Converted(spec) => {
+                    specs.extend(self.to.specs(spec)?);
+                    self.to.metadata(spec)
+                }
+            };
+            let ours = match fate {
+                Fate::Kept => item.stored == Stored::Native,
+                _ => self.to == Layout::Native,
+            };
+            // A file with one matrix of our format is of that format.
+            if ours { native.extend(entries) } else { metadata.extend(entries) }
+        }
+        metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
+        metadata.extend(native);
+        let mut writer = Writer::create(path, &specs, &metadata)?;
+        for (item, fate) in fates {
+            match fate {
+                Fate::Kept => {
+                    for part in &item.parts {
+                        writer.write(part, &source.file_of(part)?.bytes(part)?)?;
+                    }
+                }
+                Fate::Dense => writer.write(&item.name, &source.dense(item)?)?,
+                Fate::Converted(spec) => self.to.write(&mut writer, &spec.name, &self.read(source, item)?)?,
+            }
+            done();
+        }
+        Ok(writer.finish()?)
+    }
+}
+
+/// A number of things.
+fn count(n: usize, thing: &str) -> String {
+    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
+}

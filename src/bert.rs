@@ -31,7 +31,7 @@ mod tokens;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use calibrate::{Calibration, Inputs};
-pub use checkpoint::{Checkpoint, Files, Sparsity};
+pub use checkpoint::{Checkpoint, Files, LinearTensor, Sparsity};
 pub use config::{Config, NAMES, Sizes};
 pub use probe::Probe;
 pub use tokens::{Batch, Batching, Tokenizer, Tokens, batches};

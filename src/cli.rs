@@ -13,6 +13,8 @@ mod folder;
 mod inspect;
 mod model;
 mod model_bench;
+mod prune;
+mod rewrite;
 mod shapes;
 mod tune;
 mod tuning;
@@ -51,6 +53,7 @@ enum Command {
     Embed(Box<embed::Args>),
     Eval(Box<eval::Args>),
     Inspect(inspect::Args),
+    Prune(Box<prune::Args>),
     Tune(Box<tune::Args>),
 }
 
@@ -65,6 +68,7 @@ pub(crate) fn run() -> Result<Outcome> {
         Some(Command::Embed(args)) => embed::run(&args),
         Some(Command::Eval(args)) => eval::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::Prune(args)) => prune::run(&args),
         Some(Command::Tune(args)) => tune::run(&args),
     }
 }

@@ -88,7 +88,9 @@
 //! # Ok::<(), sparse24::Error>(())
 //! ```
 
+use std::borrow::Cow;
 use std::iter::zip;
+use std::ops::Range;
 
 use crate::error::{Error, Result, checked_mul, expect_shape};
 use crate::mask::{Mask, Mask24, VectorLen};
@@ -293,6 +295,42 @@ impl Sparse24 {
             }
         }
         Ok(to)
+    }
+
+    /// Some of the rows, with the same codes: shared by as many rows as here if both ends are those of blocks, or the
+    /// last row; by the most that fit otherwise. An error if there are no such rows.
+    ///
+    /// ```
+    /// use sparse24::{Matrix, Sparse24, VectorLen, prune};
+    /// let w = sparse24::measure::uniform(8, 12, sparse24::DType::F32, 1)?;
+    /// let s = Sparse24::compress(&w, &prune::magnitude(&w, VectorLen::new(4)?)?)?;
+    /// let part = s.rows_of(2..6)?;
+    /// assert_eq!((part.vector().get(), part.decompress()), (2, s.decompress().rows_of(2..6)?));
+    /// # Ok::<(), sparse24::Error>(())
+    /// ```
+    pub fn rows_of(&self, rows: Range<usize>) -> Result<Self> {
+        fn part<T: Element>(data: &[T], rows: Range<usize>) -> Elements {
+            T::wrap(data[rows].to_vec())
+        }
+        if rows.start > rows.end || rows.end > self.m {
+            return Err(Error::Invalid(format!("rows {rows:?} of a matrix of {} rows", self.m)));
+        }
+        let fits = |v: &VectorLen| {
+            *v <= self.vector
+                && rows.start.is_multiple_of(v.get())
+                && (rows.end.is_multiple_of(v.get()) || rows.end == self.m)
+        };
+        let vector = VectorLen::ALL.into_iter().rev().find(fits).unwrap_or(VectorLen::ONE);
+        let s = if vector == self.vector { Cow::Borrowed(self) } else { Cow::Owned(self.with_vector(vector)?) };
+        let values = rows.start * s.k_physical()..rows.end * s.k_physical();
+        let meta = rows.start / vector.get() * s.meta_cols()..rows.end.div_ceil(vector.get()) * s.meta_cols();
+        Ok(Self {
+            m: rows.len(),
+            k: s.k,
+            vector,
+            values: each_dtype!(&s.values, data => part(data, values)),
+            meta: s.meta[meta].to_vec(),
+        })
     }
 
     /// The largest vector length at which `mask` is 2:4, or `None` if it is not even at V = 1.

@@ -48,6 +48,7 @@
 //! # }
 //! ```
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::engine::{Device, Io, Prepared, Weights};
@@ -102,6 +103,20 @@ impl LinearWeights {
             Self::Sparse24(w) => Ok(w.decompress()),
             Self::Masked(w, mask) => mask.apply(w),
         }
+    }
+
+    /// Some of the rows, in the same form. An error if there are no such rows.
+    pub fn rows_of(&self, rows: Range<usize>) -> Result<Self> {
+        Ok(match self {
+            Self::Dense(w) => Self::Dense(w.rows_of(rows)?),
+            Self::Sparse24(w) => Self::Sparse24(w.rows_of(rows)?),
+            Self::Masked(w, mask) => {
+                let from = rows.start;
+                let part = w.rows_of(rows)?;
+                let mask = Mask::from_fn(part.rows(), part.cols(), |row, col| mask.get(from + row, col))?;
+                Self::Masked(part, mask)
+            }
+        })
     }
 
     /// The operation that takes weights of this form.

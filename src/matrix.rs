@@ -150,6 +150,15 @@ impl Elements {
         each_dtype!(self, v => v.iter().map(|x| x.to_f32()).collect())
     }
 
+    /// The elements as files have them: little-endian.
+    pub fn to_le_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.as_bytes().to_vec();
+        if cfg!(target_endian = "big") {
+            bytes.chunks_exact_mut(self.dtype().bytes()).for_each(<[u8]>::reverse);
+        }
+        bytes
+    }
+
     /// The elements in memory order, in the host's byte order.
     pub fn as_bytes(&self) -> &[u8] {
         each_dtype!(self, v => bytemuck::cast_slice(v))

@@ -113,6 +113,18 @@ pub(super) struct Layer {
 /// The linear layers of an encoder layer in the order in which they run, by the names of their tensors.
 const LINEARS: [&str; 4] = ["attention.self.qkv", "attention.output.dense", "intermediate.dense", "output.dense"];
 
+/// The tensors that are one linear layer here.
+const QKV: [&str; 3] = ["query", "key", "value"];
+
+/// A part of a linear layer, as [`Checkpoint::linear_tensor`] finds it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LinearTensor {
+    /// Its weights, or those of Q, K or V.
+    Weights(LinearWeights),
+    /// Its bias, one row of f32.
+    Bias(Matrix),
+}
+
 /// The name of a linear layer of encoder layer `i`.
 pub(super) fn name_of(i: usize, linear: usize) -> String {
     format!("encoder.layer.{i}.{}", LINEARS[linear])
@@ -183,7 +195,7 @@ impl Checkpoint {
         for i in 0..s.layers {
             let at = |name: &str| format!("encoder.layer.{i}.{name}");
             layers.push(Layer {
-                qkv: reader.fused(&["query", "key", "value"].map(|part| at(&format!("attention.self.{part}"))), d)?,
+                qkv: reader.fused(&QKV.map(|part| at(&format!("attention.self.{part}"))), d)?,
                 attended: reader.dense(&at("attention.output.dense"), d, d)?,
                 attention_norm: reader.norm(&at("attention.output.LayerNorm"), d)?,
                 ffn_in: reader.dense(&at("intermediate.dense"), s.intermediate, d)?,
@@ -256,6 +268,50 @@ impl Checkpoint {
         self.layers.iter().enumerate().flat_map(|(i, layer)| {
             layer.linears().into_iter().enumerate().map(move |(linear, dense)| (name_of(i, linear), &dense.weights))
         })
+    }
+
+    /// The names of the tensors that the weights of a linear layer are stored as, without `bert.` in front: three for Q, K
+    /// and V, which are one layer here, and one for each other. None if there is no layer of that name.
+    pub fn tensors_of(&self, name: &str) -> Vec<String> {
+        match self.place_of(name) {
+            None => Vec::new(),
+            Some((i, 0)) => QKV.map(|part| format!("encoder.layer.{i}.attention.self.{part}.weight")).to_vec(),
+            Some(_) => vec![format!("{name}.weight")],
+        }
+    }
+
+    /// What this checkpoint has for a stored tensor, with or without `bert.` in front of its name, if that is a part of a
+    /// linear layer: to write a checkpoint back.
+    pub fn linear_tensor(&self, name: &str) -> Result<Option<LinearTensor>> {
+        let name = name.strip_prefix("bert.").unwrap_or(name);
+        let (module, weights) = match (name.strip_suffix(".weight"), name.strip_suffix(".bias")) {
+            (Some(module), _) => (module, true),
+            (_, Some(module)) => (module, false),
+            _ => return Ok(None),
+        };
+        let (layer, part) = match module.rsplit_once('.') {
+            Some((layer, last)) if layer.ends_with("attention.self") => {
+                match QKV.iter().position(|part| *part == last) {
+                    Some(part) => (format!("{layer}.qkv"), Some(part)),
+                    None => return Ok(None),
+                }
+            }
+            _ => (module.to_owned(), None),
+        };
+        let Some((i, linear)) = self.place_of(&layer).filter(|&(_, linear)| (linear == 0) == part.is_some()) else {
+            return Ok(None);
+        };
+        let dense = self.layers[i].linears()[linear];
+        let d = self.config.hidden();
+        Ok(Some(match (weights, part) {
+            (true, None) => LinearTensor::Weights(dense.weights.clone()),
+            (true, Some(part)) => LinearTensor::Weights(dense.weights.rows_of(part * d..(part + 1) * d)?),
+            (false, None) => LinearTensor::Bias(dense.bias.clone()),
+            (false, Some(part)) => {
+                let bias = dense.bias.elements().to_f32();
+                LinearTensor::Bias(Matrix::from_f32(1, d, &bias[part * d..(part + 1) * d])?)
+            }
+        }))
     }
 
     /// Encoder layer and linear layer of this name.

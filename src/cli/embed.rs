@@ -44,11 +44,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let out = args.out.as_deref().map(writable).transpose().context("--out")?;
     let texts = match &args.input {
         None => args.text.clone(),
-        Some(input) if input == Path::new("-") => lines(std::io::stdin().lock()).context("stdin")?,
-        Some(input) => {
-            let file = std::fs::File::open(input).with_context(|| format!("cannot read {}", input.display()))?;
-            lines(BufReader::new(file)).with_context(|| input.display().to_string())?
-        }
+        Some(input) => read_lines(input)?,
     };
     let encoder = args.model.open()?;
     let bar = progress(texts.len());
@@ -80,6 +76,15 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     bar.finish_and_clear();
     encoder.warn_of_truncation(truncated, texts.len());
     Ok(Outcome::Fine)
+}
+
+/// The lines of a file, or of stdin if it is `-`.
+pub(super) fn read_lines(input: &Path) -> Result<Vec<String>> {
+    if input == Path::new("-") {
+        return lines(std::io::stdin().lock()).context("stdin");
+    }
+    let file = std::fs::File::open(input).with_context(|| format!("cannot read {}", input.display()))?;
+    lines(BufReader::new(file)).with_context(|| input.display().to_string())
 }
 
 /// The lines of a text file, without their ends. An error names the line that is not UTF-8.

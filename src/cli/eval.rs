@@ -98,7 +98,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         dtype: sparse24::DType::from(of.dtype).to_string(),
         device: encoder.device.info().name().to_owned(),
         threads: threads(&encoder.device),
-        batch: of.batch.get(),
+        batch: of.running.batch.get(),
         pairs_file: args.pairs.display().to_string(),
         pairs: scores.len(),
         spearman: pearson(&ranks(&similarities), &ranks(&scores)).with_context(constant)?,

@@ -28,12 +28,19 @@ pub(super) struct ModelArgs {
     /// Prune the dense linear layers by magnitude: none, 2:4, or V:2:4 where V rows share a pattern.
     #[arg(long, value_name = "none|2:4|V:2:4", default_value = "none")]
     pub(super) sparsity: Sparsity,
-    /// Device: `auto`, `cpu`, or part of an adapter's name (see `sparse24 devices`).
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    pub(super) device: String,
     /// Element type of weights and activations.
     #[arg(long, default_value = "f32")]
     pub(super) dtype: Float,
+    #[command(flatten)]
+    pub(super) running: Running,
+}
+
+/// The flags that say where a model runs.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Running {
+    /// Device: `auto`, `cpu`, or part of an adapter's name (see `sparse24 devices`).
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub(super) device: String,
     /// Most texts in a batch.
     #[arg(long, value_name = "N", default_value = "32")]
     pub(super) batch: NonZeroUsize,
@@ -65,19 +72,30 @@ pub(super) const WINDOW: usize = 4096;
 impl ModelArgs {
     /// Loads the model and opens the device.
     pub(super) fn open(&self) -> Result<Encoder> {
-        let options = Options { threads: self.threads.map(usize::from), simd: self.simd, ..Options::default() };
-        let device = Device::open(&self.device, options).context("--device")?;
-        if !self.no_tuning {
-            tuning::apply(&device, self.cache.as_deref())?;
-        }
+        let device = self.running.device()?;
         let files = files(&self.model)?;
         let config = Config::load(&files.config)?;
         let tokenizer = Tokenizer::load(&files.tokenizer, &config)?;
         let mut checkpoint = Checkpoint::load(config, &files, self.weights.as_deref(), self.dtype.into())?;
         checkpoint.prune(self.sparsity)?;
         let model = Model::new(&device, &checkpoint)?;
-        let batching = Batching { texts: self.batch.get(), ..Batching::default() };
-        Ok(Encoder { device, tokenizer, model, batching })
+        Ok(Encoder { device, tokenizer, model, batching: self.running.batching() })
+    }
+}
+
+impl Running {
+    /// Opens the device, with what it was tuned to.
+    pub(super) fn device(&self) -> Result<Device> {
+        let options = Options { threads: self.threads.map(usize::from), simd: self.simd, ..Options::default() };
+        let device = Device::open(&self.device, options).context("--device")?;
+        if !self.no_tuning {
+            tuning::apply(&device, self.cache.as_deref())?;
+        }
+        Ok(device)
+    }
+
+    pub(super) fn batching(&self) -> Batching {
+        Batching { texts: self.batch.get(), ..Batching::default() }
     }
 }
 

@@ -1,0 +1,389 @@
+//! `sparse24 prune`: a model whose linear layers are 2:4.
+//!
+//! Criteria that look at weights alone go through a file tensor by tensor, whatever model it is of. Those that ask for
+//! a layer's inputs, and everything that looks at the model as a whole, run a BERT: its linear layers are pruned in
+//! memory, and then the file is written anew with them. Invariant: the output appears complete or not at all.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use comfy_table::{LineStyle, Table, TableStyle};
+use regex::Regex;
+use serde::Serialize;
+
+use super::embed::read_lines;
+use super::folder::NewFolder;
+use super::rewrite::{self, Fate, Made};
+use super::{Outcome, model, print, progress, say, size, writable};
+use sparse24::bert::{Calibration, Checkpoint, Config, Inputs, LinearTensor, Tokenizer};
+use sparse24::io::{Dtype, Item, Layout, Raw24, Source, Spec24, write_atomically};
+use sparse24::prune::{Method, Statistics};
+use sparse24::{DType, Elements, LinearWeights, Matrix, Sparse24, VectorLen};
+
+const EXAMPLES: &str = "\
+Examples:
+  # any safetensors file, or a folder: weights alone decide
+  sparse24 prune model.safetensors pruned.safetensors
+  # a BERT: second order, with compensation, one pattern for 32 rows
+  sparse24 prune model/minilm pruned --method sparsegpt --vector 32 --calibration texts.txt
+  sparse24 eval --model pruned --pairs stsb-dev.csv
+
+Without --include, what is pruned are matrices of f32, f16 or bf16 whose names do not speak of embeddings, norms, poolers or
+heads; in a BERT its encoder's linear layers, of which Q, K and V are one. A weight that is zero stays zero, so that
+pruning twice keeps what both keep.";
+
+/// Names of matrices that are not pruned unless asked for.
+const SPARED: &str = r"(?i)embed|norm|wte|wpe|pool|classifier|lm_head|score|shared";
+
+/// Prune a model's linear layers to 2:4, and write it in the form that is asked for.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// A safetensors file, an index of shards, or a model's folder.
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// The file to write, or the folder if IN is one.
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+    /// What decides which weights stay: magnitude, magnitude-l2, random, obd, wanda or sparsegpt.
+    #[arg(long, value_name = "METHOD", default_value = "magnitude")]
+    method: Method,
+    /// Rows that share a pattern: 1, 2, 4 ... 128.
+    #[arg(long, value_name = "V", default_value = "1")]
+    vector: VectorLen,
+    /// Text file, a sentence on each line, that the model runs on for statistics of its layers' inputs; obd, wanda and
+    /// sparsegpt need one.
+    #[arg(long, value_name = "TXT")]
+    calibration: Option<PathBuf>,
+    /// What the inputs of a layer are computed with: the layers before it as they are pruned, or as they were.
+    #[arg(long, value_name = "pruned|dense", default_value = "pruned", value_parser = inputs)]
+    inputs: Inputs,
+    /// Prune only what this regular expression matches part of the name of, embeddings and heads too.
+    #[arg(long, value_name = "RE")]
+    include: Option<Regex>,
+    /// Leave as it is what this regular expression matches part of the name of.
+    #[arg(long, value_name = "RE")]
+    exclude: Option<Regex>,
+    /// The form to store pruned matrices in.
+    #[arg(long, value_name = "native|dense|bitmask|cutlass", default_value = "native")]
+    to: Layout,
+    /// Seed of everything that is drawn at random.
+    #[arg(long, value_name = "N", default_value_t = 24)]
+    seed: u64,
+    /// Write what became of every layer as JSON (schema sparse24-prune/1).
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    running: model::Running,
+}
+
+fn inputs(text: &str) -> Result<Inputs, String> {
+    match text {
+        "pruned" => Ok(Inputs::Pruned),
+        "dense" => Ok(Inputs::Dense),
+        _ => Err("is neither pruned nor dense".into()),
+    }
+}
+
+/// What became of a matrix or a linear layer.
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    name: String,
+    m: usize,
+    k: usize,
+    vector: usize,
+    /// Share of the sum of |w| that is left.
+    kept_magnitude: f64,
+    /// Share of the squared output that is lost on the calibration text.
+    lost_output: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    schema: &'static str,
+    version: &'static str,
+    input: String,
+    method: &'static str,
+    vector: usize,
+    calibration: Option<String>,
+    calibration_tokens: Option<u64>,
+    seed: u64,
+    layers: Vec<Row>,
+    /// Of the weights of all matrices that could have been pruned.
+    pruned_share: f64,
+    bytes_before: u64,
+    bytes_after: u64,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    ensure!(
+        args.calibration.is_some() || !args.method.needs_statistics(),
+        "--method {} goes by the inputs of each layer: --calibration TXT is needed",
+        args.method
+    );
+    let json = args.json.as_deref().map(writable).transpose().context("--json")?;
+    let source = Source::open(&args.input)?;
+    let folder = match args.input.is_dir() {
+        true => Some(NewFolder::create(&args.output)?),
+        false => None,
+    };
+    let path = match &folder {
+        Some(folder) => folder.weights(),
+        None => writable(&args.output)?,
+    };
+    let run = if args.runs_the_model() { args.prune_model()? } else { args.by_itself(&source) };
+    let (rows, fates) = args.write(&source, &run, &path).map_err(|e| match &folder {
+        Some(folder) => folder.shown(&e),
+        None => e,
+    })?;
+    ensure!(
+        !rows.is_empty(),
+        "{}: nothing to prune: no matrix is selected (--include, --exclude)",
+        args.input.display()
+    );
+
+    let bytes =
+        |path: &Path| Ok::<_, anyhow::Error>(path.metadata().with_context(|| path.display().to_string())?.len());
+    let bytes_after = bytes(&path)?;
+    if let Some(folder) = folder {
+        let stored = |(item, fate): &(&Item, Fate)| match fate {
+            Fate::Kept => item.stored,
+            Fate::Plain => sparse24::io::Stored::Dense,
+            Fate::Compressed(_) => rewrite::stored(args.to),
+        };
+        folder.finish(&args.input, fates.iter().map(|of| (of.0, stored(of))))?;
+    }
+    let weights = |rows: &mut dyn Iterator<Item = (usize, usize)>| rows.map(|(m, k)| m as f64 * k as f64).sum::<f64>();
+    let candidates = weights(&mut source.items().filter(|item| candidate(item)).filter_map(Item::matrix));
+    let report = Report {
+        schema: "sparse24-prune/1",
+        version: env!("CARGO_PKG_VERSION"),
+        input: args.input.display().to_string(),
+        method: args.method.name(),
+        vector: args.vector.get(),
+        calibration: args.calibration.as_ref().map(|path| path.display().to_string()),
+        calibration_tokens: run.tokens,
+        seed: args.seed,
+        pruned_share: weights(&mut rows.iter().map(|row| (row.m, row.k))) / candidates,
+        bytes_before: source.files().iter().map(|file| bytes(file.path())).sum::<Result<_>>()?,
+        bytes_after,
+        layers: rows,
+    };
+    print(&report.text(args))?;
+    if let Some(path) = json {
+        let text = serde_json::to_string_pretty(&report)? + "\n";
+        write_atomically(path, |out| out.write_all(text.as_bytes()))?;
+    }
+    Ok(Outcome::Fine)
+}
+
+/// Whether a tensor is a matrix that is pruned where nothing else is said.
+fn candidate(item: &Item) -> bool {
+    static SPARE: std::sync::LazyLock<Option<Regex>> = std::sync::LazyLock::new(|| Regex::new(SPARED).ok());
+    prunable(item) && SPARE.as_ref().is_none_or(|spare| !spare.is_match(&item.name))
+}
+
+/// Whether a tensor is a matrix that can be pruned at all.
+fn prunable(item: &Item) -> bool {
+    let float = matches!(item.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
+    // Less than a whole group has no pattern, and an empty matrix nothing to save.
+    float && item.matrix().is_some_and(|(m, k)| m > 0 && k >= 4)
+}
+
+/// What is to be written.
+struct Run {
+    /// Pruned in memory; none if each tensor is pruned by itself when it is written.
+    checkpoint: Option<Checkpoint>,
+    rows: BTreeMap<String, Row>,
+    tokens: Option<u64>,
+}
+
+impl Args {
+    fn runs_the_model(&self) -> bool {
+        self.calibration.is_some()
+    }
+
+    /// Whether the flags select a matrix.
+    fn selects(&self, name: &str, by_default: bool) -> bool {
+        self.include.as_ref().map_or(by_default, |re| re.is_match(name))
+            && self.exclude.as_ref().is_none_or(|re| !re.is_match(name))
+    }
+
+    fn by_itself(&self, _: &Source) -> Run {
+        Run { checkpoint: None, rows: BTreeMap::new(), tokens: None }
+    }
+
+    /// Prunes the linear layers of a BERT.
+    fn prune_model(&self) -> Result<Run> {
+        let folder = self.input.to_str().filter(|_| self.input.is_dir());
+        let folder = folder.with_context(|| {
+            format!("{}: a BERT's folder is needed, with its config and tokenizer, to run it", self.input.display())
+        })?;
+        let files = model::files(folder)?;
+        let config = Config::load(&files.config)?;
+        let tokenizer = Tokenizer::load(&files.tokenizer, &config)?;
+        let mut checkpoint = Checkpoint::load(config, &files, None, DType::F32)?;
+        let selected = self.selected(&checkpoint)?;
+        let device = self.running.device()?;
+        let texts =
+            self.calibration.as_deref().map(read_lines).transpose().context("--calibration")?.unwrap_or_default();
+        ensure!(!texts.is_empty(), "--calibration: there are no texts");
+        let tokens = tokenizer.encode(&texts)?;
+        if tokens.truncated > 0 {
+            let (positions, cut) = (config.positions(), tokens.truncated);
+            say(&format!(
+                "warning: {cut} of {} texts were cut off at the model's limit of {positions} tokens",
+                texts.len()
+            ));
+        }
+        let how =
+            Calibration { batching: self.running.batching(), gram: self.method.needs_gram(), inputs: self.inputs };
+        let bar = progress(checkpoint.linears().count());
+        let fitting: BTreeMap<String, VectorLen> = checkpoint
+            .linears()
+            .map(|(name, _)| (checkpoint.fitting_vector(&name, self.vector), name))
+            .map(|(v, n)| (n, v))
+            .collect();
+        let (mut rows, mut seen) = (BTreeMap::new(), 0);
+        checkpoint.calibrate(&device, &tokens.ids, how, &mut |name, weights, statistics| {
+            bar.set_message(name.to_owned());
+            bar.inc(1);
+            seen = statistics.tokens();
+            if !selected.contains(&name.to_owned()) {
+                return Ok(None);
+            }
+            let vector = fitting.get(name).copied().unwrap_or(self.vector);
+            let (row, pruned) = self.prune_matrix(name, &weights.to_dense()?, vector, Some(statistics))?;
+            rows.insert(name.to_owned(), row);
+            Ok(Some(LinearWeights::Sparse24(pruned)))
+        })?;
+        bar.finish_and_clear();
+        Ok(Run { checkpoint: Some(checkpoint), rows, tokens: Some(seen) })
+    }
+
+    /// The linear layers that the flags select. Q, K and V are one: an error if they select a part of it.
+    fn selected(&self, checkpoint: &Checkpoint) -> Result<Vec<String>> {
+        let mut selected = Vec::new();
+        for (name, _) in checkpoint.linears() {
+            let tensors = checkpoint.tensors_of(&name);
+            let chosen = tensors.iter().filter(|tensor| self.selects(tensor, true)).count();
+            ensure!(
+                chosen == 0 || chosen == tensors.len(),
+                "--include and --exclude select {chosen} of {}, which run as one product: select all or none",
+                tensors.join(", ")
+            );
+            if chosen > 0 {
+                selected.push(name);
+            }
+        }
+        Ok(selected)
+    }
+
+    fn prune_matrix(
+        &self,
+        name: &str,
+        w: &Matrix,
+        vector: VectorLen,
+        statistics: Option<&Statistics>,
+    ) -> sparse24::Result<(Row, Sparse24)> {
+        // A seed of its own for each matrix, whatever the order.
+        let seed = name.bytes().fold(self.seed, |seed, byte| seed.wrapping_mul(0x100_0000_01b3) ^ u64::from(byte));
+        let (pruned, mask) = self.method.prune(w, vector, statistics, seed)?;
+        let row = Row {
+            name: name.to_owned(),
+            m: w.rows(),
+            k: w.cols(),
+            vector: vector.get(),
+            kept_magnitude: sparse24::prune::kept_magnitude(w, mask.mask())?,
+            lost_output: statistics.map(|statistics| statistics.lost(w, &pruned)).transpose()?,
+        };
+        Ok((row, Sparse24::compress(&pruned, &mask)?))
+    }
+
+    /// Writes the file. Returns what was pruned, and what became of each item.
+    fn write<'a>(&self, source: &'a Source, run: &Run, path: &Path) -> Result<(Vec<Row>, Vec<(&'a Item, Fate)>)> {
+        let mut fates = Vec::new();
+        for item in source.items() {
+            let vector = match &run.checkpoint {
+                None => (prunable(item) && self.selects(&item.name, candidate(item))).then_some(self.vector),
+                Some(checkpoint) => match checkpoint.linear_tensor(&item.name)? {
+                    Some(LinearTensor::Weights(LinearWeights::Sparse24(w))) => Some(w.vector()),
+                    _ => None,
+                },
+            };
+            let Some((vector, (m, k))) = vector.zip(item.matrix()) else {
+                fates.push((item, Fate::Kept));
+                continue;
+            };
+            let spec = Spec24 { name: item.name.clone(), m, k, dtype: item.dtype, vector: Some(vector) };
+            // Whether the layout has a place for it.
+            self.to.specs(&spec).map_err(|e| e.in_tensor(source.path_of(item), &item.name))?;
+            fates.push((item, Fate::Compressed(spec)));
+        }
+        let pruned = fates.iter().filter(|(_, fate)| !matches!(fate, Fate::Kept)).count();
+        let bar = progress(pruned);
+        let mut rows: Vec<Row> = run.rows.values().cloned().collect();
+        let said = [("sparse24.pruned".to_owned(), format!("{} V={} seed={}", self.method, self.vector, self.seed))];
+        rewrite::write(source, self.to, &fates, &said, path, |item| {
+            bar.set_message(item.name.clone());
+            bar.inc(1);
+            let sparse = match &run.checkpoint {
+                None => {
+                    let fail = |e: sparse24::Error| e.in_tensor(source.path_of(item), &item.name);
+                    let (row, sparse) =
+                        self.prune_matrix(&item.name, &source.matrix(item)?, self.vector, None).map_err(fail)?;
+                    rows.push(row);
+                    sparse
+                }
+                Some(checkpoint) => match checkpoint.linear_tensor(&item.name)? {
+                    Some(LinearTensor::Weights(LinearWeights::Sparse24(w))) => w,
+                    _ => anyhow::bail!("{} is no pruned layer any more", item.name),
+                },
+            };
+            Ok(Made::Compressed(raw(&sparse, item.dtype)?))
+        })?;
+        bar.finish_and_clear();
+        Ok((rows, fates))
+    }
+}
+
+/// A compressed matrix as it is stored in elements of this type.
+fn raw(w: &Sparse24, dtype: Dtype) -> Result<Raw24<'static>> {
+    let to = match dtype {
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::Bf16,
+        _ => DType::F32,
+    };
+    let values = Elements::from_f32(to, &w.values().to_f32());
+    Ok(Raw24::new(w.m(), w.k(), w.vector(), dtype, values.to_le_bytes(), w.meta().to_vec())?)
+}
+
+impl Report {
+    fn text(&self, args: &Args) -> String {
+        let mut table = Table::new();
+        table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-')));
+        table.set_header(["m x k", "V", "|w| kept", "output lost", "layer"]);
+        let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+        for row in &self.layers {
+            table.add_row([
+                format!("{}x{}", row.m, row.k),
+                row.vector.to_string(),
+                percent(row.kept_magnitude),
+                row.lost_output.map_or_else(|| "—".to_owned(), percent),
+                row.name.clone(),
+            ]);
+        }
+        let n = self.layers.len();
+        format!(
+            "{table}\n{}: {n} {} pruned by {} ({:.0} % of the candidates' weights), stored as {}; {} before, {} after\n",
+            args.output.display(),
+            if n == 1 { "layer" } else { "layers" },
+            self.method,
+            100.0 * self.pruned_share,
+            args.to,
+            size(self.bytes_before),
+            size(self.bytes_after),
+        )
+    }
+}

@@ -1,0 +1,94 @@
+//! A model's file written anew, with some of its tensors replaced: what `convert` and `prune` have in common.
+//!
+//! A file starts with a header that says what is in it, so what becomes of each item is said first and made when it is
+//! written, one item at a time: memory stays near the largest one.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Result;
+
+use sparse24::io::{Item, Layout, Raw24, Source, Spec, Spec24, Stored, Writer};
+
+/// What becomes of an item.
+pub(super) enum Fate {
+    /// Its tensors are copied.
+    Kept,
+    /// It is written as a 2:4 matrix.
+    Compressed(Spec24),
+    /// It is written as one tensor, of its own shape and type.
+    Plain,
+}
+
+/// What is written in its place.
+pub(super) enum Made {
+    Compressed(Raw24<'static>),
+    /// Little-endian bytes.
+    Plain(Vec<u8>),
+}
+
+/// Writes every item of `source` to `path`: those to be compressed in `layout`, made by `make` like the plain ones.
+/// `more` is added to the file's metadata.
+pub(super) fn write(
+    source: &Source,
+    layout: Layout,
+    fates: &[(&Item, Fate)],
+    more: &[(String, String)],
+    path: &Path,
+    mut make: impl FnMut(&Item) -> Result<Made>,
+) -> Result<()> {
+    let mut metadata = source.metadata();
+    let mut specs = Vec::new();
+    let mut native = BTreeMap::new();
+    for (item, fate) in fates {
+        let entries = match fate {
+            Fate::Kept => {
+                for part in &item.parts {
+                    specs.push(source.file_of(part)?.info(part)?.spec());
+                }
+                source.metadata_of(item)
+            }
+            Fate::Plain => {
+                specs.push(Spec::new(&*item.name, item.dtype, &item.shape));
+                Vec::new()
+            }
+            Fate::Compressed(spec) => {
+                specs.extend(layout.specs(spec)?);
+                layout.metadata(spec)
+            }
+        };
+        let ours = match fate {
+            Fate::Kept => item.stored == Stored::Native,
+            _ => layout == Layout::Native,
+        };
+        // A file with one matrix of our format is of that format.
+        if ours { native.extend(entries) } else { metadata.extend(entries) }
+    }
+    metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
+    metadata.extend(native);
+    metadata.extend(more.iter().cloned());
+    let mut writer = Writer::create(path, &specs, &metadata)?;
+    for (item, fate) in fates {
+        if let Fate::Kept = fate {
+            for part in &item.parts {
+                writer.write(part, &source.file_of(part)?.bytes(part)?)?;
+            }
+            continue;
+        }
+        match make(item)? {
+            Made::Compressed(raw) => layout.write(&mut writer, &item.name, &raw)?,
+            Made::Plain(bytes) => writer.write(&item.name, &bytes)?,
+        }
+    }
+    Ok(writer.finish()?)
+}
+
+/// How a layout is called when it is read.
+pub(super) const fn stored(layout: Layout) -> Stored {
+    match layout {
+        Layout::Native => Stored::Native,
+        Layout::Dense => Stored::Dense,
+        Layout::Bitmask => Stored::Bitmask,
+        Layout::Cutlass => Stored::Cutlass,
+    }
+}

@@ -20,8 +20,11 @@ use crate::prune::Statistics;
 pub enum Inputs {
     /// The weights that the checkpoint had: every layer is pruned as if it were the only one.
     Dense,
-    /// The weights that were put in their place: every layer sees, and can make up for, what those before it lost.
+    /// The weights that were put in their place: every layer sees what those before it lost.
     Pruned,
+    /// Those, beside the inputs that the dense model has ([`Statistics::cross`]): every layer can make up for what those
+    /// before it lost. Twice the work, and for full statistics alone.
+    Corrected,
 }
 
 /// How statistics are collected.
@@ -69,26 +72,34 @@ impl Checkpoint {
         visit: &mut dyn FnMut(&str, &LinearWeights, &Statistics) -> Result<Option<LinearWeights>>,
     ) -> Result<()> {
         let model = Model::new(device, self)?;
-        let mut streams = Streams::new(&model, texts, how.batching)?;
+        let dense = (how.inputs == Inputs::Corrected && how.gram).then(|| self.clone());
+        let mut streams = Streams::new(&model, texts, how.batching, 1 + usize::from(dense.is_some()))?;
         // Its tables are not needed again.
         drop(model);
+        let run = |pruned: &Self, i: usize, streams: &mut Streams, calls, done: &mut Done<'_>| {
+            let models: Vec<&Self> = [pruned].into_iter().chain(&dense).collect();
+            run(device, &models, i, streams, calls, done)
+        };
         for i in 0..self.layers.len() {
             let mut pruned = Vec::new();
             for (linear, &calls) in CALLS_BEFORE.iter().enumerate() {
                 let k = self.layers[i].linears()[linear].weights.k();
                 let mut statistics = if how.gram { Statistics::full(k)? } else { Statistics::diagonal(k) };
-                self.run(device, i, &mut streams, calls, |stream, x| statistics.add(&stream.real(&x)?))?;
+                run(self, i, &mut streams, calls, &mut |stream, x| match &x[..] {
+                    [x, dense] => statistics.add_pair(&stream.real(x)?, &stream.real(dense)?),
+                    x => x.iter().try_for_each(|x| statistics.add(&stream.real(x)?)),
+                })?;
                 let name = checkpoint::name_of(i, linear);
                 let now = &self.layers[i].linears()[linear].weights;
                 if let Some(new) = visit(&name, now, &statistics)? {
                     let weights = checkpoint::fitted(&name, new, (now.m(), k), self.dtype)?;
                     match how.inputs {
-                        Inputs::Pruned => self.layers[i].linears_mut()[linear].weights = weights,
+                        Inputs::Pruned | Inputs::Corrected => self.layers[i].linears_mut()[linear].weights = weights,
                         Inputs::Dense => pruned.push((linear, weights)),
                     }
                 }
             }
-            self.run(device, i, &mut streams, ALL_CALLS, |stream, states| {
+            run(self, i, &mut streams, ALL_CALLS, &mut |stream, states| {
                 stream.states = states;
                 Ok(())
             })?;
@@ -98,26 +109,34 @@ impl Checkpoint {
         }
         Ok(())
     }
+}
 
-    /// Runs the first so many calls of encoder layer `i` over every batch, and hands on what they lead to.
-    fn run(
-        &self,
-        device: &Device,
-        i: usize,
-        streams: &mut Streams,
-        calls: usize,
-        done: impl FnMut(&mut Stream, Matrix) -> Result<()>,
-    ) -> Result<()> {
-        if calls == 0 {
-            return streams.each(done);
-        }
-        let parts = LayerParts::new(device, &self.config, &self.layers[i])?;
-        let prepare = |states: &States| {
-            let all = states.layer(device, &self.config, &parts, false)?;
-            Ok((all.into_iter().map(|(_, call)| call).take(calls).collect(), states.after(calls).clone()))
-        };
-        streams.run(device, &self.config, self.dtype, prepare, done)
+/// What is done with what a batch's calls end in, once for each model.
+type Done<'a> = dyn FnMut(&mut Stream, Vec<Matrix>) -> Result<()> + 'a;
+
+/// Runs the first so many calls of encoder layer `i` of each model over every batch, and hands on what they lead to.
+fn run(
+    device: &Device,
+    models: &[&Checkpoint],
+    i: usize,
+    streams: &mut Streams,
+    calls: usize,
+    done: &mut Done<'_>,
+) -> Result<()> {
+    let Some(Checkpoint { config, dtype, .. }) = models.first() else { return Ok(()) };
+    if calls == 0 {
+        return streams.each(done);
     }
+    let parts = models.iter().map(|model| LayerParts::new(device, config, &model.layers[i]));
+    let parts: Vec<_> = parts.collect::<Result<_>>()?;
+    let prepare = |states: &States| {
+        let of = |parts| {
+            let all = states.layer(device, config, parts, false)?;
+            Ok(all.into_iter().map(|(_, call)| call).take(calls).collect())
+        };
+        Ok((parts.iter().map(of).collect::<Result<_>>()?, states.after(calls).clone()))
+    };
+    streams.run(device, config, *dtype, prepare, done)
 }
 
 impl States {

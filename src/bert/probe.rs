@@ -51,7 +51,7 @@ impl<'a> Probe<'a> {
         batching: Batching,
     ) -> Result<Self> {
         let model = Model::new(device, checkpoint)?;
-        let streams = Streams::new(&model, texts, batching)?;
+        let streams = Streams::new(&model, texts, batching, 1)?;
         Ok(Self { checkpoint, parts: model.parts, streams, at: 0 })
     }
 
@@ -83,7 +83,7 @@ impl<'a> Probe<'a> {
             Ok(calls)
         };
         if !before.is_empty() {
-            let prepare = |states: &States| Ok((along(states, &mut before.iter())?, states.hidden.clone()));
+            let prepare = |states: &States| Ok((vec![along(states, &mut before.iter())?], states.hidden.clone()));
             self.streams.run(device, config, *dtype, prepare, |stream, states| {
                 stream.states = states;
                 Ok(())
@@ -97,10 +97,10 @@ impl<'a> Probe<'a> {
             let &States { batch, seq, ref lengths, hidden: ref x, .. } = states;
             let embeddings = device.zeros(batch, width, DType::F32)?;
             calls.push(device.pool(&Pool { x, lengths, batch, seq, normalize: true, y: &embeddings })?);
-            Ok((calls, embeddings))
+            Ok((vec![calls], embeddings))
         };
         self.streams.run(device, config, *dtype, prepare, |stream, embeddings| {
-            let embeddings = embeddings.elements().to_f32();
+            let embeddings: Vec<f32> = embeddings.iter().flat_map(|of| of.elements().to_f32()).collect();
             for (&text, from) in stream.texts.iter().zip(embeddings.chunks_exact(width)) {
                 all[text * width..][..width].copy_from_slice(from);
             }

@@ -20,14 +20,14 @@ pub(super) struct Stream {
     lengths: Vec<u32>,
     /// Tokens of each with padding.
     seq: usize,
-    /// `texts · seq x hidden`.
-    pub(super) states: Matrix,
+    /// `texts · seq x hidden`, once for each model that the texts go through.
+    pub(super) states: Vec<Matrix>,
 }
 
 impl Streams {
-    /// Texts, given as token ids, with the states that enter the first encoder layer. An error if there are none, or
-    /// one is no input of the model.
-    pub(super) fn new<T: AsRef<[u32]>>(model: &Model, texts: &[T], batching: Batching) -> Result<Self> {
+    /// Texts, given as token ids, with the states that enter the first encoder layer, for as many models that differ in
+    /// later layers alone. An error if there are no texts, or one is no input of the model.
+    pub(super) fn new<T: AsRef<[u32]>>(model: &Model, texts: &[T], batching: Batching, models: usize) -> Result<Self> {
         if texts.is_empty() {
             return Err(Error::Invalid("there are no texts".into()));
         }
@@ -39,7 +39,7 @@ impl Streams {
         plan.map(|batch| {
             let ids: Vec<&[u32]> = batch.texts.iter().map(|&text| texts[text].as_ref()).collect();
             let lengths = ids.iter().map(|ids| ids.len() as u32).collect();
-            let states = model.embedded(&ids, batch.seq)?;
+            let states = vec![model.embedded(&ids, batch.seq)?; models];
             Ok(Stream { texts: batch.texts, lengths, seq: batch.seq, states })
         })
         .collect::<Result<_>>()
@@ -52,7 +52,7 @@ impl Streams {
     }
 
     /// Hands every batch and its states to `done`.
-    pub(super) fn each(&mut self, mut done: impl FnMut(&mut Stream, Matrix) -> Result<()>) -> Result<()> {
+    pub(super) fn each(&mut self, mut done: impl FnMut(&mut Stream, Vec<Matrix>) -> Result<()>) -> Result<()> {
         self.0.iter_mut().try_for_each(|stream| {
             let states = stream.states.clone();
             done(stream, states)
@@ -60,33 +60,38 @@ impl Streams {
     }
 
     /// Runs calls over every batch, from its states to whatever they end in, which is handed to `done`. `prepare` makes
-    /// the calls for one shape, on buffers that hold the states and lengths of a batch, and names where they end.
+    /// the calls for one shape, a list for each model, on buffers that hold the states and lengths of a batch, and names
+    /// the tensor in which they all end.
     pub(super) fn run(
         &mut self,
         device: &Device,
         config: &Config,
         dtype: DType,
-        prepare: impl Fn(&States) -> Result<(Vec<Prepared>, Tensor)>,
-        mut done: impl FnMut(&mut Stream, Matrix) -> Result<()>,
+        prepare: impl Fn(&States) -> Result<(Vec<Vec<Prepared>>, Tensor)>,
+        mut done: impl FnMut(&mut Stream, Vec<Matrix>) -> Result<()>,
     ) -> Result<()> {
-        let mut kept: Option<(States, Vec<Prepared>, Tensor)> = None;
+        let mut kept: Option<(States, Vec<Vec<Prepared>>, Tensor)> = None;
         for stream in &mut self.0 {
             let shape = (stream.lengths.len(), stream.seq);
             // Given back before the next is made: this bounds what is allocated at once.
             let same = kept.take().filter(|(states, ..)| (states.batch, states.seq) == shape);
-            let (states, calls, end) = match same {
+            let (states, models, end) = match same {
                 Some(same) => same,
                 None => {
                     let states = States::new(device, config, dtype, shape.0, shape.1)?;
-                    let (calls, end) = prepare(&states)?;
-                    (states, calls, end)
+                    let (models, end) = prepare(&states)?;
+                    (states, models, end)
                 }
             };
-            device.write(&states.hidden, &stream.states)?;
             device.write_indices(&states.lengths, &stream.lengths)?;
-            device.submit(&calls)?;
-            done(stream, device.read(&end)?)?;
-            kept = Some((states, calls, end));
+            let ends = models.iter().zip(&stream.states).map(|(calls, from)| {
+                device.write(&states.hidden, from)?;
+                device.submit(calls)?;
+                device.read(&end)
+            });
+            let ends = ends.collect::<Result<_>>()?;
+            done(stream, ends)?;
+            kept = Some((states, models, end));
         }
         Ok(())
     }

@@ -56,9 +56,10 @@ pub(crate) struct Args {
     /// sparsegpt need one.
     #[arg(long, value_name = "TXT")]
     calibration: Option<PathBuf>,
-    /// What the inputs of a layer are computed with: the layers before it as they are pruned, or as they were.
-    #[arg(long, value_name = "pruned|dense", default_value = "pruned", value_parser = inputs)]
-    inputs: Inputs,
+    /// What a layer's inputs are computed with: the layers before it as they were (dense), as they are pruned (pruned),
+    /// or both, so that a layer makes up for what those before it lost (corrected, for sparsegpt alone and its default).
+    #[arg(long, value_name = "dense|pruned|corrected", value_parser = inputs)]
+    inputs: Option<Inputs>,
     /// Prune only what this regular expression matches part of the name of, embeddings and heads too.
     #[arg(long, value_name = "RE")]
     include: Option<Regex>,
@@ -82,7 +83,8 @@ fn inputs(text: &str) -> Result<Inputs, String> {
     match text {
         "pruned" => Ok(Inputs::Pruned),
         "dense" => Ok(Inputs::Dense),
-        _ => Err("is neither pruned nor dense".into()),
+        "corrected" => Ok(Inputs::Corrected),
+        _ => Err("is not dense, pruned or corrected".into()),
     }
 }
 
@@ -210,6 +212,10 @@ impl Args {
             && self.exclude.as_ref().is_none_or(|re| !re.is_match(name))
     }
 
+    fn inputs(&self) -> Inputs {
+        self.inputs.unwrap_or(if self.method.needs_gram() { Inputs::Corrected } else { Inputs::Pruned })
+    }
+
     fn by_itself(&self, _: &Source) -> Run {
         Run { checkpoint: None, rows: BTreeMap::new(), tokens: None }
     }
@@ -238,7 +244,7 @@ impl Args {
             ));
         }
         let how =
-            Calibration { batching: self.running.batching(), gram: self.method.needs_gram(), inputs: self.inputs };
+            Calibration { batching: self.running.batching(), gram: self.method.needs_gram(), inputs: self.inputs() };
         let bar = progress(checkpoint.linears().count());
         let fitting: BTreeMap<String, VectorLen> = checkpoint
             .linears()

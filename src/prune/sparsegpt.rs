@@ -9,13 +9,15 @@
 //!
 //! 1. *Damping*: H + λI with λ a share of the diagonal's mean, because H of little text is near singular. U is upper
 //!    triangular with UᵀU = (H + λI)⁻¹.
-//! 2. *Choice*, group by group: of the six pairs S to prune, the one whose removal costs least, Σ over the V rows of
+//! 2. *Target*: where the statistics say what the dense model's inputs were, what is pruned is not W but the weights
+//!    W + W·(C - H)·(H + λI)⁻¹ that come closest to the dense model's output on the inputs at hand.
+//! 3. *Choice*, group by group: of the six pairs S to prune, the one whose removal costs least, Σ over the V rows of
 //!    w_S·(C_SS)⁻¹·w_Sᵀ. C is the inverse of H restricted to this group and all columns on the right of it, which is
 //!    UᵀU of the group's own 4 x 4 block of U. The paper takes the two highest w²/C_cc instead, which ignores that the
 //!    members of a pair can stand in for each other.
-//! 3. *Compensation*: the error of each pruned weight, divided by U_cc, times row c of U, off the columns on the right;
+//! 4. *Compensation*: the error of each pruned weight, divided by U_cc, times row c of U, off the columns on the right;
 //!    at once within a block of columns, by one matrix product per block beyond it.
-//! 4. *Refit*: with the mask decided, the weights that minimise the layer's output error under it, by conjugate
+//! 5. *Refit*: with the mask decided, the weights that minimise the layer's output error under it, by conjugate
 //!    gradients on all rows at once. The pass from left to right could not use columns on its left; this can.
 //!
 //! Invariant: the result is zero wherever the mask is, and the mask keeps nothing that `within` leaves out.
@@ -32,7 +34,7 @@ use crate::matrix::Matrix;
 /// Columns between two matrix products: large enough for these to run at their speed, small enough for the rows of U
 /// that a block reads again and again to stay in a second-level cache.
 const BLOCK: usize = 128;
-/// Rows to a task of the refit.
+/// Rows to a task of the products and of the refit.
 const ROWS: usize = 64;
 
 /// How a matrix is pruned.
@@ -89,9 +91,13 @@ impl SparseGpt {
                 *x = 0.0;
             }
         }
-        let h = self.damped(gram);
-        let original = weights.clone();
+        let (h, scale) = self.damped(gram);
         let u = factor::inverse_factor(h.clone())?.mapv(|x| x as f32);
+        if let Some(cross) = statistics.cross() {
+            let shift = (&cross - &gram).mapv(|x| (x / scale) as f32);
+            weights += &product(&product(&product(&weights, shift.view()), u.t()), u.view());
+        }
+        let original = weights.clone();
         let mask = eliminate(&mut weights, &u, self.vector, within)?;
         if self.refit > 0 {
             refit(&mut weights, &original, &h.mapv(|x| x as f32), mask.mask(), self.refit);
@@ -99,20 +105,28 @@ impl SparseGpt {
         Ok((Matrix::from_array(weights.view()).cast(w.dtype()), mask))
     }
 
-    /// H + λI, divided by the diagonal's mean so that its size is that of one. A feature that is always zero gets a one
+    /// H + λI, divided by the diagonal's mean so that its size is that of one, and that mean. A feature that is always zero gets a one
     /// on the diagonal: its weights change nothing, whatever happens to them.
-    fn damped(&self, gram: ArrayView2<'_, f64>) -> Array2<f64> {
+    fn damped(&self, gram: ArrayView2<'_, f64>) -> (Array2<f64>, f64) {
         let mut h = gram.to_owned();
         let mean = h.diag().mean().filter(|mean| *mean > 0.0).unwrap_or(1.0);
         h /= mean;
         for x in h.diag_mut() {
             *x = if *x > 0.0 { *x + self.damping } else { 1.0 };
         }
-        h
+        (h, mean)
     }
 }
 
-/// Steps 2 and 3: chooses the mask and prunes, from the first column to the last.
+/// A·B, shared by all threads.
+fn product(a: &Array2<f32>, b: ArrayView2<'_, f32>) -> Array2<f32> {
+    let mut out = Array2::zeros((a.nrows(), b.ncols()));
+    let rows = out.axis_chunks_iter_mut(Axis(0), ROWS).into_par_iter().zip(a.axis_chunks_iter(Axis(0), ROWS));
+    rows.for_each(|(mut out, a)| general_mat_mul(1.0, &a, &b, 0.0, &mut out));
+    out
+}
+
+/// Steps 3 and 4: chooses the mask and prunes, from the first column to the last.
 fn eliminate(w: &mut Array2<f32>, u: &Array2<f32>, vector: VectorLen, within: Option<&Mask>) -> Result<Mask24> {
     let (m, k) = w.dim();
     let v = vector.get();
@@ -200,7 +214,7 @@ fn cheapest(w: ArrayView2<'_, f32>, u: ArrayView2<'_, f32>, kept: &dyn Fn(usize)
     costs.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(0b0011 & all, |(pattern, _)| pattern)
 }
 
-/// Step 4: conjugate gradients for min Σ (ŵ - w)·H·(ŵ - w)ᵀ under the mask, from the weights that elimination left, each
+/// Step 5: conjugate gradients for min Σ (ŵ - w)·H·(ŵ - w)ᵀ under the mask, from the weights that elimination left, each
 /// row by itself with H's diagonal as preconditioner.
 fn refit(w: &mut Array2<f32>, original: &Array2<f32>, h: &Array2<f32>, mask: &Mask, steps: usize) {
     let inverse: Array1<f32> = h.diag().mapv(|x| 1.0 / x);

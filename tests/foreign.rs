@@ -399,7 +399,7 @@ fn forms_that_lie_are_refused_by_name() {
     assert!(shape(&[i64::MAX, i64::MAX]).starts_with("w.bitmask: a part of "));
     assert_eq!(error(Value::Null, &with(1, "I8", json!([1, 1]), vec![0])), "w.bitmask: is I8, expected U8");
     assert_eq!(error(Value::Null, &good()[..2]), "w.shape: there is no such tensor");
-    let vector = error(json!({"w.weight.vector": "3"}), &good());
+    let vector = error(json!({"w.weight.layout": "bitmask,3"}), &good());
     assert!(vector.starts_with("w.weight: vector length 3 is not one of"), "{vector}");
 
     // A vector length that the codes do not have.
@@ -408,7 +408,7 @@ fn forms_that_lie_are_refused_by_name() {
         ("w.bitmask", "U8", json!([2, 1]), vec![0b1001, 0b0101]),
         ("w.shape", "I64", json!([2, 1]), i64s(&[2, 4])),
     ];
-    let vector = error(json!({"w.weight.vector": "2"}), &rows);
+    let vector = error(json!({"w.weight.layout": "bitmask,2"}), &rows);
     assert_eq!(vector, "w.weight: vector length 2 is said, but rows that would share codes do not");
     // A stray bit past the last column.
     let mut stray = rows.clone();

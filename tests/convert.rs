@@ -91,7 +91,7 @@ fn a_checkpoint_of_compressed_tensors_becomes_dense_and_back() {
     for name in ["ct_ckpt_sparse24_f16", "ct_ckpt_bitmask_f16"] {
         let (from, to) = (vectors(name), dir.path().join(name));
         let text = fine(convert(&from, &to, "dense", &[]));
-        let expected = format!("{}: 2 tensors to dense, 4 tensors as before; ", to.display());
+        let expected = format!("{}: 2 matrices to dense, 4 tensors as before; ", to.display());
         assert!(text.starts_with(&expected) && text.contains(" KiB before, "), "{text}");
         assert_same_tensors(&to.join("model.safetensors"), &from.join("dense_expected.safetensors"));
         assert_eq!(names_in(&to), ["config.json", "model.safetensors"]);
@@ -236,8 +236,8 @@ fn a_sharded_bert_becomes_every_form_and_loads_alike() {
 
     // Twelve matrices; tables and the pooler stay.
     let text = fine(convert(&at("dense"), &at("native"), "native", &[]));
-    assert!(text.contains(": 12 tensors to native, "), "{text}");
-    assert!(text.contains(" (4 of them not 2:4); "), "{text}");
+    assert!(text.contains(": 12 matrices to native, "), "{text}");
+    assert!(text.contains(" (not 2:4: 4 matrices); "), "{text}");
     let kept = ["1_Pooling", "config.json", "model.safetensors", "tokenizer.json"];
     assert_eq!(
         (names_in(&at("native")), names_in(&at("native/1_Pooling"))),
@@ -298,7 +298,7 @@ fn masks_load_as_masks_and_become_weights() {
         for layout in ["dense", "native"] {
             let out = at(&format!("{folder}-{layout}"));
             let text = fine(convert(&at(folder), &out, layout, &[]));
-            assert!(text.contains(&format!(": 12 tensors to {layout}, ")), "{text}");
+            assert!(text.contains(&format!(": 12 matrices to {layout}, ")), "{text}");
             assert_eq!(dense_linears(&load(&out)), expected, "{folder}, {layout}");
         }
         fine(check(&at(folder)));
@@ -317,7 +317,7 @@ fn masks_load_as_masks_and_become_weights() {
     assert!(!at("out").exists());
     assert!(names_in(dir.path()).iter().all(|name| !name.starts_with('.')), "nothing half-written is left");
     let text = fine(convert(&at("masked"), &at("out"), "native", &["--exclude", "0.output.dense"]));
-    assert!(text.contains(": 11 tensors to native, "), "{text}");
+    assert!(text.contains(": 11 matrices to native, "), "{text}");
     assert!(load(&at("out")).linears().any(|(_, w)| w.op() == Op::Masked));
 }
 
@@ -330,9 +330,9 @@ fn what_cannot_be_converted_is_said() {
     let (code, stdout, stderr) = convert(&at("dense"), &at("out"), "native", &[]);
     assert_eq!(
         (code, stderr.as_str()),
-        (0, "warning: nothing to convert: of 2 tensors, 1 are matrices that are not 2:4; the output is a copy\n")
+        (0, "warning: nothing was converted: not 2:4: 1 matrix of 2 tensors; the output is a copy\n")
     );
-    assert!(stdout.contains(": 0 tensors to native, 2 tensors as before (1 of them not 2:4); "), "{stdout}");
+    assert!(stdout.contains(": 0 matrices to native, 2 tensors as before (not 2:4: 1 matrix); "), "{stdout}");
     assert_same_tensors(&at("dense"), &at("out"));
 
     // Shapes of torch's pair, and what is in the way.

@@ -68,9 +68,9 @@ fn two_of_four(m: usize, k: usize, dtype: Dtype, vector: VectorLen, seed: u64) -
     let mut bytes = Vec::new();
     for at in 0..m * k {
         let mut element = vec![0; width];
-        if mask.mask().get(at / k, at % k) && rng.next_u32() % 8 > 0 {
+        if mask.mask().get(at / k, at % k) && !rng.next_u32().is_multiple_of(8) {
             element.iter_mut().for_each(|byte| *byte = rng.next_u32() as u8);
-        } else if float && rng.next_u32() % 4 == 0 {
+        } else if float && rng.next_u32().is_multiple_of(4) {
             *element.last_mut().unwrap() = 0x80;
         }
         bytes.extend(element);

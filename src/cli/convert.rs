@@ -173,9 +173,7 @@ impl Args {
 
     /// An item as it will be written: for our own format with the longest vector, if the file does not say which.
     fn read(&self, source: &Source, item: &Item) -> Result<Raw24<'static>, Error> {
-        let raw = source.raw24(item)?;
-        let widest = self.to == Layout::Native && item.vector.is_none();
-        if widest { raw.widest().map_err(|e| e.in_tensor(source.path_of(item), &item.name)) } else { Ok(raw) }
+        if self.to == Layout::Native { source.widest24(item) } else { source.raw24(item) }
     }
 
     /// The vector length to be written down: only what was said, or found for our own format.

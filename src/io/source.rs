@@ -262,13 +262,27 @@ impl Source {
     /// An item compressed: with the codes that it has, if it is stored compressed; otherwise with those of its non-zeros
     /// at V = 1. If the file says V, that is the vector length. An error names the first row and group that are not 2:4.
     pub fn raw24(&self, item: &Item) -> Result<Raw24<'static>> {
+        self.compressed(item, Some(VectorLen::ONE))
+    }
+
+    /// [`Self::raw24`] with codes shared by as many rows as can share them, unless the file says V.
+    pub fn widest24(&self, item: &Item) -> Result<Raw24<'static>> {
+        let raw = self.compressed(item, None)?;
+        match item.stored {
+            Stored::Bitmask | Stored::Cutlass if item.vector.is_none() => raw.widest().map_err(|e| self.at(item, e)),
+            _ => Ok(raw),
+        }
+    }
+
+    /// An item compressed. What is not stored so gets this vector length, or the largest that there is.
+    fn compressed(&self, item: &Item, vector: Option<VectorLen>) -> Result<Raw24<'static>> {
         let (m, k) = self.two_dimensions(item)?;
         let made = match item.stored {
             Stored::Native => return self.file_of(&item.parts[0])?.raw24(&item.name),
             Stored::Bitmask => layout::from_bitmask(m, k, item.dtype, self.part(item, 0)?, &self.part(item, 1)?),
             Stored::Cutlass => layout::from_cutlass(m, k, item.dtype, self.part(item, 0)?, &self.part(item, 1)?),
             Stored::Dense | Stored::SparseBitmask | Stored::TorchMask | Stored::AspMask => {
-                Raw24::from_dense(m, k, item.dtype, &self.dense(item)?, Some(VectorLen::ONE))
+                Raw24::from_dense(m, k, item.dtype, &self.dense(item)?, vector)
             }
         };
         let made = made.and_then(|raw| match item.vector {

@@ -63,6 +63,9 @@
 //! | `P.shape` | `m,k` in decimal, without spaces |
 //! | `P.vector` | V in decimal |
 //!
+//! Values in a file may also be of a type that is not multiplied here, `I8`, `U8`, `F8_E4M3` or `F8_E5M2`, by the same
+//! rules; integers have no -0. [`crate::io::Raw24`] reads those, a [`Sparse24`] cannot hold them.
+//!
 //! `P.vector` is what makes P a compressed matrix: one file may hold others, and tensors of other kinds beside them.
 //! [`crate::io`] reads and writes these files.
 //!

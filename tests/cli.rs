@@ -110,9 +110,14 @@ fn pruned(w: &Matrix, vector: VectorLen) -> Matrix {
 #[test]
 fn help_shows_an_example_of_every_command() {
     let help = sparse24(&["--help"]).fine();
-    for (command, flag) in
-        [("bench", "--out"), ("devices", "--json"), ("embed", "--input"), ("eval", "--pairs"), ("inspect", "--json")]
-    {
+    for (command, flag) in [
+        ("bench", "--out"),
+        ("convert", "--to"),
+        ("devices", "--json"),
+        ("embed", "--input"),
+        ("eval", "--pairs"),
+        ("inspect", "--json"),
+    ] {
         assert!(help.contains(command), "{help}");
         let help = sparse24(&[command, "--help"]).fine();
         assert!(help.contains("Examples:\n") && help.contains(&format!("\n  sparse24 {command}")), "{help}");

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use regex::Regex;
 
 use super::folder::NewFolder;
+use super::inspect::{many, printable};
 use super::{Outcome, print, progress, say, size, writable};
 use sparse24::VectorLen;
 use sparse24::error::Error;
@@ -79,7 +80,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let mut not_24 = 0;
     let mut fates = Vec::new();
     for item in source.items() {
-        bar.set_message(item.name.clone());
+        bar.set_message(printable(&item.name));
         fates.push((item, args.fate(&source, item, &mut not_24)?));
         bar.inc(1);
     }
@@ -106,17 +107,18 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let already = source.items().filter(|item| item.stored == args.stored() && args.selects(&item.name)).count();
     if converted == 0 && args.to != Layout::Dense && already == 0 {
         say(&format!(
-            "warning: nothing to convert: of {}, {not_24} are matrices that are not 2:4; the output is a copy",
-            count(fates.len(), "tensor")
+            "warning: nothing was converted: not 2:4: {} of {}; the output is a copy",
+            many(not_24, "matrix", "matrices"),
+            many(fates.len(), "tensor", "tensors")
         ));
     }
     print(&format!(
         "{}: {} to {}, {} as before{}; {} before, {} after\n",
         args.output.display(),
-        count(converted, "tensor"),
+        many(converted, "matrix", "matrices"),
         args.to,
-        count(fates.len() - converted, "tensor"),
-        if not_24 > 0 { format!(" ({not_24} of them not 2:4)") } else { String::new() },
+        many(fates.len() - converted, "tensor", "tensors"),
+        if not_24 > 0 { format!(" (not 2:4: {})", many(not_24, "matrix", "matrices")) } else { String::new() },
         size(bytes_before),
         size(bytes_after),
     ))?;
@@ -171,8 +173,7 @@ impl Args {
 
     /// An item as it will be written: for our own format with the longest vector, if the file does not say which.
     fn read(&self, source: &Source, item: &Item) -> Result<Raw24<'static>, Error> {
-        let raw = source.raw24(item)?;
-        if self.to == Layout::Native && item.vector.is_none() { raw.widest() } else { Ok(raw) }
+        if self.to == Layout::Native { source.widest24(item) } else { source.raw24(item) }
     }
 
     /// The vector length to be written down: only what was said, or found for our own format.
@@ -225,9 +226,4 @@ impl Args {
         }
         Ok(writer.finish()?)
     }
-}
-
-/// A number of things.
-fn count(n: usize, thing: &str) -> String {
-    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
 }

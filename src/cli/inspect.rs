@@ -323,7 +323,7 @@ impl Total {
 }
 
 /// A number of things.
-fn many(n: usize, one: &str, more: &str) -> String {
+pub(super) fn many(n: usize, one: &str, more: &str) -> String {
     format!("{n} {}", if n == 1 { one } else { more })
 }
 
@@ -363,7 +363,7 @@ fn short(bytes: u64) -> String {
 }
 
 /// A name from a file as it can be shown on a terminal: without line breaks and escape sequences.
-fn printable(name: &str) -> String {
+pub(super) fn printable(name: &str) -> String {
     name.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 

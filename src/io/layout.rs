@@ -35,8 +35,9 @@ use crate::matrix::{DType, Elements, each_dtype};
 /// `host_reorder.h` does, which is how sparse tensor cores load them. `m` must be a multiple of 32 and `k` of 32 (int8:
 /// 16 and 64). torch stores f32 as 1:2 there, not 2:4, so f32 is refused.
 ///
-/// Two keys of `__metadata__` keep what a foreign layout has no place for: `N.layout`, `bitmask` or `cutlass`, under the
-/// full name of the matrix; and `N.vector`, if V was known. Readers that do not know them lose nothing else.
+/// An entry of `__metadata__` keeps what a foreign layout has no place for: `N.layout`, under the full name of the
+/// matrix, is `bitmask` or `cutlass`, followed by a comma and V if that was known. Readers that do not know it lose
+/// nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Layout {
     /// This crate's own [format](crate::format).
@@ -123,18 +124,15 @@ impl Layout {
         let name = &matrix.name;
         // Readers of Hugging Face's want to know for which framework a file was made.
         let mut entries = vec![("format".to_owned(), if self == Self::Native { FORMAT } else { "pt" }.to_owned())];
-        let vector = matrix.vector.map(|v| (format!("{name}.vector"), v.to_string()));
-        match self {
-            Self::Native => {
+        match (self, matrix.vector) {
+            (Self::Native, vector) => {
                 entries.push(("version".to_owned(), VERSION.to_owned()));
                 entries.push((format!("{name}.shape"), format!("{},{}", matrix.m, matrix.k)));
-                entries.push(vector.unwrap_or_else(|| (format!("{name}.vector"), VectorLen::ONE.to_string())));
+                entries.push((format!("{name}.vector"), vector.unwrap_or(VectorLen::ONE).to_string()));
             }
-            Self::Dense => {}
-            Self::Bitmask | Self::Cutlass => {
-                entries.push((format!("{name}.layout"), self.name().to_owned()));
-                entries.extend(vector);
-            }
+            (Self::Dense, _) => {}
+            (Self::Bitmask | Self::Cutlass, None) => entries.push((format!("{name}.layout"), self.to_string())),
+            (Self::Bitmask | Self::Cutlass, Some(v)) => entries.push((format!("{name}.layout"), format!("{self},{v}"))),
         }
         entries
     }
@@ -558,7 +556,9 @@ fn nonzero_mask(m: usize, k: usize, dtype: Dtype, dense: &[u8]) -> Result<Mask> 
     fn bits<const W: usize>(kind: ValueType, k: usize, dense: &[u8]) -> Vec<u32> {
         let word = |data: &[u8]| {
             let data = data.as_chunks::<W>().0;
-            (0..).zip(data).fold(0, |bits, (i, x)| bits | u32::from(!kind.is_zero(x)) << i)
+            // The same as `is_zero`, of a width that the compiler knows.
+            let any = |x: &[u8; W]| x[..W - 1].iter().fold(x[W - 1] & kind.top, |any, byte| any | byte) != 0;
+            (0..).zip(data).fold(0, |bits, (i, x)| bits | u32::from(any(x)) << i)
         };
         dense.chunks_exact(k * W).flat_map(|row| row.chunks(32 * W).map(word)).collect()
     }

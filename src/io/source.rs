@@ -202,10 +202,12 @@ impl Source {
         else {
             return Vec::new();
         };
-        let of_item = ["shape", "vector", "layout"].map(|key| format!("{}.{key}", item.name));
-        let of_file = ["format", "version"].map(str::to_owned);
-        let keys = of_item.into_iter().chain(of_file.into_iter().filter(|_| item.stored == Stored::Native));
-        keys.filter_map(|key| metadata.get(&key).map(|value| (key, value.clone()))).collect()
+        let of_item = |key: &str| format!("{}.{key}", item.name);
+        let keys = match item.stored {
+            Stored::Native => vec!["format".to_owned(), "version".to_owned(), of_item("shape"), of_item("vector")],
+            _ => vec![of_item("layout")],
+        };
+        keys.into_iter().filter_map(|key| metadata.get(&key).map(|value| (key, value.clone()))).collect()
     }
 
     /// The file that has an item, or its first part.
@@ -260,13 +262,27 @@ impl Source {
     /// An item compressed: with the codes that it has, if it is stored compressed; otherwise with those of its non-zeros
     /// at V = 1. If the file says V, that is the vector length. An error names the first row and group that are not 2:4.
     pub fn raw24(&self, item: &Item) -> Result<Raw24<'static>> {
+        self.compressed(item, Some(VectorLen::ONE))
+    }
+
+    /// [`Self::raw24`] with codes shared by as many rows as can share them, unless the file says V.
+    pub fn widest24(&self, item: &Item) -> Result<Raw24<'static>> {
+        let raw = self.compressed(item, None)?;
+        match item.stored {
+            Stored::Bitmask | Stored::Cutlass if item.vector.is_none() => raw.widest().map_err(|e| self.at(item, e)),
+            _ => Ok(raw),
+        }
+    }
+
+    /// An item compressed. What is not stored so gets this vector length, or the largest that there is.
+    fn compressed(&self, item: &Item, vector: Option<VectorLen>) -> Result<Raw24<'static>> {
         let (m, k) = self.two_dimensions(item)?;
         let made = match item.stored {
             Stored::Native => return self.file_of(&item.parts[0])?.raw24(&item.name),
             Stored::Bitmask => layout::from_bitmask(m, k, item.dtype, self.part(item, 0)?, &self.part(item, 1)?),
             Stored::Cutlass => layout::from_cutlass(m, k, item.dtype, self.part(item, 0)?, &self.part(item, 1)?),
             Stored::Dense | Stored::SparseBitmask | Stored::TorchMask | Stored::AspMask => {
-                Raw24::from_dense(m, k, item.dtype, &self.dense(item)?, Some(VectorLen::ONE))
+                Raw24::from_dense(m, k, item.dtype, &self.dense(item)?, vector)
             }
         };
         let made = made.and_then(|raw| match item.vector {
@@ -362,7 +378,7 @@ impl Source {
         for file in &self.files {
             for (key, value) in file.metadata() {
                 let Some(name) = key.strip_suffix(".layout") else { continue };
-                let stored = match value.parse() {
+                let stored = match value.split(',').next().unwrap_or(value).parse() {
                     Ok(Layout::Bitmask) => Stored::Bitmask,
                     Ok(Layout::Cutlass) => Stored::Cutlass,
                     _ => continue,
@@ -388,13 +404,13 @@ struct Finder<'a> {
 impl Finder<'_> {
     fn add(&mut self, name: &str, dtype: Dtype, shape: &[usize], stored: Stored, parts: Vec<String>) -> Result<()> {
         let bytes = parts.iter().filter_map(|part| self.source.info(part)).map(|info| info.bytes as u64).sum();
-        let said = parts.first().and_then(|part| self.source.of_file(part)).filter(|_| stored.claims());
-        let vector = match said.and_then(|metadata| metadata.get(&format!("{name}.vector"))) {
-            Some(v) => {
-                Some(v.parse::<VectorLen>().map_err(|e| e.in_tensor(self.source.path_of_tensor(&parts[0]), name))?)
-            }
-            None => None,
-        };
+        let said = parts.first().and_then(|part| self.source.of_file(part)).and_then(|metadata| match stored {
+            Stored::Native => metadata.get(&format!("{name}.vector")).map(String::as_str),
+            Stored::Bitmask | Stored::Cutlass => Some(metadata.get(&format!("{name}.layout"))?.split_once(',')?.1),
+            _ => None,
+        });
+        let vector = said.map(str::parse::<VectorLen>).transpose();
+        let vector = vector.map_err(|e| e.in_tensor(self.source.path_of_tensor(&parts[0]), name))?;
         let path = parts.first().map_or(self.source.path(), |part| self.source.path_of_tensor(part));
         for part in &parts {
             if !self.taken.insert(part.clone()) {

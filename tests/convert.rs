@@ -1,0 +1,484 @@
+//! `sparse24 convert` and `sparse24 inspect --check`, as their users run them, and models loaded from what they wrote.
+
+#![cfg(feature = "cli")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "common/tiny_bert.rs"]
+mod tiny_bert;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use sparse24::bert::{Checkpoint, Config, Files};
+use sparse24::io::{Dtype, Entry, Source, Spec, Stored, Writer, save};
+use sparse24::{DType, LinearWeights, Matrix, Op, Sparse24, TensorFile, VectorLen, prune};
+use tempfile::TempDir;
+use tiny_bert::TinyBert;
+
+/// How a run of the binary ended: exit code, stdout, stderr.
+type Ran = (i32, String, String);
+
+fn sparse24(args: &[&str]) -> Ran {
+    let output = Command::new(env!("CARGO_BIN_EXE_sparse24")).args(args).stdin(Stdio::null()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn convert(from: &Path, to: &Path, layout: &str, more: &[&str]) -> Ran {
+    sparse24(&[&["convert", from.to_str().unwrap(), to.to_str().unwrap(), "--to", layout], more].concat())
+}
+
+/// Stdout of a run that was fine and had nothing to say on stderr.
+#[track_caller]
+fn fine((code, stdout, stderr): Ran) -> String {
+    assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
+    stdout
+}
+
+/// Stderr of a run that ended with `code` before it printed any result.
+#[track_caller]
+fn refused(ran: Ran, code: i32) -> String {
+    assert_eq!((ran.0, ran.1.as_str()), (code, ""), "{}", ran.2);
+    ran.2
+}
+
+fn check(path: &Path) -> Ran {
+    sparse24(&["inspect", "--check", path.to_str().unwrap()])
+}
+
+fn vectors(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(name)
+}
+
+fn v(v: usize) -> VectorLen {
+    VectorLen::new(v).unwrap()
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+fn names_in(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn random(m: usize, k: usize, dtype: DType, seed: u64) -> Matrix {
+    sparse24::measure::uniform(m, k, DType::F32, seed).unwrap().cast(dtype)
+}
+
+fn compressed(m: usize, k: usize, dtype: DType, vector: usize, seed: u64) -> Sparse24 {
+    Sparse24::compress(&random(m, k, dtype, seed), &prune::random(m, k, v(vector), seed).unwrap()).unwrap()
+}
+
+/// The tensors of two files are the same, bit for bit.
+#[track_caller]
+fn assert_same_tensors(a: &Path, b: &Path) {
+    let (a, b) = (TensorFile::open(a).unwrap(), TensorFile::open(b).unwrap());
+    let specs = |file: &TensorFile| file.tensors().map(|t| t.spec()).collect::<Vec<_>>();
+    assert_eq!(specs(&a), specs(&b));
+    for info in a.tensors() {
+        assert_eq!(a.bytes(&info.name).unwrap(), b.bytes(&info.name).unwrap(), "{}", info.name);
+    }
+}
+
+#[test]
+fn a_checkpoint_of_compressed_tensors_becomes_dense_and_back() {
+    let dir = TempDir::new().unwrap();
+    for name in ["ct_ckpt_sparse24_f16", "ct_ckpt_bitmask_f16"] {
+        let (from, to) = (vectors(name), dir.path().join(name));
+        let text = fine(convert(&from, &to, "dense", &[]));
+        let expected = format!("{}: 2 matrices to dense, 4 tensors as before; ", to.display());
+        assert!(text.starts_with(&expected) && text.contains(" KiB before, "), "{text}");
+        assert_same_tensors(&to.join("model.safetensors"), &from.join("dense_expected.safetensors"));
+        assert_eq!(names_in(&to), ["config.json", "model.safetensors"]);
+        // Nothing is claimed any more, and nothing else is lost.
+        assert_eq!(json(&to.join("config.json")), json!({"architectures": ["Tiny"], "torch_dtype": "float16"}));
+        assert_eq!(fine(check(&to)), format!("{}: of 6 tensors, none claims to be 2:4\n", to.display()));
+    }
+    // From dense: the pair of files that compressed-tensors wrote, the head ignored again.
+    let (dense, again) = (dir.path().join("ct_ckpt_sparse24_f16"), dir.path().join("again"));
+    fine(convert(&dense, &again, "bitmask", &[]));
+    assert_same_tensors(&again.join("model.safetensors"), &vectors("ct_ckpt_sparse24_f16/model.safetensors"));
+    let sparsity = json!({"format": "sparse-24-bitmask", "sparsity_structure": "2:4", "targets": ["Linear"],
+                          "ignore": ["lm_head"]});
+    let section = &json(&again.join("config.json"))["quantization_config"];
+    assert_eq!(*section, json!({"quant_method": "compressed-tensors", "sparsity_config": sparsity}));
+    assert_eq!(TensorFile::open(again.join("model.safetensors")).unwrap().metadata()["format"], "pt");
+    assert_eq!(fine(check(&again)), format!("{}: of 6 tensors, 2 claim to be 2:4, and are\n", again.display()));
+
+    // By way of our format too; and a config that says more keeps it.
+    let (native, last) = (dir.path().join("native"), dir.path().join("last"));
+    fine(convert(&vectors("ct_ckpt_sparse24_f16"), &native, "native", &[]));
+    assert_eq!(json(&native.join("config.json")).get("quantization_config"), None);
+    let more = json!({"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"g": 1}}});
+    fs::write(native.join("config.json"), more.to_string()).unwrap();
+    fine(convert(&native, &last, "bitmask", &[]));
+    assert_same_tensors(&last.join("model.safetensors"), &vectors("ct_ckpt_sparse24_f16/model.safetensors"));
+    let section = &json(&last.join("config.json"))["quantization_config"];
+    assert_eq!((&section["config_groups"], &section["sparsity_config"]), (&json!({"g": 1}), &sparsity));
+    let undone = dir.path().join("undone");
+    fine(convert(&last, &undone, "dense", &[]));
+    assert_eq!(json(&undone.join("config.json")), more);
+}
+
+#[test]
+fn our_own_format_survives_every_other() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    // Few rows, so that longer vectors than said would fit; a name without `.weight`; under-full groups.
+    let (a, b) = (compressed(3, 8, DType::F32, 1, 1), compressed(64, 96, DType::F16, 4, 2));
+    let c = Sparse24::from_dense(&Matrix::zeros(32, 32, DType::Bf16).unwrap(), v(16)).unwrap();
+    let bias = random(1, 9, DType::F32, 3);
+    let entries = [
+        ("l.a.weight", Entry::Sparse24(&a)),
+        ("b", Entry::Sparse24(&b)),
+        ("c.weight", Entry::Sparse24(&c)),
+        ("bias", Entry::Matrix(&bias)),
+    ];
+    save(at("native"), &entries).unwrap();
+    fine(convert(&at("native"), &at("bitmask"), "bitmask", &[]));
+    fine(convert(&at("bitmask"), &at("back"), "native", &[]));
+    assert_eq!(fs::read(at("back")).unwrap(), fs::read(at("native")).unwrap());
+    let source = Source::open(at("bitmask")).unwrap();
+    assert_eq!(source.item("b").unwrap().stored, Stored::Bitmask);
+    assert_eq!(source.item("b").unwrap().parts[0], "b.compressed");
+
+    // By way of torch's pair, for those that it takes; excluded ones stay.
+    save(at("native"), &entries[1..]).unwrap();
+    fine(convert(&at("native"), &at("cutlass"), "cutlass", &["--exclude", "bias"]));
+    fine(convert(&at("cutlass"), &at("bitmask"), "bitmask", &["--include", "^b$"]));
+    let stored: Vec<_> =
+        Source::open(at("bitmask")).unwrap().items().map(|item| (item.name.clone(), item.stored)).collect();
+    let expected = [("b", Stored::Bitmask), ("bias", Stored::Dense), ("c.weight", Stored::Cutlass)];
+    assert_eq!(stored, expected.map(|(name, stored)| (name.to_owned(), stored)));
+    fine(convert(&at("bitmask"), &at("back"), "native", &[]));
+    assert_eq!(fs::read(at("back")).unwrap(), fs::read(at("native")).unwrap());
+
+    // Types that are not multiplied: dense, native, bitmask, and dense again.
+    let (w, spec) = (a.decompress().elements().as_bytes().to_vec(), Spec::new("w.weight", Dtype::F8_E4M3, &[12, 8]));
+    let w: Vec<u8> = w.iter().enumerate().map(|(i, x)| if i % 4 < 2 { *x | 1 } else { 0 }).collect();
+    let mut writer = Writer::create(at("f8"), &[spec], &Default::default()).unwrap();
+    writer.write("w.weight", &w).unwrap();
+    writer.finish().unwrap();
+    for (from, to, layout) in [("f8", "f8n", "native"), ("f8n", "f8b", "bitmask"), ("f8b", "f8d", "dense")] {
+        fine(convert(&at(from), &at(to), layout, &[]));
+        let source = Source::open(at(to)).unwrap();
+        assert_eq!(source.dense(source.item("w.weight").unwrap()).unwrap(), w, "{to}");
+    }
+    let native = TensorFile::open(at("f8n")).unwrap();
+    assert_eq!(native.raw24("w.weight").unwrap().vector(), v(128), "one pattern throughout");
+    let error = native.sparse24("w.weight").unwrap_err().to_string();
+    assert!(error.ends_with("tensor w.weight.values: is F8_E4M3, expected F32, F16 or BF16"), "{error}");
+    assert!(refused(convert(&at("f8n"), &at("x"), "cutlass", &[]), 1).contains("takes F16, BF16, I8 and U8"));
+    assert!(!at("x").exists());
+}
+
+/// Splits a folder's `model.safetensors` into two shards and an index.
+fn shard(folder: &Path) {
+    let path = folder.join("model.safetensors");
+    let file = TensorFile::open(&path).unwrap();
+    let mut map = serde_json::Map::new();
+    for (i, shard) in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"].iter().enumerate() {
+        let of_shard = file.tensors().enumerate().filter(|(at, _)| at % 2 == i).map(|(_, t)| &*t.name);
+        let entries: Vec<_> = of_shard.map(|name| (name, Entry::Copy(&file))).collect();
+        save(folder.join(shard), &entries).unwrap();
+        map.extend(entries.iter().map(|(name, _)| ((*name).to_owned(), json!(shard))));
+    }
+    fs::remove_file(path).unwrap();
+    let index = json!({"metadata": {}, "weight_map": map});
+    fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+}
+
+fn load(folder: &Path) -> Checkpoint {
+    let files = Files::in_folder(folder);
+    Checkpoint::load(Config::load(&files.config).unwrap(), &files, None, DType::F32).unwrap()
+}
+
+fn dense_linears(checkpoint: &Checkpoint) -> Vec<Matrix> {
+    let dense = |w: &LinearWeights| match w {
+        LinearWeights::Dense(w) => w.clone(),
+        LinearWeights::Sparse24(w) => w.decompress(),
+        LinearWeights::Masked(w, mask) => mask.apply(w).unwrap(),
+    };
+    checkpoint.linears().map(|(_, w)| dense(w)).collect()
+}
+
+/// The weights of linear layers of a small BERT, by name.
+fn is_linear(name: &str) -> bool {
+    name.contains("encoder") && name.ends_with(".weight") && !name.contains("LayerNorm")
+}
+
+#[test]
+fn a_sharded_bert_becomes_every_form_and_loads_alike() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    // Pruned at V = 4, under the names of BERT's own checkpoints.
+    let mut tiny = TinyBert::new(11);
+    for (name, (shape, numbers)) in tiny.tensors.iter_mut().filter(|(name, _)| is_linear(name)) {
+        let w = Matrix::from_f32(shape[0], shape[1], numbers).unwrap();
+        let mask = prune::magnitude(&w, v(4)).unwrap();
+        *numbers = mask.mask().apply(&w).unwrap().elements().to_f32();
+        assert!(numbers.iter().any(|&x| x != 0.0), "{name}");
+    }
+    tiny.rename(|name| format!("bert.{name}"));
+    tiny.write(&at("dense"));
+    let expected = load(&at("dense"));
+    shard(&at("dense"));
+    fs::create_dir_all(at("dense").join("1_Pooling/empty")).unwrap();
+    fs::write(at("dense").join("1_Pooling/config.json"), "{}").unwrap();
+    fs::write(at("dense").join("pytorch_model.bin"), "other weights").unwrap();
+    fs::write(at("dense").join(".hidden"), "").unwrap();
+    assert_eq!(dense_linears(&load(&at("dense"))), dense_linears(&expected));
+
+    // Twelve matrices; tables and the pooler stay.
+    let text = fine(convert(&at("dense"), &at("native"), "native", &[]));
+    assert!(text.contains(": 12 matrices to native, "), "{text}");
+    assert!(text.contains(" (not 2:4: 4 matrices); "), "{text}");
+    let kept = ["1_Pooling", "config.json", "model.safetensors", "tokenizer.json"];
+    assert_eq!(
+        (names_in(&at("native")), names_in(&at("native/1_Pooling"))),
+        (kept.map(str::to_owned).to_vec(), vec!["config.json".to_owned()])
+    );
+    assert_eq!(
+        fs::read(at("native/config.json")).unwrap(),
+        fs::read(at("dense/config.json")).unwrap(),
+        "nothing to say, so it is not written anew"
+    );
+    fine(convert(&at("native"), &at("bitmask"), "bitmask", &[]));
+    assert_eq!(json(&at("bitmask/config.json"))["hidden_size"], 40);
+    for (folder, stored) in [("native", Stored::Native), ("bitmask", Stored::Bitmask)] {
+        let loaded = load(&at(folder));
+        let ops: Vec<_> = loaded.linears().map(|(_, w)| w.op()).collect();
+        assert_eq!(ops, vec![Op::Sparse24(v(4)); 8], "{folder}: 40 rows are 10 blocks of 4");
+        assert_eq!(dense_linears(&loaded), dense_linears(&expected), "{folder}");
+        let items = Source::open(at(folder)).unwrap();
+        assert_eq!(items.items().filter(|item| item.stored == stored).count(), 12);
+        fine(check(&at(folder)));
+    }
+    // And back, byte for byte what torch would have.
+    fine(convert(&at("bitmask"), &at("back"), "dense", &[]));
+    let (a, b) = (Source::open(at("back")).unwrap(), Source::open(at("dense")).unwrap());
+    assert_eq!(a.items().count(), b.items().count());
+    for (a_item, b_item) in a.items().zip(b.items()) {
+        assert_eq!((&a_item.name, a.dense(a_item).unwrap()), (&b_item.name, b.dense(b_item).unwrap()));
+    }
+}
+
+#[test]
+fn masks_load_as_masks_and_become_weights() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let mut tiny = TinyBert::new(12);
+    let (mut masked, mut asp) = (TinyBert::new(12), TinyBert::new(12));
+    for (name, (shape, numbers)) in tiny.tensors.iter_mut().filter(|(name, _)| is_linear(name)) {
+        let w = Matrix::from_f32(shape[0], shape[1], numbers).unwrap();
+        let mask = prune::magnitude(&w, v(1)).unwrap();
+        let ones: Vec<f32> =
+            (0..numbers.len()).map(|i| f32::from(mask.mask().get(i / shape[1], i % shape[1]))).collect();
+        *numbers = mask.mask().apply(&w).unwrap().elements().to_f32();
+        let stem = name.strip_suffix(".weight").unwrap();
+        let original = masked.tensors.remove(name).unwrap();
+        masked.tensors.insert(format!("{name}_orig"), original);
+        masked.tensors.insert(format!("{name}_mask"), (shape.clone(), ones.clone()));
+        asp.tensors.insert(name.clone(), (shape.clone(), numbers.clone()));
+        asp.tensors.insert(format!("{stem}.__weight_mma_mask"), (shape.clone(), ones));
+    }
+    tiny.write(&at("pruned"));
+    masked.write(&at("masked"));
+    asp.write(&at("asp"));
+    let expected = dense_linears(&load(&at("pruned")));
+    for (folder, op) in [("masked", Op::Masked), ("asp", Op::Sparse24(v(1)))] {
+        let loaded = load(&at(folder));
+        assert!(loaded.linears().all(|(_, w)| w.op() == op), "{folder}");
+        assert_eq!(dense_linears(&loaded), expected, "{folder}");
+        for layout in ["dense", "native"] {
+            let out = at(&format!("{folder}-{layout}"));
+            let text = fine(convert(&at(folder), &out, layout, &[]));
+            assert!(text.contains(&format!(": 12 matrices to {layout}, ")), "{text}");
+            assert_eq!(dense_linears(&load(&out)), expected, "{folder}, {layout}");
+        }
+        fine(check(&at(folder)));
+    }
+    let LinearWeights::Masked(w, _) = load(&at("masked")).linears().next().unwrap().1.clone() else { panic!() };
+    assert!(w.elements().to_f32().iter().all(|&x| x != 0.0), "the mask is not applied yet");
+
+    // A mask of three of four is a mask, and no 2:4 one.
+    let name = "encoder.layer.0.output.dense.weight_mask";
+    masked.tensors.get_mut(name).unwrap().1[4..8].fill(1.0);
+    masked.write(&at("masked"));
+    let tensor = format!("tensor {}: row 0, group 1 (columns 4..8): 4 positions", name.strip_suffix("_mask").unwrap());
+    for stderr in [refused(convert(&at("masked"), &at("out"), "native", &[]), 1), refused(check(&at("masked")), 3)] {
+        assert!(stderr.contains(&tensor), "{stderr}");
+    }
+    assert!(!at("out").exists());
+    assert!(names_in(dir.path()).iter().all(|name| !name.starts_with('.')), "nothing half-written is left");
+    let text = fine(convert(&at("masked"), &at("out"), "native", &["--exclude", "0.output.dense"]));
+    assert!(text.contains(": 11 matrices to native, "), "{text}");
+    assert!(load(&at("out")).linears().any(|(_, w)| w.op() == Op::Masked));
+}
+
+#[test]
+fn what_cannot_be_converted_is_said() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (w, x) = (random(8, 8, DType::F32, 1), random(8, 3, DType::F32, 2));
+    save(at("dense"), &[("w", Entry::Matrix(&w)), ("narrow", Entry::Matrix(&x))]).unwrap();
+    let (code, stdout, stderr) = convert(&at("dense"), &at("out"), "native", &[]);
+    assert_eq!(
+        (code, stderr.as_str()),
+        (0, "warning: nothing was converted: not 2:4: 1 matrix of 2 tensors; the output is a copy\n")
+    );
+    assert!(stdout.contains(": 0 matrices to native, 2 tensors as before (not 2:4: 1 matrix); "), "{stdout}");
+    assert_same_tensors(&at("dense"), &at("out"));
+
+    // Shapes of torch's pair, and what is in the way.
+    let s = compressed(8, 8, DType::F16, 1, 3);
+    save(at("native"), &[("w", Entry::Sparse24(&s))]).unwrap();
+    let stderr = refused(convert(&at("native"), &at("out"), "cutlass", &[]), 1);
+    let expected = "tensor w.values: 8 x 8 F16: the layout cutlass takes multiples of 32 x 32\n";
+    assert!(stderr.starts_with(&format!("error: {}", at("native").display())), "{stderr}");
+    assert!(stderr.ends_with(&expected.replace(".values", "")), "{stderr}");
+    assert_same_tensors(&at("dense"), &at("out"));
+    let stderr = refused(convert(&vectors("ct_ckpt_sparse24_f16"), dir.path(), "dense", &[]), 1);
+    assert_eq!(stderr, format!("error: {} exists already\n", dir.path().display()));
+    let stderr = refused(convert(&at("native"), dir.path(), "dense", &[]), 1);
+    assert!(stderr.contains("is not a regular file"), "{stderr}");
+    // An empty folder may be there.
+    fs::create_dir(at("empty")).unwrap();
+    fine(convert(&vectors("ct_ckpt_sparse24_f16"), &at("empty"), "dense", &[]));
+    // A name that two matrices would have.
+    let taken = [("w", Entry::Sparse24(&s)), ("w.compressed", Entry::Matrix(&x))];
+    fs::create_dir(at("folder")).unwrap();
+    save(at("folder/model.safetensors"), &taken).unwrap();
+    let stderr = refused(convert(&at("folder"), &at("new"), "bitmask", &[]), 1);
+    let new = at("new").join("model.safetensors");
+    assert_eq!(stderr, format!("error: {}: tensor w.compressed: the name is taken\n", new.display()));
+    // In place of itself.
+    fine(convert(&at("native"), &at("native"), "dense", &[]));
+    assert_eq!(TensorFile::open(at("native")).unwrap().matrix("w").unwrap(), s.decompress());
+
+    for (args, says) in [
+        (&["convert", "a", "b"][..], "--to"),
+        (&["convert", "a", "b", "--to", "csr"], "is not native, dense, bitmask or cutlass"),
+        (&["convert", "a", "--to", "dense"], "OUT"),
+        (&["convert", "a", "b", "--to", "dense", "--include", "("], "unclosed group"),
+        (&["inspect", "a", "--check", "--json"], "--json"),
+    ] {
+        let stderr = refused(sparse24(args), 2);
+        assert!(stderr.contains(says), "{stderr}");
+    }
+    let help = fine(sparse24(&["convert", "--help"]));
+    assert!(help.contains("Examples:\n") && help.contains("\n  sparse24 convert "), "{help}");
+}
+
+#[test]
+fn a_check_names_the_first_group_that_breaks_a_claim() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("file");
+    // Row 3, group 5 of 16 x 64: in our format, in torch's pair, and in a bitmask.
+    let s = compressed(32, 64, DType::F16, 1, 7);
+    let broken = |layout: &str, part: &str, change: &dyn Fn(&mut Vec<u8>)| {
+        save(
+            &path,
+            &[("a.weight", Entry::Sparse24(&compressed(4, 4, DType::F32, 1, 8))), ("up.weight", Entry::Sparse24(&s))],
+        )
+        .unwrap();
+        fine(convert(&path, &path, layout, &["--include", "up"]));
+        assert_eq!(fine(check(&path)), format!("{}: of 2 tensors, 2 claim to be 2:4, and are\n", path.display()));
+        let file = TensorFile::open(&path).unwrap();
+        let old = file.bytes(part).unwrap();
+        let mut new = old.clone();
+        change(&mut new);
+        let mut bytes = fs::read(&path).unwrap();
+        let at = bytes.windows(old.len()).position(|w| w == old).unwrap();
+        bytes[at..at + old.len()].copy_from_slice(&new);
+        fs::write(&path, bytes).unwrap();
+        let stderr = refused(check(&path), 3);
+        // Without --check the same file is an error.
+        assert_eq!(refused(sparse24(&["inspect", path.to_str().unwrap()]), 1).lines().count(), 1);
+        stderr.strip_prefix(&format!("not 2:4: {}: tensor ", path.display())).unwrap().trim_end().to_owned()
+    };
+    let nibble = |bytes: &mut Vec<u8>| bytes[3 * 8 + 2] = bytes[3 * 8 + 2] & 0x0f | 0x50;
+    assert_eq!(
+        broken("native", "up.weight.meta", &nibble),
+        "up.weight.meta: meta row 3, group 5: code 0x5 is not one of 4, 8, 9, c, d, e"
+    );
+    assert_eq!(
+        broken("bitmask", "up.bitmask", &|bytes| bytes[3 * 8 + 2] |= 0xf0),
+        "up.weight: row 3, group 5 (columns 20..24): 4 positions are non-zero or kept, 2:4 allows 2"
+    );
+    // Row 0's words are the first of the first row.
+    let first = broken("cutlass", "up.weight.meta", &|bytes| bytes[0] &= 0xf0);
+    assert_eq!(first, "up.weight: meta row 0, group 0: code 0x0 is not one of 4, 8, 9, c, d, e");
+    // A file that is no file is an error like any other.
+    fs::write(&path, "short").unwrap();
+    assert!(refused(check(&path), 1).starts_with("error: "));
+
+    // A config that claims it of dense weights, but for those that it leaves out.
+    let folder = dir.path().join("model");
+    fs::create_dir(&folder).unwrap();
+    let (up, head) = (s.decompress(), random(8, 8, DType::F32, 9));
+    let save_with = |up: &Matrix, ignore: &str| {
+        let entries = [
+            ("layers.0.up.weight", Entry::Matrix(up)),
+            ("lm_head.weight", Entry::Matrix(&head)),
+            ("embed_tokens.weight", Entry::Matrix(&head)),
+        ];
+        save(folder.join("model.safetensors"), &entries).unwrap();
+        let sparsity =
+            json!({"format": "dense", "sparsity_structure": "2:4", "targets": ["Linear"], "ignore": [ignore]});
+        let config = json!({"compression_config": {"sparsity_config": sparsity}});
+        fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    };
+    for ignore in ["lm_head", "re:.*head"] {
+        save_with(&up, ignore);
+        assert_eq!(fine(check(&folder)), format!("{}: of 3 tensors, 1 claims to be 2:4, and is\n", folder.display()));
+    }
+    // The file alone claims nothing.
+    assert!(fine(check(&folder.join("model.safetensors"))).contains("none claims to be 2:4"));
+    save_with(&up, "re:head");
+    let stderr = refused(check(&folder), 3);
+    assert!(stderr.contains("tensor lm_head.weight: row 0, group 0 (columns 0..4): 4 positions"), "{stderr}");
+    save_with(&random(32, 64, DType::F16, 1), "lm_head");
+    let stderr = refused(check(&folder), 3);
+    assert!(stderr.contains("tensor layers.0.up.weight: row 0, group 0"), "{stderr}");
+}
+
+#[test]
+fn inspect_knows_every_form() {
+    let inspect = |path: &Path| {
+        let listing: Value =
+            serde_json::from_str(&fine(sparse24(&["inspect", "--json", path.to_str().unwrap()]))).unwrap();
+        listing["tensors"].as_array().unwrap().clone()
+    };
+    let stored = |rows: &[Value]| -> Vec<(String, String)> {
+        let text = |row: &Value, key: &str| row[key].as_str().unwrap().to_owned();
+        rows.iter().filter(|row| row["stored"] != "dense").map(|row| (text(row, "name"), text(row, "stored"))).collect()
+    };
+    let of = |list: &[(&str, &str)]| list.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect::<Vec<_>>();
+    let rows = inspect(&vectors("matrix_i8_32x64.safetensors"));
+    let expected =
+        [("ct24.layer.weight", "sparse-24-bitmask"), ("ctbm.layer.weight", "sparse-bitmask"), ("cutlass", "cutlass")];
+    assert_eq!(stored(&rows), of(&expected));
+    let cutlass = rows.iter().find(|row| row["name"] == "cutlass").unwrap();
+    // Values of a byte, and a word of codes for each 32 columns.
+    let bytes = 32 * 32 + 4 * 32 * 2;
+    assert_eq!(
+        *cutlass,
+        json!({"name": "cutlass", "shape": [32, 64], "dtype": "i8", "stored": "cutlass", "bytes": bytes, "matrix": {
+            "nonzeros": 1024, "density": 0.5, "vector": 1, "kept_magnitude": 1.0,
+            "dense_bytes": 2048, "coo_bytes": 1024 * 9, "sparse24_bytes": bytes}})
+    );
+    let rows = inspect(&vectors("prune_with_mask.safetensors"));
+    assert_eq!(stored(&rows), of(&[("fc.weight", "torch-mask")]));
+    assert_eq!((rows.len(), &rows[1]["matrix"]["density"]), (2, &json!(0.5)));
+    let rows = inspect(&vectors("ct_ckpt_sparse24_f16"));
+    assert_eq!(stored(&rows), of(&[("down.weight", "sparse-24-bitmask"), ("up.weight", "sparse-24-bitmask")]));
+    let text = fine(sparse24(&["inspect", vectors("ct_ckpt_sparse24_f16").to_str().unwrap()]));
+    assert!(text.contains("down.weight (stored as sparse-24-bitmask)\n"), "{text}");
+    assert!(text.starts_with(&format!("{}: 6 tensors, ", vectors("ct_ckpt_sparse24_f16").display())), "{text}");
+}

@@ -3,18 +3,18 @@
 //! Items are read twice, one at a time: to learn what they will be, because a file starts with its header, and to write
 //! them. Memory stays near the largest one.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use regex::Regex;
 
 use super::folder::NewFolder;
 use super::inspect::{many, printable};
+use super::rewrite::{self, Fate, Made};
 use super::{Outcome, print, progress, say, size, writable};
 use sparse24::VectorLen;
 use sparse24::error::Error;
-use sparse24::io::{Item, Layout, Raw24, Source, Spec, Spec24, Stored, Writer};
+use sparse24::io::{Item, Layout, Raw24, Source, Stored};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -56,16 +56,6 @@ pub(crate) struct Args {
     exclude: Option<Regex>,
 }
 
-/// What becomes of an item.
-enum Fate {
-    /// Its tensors are copied.
-    Kept,
-    /// It is written as a 2:4 matrix in the new layout.
-    Converted(Spec24),
-    /// It is written with its zeros, which it may have any number of, in any shape.
-    Dense,
-}
-
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let source = Source::open(&args.input)?;
     let is_folder = args.input.is_dir();
@@ -84,18 +74,20 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         fates.push((item, args.fate(&source, item, &mut not_24)?));
         bar.inc(1);
     }
-    args.write(&source, &fates, &path, || bar.inc(1)).map_err(|e| match &folder {
+    let made = |item: &Item| {
+        bar.inc(1);
+        Ok(match args.to {
+            Layout::Dense => Made::Plain(source.dense(item)?),
+            _ => Made::Compressed(args.read(&source, item)?),
+        })
+    };
+    rewrite::write(&source, args.to, &fates, &[], &path, made).map_err(|e| match &folder {
         Some(folder) => folder.shown(&e),
         None => e,
     })?;
     let bytes_after = std::fs::metadata(&path).with_context(|| path.display().to_string())?.len();
     if let Some(folder) = folder {
-        let stored = |(item, fate): &(&Item, Fate)| match fate {
-            Fate::Kept => item.stored,
-            Fate::Dense => Stored::Dense,
-            Fate::Converted(_) => args.stored(),
-        };
-        folder.finish(&args.input, fates.iter().map(|of| (of.0, stored(of))))?;
+        folder.finish(&args.input, rewrite::stored(args.to, &fates))?;
     }
     bar.finish_and_clear();
 
@@ -104,7 +96,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     for file in source.files() {
         bytes_before += std::fs::metadata(file.path()).with_context(|| file.path().display().to_string())?.len();
     }
-    let already = source.items().filter(|item| item.stored == args.stored() && args.selects(&item.name)).count();
+    let already =
+        source.items().filter(|item| item.stored == rewrite::stored_as(args.to) && args.selects(&item.name)).count();
     if converted == 0 && args.to != Layout::Dense && already == 0 {
         say(&format!(
             "warning: nothing was converted: not 2:4: {} of {}; the output is a copy",
@@ -131,22 +124,12 @@ impl Args {
             && self.exclude.as_ref().is_none_or(|re| !re.is_match(name))
     }
 
-    /// How the new layout is called when it is read.
-    fn stored(&self) -> Stored {
-        match self.to {
-            Layout::Native => Stored::Native,
-            Layout::Dense => Stored::Dense,
-            Layout::Bitmask => Stored::Bitmask,
-            Layout::Cutlass => Stored::Cutlass,
-        }
-    }
-
     fn fate(&self, source: &Source, item: &Item, not_24: &mut usize) -> Result<Fate, Error> {
-        if item.stored == self.stored() || !self.selects(&item.name) {
+        if item.stored == rewrite::stored_as(self.to) || !self.selects(&item.name) {
             return Ok(Fate::Kept);
         }
         if self.to == Layout::Dense {
-            return Ok(Fate::Dense);
+            return Ok(Fate::Plain);
         }
         let Some(mut spec) = item.spec24() else { return Ok(Fate::Kept) };
         if item.stored == Stored::Dense {
@@ -168,7 +151,7 @@ impl Args {
         }
         // Whether the layout has a place for it.
         self.to.specs(&spec).map_err(|e| e.in_tensor(source.path_of(item), &item.name))?;
-        Ok(Fate::Converted(spec))
+        Ok(Fate::Compressed(spec))
     }
 
     /// An item as it will be written: for our own format with the longest vector, if the file does not say which.
@@ -179,51 +162,5 @@ impl Args {
     /// The vector length to be written down: only what was said, or found for our own format.
     fn said(&self, item: &Item, raw: &Raw24<'_>) -> Option<VectorLen> {
         if self.to == Layout::Native { Some(raw.vector()) } else { item.vector }
-    }
-
-    fn write(&self, source: &Source, fates: &[(&Item, Fate)], path: &Path, mut done: impl FnMut()) -> Result<()> {
-        let mut metadata = source.metadata();
-        let mut specs = Vec::new();
-        let mut native = BTreeMap::new();
-        for (item, fate) in fates {
-            let entries = match fate {
-                Fate::Kept => {
-                    for part in &item.parts {
-                        specs.push(source.file_of(part)?.info(part)?.spec());
-                    }
-                    source.metadata_of(item)
-                }
-                Fate::Dense => {
-                    specs.push(Spec::new(&*item.name, item.dtype, &item.shape));
-                    Vec::new()
-                }
-                Fate::Converted(spec) => {
-                    specs.extend(self.to.specs(spec)?);
-                    self.to.metadata(spec)
-                }
-            };
-            let ours = match fate {
-                Fate::Kept => item.stored == Stored::Native,
-                _ => self.to == Layout::Native,
-            };
-            // A file with one matrix of our format is of that format.
-            if ours { native.extend(entries) } else { metadata.extend(entries) }
-        }
-        metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
-        metadata.extend(native);
-        let mut writer = Writer::create(path, &specs, &metadata)?;
-        for (item, fate) in fates {
-            match fate {
-                Fate::Kept => {
-                    for part in &item.parts {
-                        writer.write(part, &source.file_of(part)?.bytes(part)?)?;
-                    }
-                }
-                Fate::Dense => writer.write(&item.name, &source.dense(item)?)?,
-                Fate::Converted(spec) => self.to.write(&mut writer, &spec.name, &self.read(source, item)?)?,
-            }
-            done();
-        }
-        Ok(writer.finish()?)
     }
 }

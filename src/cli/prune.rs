@@ -149,12 +149,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         |path: &Path| Ok::<_, anyhow::Error>(path.metadata().with_context(|| path.display().to_string())?.len());
     let bytes_after = bytes(&path)?;
     if let Some(folder) = folder {
-        let stored = |(item, fate): &(&Item, Fate)| match fate {
-            Fate::Kept => item.stored,
-            Fate::Plain => sparse24::io::Stored::Dense,
-            Fate::Compressed(_) => rewrite::stored(args.to),
-        };
-        folder.finish(&args.input, fates.iter().map(|of| (of.0, stored(of))))?;
+        folder.finish(&args.input, rewrite::stored(args.to, &fates))?;
     }
     let weights = |rows: &mut dyn Iterator<Item = (usize, usize)>| rows.map(|(m, k)| m as f64 * k as f64).sum::<f64>();
     let candidates = weights(&mut source.items().filter(|item| candidate(item)).filter_map(Item::matrix));

@@ -83,8 +83,17 @@ pub(super) fn write(
     Ok(writer.finish()?)
 }
 
+/// How each item is stored when it has been written.
+pub(super) fn stored<'a>(layout: Layout, fates: &[(&'a Item, Fate)]) -> impl Iterator<Item = (&'a Item, Stored)> {
+    fates.iter().map(move |&(item, ref fate)| match fate {
+        Fate::Kept => (item, item.stored),
+        Fate::Plain => (item, Stored::Dense),
+        Fate::Compressed(_) => (item, stored_as(layout)),
+    })
+}
+
 /// How a layout is called when it is read.
-pub(super) const fn stored(layout: Layout) -> Stored {
+pub(super) const fn stored_as(layout: Layout) -> Stored {
     match layout {
         Layout::Native => Stored::Native,
         Layout::Dense => Stored::Dense,

@@ -22,6 +22,7 @@ mod checkpoint;
 mod config;
 #[cfg(feature = "hub")]
 mod hub;
+mod permute;
 pub mod reference;
 mod tokens;
 
@@ -29,6 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use checkpoint::{Checkpoint, Files, Sparsity};
 pub use config::{Config, NAMES, Sizes};
+pub use permute::{Kept, Permuted};
 pub use tokens::{Batch, Batching, Tokenizer, Tokens, batches};
 
 use crate::engine::glue::{Attention, Embed, Indices, LayerNorm, Pool};

@@ -11,6 +11,8 @@
 //! Invariant: every criterion keeps exactly two columns of a whole group, and of a ragged last group of `k % 4` columns
 //! two, or the only one there is; all rows of a block of V have the same mask.
 
+pub mod permute;
+
 use rand_pcg::Pcg32;
 use rand_pcg::rand_core::Rng;
 

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::slice;
 use std::time::{Duration, Instant};
 
 use ndarray::{Array2, Axis};
@@ -243,13 +244,13 @@ fn what_makes_no_sense_is_refused() {
     let error = |uses: &[Use], moves| search(uses, moves, &Budget::sweeps(1)).unwrap_err().to_string();
     assert_eq!(error(&[], Moves::All), "no use of the channels");
     assert_eq!(error(&[one.clone(), other], Moves::All), "one use has 8 channels, another has 9");
-    assert_eq!(error(&[one.clone()], Moves::Inside(3)), "blocks of 3 channels do not divide 8");
-    assert_eq!(error(&[one.clone()], Moves::Both(0)), "blocks of 0 channels do not divide 8");
+    assert_eq!(error(slice::from_ref(&one), Moves::Inside(3)), "blocks of 3 channels do not divide 8");
+    assert_eq!(error(slice::from_ref(&one), Moves::Both(0)), "blocks of 0 channels do not divide 8");
     let weightless = one.clone().weighted(0.0).unwrap();
     assert_eq!(error(&[weightless], Moves::All), "all uses have weight 0");
     assert!(one.clone().weighted(-1.0).is_err() && one.clone().weighted(f32::NAN).is_err());
 
-    let message = |order: &[usize]| kept(&[one.clone()], order).unwrap_err().to_string();
+    let message = |order: &[usize]| kept(slice::from_ref(&one), order).unwrap_err().to_string();
     assert_eq!(message(&[0, 1, 2, 3, 4, 5, 6, 8]), "order has 8 at place 7, there are 8");
     assert_eq!(message(&[0, 1, 2, 3, 4, 5, 5, 7]), "order has 5 at place 6 for the second time");
     assert_eq!(message(&[0]), "order has shape [1], expected [8]");
@@ -272,7 +273,7 @@ fn matrices_are_permuted_in_every_type() {
 
 #[cfg(feature = "bert")]
 mod bert {
-    use sparse24::bert::{Checkpoint, Config, Kept, Sizes, Sparsity, reference};
+    use sparse24::bert::{Checkpoint, Config, Files, Kept, Sizes, Sparsity, reference};
     use sparse24::{Activation, LinearWeights, Mask};
 
     use super::*;
@@ -411,6 +412,31 @@ mod bert {
                 told.permute_attention(layer, &orders.queries, &orders.values).unwrap();
             }
             assert!((0..8).all(|at| weights(&told, at) == weights(&after, at)), "V = {vector}");
+        }
+    }
+
+    /// Real weights: the same function, and something gained in every layer.
+    #[test]
+    #[ignore = "needs model/minilm"]
+    fn minilm_keeps_more_and_stays_the_same() {
+        let files = Files::in_folder(concat!(env!("CARGO_MANIFEST_DIR"), "/model/minilm"));
+        let config = Config::load(&files.config).unwrap();
+        let before = Checkpoint::load(config, &files, None, DType::F32).unwrap();
+        let texts = [[101, 2023, 2003, 1037, 3231, 102], [101, 4937, 2938, 2006, 13523, 102]];
+        let dense = reference::embeddings(&before, &texts).unwrap();
+        for (vector, budget) in [(v(1), Budget::sweeps(2)), (v(32), Budget::sweeps(6)), (v(128), Budget::sweeps(6))] {
+            let mut after = before.clone();
+            let budget = Budget { threads: 2, ..budget };
+            let found = after.permute(vector, &budget, |_, w| Ok(w.to_array().mapv(f32::abs))).unwrap();
+            let off = &reference::embeddings(&after, &texts).unwrap() - &dense;
+            assert!(off.iter().all(|x| x.abs() <= 1e-12), "V = {vector}");
+            for (layer, found) in found.iter().enumerate() {
+                let [_, out, _, ffn_out] = found.kept.map(Option::unwrap);
+                assert!(
+                    out.after > out.before && ffn_out.after > ffn_out.before + 0.005,
+                    "V = {vector}, layer {layer}"
+                );
+            }
         }
     }
 

@@ -34,11 +34,30 @@
 //! to none over the first nine tenths of the budget: annealing, whose moves are assignments. The result is never worse
 //! than the order that was there: it is compared in f64 at the end.
 //!
+//! # What it gains
+//! The feed-forward part of all-MiniLM-L6-v2's first layer by magnitude: 1536 channels, rows of a matrix of 384 columns
+//! and columns of one of 384 rows. Mean share kept of both, on two threads of an EPYC that had four times as much to do:
+//!
+//! | V | before | 5 s | 20 s | 60 s | loss regained in 60 s |
+//! |---|---|---|---|---|---|
+//! | 1 | 0.7497 | 0.7571 | 0.7573 | 0.7575 | 3.1 % |
+//! | 4 | 0.6342 | 0.6484 | 0.6493 | | |
+//! | 32 | 0.5607 | 0.5799 | 0.5806 | 0.5814 | 4.7 % |
+//! | 128 | 0.5454 | 0.5614 | 0.5623 | 0.5630 | 3.9 % |
+//!
+//! At V = 1 all of it is the second matrix's, 0.7529 to 0.7686; the largest half of its weights wherever they stand would
+//! be 0.8062, so that 29 % of what the structure costs comes back. Normally distributed weights of the same shapes gain
+//! about as much (in 6 s 0.7446 to 0.7513, 0.5444 to 0.5597, 0.5220 to 0.5358 for V = 1, 32, 128): most of the gain is
+//! the freedom of choice, not something that the order of a trained model hides.
+//!
 //! # Tried and rejected
 //! On the feed-forward part of MiniLM's first layer, 1536 channels, 5 s:
 //! - Starting from a balanced clustering of the rows (patterns of blocks and membership improved in turn, 30 times)
 //!   keeps 0.5862 of the first matrix for V = 32 by itself, and 0.5884 when the search goes on from there; from the
 //!   order of the file the search comes to 0.5889. For V = 128: 0.5662, 0.5670, 0.5675.
+//! - One order for the features of the residual stream, of all layers at once (it would have to be undone at the end):
+//!   as columns and rows of MiniLM's 36 matrices, 384 channels, 12 s, it takes the mean share from 0.7499 to 0.7520 for
+//!   V = 1, from 0.5627 to 0.5674 for V = 32, from 0.5457 to 0.5506 for V = 128.
 //! - Without noise the mean of both matrices is 0.5792 for V = 32 and 0.5611 for V = 128, with noise 0.5808 and 0.5626.
 //!   At V = 1 noise changes less than 0.0003 of one matrix.
 //!
@@ -222,8 +241,8 @@ pub enum Moves {
     All,
     /// Channels stay in the places of their block.
     Inside(usize),
-    /// Blocks change places, each with its channels in the order that they have. Uses of columns, and uses of rows whose
-    /// V no block divides, are not asked where a block should go, but still whether the result is an improvement.
+    /// Blocks change places, each with its channels in the order that they have. Uses of rows whose V is a multiple of the
+    /// block say where they should go; others only whether the result is an improvement.
     Wholes(usize),
     /// Both: blocks change places, and channels their places in the block.
     Both(usize),

@@ -24,6 +24,7 @@ mod config;
 #[cfg(feature = "hub")]
 mod hub;
 mod probe;
+mod permute;
 pub mod reference;
 mod stream;
 mod tokens;
@@ -34,6 +35,7 @@ pub use calibrate::{Calibration, Inputs};
 pub use checkpoint::{Checkpoint, Files, LinearTensor, Sparsity};
 pub use config::{Config, NAMES, Sizes};
 pub use probe::Probe;
+pub use permute::{Kept, Permuted};
 pub use tokens::{Batch, Batching, Tokenizer, Tokens, batches};
 
 use crate::engine::glue::{Attention, Embed, Indices, LayerNorm, Pool};

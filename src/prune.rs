@@ -21,6 +21,7 @@ pub use criteria::{Criterion, Norm};
 pub use method::Method;
 pub use sparsegpt::SparseGpt;
 pub use statistics::Statistics;
+pub mod permute;
 
 use rand_pcg::Pcg32;
 use rand_pcg::rand_core::Rng;

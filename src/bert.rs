@@ -23,8 +23,8 @@ mod checkpoint;
 mod config;
 #[cfg(feature = "hub")]
 mod hub;
-mod probe;
 mod permute;
+mod probe;
 pub mod reference;
 mod stream;
 mod tokens;
@@ -34,8 +34,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use calibrate::{Calibration, Inputs};
 pub use checkpoint::{Checkpoint, Files, LinearTensor, Sparsity};
 pub use config::{Config, NAMES, Sizes};
-pub use probe::Probe;
 pub use permute::{Kept, Permuted};
+pub use probe::Probe;
 pub use tokens::{Batch, Batching, Tokenizer, Tokens, batches};
 
 use crate::engine::glue::{Attention, Embed, Indices, LayerNorm, Pool};

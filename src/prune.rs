@@ -14,6 +14,7 @@
 mod criteria;
 mod factor;
 mod method;
+pub mod permute;
 mod sparsegpt;
 mod statistics;
 
@@ -21,7 +22,6 @@ pub use criteria::{Criterion, Norm};
 pub use method::Method;
 pub use sparsegpt::SparseGpt;
 pub use statistics::Statistics;
-pub mod permute;
 
 use rand_pcg::Pcg32;
 use rand_pcg::rand_core::Rng;

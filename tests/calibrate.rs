@@ -10,7 +10,8 @@ use sparse24::bert::{
 use sparse24::prune::{Method, SparseGpt};
 use sparse24::{Activation, DType, Device, LinearWeights, Matrix, Sparse24, VectorLen, prune};
 
-const SIZES: Sizes = Sizes { vocabulary: 30, hidden: 24, layers: 3, heads: 3, intermediate: 40, positions: 20, types: 1 };
+const SIZES: Sizes =
+    Sizes { vocabulary: 30, hidden: 24, layers: 3, heads: 3, intermediate: 40, positions: 20, types: 1 };
 
 fn checkpoint() -> Checkpoint {
     let mut checkpoint =
@@ -151,7 +152,10 @@ fn a_probe_is_the_model_with_one_layer_replaced() {
     let error = |probe: &mut Probe<'_>, name: &str| probe.embed(name, w.clone()).unwrap_err().to_string();
     let earlier = error(&mut probe, "encoder.layer.0.output.dense");
     assert_eq!(earlier, "encoder.layer.0.output.dense comes before encoder layer 2, which was asked for");
-    assert_eq!(error(&mut probe, "encoder.layer.9.output.dense"), "there is no linear layer \"encoder.layer.9.output.dense\"");
+    assert_eq!(
+        error(&mut probe, "encoder.layer.9.output.dense"),
+        "there is no linear layer \"encoder.layer.9.output.dense\""
+    );
     let shape = error(&mut probe, "encoder.layer.2.intermediate.dense");
     assert_eq!(shape, "encoder.layer.2.intermediate.dense has shape [24, 40], expected [40, 24]");
 }
@@ -183,7 +187,9 @@ fn tensors_of_linear_layers_are_found_by_their_stored_names() {
         Some(LinearTensor::Bias(bias)) => assert_eq!((bias.rows(), bias.cols()), (1, 40)),
         other => panic!("{other:?}"),
     }
-    for name in ["encoder.layer.1.attention.self.qkv.weight", "encoder.layer.3.output.dense.weight", "pooler.dense.weight"] {
+    for name in
+        ["encoder.layer.1.attention.self.qkv.weight", "encoder.layer.3.output.dense.weight", "pooler.dense.weight"]
+    {
         assert_eq!(find(&checkpoint, name), None, "{name}");
     }
     // 24 features: blocks of 8 rows do not straddle Q, K and V, blocks of 16 would.

@@ -47,34 +47,14 @@ const QUERY_QUADS: u32 = QUERIES / 4u;
 const KEY_QUADS: u32 = KEYS / 4u;
 const DEPTH_QUADS: u32 = DEPTH / 4u;
 const THREADS: u32 = QUERY_QUADS * KEY_QUADS;
-const LOWEST: f32 = -3.4028234e38;
 
 const_assert COLUMN_QUADS * 32u == DEPTH && SUMS == 4u * COLUMN_QUADS && QUERIES % 4u == 0u;
 const_assert Q_STEPS * THREADS >= QUERY_QUADS * DEPTH_QUADS && K_STEPS * THREADS >= KEY_QUADS * DEPTH_QUADS;
 const_assert V_STEPS * THREADS >= KEYS * DEPTH_QUADS;
 
-@group(0) @binding(2) var<storage, read> lengths: array<u32>;
-
 var<workgroup> q_tile: array<vec4<f32>, DEPTH * QUERY_QUADS>;
 var<workgroup> kv_tile: array<vec4<f32>, DEPTH * KEY_QUADS>;
 var<workgroup> p_tile: array<vec4<f32>, KEYS * QUERY_QUADS>;
-
-// What a workgroup works on.
-struct Place {
-    // First row of the sequence, and how many of its rows are real.
-    row0: u32,
-    length: u32,
-    // First feature of the head.
-    head0: u32,
-}
-
-// Four features of one token from `feature` of the head on. `part` is 0 for Q, 1 for K, 2 for V.
-fn fetch(place: Place, token: u32, part: u32, feature: u32) -> vec4<f32> {
-    if token >= place.length {
-        return vec4<f32>();
-    }
-    return load4((place.row0 + token) * 3u * params.width + part * params.width + place.head0, feature, HEAD_DIM);
-}
 
 // The same for four tokens, turned: a vec4 of tokens for each feature.
 fn fetch_turned(place: Place, token: u32, part: u32, feature: u32) -> mat4x4<f32> {
@@ -92,28 +72,19 @@ fn main(
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let pieces_q = (params.seq + QUERIES - 1u) / QUERIES;
-    let pieces_d = (HEAD_DIM + DEPTH - 1u) / DEPTH;
-    let sequences = params.tokens / params.seq;
-    var id = workgroup.y * grid.x + workgroup.x;
-    if id >= pieces_q * pieces_d * params.heads * sequences {
+    let place = place_of(workgroup, grid);
+    if !place.there {
         return;
     }
-    let query0 = id % pieces_q * QUERIES;
-    id /= pieces_q;
-    let feature0 = id % pieces_d * DEPTH;
-    id /= pieces_d;
-    let sequence = id / params.heads;
-    let place = Place(sequence * params.seq, min(lengths[sequence], params.seq), id % params.heads * HEAD_DIM);
-    // Padding has no use for keys.
-    let keys = select(place.length, 0u, query0 >= place.length);
+    let query0 = place.query0;
+    let pieces_d = (HEAD_DIM + DEPTH - 1u) / DEPTH;
 
     let tq = lane % QUERY_QUADS;
     let tk = lane / QUERY_QUADS;
     var sums: array<vec4<f32>, SUMS>;
     var maximum = vec4(LOWEST);
     var total = vec4<f32>();
-    for (var key0 = 0u; key0 < keys; key0 += KEYS) {
+    for (var key0 = 0u; key0 < place.keys; key0 += KEYS) {
         var scores: array<vec4<f32>, 4>;
         for (var piece = 0u; piece < pieces_d; piece++) {
             workgroupBarrier();
@@ -172,7 +143,7 @@ fn main(
         for (var s = 0u; s < V_STEPS; s++) {
             let e = s * THREADS + lane;
             if e < KEYS * DEPTH_QUADS {
-                kv_tile[e] = fetch(place, key0 + e / DEPTH_QUADS, 2u, feature0 + e % DEPTH_QUADS * 4u);
+                kv_tile[e] = fetch(place, key0 + e / DEPTH_QUADS, 2u, place.feature0 + e % DEPTH_QUADS * 4u);
             }
         }
         workgroupBarrier();
@@ -215,7 +186,7 @@ fn main(
             // unroll
             for (var u = 0u; u < COLUMN_QUADS; u++) {
                 let value = sums[i * COLUMN_QUADS + u] / total[i];
-                let feature = feature0 + (u * KEY_QUADS + tk) * 4u;
+                let feature = place.feature0 + (u * KEY_QUADS + tk) * 4u;
                 store4(start, feature, HEAD_DIM, select(vec4<f32>(), value, query < place.length));
             }
         }

@@ -39,7 +39,6 @@ const QUADS: u32 = DEPTH / 4u;
 const STRIDE: u32 = QUADS + 2u;
 const STAGE_STRIDE: u32 = 20u;
 const STAGE_SIZE: u32 = 16u * STAGE_STRIDE;
-const LOWEST: f32 = -3.4028234e38;
 const WEIGHT_SCALE: f32 = 4096.0;
 
 const_assert 16u * BLOCKS == DEPTH && Q_STEPS * THREADS >= QUERIES * QUADS;
@@ -47,28 +46,9 @@ const_assert K_STEPS * THREADS >= KEYS * QUADS && V_STEPS * THREADS >= QUADS * Q
 
 alias Quad = vec4<f16>;
 
-@group(0) @binding(2) var<storage, read> lengths: array<u32>;
-
 var<workgroup> w_tile: array<Quad, 2 * KEYS * STRIDE>;
 var<workgroup> x_tile: array<Quad, 2 * QUERIES * STRIDE>;
 var<workgroup> stage: array<f32, QUERIES / 16u * STAGE_SIZE>;
-
-// What a workgroup works on.
-struct Place {
-    // First row of the sequence, and how many of its rows are real.
-    row0: u32,
-    length: u32,
-    // First feature of the head.
-    head0: u32,
-}
-
-// Four features of one token from `feature` of the head on. `part` is 0 for Q, 1 for K, 2 for V.
-fn fetch(place: Place, token: u32, part: u32, feature: u32) -> vec4<f32> {
-    if token >= place.length {
-        return vec4<f32>();
-    }
-    return load4((place.row0 + token) * 3u * params.width + part * params.width + place.head0, feature, HEAD_DIM);
-}
 
 fn bring_keys(place: Place, key0: u32, lane: u32) {
     // unroll
@@ -134,18 +114,11 @@ fn main(
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let pieces_q = (params.seq + QUERIES - 1u) / QUERIES;
-    let sequences = params.tokens / params.seq;
-    var id = workgroup.y * grid.x + workgroup.x;
-    if id >= pieces_q * params.heads * sequences {
+    let place = place_of(workgroup, grid);
+    if !place.there {
         return;
     }
-    let query0 = id % pieces_q * QUERIES;
-    id /= pieces_q;
-    let sequence = id / params.heads;
-    let place = Place(sequence * params.seq, min(lengths[sequence], params.seq), id % params.heads * HEAD_DIM);
-    // Padding has no use for keys.
-    let keys = select(place.length, 0u, query0 >= place.length);
+    let query0 = place.query0;
 
     let subgroup = lane / 32u;
     // The lane's query among the subgroup's 16, and its 8 keys or features of each 16.
@@ -163,7 +136,7 @@ fn main(
 
     var maximum = LOWEST;
     var total = 0.0;
-    for (var key0 = 0u; key0 < keys; key0 += KEYS) {
+    for (var key0 = 0u; key0 < place.keys; key0 += KEYS) {
         workgroupBarrier();
         bring_keys(place, key0, lane);
         workgroupBarrier();
@@ -190,7 +163,7 @@ fn main(
     total = total * exp(maximum - highest) + stage[other + 1u] * exp(stage[other] - highest);
 
     var sums: array<Sum, BLOCKS>;
-    for (var key0 = 0u; key0 < keys; key0 += KEYS) {
+    for (var key0 = 0u; key0 < place.keys; key0 += KEYS) {
         workgroupBarrier();
         bring_keys(place, key0, lane);
         bring_values(place, key0, lane);

@@ -8,7 +8,7 @@
 // Tile: 8 tokens to a workgroup of 256, 32 neighbouring lanes to a token; a lane takes every 32nd four of its features.
 // Dispatch grid: workgroups over x and y. Workgroup memory: the 32 partial sums of each token, for the mean and for the
 // variance apart, so that one barrier serves each; all lanes of a token read the same words, and add them in the same
-// order. Residue: tokens past the last one repeat it and store nothing.
+// order. Residue: tokens past the last one repeat it and store nothing. A token whose variance overflows becomes NaNs.
 
 override WIDTH: u32 = 4u;
 
@@ -63,7 +63,7 @@ fn main(
         squares += centred * centred;
     }
     let variance = total(squares.x + squares.y + squares.z + squares.w, 1u, lane) / f32(WIDTH);
-    let factor = inverseSqrt(variance + params.epsilon);
+    let factor = inverse_root(variance + params.epsilon);
 
     if token < params.tokens {
         for (var column = first; column < WIDTH; column += 128u) {

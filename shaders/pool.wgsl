@@ -5,7 +5,7 @@
 // features; where there are fewer fours than threads, as many runs of threads as fit share the tokens, and where there
 // are more, a thread goes on to the next. Dispatch grid: sequences over x and y. Workgroup memory: the sums of the
 // runs, then those of the squares. Means are stored as they come and read again by the thread that wrote them. Residue:
-// threads past the last feature add zeros.
+// threads past the last feature add zeros. A mean whose length's square overflows becomes NaNs.
 
 override NORMALIZE: bool = true;
 
@@ -62,8 +62,8 @@ fn main(
         for (var l = 0u; l < across; l++) {
             total += parts[l].x;
         }
-        // inverseSqrt(1e-24) is the reciprocal of 1e-12.
-        let factor = inverseSqrt(max(total, 1e-24));
+        // The root of 1e-24 is 1e-12. A NaN is not less, and stays.
+        let factor = inverse_root(select(total, 1e-24, total < 1e-24));
         if run == 0u {
             for (var quad0 = 0u; quad0 < quads; quad0 += across) {
                 let column = (quad0 + lane) * 4u;

@@ -7,7 +7,7 @@
 //!                          │  Model::new     uploaded once                            (this file)
 //!                          ▼
 //!  ids ────────────────► Model       one Forward for each shape of a batch
-//!                          │  one submission; activations stay on the device
+//!                          │  one submission to compute; activations stay on the device
 //!                          ▼
 //!                        embeddings  mean of the last states, of length 1 ◄─ reference, the f64 twin
 //! ```
@@ -15,6 +15,8 @@
 //! An encoder layer is two GEMMs around attention and two of the feed-forward part, each with bias, GELU and residual in
 //! its epilogue, and two LayerNorms. Its [`Linear`]s have whichever form the checkpoint gives each of them. Padded tokens
 //! go through the GEMMs like others, but no real token attends to them and the mean leaves them out.
+//!
+//! On a GPU reading embeddings back is a submission of its own: a copy to memory that the host can see.
 //!
 //! Invariant: a [`Forward`] that has run once allocates nothing on the device when it runs again.
 
@@ -29,7 +31,7 @@ pub mod reference;
 mod stream;
 mod tokens;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use calibrate::{Calibration, Inputs};
 pub use checkpoint::{Checkpoint, Files, LinearTensor, Sparsity};
@@ -45,9 +47,6 @@ use crate::linear::Linear;
 use crate::matrix::{DType, Elements, Matrix};
 use crate::plan::Plan;
 use crate::problem::{Activation, Epilogue, Op};
-
-/// Shapes of batches whose buffers are kept; the one that was used longest ago gives way.
-const MOST_SHAPES: usize = 16;
 
 /// A BERT on a device.
 ///
@@ -71,7 +70,7 @@ const MOST_SHAPES: usize = 16;
 pub struct Model {
     parts: Arc<Parts>,
     pinned: bool,
-    /// The shape used last at the end.
+    /// The shape used last at the end; of no more tokens than [`Model::KEPT_TOKENS`] together, or one alone.
     forwards: Mutex<Vec<Arc<Forward>>>,
 }
 
@@ -178,11 +177,12 @@ impl Model {
     }
 
     /// Embeddings of texts given as token ids: one row of length 1 each, f32, in their order. Texts go through the model
-    /// in batches by length. An error names a text without tokens, with more than the model has positions for, with an
-    /// id outside of the vocabulary, or whose activations overflow their type.
+    /// in batches by length. An [`Error::Text`] names a text without tokens, with more than the model has positions for,
+    /// with an id outside of the vocabulary, or whose activations are not finite in their type: they overflowed it, or
+    /// sums on the way overflowed f32.
     pub fn embed<T: AsRef<[u32]>>(&self, texts: &[T], batching: Batching) -> Result<Matrix> {
         for (i, text) in texts.iter().enumerate() {
-            check_ids(self.config(), text.as_ref()).map_err(|e| Error::Invalid(format!("text {i}: {e}")))?;
+            check_ids(self.config(), text.as_ref()).map_err(|e| e.of_text(i))?;
         }
         let width = self.config().hidden();
         let mut all = vec![0.0; checked_mul("embeddings", texts.len(), width)?];
@@ -193,7 +193,7 @@ impl Model {
             for (&text, from) in batch.texts.iter().zip(embeddings.chunks_exact(width)) {
                 if !from.iter().all(|x| x.is_finite()) {
                     let dtype = self.parts.dtype;
-                    return Err(Error::Invalid(format!("text {text}: activations overflow {dtype}")));
+                    return Err(Error::Invalid(format!("activations are not finite in {dtype}")).of_text(text));
                 }
                 all[text * width..][..width].copy_from_slice(from);
             }
@@ -203,27 +203,48 @@ impl Model {
 
     /// The states of a batch's tokens that enter the first encoder layer, `texts · seq x hidden`.
     fn embedded(&self, texts: &[&[u32]], seq: usize) -> Result<Matrix> {
-        let forward = self.forward(texts.len(), seq)?;
-        forward.write(texts)?;
-        // Embeddings and their norm.
-        self.parts.device.submit(&forward.calls[..2])?;
-        self.parts.device.read(&forward.states.hidden)
+        let Parts { device, config, dtype, .. } = &*self.parts;
+        let states = States::new(device, config, *dtype, texts.len(), seq)?;
+        let entrance = Entrance::new(&self.parts, &states)?;
+        entrance.write(&self.parts, &states, texts)?;
+        device.submit(&entrance.calls)?;
+        device.read(&states.hidden)
     }
+
+    /// Tokens of the shapes of batches whose buffers are kept, padding included: twice those of a batch of
+    /// [`Batching`]'s default. A shape of more is kept alone.
+    pub const KEPT_TOKENS: usize = 16384;
 
     /// The calls for batches of `batch` texts of `seq` tokens each, prepared the first time that they are asked for. An
     /// error if there are none, or more tokens than the model has positions for.
+    ///
+    /// Shapes that were used longest ago give way to a new one, until there are no more than [`Model::KEPT_TOKENS`]
+    /// with it; all of them where memory is short all the same. Their calls and buffers live on as long as anybody
+    /// holds them.
     pub fn forward(&self, batch: usize, seq: usize) -> Result<Arc<Forward>> {
-        let forwards = || -> MutexGuard<'_, _> { self.forwards.lock().unwrap_or_else(PoisonError::into_inner) };
-        let mut kept = forwards();
+        let tokens = tokens_of(self.config(), batch, seq)?;
+        let mut kept = self.forwards.lock().unwrap_or_else(PoisonError::into_inner);
         let found = kept.iter().position(|f| (f.batch(), f.seq()) == (batch, seq));
         let forward = match found {
             Some(at) => kept.remove(at),
             None => {
                 // Before the new one is made: this bounds what is allocated at once.
-                if kept.len() == MOST_SHAPES {
-                    kept.remove(0);
+                let mut all = kept.iter().fold(tokens, |all, f| all.saturating_add(f.batch() * f.seq()));
+                while all > Self::KEPT_TOKENS && !kept.is_empty() {
+                    let oldest = kept.remove(0);
+                    all -= oldest.batch() * oldest.seq();
                 }
-                Arc::new(Forward::new(Arc::clone(&self.parts), self.pinned, batch, seq)?)
+                let new = || Forward::new(Arc::clone(&self.parts), self.pinned, batch, seq);
+                let forward = match new() {
+                    Err(Error::OutOfMemory(_)) if !kept.is_empty() => {
+                        kept.clear();
+                        // A GPU gives memory back when it is done with it.
+                        self.parts.device.wait()?;
+                        new()?
+                    }
+                    forward => forward?,
+                };
+                Arc::new(forward)
             }
         };
         kept.push(Arc::clone(&forward));
@@ -279,6 +300,17 @@ fn check_ids(config: &Config, ids: &[u32]) -> Result<()> {
     }
 }
 
+/// Tokens of a batch, or an error if there are no texts, no tokens, or more than the model has positions for.
+fn tokens_of(config: &Config, batch: usize, seq: usize) -> Result<usize> {
+    if batch == 0 || seq == 0 || seq > config.positions() {
+        return Err(Error::Invalid(format!(
+            "a batch of {batch} texts of {seq} tokens; at least one text is needed, and 1 to {} tokens",
+            config.positions()
+        )));
+    }
+    checked_mul("tokens of a batch", batch, seq)
+}
+
 /// The activations of a batch on the device, which every encoder layer overwrites.
 #[derive(Debug)]
 struct States {
@@ -300,13 +332,7 @@ impl States {
     /// Buffers for `batch` texts of `seq` tokens, all of these real until other lengths are written. An error if there
     /// are none, or more tokens than the model has positions for.
     fn new(device: &Device, config: &Config, dtype: DType, batch: usize, seq: usize) -> Result<Self> {
-        if batch == 0 || seq == 0 || seq > config.positions() {
-            return Err(Error::Invalid(format!(
-                "a batch of {batch} texts of {seq} tokens; at least one text is needed, and 1 to {} tokens",
-                config.positions()
-            )));
-        }
-        let n = checked_mul("tokens of a batch", batch, seq)?;
+        let n = tokens_of(config, batch, seq)?;
         let d = config.hidden();
         let lengths = device.indices(batch)?;
         device.write_indices(&lengths, &vec![seq as u32; batch])?;
@@ -348,38 +374,77 @@ impl States {
     }
 }
 
+/// What leads from ids to the states that enter the first encoder layer.
+#[derive(Debug)]
+struct Entrance {
+    ids: Indices,
+    /// The sum of embeddings and its norm.
+    calls: [Prepared; 2],
+    /// Ids and lengths of the batch that is being written.
+    staging: Mutex<(Vec<u32>, Vec<u32>)>,
+}
+
+impl Entrance {
+    fn new(parts: &Parts, states: &States) -> Result<Self> {
+        let Parts { device, config, .. } = parts;
+        let n = states.hidden.rows();
+        let [ids, positions, types] = [device.indices(n)?, device.indices(n)?, device.indices(n)?];
+        let each: Vec<u32> = (0..n).map(|token| (token % states.seq) as u32).collect();
+        device.write_indices(&positions, &each)?;
+        device.write_indices(&types, &vec![0; n])?;
+        device.write_indices(&ids, &vec![0; n])?;
+        let tables = [(&parts.words, &ids), (&parts.positions, &positions), (&parts.types, &types)];
+        let calls =
+            [device.embed(&Embed { tables: &tables, y: &states.sum })?, states.norm(device, config, &parts.norm)?];
+        Ok(Self { ids, calls, staging: Mutex::new((vec![0; n], Vec::with_capacity(states.batch))) })
+    }
+
+    /// Writes ids, and their lengths where `states` has them.
+    fn write<T: AsRef<[u32]>>(&self, parts: &Parts, states: &States, texts: &[T]) -> Result<()> {
+        if texts.len() != states.batch {
+            return Err(Error::Invalid(format!("{} texts for a batch of {}", texts.len(), states.batch)));
+        }
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let (ids, lengths) = &mut *staging;
+        // Padding has the first id, so that it is one of the table's.
+        ids.fill(0);
+        lengths.clear();
+        for (i, (text, row)) in texts.iter().zip(ids.chunks_exact_mut(states.seq)).enumerate() {
+            let text = text.as_ref();
+            check_ids(&parts.config, text).map_err(|e| e.of_text(i))?;
+            let Some(row) = row.get_mut(..text.len()) else {
+                let e = Error::Invalid(format!("has {} tokens, the batch has room for {}", text.len(), states.seq));
+                return Err(e.of_text(i));
+            };
+            row.copy_from_slice(text);
+            lengths.push(text.len() as u32);
+        }
+        parts.device.write_indices(&self.ids, ids)?;
+        parts.device.write_indices(&states.lengths, lengths)
+    }
+}
+
 /// A forward pass for batches of one shape: its buffers on the device, and the calls that lead from ids to embeddings.
 #[derive(Debug)]
 pub struct Forward {
     parts: Arc<Parts>,
-    ids: Indices,
+    entrance: Entrance,
     states: States,
     embeddings: Tensor,
     calls: Vec<Prepared>,
     shares: Vec<Part>,
     /// Held from the writing of ids to the reading of embeddings.
     turn: Mutex<()>,
-    /// Ids and lengths of the batch that is being written.
-    staging: Mutex<(Vec<u32>, Vec<u32>)>,
 }
 
 impl Forward {
     fn new(parts: Arc<Parts>, pinned: bool, batch: usize, seq: usize) -> Result<Self> {
         let Parts { device, config, dtype, .. } = &*parts;
         let states = States::new(device, config, *dtype, batch, seq)?;
-        let n = checked_mul("tokens of a batch", batch, seq)?;
-        let [ids, positions, types] = [device.indices(n)?, device.indices(n)?, device.indices(n)?];
-        let each: Vec<u32> = (0..n).map(|token| (token % seq) as u32).collect();
-        device.write_indices(&positions, &each)?;
-        device.write_indices(&types, &vec![0; n])?;
-        device.write_indices(&ids, &vec![0; n])?;
+        let entrance = Entrance::new(&parts, &states)?;
         let embeddings = device.zeros(batch, config.hidden(), DType::F32)?;
 
-        let tables = [(&parts.words, &ids), (&parts.positions, &positions), (&parts.types, &types)];
-        let mut calls = vec![
-            (Part::Rest, device.embed(&Embed { tables: &tables, y: &states.sum })?),
-            (Part::Rest, states.norm(device, config, &parts.norm)?),
-        ];
+        let mut calls: Vec<_> = entrance.calls.iter().map(|call| (Part::Rest, call.clone())).collect();
         for layer in &parts.layers {
             calls.extend(states.layer(device, config, layer, pinned)?);
         }
@@ -387,16 +452,7 @@ impl Forward {
         let pool = Pool { x, lengths, batch, seq, normalize: true, y: &embeddings };
         calls.push((Part::Rest, device.pool(&pool)?));
         let (shares, calls) = calls.into_iter().unzip();
-        Ok(Self {
-            parts: Arc::clone(&parts),
-            ids,
-            states,
-            embeddings,
-            calls,
-            shares,
-            turn: Mutex::default(),
-            staging: Mutex::new((vec![0; n], Vec::with_capacity(batch))),
-        })
+        Ok(Self { parts: Arc::clone(&parts), entrance, states, embeddings, calls, shares, turn: Mutex::default() })
     }
 
     /// Texts of a batch.
@@ -409,8 +465,8 @@ impl Forward {
         self.states.seq
     }
 
-    /// Writes token ids, runs, and reads the embeddings back: [`Forward::write`], [`Forward::run`] and a read that no
-    /// other thread's call of this function comes between.
+    /// Writes token ids, runs, and reads the embeddings back, which on a GPU is a second submission: [`Forward::write`],
+    /// [`Forward::run`] and a read that no other thread's call of this function comes between.
     pub fn embed<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<Matrix> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.write(texts)?;
@@ -419,26 +475,9 @@ impl Forward {
     }
 
     /// Gives the next runs their texts, as many as the batch has, each of 1 to [`Forward::seq`] ids below the
-    /// vocabulary's size. An error says which is not so.
+    /// vocabulary's size. An [`Error::Text`] says which is not so.
     pub fn write<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<()> {
-        if texts.len() != self.batch() {
-            return Err(Error::Invalid(format!("{} texts for a batch of {}", texts.len(), self.batch())));
-        }
-        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        let (ids, lengths) = &mut *staging;
-        // Padding has the first id, so that it is one of the table's.
-        ids.fill(0);
-        lengths.clear();
-        for (text, row) in texts.iter().map(AsRef::as_ref).zip(ids.chunks_exact_mut(self.seq())) {
-            check_ids(&self.parts.config, text)?;
-            let Some(row) = row.get_mut(..text.len()) else {
-                return Err(Error::Invalid(format!("a text of {} tokens for a batch of {}", text.len(), self.seq())));
-            };
-            row.copy_from_slice(text);
-            lengths.push(text.len() as u32);
-        }
-        self.parts.device.write_indices(&self.ids, ids)?;
-        self.parts.device.write_indices(&self.states.lengths, lengths)
+        self.entrance.write(&self.parts, &self.states, texts)
     }
 
     /// Computes hidden states and embeddings of the texts written last, in one submission: on a GPU returns without

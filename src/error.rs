@@ -109,6 +109,14 @@ pub enum Error {
         /// What is wrong with it; in the message already.
         cause: Box<Error>,
     },
+    /// One text of several is no input of a model, or has no result.
+    #[error("text {text}: {cause}")]
+    Text {
+        /// Which one, counted from 0 in the order in which they were given.
+        text: usize,
+        /// What is wrong with it; in the message already.
+        cause: Box<Error>,
+    },
     /// A statement that cannot be carried out, with the reason; the innermost part of a [`Error::Tensor`] too.
     #[error("{0}")]
     Invalid(String),
@@ -178,6 +186,12 @@ impl Error {
     /// This error, with the file and the tensor in which it was met.
     pub fn in_tensor(self, path: &Path, tensor: &str) -> Self {
         Self::Tensor { path: path.to_path_buf(), tensor: tensor.to_owned(), cause: Box::new(self) }
+    }
+
+    /// This error, with the text that it is about.
+    #[cfg(feature = "bert")]
+    pub(crate) fn of_text(self, text: usize) -> Self {
+        Self::Text { text, cause: Box::new(self) }
     }
 }
 

@@ -52,15 +52,29 @@ pub struct Environment {
     tuning: &'static str,
     /// Problems that these measurements are of.
     tuned: usize,
+    #[serde(flatten)]
+    sampling: Option<Sampling>,
+    command: String,
+}
+
+/// How times were sampled, where they were.
+#[derive(Clone, Debug, Serialize)]
+struct Sampling {
     seed: u64,
     samples: usize,
     sample_ms: f64,
-    command: String,
 }
 
 impl Environment {
     /// Describes a run on `device`, with the tuning that it has now, that starts now.
     pub fn new(device: &Device, policy: &Policy, seed: u64, command: String) -> Self {
+        let sample_ms = policy.sample.as_secs_f64() * 1e3;
+        let sampling = Sampling { seed, samples: policy.samples, sample_ms };
+        Self { sampling: Some(sampling), ..Self::unsampled(device, command) }
+    }
+
+    /// The same of a run that takes no samples and draws no data.
+    pub fn unsampled(device: &Device, command: String) -> Self {
         let info = device.info();
         let (kind, driver, backend) = match &info {
             DeviceInfo::Gpu(gpu) => (gpu.kind.name(), Some(gpu.driver.clone()), Some(gpu.backend.clone())),
@@ -87,9 +101,7 @@ impl Environment {
             shader_checks: device.shader_checks().map(|c| c.name()),
             tuning: if tuning == Tuning::default() { "none" } else { "cache" },
             tuned: tuning.len(),
-            seed,
-            samples: policy.samples,
-            sample_ms: policy.sample.as_secs_f64() * 1e3,
+            sampling: None,
             command,
         }
     }
@@ -219,16 +231,20 @@ impl Report {
                 if copy_gb_per_s.is_some() { "copy" } else { "read" }
             );
         }
+        let sampling = match &env.sampling {
+            Some(Sampling { samples, sample_ms, .. }) => {
+                format!("median of {samples} samples of {sample_ms:.0} ms or more")
+            }
+            None => "the median".to_owned(),
+        };
         let _ = writeln!(
             text,
-            "\nms: median of {} samples of {:.0} ms or more ({clock}); spread: (slowest - fastest) / median\n\
+            "\nms: {sampling} ({clock}); spread: (slowest - fastest) / median\n\
              effective: 2mnk / t in TFLOPS; executed: without the weights that are skipped (tile padding not counted); sums in f32\n\
              vs dense: this device's own dense row of the same shape and run over this one ({}); below 1 is slower\n\
              err/bound: largest error over what f32 arithmetic may lose, 1 is the limit; MB: weights on the device\n\
              verified: outputs drawn from all over the result against an f64 reference, on these operands and on whole\n\
              numbers, where no error is allowed; none of the others left unwritten",
-            env.samples,
-            env.sample_ms,
             if env.simd.is_some() { "the gemm crate, or columns of this crate" } else { "gemm_dense of this crate" },
         );
         let failed = self.failures().count();

@@ -10,6 +10,7 @@ mod common;
 mod tiny_bert;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use common::{allocated, callers_device, gpu, seed, submissions};
 use serde_json::json;
@@ -222,21 +223,103 @@ fn inputs_that_are_no_texts_of_the_model_are_named() {
     assert_eq!((forward(0, 4), forward(1, 0), forward(1, 25)), (bad(0, 4), bad(1, 0), bad(1, 25)));
     let write = |texts: &[Vec<u32>]| model.forward(2, 4).unwrap().write(texts).map_err(|e| e.to_string());
     assert_eq!(write(&[vec![1]]), Err("1 texts for a batch of 2".into()));
-    assert_eq!(write(&[vec![1], vec![1; 5]]), Err("a text of 5 tokens for a batch of 4".into()));
+    assert_eq!(write(&[vec![1], vec![1; 5]]), Err("text 1: has 5 tokens, the batch has room for 4".into()));
+    assert_eq!(write(&[vec![14], vec![1]]), Err("text 0: token id 14 is outside of the vocabulary of 14".into()));
     assert_eq!(write(&[vec![1], vec![1; 4]]), Ok(()));
 }
 
-/// f16 weights near the largest number make sums that f16 cannot hold.
+/// f16 weights near the largest number make sums that f16 cannot hold; finite states whose squares f32 cannot hold must
+/// not come out of a norm as finite numbers.
 #[test]
 fn activations_that_overflow_are_named_and_not_returned() {
+    overflow_is_named(&Device::cpu().unwrap());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn activations_that_overflow_are_named_and_not_returned_on_a_gpu() {
+    gpu().iter().for_each(overflow_is_named);
+}
+
+fn overflow_is_named(device: &Device) {
     let dir = TempDir::new().unwrap();
     let mut tiny = TinyBert::new(6);
     tiny.tensors.get_mut("encoder.layer.0.intermediate.dense.weight").unwrap().1.fill(6e4);
     tiny.tensors.get_mut("encoder.layer.0.output.dense.weight").unwrap().1.fill(6e4);
     tiny.write(dir.path());
-    let model = Model::new(&Device::cpu().unwrap(), &load(dir.path(), DType::F16).unwrap()).unwrap();
-    let error = model.embed(&[vec![5, 6, 7]], Batching::default()).unwrap_err();
-    assert_eq!(error.to_string(), "text 0: activations overflow f16");
+    let error = |dtype| {
+        let model = Model::new(device, &load(dir.path(), dtype).unwrap()).unwrap();
+        model.embed(&[vec![6], vec![5, 6, 7]], Batching::default()).unwrap_err().to_string()
+    };
+    if device.caps().is_none_or(|caps| caps.f16) {
+        // The longest goes first.
+        assert_eq!(error(DType::F16), "text 1: activations are not finite in f16");
+    }
+    for name in ["encoder.layer.1.output.dense.weight", "embeddings.word_embeddings.weight"] {
+        let mut tiny = TinyBert::new(6);
+        tiny.tensors.get_mut(name).unwrap().1.iter_mut().for_each(|x| *x *= 1e20);
+        tiny.write(dir.path());
+        assert_eq!(error(DType::F32), "text 1: activations are not finite in f32", "{name}");
+    }
+    // And the last norm's results, whose mean is too long.
+    let mut tiny = TinyBert::new(6);
+    tiny.tensors.get_mut("encoder.layer.1.output.LayerNorm.weight").unwrap().1.fill(1e20);
+    tiny.write(dir.path());
+    assert_eq!(error(DType::F32), "text 1: activations are not finite in f32");
+}
+
+/// More shapes than are kept, by several threads: the results are those of a model that has seen one, shapes that fit
+/// are kept, and those used longest ago give way.
+#[test]
+fn shapes_are_kept_up_to_a_number_of_tokens() {
+    let (device, checkpoint) = (Device::cpu().unwrap(), tiny(DType::F32, 11));
+    let model = Model::new(&device, &checkpoint).unwrap();
+    let texts_of = |batch: usize, seq: usize| -> Vec<Vec<u32>> {
+        (0..batch).map(|i| (0..seq).map(|j| ((3 * i + j) % WORDS.len()) as u32).collect()).collect()
+    };
+    std::thread::scope(|scope| {
+        for thread in 0..2 {
+            let (model, device, checkpoint, texts_of) = (&model, &device, &checkpoint, &texts_of);
+            scope.spawn(move || {
+                // In opposite orders, twice.
+                for i in 0..48 {
+                    let seq = if thread == 0 { 1 + i % 24 } else { 24 - i % 24 };
+                    let texts = texts_of(3, seq);
+                    let expected = reference::embeddings(checkpoint, &texts).unwrap();
+                    let got = model.forward(3, seq).unwrap().embed(&texts).unwrap();
+                    let off = got.elements().to_f32().into_iter().zip(&expected);
+                    let off = off.map(|(got, e)| (f64::from(got) - e).abs()).fold(0.0, f64::max);
+                    assert!(off < 1e-5, "{seq} tokens on {}: {off}", device.info().name());
+                }
+            });
+        }
+    });
+    // All 24 fit.
+    let first = Arc::downgrade(&model.forward(3, 1).unwrap());
+    for seq in 2..=24 {
+        model.forward(3, seq).unwrap();
+    }
+    assert!(first.upgrade().is_some_and(|first| Arc::ptr_eq(&first, &model.forward(3, 1).unwrap())));
+
+    // 3 x 300 tokens have gone before; 3 x 2 was used longest ago, and 3 x 1 last.
+    let (second, third) =
+        (Arc::downgrade(&model.forward(3, 2).unwrap()), Arc::downgrade(&model.forward(3, 3).unwrap()));
+    model.forward(3, 1).unwrap();
+    for seq in 4..=24 {
+        model.forward(3, seq).unwrap();
+    }
+    let room = Model::KEPT_TOKENS - 900;
+    assert!(model.forward(0, 24).is_err() && model.forward(1, 25).is_err());
+    model.forward(room, 1).unwrap();
+    assert!([&first, &second, &third].iter().all(|shape| shape.upgrade().is_some()), "all of it fits");
+    model.forward(6, 1).unwrap();
+    assert!(second.upgrade().is_none(), "one has to go");
+    assert!([&first, &third].iter().all(|shape| shape.upgrade().is_some()), "one is enough");
+    // More than is kept: alone, until another comes.
+    let whole = Arc::downgrade(&model.forward(Model::KEPT_TOKENS / 24 + 1, 24).unwrap());
+    assert!(first.upgrade().is_none() && whole.upgrade().is_some());
+    model.forward(1, 1).unwrap();
+    assert!(whole.upgrade().is_none());
 }
 
 #[test]
@@ -249,6 +332,14 @@ fn texts_are_batched_by_length_each_once() {
     // A text longer than the budget goes alone, and steps do not go beyond the positions.
     let plan = batches(&[22, 22], 22, Batching { texts: 3, tokens: 10 });
     assert_eq!(plan.iter().map(|b| (b.texts.len(), b.seq)).collect::<Vec<_>>(), [(1, 22), (1, 22)]);
+    // Few lengths, none far from the texts'.
+    let mut all = std::collections::BTreeSet::new();
+    for tokens in 1..=512 {
+        let seq = batches(&[tokens], 512, Batching::default())[0].seq;
+        assert!(seq >= tokens && (seq < tokens + 8 || 8 * seq <= 9 * tokens), "{tokens} to {seq}");
+        all.insert(seq);
+    }
+    assert_eq!((all.len(), all.last()), (32, Some(&512)));
 }
 
 #[test]
@@ -371,11 +462,8 @@ fn compressed_layers_come_from_their_own_file() {
     let elsewhere = Files { weights: dir.path().join("nothing"), ..files };
     assert!(Checkpoint::load(config, &elsewhere, Some(&complete), DType::F32).is_ok());
     let error = Checkpoint::load(config, &elsewhere, Some(&path), DType::F32).unwrap_err().to_string();
-    assert!(
-        error
-            .ends_with("sparse.safetensors: tensor encoder.layer.0.attention.self.query.bias of shape [40] is missing"),
-        "{error}"
-    );
+    let missing = "tensor encoder.layer.0.attention.self.query.bias of shape [40] is missing";
+    assert_eq!(error, format!("{}: {missing}, and there is no {}", path.display(), elsewhere.weights.display()));
 }
 
 #[test]
@@ -415,6 +503,18 @@ fn weights_that_do_not_fit_are_named_with_both_shapes() {
         refused(DType::F32, &|t| *t.first(&bias) = f32::INFINITY),
         format!("tensor {bias}: row 0, column 0 is inf as f32")
     );
+    for prefix in ["", "bert."] {
+        assert_eq!(
+            refused(DType::F32, &|t| {
+                t.config["num_hidden_layers"] = json!(1);
+                t.rename(|name| format!("{prefix}{name}"));
+            }),
+            format!(
+                "tensor {prefix}encoder.layer.1.attention.output.LayerNorm.bias: \
+                 is past the config's num_hidden_layers of 1"
+            )
+        );
+    }
     // Fine in the file, and too large for what is asked for.
     assert_eq!(
         refused(DType::F16, &|t| *t.first(weight) = -1e5),
@@ -489,6 +589,8 @@ fn configs_that_are_none_are_refused_by_field() {
         ("hidden_size", json!(41), "hidden_size is 41, which num_attention_heads, 5, does not divide"),
         ("vocab_size", json!(1u64 << 40), "vocab_size is 1099511627776, expected 1 to 4294967295"),
         ("num_hidden_layers", json!(1.5), "num_hidden_layers is 1.5, expected a whole number"),
+        ("is_decoder", json!(true), "is_decoder is true, expected false"),
+        ("add_cross_attention", json!(true), "add_cross_attention is true, expected false"),
         ("layer_norm_eps", json!(-1e-5), "layer_norm_eps is -0.00001, expected a number of at least 0"),
     ] {
         let got = parse(&|c| c[field] = value.clone());
@@ -520,6 +622,58 @@ fn the_tokenizer_forgets_its_lengths_and_counts_what_it_cuts() {
     let whole = [&[2][..], &[6; 22], &[3]].concat();
     assert_eq!((&tokens.ids[3], &tokens.ids[4], tokens.truncated), (&whole, &whole, 1));
     assert_eq!(tokenizer.encode::<&str>(&[]).unwrap().ids, Vec::<Vec<u32>>::new());
+    // Less may be asked for, not more.
+    assert_eq!(tokenizer.clone().truncated_at(99).unwrap().max_tokens(), 24);
+    let short = tokenizer.truncated_at(5).unwrap();
+    let tokens = short.encode(&["cat cat cat", "cat cat cat cat"]).unwrap();
+    assert_eq!((tokens.ids, tokens.truncated), (vec![vec![2, 6, 6, 6, 3]; 2], 1));
+    let error = short.truncated_at(2).unwrap_err().to_string();
+    assert_eq!(error, "2 special tokens leave no room among 2 tokens");
+}
+
+/// What a folder of Sentence Transformers asks for is done or refused.
+#[test]
+fn another_pooling_is_refused_and_a_shorter_text_asked_for() {
+    let dir = TempDir::new().unwrap();
+    TinyBert::new(0).write(dir.path());
+    let files = || Files::in_folder(dir.path());
+    let config = Config::load(files().config).unwrap();
+    assert_eq!((files().pooling, files().sentences), (None, None));
+    assert!(files().check_pooling().is_ok());
+    assert_eq!(files().max_tokens(&config).unwrap(), 24);
+
+    std::fs::create_dir(dir.path().join("1_Pooling")).unwrap();
+    let (pooling, sentences) = (dir.path().join("1_Pooling/config.json"), dir.path().join("sentence_bert_config.json"));
+    let asks = |json: serde_json::Value| {
+        std::fs::write(&pooling, json.to_string()).unwrap();
+        let checked = files().check_pooling().map_err(|e| e.to_string());
+        checked.map_err(|e| e.strip_prefix(&format!("{}: ", pooling.display())).unwrap().to_owned())
+    };
+    let refused = |what: &str| Err(format!("asks for {what}; embeddings are made by pooling_mode_mean_tokens alone"));
+    let (mean, cls) = ("pooling_mode_mean_tokens", "pooling_mode_cls_token");
+    assert_eq!(asks(json!({"word_embedding_dimension": 40, mean: true, cls: false})), Ok(()));
+    assert_eq!(asks(json!({"pooling_mode": "mean"})), Ok(()));
+    assert_eq!(asks(json!({mean: false, cls: true})), refused(cls));
+    assert_eq!(asks(json!({mean: true, cls: true})), refused(&format!("{cls} and {mean}")));
+    assert_eq!(asks(json!({mean: false})), refused("no pooling"));
+    assert_eq!(asks(json!({"pooling_mode": "cls"})), refused("pooling_mode \"cls\""));
+    assert_eq!(asks(json!([])), Err("is not a JSON object".into()));
+
+    let most = |json: serde_json::Value| {
+        std::fs::write(&sentences, json.to_string()).unwrap();
+        files().max_tokens(&config).map_err(|e| e.to_string())
+    };
+    assert_eq!(most(json!({"max_seq_length": 7, "do_lower_case": false})), Ok(7));
+    assert_eq!((most(json!({"max_seq_length": 512})), most(json!({"max_seq_length": null}))), (Ok(24), Ok(24)));
+    let error = format!("{}: max_seq_length is 0, expected a whole number above 0", sentences.display());
+    assert_eq!(most(json!({"max_seq_length": 0})), Err(error));
+}
+
+/// A mean of zeros has no direction: the twin leaves it, as the devices do.
+#[test]
+fn the_embedding_of_zeros_is_zeros() {
+    let states = ndarray::Array2::zeros((3, 4));
+    assert_eq!(reference::pool(&states, [1, 2].into_iter()), ndarray::Array2::<f64>::zeros((2, 4)));
 }
 
 #[test]
@@ -540,14 +694,14 @@ fn a_tokenizer_of_another_vocabulary_is_refused() {
     // Rows beyond the last word are padding, unless they are as many as that.
     assert_eq!((vocab_size(16), vocab_size(141), vocab_size(142)), (Ok(()), Ok(()), other(142)));
     let tight = load(&|t| t.config["max_position_embeddings"] = json!(2)).map(|_| ());
-    assert_eq!(tight, Err("2 special tokens leave no room in the model's 2 positions".into()));
+    assert_eq!(tight, Err("2 special tokens leave no room among 2 tokens".into()));
     assert!(load(&|t| t.tokenizer = json!({"model": 1})).is_err());
 
     // One that adds no special tokens has nothing for an empty text.
     let bare = load(&|t| t.tokenizer["post_processor"] = json!(null)).unwrap();
     assert_eq!(bare.encode(&["cat"]).unwrap().ids, [[6]]);
     let error = bare.encode(&["cat", " "]).unwrap_err().to_string();
-    assert_eq!(error, "text 1 has no tokens, so it has no embedding");
+    assert_eq!(error, "text 1: has no tokens, so it has no embedding");
 
     std::fs::remove_file(&path).unwrap();
     let config = Config::parse(&TinyBert::new(0).config.to_string()).unwrap();

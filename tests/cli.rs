@@ -400,6 +400,53 @@ fn embedded(ran: Ran) -> (Vec<(String, Vec<f64>)>, String) {
     (ran.stdout.lines().map(line).collect(), ran.stderr)
 }
 
+/// Errors about a text name it by its place in the file, past the texts that go through the model at once too; empty
+/// lines count.
+#[test]
+fn a_text_without_an_embedding_is_named_by_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tiny = TinyBert::new(9);
+    // Without special tokens an empty text has none.
+    tiny.tokenizer["post_processor"] = json!(null);
+    tiny.write(dir.path());
+    let model = dir.path().to_str().unwrap();
+    let at = |name: &str, text: &str| {
+        fs::write(dir.path().join(name), text).unwrap();
+        dir.path().join(name).to_str().unwrap().to_owned()
+    };
+    let input = at("texts.txt", &("cat\n".repeat(4099) + "\n" + &"dog\n".repeat(3)));
+    let out = dir.path().join("out.jsonl");
+    let embed = ["embed", "--device", "cpu", "--model", model];
+    let why = "has no tokens, so it has no embedding\n";
+    let error = sparse24(&[&embed[..], &["--input", &input, "--out", out.to_str().unwrap()]].concat()).refused(1);
+    assert_eq!(error, format!("error: {input}: line 4100: {why}"));
+    assert!(!out.exists());
+    let error = sparse24(&[&embed[..], &["--text", "cat", ""]].concat()).refused(1);
+    assert_eq!(error, format!("error: text 2: {why}"));
+    let error = with_stdin(command(&[&embed[..], &["--input", "-"]].concat()), b"\ncat").refused(1);
+    assert_eq!(error, format!("error: stdin: line 1: {why}"));
+    let pairs = at("pairs.csv", &("a,b,score\r\n".to_owned() + &"cat,dog,1\r\n".repeat(2100) + "\r\ncat,,2\r\n"));
+    let error = sparse24(&["eval", "--device", "cpu", "--model", model, "--pairs", &pairs]).refused(1);
+    assert_eq!(error, format!("error: {pairs}: line 2103: {why}"));
+}
+
+/// What a folder of Sentence Transformers asks for is done or refused.
+#[test]
+fn embed_heeds_pooling_and_length_of_the_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    TinyBert::new(2).write(dir.path());
+    let model = dir.path().to_str().unwrap();
+    let embed = ["embed", "--device", "cpu", "--model", model, "--text", "cat cat cat", "cat cat cat dog"];
+    fs::write(dir.path().join("sentence_bert_config.json"), r#"{"max_seq_length": 5}"#).unwrap();
+    let (lines, stderr) = embedded(sparse24(&embed));
+    assert_eq!(stderr, "warning: 1 of 2 texts were cut off at the model's limit of 5 tokens\n");
+    assert_eq!(lines[0].1, lines[1].1);
+    fs::create_dir(dir.path().join("1_Pooling")).unwrap();
+    fs::write(dir.path().join("1_Pooling/config.json"), r#"{"pooling_mode_cls_token": true}"#).unwrap();
+    let stderr = sparse24(&embed).refused(1);
+    assert!(stderr.contains("1_Pooling/config.json: asks for pooling_mode_cls_token; "), "{stderr}");
+}
+
 /// A run whose stdin is this.
 fn with_stdin(mut command: Command, input: &[u8]) -> Ran {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -426,13 +473,15 @@ fn embed_gives_a_line_for_each_text_in_order() {
     }
     assert_eq!(lines[2], lines[4]);
     assert_ne!(lines[0].1, lines[1].1);
+    let (dash, _) = embedded(sparse24(&[&embed[..], &["--text=-5 dogs", "--text=dog"]].concat()));
+    assert_eq!((dash[0].0.as_str(), &dash[1].1), ("-5 dogs", &lines[2].1));
 
     // The same from stdin and from a file into a file, whatever the ends of the lines.
     let input = texts.join("\r\n");
     let (from_stdin, _) = embedded(with_stdin(command(&[&embed[..], &["--input", "-"]].concat()), input.as_bytes()));
     assert_eq!(from_stdin, lines);
     let (file, out) = (dir.path().join("texts.txt"), dir.path().join("out.jsonl"));
-    fs::write(&file, texts.join("\n") + "\n").unwrap();
+    fs::write(&file, "\u{feff}".to_owned() + &texts.join("\n") + "\n").unwrap();
     let paths = ["--input", file.to_str().unwrap(), "--out", out.to_str().unwrap()];
     assert_eq!(sparse24(&[&embed[..], &paths].concat()).fine(), "");
     let stdout = fs::read_to_string(&out).unwrap();
@@ -540,6 +589,10 @@ fn eval_prints_correlations_and_writes_them() {
     let spearman = json["spearman"].as_f64().unwrap();
     assert!([1.0, 0.5].iter().any(|s| (s - spearman).abs() < 1e-12), "dog, dog is the most similar: {spearman}");
     assert!(json["sentences_per_second"].as_f64().unwrap() > 0.0);
+    let environment = &json["environment"];
+    assert!(environment["command"].as_str().unwrap().starts_with("sparse24 eval --device cpu "), "{environment}");
+    assert!(environment["date"].is_string() && environment["simd"].is_string(), "{environment}");
+    assert_eq!((&environment["kind"], &environment["samples"]), (&json!("cpu"), &Value::Null));
 
     let refused = |csv: &str| eval(csv, &[]).refused(1).replace(pairs.to_str().unwrap(), "PAIRS");
     assert_eq!(
@@ -584,6 +637,8 @@ fn bench_of_a_model_verifies_every_row_and_says_where_time_goes() {
         assert!(command.contains("--batch 3 --seq 24") && command.contains("--ops dense"), "{command}");
     }
     assert_eq!(rows[0]["speedup_vs_dense"], 1.0);
+    assert_eq!(json["weights"], "folder");
+    assert!(!text.contains("random weights"), "{text}");
 
     // Fewer rows, half precision, and the plans behind them.
     let few = ["--ops", "sparse24", "--vector", "4", "--dtype", "f16", "--explain"];
@@ -592,7 +647,8 @@ fn bench_of_a_model_verifies_every_row_and_says_where_time_goes() {
 
     for (args, error) in [
         (&["--model", model, "--seq", "25"][..], "takes at most 24 tokens"),
-        (&["--model", "bert-huge"], "bert-huge is no folder and none of minilm, bert-base, bert-large"),
+        (&["--model", model, "--seq", "25"], "--seq: 25 tokens"),
+        (&["--model", "bert-huge"], "bert-huge is none of minilm, bert-base, bert-large: there is no folder bert-huge"),
         (&["--model", model, "--ops", "masked24"], "masked24 is measured on single layers only"),
     ] {
         let stderr = sparse24(&[&["bench", "--device", "cpu"][..], args].concat()).refused(1);
@@ -653,6 +709,19 @@ fn a_model_on_the_hub_is_downloaded_once() {
     assert_eq!(of_hub(&endpoint, "org/tiny").fine(), expected);
     // Port 9 discards: nothing answers there.
     assert_eq!(of_hub("http://127.0.0.1:9", "org/tiny").fine(), expected);
+    // What is not of the form of a name is not asked for: there is no hub to answer.
+    for name in ["tiny", "./org/tiny", "org/tiny/", "/org/tiny", "org\\tiny"] {
+        let stderr = of_hub("http://127.0.0.1:9", name).refused(1);
+        assert!(stderr.ends_with(&format!("{name:?} is not of the form owner/name\n")), "{stderr}");
+    }
+    // Optional files come along.
+    fs::write(dir.path().join("sentence_bert_config.json"), r#"{"max_seq_length": 3}"#).unwrap();
+    let (lines, stderr) = embedded(of_hub(&endpoint, "org/tiny"));
+    assert_eq!((lines.len(), stderr.as_str()), (1, ""));
+    fs::create_dir(dir.path().join("1_Pooling")).unwrap();
+    fs::write(dir.path().join("1_Pooling/config.json"), r#"{"pooling_mode_cls_token": true}"#).unwrap();
+    let stderr = of_hub(&endpoint, "org/tiny").refused(1);
+    assert!(stderr.contains("asks for pooling_mode_cls_token"), "{stderr}");
     let stderr = of_hub(&endpoint, "org/none").refused(1);
     assert!(
         stderr.starts_with("error: there is no folder org/none, and on the hub: org/none, config.json: "),

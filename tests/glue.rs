@@ -9,7 +9,7 @@ mod common;
 use common::{Data, allocated, callers_device, gpu, matrix, rng, seed, submissions};
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::Rng;
-use sparse24::kernel::glue::AttentionTile;
+use sparse24::kernel::glue::{AttentionTile, Glue};
 use sparse24::reference::Verdict;
 use sparse24::reference::glue::{self as oracle, Expectation};
 use sparse24::{
@@ -287,6 +287,129 @@ fn pooling_agrees_with_the_oracle(device: &Device) {
     }
 }
 
+/// Numbers of f32, read back.
+fn numbers(device: &Device, y: &Tensor) -> Vec<f32> {
+    device.read(y).unwrap().elements().to_f32()
+}
+
+#[test]
+fn huge_scores_make_no_finite_nonsense_on_the_cpu() {
+    huge_scores_make_no_finite_nonsense(&Device::cpu().unwrap());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn huge_scores_make_no_finite_nonsense_on_the_gpu() {
+    gpu().iter().for_each(huge_scores_make_no_finite_nonsense);
+}
+
+fn huge_scores_make_no_finite_nonsense(device: &Device) {
+    let half = device.caps().is_none_or(|caps| caps.f16);
+    for (size, storage) in [(6e4, DType::F16), (1e18, DType::F32)] {
+        if half || storage == DType::F32 {
+            the_largest_score_takes_it_all(device, size, storage);
+        }
+    }
+    // Scores past f32, of one key in the last tile, of all, and those that are no number on the way.
+    let all = |token: usize| token < 100;
+    let last = |token: usize| token == 99;
+    for (what, sign, there) in
+        [("one", 1.0, &last as &dyn Fn(usize) -> bool), ("all", 1.0, &all), ("lowest", -1.0, &all)]
+    {
+        let y = attended(device, DType::F32, |token, feature| {
+            (1e20, if there(token) { sign * 1e20 } else { 0.0 }, (token + feature) as f32)
+        });
+        assert!(y.iter().all(|y| y.is_nan()), "{what}: {:?} on {}", &y[..4], device.info().name());
+    }
+    let y = attended(device, DType::F32, |token, feature| {
+        (1e20, if token == 70 { [1e20, -1e20][feature % 2] } else { 0.0 }, 1.0)
+    });
+    assert!(y.iter().all(|y| y.is_nan()), "differences of infinities: {:?} on {}", &y[..4], device.info().name());
+}
+
+/// One key has the largest score by far, in the last step of keys or in the first: its value is the result, exactly.
+fn the_largest_score_takes_it_all(device: &Device, size: f32, storage: DType) {
+    for largest in [99, 0] {
+        let y = attended(device, storage, |token, feature| {
+            (size, if token == largest { size } else { -size }, (token + feature) as f32)
+        });
+        let expected: Vec<f32> = (0..100 * 32).map(|i| (largest + i % 32) as f32).collect();
+        assert!(y == expected, "key {largest}, {storage} on {}: {:?}", device.info().name(), &y[..4]);
+    }
+}
+
+/// Attention of one head of 32 features over 100 tokens, whose Q, K and V are functions of token and feature.
+fn attended(device: &Device, storage: DType, of: impl Fn(usize, usize) -> (f32, f32, f32)) -> Vec<f32> {
+    let (seq, d) = (100, 32);
+    let mut qkv = vec![0.0; seq * 3 * d];
+    for (token, row) in qkv.chunks_mut(3 * d).enumerate() {
+        for feature in 0..d {
+            (row[feature], row[d + feature], row[2 * d + feature]) = of(token, feature);
+        }
+    }
+    let qkv = device.upload(&Matrix::new(seq, 3 * d, Elements::from_f32(storage, &qkv)).unwrap()).unwrap();
+    let (lengths, y) = (indices(device, &[seq as u32]), poisoned(device, seq, d, storage));
+    // So that a NaN is the kernel's.
+    device.write(&y, &Matrix::zeros(seq, d, storage).unwrap()).unwrap();
+    device
+        .attention(&Attention { qkv: &qkv, lengths: &lengths, batch: 1, seq, heads: 1, y: &y })
+        .unwrap()
+        .run()
+        .unwrap();
+    numbers(device, &y)
+}
+
+#[test]
+fn squares_that_overflow_show_on_the_cpu() {
+    squares_that_overflow_show(&Device::cpu().unwrap());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn squares_that_overflow_show_on_the_gpu() {
+    gpu().iter().for_each(squares_that_overflow_show);
+}
+
+/// A norm over squares that f32 cannot hold is NaN, not beta or zero; its neighbours are as ever. So is a constant row
+/// where nothing is added to its variance; with something added it is beta.
+fn squares_that_overflow_show(device: &Device) {
+    for width in [64, 63] {
+        let row = |of: &dyn Fn(usize) -> f32| (0..width).map(of).collect::<Vec<_>>();
+        let mut x = row(&|c| if c % 2 == 0 { 3e30 } else { -3e30 });
+        x.extend(row(&|c| c as f32));
+        x.extend(row(&|_| 3e38));
+        x.extend(row(&|_| 1.5));
+        let zeros = device.upload(&Matrix::zeros(4, width, DType::F32).unwrap()).unwrap();
+        let x = device.upload(&Matrix::from_f32(4, width, &x).unwrap()).unwrap();
+        let gamma = device.upload(&Matrix::from_f32(1, width, &vec![2.0; width]).unwrap()).unwrap();
+        let beta = device.upload(&Matrix::from_f32(1, width, &vec![0.25; width]).unwrap()).unwrap();
+        for eps in [0.0, 1e-12] {
+            let y = device.zeros(4, width, DType::F32).unwrap();
+            device.layer_norm(&LayerNorm { x: &x, gamma: &gamma, beta: &beta, eps, y: &y }).unwrap().run().unwrap();
+            let y = numbers(device, &y);
+            let rows: Vec<_> = y.chunks(width).collect();
+            let name = device.info().name().to_owned();
+            for row in [0, 2] {
+                assert!(rows[row].iter().all(|y| y.is_nan()), "row {row}, eps {eps} on {name}: {:?}", &rows[row][..4]);
+            }
+            assert!(rows[1].iter().all(|y| y.is_finite()), "{name}: {:?}", &rows[1][..4]);
+            let constant = |y: &f32| if eps == 0.0 { !y.is_finite() } else { *y == 0.25 };
+            assert!(rows[3].iter().all(constant), "eps {eps} on {name}: {:?}", &rows[3][..4]);
+        }
+
+        // A mean whose length's square overflows, and one that is a number all the same, unless it is normalised.
+        let lengths = indices(device, &[1, 1, 0, 1]);
+        for normalize in [false, true] {
+            let pool = Pool { x: &x, lengths: &lengths, batch: 4, seq: 1, normalize, y: &zeros };
+            device.pool(&pool).unwrap().run().unwrap();
+            let y = numbers(device, &zeros);
+            let rows: Vec<_> = y.chunks(width).collect();
+            assert!(rows[0].iter().all(|y| y.is_nan() == normalize), "{normalize}: {:?}", &rows[0][..4]);
+            assert!(rows[1].iter().all(|y| y.is_finite()) && rows[2].iter().all(|y| *y == 0.0));
+        }
+    }
+}
+
 /// A batch that pads nothing, of zeros alone, or that is empty.
 #[test]
 fn empty_operands_are_no_error_on_the_cpu() {
@@ -344,10 +467,10 @@ fn operands_that_do_not_fit_are_refused_by_name(device: &Device) {
 
     says(device.embed(&Embed { tables: &[], y: &y }), &["needs a table"]);
     says(device.embed(&Embed { tables: &[(&x, &six); 4], y: &y }), &["4 tables"]);
-    says(device.embed(&Embed { tables: &[(&x, &two)], y: &y }), &["ids", "[2]", "[6]"]);
+    says(device.embed(&Embed { tables: &[(&x, &six), (&x, &two)], y: &y }), &["ids of table 1", "[2]", "[6]"]);
     says(device.embed(&Embed { tables: &[(&x, &six), (&short, &six)], y: &y }), &["table 1", "[1, 7]", "[1, 8]"]);
     says(device.embed(&Embed { tables: &[(&tensor(0, 8), &six)], y: &y }), &["table 0", "no rows"]);
-    says(device.embed(&Embed { tables: &[(&y, &six)], y: &y }), &["shares its memory"]);
+    says(device.embed(&Embed { tables: &[(&x, &six), (&y, &six)], y: &y }), &["shares its memory with table 1"]);
     let half = device.zeros(6, 8, DType::F16).unwrap();
     says(device.embed(&Embed { tables: &[(&x, &six), (&half, &six)], y: &y }), &["table 1", "f16", "f32"]);
 
@@ -356,8 +479,10 @@ fn operands_that_do_not_fit_are_refused_by_name(device: &Device) {
     says(device.layer_norm(&LayerNorm { gamma: &short, ..norm }), &["gamma", "[1, 7]"]);
     let half_feature = device.zeros(1, 8, DType::F16).unwrap();
     says(device.layer_norm(&LayerNorm { beta: &half_feature, ..norm }), &["beta is f16, expected f32"]);
-    says(device.layer_norm(&LayerNorm { y: &x, ..norm }), &["shares its memory"]);
-    says(device.layer_norm(&LayerNorm { eps: f32::NAN, ..norm }), &["eps"]);
+    says(device.layer_norm(&LayerNorm { y: &x, ..norm }), &["shares its memory with x"]);
+    for eps in [f32::NAN, -1.0, f32::INFINITY] {
+        says(device.layer_norm(&LayerNorm { eps, ..norm }), &["eps", &eps.to_string()]);
+    }
 
     let qkv = tensor(6, 24);
     let attention = Attention { qkv: &qkv, lengths: &two, batch: 2, seq: 3, heads: 2, y: &y };
@@ -378,7 +503,7 @@ fn operands_that_do_not_fit_are_refused_by_name(device: &Device) {
 
     // Another device of the same kind is another device.
     let stranger = Device::cpu().unwrap();
-    says(device.pool(&Pool { lengths: &stranger.indices(2).unwrap(), ..pool }), &["another device"]);
+    says(device.pool(&Pool { lengths: &stranger.indices(2).unwrap(), ..pool }), &["lengths", "another device"]);
     says(stranger.pool(&pool), &["another device"]);
     assert!(matches!(device.write_indices(&stranger.indices(2).unwrap(), &[1, 2]), Err(Error::Mismatch { .. })));
     assert!(matches!(device.write_indices(&two, &[1, 2, 3]), Err(Error::Shape { .. })));
@@ -558,9 +683,32 @@ fn cooperative_attention_agrees_with_the_oracle_when_acted_out() {
         let output = if i == 0 { DType::F32 } else { DType::F16 };
         attention_agrees(&device, (batch, seq, heads, head_dim), (DType::F16, output), DType::F16, seed + i as u64);
     }
+    the_largest_score_takes_it_all(&device, 6e4, DType::F16);
     for tile in ["coop_64x32x32", "coop_32x32x32", "coop_32x64x64"] {
         assert!(tiles.iter().any(|t| t == tile), "{tile} has not run: {tiles:?}");
     }
+}
+
+/// A kernel that exists has a shader: what has none is refused when it is made, with what is wrong.
+#[test]
+fn kernels_without_a_shader_are_refused() {
+    let says = |made: sparse24::Result<Glue>| made.map(|glue| glue.to_string()).map_err(|e| e.to_string());
+    let of = |tables| says(Glue::embed(tables, DType::F32, DType::F32));
+    assert_eq!(of(0), Err("an embedding of 0 tables, expected 1 to 3".into()));
+    assert_eq!(of(4), Err("an embedding of 4 tables, expected 1 to 3".into()));
+    assert_eq!(of(2), Ok("embed-f32f32-2".into()));
+    let wide = Err("activations is bf16, expected f32".to_owned());
+    assert_eq!(says(Glue::embed(1, DType::Bf16, DType::F32)), wide);
+    assert_eq!(says(Glue::layer_norm(8, DType::F32, DType::Bf16)), wide);
+    assert_eq!(says(Glue::pool(8, true, DType::Bf16)), wide);
+    assert_eq!(says(Glue::layer_norm(7, DType::F16, DType::F32)), Ok("layer_norm-f16f32-d7-scalars-out_f32".into()));
+    let [.., coop] = AttentionTile::ALL;
+    assert_eq!(
+        says(Glue::attention(coop, 64, DType::F16, DType::F16)),
+        Err(format!("attention tile {coop} takes heads of 32 features of f16, not of 64 of f16"))
+    );
+    assert!(says(Glue::attention(coop, 32, DType::F32, DType::F16)).is_err());
+    assert!(says(Glue::attention(coop, 32, DType::F16, DType::F16)).is_ok());
 }
 
 /// The limits that WebGPU grants everywhere leave a tile of attention.

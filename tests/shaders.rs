@@ -93,6 +93,7 @@ fn shader_files_are_valid_as_they_stand() {
     let glue = include_str!("../shaders/shared/glue.wgsl");
     let quads = include_str!("../shaders/shared/quads.wgsl");
     let scalars = include_str!("../shaders/shared/scalars.wgsl");
+    let attention = include_str!("../shaders/shared/attention.wgsl");
     for parts in [
         &[gemm, tile, tile_dense, include_str!("../shaders/gemm_dense.wgsl")][..],
         &[gemm, words, tile, tile_dense, include_str!("../shaders/gemm_masked.wgsl")],
@@ -111,9 +112,9 @@ fn shader_files_are_valid_as_they_stand() {
         &[glue, include_str!("../shaders/embed.wgsl")],
         &[glue, quads, include_str!("../shaders/layer_norm.wgsl")],
         &[glue, scalars, include_str!("../shaders/layer_norm.wgsl")],
-        &[glue, quads, include_str!("../shaders/attention.wgsl")],
-        &[glue, scalars, include_str!("../shaders/attention.wgsl")],
-        &[coop, glue, quads, include_str!("../shaders/attention_coop.wgsl")],
+        &[glue, quads, attention, include_str!("../shaders/attention.wgsl")],
+        &[glue, scalars, attention, include_str!("../shaders/attention.wgsl")],
+        &[coop, glue, quads, attention, include_str!("../shaders/attention_coop.wgsl")],
         &[glue, quads, include_str!("../shaders/pool.wgsl")],
         &[glue, scalars, include_str!("../shaders/pool.wgsl")],
         &[coop, gemm, words, coop_main, coop_dense, include_str!("../shaders/gemm_dense_coop.wgsl")],

@@ -8,6 +8,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use serde_json::Value;
+
 use super::config::Config;
 use crate::error::{Error, Result, expect_shape};
 use crate::format::Sparse24;
@@ -27,17 +29,78 @@ pub struct Files {
     pub tokenizer: PathBuf,
     /// `model.safetensors`, or the index of its shards, `model.safetensors.index.json`.
     pub weights: PathBuf,
+    /// `1_Pooling/config.json` of Sentence Transformers, if there is one: see [`Files::check_pooling`].
+    pub pooling: Option<PathBuf>,
+    /// `sentence_bert_config.json` of Sentence Transformers, if there is one: see [`Files::max_tokens`].
+    pub sentences: Option<PathBuf>,
 }
 
+/// Where [`Files::pooling`] lies in a folder.
+pub(super) const POOLING: &str = "1_Pooling/config.json";
+/// Where [`Files::sentences`] lies.
+pub(super) const SENTENCES: &str = "sentence_bert_config.json";
+
 impl Files {
-    /// Those of a folder, by the names that Hugging Face gives them. Whether they are there shows when they are read.
+    /// Those of a folder, by the names that Hugging Face gives them. Whether they are there shows when they are read; of
+    /// the optional ones, now.
     pub fn in_folder(folder: impl AsRef<Path>) -> Self {
         let folder = folder.as_ref();
         Self {
             config: folder.join("config.json"),
             tokenizer: folder.join("tokenizer.json"),
             weights: weights_in(folder),
+            pooling: Some(folder.join(POOLING)).filter(|file| file.exists()),
+            sentences: Some(folder.join(SENTENCES)).filter(|file| file.exists()),
         }
+    }
+
+    /// An error if the model wants another embedding of a text than the mean of its tokens' last states, which is what
+    /// [`Model`](super::Model) makes; it says what is asked for. Fine where nothing is.
+    pub fn check_pooling(&self) -> Result<()> {
+        let Some(path) = &self.pooling else { return Ok(()) };
+        let json = object(path)?;
+        let refused = |asked: String| {
+            Err(Error::file(path, format!("asks for {asked}; embeddings are made by pooling_mode_mean_tokens alone")))
+        };
+        const MEAN: &str = "pooling_mode_mean_tokens";
+        let on = |(key, value): (&String, &Value)| {
+            (key.starts_with("pooling_mode_") && *value == Value::Bool(true)).then(|| key.clone())
+        };
+        let asked: Vec<_> = json.iter().filter_map(on).collect();
+        if json.get(MEAN) == Some(&Value::Bool(false)) && asked.is_empty() {
+            return refused("no pooling".into());
+        }
+        if asked.iter().any(|key| key != MEAN) {
+            return refused(asked.join(" and "));
+        }
+        // As newer versions say it.
+        match json.get("pooling_mode") {
+            Some(mode) if !mode.is_null() && *mode != "mean" => refused(format!("pooling_mode {mode}")),
+            _ => Ok(()),
+        }
+    }
+
+    /// The most tokens of a text: the smaller of what the model has positions for and the `max_seq_length` of
+    /// [`Files::sentences`]. For [`Tokenizer::truncated_at`](super::Tokenizer::truncated_at).
+    pub fn max_tokens(&self, config: &Config) -> Result<usize> {
+        let Some(path) = &self.sentences else { return Ok(config.positions()) };
+        match object(path)?.get("max_seq_length") {
+            None | Some(Value::Null) => Ok(config.positions()),
+            Some(value) => match value.as_u64().filter(|&tokens| tokens > 0) {
+                Some(tokens) => Ok(usize::try_from(tokens).map_or(config.positions(), |t| t.min(config.positions()))),
+                None => Err(Error::file(path, format!("max_seq_length is {value}, expected a whole number above 0"))),
+            },
+        }
+    }
+}
+
+/// A file that holds a JSON object.
+fn object(path: &Path) -> Result<serde_json::Map<String, Value>> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    match serde_json::from_str(&text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(Error::file(path, "is not a JSON object")),
+        Err(e) => Err(Error::file(path, e.to_string())),
     }
 }
 
@@ -181,15 +244,17 @@ impl Checkpoint {
     /// lacks nothing. Q, K and V become one layer: 2:4 if all three are, with the longest vector that fits them; masked
     /// if all three are; else dense.
     ///
-    /// An error names a tensor that is missing or has another shape, with the shape that `config` wants, and the first
-    /// element that is infinite or NaN, as `dtype` or already in the file.
+    /// An error names a tensor that is missing or has another shape, with the shape that `config` wants, one of a layer
+    /// that `config` does not have, and the first element that is infinite or NaN, as `dtype` or already in the file.
     pub fn load(config: Config, files: &Files, over: Option<&Path>, dtype: DType) -> Result<Self> {
         let mut sources: Vec<_> = over.map(Source::open).transpose()?.into_iter().collect();
         if over.is_none() || files.weights.exists() {
             sources.push(Source::open(&files.weights)?);
         }
-        let reader = Reader { sources, dtype: activation_dtype(dtype)? };
+        let absent = (!files.weights.exists()).then(|| files.weights.clone());
+        let reader = Reader { sources, absent, dtype: activation_dtype(dtype)? };
         let s = config.sizes();
+        reader.no_layers_past(s.layers)?;
         let d = s.hidden;
         let mut layers = Vec::new();
         for i in 0..s.layers {
@@ -389,6 +454,8 @@ fn find<'a>(source: &'a Source, names: &[&str]) -> Option<&'a Item> {
 /// What to take tensors from, in the order in which it is asked, and the type that they are rounded to.
 struct Reader {
     sources: Vec<Source>,
+    /// The model's own file, where there is none.
+    absent: Option<PathBuf>,
     dtype: DType,
 }
 
@@ -396,7 +463,25 @@ impl Reader {
     /// What there is no tensor for.
     fn missing(&self, name: &str, shape: &[usize]) -> Error {
         let files: Vec<_> = self.sources.iter().map(|s| s.path().display().to_string()).collect();
-        Error::Invalid(format!("{}: tensor {name} of shape {shape:?} is missing", files.join(" and ")))
+        let absent = self.absent.as_ref().map(|file| format!(", and there is no {}", file.display()));
+        let absent = absent.unwrap_or_default();
+        Error::Invalid(format!("{}: tensor {name} of shape {shape:?} is missing{absent}", files.join(" and ")))
+    }
+
+    /// An error that names a tensor of an encoder layer that a model of so many does not have: without it the result
+    /// would be another model's.
+    fn no_layers_past(&self, layers: usize) -> Result<()> {
+        for source in &self.sources {
+            for item in source.items() {
+                let name = item.name.strip_prefix("bert.").unwrap_or(&item.name);
+                let number = name.strip_prefix("encoder.layer.").and_then(|rest| rest.split('.').next()?.parse().ok());
+                if number.is_some_and(|number: usize| number >= layers) {
+                    let e = Error::Invalid(format!("is past the config's num_hidden_layers of {layers}"));
+                    return Err(e.in_tensor(source.path_of(item), &item.name));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The first source that has one of these names, and what it has.

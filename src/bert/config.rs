@@ -92,7 +92,7 @@ impl Config {
     }
 
     /// Reads `config.json`. Errors name the file and the field: one that is missing or of another type, sizes that do
-    /// not fit each other, a model that is no BERT or has relative positions.
+    /// not fit each other, a model that is no BERT, no encoder, or has relative positions.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
@@ -115,6 +115,12 @@ impl Config {
         };
         one_of("model_type", &["bert"])?;
         one_of("position_embedding_type", &["absolute"])?;
+        // What else these bring would be left out: attention to earlier tokens only, layers that attend to another text.
+        for name in ["is_decoder", "add_cross_attention"] {
+            if let Some(value) = field(name).filter(|value| **value != Value::Bool(false)) {
+                return Err(expect(name, value, "false"));
+            }
+        }
         let size = |name: &str, default: Option<usize>| match (field(name), default) {
             (Some(value), _) => {
                 let size = value.as_u64().and_then(|size| usize::try_from(size).ok());

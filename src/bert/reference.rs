@@ -53,8 +53,8 @@ pub fn hidden_states<T: AsRef<[u32]>>(checkpoint: &Checkpoint, texts: &[T]) -> R
     Ok(x)
 }
 
-/// The embedding of each text, one a row: the mean of its last hidden states, divided by its Euclidean length. Errors
-/// are those of [`hidden_states`].
+/// The embedding of each text, one a row: the mean of its last hidden states, divided by its Euclidean length, or by
+/// 1e-12 where that is smaller. Errors are those of [`hidden_states`].
 pub fn embeddings<T: AsRef<[u32]>>(checkpoint: &Checkpoint, texts: &[T]) -> Result<Array2<f64>> {
     Ok(pool(&hidden_states(checkpoint, texts)?, texts.iter().map(|text| text.as_ref().len())))
 }
@@ -65,7 +65,10 @@ pub fn pool(states: &Array2<f64>, lengths: impl ExactSizeIterator<Item = usize>)
     let mut from = 0;
     for (length, mut to) in lengths.zip(embeddings.axis_iter_mut(Axis(0))) {
         to.assign(&states.slice(s![from..from + length, ..]).sum_axis(Axis(0)));
-        let norm = to.dot(&to).sqrt();
+        let tokens = length as f64;
+        to /= tokens;
+        // As for the devices: a mean of zeros stays one.
+        let norm = to.dot(&to).sqrt().max(1e-12);
         to /= norm;
         from += length;
     }

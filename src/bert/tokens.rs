@@ -16,20 +16,24 @@ const MOST_UNUSED: usize = 128;
 
 /// The tokenizer of a model, from its `tokenizer.json`.
 #[derive(Clone, Debug)]
-pub struct Tokenizer(tokenizers::Tokenizer);
+pub struct Tokenizer {
+    tokenizer: tokenizers::Tokenizer,
+    max_tokens: usize,
+}
 
 /// Texts as token ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
     /// One list for each text, special tokens included.
     pub ids: Vec<Vec<u32>>,
-    /// How many texts were too long for the model and lost their ends.
+    /// How many texts were longer than [`Tokenizer::max_tokens`] and lost their ends.
     pub truncated: usize,
 }
 
 impl Tokenizer {
     /// Reads `tokenizer.json`. What the file says about truncation and padding is about the use that it was made for,
-    /// and is replaced: texts are truncated at what the model has positions for, and batches are padded elsewhere.
+    /// and is replaced: texts are truncated at what the model has positions for (see [`Tokenizer::truncated_at`] for
+    /// less), and batches are padded elsewhere.
     ///
     /// An error if the file is none, or is for another vocabulary than the model's: it has ids that the model has no
     /// rows for, or leaves 128 or more rows without a word.
@@ -45,32 +49,46 @@ impl Tokenizer {
         if ids > rows || rows - ids >= MOST_UNUSED {
             return Err(fail(format!("the tokenizer has {ids} ids, the model's vocab_size is {rows}")));
         }
+        tokenizer.with_padding(None);
+        let whole = Self { tokenizer, max_tokens: usize::MAX };
+        whole.truncated_at(config.positions()).map_err(|e| fail(e.to_string()))
+    }
+
+    /// The same tokenizer, which truncates texts at `tokens` tokens, special ones included, or where it did if that is
+    /// less. An error if special tokens alone are as many.
+    pub fn truncated_at(self, tokens: usize) -> Result<Self> {
+        let Self { mut tokenizer, max_tokens } = self;
+        let max_tokens = max_tokens.min(tokens);
         // The library subtracts without looking.
         let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(false));
-        if config.positions() <= special {
-            let positions = config.positions();
-            return Err(fail(format!("{special} special tokens leave no room in the model's {positions} positions")));
+        if max_tokens <= special {
+            return Err(Error::Invalid(format!("{special} special tokens leave no room among {max_tokens} tokens")));
         }
         let truncation = TruncationParams {
-            max_length: config.positions(),
+            max_length: max_tokens,
             strategy: TruncationStrategy::LongestFirst,
             stride: 0,
             direction: TruncationDirection::Right,
         };
-        tokenizer.with_padding(None).with_truncation(Some(truncation)).map_err(|e| fail(e.to_string()))?;
-        Ok(Self(tokenizer))
+        tokenizer.with_truncation(Some(truncation)).map_err(|e| Error::Invalid(e.to_string()))?;
+        Ok(Self { tokenizer, max_tokens })
+    }
+
+    /// The most tokens that it makes of a text.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
     }
 
     /// The ids of texts, special tokens included: an empty text is its special tokens, `[CLS] [SEP]`. An error for a
     /// text without any token, which a tokenizer that adds none may give.
     pub fn encode<S: AsRef<str>>(&self, texts: &[S]) -> Result<Tokens> {
         let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
-        let encoded = self.0.encode_batch_fast(texts, true);
+        let encoded = self.tokenizer.encode_batch_fast(texts, true);
         let encoded = encoded.map_err(|e| Error::Invalid(format!("cannot tokenize: {e}")))?;
         let truncated = encoded.iter().filter(|text| !text.get_overflowing().is_empty()).count();
         let ids: Vec<_> = encoded.iter().map(|text| text.get_ids().to_vec()).collect();
         match ids.iter().position(Vec::is_empty) {
-            Some(text) => Err(Error::Invalid(format!("text {text} has no tokens, so it has no embedding"))),
+            Some(text) => Err(Error::Invalid("has no tokens, so it has no embedding".into()).of_text(text)),
             None => Ok(Tokens { ids, truncated }),
         }
     }
@@ -101,9 +119,12 @@ pub struct Batch {
     pub seq: usize,
 }
 
-/// Tokens to a step of lengths: texts are padded to a multiple, so that few shapes of batches occur and their buffers
-/// are used again.
-const STEP: usize = 8;
+/// What a batch is padded to: so many that few shapes of batches occur and their buffers are used again. Steps of 8
+/// tokens, and above 128 of a sixteenth of the next power of two, so that padding is never more than an eighth there and
+/// 512 positions have 32 lengths.
+fn padded(tokens: usize) -> usize {
+    tokens.next_multiple_of((tokens.next_power_of_two() / 16).max(8))
+}
 
 /// Puts texts of these numbers of tokens, none above `positions`, into batches by length, the longest first.
 ///
@@ -119,7 +140,7 @@ pub fn batches(lengths: &[usize], positions: usize, batching: Batching) -> Vec<B
     let mut batches = Vec::new();
     let mut rest = &order[..];
     while let Some(&longest) = rest.first() {
-        let seq = lengths[longest].next_multiple_of(STEP).min(positions.max(lengths[longest])).max(1);
+        let seq = padded(lengths[longest]).min(positions.max(lengths[longest])).max(1);
         let most = batching.texts.min(batching.tokens / seq).max(1);
         let (texts, more) = rest.split_at(most.min(rest.len()));
         batches.push(Batch { texts: texts.to_vec(), seq });

@@ -42,8 +42,9 @@ pub(crate) struct Args {
     /// Tokens of the named models and of --weights; MxNxK and square have their own.
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "512")]
     tokens: Vec<NonZeroUsize>,
-    /// Measure a whole BERT instead of single layers: a folder with config.json and model.safetensors, or one of minilm,
-    /// bert-base, bert-large with random weights.
+    /// Measure a whole BERT instead of single layers: a folder with config.json and model.safetensors, in a binary built
+    /// with the feature `hub` the name of one on the Hugging Face hub, or one of minilm, bert-base, bert-large for random
+    /// weights of that model's sizes.
     #[arg(long, value_name = "DIR|NAME", conflicts_with_all = ["shapes", "tokens", "weights", "plan"])]
     model: Option<String>,
     /// Texts of a batch of the --model.
@@ -59,8 +60,8 @@ pub(crate) struct Args {
     /// Vector lengths of the 2:4 rows: how many rows of W share one pattern. [default: 1,32; with --model 1,32,128]
     #[arg(long, value_name = "V,...", value_delimiter = ',')]
     vector: Vec<VectorLen>,
-    /// Operations. `auto` is 2:4 as an embedder's `Linear` runs it with the same tuning: dense wherever 2:4 would lose; `masked24` holds the
-    /// mask as 2:4 codes. [default: dense,sparse24,masked; with --model dense,sparse24,auto,masked]
+    /// Operations. `auto` is 2:4 as an embedder's `Linear` runs it with the same tuning: dense wherever 2:4 would lose;
+    /// `masked24` holds the mask as 2:4 codes. [default: dense,sparse24,masked; with --model dense,sparse24,auto,masked]
     #[arg(long, value_name = "OP,...", value_delimiter = ',')]
     ops: Vec<OpName>,
     /// Kernel: `auto` for the planner's choice, or a name as in the table's last column or the JSON's `kernel`.
@@ -202,9 +203,7 @@ impl Args {
             tuning::apply(&device, self.cache.as_deref())?;
         }
         let policy = if self.quick { Policy::QUICK } else { Policy::FULL };
-        let given: Vec<_> = std::env::args_os().skip(1).map(|a| quoted(&a.to_string_lossy())).collect();
-        let command = if given.is_empty() { "sparse24 bench".into() } else { format!("sparse24 {}", given.join(" ")) };
-        let environment = Environment::new(&device, &policy, self.seed, command);
+        let environment = Environment::new(&device, &policy, self.seed, command_line());
         Ok((device, policy, environment))
     }
 
@@ -415,6 +414,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         write_atomically(out, |file| file.write_all(json.as_bytes()))?;
     }
     Ok(if report.failures().next().is_some() { Outcome::VerificationFailed } else { Outcome::Fine })
+}
+
+/// The command that runs.
+pub(super) fn command_line() -> String {
+    let given: Vec<_> = std::env::args_os().skip(1).map(|a| quoted(&a.to_string_lossy())).collect();
+    if given.is_empty() { "sparse24 bench".into() } else { format!("sparse24 {}", given.join(" ")) }
 }
 
 /// A word as a POSIX shell takes it.

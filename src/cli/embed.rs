@@ -22,7 +22,7 @@ use sparse24::io::write_atomically;
 pub(crate) struct Args {
     #[command(flatten)]
     model: model::ModelArgs,
-    /// Texts to embed.
+    /// Texts to embed; `--text=-5` for one that starts with a dash.
     #[arg(long, value_name = "TEXT", num_args = 1..)]
     text: Vec<String>,
     /// File with a text on each line, UTF-8; `-` for stdin.
@@ -46,10 +46,14 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         None => args.text.clone(),
         Some(input) => read_lines(input)?,
     };
+    let name = |text: usize| match args.input.as_deref() {
+        None => format!("text {}", text + 1),
+        Some(input) => format!("{}: line {}", name_of(input), text + 1),
+    };
     let encoder = args.model.open()?;
     let bar = progress(texts.len());
     let embed = |write: &mut dyn FnMut(&str) -> Result<()>| -> Result<usize> {
-        encoder.windows(&texts, &bar, |texts, embeddings| {
+        encoder.windows(&texts, &bar, &name, |texts, embeddings| {
             let numbers = embeddings.elements().to_f32();
             let mut text = String::new();
             for (of, embedding) in texts.iter().zip(numbers.chunks_exact(embeddings.cols())) {
@@ -81,13 +85,19 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 /// The lines of a file, or of stdin if it is `-`.
 pub(super) fn read_lines(input: &Path) -> Result<Vec<String>> {
     if input == Path::new("-") {
-        return lines(std::io::stdin().lock()).context("stdin");
+        return lines(std::io::stdin().lock()).with_context(|| name_of(input));
     }
     let file = std::fs::File::open(input).with_context(|| format!("cannot read {}", input.display()))?;
-    lines(BufReader::new(file)).with_context(|| input.display().to_string())
+    lines(BufReader::new(file)).with_context(|| name_of(input))
 }
 
-/// The lines of a text file, without their ends. An error names the line that is not UTF-8.
+/// What errors call the file that lines come from.
+fn name_of(input: &Path) -> String {
+    if input == Path::new("-") { "stdin".to_owned() } else { input.display().to_string() }
+}
+
+/// The lines of a text file, without their ends and the byte-order mark that some editors begin it with. An error names
+/// the line that is not UTF-8.
 fn lines(mut from: impl BufRead) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     loop {
@@ -99,10 +109,14 @@ fn lines(mut from: impl BufRead) -> Result<Vec<String>> {
             line.pop_if(|end| *end == b'\r');
         }
         let number = lines.len() + 1;
-        lines.push(String::from_utf8(line).map_err(|e| {
+        let line = String::from_utf8(line).map_err(|e| {
             let at = e.utf8_error().valid_up_to() + 1;
             anyhow::anyhow!("line {number} is not UTF-8 at its byte {at}")
-        })?);
+        })?;
+        lines.push(match line.strip_prefix('\u{feff}') {
+            Some(rest) if number == 1 => rest.to_owned(),
+            _ => line,
+        });
     }
 }
 
@@ -117,6 +131,9 @@ mod tests {
             Ok(["a", "", "b\rc", "d"].map(String::from).to_vec())
         );
         assert_eq!(lines(&b""[..]).map_err(|e| e.to_string()), Ok(vec![]));
+        // A mark in the middle is a character like others.
+        let marked = lines("\u{feff}a\n\u{feff}b".as_bytes()).map_err(|e| e.to_string());
+        assert_eq!(marked, Ok(["a", "\u{feff}b"].map(String::from).to_vec()));
         let bad = lines(&b"fine\nab\xff\n"[..]).map_err(|e| e.to_string());
         assert_eq!(bad, Err("line 2 is not UTF-8 at its byte 3".to_owned()));
     }

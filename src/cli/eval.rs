@@ -2,21 +2,25 @@
 //!
 //! Invariant: a row of the CSV file counts in full or the command fails.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Serialize;
 
+use super::bench::command_line;
 use super::{Outcome, model, print, progress, writable};
 use sparse24::engine::{Device, DeviceInfo};
 use sparse24::io::write_atomically;
+use sparse24::report::Environment;
 
 /// Compare a model's similarities of pairs of sentences with scores that people gave them.
 ///
 /// Reads a CSV file with the columns sentence, sentence, score, prints Spearman's and Pearson's correlation of the
 /// scores with the cosine similarity of the embeddings, and the sentences embedded per second (tokenising included,
-/// loading not).
+/// loading not). Before the clock starts, the first 4096 sentences are embedded once, so that pipelines are compiled and
+/// weights uploaded.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   sparse24 eval --model model/minilm --pairs stsb-dev.csv
@@ -38,6 +42,7 @@ pub(crate) struct Args {
 struct Evaluation {
     schema: &'static str,
     version: &'static str,
+    environment: Environment,
     model: String,
     weights: Option<String>,
     sparsity: String,
@@ -60,19 +65,23 @@ struct Evaluation {
 struct Pairs {
     sentences: Vec<String>,
     scores: Vec<f64>,
+    /// The line on which each pair starts.
+    lines: Vec<usize>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let out = args.json.as_deref().map(writable).transpose().context("--json")?;
-    let Pairs { sentences, scores } = Pairs::read(&args.pairs)?;
+    let Pairs { sentences, scores, lines } = Pairs::read(&args.pairs)?;
     let encoder = args.model.open()?;
+    let environment = Environment::unsampled(&encoder.device, command_line());
     let bar = progress(sentences.len());
-    // Weights that the first batch uploads are a part of loading.
-    encoder.embed(&sentences[..2])?;
+    let name = |sentence: usize| format!("{}: line {}", args.pairs.display(), lines[sentence / 2]);
+    // What each shape of a batch does the first time is a part of loading.
+    encoder.embed(&sentences, 0..sentences.len().min(model::WINDOW), &name)?;
 
     let started = Instant::now();
     let mut similarities = Vec::with_capacity(scores.len());
-    let truncated = encoder.windows(&sentences, &bar, |_, embeddings| {
+    let truncated = encoder.windows(&sentences, &bar, &name, |_, embeddings| {
         let numbers = embeddings.elements().to_f32();
         // A window is even: it parts no pair.
         const { assert!(model::WINDOW.is_multiple_of(2)) };
@@ -92,6 +101,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let evaluation = Evaluation {
         schema: "sparse24-eval/1",
         version: env!("CARGO_PKG_VERSION"),
+        environment,
         model: of.model.clone(),
         weights: of.weights.as_ref().map(|path| path.display().to_string()),
         sparsity: of.sparsity.to_string(),
@@ -150,28 +160,60 @@ impl Pairs {
     }
 
     /// Errors name the line on which a row starts.
-    fn parse(from: impl std::io::Read) -> Result<Self> {
+    fn parse(mut from: impl Read) -> Result<Self> {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes)?;
+        // A row after the last one, which that swallows if its quotes are open.
+        const END: &[u8] = b"end";
+        bytes.push(b'\n');
+        bytes.extend_from_slice(END);
         // Flexible: the library's own error about a row's length does not say what is wanted.
-        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(from);
-        let mut pairs = Self { sentences: Vec::new(), scores: Vec::new() };
-        for (row, record) in reader.records().enumerate() {
-            let record = record?;
-            let line = record.position().map_or(0, csv::Position::line);
-            let (Some(a), Some(b), Some(score)) = (record.get(0), record.get(1), record.get(2)) else {
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(&bytes[..]);
+        let mut record = csv::ByteRecord::new();
+        let mut pairs = Self { sentences: Vec::new(), scores: Vec::new(), lines: Vec::new() };
+        let mut first = true;
+        let (mut line, mut counted) = (1, 0);
+        while reader.read_byte_record(&mut record)? {
+            // The library counts no lines that are blank or end in two characters.
+            let at = record.position().map_or(0, |position| position.byte() as usize);
+            let is_end = |byte: &&u8| matches!(byte, b'\r' | b'\n');
+            let at = at + bytes[at..].iter().take_while(is_end).count();
+            line += ends(&bytes[counted..at]);
+            counted = at;
+            if reader.position().byte() as usize == bytes.len() {
+                ensure!(record.iter().eq([END]), "line {line}: quotes are opened in this row and not closed");
+                break;
+            }
+            if let Some(column) = record.iter().skip(3).position(|field| field.iter().any(|byte| is_end(&byte))) {
+                bail!("line {line}: column {} goes on to another line, as if its quotes were not closed", column + 4);
+            }
+            let text = |column: usize| -> Result<Option<&str>> {
+                let text = record.get(column).map(std::str::from_utf8).transpose();
+                text.map_err(|_| anyhow!("line {line}: column {} is not UTF-8", column + 1))
+            };
+            let (Some(a), Some(b), Some(score)) = (text(0)?, text(1)?, text(2)?) else {
                 bail!("line {line} has {} columns, expected sentence, sentence, score", record.len());
             };
             match score.trim().parse::<f64>() {
                 Ok(score) if score.is_finite() => {
                     pairs.sentences.extend([a.to_owned(), b.to_owned()]);
                     pairs.scores.push(score);
+                    pairs.lines.push(line);
                 }
-                Err(_) if row == 0 => {}
+                Err(_) if first => {}
                 _ => bail!("line {line}: the score {score:?} is not a finite number"),
             }
+            first = false;
         }
         ensure!(pairs.scores.len() >= 2, "{} pairs are too few for a correlation", pairs.scores.len());
         Ok(pairs)
     }
+}
+
+/// Ends of lines in a text: `\n`, `\r\n`, or `\r` alone.
+fn ends(text: &[u8]) -> usize {
+    let after = text.iter().skip(1).map(Some).chain([None]);
+    text.iter().zip(after).filter(|&(byte, after)| *byte == b'\n' || *byte == b'\r' && after != Some(&b'\n')).count()
 }
 
 /// The rank of each number, from 1; numbers that are equal share the mean of their ranks.
@@ -225,16 +267,34 @@ mod tests {
         let parse = |text: &str| Pairs::parse(text.as_bytes()).map_err(|e| format!("{e:#}"));
         let pairs = parse("a,\"b, \"\"c\"\"\nd\",1\ne,f, 2.5 ,more\n");
         let sentences = ["a", "b, \"c\"\nd", "e", "f"].map(String::from).to_vec();
-        assert_eq!(pairs, Ok(Pairs { sentences, scores: vec![1.0, 2.5] }));
+        assert_eq!(pairs, Ok(Pairs { sentences, scores: vec![1.0, 2.5], lines: vec![1, 3] }));
         assert_eq!(parse("s,t,score\na,b,1\nc,d,2\n").map(|p| p.scores), Ok(vec![1.0, 2.0]));
         for (text, error) in [
             ("a,\"b\nb\",1\nc,d\n", "line 3 has 2 columns, expected sentence, sentence, score"),
             ("a,b,1\nc,d,x\n", "line 2: the score \"x\" is not a finite number"),
             ("a,b,nan\nc,d,1\n", "line 1: the score \"nan\" is not a finite number"),
             ("s,t,score\na,b,1\n", "1 pairs are too few for a correlation"),
+            ("", "0 pairs are too few for a correlation"),
+            ("a,\u{e9},1\n", "1 pairs are too few for a correlation"),
+            // Quotes that swallow rows, in a column that counts and in one that does not, closed by chance or not.
+            ("a b,c d,1,\ncat,d,2\ne,f,3,\"x\ng,h,4\n", "line 3: quotes are opened in this row and not closed"),
+            ("a,b,1\nc,\"d,2\ne,f,3", "line 2: quotes are opened in this row and not closed"),
+            ("a,b,1\nc,d,2\n\"", "line 3: quotes are opened in this row and not closed"),
+            (
+                "a,b,1\nc,d,2,x,\"y\ne,f,3\ng,h,4,\"\ni,j,5\n",
+                "line 2: column 5 goes on to another line, as if its quotes were not closed",
+            ),
         ] {
             assert_eq!(parse(text), Err(error.to_owned()), "{text:?}");
         }
+        // Rows are counted by the file's lines, whichever end these have.
+        let lines = |text: &str| parse(text).map(|p| p.lines);
+        assert_eq!(lines("s,t,n\r\na,b,1\r\n\r\n\r\n\"c\r\nc\",d,2\r\ne,f,3"), Ok(vec![2, 5, 7]));
+        assert_eq!(lines("\n\n\na,b,1\n\n\nc,d,2\n"), Ok(vec![4, 7]));
+        assert_eq!(lines("a,b,1\rc,d,2\r\re,f,3\r"), Ok(vec![1, 2, 4]));
+        assert_eq!(lines("\u{feff}a,b,1\nc,d,2"), Ok(vec![1, 2]));
+        let latin1 = Pairs::parse(&b"a,b,1\r\n\r\nc,d\xff,2"[..]).map_err(|e| format!("{e:#}"));
+        assert_eq!(latin1, Err("line 3: column 2 is not UTF-8".to_owned()));
         assert!(parse("a,b,1\nc,d,2\n").is_ok());
     }
 }

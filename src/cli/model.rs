@@ -3,23 +3,26 @@
 //! Invariant: embeddings come in the order of their texts.
 
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use indicatif::ProgressBar;
 
 use super::shapes::Float;
 use super::{say, tuning};
-use sparse24::Matrix;
 use sparse24::bert::{Batching, Checkpoint, Config, Files, Model, Sparsity, Tokenizer};
 use sparse24::engine::{Device, Options};
 use sparse24::simd::SimdLevel;
+use sparse24::{Error, Matrix};
 
 /// The flags that choose a model and a device.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ModelArgs {
     /// Folder with a BERT's config.json, tokenizer.json and model.safetensors; or its name on the Hugging Face hub, in
-    /// a binary built with the feature `hub`.
+    /// a binary built with the feature `hub`. Of a folder of Sentence Transformers 1_Pooling/config.json and
+    /// sentence_bert_config.json count too: another pooling than the mean is refused, and texts are cut off at
+    /// max_seq_length.
     #[arg(long, value_name = "DIR")]
     pub(super) model: String,
     /// File that is asked first for each tensor: linear layers in the sparse24 format, or other tensors.
@@ -44,7 +47,7 @@ pub(super) struct Running {
     /// Most texts in a batch.
     #[arg(long, value_name = "N", default_value = "32")]
     pub(super) batch: NonZeroUsize,
-    /// Threads of the CPU device; one per core unless given. No effect on a GPU.
+    /// Threads of the CPU device, and of what the host computes beside it, such as tokens; one per core unless given.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(super) threads: Option<u16>,
     /// Vector instructions of the CPU device's kernels: scalar, avx2 or avx512; the widest there are unless given.
@@ -75,7 +78,8 @@ impl ModelArgs {
         let device = self.running.device()?;
         let files = files(&self.model)?;
         let config = Config::load(&files.config)?;
-        let tokenizer = Tokenizer::load(&files.tokenizer, &config)?;
+        files.check_pooling()?;
+        let tokenizer = Tokenizer::load(&files.tokenizer, &config)?.truncated_at(files.max_tokens(&config)?)?;
         let mut checkpoint = Checkpoint::load(config, &files, self.weights.as_deref(), self.dtype.into())?;
         checkpoint.prune(self.sparsity)?;
         let model = Model::new(&device, &checkpoint)?;
@@ -87,6 +91,10 @@ impl Running {
     /// Opens the device, with what it was tuned to.
     pub(super) fn device(&self) -> Result<Device> {
         let options = Options { threads: self.threads.map(usize::from), simd: self.simd, ..Options::default() };
+        if let Some(threads) = self.threads {
+            // The process's own pool, which tokenises. Where it is there already, it stays as it is.
+            let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
+        }
         let device = Device::open(&self.device, options).context("--device")?;
         if !self.no_tuning {
             tuning::apply(&device, self.cache.as_deref())?;
@@ -111,25 +119,41 @@ pub(super) fn files(model: &str) -> Result<Files> {
 }
 
 impl Encoder {
-    /// Embeddings of up to [`WINDOW`] texts, one a row, and how many of them were truncated.
-    pub(super) fn embed<S: AsRef<str>>(&self, texts: &[S]) -> Result<(Matrix, usize)> {
-        let tokens = self.tokenizer.encode(texts)?;
-        Ok((self.model.embed(&tokens.ids, self.batching)?, tokens.truncated))
+    /// Embeddings of some of the texts, up to [`WINDOW`], one a row, and how many of them were truncated. An error calls
+    /// a text what `name` makes of its place among all.
+    pub(super) fn embed<S: AsRef<str>>(
+        &self,
+        texts: &[S],
+        window: Range<usize>,
+        name: &dyn Fn(usize) -> String,
+    ) -> Result<(Matrix, usize)> {
+        let first = window.start;
+        let embed = || -> sparse24::Result<_> {
+            let tokens = self.tokenizer.encode(&texts[window])?;
+            Ok((self.model.embed(&tokens.ids, self.batching)?, tokens.truncated))
+        };
+        embed().map_err(|e| match e {
+            Error::Text { text, cause } => anyhow!("{}: {cause}", name(first + text)),
+            e => e.into(),
+        })
     }
 
-    /// The embeddings of all texts, window by window, and how many texts were truncated.
+    /// The embeddings of all texts, window by window, and how many texts were truncated. Errors are as in
+    /// [`Encoder::embed`].
     pub(super) fn windows<S: AsRef<str>>(
         &self,
         texts: &[S],
         bar: &ProgressBar,
+        name: &dyn Fn(usize) -> String,
         mut done: impl FnMut(&[S], Matrix) -> Result<()>,
     ) -> Result<usize> {
         let mut truncated = 0;
-        for window in texts.chunks(WINDOW) {
-            let (embeddings, of_window) = self.embed(window)?;
+        for first in (0..texts.len()).step_by(WINDOW) {
+            let window = first..texts.len().min(first + WINDOW);
+            let (embeddings, of_window) = self.embed(texts, window.clone(), name)?;
             truncated += of_window;
-            done(window, embeddings)?;
             bar.inc(window.len() as u64);
+            done(&texts[window], embeddings)?;
         }
         Ok(truncated)
     }
@@ -137,10 +161,8 @@ impl Encoder {
     /// Says on stderr how many texts were truncated, if any.
     pub(super) fn warn_of_truncation(&self, truncated: usize, texts: usize) {
         if truncated > 0 {
-            let positions = self.model.config().positions();
-            say(&format!(
-                "warning: {truncated} of {texts} texts were cut off at the model's limit of {positions} tokens"
-            ));
+            let limit = self.tokenizer.max_tokens();
+            say(&format!("warning: {truncated} of {texts} texts were cut off at the model's limit of {limit} tokens"));
         }
     }
 }

@@ -1,8 +1,8 @@
 //! `sparse24 bench --model`: a whole BERT, dense against 2:4 and masked, with the share of each part.
 //!
 //! Every row is verified before it is timed: the hidden states of every token and the embeddings of texts of several
-//! lengths, as many as the timed batch has and in its shape, against the f64 twin of the forward pass. Samples of all rows are interleaved. Invariant: a row that is not verified
-//! has no times.
+//! lengths, as many as the timed batch has and in its shape, against the f64 twin of the forward pass. Samples of all
+//! rows are interleaved. Invariant: a row that is not verified has no times.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use ndarray::{Array2, ArrayView1};
 use serde::Serialize;
 
 use super::bench::{Args, quoted};
-use super::{Outcome, print, progress, say};
-use sparse24::bert::{Checkpoint, Config, Files, Forward, Model, NAMES, Part, Sparsity, reference};
+use super::{Outcome, model, print, progress, say};
+use sparse24::bert::{Checkpoint, Config, Forward, Model, NAMES, Part, Sparsity, reference};
 use sparse24::engine::{Device, DeviceInfo, Prepared, Timing};
 use sparse24::io::write_atomically;
 use sparse24::measure::{Choice, Policy};
@@ -28,12 +28,23 @@ struct Report {
     schema: &'static str,
     environment: Environment,
     model: String,
+    weights: Weights,
     layers: usize,
     hidden: usize,
     linear_weights: usize,
     batch: usize,
     seq: usize,
     rows: Vec<Row>,
+}
+
+/// Where a model's weights come from.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Weights {
+    /// Drawn, for a well-known model's sizes.
+    Random,
+    /// Read, from a folder of the user's or of the hub's cache.
+    Folder,
 }
 
 /// One way to run the model. Times are of one forward pass, in milliseconds.
@@ -149,10 +160,10 @@ pub(super) fn run(args: &Args, name: &str, out: Option<&Path>) -> Result<Outcome
         bail!("--ops: masked24 is measured on single layers only");
     }
     let (device, policy, environment) = args.environment()?;
-    let checkpoint = load(name, dtype, args.seed())?;
+    let (weights, checkpoint) = load(name, dtype, args.seed())?;
     let config = *checkpoint.config();
     if seq > config.positions() {
-        bail!("--seq: {name} takes at most {} tokens", config.positions());
+        bail!("--seq: {seq} tokens, and {name} takes at most {} tokens", config.positions());
     }
     let samples = ids(&config, &sample_lengths(&config, seq), args.seed() ^ SAMPLES)?;
     let timed = ids(&config, &vec![seq; batch], args.seed())?;
@@ -213,6 +224,7 @@ pub(super) fn run(args: &Args, name: &str, out: Option<&Path>) -> Result<Outcome
         schema: "sparse24-model-bench/1",
         environment,
         model: name.to_owned(),
+        weights,
         layers: config.layers(),
         hidden: config.hidden(),
         linear_weights: config.linear_weights(),
@@ -232,16 +244,13 @@ pub(super) fn run(args: &Args, name: &str, out: Option<&Path>) -> Result<Outcome
     Ok(if failed.count() > 0 { Outcome::VerificationFailed } else { Outcome::Fine })
 }
 
-/// The weights of a folder, or random ones of a well-known model's sizes.
-fn load(name: &str, dtype: DType, seed: u64) -> Result<Checkpoint> {
-    if !Path::new(name).is_dir() {
-        let config = Config::named(name);
-        let config =
-            config.with_context(|| format!("--model: {name} is no folder and none of {}", NAMES.join(", ")))?;
-        return Ok(Checkpoint::random(config, dtype, seed)?);
+/// The weights of a folder or of a model on the hub, or random ones of a well-known model's sizes. A folder comes first.
+fn load(name: &str, dtype: DType, seed: u64) -> Result<(Weights, Checkpoint)> {
+    if let Some(config) = Config::named(name).filter(|_| !Path::new(name).is_dir()) {
+        return Ok((Weights::Random, Checkpoint::random(config, dtype, seed)?));
     }
-    let files = Files::in_folder(name);
-    Ok(Checkpoint::load(Config::load(&files.config)?, &files, None, dtype)?)
+    let files = model::files(name).with_context(|| format!("--model: {name} is none of {}", NAMES.join(", ")))?;
+    Ok((Weights::Folder, Checkpoint::load(Config::load(&files.config)?, &files, None, dtype)?))
 }
 
 /// Separates the ids of the verified texts from the timed ones.
@@ -397,8 +406,12 @@ impl Report {
             DeviceInfo::Cpu(cpu) => format!("{}, {} threads", cpu.name, cpu.threads),
             DeviceInfo::Gpu(gpu) => gpu.name.clone(),
         };
+        let weights = match self.weights {
+            Weights::Random => " (random weights of that model's sizes)",
+            Weights::Folder => "",
+        };
         let mut text = format!(
-            "{} on {device}: {} layers of {} features, {:.1} M weights in linear layers; batches of {} x {} tokens\n",
+            "{}{weights} on {device}: {} layers of {} features, {:.1} M weights in linear layers; batches of {} x {} tokens\n",
             self.model,
             self.layers,
             self.hidden,

@@ -223,6 +223,13 @@ fn sum_of<X: Element>(x: &[X], of: impl Fn(f32) -> f32) -> f32 {
     lanes.iter().sum::<f32>() + tail
 }
 
+/// 1/√t of a mean or sum of squares, and NaN of one that has overflowed: zero, its limit, would make finite numbers of
+/// what cannot be told.
+#[inline(always)]
+fn inverse_root(t: f32) -> f32 {
+    if t == f32::INFINITY { f32::NAN } else { 1.0 / t.sqrt() }
+}
+
 /// Layer normalisation of some tokens.
 #[inline(always)]
 fn norm_tokens<X: Element, Y: Element>(x: &[X], gamma: &[f32], beta: &[f32], epsilon: f32, y: &mut [Y]) {
@@ -237,7 +244,7 @@ fn norm_token<X: Element, Y: Element>(x: &[X], gamma: &[f32], beta: &[f32], epsi
     let count = x.len() as f32;
     let mean = sum_of(x, |x| x) / count;
     let variance = sum_of(x, |x| (x - mean) * (x - mean)) / count;
-    let factor = 1.0 / (variance + epsilon).sqrt();
+    let factor = inverse_root(variance + epsilon);
     for (((y, x), gamma), beta) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
         *y = Y::from_f32((x.to_f32() - mean) * factor * gamma + beta);
     }
@@ -256,8 +263,9 @@ fn pool_sequence<X: Element>(x: &[X], normalize: bool, y: &mut [f32]) {
     }
     y.iter_mut().for_each(|y| *y /= count);
     if normalize {
-        // 1e-24 is the square of the least length that is divided by.
-        let factor = 1.0 / sum_of(y, |y| y * y).max(1e-24).sqrt();
+        let squares = sum_of(y, |y| y * y);
+        // 1e-24 is the square of the least length that is divided by. A NaN is not less.
+        let factor = inverse_root(if squares < 1e-24 { 1e-24 } else { squares });
         y.iter_mut().for_each(|y| *y *= factor);
     }
 }

@@ -172,13 +172,7 @@ impl RowsOfPanel<'_> {
                     &*wide
                 }
             };
-            let codes = match &w.codes {
-                Codes::Own(words) => StepCodes::Own(&words[at.values + from * at.units..at.values + to * at.units]),
-                Codes::Shared(words) => {
-                    let per = w.vector.get() / 2;
-                    StepCodes::Shared { words: &words[at.codes + from / per * at.units..], first: from % per, per }
-                }
-            };
+            let codes = StepCodes::new(w, &at, from..to);
             let len = at.units * UNIT * width;
             let (own, next) = x[step * w.step * UNIT * width..].split_at(len);
             let step = StepOfPanel { pairs: to - from, units: at.units, values, codes, x: own, next, first: step == 0 };
@@ -194,6 +188,31 @@ enum StepCodes<'a> {
     Own(&'a [u32]),
     /// 16 bits for each unit of a pattern of `per` pairs; the first pair is pair `first` of its pattern.
     Shared { words: &'a [u16], first: usize, per: usize },
+}
+
+impl<'a> StepCodes<'a> {
+    /// Those of some pairs of a block, of which `at` says where the step lies.
+    fn new(w: &'a Packed, at: &Step, pairs: Range<usize>) -> Self {
+        match &w.codes {
+            Codes::Own(words) => {
+                Self::Own(&words[at.values + pairs.start * at.units..at.values + pairs.end * at.units])
+            }
+            Codes::Shared(words) => {
+                let per = w.vector.get() / 2;
+                let words = &words[at.codes + pairs.start / per * at.units..];
+                Self::Shared { words, first: pairs.start % per, per }
+            }
+        }
+    }
+
+    /// Whether these are the codes of so many pairs and units, in this of the two forms.
+    #[inline(always)]
+    fn are_of(self, shared: bool, pairs: usize, units: usize) -> bool {
+        match self {
+            Self::Own(words) => !shared && words.len() == pairs * units,
+            Self::Shared { words, first, per } => shared && words.len() >= (first + pairs).div_ceil(per) * units,
+        }
+    }
 }
 
 /// Some pairs of rows, times a step of k of one panel.
@@ -250,21 +269,16 @@ impl<const SHARED: bool, const STREAMS: usize, const ROWS: usize, const A: usize
         let width = A * S::LANES;
         assert!(values.len() == pairs * units * UNIT && x.len() == units * UNIT * width);
         assert!(self.sums.len() == 2 * pairs * width);
-        match codes {
-            StepCodes::Own(words) => assert!(!SHARED && ROWS == 1 && words.len() == pairs * units),
-            StepCodes::Shared { words, first, per } => {
-                assert!(SHARED && ROWS == 2 && words.len() >= (first + pairs).div_ceil(per) * units);
-            }
-        }
-        let mut asked = next.as_ptr();
+        const { assert!(ROWS == if SHARED { 2 } else { 1 }) };
+        assert!(codes.are_of(SHARED, pairs, units));
+        let mut ahead = next.chunks(LINE);
         let per_step = STREAMS * ROWS;
         let rows = 2 * pairs;
         let mut row = 0;
         while row < rows {
-            for _ in 0..LINES_AHEAD * STREAMS * ROWS {
+            for line in ahead.by_ref().take(LINES_AHEAD * STREAMS * ROWS) {
                 // SAFETY: a prefetch reads nothing.
-                unsafe { S::prefetch(asked) };
-                asked = asked.wrapping_add(LINE);
+                unsafe { S::prefetch(line.as_ptr()) };
             }
             // SAFETY: rows `row..row + taken` are there, and with them, by the assertions above, their values, codes
             // and sums; the caller has the instructions.
@@ -617,17 +631,7 @@ impl<const TOKENS: usize, const BLOCKS: usize> FewTokens<'_, TOKENS, BLOCKS> {
         let (k, start) = (w.units() * UNIT, step * w.step * UNIT);
         let units = w.step(0, step).units;
         let places = blocks.map(|block| w.step(block, step));
-        let codes = places.map(|at| match &w.codes {
-            Codes::Own(words) => StepCodes::Own(&words[at.values + pairs.start * units..at.values + pairs.end * units]),
-            Codes::Shared(words) => {
-                let per = w.vector.get() / 2;
-                StepCodes::Shared {
-                    words: &words[at.codes + pairs.start / per * units..],
-                    first: pairs.start % per,
-                    per,
-                }
-            }
-        });
+        let codes = places.each_ref().map(|at| StepCodes::new(w, at, pairs.clone()));
         let x = std::array::from_fn(|t| &x[t * k + start..][..units * UNIT]);
         each_type!(&w.values, values => {
             let range = |at: Step| (at.values + pairs.start * units) * UNIT..(at.values + pairs.end * units) * UNIT;
@@ -660,14 +664,7 @@ impl<T: Loaded, const SHARED: bool, const TOKENS: usize, const BLOCKS: usize> Wo
         let Self { pairs, units, values, codes, x, sums } = self;
         assert!(values.iter().all(|v| v.len() == pairs * units * UNIT));
         assert!(x.iter().all(|x| x.len() == units * UNIT) && sums.len() == BLOCKS * pairs * TOKENS * S::LANES);
-        for codes in codes {
-            match codes {
-                StepCodes::Own(words) => assert!(!SHARED && words.len() == pairs * units),
-                StepCodes::Shared { words, first, per } => {
-                    assert!(SHARED && words.len() >= (first + pairs).div_ceil(per) * units);
-                }
-            }
-        }
+        assert!(codes.iter().all(|codes| codes.are_of(SHARED, pairs, units)));
         for pair in 0..pairs {
             // SAFETY: values, codes, activations and sums of the pair are there, by the assertions above; the caller
             // has the instructions.

@@ -53,9 +53,14 @@ use crate::cpu::{AttentionShape, Cpu};
 use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
 use crate::gpu::{Binding, Gpu};
 use crate::kernel::Program;
-use crate::kernel::glue::{Access, AttentionTile, Glue, GlueParams, NORM_TOKENS, THREADS};
+use crate::kernel::glue::{AttentionTile, Glue, GlueParams, NORM_TOKENS, THREADS};
 use crate::matrix::{DType, Element};
 use crate::plan::grid;
+
+/// A matrix of the CPU device.
+type Shared = Arc<RwLock<crate::Matrix>>;
+/// Indices of the CPU device.
+type SharedIndices = Arc<RwLock<Vec<u32>>>;
 
 /// A vector of u32 on a device: ids of rows, or lengths of sequences. Cloning gives another handle to the same memory.
 #[derive(Clone, Debug)]
@@ -68,7 +73,7 @@ pub struct Indices {
 #[derive(Clone, Debug)]
 enum IndexStore {
     Gpu(wgpu::Buffer),
-    Cpu(Arc<RwLock<Vec<u32>>>),
+    Cpu(SharedIndices),
 }
 
 impl Indices {
@@ -86,7 +91,8 @@ impl Indices {
 /// Sum of embeddings: `y[t] = Σ table[ids[t]]` over the tables, `t` being a row of `y`.
 ///
 /// An id at or past the end of its table reads the table's last row: what an id may be is for the caller to check, who
-/// knows where it comes from.
+/// knows where it comes from. A GPU binds a table at once: one that is larger than its limit for that
+/// ([`Caps::binding_bytes`](crate::kernel::Caps)) is refused, not split as the weights of linear layers are.
 #[derive(Clone, Copy, Debug)]
 pub struct Embed<'a> {
     /// One to three tables of one type, each `rows x d` with at least one row, and for each an id per row of `y`.
@@ -96,7 +102,8 @@ pub struct Embed<'a> {
 }
 
 /// Layer normalisation: `y = (x - mean) / √(variance + eps) · gamma + beta` over the features of each token, with the
-/// biased variance (the mean of squared differences, computed in a second pass).
+/// biased variance (the mean of squared differences, computed in a second pass). A token whose variance overflows f32
+/// becomes NaNs.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerNorm<'a> {
     /// `tokens x d`.
@@ -105,7 +112,7 @@ pub struct LayerNorm<'a> {
     pub gamma: &'a Tensor,
     /// `1 x d`, f32.
     pub beta: &'a Tensor,
-    /// What is added to the variance; not negative.
+    /// What is added to the variance; finite, not negative.
     pub eps: f32,
     /// `tokens x d`, overwritten. Not the memory of `x`.
     pub y: &'a Tensor,
@@ -139,7 +146,8 @@ pub struct Attention<'a> {
 /// Mean of each sequence's real tokens, and then, if `normalize`, that over its Euclidean length (or over 1e-12, where
 /// the length is smaller).
 ///
-/// A length past `seq` counts as `seq`; a sequence of length 0 becomes zeros.
+/// A length past `seq` counts as `seq`; a sequence of length 0 becomes zeros. A mean to be normalised whose length's
+/// square overflows f32 becomes NaNs.
 #[derive(Clone, Copy, Debug)]
 pub struct Pool<'a> {
     /// `batch·seq x d`.
@@ -155,11 +163,6 @@ pub struct Pool<'a> {
     /// `batch x d`, f32, overwritten.
     pub y: &'a Tensor,
 }
-
-/// A matrix of the CPU device.
-type Shared = Arc<RwLock<crate::Matrix>>;
-/// Indices of the CPU device.
-type SharedIndices = Arc<RwLock<Vec<u32>>>;
 
 /// An operation on the CPU device with everything bound.
 #[derive(Debug)]
@@ -244,19 +247,21 @@ impl Device {
             return Err(Error::Invalid(format!("an embedding of {} tables, 3 at most", tables.len())));
         }
         self.takes(&[("y", y)])?;
-        for (name, (table, ids)) in ["table 0", "table 1", "table 2"].into_iter().zip(tables) {
+        const NAMES: [(&str, &str); 3] =
+            [("table 0", "ids of table 0"), ("table 1", "ids of table 1"), ("table 2", "ids of table 2")];
+        for ((name, name_of_ids), (table, ids)) in NAMES.into_iter().zip(tables) {
             self.takes(&[(name, table)])?;
-            self.owns("indices", &ids.device)?;
+            self.owns(name_of_ids, &ids.device)?;
             expect_dtype(name, table.dtype, first.dtype)?;
             expect_shape(name, (table.rows, table.cols), (table.rows, y.cols))?;
-            expect_len("ids", ids.len, y.rows)?;
+            expect_len(name_of_ids, ids.len, y.rows)?;
             if table.rows == 0 {
                 return Err(Error::Invalid(format!("{name} of an embedding has no rows")));
             }
         }
-        apart(y, tables.iter().map(|(table, _)| *table))?;
+        apart(y, NAMES.into_iter().zip(tables).map(|((name, _), (table, _))| (name, *table)))?;
         if let Inner::Gpu(gpu) = &self.0 {
-            let glue = Glue::Embed { tables: tables.len() as u32, storage: first.dtype, output: y.dtype };
+            let glue = Glue::embed(tables.len(), first.dtype, y.dtype)?;
             let mut rows = [0; 3];
             for (rows, (table, _)) in rows.iter_mut().zip(tables) {
                 *rows = u32_of("rows of a table", table.rows)?;
@@ -272,7 +277,7 @@ impl Device {
         for (slot, (table, ids)) in held.iter_mut().zip(tables) {
             *slot = Some((table.shared()?, ids.shared()?));
         }
-        self.on_cpu(CpuGlue::Embed { tables: held, width: y.cols, y: y.shared()? })
+        Ok(self.on_cpu(CpuGlue::Embed { tables: held, width: y.cols, y: y.shared()? }))
     }
 
     /// Prepares a layer normalisation.
@@ -284,27 +289,27 @@ impl Device {
             expect_shape(what, (tensor.rows, tensor.cols), (1, x.cols))?;
             expect_dtype(what, tensor.dtype, DType::F32)?;
         }
-        if eps.is_nan() || eps < 0.0 {
-            return Err(Error::Invalid(format!("eps is {eps}, not a number from 0 on")));
+        if !(eps >= 0.0 && eps.is_finite()) {
+            return Err(Error::Invalid(format!("eps is {eps}, not a finite number from 0 on")));
         }
-        apart(y, [x, gamma, beta].into_iter())?;
+        apart(y, [("x", x), ("gamma", gamma), ("beta", beta)].into_iter())?;
         if let Inner::Gpu(gpu) = &self.0 {
             let width = u32_of("features of a token", x.cols)?;
-            let glue = Glue::LayerNorm { width, access: Access::of(x.cols), storage: x.dtype, output: y.dtype };
+            let glue = Glue::layer_norm(width, x.dtype, y.dtype)?;
             let params = GlueParams { epsilon: eps, ..params(y.rows, y.cols)? };
             let operands = [None, None, whole(x), whole(gamma), whole(beta), whole(y)];
             let workgroups = if x.cols == 0 { 0 } else { x.rows.div_ceil(NORM_TOKENS) };
             return self.dispatch(gpu, glue, workgroups, &params, &operands);
         }
         let [x, gamma, beta, y] = [x.shared()?, gamma.shared()?, beta.shared()?, y.shared()?];
-        self.on_cpu(CpuGlue::LayerNorm { x, gamma, beta, eps, y })
+        Ok(self.on_cpu(CpuGlue::LayerNorm { x, gamma, beta, eps, y }))
     }
 
     /// Prepares an attention. An error if the features of a token are no whole number per head.
     pub fn attention(&self, attention: &Attention<'_>) -> Result<Prepared> {
         let Attention { qkv, lengths, batch, seq, heads, y } = *attention;
         self.takes(&[("qkv", qkv), ("y", y)])?;
-        self.owns("indices", &lengths.device)?;
+        self.owns("lengths", &lengths.device)?;
         let (tokens, width) = (checked_mul("tokens", batch, seq)?, y.cols);
         expect_shape("qkv", (qkv.rows, qkv.cols), (tokens, checked_mul("features of Q, K and V", 3, width)?))?;
         expect_shape("y", (y.rows, y.cols), (tokens, width))?;
@@ -312,24 +317,17 @@ impl Device {
         if heads == 0 || !width.is_multiple_of(heads) {
             return Err(Error::Invalid(format!("{width} features are no whole number for each of {heads} heads")));
         }
-        apart(y, std::iter::once(qkv))?;
+        apart(y, std::iter::once(("qkv", qkv)))?;
         let head_dim = width / heads;
         if let Inner::Gpu(gpu) = &self.0 {
             let caps = &gpu.info().caps;
             let all_heads = checked_mul("heads", batch, heads)?;
-            let tile = AttentionTile::choose(all_heads, seq, head_dim, qkv.dtype, caps).ok_or_else(|| {
-                Error::MissingFeature {
-                    device: gpu.info().name.clone(),
-                    feature: "workgroup memory for attention".into(),
-                }
+            let tile = AttentionTile::choose(all_heads, seq, head_dim, qkv.dtype, caps);
+            let tile = tile.map_err(|lacks| Error::MissingFeature {
+                device: gpu.info().name.clone(),
+                feature: format!("what the least tile of attention takes: {lacks}"),
             })?;
-            let glue = Glue::Attention {
-                tile,
-                head_dim: u32_of("features of a head", head_dim)?,
-                access: Access::of(head_dim),
-                storage: qkv.dtype,
-                output: y.dtype,
-            };
+            let glue = Glue::attention(tile, u32_of("features of a head", head_dim)?, qkv.dtype, y.dtype)?;
             let params = GlueParams {
                 seq: u32_of("rows of a sequence", seq)?,
                 heads: u32_of("heads", heads)?,
@@ -345,28 +343,28 @@ impl Device {
         }
         let shape = AttentionShape { seq, heads, head_dim };
         let (qkv, lengths, y) = (qkv.shared()?, lengths.shared()?, y.shared()?);
-        self.on_cpu(CpuGlue::Attention { qkv, lengths, shape, y })
+        Ok(self.on_cpu(CpuGlue::Attention { qkv, lengths, shape, y }))
     }
 
     /// Prepares a pooling.
     pub fn pool(&self, pool: &Pool<'_>) -> Result<Prepared> {
         let Pool { x, lengths, batch, seq, normalize, y } = *pool;
         self.takes(&[("x", x), ("y", y)])?;
-        self.owns("indices", &lengths.device)?;
+        self.owns("lengths", &lengths.device)?;
         expect_shape("x", (x.rows, x.cols), (checked_mul("tokens", batch, seq)?, y.cols))?;
         expect_shape("y", (y.rows, y.cols), (batch, x.cols))?;
         expect_dtype("y", y.dtype, DType::F32)?;
         expect_len("lengths", lengths.len, batch)?;
-        apart(y, std::iter::once(x))?;
+        apart(y, std::iter::once(("x", x)))?;
         if let Inner::Gpu(gpu) = &self.0 {
-            let glue = Glue::Pool { normalize, access: Access::of(x.cols), storage: x.dtype };
+            let glue = Glue::pool(u32_of("features of a token", x.cols)?, normalize, x.dtype)?;
             let params = GlueParams { seq: u32_of("rows of a sequence", seq)?, ..params(batch, y.cols)? };
             let operands = [None, lengths.binding(), whole(x), None, None, whole(y)];
             let workgroups = if y.cols == 0 { 0 } else { batch };
             return self.dispatch(gpu, glue, workgroups, &params, &operands);
         }
         let (x, lengths, y) = (x.shared()?, lengths.shared()?, y.shared()?);
-        self.on_cpu(CpuGlue::Pool { x, lengths, seq, normalize, y })
+        Ok(self.on_cpu(CpuGlue::Pool { x, lengths, seq, normalize, y }))
     }
 
     /// Whether tensors are of this device, and of a type that kernels compute on.
@@ -398,8 +396,8 @@ impl Device {
         Ok(Prepared { device: self.clone(), work: Work::Gpu(dispatches) })
     }
 
-    fn on_cpu(&self, call: CpuGlue) -> Result<Prepared> {
-        Ok(Prepared { device: self.clone(), work: Work::CpuGlue(Arc::new(call)) })
+    fn on_cpu(&self, call: CpuGlue) -> Prepared {
+        Prepared { device: self.clone(), work: Work::CpuGlue(Arc::new(call)) }
     }
 }
 
@@ -452,9 +450,9 @@ fn expect_len(what: &str, got: usize, expected: usize) -> Result<()> {
     Err(Error::Shape { what: what.into(), got: vec![got], expected: vec![expected] })
 }
 
-fn apart<'a>(y: &Tensor, mut others: impl Iterator<Item = &'a Tensor>) -> Result<()> {
-    if others.any(|other| y.same_memory(other)) {
-        return Err(Error::Invalid("y shares its memory with another operand".into()));
+fn apart<'a>(y: &Tensor, mut others: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+    match others.find(|(_, other)| y.same_memory(other)) {
+        Some((name, _)) => Err(Error::Invalid(format!("y shares its memory with {name}"))),
+        None => Ok(()),
     }
-    Ok(())
 }

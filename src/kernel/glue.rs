@@ -9,7 +9,7 @@ use std::fmt;
 use bytemuck::{Pod, Zeroable};
 
 use super::{Caps, CoopShape, ENABLE_F16, Text};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::matrix::DType;
 
 /// Mirror of `Params` in shaders/shared/glue.wgsl.
@@ -47,7 +47,7 @@ pub enum Access {
 
 impl Access {
     /// The way for runs of so many features.
-    pub const fn of(features: usize) -> Self {
+    pub const fn of(features: u32) -> Self {
         if features.is_multiple_of(4) { Self::Quads } else { Self::Scalars }
     }
 
@@ -92,16 +92,31 @@ impl AttentionTile {
     /// The tile for so many sequences and heads in all, on a device: of cooperative matrices for f16 and heads that are
     /// as deep as a tile, where the device has them or acts them out; else as deep as a head, so that its scores are
     /// computed once; and with 64 queries, so that keys and values are read half as often, unless there are no more
-    /// than 32, or too few workgroups for the device. `None` if none fits its memory.
-    pub fn choose(heads: usize, seq: usize, head_dim: usize, storage: DType, caps: &Caps) -> Option<Self> {
+    /// than 32, or too few workgroups for the device. If none fits, what the device lacks for the least one.
+    pub fn choose(
+        heads: usize,
+        seq: usize,
+        head_dim: usize,
+        storage: DType,
+        caps: &Caps,
+    ) -> std::result::Result<Self, String> {
         let depth = if head_dim <= 32 { 32 } else { 64 };
         // About one workgroup for each multiprocessor.
         let few = (heads as u64).saturating_mul(seq.div_ceil(64) as u64) < u64::from(caps.busy_threads / 1024);
         let queries = if seq <= 32 || few { 32 } else { 64 };
-        let suits = |tile: &Self| !tile.cooperative || (storage == DType::F16 && tile.depth as usize == head_dim);
+        let suits = |tile: &Self| tile.suits(head_dim, storage);
         let fits = |tile: &Self| tile.supported_by(caps).is_ok();
         let distance = |tile: &Self| (!tile.cooperative, tile.depth != depth, tile.queries != queries);
-        Self::ALL.into_iter().filter(suits).filter(fits).min_by_key(distance)
+        let best = Self::ALL.into_iter().filter(suits).filter(fits).min_by_key(distance);
+        best.ok_or_else(|| match Self::ALL.into_iter().filter(suits).min_by_key(|tile| tile.workgroup_bytes()) {
+            Some(least) => least.supported_by(caps).err().unwrap_or_default(),
+            None => "a tile".into(),
+        })
+    }
+
+    /// Whether it computes heads of so many features of this type.
+    fn suits(self, head_dim: usize, storage: DType) -> bool {
+        !self.cooperative || (storage == DType::F16 && self.depth as usize == head_dim)
     }
 
     /// Whether it multiplies by cooperative matrices. Weights are rounded to f16 then.
@@ -168,7 +183,11 @@ impl fmt::Display for AttentionTile {
 /// Its name (`Display`) is made of its parts, such as `attention-f16f32-64x32x64-d64-quads`: operation, storage and
 /// accumulation type, what it is specialised by, and `out_f32` or `out_f16` where the output has another type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Glue {
+pub struct Glue(Kind);
+
+/// What it computes. Numbers of tables, types and ways of access are as the constructors of [`Glue`] check and choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
     /// Sum of rows of tables (shaders/embed.wgsl).
     Embed {
         /// Tables, 1 to 3.
@@ -213,69 +232,113 @@ pub enum Glue {
     },
 }
 
+/// An error for a type that kernels do not store.
+fn kernels_store<const N: usize>(types: [DType; N]) -> Result<()> {
+    types.into_iter().try_for_each(|dtype| match dtype {
+        DType::F32 | DType::F16 => Ok(()),
+        DType::Bf16 => Err(Error::DType { what: "activations".into(), got: dtype, expected: DType::F32 }),
+    })
+}
+
 /// Threads of a workgroup of all kernels but attention.
 pub(crate) const THREADS: usize = 256;
 /// Tokens of a workgroup of layer normalisation.
 pub(crate) const NORM_TOKENS: usize = THREADS / 32;
 
 impl Glue {
+    /// The sum of rows of 1 to 3 tables. An error for another number of them, or a type that kernels do not store.
+    pub fn embed(tables: usize, storage: DType, output: DType) -> Result<Self> {
+        kernels_store([storage, output])?;
+        match u32::try_from(tables) {
+            Ok(tables @ 1..=3) => Ok(Self(Kind::Embed { tables, storage, output })),
+            _ => Err(Error::Invalid(format!("an embedding of {tables} tables, expected 1 to 3"))),
+        }
+    }
+
+    /// Layer normalisation of tokens of `width` features. An error for a type that kernels do not store.
+    pub fn layer_norm(width: u32, storage: DType, output: DType) -> Result<Self> {
+        kernels_store([storage, output])?;
+        Ok(Self(Kind::LayerNorm { width, access: Access::of(width), storage, output }))
+    }
+
+    /// Attention of heads of `head_dim` features. An error for a type that kernels do not store, and for a tile of
+    /// cooperative matrices unless the storage is f16 and heads are as deep as the tile.
+    pub fn attention(tile: AttentionTile, head_dim: u32, storage: DType, output: DType) -> Result<Self> {
+        kernels_store([storage, output])?;
+        if !tile.suits(head_dim as usize, storage) {
+            return Err(Error::Invalid(format!(
+                "attention tile {tile} takes heads of {} features of f16, not of {head_dim} of {storage}",
+                tile.depth
+            )));
+        }
+        Ok(Self(Kind::Attention { tile, head_dim, access: Access::of(head_dim), storage, output }))
+    }
+
+    /// The mean over tokens of `width` features, divided by its Euclidean length if `normalize`. An error for a type
+    /// that kernels do not store.
+    pub fn pool(width: u32, normalize: bool, storage: DType) -> Result<Self> {
+        kernels_store([storage])?;
+        Ok(Self(Kind::Pool { normalize, access: Access::of(width), storage }))
+    }
+
     /// Every shader text there is, each with one choice of sizes.
     pub fn all() -> impl Iterator<Item = Self> {
         const FLOATS: [DType; 2] = [DType::F32, DType::F16];
-        const ACCESSES: [(Access, u32); 2] = [(Access::Quads, 64), (Access::Scalars, 63)];
+        // Whole fours, and not.
+        const WIDTHS: [u32; 2] = [64, 63];
         let types = || FLOATS.into_iter().flat_map(|storage| FLOATS.map(|output| (storage, output)));
         types().flat_map(move |(storage, output)| {
-            let embed = std::iter::once(Self::Embed { tables: 3, storage, output });
-            let norm = ACCESSES.map(|(access, width)| Self::LayerNorm { width, access, storage, output });
+            let embed = std::iter::once(Self::embed(3, storage, output));
+            let norms = WIDTHS.map(|width| Self::layer_norm(width, storage, output));
             let attention = AttentionTile::ALL.into_iter().flat_map(move |tile| {
-                let there = move |access| !tile.cooperative || (storage == DType::F16 && access == Access::Quads);
-                let ways = ACCESSES.into_iter().filter(move |&(access, _)| there(access));
-                ways.map(move |(access, some)| {
-                    let head_dim = if tile.cooperative { tile.depth } else { some };
-                    Self::Attention { tile, head_dim, access, storage, output }
-                })
+                let depths = if tile.cooperative { &[tile.depth][..] } else { &WIDTHS };
+                let depths: Vec<_> = depths.iter().copied().filter(|&d| tile.suits(d as usize, storage)).collect();
+                depths.into_iter().map(move |head_dim| Self::attention(tile, head_dim, storage, output))
             });
-            let pools = ACCESSES.map(|(access, _)| Self::Pool { normalize: true, access, storage });
+            let pools = WIDTHS.map(|width| Self::pool(width, true, storage));
             let pools = pools.into_iter().filter(move |_| output == DType::F32);
-            embed.chain(norm).chain(attention).chain(pools)
+            embed.chain(norms).chain(attention).chain(pools).filter_map(Result::ok)
         })
     }
 
     /// The part that decides its text.
     pub(super) fn module(self) -> Self {
-        match self {
-            Self::Embed { storage, output, .. } => Self::Embed { tables: 3, storage, output },
-            Self::LayerNorm { access, storage, output, .. } => Self::LayerNorm { width: 0, access, storage, output },
-            Self::Attention { tile, access, storage, output, .. } => {
-                Self::Attention { tile, head_dim: 0, access, storage, output }
+        Self(match self.0 {
+            Kind::Embed { storage, output, .. } => Kind::Embed { tables: 3, storage, output },
+            Kind::LayerNorm { access, storage, output, .. } => Kind::LayerNorm { width: 0, access, storage, output },
+            Kind::Attention { tile, access, storage, output, .. } => {
+                Kind::Attention { tile, head_dim: 0, access, storage, output }
             }
-            Self::Pool { access, storage, .. } => Self::Pool { normalize: true, access, storage },
-        }
+            Kind::Pool { access, storage, .. } => Kind::Pool { normalize: true, access, storage },
+        })
     }
 
     fn types(self) -> (DType, DType) {
-        match self {
-            Self::Embed { storage, output, .. }
-            | Self::LayerNorm { storage, output, .. }
-            | Self::Attention { storage, output, .. } => (storage, output),
-            Self::Pool { storage, .. } => (storage, DType::F32),
+        match self.0 {
+            Kind::Embed { storage, output, .. }
+            | Kind::LayerNorm { storage, output, .. }
+            | Kind::Attention { storage, output, .. } => (storage, output),
+            Kind::Pool { storage, .. } => (storage, DType::F32),
         }
     }
 
     pub(super) fn text(self, primitives: &str) -> Result<Text> {
         const GLUE: &str = include_str!("../../shaders/shared/glue.wgsl");
+        const ATTENTION: &str = include_str!("../../shaders/shared/attention.wgsl");
         let (storage, output) = self.types();
-        let parts: &[&str] = match self {
-            Self::Embed { .. } => &[GLUE, include_str!("../../shaders/embed.wgsl")],
-            Self::LayerNorm { access, .. } => &[GLUE, access.text(), include_str!("../../shaders/layer_norm.wgsl")],
-            Self::Attention { tile, access, .. } if tile.cooperative => {
-                &[GLUE, access.text(), include_str!("../../shaders/attention_coop.wgsl")]
+        let parts: &[&str] = match self.0 {
+            Kind::Embed { .. } => &[GLUE, include_str!("../../shaders/embed.wgsl")],
+            Kind::LayerNorm { access, .. } => &[GLUE, access.text(), include_str!("../../shaders/layer_norm.wgsl")],
+            Kind::Attention { tile, access, .. } if tile.cooperative => {
+                &[GLUE, access.text(), ATTENTION, include_str!("../../shaders/attention_coop.wgsl")]
             }
-            Self::Attention { access, .. } => &[GLUE, access.text(), include_str!("../../shaders/attention.wgsl")],
-            Self::Pool { access, .. } => &[GLUE, access.text(), include_str!("../../shaders/pool.wgsl")],
+            Kind::Attention { access, .. } => {
+                &[GLUE, access.text(), ATTENTION, include_str!("../../shaders/attention.wgsl")]
+            }
+            Kind::Pool { access, .. } => &[GLUE, access.text(), include_str!("../../shaders/pool.wgsl")],
         };
         let mut text = Text::new(parts, storage, output)?;
-        if let Self::Attention { tile, .. } = self {
+        if let Kind::Attention { tile, .. } = self.0 {
             let AttentionTile { queries, depth, cooperative } = tile;
             let (quads, keys) = (depth / 4, tile.keys());
             let steps = |pieces: u32| pieces.div_ceil(tile.threads());
@@ -307,29 +370,29 @@ impl Glue {
 
     /// Values of the shader's `override`s.
     pub fn overrides(&self) -> Vec<(&'static str, f64)> {
-        vec![match *self {
-            Self::Embed { tables, .. } => ("TABLES", f64::from(tables)),
-            Self::LayerNorm { width, .. } => ("WIDTH", f64::from(width)),
-            Self::Attention { head_dim, .. } => ("HEAD_DIM", f64::from(head_dim)),
-            Self::Pool { normalize, .. } => ("NORMALIZE", f64::from(u8::from(normalize))),
+        vec![match self.0 {
+            Kind::Embed { tables, .. } => ("TABLES", f64::from(tables)),
+            Kind::LayerNorm { width, .. } => ("WIDTH", f64::from(width)),
+            Kind::Attention { head_dim, .. } => ("HEAD_DIM", f64::from(head_dim)),
+            Kind::Pool { normalize, .. } => ("NORMALIZE", f64::from(u8::from(normalize))),
         }]
     }
 
     /// Invocations per workgroup.
     pub fn threads(&self) -> u32 {
-        match self {
-            Self::Attention { tile, .. } => tile.threads(),
+        match self.0 {
+            Kind::Attention { tile, .. } => tile.threads(),
             _ => THREADS as u32,
         }
     }
 
     /// Bytes of workgroup memory that a workgroup takes.
     pub fn workgroup_bytes(&self) -> u32 {
-        match self {
-            Self::Embed { .. } => 0,
-            Self::LayerNorm { .. } => 2 * 4 * THREADS as u32,
-            Self::Attention { tile, .. } => tile.workgroup_bytes(),
-            Self::Pool { .. } => 16 * THREADS as u32,
+        match self.0 {
+            Kind::Embed { .. } => 0,
+            Kind::LayerNorm { .. } => 2 * 4 * THREADS as u32,
+            Kind::Attention { tile, .. } => tile.workgroup_bytes(),
+            Kind::Pool { .. } => 16 * THREADS as u32,
         }
     }
 
@@ -339,8 +402,8 @@ impl Glue {
         if !caps.f16 && (storage == DType::F16 || output == DType::F16) {
             return Err("f16 in shaders".into());
         }
-        match self {
-            Self::Attention { tile, .. } => tile.supported_by(caps),
+        match self.0 {
+            Kind::Attention { tile, .. } => tile.supported_by(caps),
             _ if self.threads() > caps.workgroup_threads => {
                 Err(format!("workgroups of {} invocations (it allows {})", self.threads(), caps.workgroup_threads))
             }
@@ -352,16 +415,16 @@ impl Glue {
 impl fmt::Display for Glue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (storage, output) = self.types();
-        match self {
-            Self::Embed { tables, .. } => write!(f, "embed-{storage}f32-{tables}")?,
-            Self::LayerNorm { width, access, .. } => {
+        match self.0 {
+            Kind::Embed { tables, .. } => write!(f, "embed-{storage}f32-{tables}")?,
+            Kind::LayerNorm { width, access, .. } => {
                 write!(f, "layer_norm-{storage}f32-d{width}-{}", access.name())?;
             }
-            Self::Attention { tile, head_dim, access, .. } => {
+            Kind::Attention { tile, head_dim, access, .. } => {
                 write!(f, "attention-{storage}f32-{tile}-d{head_dim}-{}", access.name())?;
             }
-            Self::Pool { normalize, access, .. } => {
-                let unit = if *normalize { "-unit" } else { "" };
+            Kind::Pool { normalize, access, .. } => {
+                let unit = if normalize { "-unit" } else { "" };
                 return write!(f, "pool-{storage}f32-{}{unit}", access.name());
             }
         }

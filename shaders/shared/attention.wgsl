@@ -1,0 +1,53 @@
+// What the attention kernels share: where a workgroup's queries lie, and how its operands are read. attention.wgsl or
+// attention_coop.wgsl follows; both declare HEAD_DIM, QUERIES and DEPTH.
+
+// The lowest score there is, whose exponential is zero beside any other.
+const LOWEST: f32 = -3.4028234e38;
+
+@group(0) @binding(2) var<storage, read> lengths: array<u32>;
+
+// What a workgroup works on.
+struct Place {
+    // First row of the sequence, and how many of its rows are real.
+    row0: u32,
+    length: u32,
+    // First feature of the head.
+    head0: u32,
+    // First of the workgroup's queries, and first feature of its output.
+    query0: u32,
+    feature0: u32,
+    // How many keys it walks.
+    keys: u32,
+    // Whether there is anything for it: the grid may be larger than it has to be.
+    there: bool,
+}
+
+// Workgroups are numbered by pieces of queries, of the head's features, heads and sequences, in this order from the
+// inside.
+fn place_of(workgroup: vec3<u32>, grid: vec3<u32>) -> Place {
+    let pieces_q = (params.seq + QUERIES - 1u) / QUERIES;
+    let pieces_d = (HEAD_DIM + DEPTH - 1u) / DEPTH;
+    let sequences = params.tokens / params.seq;
+    let id = workgroup.y * grid.x + workgroup.x;
+    let piece = id / pieces_q;
+    let head = piece / pieces_d;
+    let sequence = min(head / params.heads, sequences - 1u);
+    var place: Place;
+    place.row0 = sequence * params.seq;
+    place.length = min(lengths[sequence], params.seq);
+    place.head0 = head % params.heads * HEAD_DIM;
+    place.query0 = id % pieces_q * QUERIES;
+    place.feature0 = piece % pieces_d * DEPTH;
+    // Padding has no use for keys.
+    place.keys = select(place.length, 0u, place.query0 >= place.length);
+    place.there = id < pieces_q * pieces_d * params.heads * sequences;
+    return place;
+}
+
+// Four features of one token from `feature` of the head on. `part` is 0 for Q, 1 for K, 2 for V.
+fn fetch(place: Place, token: u32, part: u32, feature: u32) -> vec4<f32> {
+    if token >= place.length {
+        return vec4<f32>();
+    }
+    return load4((place.row0 + token) * 3u * params.width + part * params.width + place.head0, feature, HEAD_DIM);
+}

@@ -26,6 +26,7 @@ mod hub;
 mod probe;
 pub mod reference;
 mod stream;
+mod times;
 mod tokens;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,6 +35,7 @@ pub use calibrate::{Calibration, Inputs};
 pub use checkpoint::{Checkpoint, Files, Sparsity};
 pub use config::{Config, NAMES, Sizes};
 pub use probe::Probe;
+pub use times::Times;
 pub use tokens::{Batch, Batching, Tokenizer, Tokens, batches};
 
 use crate::engine::glue::{Attention, Embed, Indices, LayerNorm, Pool};

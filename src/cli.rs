@@ -11,6 +11,7 @@ mod eval;
 mod inspect;
 mod model;
 mod model_bench;
+mod sensitivity;
 mod shapes;
 mod tune;
 mod tuning;
@@ -48,6 +49,7 @@ enum Command {
     Embed(Box<embed::Args>),
     Eval(Box<eval::Args>),
     Inspect(inspect::Args),
+    Sensitivity(Box<sensitivity::Args>),
     Tune(Box<tune::Args>),
 }
 
@@ -61,6 +63,7 @@ pub(crate) fn run() -> Result<Outcome> {
         Some(Command::Embed(args)) => embed::run(&args),
         Some(Command::Eval(args)) => eval::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::Sensitivity(args)) => sensitivity::run(&args),
         Some(Command::Tune(args)) => tune::run(&args),
     }
 }

@@ -45,10 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let texts = match &args.input {
         None => args.text.clone(),
         Some(input) if input == Path::new("-") => lines(std::io::stdin().lock()).context("stdin")?,
-        Some(input) => {
-            let file = std::fs::File::open(input).with_context(|| format!("cannot read {}", input.display()))?;
-            lines(BufReader::new(file)).with_context(|| input.display().to_string())?
-        }
+        Some(input) => lines_of(input)?,
     };
     let encoder = args.model.open()?;
     let bar = progress(texts.len());
@@ -80,6 +77,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     bar.finish_and_clear();
     encoder.warn_of_truncation(truncated, texts.len());
     Ok(Outcome::Fine)
+}
+
+/// The lines of a text file at this path.
+pub(super) fn lines_of(path: &Path) -> Result<Vec<String>> {
+    let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    lines(BufReader::new(file)).with_context(|| path.display().to_string())
 }
 
 /// The lines of a text file, without their ends. An error names the line that is not UTF-8.

@@ -29,6 +29,7 @@ mod permute;
 mod probe;
 pub mod reference;
 mod stream;
+mod times;
 mod tokens;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,6 +39,7 @@ pub use checkpoint::{Checkpoint, Files, LinearTensor, Sparsity};
 pub use config::{Config, NAMES, Sizes};
 pub use permute::{Kept, Permuted};
 pub use probe::Probe;
+pub use times::Times;
 pub use tokens::{Batch, Batching, Tokenizer, Tokens, batches};
 
 use crate::engine::glue::{Attention, Embed, Indices, LayerNorm, Pool};

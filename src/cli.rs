@@ -15,6 +15,7 @@ mod model;
 mod model_bench;
 mod prune;
 mod rewrite;
+mod sensitivity;
 mod shapes;
 mod tune;
 mod tuning;
@@ -54,6 +55,7 @@ enum Command {
     Eval(Box<eval::Args>),
     Inspect(inspect::Args),
     Prune(Box<prune::Args>),
+    Sensitivity(Box<sensitivity::Args>),
     Tune(Box<tune::Args>),
 }
 
@@ -69,6 +71,7 @@ pub(crate) fn run() -> Result<Outcome> {
         Some(Command::Eval(args)) => eval::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::Prune(args)) => prune::run(&args),
+        Some(Command::Sensitivity(args)) => sensitivity::run(&args),
         Some(Command::Tune(args)) => tune::run(&args),
     }
 }

@@ -104,6 +104,7 @@
 
 #[cfg(feature = "bert")]
 pub mod bert;
+pub mod choose;
 mod cpu;
 mod dtype;
 pub mod engine;

@@ -461,7 +461,7 @@ fn differences(a: &Matrix, b: &Matrix) -> impl Iterator<Item = usize> + use<> {
 }
 
 /// The middle one, or the mean of the middle two, of at least one time.
-fn median(times: &mut [f64]) -> f64 {
+pub(crate) fn median(times: &mut [f64]) -> f64 {
     times.sort_by(f64::total_cmp);
     let middle = times.len() / 2;
     if times.len() % 2 == 1 { times[middle] } else { (times[middle - 1] + times[middle]) / 2.0 }

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::bench::command_line;
 use super::{Outcome, model, print, progress, writable};
+use sparse24::Matrix;
 use sparse24::engine::{Device, DeviceInfo};
 use sparse24::io::write_atomically;
 use sparse24::report::Environment;
@@ -62,9 +63,9 @@ struct Evaluation {
 
 /// Two sentences, and how similar they are to people.
 #[derive(Clone, Debug, PartialEq)]
-struct Pairs {
-    sentences: Vec<String>,
-    scores: Vec<f64>,
+pub(super) struct Pairs {
+    pub(super) sentences: Vec<String>,
+    pub(super) scores: Vec<f64>,
     /// The line on which each pair starts.
     lines: Vec<usize>,
 }
@@ -82,14 +83,9 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let started = Instant::now();
     let mut similarities = Vec::with_capacity(scores.len());
     let truncated = encoder.windows(&sentences, &bar, &name, |_, embeddings| {
-        let numbers = embeddings.elements().to_f32();
         // A window is even: it parts no pair.
         const { assert!(model::WINDOW.is_multiple_of(2)) };
-        let pairs = numbers.chunks_exact(2 * embeddings.cols());
-        similarities.extend(pairs.map(|pair| {
-            let (a, b) = pair.split_at(embeddings.cols());
-            a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>()
-        }));
+        similarities.extend(similarities_of(&embeddings));
         Ok(())
     })?;
     let seconds = started.elapsed().as_secs_f64();
@@ -111,7 +107,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         batch: of.running.batch.get(),
         pairs_file: args.pairs.display().to_string(),
         pairs: scores.len(),
-        spearman: pearson(&ranks(&similarities), &ranks(&scores)).with_context(constant)?,
+        spearman: spearman(&similarities, &scores).with_context(constant)?,
         pearson: pearson(&similarities, &scores).with_context(constant)?,
         sentences: sentences.len(),
         truncated,
@@ -154,7 +150,7 @@ impl Evaluation {
 }
 
 impl Pairs {
-    fn read(path: &Path) -> Result<Self> {
+    pub(super) fn read(path: &Path) -> Result<Self> {
         let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
         Self::parse(file).with_context(|| path.display().to_string())
     }
@@ -216,6 +212,22 @@ fn ends(text: &[u8]) -> usize {
     text.iter().zip(after).filter(|&(byte, after)| *byte == b'\n' || *byte == b'\r' && after != Some(&b'\n')).count()
 }
 
+/// The cosine similarity of each two embeddings of length 1 that follow each other.
+pub(super) fn similarities_of(embeddings: &Matrix) -> Vec<f64> {
+    let numbers = embeddings.elements().to_f32();
+    let pairs = numbers.chunks_exact(2 * embeddings.cols());
+    let cosine = |pair: &[f32]| {
+        let (a, b) = pair.split_at(embeddings.cols());
+        a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+    };
+    pairs.map(cosine).collect()
+}
+
+/// Spearman's correlation; `None` where all numbers of one side are the same.
+pub(super) fn spearman(x: &[f64], y: &[f64]) -> Option<f64> {
+    pearson(&ranks(x), &ranks(y))
+}
+
 /// The rank of each number, from 1; numbers that are equal share the mean of their ranks.
 fn ranks(numbers: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..numbers.len()).collect();
@@ -256,7 +268,7 @@ mod tests {
         let (x, y) = ([1.0, 2.0, 2.0, 4.0, 5.0], [1.0, 3.0, 2.0, 2.0, 6.0]);
         let near =
             |got: Option<f64>, expected: f64| assert!((got.unwrap_or(f64::NAN) - expected).abs() < 1e-12, "{got:?}");
-        near(pearson(&ranks(&x), &ranks(&y)), 7.25 / 9.5);
+        near(spearman(&x, &y), 7.25 / 9.5);
         near(pearson(&x, &y), 9.8 / (10.8f64 * 14.8).sqrt());
         near(pearson(&x, &x.map(|x| -3.0 * x)), -1.0);
         assert_eq!(pearson(&x, &[7.0; 5]), None);

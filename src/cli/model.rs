@@ -61,6 +61,14 @@ pub(super) struct Running {
     pub(super) no_tuning: bool,
 }
 
+/// A model on the host, and the device that it is for.
+pub(super) struct Loaded {
+    pub(super) device: Device,
+    pub(super) tokenizer: Tokenizer,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) batching: Batching,
+}
+
 /// A model that takes texts.
 pub(super) struct Encoder {
     pub(super) device: Device,
@@ -73,8 +81,15 @@ pub(super) struct Encoder {
 pub(super) const WINDOW: usize = 4096;
 
 impl ModelArgs {
-    /// Loads the model and opens the device.
+    /// Opens the device and uploads the model.
     pub(super) fn open(&self) -> Result<Encoder> {
+        let Loaded { device, tokenizer, checkpoint, batching } = self.load()?;
+        let model = Model::new(&device, &checkpoint)?;
+        Ok(Encoder { device, tokenizer, model, batching })
+    }
+
+    /// Opens the device and loads the model.
+    pub(super) fn load(&self) -> Result<Loaded> {
         let device = self.running.device()?;
         let files = files(&self.model)?;
         let config = Config::load(&files.config)?;
@@ -82,8 +97,7 @@ impl ModelArgs {
         let tokenizer = Tokenizer::load(&files.tokenizer, &config)?.truncated_at(files.max_tokens(&config)?)?;
         let mut checkpoint = Checkpoint::load(config, &files, self.weights.as_deref(), self.dtype.into())?;
         checkpoint.prune(self.sparsity)?;
-        let model = Model::new(&device, &checkpoint)?;
-        Ok(Encoder { device, tokenizer, model, batching: self.running.batching() })
+        Ok(Loaded { device, tokenizer, checkpoint, batching: self.running.batching() })
     }
 }
 

@@ -1,0 +1,145 @@
+//! How long a forward pass and each of its linear layers take, dense and pruned: what a choice by speed goes by.
+//!
+//! The calls that are timed are those of whole models on their own buffers, so that a layer finds the device's caches as
+//! it would in a forward pass. Encoder layers have the same shapes: the calls of one kind of linear layer, such as all
+//! Q, K and V, are timed together, one encoder layer after the other, and share their mean. Samples of all forms take
+//! turns. Invariant: a layer that the checkpoint has in another form than dense is in no time but that of the whole.
+
+use std::time::Duration;
+
+use super::checkpoint::Checkpoint;
+use super::{Model, Part};
+use crate::engine::{Device, Prepared};
+use crate::error::Result;
+use crate::format::Sparse24;
+use crate::linear::LinearWeights;
+use crate::mask::VectorLen;
+use crate::measure::{self, Policy};
+use crate::prune;
+
+/// Medians, in seconds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Times {
+    /// A forward pass of the checkpoint as it is.
+    pub forward: f64,
+    /// Every dense linear layer by name, and what it takes dense (`None`) and in each pattern.
+    pub linears: Vec<(String, Option<VectorLen>, f64)>,
+}
+
+impl Times {
+    /// What a linear layer takes in one form, if that was measured.
+    pub fn of(&self, layer: &str, vector: Option<VectorLen>) -> Option<f64> {
+        self.linears.iter().find(|(name, v, _)| name == layer && *v == vector).map(|(.., seconds)| *seconds)
+    }
+}
+
+/// Calls that are timed together, over and over.
+struct Subject<'a> {
+    calls: Vec<&'a Prepared>,
+    passes: usize,
+    samples: Vec<f64>,
+}
+
+impl<'a> Subject<'a> {
+    /// Warms up, and finds how many passes make a sample.
+    fn new(device: &Device, calls: Vec<&'a Prepared>, policy: &Policy) -> Result<Self> {
+        let mut subject = Self { calls, passes: 1, samples: Vec::new() };
+        let (mut spent, mut fastest) = (Duration::ZERO, Duration::MAX);
+        while fastest == Duration::MAX || spent < policy.warm_up {
+            // Some clock must go on even if the device's stands still.
+            let once = subject.time(device)?.max(Duration::from_micros(10));
+            spent += once;
+            fastest = fastest.min(once);
+        }
+        subject.passes = (policy.sample.as_secs_f64() / fastest.as_secs_f64()).ceil().clamp(1.0, 1000.0) as usize;
+        Ok(subject)
+    }
+
+    fn time(&self, device: &Device) -> Result<Duration> {
+        let passes = std::iter::repeat_n(self.calls.iter().copied(), self.passes);
+        Ok(device.time(passes.flatten())?.elapsed)
+    }
+
+    fn sample(&mut self, device: &Device) -> Result<()> {
+        let elapsed = self.time(device)?;
+        self.samples.push(elapsed.as_secs_f64() / self.passes as f64);
+        Ok(())
+    }
+}
+
+impl Checkpoint {
+    /// Times forward passes of `batch` texts of `seq` tokens, and their linear layers: dense, and pruned in each of these
+    /// patterns by magnitude, which takes as long as any other mask. Q, K and V get the longest pattern that
+    /// [fits](Checkpoint::fitting_vector). 2:4 layers take no dense weights in their place. All of it is on the device at
+    /// once: a model for each pattern.
+    ///
+    /// ```
+    /// use sparse24::bert::{Checkpoint, Config, Sizes};
+    /// use sparse24::{Activation, DType, Device, VectorLen, measure::Policy};
+    /// let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 2, heads: 2, intermediate: 16, positions: 4, types: 1 };
+    /// let checkpoint = Checkpoint::random(Config::new(sizes, 1e-12, Activation::Gelu)?, DType::F32, 24)?;
+    /// let times = checkpoint.times(&Device::cpu()?, 2, 4, &[VectorLen::ONE], &Policy::QUICK)?;
+    /// assert!(times.of("encoder.layer.1.output.dense", Some(VectorLen::ONE)) > Some(0.0));
+    /// # Ok::<(), sparse24::Error>(())
+    /// ```
+    pub fn times(
+        &self,
+        device: &Device,
+        batch: usize,
+        seq: usize,
+        vectors: &[VectorLen],
+        policy: &Policy,
+    ) -> Result<Times> {
+        let dense: Vec<(usize, String)> = self
+            .linears()
+            .enumerate()
+            .filter(|(_, (_, w))| matches!(w, LinearWeights::Dense(_)))
+            .map(|(at, (name, _))| (at, name))
+            .collect();
+        let mut forwards = vec![(None, Model::new(device, self)?.forward(batch, seq)?)];
+        for &vector in vectors {
+            let mut pruned = self.clone();
+            for (_, name) in &dense {
+                let w = self.linears().find(|(of, _)| of == name).map(|(_, w)| w.to_dense());
+                let Some(w) = w.transpose()? else { continue };
+                let mask = prune::magnitude(&w, self.fitting_vector(name, vector))?;
+                pruned.set_linear(name, Sparse24::compress(&w, &mask)?.into())?;
+            }
+            forwards.push((Some(vector), Model::new(device, &pruned)?.pinned().forward(batch, seq)?));
+        }
+
+        let whole = forwards[0].1.calls().map(|(_, call)| call).collect();
+        let mut subjects = vec![Subject::new(device, whole, policy)?];
+        // Which layers the others are of, and in which form.
+        let mut of = Vec::new();
+        let kinds = self.layers.first().map_or(0, |layer| layer.linears().len());
+        for (vector, forward) in &forwards {
+            let calls: Vec<_> = forward.calls().filter(|(part, _)| *part == Part::Gemm).map(|(_, call)| call).collect();
+            for kind in 0..kinds {
+                let same: Vec<_> = dense.iter().filter(|(at, _)| at % kinds == kind).collect();
+                if same.is_empty() {
+                    continue;
+                }
+                let own = same.iter().filter_map(|(at, _)| calls.get(*at).copied()).collect();
+                subjects.push(Subject::new(device, own, policy)?);
+                of.push((same, *vector));
+            }
+        }
+        for _ in 0..policy.samples.max(1) {
+            subjects.iter_mut().try_for_each(|subject| subject.sample(device))?;
+        }
+        let mut medians = subjects.iter_mut().map(|subject| measure::median(&mut subject.samples));
+        let forward = medians.next().unwrap_or(f64::NAN);
+        let mut linears = Vec::new();
+        for ((same, vector), seconds) in of.iter().zip(medians) {
+            for (_, name) in same {
+                let vector = vector.map(|v| self.fitting_vector(name, v));
+                // Two patterns may have become one.
+                if !linears.iter().any(|(known, v, _)| known == name && *v == vector) {
+                    linears.push((name.clone(), vector, seconds / same.len() as f64));
+                }
+            }
+        }
+        Ok(Times { forward, linears })
+    }
+}

@@ -4,24 +4,23 @@
 //! a layer's inputs, and everything that looks at the model as a whole, run a BERT: its linear layers are pruned in
 //! memory, and then the file is written anew with them. Invariant: the output appears complete or not at all.
 
-use std::collections::BTreeMap;
+mod bert;
+
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::{LineStyle, Table, TableStyle};
 use regex::Regex;
 use serde::Serialize;
 
-use super::embed::read_lines;
 use super::folder::NewFolder;
 use super::rewrite::{self, Fate, Made};
-use super::{Outcome, model, print, progress, say, size, writable};
-use sparse24::bert::{Calibration, Checkpoint, Config, Inputs, LinearTensor, Tokenizer};
+use super::sensitivity::MetricArgs;
+use super::{Outcome, model, print, progress, size, writable};
+use sparse24::bert::{Checkpoint, Inputs, LinearTensor};
 use sparse24::io::{Dtype, Item, Layout, Raw24, Source, Spec24, write_atomically};
-use sparse24::prune::permute::Budget;
 use sparse24::prune::{Method, Statistics};
-use sparse24::{DType, Device, Elements, LinearWeights, Matrix, Sparse24, VectorLen};
+use sparse24::{DType, Elements, LinearWeights, Matrix, Sparse24, VectorLen};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -51,9 +50,9 @@ pub(crate) struct Args {
     /// What decides which weights stay: magnitude, magnitude-l2, random, obd, wanda or sparsegpt.
     #[arg(long, value_name = "METHOD", default_value = "magnitude")]
     method: Method,
-    /// Rows that share a pattern: 1, 2, 4 ... 128.
-    #[arg(long, value_name = "V", default_value = "1")]
-    vector: VectorLen,
+    /// Rows that share a pattern: 1, 2, 4 ... 128; several, separated by commas, where each layer's is chosen.
+    #[arg(long, value_name = "V,...", value_delimiter = ',', default_value = "1")]
+    vector: Vec<VectorLen>,
     /// Text file, a sentence on each line, that the model runs on for statistics of its layers' inputs; obd, wanda and
     /// sparsegpt need one.
     #[arg(long, value_name = "TXT")]
@@ -68,6 +67,18 @@ pub(crate) struct Args {
     /// Leave as it is what this regular expression matches part of the name of.
     #[arg(long, value_name = "RE")]
     exclude: Option<Regex>,
+    /// Prune as many weights as can be pruned together while the metric of --pairs or --input drops by no more than this.
+    #[arg(long, value_name = "DROP", requires = "metric", conflicts_with = "target_speedup")]
+    max_drop: Option<f64>,
+    /// Prune what buys most time for least drop of the metric, until a forward pass on --device is this many times as
+    /// fast, as far as the times of its layers tell.
+    #[arg(long, value_name = "S", requires = "metric")]
+    target_speedup: Option<f64>,
+    #[command(flatten)]
+    metric: MetricArgs,
+    /// Tokens of each of the --batch texts of the forward pass that --target-speedup times.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    seq: u32,
     /// Before pruning, search this many seconds for an order of channels in which 2:4 keeps more of the criterion's score.
     /// It costs nothing at run time, as neighbouring layers take it up.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
@@ -107,6 +118,29 @@ struct Row {
     lost_output: Option<f64>,
 }
 
+/// Why a linear layer is pruned as it is, or is not.
+#[derive(Clone, Debug, Serialize)]
+struct Reason {
+    name: String,
+    vector: Option<usize>,
+    /// Of the metric, with this layer alone.
+    drop: f64,
+    reason: String,
+}
+
+/// What was chosen, layer by layer.
+#[derive(Clone, Debug, Serialize)]
+struct Choice {
+    layers: Vec<Reason>,
+    summary: String,
+    metric: &'static str,
+    metric_dense: f64,
+    /// With all that was chosen pruned together.
+    metric_drop: f64,
+    /// As the times of its layers tell, where it was chosen for speed.
+    predicted_speedup: Option<f64>,
+}
+
 /// What an order of channels did for the score that 2:4 keeps of a linear layer.
 #[derive(Clone, Debug, Serialize)]
 struct Reordered {
@@ -122,12 +156,13 @@ struct Report {
     version: &'static str,
     input: String,
     method: &'static str,
-    vector: usize,
+    vectors: Vec<usize>,
     calibration: Option<String>,
     calibration_tokens: Option<u64>,
     seed: u64,
     layers: Vec<Row>,
     permuted: Vec<Reordered>,
+    chosen: Option<Choice>,
     /// Of the weights of all matrices that could have been pruned.
     pruned_share: f64,
     bytes_before: u64,
@@ -135,6 +170,11 @@ struct Report {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    ensure!(
+        args.vector.len() == 1 || args.chooses(),
+        "--vector {}: there is one pattern for all layers, unless --max-drop or --target-speedup chooses",
+        args.vector.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    );
     ensure!(
         args.calibration.is_some() || !args.method.needs_statistics(),
         "--method {} goes by the inputs of each layer: --calibration TXT is needed",
@@ -150,7 +190,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         Some(folder) => folder.weights(),
         None => writable(&args.output)?,
     };
-    let run = if args.runs_the_model() { args.prune_model()? } else { args.by_itself(&source) };
+    let run = if args.runs_the_model() { bert::prune(args)? } else { Run::default() };
     let (rows, fates) = args.write(&source, &run, &path).map_err(|e| match &folder {
         Some(folder) => folder.shown(&e),
         None => e,
@@ -174,7 +214,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         version: env!("CARGO_PKG_VERSION"),
         input: args.input.display().to_string(),
         method: args.method.name(),
-        vector: args.vector.get(),
+        vectors: args.vector.iter().map(|v| v.get()).collect(),
         calibration: args.calibration.as_ref().map(|path| path.display().to_string()),
         calibration_tokens: run.tokens,
         seed: args.seed,
@@ -182,6 +222,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         bytes_before: source.files().iter().map(|file| bytes(file.path())).sum::<Result<_>>()?,
         bytes_after,
         permuted: run.permuted,
+        chosen: run.chosen,
         layers: rows,
     };
     print(&report.text(args))?;
@@ -205,18 +246,30 @@ fn prunable(item: &Item) -> bool {
     float && item.matrix().is_some_and(|(m, k)| m > 0 && k >= 4)
 }
 
-/// What is to be written.
+/// What is to be written. Nothing but the default where each tensor is pruned by itself when it is written.
+#[derive(Default)]
 struct Run {
-    /// Pruned in memory; none if each tensor is pruned by itself when it is written.
+    /// Pruned in memory.
     checkpoint: Option<Checkpoint>,
-    rows: BTreeMap<String, Row>,
+    rows: Vec<Row>,
     permuted: Vec<Reordered>,
+    chosen: Option<Choice>,
     tokens: Option<u64>,
 }
 
 impl Args {
     fn runs_the_model(&self) -> bool {
-        self.calibration.is_some() || self.permute.is_some()
+        self.calibration.is_some() || self.permute.is_some() || self.chooses()
+    }
+
+    /// Whether which layers are pruned, and how, is to be found out.
+    fn chooses(&self) -> bool {
+        self.max_drop.is_some() || self.target_speedup.is_some()
+    }
+
+    /// The one pattern where nothing is chosen.
+    fn vector(&self) -> VectorLen {
+        self.vector[0]
     }
 
     /// Whether the flags select a matrix.
@@ -225,124 +278,10 @@ impl Args {
             && self.exclude.as_ref().is_none_or(|re| !re.is_match(name))
     }
 
-    fn inputs(&self) -> Inputs {
-        self.inputs.unwrap_or(if self.method.needs_gram() { Inputs::Corrected } else { Inputs::Pruned })
-    }
-
-    fn by_itself(&self, _: &Source) -> Run {
-        Run { checkpoint: None, rows: BTreeMap::new(), permuted: Vec::new(), tokens: None }
-    }
-
-    /// Prunes the linear layers of a BERT.
-    fn prune_model(&self) -> Result<Run> {
-        let folder = self.input.to_str().filter(|_| self.input.is_dir());
-        let folder = folder.with_context(|| {
-            format!("{}: a BERT's folder is needed, with its config and tokenizer, to run it", self.input.display())
-        })?;
-        let files = model::files(folder)?;
-        let config = Config::load(&files.config)?;
-        let tokenizer = Tokenizer::load(&files.tokenizer, &config)?;
-        let mut checkpoint = Checkpoint::load(config, &files, None, DType::F32)?;
-        let selected = self.selected(&checkpoint)?;
-        let device = self.running.device()?;
-        let ids = self.texts(&tokenizer, &config)?;
-        let permuted = match self.permute {
-            Some(seconds) => self.reorder(&mut checkpoint, &device, &ids, seconds)?,
-            None => Vec::new(),
-        };
-        let vectors: BTreeMap<String, VectorLen> =
-            selected.into_iter().map(|name| (name.clone(), checkpoint.fitting_vector(&name, self.vector))).collect();
-        let bar = progress(checkpoint.linears().count());
-        let (mut rows, mut tokens) = (BTreeMap::new(), None);
-        let mut visit = |name: &str, weights: &LinearWeights, statistics: Option<&Statistics>| {
-            bar.set_message(name.to_owned());
-            bar.inc(1);
-            tokens = statistics.map(Statistics::tokens);
-            let Some(&vector) = vectors.get(name) else { return Ok(None) };
-            let (row, pruned) = self.prune_matrix(name, &weights.to_dense()?, vector, statistics)?;
-            rows.insert(name.to_owned(), row);
-            Ok::<_, sparse24::Error>(Some(LinearWeights::Sparse24(pruned)))
-        };
-        if self.calibration.is_some() {
-            let how = self.how(self.method.needs_gram(), self.inputs());
-            checkpoint.calibrate(&device, &ids, how, &mut |name, w, statistics| visit(name, w, Some(statistics)))?;
-        } else {
-            let dense: Vec<_> = checkpoint.linears().map(|(name, w)| (name, w.clone())).collect();
-            for (name, w) in dense {
-                if let Some(pruned) = visit(&name, &w, None)? {
-                    checkpoint.set_linear(&name, pruned)?;
-                }
-            }
-        }
-        bar.finish_and_clear();
-        Ok(Run { checkpoint: Some(checkpoint), rows, permuted, tokens })
-    }
-
-    fn how(&self, gram: bool, inputs: Inputs) -> Calibration {
-        Calibration { batching: self.running.batching(), gram, inputs }
-    }
-
-    /// The calibration text as token ids; none if there is none.
-    fn texts(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Vec<Vec<u32>>> {
-        let Some(path) = &self.calibration else { return Ok(Vec::new()) };
-        let texts = read_lines(path).context("--calibration")?;
-        ensure!(!texts.is_empty(), "--calibration {}: there are no texts", path.display());
-        let tokens = tokenizer.encode(&texts)?;
-        if tokens.truncated > 0 {
-            let (positions, cut, all) = (config.positions(), tokens.truncated, texts.len());
-            say(&format!("warning: {cut} of {all} texts were cut off at the model's limit of {positions} tokens"));
-        }
-        Ok(tokens.ids)
-    }
-
-    /// Gives channels the order that suits the criterion's own scores.
-    fn reorder(
-        &self,
-        checkpoint: &mut Checkpoint,
-        device: &Device,
-        ids: &[Vec<u32>],
-        seconds: u32,
-    ) -> Result<Vec<Reordered>> {
-        let mut statistics = BTreeMap::new();
-        if self.method.needs_statistics() {
-            let how = self.how(false, Inputs::Dense);
-            checkpoint.calibrate(device, ids, how, &mut |name, _, of| {
-                statistics.insert(name.to_owned(), of.clone());
-                Ok(None)
-            })?;
-        }
-        let bar = progress(0);
-        bar.set_message("searching for an order of channels");
-        bar.enable_steady_tick(Duration::from_millis(200));
-        let threads = self.running.threads.map_or(0, usize::from);
-        let budget = Budget { threads, seed: self.seed, ..Budget::time(Duration::from_secs(seconds.into())) };
-        let permuted =
-            checkpoint.permute(self.vector, &budget, |name, w| self.method.scores(w, statistics.get(name)))?;
-        bar.finish_and_clear();
-        let kept = permuted.iter().flat_map(|layer| layer.kept);
-        let named = checkpoint.linears().map(|(name, _)| name).zip(kept);
-        Ok(named
-            .filter_map(|(name, kept)| kept.map(|kept| (name, kept)))
-            .map(|(name, kept)| Reordered { name, kept_before: kept.before, kept_after: kept.after })
-            .collect())
-    }
-
-    /// The linear layers that the flags select. Q, K and V are one: an error if they select a part of it.
-    fn selected(&self, checkpoint: &Checkpoint) -> Result<Vec<String>> {
-        let mut selected = Vec::new();
-        for (name, _) in checkpoint.linears() {
-            let tensors = checkpoint.tensors_of(&name);
-            let chosen = tensors.iter().filter(|tensor| self.selects(tensor, true)).count();
-            ensure!(
-                chosen == 0 || chosen == tensors.len(),
-                "--include and --exclude select {chosen} of {}, which run as one product: select all or none",
-                tensors.join(", ")
-            );
-            if chosen > 0 {
-                selected.push(name);
-            }
-        }
-        Ok(selected)
+    /// What the file says of how it was made.
+    fn said(&self) -> String {
+        let vectors: Vec<_> = self.vector.iter().map(ToString::to_string).collect();
+        format!("{} V={} seed={}", self.method, vectors.join(","), self.seed)
     }
 
     fn prune_matrix(
@@ -371,7 +310,7 @@ impl Args {
         let mut fates = Vec::new();
         for item in source.items() {
             let vector = match &run.checkpoint {
-                None => (prunable(item) && self.selects(&item.name, candidate(item))).then_some(self.vector),
+                None => (prunable(item) && self.selects(&item.name, candidate(item))).then(|| self.vector()),
                 Some(checkpoint) => match checkpoint.linear_tensor(&item.name)? {
                     Some(LinearTensor::Weights(LinearWeights::Sparse24(w))) => Some(w.vector()),
                     _ => None,
@@ -391,14 +330,14 @@ impl Args {
         }
         let pruned = fates.iter().filter(|(_, fate)| !matches!(fate, Fate::Kept)).count();
         let bar = progress(pruned);
-        let mut rows: Vec<Row> = run.rows.values().cloned().collect();
-        let said = [("sparse24.pruned".to_owned(), format!("{} V={} seed={}", self.method, self.vector, self.seed))];
+        let mut rows = run.rows.clone();
+        let said = [("sparse24.pruned".to_owned(), self.said())];
         rewrite::write(source, self.to, &fates, &said, path, |item| {
             bar.set_message(item.name.clone());
             bar.inc(1);
             let Some(checkpoint) = &run.checkpoint else {
                 let fail = |e: sparse24::Error| e.in_tensor(source.path_of(item), &item.name);
-                let pruned = self.prune_matrix(&item.name, &source.matrix(item)?, self.vector, None);
+                let pruned = self.prune_matrix(&item.name, &source.matrix(item)?, self.vector(), None);
                 let (row, sparse) = pruned.map_err(fail)?;
                 rows.push(row);
                 return Ok(Made::Compressed(raw(&sparse, item.dtype)?));
@@ -459,7 +398,8 @@ impl Report {
             }
         };
         format!(
-            "{table}\n{order}{}: {n} {} pruned by {} ({:.0} % of the candidates' weights), stored as {}; {} before, {} after\n",
+            "{table}\n{}{order}{}: {n} {} pruned by {} ({:.0} % of the candidates' weights), stored as {}; {} before, {} after\n",
+            self.chosen.as_ref().map_or_else(String::new, Choice::text),
             args.output.display(),
             if n == 1 { "layer" } else { "layers" },
             self.method,
@@ -468,5 +408,16 @@ impl Report {
             size(self.bytes_before),
             size(self.bytes_after),
         )
+    }
+}
+
+impl Choice {
+    fn text(&self) -> String {
+        let mut text = String::new();
+        for Reason { name, reason, .. } in &self.layers {
+            text += &format!("{name}: {reason}\n");
+        }
+        let Self { summary, metric, metric_dense, metric_drop, .. } = self;
+        text + &format!("{summary}\n{metric} {:.4}, dense {metric_dense:.4}\n", metric_dense - metric_drop)
     }
 }

@@ -186,7 +186,6 @@ impl<'a> Baseline<'a> {
     }
 
     /// How much lower the metric is on another model.
-    #[expect(dead_code, reason = "for what is pruned together, by `prune`")]
     pub(super) fn drop_of(
         &self,
         device: &Device,
@@ -257,7 +256,6 @@ impl Subject<'_> {
 }
 
 /// What was measured as something to choose from; with times, for a choice by speed.
-#[expect(dead_code, reason = "for `prune`, which chooses")]
 pub(super) fn candidates(rows: &[Row], times: Option<&Times>) -> Result<Vec<Candidate>> {
     let mut candidates: Vec<Candidate> = Vec::new();
     for Row { layer, vector, weights, drop } in rows {

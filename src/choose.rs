@@ -546,7 +546,7 @@ mod tests {
         let [dense, one, _] = timed("a", (0.0, 5.0), (0.0, 5.0));
         let refused =
             |candidates: &[Candidate], speedup| for_speedup(candidates, 0.02, speedup).unwrap_err().to_string();
-        assert_eq!(refused(&[one.clone()], 2.0), "a, dense was not timed");
+        assert_eq!(refused(std::slice::from_ref(&one), 2.0), "a, dense was not timed");
         assert_eq!(refused(&[dense.clone(), Candidate { seconds: None, ..one }], 2.0), "a at V=1 was not timed");
         assert_eq!(refused(&[dense], 0.0), "a speedup of 0: it must be above 0");
     }

@@ -491,6 +491,9 @@ mod tests {
         let of = |speedup| for_speedup(&candidates.concat(), 0.1, speedup).unwrap();
         let none = of(1.0);
         assert_eq!((names(&none).as_str(), none.seconds, none.reached), ("", Some(0.1), true));
+        // Not two layers that lose less each, and gain less.
+        let small = [timed("a", (0.02, 8.0), (0.02, 8.0)), timed("c", (0.021, 8.0), (0.021, 8.0))].concat();
+        assert_eq!(names(&for_speedup(&[&small, &candidates[1][..]].concat(), 0.1, 100.0 / 96.0).unwrap()), "b");
         let some = of(100.0 / 95.0);
         assert_eq!((names(&some).as_str(), some.vectors()["b"]), ("b", ALL));
         assert_eq!(reason(&some, "b"), "V=32: 6.000 ms less for a drop of 0.0400");
@@ -512,6 +515,10 @@ mod tests {
         let candidates = timed("a", (0.001, 8.0), (0.01, 5.0));
         assert_eq!(for_speedup(&candidates, 0.01, 1.25).unwrap().vectors()["a"], VectorLen::ONE);
         assert_eq!(for_speedup(&candidates, 0.01, 1.3).unwrap().vectors()["a"], ALL);
+        // To go on from V = 1 loses 0.009 for 3 ms: 0.003 a ms, and b 0.0032.
+        let both = [timed("a", (0.001, 8.0), (0.01, 5.0)), timed("b", (0.0032, 9.0), (0.1, 9.0))].concat();
+        let chosen = for_speedup(&both, 0.02, 20.0 / 17.0).unwrap();
+        assert_eq!((names(&chosen).as_str(), chosen.vectors()["a"]), ("a", ALL));
         // Free steps come first, the larger gain before the smaller one.
         let free = [timed("a", (-0.1, 9.0), (-0.1, 9.0)), timed("b", (0.0, 5.0), (0.0, 6.0))].concat();
         assert_eq!(names(&for_speedup(&free, 0.02, 1.01).unwrap()), "b");
@@ -523,6 +530,12 @@ mod tests {
         let candidates = [timed("a", (0.01, 9.0), (0.01, 9.0)), timed("b", (0.09, 4.0), (0.09, 4.0))].concat();
         assert_eq!(names(&for_speedup(&candidates, 0.02, 20.0 / 15.0).unwrap()), "b");
         assert_eq!(names(&for_speedup(&candidates, 0.02, 20.0 / 13.5).unwrap()), "ab");
+        // The most harmful of those that are not needed, and none that gains.
+        let [a, c] = [timed("a", (0.01, 8.0), (0.01, 8.0)), timed("c", (0.012, 8.0), (0.012, 8.0))];
+        let candidates = [&a[..], &c, &candidates[3..]].concat();
+        assert_eq!(names(&for_speedup(&candidates, 0.03, 30.0 / 22.0).unwrap()), "ab");
+        let candidates = [&timed("a", (-0.01, 9.0), (-0.01, 9.0)), &candidates[6..]].concat();
+        assert_eq!(names(&for_speedup(&candidates, 0.02, 20.0 / 14.0).unwrap()), "ab");
     }
 
     #[test]
@@ -533,7 +546,7 @@ mod tests {
         let [dense, one, _] = timed("a", (0.0, 5.0), (0.0, 5.0));
         let refused =
             |candidates: &[Candidate], speedup| for_speedup(candidates, 0.02, speedup).unwrap_err().to_string();
-        assert_eq!(refused(&[one.clone()], 2.0), "a, dense was not timed");
+        assert_eq!(refused(std::slice::from_ref(&one), 2.0), "a, dense was not timed");
         assert_eq!(refused(&[dense.clone(), Candidate { seconds: None, ..one }], 2.0), "a at V=1 was not timed");
         assert_eq!(refused(&[dense], 0.0), "a speedup of 0: it must be above 0");
     }

@@ -1,0 +1,235 @@
+//! `sparse24 prune` as its users run it: any file, a BERT's folder, every method and form, and what it refuses.
+
+#![cfg(feature = "cli")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "common/tiny_bert.rs"]
+mod tiny_bert;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use sparse24::bert::{Checkpoint, Config, Files, reference};
+use sparse24::io::{Source, Stored};
+use sparse24::prune::Method;
+use sparse24::{DType, LinearWeights, Matrix, Sparse24, io, prune};
+use tiny_bert::{TinyBert, WORDS};
+
+/// Exit code, stdout and stderr of a run on a machine without a graphics driver.
+fn ran(args: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
+    command.args(args).stdin(Stdio::null()).env_remove("VK_ADD_DRIVER_FILES");
+    command.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent");
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[track_caller]
+fn fine(args: &[&str]) -> String {
+    let (code, stdout, stderr) = ran(args);
+    assert_eq!((code, stderr.as_str()), (0, ""), "stdout: {stdout}");
+    stdout
+}
+
+#[track_caller]
+fn refused(args: &[&str]) -> String {
+    let (code, stdout, stderr) = ran(args);
+    assert!(code == 1 || code == 2, "exit {code}, stdout: {stdout}, stderr: {stderr}");
+    stderr
+}
+
+/// A tiny BERT's folder, and a text of many sentences in its words.
+fn model(dir: &Path, seed: u64) -> [String; 3] {
+    let folder = dir.join("model");
+    TinyBert::new(seed).write(&folder);
+    let words = &WORDS[5..];
+    let sentence =
+        |i: usize| (0..3 + i % 6).map(|j| words[(i * 7 + j * j * 3 + j) % words.len()]).collect::<Vec<_>>().join(" ");
+    let text = dir.join("texts.txt");
+    fs::write(&text, (0..200).map(|i| sentence(i) + "\n").collect::<String>()).unwrap();
+    [folder, text, dir.join("out")].map(|path| path.to_str().unwrap().to_owned())
+}
+
+fn load(folder: &str) -> Checkpoint {
+    let files = Files::in_folder(folder);
+    Checkpoint::load(Config::load(&files.config).unwrap(), &files, None, DType::F32).unwrap()
+}
+
+#[test]
+fn any_file_is_pruned_by_its_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let [from, to, json] =
+        ["a.safetensors", "b.safetensors", "report.json"].map(|f| dir.path().join(f).to_str().unwrap().to_owned());
+    let w = sparse24::measure::uniform(8, 20, DType::F16, 1).unwrap();
+    let embedding = sparse24::measure::uniform(8, 20, DType::F32, 2).unwrap();
+    io::save_matrices(&from, &[("layer.weight", &w), ("token_embedding.weight", &embedding)]).unwrap();
+    let text = fine(&["prune", &from, &to, "--vector", "4", "--json", &json]);
+    assert!(
+        text.contains("1 layer pruned by magnitude (100 % of the candidates' weights), stored as native"),
+        "{text}"
+    );
+
+    let source = Source::open(&to).unwrap();
+    let stored: Vec<_> = source.items().map(|item| (item.name.as_str(), item.stored)).collect();
+    assert_eq!(stored, [("layer.weight", Stored::Native), ("token_embedding.weight", Stored::Dense)]);
+    let expected = Sparse24::compress(&w, &prune::magnitude(&w, "4".parse().unwrap()).unwrap()).unwrap();
+    assert_eq!(source.files()[0].sparse24("layer.weight").unwrap(), expected);
+    assert_eq!(source.files()[0].matrix("token_embedding.weight").unwrap(), embedding);
+    assert_eq!(source.files()[0].metadata()["sparse24.pruned"], "magnitude V=4 seed=24");
+    let report: Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+    assert_eq!((&report["schema"], &report["layers"][0]["vector"]), (&"sparse24-prune/1".into(), &4.into()));
+    let kept = prune::kept_magnitude(&w, expected.mask().unwrap().mask()).unwrap();
+    assert_eq!(report["layers"][0]["kept_magnitude"], kept);
+
+    // Pruned again, with another pattern: what was zero stays zero.
+    let again = dir.path().join("c.safetensors").to_str().unwrap().to_owned();
+    fine(&["prune", &to, &again, "--method", "random", "--seed", "3", "--to", "dense", "--include", "layer"]);
+    let twice = Source::open(&again).unwrap().files()[0].matrix("layer.weight").unwrap();
+    let once = expected.decompress();
+    assert!((0..160).all(|i| twice.elements().get(i) == 0.0 || twice.elements().get(i) == once.elements().get(i)));
+    assert_ne!(twice, once);
+
+    let none = refused(&["prune", &from, &again, "--include", "nothing"]);
+    assert!(none.contains("nothing to prune: no matrix is selected"), "{none}");
+    let wanda = refused(&["prune", &from, &again, "--method", "wanda"]);
+    assert!(wanda.contains("--method wanda goes by the inputs of each layer: --calibration TXT is needed"), "{wanda}");
+    let file = refused(&["prune", &from, &again, "--method", "wanda", "--calibration", &from]);
+    assert!(file.contains("a BERT's folder is needed, with its config and tokenizer"), "{file}");
+    let vectors = refused(&["prune", &from, &again, "--vector", "1,4"]);
+    assert!(vectors.contains("--vector 1,4: there is one pattern for all layers, unless"), "{vectors}");
+}
+
+#[test]
+fn a_model_is_pruned_by_every_method_and_loads_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let [folder, text, _] = model(dir.path(), 5);
+    let dense = load(&folder);
+    for method in Method::ALL {
+        let out = dir.path().join(method.name()).to_str().unwrap().to_owned();
+        // 40 features: patterns of 8 rows do not straddle Q, K and V.
+        let mut args = vec!["prune", &folder, &out, "--method", method.name(), "--vector", "8", "--device", "cpu"];
+        if method.needs_statistics() {
+            args.extend(["--calibration", &text]);
+        }
+        let printed = fine(&args);
+        let layers = if method.needs_statistics() { "8 layers pruned" } else { "12 layers pruned" };
+        assert!(printed.contains(layers) && printed.contains("(100 % of"), "{printed}");
+        let pruned = load(&out);
+        for ((name, w), (_, before)) in pruned.linears().zip(dense.linears()) {
+            let LinearWeights::Sparse24(w) = w else { panic!("{method}: {name} is {w:?}") };
+            assert_eq!(w.vector().get(), 8, "{method}: {name}");
+            let (w, before) = (w.decompress(), before.to_dense().unwrap());
+            let moved = w
+                .elements()
+                .to_f32()
+                .iter()
+                .zip(before.elements().to_f32())
+                .filter(|(w, b)| **w != 0.0 && **w != *b)
+                .count();
+            assert_eq!(moved > 0, method == Method::SparseGpt, "{method}: {name}: {moved} weights moved");
+        }
+        // The tokenizer came along.
+        let line = fine(&["embed", "--model", &out, "--device", "cpu", "--text", "the cat"]);
+        assert!(line.starts_with("{\"text\":\"the cat\",\"embedding\":["), "{line}");
+    }
+}
+
+#[test]
+fn forms_and_types_are_those_asked_for_and_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let [_, text, _] = model(dir.path(), 6);
+    let folder = dir.path().join("half");
+    let mut tiny = TinyBert::new(6);
+    tiny.dtype = DType::F16;
+    tiny.rename(|name| format!("bert.{name}"));
+    tiny.write(&folder);
+    let folder = folder.to_str().unwrap();
+    let mut weights = Vec::new();
+    for (to, stored) in [("native", Stored::Native), ("dense", Stored::Dense), ("bitmask", Stored::Bitmask)] {
+        let out = dir.path().join(to).to_str().unwrap().to_owned();
+        fine(&["prune", folder, &out, "--method", "sparsegpt", "--calibration", &text, "--to", to, "--device", "cpu"]);
+        let source = Source::open(&out).unwrap();
+        let item = source.item("bert.encoder.layer.1.attention.self.key.weight").unwrap();
+        assert_eq!((item.stored, item.dtype), (stored, io::Dtype::F16));
+        weights.push(source.matrix(item).unwrap());
+        let claim = fs::read_to_string(Path::new(&out).join("config.json")).unwrap();
+        assert_eq!(claim.contains("sparse-24-bitmask"), to == "bitmask");
+        fine(&["inspect", "--check", &out]);
+    }
+    assert!(weights[0] == weights[1] && weights[1] == weights[2]);
+}
+
+#[test]
+fn q_k_and_v_are_pruned_together_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let [folder, text, out] = model(dir.path(), 7);
+    let base = ["prune", &folder, &out, "--method", "wanda", "--calibration", &text, "--device", "cpu"];
+    let error = refused(&[&base[..], &["--exclude", "query"]].concat());
+    assert!(
+        error.contains("--include and --exclude select 2 of encoder.layer.0.attention.self.query.weight"),
+        "{error}"
+    );
+    assert!(!Path::new(&out).exists());
+    fine(&[&base[..], &["--exclude", "attention|layer.1"]].concat());
+    let sparse: Vec<_> = load(&out).linears().map(|(_, w)| matches!(w, LinearWeights::Sparse24(_))).collect();
+    assert_eq!(sparse, [false, false, true, true, false, false, false, false]);
+    let taken = refused(&base);
+    assert!(taken.contains("exists already"), "{taken}");
+}
+
+#[test]
+fn another_order_of_channels_is_another_file_of_the_same_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let [folder, _, out] = model(dir.path(), 8);
+    // Only the second layer's output is pruned: all else is to be as before, but for its order.
+    let keep = ["--include", "layer.1.output.dense", "--permute", "1", "--to", "dense", "--device", "cpu"];
+    let printed = fine(&[&["prune", &folder, &out][..], &keep].concat());
+    assert!(printed.contains("order of channels: 2:4 keeps "), "{printed}");
+    let texts = [vec![2u32, 5, 6, 7, 3], vec![2, 12, 3]];
+    let mut both = [load(&folder), load(&out)];
+    assert_ne!(
+        both[0].linears().nth(2).unwrap().1,
+        both[1].linears().nth(2).unwrap().1,
+        "an order that changes nothing"
+    );
+    let last = both[0].linears().last().unwrap().0;
+    for checkpoint in &mut both {
+        checkpoint.set_linear(&last, Matrix::zeros(40, 72, DType::F32).unwrap().into()).unwrap();
+    }
+    let [one, other] = both.map(|checkpoint| reference::embeddings(&checkpoint, &texts).unwrap());
+    assert!((&one - &other).iter().all(|x| x.abs() < 1e-9));
+}
+
+#[test]
+fn layers_are_chosen_by_drop_or_by_speed_and_it_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let [folder, text, out] = model(dir.path(), 9);
+    let json = dir.path().join("report.json").to_str().unwrap().to_owned();
+    let base = ["prune", &folder, &out, "--input", &text, "--device", "cpu", "--json", &json];
+    let report = || -> Value { serde_json::from_slice(&fs::read(&json).unwrap()).unwrap() };
+
+    // Nothing may be lost: nothing is pruned, and that is refused as a model that is as before.
+    let error = refused(&[&base[..], &["--max-drop", "0"]].concat());
+    assert!(error.contains("nothing to prune"), "{error}");
+    let printed = fine(&[&base[..], &["--max-drop", "0.05", "--vector", "1,8"]].concat());
+    let chosen = &report()["chosen"];
+    let drop = chosen["metric_drop"].as_f64().unwrap();
+    assert!(
+        drop <= 0.05 && chosen["metric"] == "cosine" && chosen["metric_dense"].as_f64().unwrap() > 0.999,
+        "{chosen}"
+    );
+    let layers = chosen["layers"].as_array().unwrap();
+    let pruned = layers.iter().filter(|layer| !layer["vector"].is_null()).count();
+    assert_eq!((layers.len(), pruned), (8, report()["layers"].as_array().unwrap().len()));
+    assert!(pruned > 0 && layers.iter().all(|layer| !layer["reason"].as_str().unwrap().is_empty()));
+    assert!(printed.contains("stays dense") || pruned == 8, "{printed}");
+    fs::remove_dir_all(&out).unwrap();
+
+    let error = refused(&[&base[..], &["--target-speedup", "1000"]].concat());
+    assert!(error.contains("--target-speedup: 1000x cannot be reached"), "{error}");
+    let error = refused(&["prune", &folder, &out, "--max-drop", "0.1"]);
+    assert!(error.contains("--pairs") || error.contains("<--pairs"), "{error}");
+}

@@ -195,12 +195,6 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         Some(folder) => folder.shown(&e),
         None => e,
     })?;
-    ensure!(
-        !rows.is_empty(),
-        "{}: nothing to prune: no matrix is selected (--include, --exclude)",
-        args.input.display()
-    );
-
     let bytes =
         |path: &Path| Ok::<_, anyhow::Error>(path.metadata().with_context(|| path.display().to_string())?.len());
     let bytes_after = bytes(&path)?;
@@ -328,7 +322,9 @@ impl Args {
             self.to.specs(&spec).map_err(|e| e.in_tensor(source.path_of(item), &item.name))?;
             fates.push((item, Fate::Compressed(spec)));
         }
-        let pruned = fates.iter().filter(|(_, fate)| !matches!(fate, Fate::Kept)).count();
+        let pruned = fates.iter().filter(|(_, fate)| matches!(fate, Fate::Compressed(_))).count();
+        let nothing = "nothing to prune: no matrix is selected (--include, --exclude) or chosen";
+        ensure!(pruned > 0, "{}: {nothing}", self.input.display());
         let bar = progress(pruned);
         let mut rows = run.rows.clone();
         let said = [("sparse24.pruned".to_owned(), self.said())];

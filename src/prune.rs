@@ -8,8 +8,14 @@
 //! [arXiv:2310.02065](https://arxiv.org/abs/2310.02065), and in NM-SpMM), a position is scored by the sum over its V
 //! rows.
 //!
+//! What a weight is worth also depends on the inputs that it meets. [`Statistics`] sums those of a calibration text;
+//! [`Criterion`] weighs each weight by them (Wanda, and second order on the diagonal); [`SparseGpt`] uses all of them,
+//! and lets the weights that stay make up for those that go. [`permute`] finds an order of channels in which any of
+//! these loses less. [`Method`] names them all.
+//!
 //! Invariant: every criterion keeps exactly two columns of a whole group, and of a ragged last group of `k % 4` columns
-//! two, or the only one there is; all rows of a block of V have the same mask.
+//! two, or the only one there is (fewer only where an earlier mask had fewer); all rows of a block of V have the same
+//! mask but for what an earlier one took from them.
 
 mod criteria;
 mod factor;

@@ -169,7 +169,7 @@ fn a_group_loses_the_pair_that_costs_least_of_all_six() {
     for seed in 0..40 {
         let statistics = correlated(30, 4, seed);
         let w = uniform(3, 4, DType::F32, 100 + seed).unwrap();
-        let h = damped(&statistics, 0.01);
+        let h = damped(&statistics, SparseGpt::new(VectorLen::ONE).damping);
         let rows: Vec<Array1<f64>> =
             w.to_array().mapv(f64::from).rows().into_iter().map(|row| row.to_owned()).collect();
         let cost = |kept: &[usize]| rows.iter().map(|row| best(row, &h, kept).0).sum::<f64>();
@@ -190,7 +190,7 @@ fn the_refit_finds_the_best_weights_under_the_mask() {
     for (m, k, vector) in [(5, 23, 1), (6, 140, 2)] {
         let statistics = correlated(300, k, 7);
         let w = uniform(m, k, DType::F32, 8).unwrap();
-        let h = damped(&statistics, 0.01);
+        let h = damped(&statistics, SparseGpt::new(VectorLen::ONE).damping);
         let (pruned, mask) =
             SparseGpt { refit: 200, ..SparseGpt::new(v(vector)) }.prune(&w, &statistics, None).unwrap();
         let without = SparseGpt { refit: 0, ..SparseGpt::new(v(vector)) }.prune(&w, &statistics, None).unwrap();

@@ -19,8 +19,8 @@ use super::sensitivity::MetricArgs;
 use super::{Outcome, model, print, progress, size, writable};
 use sparse24::bert::{Checkpoint, Inputs, LinearTensor};
 use sparse24::io::{Dtype, Item, Layout, Raw24, Source, Spec24, write_atomically};
-use sparse24::prune::{Method, Statistics};
-use sparse24::{DType, Elements, LinearWeights, Matrix, Sparse24, VectorLen};
+use sparse24::prune::{Method, SparseGpt, Statistics};
+use sparse24::{DType, Elements, LinearWeights, Mask, Matrix, Sparse24, VectorLen};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -61,6 +61,9 @@ pub(crate) struct Args {
     /// or both, so that a layer makes up for what those before it lost (corrected, for sparsegpt alone and its default).
     #[arg(long, value_name = "dense|pruned|corrected", value_parser = inputs)]
     inputs: Option<Inputs>,
+    /// Damping of sparsegpt: this share of the mean of the inputs' squares is added to all of them.
+    #[arg(long, value_name = "SHARE", default_value_t = SparseGpt::new(VectorLen::ONE).damping)]
+    damping: f64,
     /// Prune only what this regular expression matches part of the name of, embeddings and heads too.
     #[arg(long, value_name = "RE")]
     include: Option<Regex>,
@@ -287,7 +290,13 @@ impl Args {
     ) -> sparse24::Result<(Row, Sparse24)> {
         // A seed of its own for each matrix, whatever the order.
         let seed = name.bytes().fold(self.seed, |seed, byte| seed.wrapping_mul(0x100_0000_01b3) ^ u64::from(byte));
-        let (pruned, mask) = self.method.prune(w, vector, statistics, seed)?;
+        let (pruned, mask) = match (self.method, statistics) {
+            (Method::SparseGpt, Some(statistics)) => {
+                let how = SparseGpt { damping: self.damping, ..SparseGpt::new(vector) };
+                how.prune(w, statistics, Some(&Mask::of_nonzeros(w)?))?
+            }
+            (method, statistics) => method.prune(w, vector, statistics, seed)?,
+        };
         let row = Row {
             name: name.to_owned(),
             m: w.rows(),

@@ -46,7 +46,7 @@
 //! # Ok::<(), sparse24::Error>(())
 //! ```
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 
 use super::{Device, Inner, Prepared, Tensor, TensorStore, Work, bind, foreign, read, write};
 use crate::cpu::{AttentionShape, Cpu};
@@ -75,6 +75,10 @@ impl Indices {
     /// Number of indices.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    pub(super) fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Whether there are none.
@@ -157,9 +161,9 @@ pub struct Pool<'a> {
 }
 
 /// A matrix of the CPU device.
-type Shared = Arc<RwLock<crate::Matrix>>;
+pub(super) type Shared = Arc<RwLock<crate::Matrix>>;
 /// Indices of the CPU device.
-type SharedIndices = Arc<RwLock<Vec<u32>>>;
+pub(super) type SharedIndices = Arc<RwLock<Vec<u32>>>;
 
 /// An operation on the CPU device with everything bound.
 #[derive(Debug)]
@@ -175,7 +179,7 @@ impl CpuGlue {
     pub(super) fn run_now(&self, cpu: &Cpu) {
         match self {
             Self::Embed { tables, width, y } => {
-                let held = tables.each_ref().map(|t| t.as_ref().map(|(table, ids)| (read(table), read_indices(ids))));
+                let held = tables.each_ref().map(|t| t.as_ref().map(|(table, ids)| (read(table), read(ids))));
                 let tables = held.each_ref().map(|t| t.as_ref().map(|(table, ids)| (table.elements(), ids.as_slice())));
                 cpu.embed(tables, *width, write(y).elements_mut());
             }
@@ -185,22 +189,17 @@ impl CpuGlue {
                 cpu.layer_norm(x.elements(), gamma, beta, *eps, write(y).elements_mut());
             }
             Self::Attention { qkv, lengths, shape, y } => {
-                let (qkv, lengths) = (read(qkv), read_indices(lengths));
+                let (qkv, lengths) = (read(qkv), read(lengths));
                 cpu.attention(qkv.elements(), &lengths, *shape, write(y).elements_mut());
             }
             Self::Pool { x, lengths, seq, normalize, y } => {
-                let (x, lengths) = (read(x), read_indices(lengths));
+                let (x, lengths) = (read(x), read(lengths));
                 if let crate::Elements::F32(y) = write(y).elements_mut() {
                     cpu.pool(x.elements(), &lengths, *seq, *normalize, y);
                 }
             }
         }
     }
-}
-
-fn read_indices(indices: &RwLock<Vec<u32>>) -> std::sync::RwLockReadGuard<'_, Vec<u32>> {
-    // A vector is as long as it was whenever a thread panics.
-    indices.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Device {
@@ -230,8 +229,20 @@ impl Device {
         match (&self.0, &indices.store) {
             (Inner::Gpu(gpu), IndexStore::Gpu(buffer)) => gpu.write(buffer, bytemuck::cast_slice(data)),
             (Inner::Cpu(cpu), IndexStore::Cpu(own)) => cpu.in_turn(|| {
-                own.write().unwrap_or_else(PoisonError::into_inner).copy_from_slice(data);
+                write(own).copy_from_slice(data);
             }),
+            _ => Err(foreign("indices")),
+        }
+    }
+
+    /// Copies indices back, after everything that was submitted before.
+    pub fn read_indices(&self, indices: &Indices) -> Result<Vec<u32>> {
+        self.owns("indices", &indices.device)?;
+        match (&self.0, &indices.store) {
+            (Inner::Gpu(gpu), IndexStore::Gpu(buffer)) => {
+                Ok(bytemuck::pod_collect_to_vec(&gpu.read(buffer, 4 * indices.len)?))
+            }
+            (Inner::Cpu(_), IndexStore::Cpu(own)) => Ok(read(own).clone()),
             _ => Err(foreign("indices")),
         }
     }
@@ -370,7 +381,7 @@ impl Device {
     }
 
     /// Whether tensors are of this device, and of a type that kernels compute on.
-    fn takes(&self, tensors: &[(&str, &Tensor)]) -> Result<()> {
+    pub(super) fn takes(&self, tensors: &[(&str, &Tensor)]) -> Result<()> {
         for (what, tensor) in tensors {
             self.owns(what, &tensor.device)?;
             if tensor.dtype == DType::Bf16 {
@@ -404,7 +415,7 @@ impl Device {
 }
 
 impl Tensor {
-    fn shared(&self) -> Result<Shared> {
+    pub(super) fn shared(&self) -> Result<Shared> {
         match &self.store {
             TensorStore::Cpu(matrix) => Ok(Arc::clone(matrix)),
             TensorStore::Gpu(_) => Err(foreign("tensor")),
@@ -413,14 +424,14 @@ impl Tensor {
 }
 
 impl Indices {
-    fn shared(&self) -> Result<SharedIndices> {
+    pub(super) fn shared(&self) -> Result<SharedIndices> {
         match &self.store {
             IndexStore::Cpu(indices) => Ok(Arc::clone(indices)),
             IndexStore::Gpu(_) => Err(foreign("indices")),
         }
     }
 
-    fn binding(&self) -> Option<Binding<'_>> {
+    pub(super) fn binding(&self) -> Option<Binding<'_>> {
         let IndexStore::Gpu(buffer) = &self.store else { return None };
         // The product was checked when the vector was made.
         Some(Binding { buffer, offset: 0, bytes: 4 * self.len as u64 })
@@ -428,7 +439,7 @@ impl Indices {
 }
 
 /// All of a GPU tensor.
-fn whole(tensor: &Tensor) -> Option<Binding<'_>> {
+pub(super) fn whole(tensor: &Tensor) -> Option<Binding<'_>> {
     bind(tensor, &(0..tensor.rows), tensor.rows, 0)
 }
 
@@ -438,21 +449,21 @@ fn params(tokens: usize, width: usize) -> Result<GlueParams> {
 }
 
 /// A size as kernels count it: rounded up to a tile, it must still fit.
-fn u32_of(what: &str, size: usize) -> Result<u32> {
+pub(super) fn u32_of(what: &str, size: usize) -> Result<u32> {
     u32::try_from(size)
         .ok()
         .filter(|&size| size <= u32::MAX - 1024)
         .ok_or_else(|| Error::Overflow { what: what.into(), detail: size.to_string() })
 }
 
-fn expect_len(what: &str, got: usize, expected: usize) -> Result<()> {
+pub(super) fn expect_len(what: &str, got: usize, expected: usize) -> Result<()> {
     if got == expected {
         return Ok(());
     }
     Err(Error::Shape { what: what.into(), got: vec![got], expected: vec![expected] })
 }
 
-fn apart<'a>(y: &Tensor, mut others: impl Iterator<Item = &'a Tensor>) -> Result<()> {
+pub(super) fn apart<'a>(y: &Tensor, mut others: impl Iterator<Item = &'a Tensor>) -> Result<()> {
     if others.any(|other| y.same_memory(other)) {
         return Err(Error::Invalid("y shares its memory with another operand".into()));
     }

@@ -1,9 +1,9 @@
 //! Eight groups of four columns at a time: what pruning, compressing and decompressing do to one word of bits.
 //!
 //! A word of a mask and a word of 2:4 codes cover the same 32 columns, a nibble to a group, so choices are made in *bits*
-//! (column c in bit c) by a handful of word operations for all eight groups, and elements are moved by plain loops over
-//! lanes, one for each group, without a branch: the compiler turns those into whatever vectors the target has. Elements
-//! are handled as bit patterns, never as numbers, so that NaN payloads, the sign of zero and subnormals come through.
+//! (column c in bit c) by a handful of word operations for all eight groups, and elements are compared and moved by
+//! plain loops without a branch, whose time does not depend on the weights. Elements are handled as bit patterns, never
+//! as numbers, so that NaN payloads, the sign of zero and subnormals come through.
 //! Invariant: no function here looks at more than its 32 columns, and columns past a matrix's last one are given as
 //! zeros.
 
@@ -18,7 +18,7 @@ pub(crate) const COLUMNS: usize = 32;
 /// Values of a word.
 pub(crate) const VALUES: usize = COLUMNS / 2;
 
-/// Groups of a word, each a lane.
+/// Groups of a word.
 const GROUPS: usize = 8;
 
 /// The lowest bit of each group.
@@ -103,34 +103,45 @@ impl Bits for bf16 {
     }
 }
 
-/// What columns are ranked by: larger is better.
-pub(crate) trait Score: Copy + PartialOrd {
-    const ZERO: Self;
-    /// Above every number; all NaNs are equal.
-    const NAN: Self;
+/// What columns are ranked by.
+pub(crate) trait Score: Copy + Zeroable {
+    type Rank: Copy + Ord + From<bool>;
+    /// Above the rank of every number.
+    const NAN: Self::Rank;
+    /// In the order of the numbers; 0 for zero, and [`Score::NAN`] or more for a NaN.
+    fn bits_of(self) -> Self::Rank;
+    /// The same, and for every NaN [`Score::NAN`].
+    #[inline(always)]
+    fn rank(self) -> Self::Rank {
+        self.bits_of().min(Self::NAN)
+    }
 }
 
-impl Score for i32 {
-    const ZERO: Self = 0;
-    const NAN: Self = Self::MAX;
+/// Of magnitudes: their bits, which are in the order of the numbers.
+impl<T: Bits> Score for T {
+    type Rank = i32;
+    const NAN: i32 = T::INFINITE as i32 + 1;
+
+    #[inline(always)]
+    fn bits_of(self) -> i32 {
+        absolute(self) as i32
+    }
 }
 
-impl Score for i64 {
-    const ZERO: Self = 0;
-    const NAN: Self = Self::MAX;
-}
+/// A sum of magnitudes.
+#[derive(Clone, Copy, Default, Zeroable)]
+#[repr(transparent)]
+pub(crate) struct Sum(pub(crate) f64);
 
-/// The rank of |x| among elements of its type: the bits of |x|, which are in the order of the numbers.
-#[inline(always)]
-pub(crate) fn rank<T: Bits>(x: T) -> i32 {
-    let bits = absolute(x);
-    if bits > T::INFINITE { i32::NAN } else { bits as i32 }
-}
+impl Score for Sum {
+    type Rank = i64;
+    const NAN: i64 = f64::INFINITY.to_bits() as i64 + 1;
 
-/// The rank of a sum of magnitudes.
-#[inline(always)]
-pub(crate) fn rank_sum(sum: f64) -> i64 {
-    if sum.is_nan() { i64::NAN } else { sum.to_bits() as i64 }
+    #[inline(always)]
+    fn bits_of(self) -> i64 {
+        // A NaN's sign may be anything.
+        self.0.abs().to_bits() as i64
+    }
 }
 
 /// The bit of position `i` of group `group`.
@@ -139,55 +150,57 @@ const fn bit(group: usize, i: usize) -> u32 {
     1 << (4 * group + i)
 }
 
-/// One number for each column, by position and then by group: a lane for each group.
-pub(crate) type Lanes<S> = [[S; GROUPS]; 4];
-
-/// What `f` makes of each column.
+/// The two of each group of 32 columns with the largest scores, ties to the lower column. Without `NAN` there must be
+/// none.
 #[inline(always)]
-pub(crate) fn lanes<T: Copy, S: Score>(x: &[T; COLUMNS], f: impl Fn(T) -> S) -> Lanes<S> {
-    let mut lanes = [[S::ZERO; GROUPS]; 4];
+pub(crate) fn best_two<S: Score, const NAN: bool>(x: &[S; COLUMNS]) -> u32 {
+    let mut kept = 0;
     for group in 0..GROUPS {
-        for i in 0..4 {
-            lanes[i][group] = f(x[4 * group + i]);
-        }
+        let (a, b, c, d) = (x[4 * group], x[4 * group + 1], x[4 * group + 2], x[4 * group + 3]);
+        let (a, b, c, d) = match NAN {
+            true => (a.rank(), b.rank(), c.rank(), d.rank()),
+            false => (a.bits_of(), b.bits_of(), c.bits_of(), d.bits_of()),
+        };
+        let wins = flag(a >= b, 0) | flag(a >= c, 1) | flag(a >= d, 2) | flag(b >= c, 3) | flag(b >= d, 4);
+        kept |= u32::from(BEST_TWO[(wins | flag(c >= d, 5)) as usize]) << (4 * group);
     }
-    lanes
-}
-
-/// The two columns of each group with the largest scores, ties to the lower column.
-#[inline(always)]
-pub(crate) fn best_two<S: Score>([a, b, c, d]: &Lanes<S>) -> u32 {
-    let mut word = 0;
-    for group in 0..GROUPS {
-        let [a, b, c, d] = [a[group], b[group], c[group], d[group]];
-        let (ab, ac, ad, bc, bd, cd) = (a >= b, a >= c, a >= d, b >= c, b >= d, c >= d);
-        // Of four columns those stay that win two of their three comparisons or more.
-        let two = |x: bool, y: bool, z: bool| (x & y) | (x & z) | (y & z);
-        let kept = [two(ab, ac, ad), two(!ab, bc, bd), two(!ac, !bc, cd), two(!ad, !bd, !cd)];
-        for (i, kept) in kept.into_iter().enumerate() {
-            word |= if kept { bit(group, i) } else { 0 };
-        }
-    }
-    word
+    kept
 }
 
 /// Columns whose score is not zero.
 #[inline(always)]
-pub(crate) fn scored<S: Score>(lanes: &Lanes<S>) -> u32 {
+pub(crate) fn non_zeros<S: Score>(x: &[S; COLUMNS]) -> u32 {
     let mut word = 0;
-    for (i, lane) in lanes.iter().enumerate() {
-        for (group, &score) in lane.iter().enumerate() {
-            word |= if score == S::ZERO { 0 } else { bit(group, i) };
-        }
+    for (col, &x) in x.iter().enumerate() {
+        word |= flag(x.bits_of() != false.into(), col);
     }
     word
 }
 
-/// Columns that are not zero; -0.0 is.
+/// A flag as a bit.
 #[inline(always)]
-pub(crate) fn non_zeros<T: Bits>(x: &[T; COLUMNS]) -> u32 {
-    scored(&lanes(x, |x| absolute(x) as i32))
+fn flag(set: bool, at: usize) -> u32 {
+    u32::from(set) << at
 }
+
+/// The columns that win two of their three comparisons or more, by who wins: 0 over 1, 0 over 2, 0 over 3, 1 over 2, 1
+/// over 3, 2 over 3, a bit each. A table, so that nothing here is left to how a compiler deals with branches.
+const BEST_TWO: [u8; 64] = {
+    const fn two(x: usize, y: usize, z: usize) -> u8 {
+        (x + y + z >= 2) as u8
+    }
+    let mut table = [0; 64];
+    let mut wins = 0;
+    while wins < 64 {
+        let [ab, ac, ad, bc, bd, cd] =
+            [wins & 1, wins >> 1 & 1, wins >> 2 & 1, wins >> 3 & 1, wins >> 4 & 1, wins >> 5];
+        let (a, b) = (two(ab, ac, ad), two(1 - ab, bc, bd));
+        let (c, d) = (two(1 - ac, 1 - bc, cd), two(1 - ad, 1 - bd, 1 - cd));
+        table[wins] = a | b << 1 | c << 2 | d << 3;
+        wins += 1;
+    }
+    table
+};
 
 /// The lowest bit of each group in which two bits or more are set.
 const fn pairs(bits: u32) -> u32 {
@@ -267,7 +280,7 @@ pub(crate) fn scatter<T: Bits>(values: &[T; VALUES], codes: u32, x: &mut [T; COL
     }
 }
 
-/// Makes a row of `B`s out of a row of `A`s word by word, `IN` elements to a word becoming `OUT`. The last word may be
+/// Makes one row out of another, dense or compressed, word by word, `IN` elements to a word becoming `OUT`. The last word may be
 /// ragged on both sides: what it lacks reads as zero, and what it has too much is dropped.
 #[inline(always)]
 pub(crate) fn each_word<T: Bits, const IN: usize, const OUT: usize>(

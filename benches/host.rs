@@ -1,4 +1,5 @@
-//! What happens once per weight matrix, on the host: prune, compress, decompress. `cargo bench`.
+//! What happens once per weight matrix, on the host: prune, compress, both at once (`sparsify`), decompress. `cargo
+//! bench`. All of it is one thread's work, and a rate is that of the dense weights' bytes.
 //!
 //! Products are not measured here but by `sparse24 bench`, which verifies them first.
 #![allow(
@@ -15,9 +16,11 @@ use sparse24::{DType, Sparse24, VectorLen, prune};
 
 fn host(c: &mut Criterion) {
     let (_, layers) = MODELS.into_iter().find(|(name, _)| *name == "bert-base").unwrap();
-    for &(layer, m, k) in layers {
-        let w = uniform(m, k, DType::F32, 24).unwrap();
-        let mut group = c.benchmark_group(format!("bert-base.{layer}"));
+    let layers = layers.iter().map(|&(layer, m, k)| (format!("bert-base.{layer}"), m, k, DType::F32));
+    let large = [DType::F32, DType::F16].map(|dtype| (format!("4096x4096.{dtype}"), 4096, 4096, dtype));
+    for (name, m, k, dtype) in layers.chain(large) {
+        let w = uniform(m, k, dtype, 24).unwrap();
+        let mut group = c.benchmark_group(name);
         group.throughput(Throughput::Bytes(w.bytes() as u64));
         for vector in [VectorLen::ONE, VectorLen::new(32).unwrap()] {
             let mask = prune::magnitude(&w, vector).unwrap();
@@ -27,6 +30,9 @@ fn host(c: &mut Criterion) {
             });
             group.bench_function(BenchmarkId::new("compress", vector), |b| {
                 b.iter(|| Sparse24::compress(black_box(&w), black_box(&mask)).unwrap());
+            });
+            group.bench_function(BenchmarkId::new("sparsify", vector), |b| {
+                b.iter(|| prune::sparsify(black_box(&w), vector).unwrap());
             });
             group.bench_function(BenchmarkId::new("decompress", vector), |b| {
                 b.iter(|| black_box(&compressed).decompress());

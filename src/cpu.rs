@@ -11,6 +11,7 @@ mod epilogue;
 mod memory;
 mod probe;
 mod sparse;
+mod sparsify;
 mod weights;
 
 mod glue;
@@ -25,6 +26,7 @@ use rayon::prelude::*;
 use self::epilogue::Finish;
 use self::memory::Aligned;
 pub(crate) use self::probe::CpuProbe;
+pub(crate) use self::sparsify::Parts;
 pub(crate) use self::weights::CpuWeights;
 use crate::error::{Error, Result};
 use crate::matrix::{Element, Elements, Matrix, each_dtype};

@@ -6,6 +6,7 @@
 //! and types of its plan and live on its device.
 
 pub mod glue;
+pub mod sparsify;
 
 use std::borrow::Cow;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -68,7 +69,8 @@ pub struct Weights {
 enum WeightStore {
     /// One of each per piece (see [`layout`]).
     Gpu(Vec<Piece>),
-    Cpu(Arc<CpuWeights>),
+    /// Behind a lock, since weights may be replaced while calls are bound to them.
+    Cpu(Arc<RwLock<CpuWeights>>),
 }
 
 /// Some rows of W in the memory of a GPU.
@@ -76,6 +78,13 @@ enum WeightStore {
 struct Piece {
     values: wgpu::Buffer,
     words: Option<wgpu::Buffer>,
+}
+
+impl Piece {
+    /// All of its values, and of its words.
+    fn bindings(&self) -> (Option<Binding<'_>>, Option<Binding<'_>>) {
+        (Some(Binding::whole(&self.values)), self.words.as_ref().map(Binding::whole))
+    }
 }
 
 impl Weights {
@@ -167,6 +176,7 @@ enum Work {
     Gpu(Vec<Dispatch>),
     Cpu(Arc<CpuCall>),
     CpuGlue(Arc<glue::CpuGlue>),
+    CpuConversion(Arc<sparsify::CpuConversion>),
     CpuProbe(Arc<CpuProbe>),
 }
 
@@ -175,7 +185,7 @@ impl Work {
     fn dispatches(&self) -> &[Dispatch] {
         match self {
             Self::Gpu(dispatches) => dispatches,
-            Self::Cpu(_) | Self::CpuGlue(_) | Self::CpuProbe(_) => &[],
+            Self::Cpu(_) | Self::CpuGlue(_) | Self::CpuConversion(_) | Self::CpuProbe(_) => &[],
         }
     }
 
@@ -185,6 +195,7 @@ impl Work {
             Self::Gpu(_) => {}
             Self::Cpu(call) => call.run_now(cpu),
             Self::CpuGlue(call) => call.run_now(cpu),
+            Self::CpuConversion(call) => call.run_now(cpu),
             Self::CpuProbe(probe) => cpu.run_probe(probe),
         }
     }
@@ -194,7 +205,7 @@ impl Work {
 struct CpuCall {
     problem: Problem,
     way: CpuWay,
-    weights: Arc<CpuWeights>,
+    weights: Arc<RwLock<CpuWeights>>,
     x: Arc<RwLock<Matrix>>,
     bias: Option<Arc<RwLock<Matrix>>>,
     residual: Option<Arc<RwLock<Matrix>>>,
@@ -203,12 +214,13 @@ struct CpuCall {
 
 impl CpuCall {
     fn run_now(&self, cpu: &Cpu) {
+        let weights = read(&self.weights);
         let x = read(&self.x);
         let bias = self.bias.as_deref().map(read);
         let residual = self.residual.as_deref().map(read);
         let mut y = write(&self.y);
         let operands = CpuOperands {
-            weights: &self.weights,
+            weights: &weights,
             x: &x,
             bias: bias.as_ref().and_then(|b| f32::of(b.elements())),
             residual: residual.as_ref().map(|r| r.elements()),
@@ -217,13 +229,13 @@ impl CpuCall {
     }
 }
 
-// A panic of another thread cannot leave a matrix without its elements, so a poisoned lock is as good as any.
-fn read(matrix: &RwLock<Matrix>) -> RwLockReadGuard<'_, Matrix> {
-    matrix.read().unwrap_or_else(PoisonError::into_inner)
+// A panic of another thread cannot leave operands without their elements, so a poisoned lock is as good as any.
+fn read<T>(shared: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    shared.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn write(matrix: &RwLock<Matrix>) -> RwLockWriteGuard<'_, Matrix> {
-    matrix.write().unwrap_or_else(PoisonError::into_inner)
+fn write<T>(shared: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    shared.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What took the time of a [`Timing`].
@@ -457,7 +469,7 @@ impl Device {
     pub fn upload_dense(&self, w: &Matrix) -> Result<Weights> {
         let store = match &self.0 {
             Inner::Gpu(gpu) => upload_pieces(gpu, Op::Dense, widen(w).elements(), (w.rows(), w.cols()), w.cols(), &[])?,
-            Inner::Cpu(_) => WeightStore::Cpu(Arc::new(CpuWeights::dense(w, None))),
+            Inner::Cpu(_) => cpu_weights(CpuWeights::dense(w, None)),
         };
         Ok(self.weights(Op::Dense, w.rows(), w.cols(), w.dtype(), store))
     }
@@ -470,7 +482,7 @@ impl Device {
                 let values = widen_elements(w.values());
                 upload_pieces(gpu, op, &values, (w.m(), w.k()), w.k_physical(), w.meta())?
             }
-            Inner::Cpu(cpu) => WeightStore::Cpu(Arc::new(CpuWeights::sparse24(w, cpu.simd()))),
+            Inner::Cpu(cpu) => cpu_weights(CpuWeights::sparse24(w, cpu.simd())),
         };
         Ok(self.weights(op, w.m(), w.k(), w.dtype(), store))
     }
@@ -491,7 +503,7 @@ impl Device {
         expect_shape("mask", (mask.rows(), mask.cols()), (w.rows(), w.cols()))?;
         let store = match &self.0 {
             Inner::Gpu(gpu) => upload_pieces(gpu, op, widen(w).elements(), (w.rows(), w.cols()), w.cols(), words)?,
-            Inner::Cpu(_) => WeightStore::Cpu(Arc::new(CpuWeights::dense(w, Some(mask)))),
+            Inner::Cpu(_) => cpu_weights(CpuWeights::dense(w, Some(mask))),
         };
         Ok(self.weights(op, w.rows(), w.cols(), w.dtype(), store))
     }
@@ -507,7 +519,7 @@ impl Device {
                 pieces.iter().map(|p| p.values.size() + p.words.as_ref().map_or(0, wgpu::Buffer::size)).sum::<u64>()
                     as usize
             }
-            WeightStore::Cpu(w) => w.bytes(),
+            WeightStore::Cpu(w) => read(w).bytes(),
         };
         Weights { device: self.clone(), op, m, k, dtype, bytes, store }
     }
@@ -806,13 +818,17 @@ impl Prepared {
                 Gpu::record(encoder, dispatches.iter(), None);
                 Ok(())
             }
-            Work::Cpu(_) | Work::CpuGlue(_) | Work::CpuProbe(_) => Err(Error::Mismatch {
+            Work::Cpu(_) | Work::CpuGlue(_) | Work::CpuConversion(_) | Work::CpuProbe(_) => Err(Error::Mismatch {
                 what: "call".into(),
                 got: "the CPU device".into(),
                 expected: "a GPU to record into an encoder".into(),
             }),
         }
     }
+}
+
+fn cpu_weights(weights: CpuWeights) -> WeightStore {
+    WeightStore::Cpu(Arc::new(RwLock::new(weights)))
 }
 
 fn is_hardware(info: &AdapterInfo) -> bool {
@@ -864,10 +880,7 @@ impl Bind<'_> {
         let partial = self.partial.as_ref().map(|buffer| Binding { buffer, offset: 0, bytes: self.scratch_bytes.1 });
         let (values, words) = match step.weights {
             WeightOperand::Nothing => (None, None),
-            WeightOperand::Piece(piece) => {
-                let Piece { values, words } = &self.pieces[piece];
-                (Some(Binding::whole(values)), words.as_ref().map(Binding::whole))
-            }
+            WeightOperand::Piece(piece) => self.pieces[piece].bindings(),
             WeightOperand::Partial => (partial, None),
         };
         let x = match &step.x {

@@ -96,6 +96,7 @@ use std::iter::zip;
 use std::ops::Range;
 
 use crate::error::{Error, Result, checked_mul, expect_shape};
+use crate::groups::{self, Bits, COLUMNS};
 use crate::mask::{Mask, Mask24, VectorLen};
 use crate::matrix::{DType, Element, Elements, Matrix, each_dtype};
 
@@ -168,7 +169,9 @@ impl Sparse24 {
     pub fn compress(w: &Matrix, mask: &Mask24) -> Result<Self> {
         let bits = mask.mask();
         expect_shape("mask", (bits.rows(), bits.cols()), (w.rows(), w.cols()))?;
-        each_dtype!(w.elements(), data => encode(w, data, mask.vector(), |row, group| bits.group(row, group)))
+        let per_row = bits.words_per_row();
+        let keep = |row: usize, word: usize| bits.words()[row * per_row + word];
+        each_dtype!(w.elements(), data => encode(w, data, mask.vector(), keep))
     }
 
     /// Compresses a matrix that is 2:4 already. A group that is not is [`Error::OverFull`], which names it.
@@ -181,7 +184,7 @@ impl Sparse24 {
     /// # Ok::<(), sparse24::Error>(())
     /// ```
     pub fn from_dense(w: &Matrix, vector: VectorLen) -> Result<Self> {
-        each_dtype!(w.elements(), data => encode(w, data, vector, |_, _| 0xf))
+        each_dtype!(w.elements(), data => encode(w, data, vector, |_, _| u32::MAX))
     }
 
     /// Takes over values and metadata that were made elsewhere. An error if their numbers do not follow from `m`, `k`
@@ -229,6 +232,13 @@ impl Sparse24 {
         Ok(s)
     }
 
+    /// Values and metadata that follow from a choice of positions and are legal by construction.
+    pub(crate) fn of_parts(m: usize, k: usize, vector: VectorLen, values: Elements, meta: Vec<u32>) -> Self {
+        let s = Self { m, k, vector, values, meta };
+        debug_assert_eq!((s.values.len(), s.meta.len()), (m * s.k_physical(), s.meta_rows() * s.meta_cols()));
+        s
+    }
+
     /// What [`Self::from_parts`] takes: `m`, `k`, the vector length, values and metadata.
     pub fn into_parts(self) -> (usize, usize, VectorLen, Elements, Vec<u32>) {
         (self.m, self.k, self.vector, self.values, self.meta)
@@ -236,21 +246,9 @@ impl Sparse24 {
 
     /// The `m x k` matrix, with +0.0 wherever no value is coded.
     pub fn decompress(&self) -> Matrix {
-        fn decode<T: Element>(s: &Sparse24, values: &[T]) -> Elements {
+        fn decode<T: Bits>(s: &Sparse24, values: &[T]) -> Elements {
             let mut dense = vec![T::zeroed(); s.m * s.k];
-            for (row, out) in dense.chunks_exact_mut(s.k.max(1)).enumerate() {
-                let codes = s.meta_row(row);
-                let pairs = values[row * s.k_physical()..].as_chunks::<2>().0;
-                for (group, (out, &[a, b])) in zip(out.chunks_mut(4), pairs).enumerate() {
-                    let (first, second) = split(nibble(codes, group));
-                    // Padded columns are coded too, but are no part of the matrix.
-                    for (at, value) in [(first, a), (second, b)] {
-                        if let Some(out) = out.get_mut(at) {
-                            *out = value;
-                        }
-                    }
-                }
-            }
+            expand_rows(values, &s.meta, s.k, s.vector, &mut dense);
             T::wrap(dense)
         }
         Matrix::of_len(self.m, self.k, each_dtype!(&self.values, values => decode(self, values)))
@@ -263,10 +261,8 @@ impl Sparse24 {
         // One word of metadata covers the same 32 columns as one word of a mask. Padding nibbles become a bit 0 that
         // lies past the last column, as coded padding columns do; the last word's limit removes both.
         let kept = |word: u32| {
-            (0..8).fold(0, |bits, group| {
-                let (first, second) = split(word >> (4 * group) & 0xf);
-                bits | (1 << first | 1 << second) << (4 * group)
-            })
+            let (first, second) = groups::positions(word);
+            first | second
         };
         let limit = u32::MAX >> ((32 - self.k % 32) % 32);
         if self.k > 0 {
@@ -346,11 +342,6 @@ impl Sparse24 {
     /// # Ok::<(), sparse24::Error>(())
     /// ```
     pub fn vector_len_of(mask: &Mask) -> Option<VectorLen> {
-        // Three or four bits of a nibble, for all eight nibbles of a word at once.
-        let over_full = |&word: &u32| {
-            let [a, b, c, d] = [0, 1, 2, 3].map(|i| word >> i & 0x1111_1111);
-            (a & b & (c | d)) | (c & d & (a | b)) != 0
-        };
         let per_row = mask.words_per_row().max(1);
         let mut unions = mask.words().to_vec();
         let mut found = None;
@@ -363,7 +354,7 @@ impl Sparse24 {
                 };
                 unions = unions.chunks(2 * per_row).flat_map(double).collect();
             }
-            if unions.iter().any(over_full) {
+            if unions.iter().any(|&bits| groups::over_full(bits) != 0) {
                 break;
             }
             found = Some(v);
@@ -436,47 +427,53 @@ impl Sparse24 {
     }
 }
 
-/// Compresses `data`, the elements of `w`, of which `keep(row, group)` keeps the positions set in its low four bits.
-fn encode<T: Element>(
-    w: &Matrix,
-    data: &[T],
-    vector: VectorLen,
-    keep: impl Fn(usize, usize) -> u8,
-) -> Result<Sparse24> {
+/// Decompresses rows of `k` columns from a block's first one on, all of whose elements are written.
+pub(crate) fn expand_rows<T: Bits>(values: &[T], meta: &[u32], k: usize, vector: VectorLen, dense: &mut [T]) {
+    let (stride, per_row) = (2 * k.div_ceil(4), k.div_ceil(COLUMNS));
+    let rows = zip(values.chunks_exact(stride.max(1)), dense.chunks_exact_mut(k.max(1)));
+    for (row, (values, dense)) in rows.enumerate() {
+        let codes = &meta[row / vector.get() * per_row..][..per_row];
+        groups::each_word(values, dense, |word, values, to| groups::scatter(values, codes[word], to));
+    }
+}
+
+/// Compresses `data`, the elements of `w`, of which `keep(row, word)` keeps the columns whose bits are set.
+fn encode<T: Bits>(w: &Matrix, data: &[T], vector: VectorLen, keep: impl Fn(usize, usize) -> u32) -> Result<Sparse24> {
     let (m, k, v) = (w.rows(), w.cols(), vector.get());
-    let groups = k.div_ceil(4);
-    let mut values = Vec::with_capacity(checked_mul("values", m, 2 * groups)?);
-    let mut meta = Vec::with_capacity(checked_mul("meta", m.div_ceil(v), k.div_ceil(32))?);
+    let (stride, per_row) = (2 * k.div_ceil(4), k.div_ceil(COLUMNS));
+    let mut values = vec![T::zeroed(); checked_mul("values", m, stride)?];
+    let mut meta = vec![0; checked_mul("meta", m.div_ceil(v), per_row)?];
+    // Nothing to do, however many rows or columns there are said to be.
     if data.is_empty() {
-        return Ok(Sparse24 { m, k, vector, values: T::wrap(values), meta });
+        return Ok(Sparse24::of_parts(m, k, vector, T::wrap(values), meta));
     }
-    let mut codes = vec![0u8; groups];
+    let mut coded = vec![0; per_row];
     // Row by row within a block, so that both passes run along memory.
-    let block_len = checked_mul("row block", v.min(m), k)?;
-    for (block, rows) in data.chunks(block_len).enumerate() {
+    let blocks = zip(data.chunks(v * k), values.chunks_mut(v * stride));
+    for (block, ((rows, values), meta)) in zip(blocks, meta.chunks_exact_mut(per_row)).enumerate() {
         let first = block * v;
-        codes.fill(0);
+        coded.fill(0);
         for (row, data) in (first..).zip(rows.chunks_exact(k)) {
-            for (group, (union, data)) in zip(&mut codes, data.chunks(4)).enumerate() {
-                let non_zero = zip(data, 0..).fold(0, |bits, (x, i)| bits | u8::from(*x != T::zeroed()) << i);
-                *union |= non_zero & keep(row, group);
+            let (whole, rest) = data.as_chunks::<COLUMNS>();
+            for (word, x) in whole.iter().enumerate() {
+                coded[word] |= groups::non_zeros(x) & keep(row, word);
+            }
+            if !rest.is_empty() {
+                coded[whole.len()] |= groups::non_zeros(&groups::padded(rest)) & keep(row, whole.len());
             }
         }
-        for (group, code) in codes.iter_mut().enumerate() {
-            let count = code.count_ones() as usize;
-            *code = code_of(*code).ok_or(Error::OverFull { row: first, group, count })?;
-        }
-        meta.extend(
-            codes.chunks(8).map(|codes| zip(codes, 0..).fold(0, |word, (&c, i)| word | u32::from(c) << (4 * i))),
-        );
-        for (row, data) in (first..).zip(rows.chunks_exact(k)) {
-            for (group, (&code, data)) in zip(&codes, data.chunks(4)).enumerate() {
-                let (kept, (a, b)) = (keep(row, group), split(u32::from(code)));
-                // A padded column has no element, a masked one has lost it.
-                let value = |at: usize| data.get(at).filter(|_| kept >> at & 1 == 1).copied().unwrap_or(T::zeroed());
-                values.extend([value(a), value(b)]);
+        for (word, (coded, meta)) in zip(&mut coded, meta).enumerate() {
+            if let over @ 1.. = groups::over_full(*coded) {
+                let at = over.trailing_zeros();
+                let (group, count) = (8 * word + at as usize / 4, (*coded >> at & 0xf).count_ones() as usize);
+                return Err(Error::OverFull { row: first, group, count });
             }
+            *coded = groups::codes(groups::coded(*coded));
+            *meta = *coded & groups::first((k - COLUMNS * word).next_multiple_of(4));
+        }
+        for ((row, data), values) in (first..).zip(rows.chunks_exact(k)).zip(values.chunks_exact_mut(stride)) {
+            groups::each_word(data, values, |word, x, to| groups::gather(x, coded[word], keep(row, word), to));
         }
     }
-    Ok(Sparse24 { m, k, vector, values: T::wrap(values), meta })
+    Ok(Sparse24::of_parts(m, k, vector, T::wrap(values), meta))
 }

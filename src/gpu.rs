@@ -152,10 +152,12 @@ fn rates(kind: wgpu::DeviceType) -> Rates {
     Rates { fma, cooperative, memory, cache, dispatch }
 }
 
-/// Bindings of every kernel, by number: parameters, two for weights, X, bias, residual, Y, and one more to read.
+/// Bindings of every kernel, by number: parameters, two for weights, X, bias, residual, Y, and one more.
 const BINDINGS: u32 = 8;
 /// The one that is written.
 const OUTPUT: u32 = 6;
+/// The one that is written, too, by programs that say so, and read by others.
+const SECOND_OUTPUT: u32 = 7;
 
 /// A range of a buffer that a program binds.
 #[derive(Clone, Copy)]
@@ -195,8 +197,8 @@ pub(crate) struct Gpu {
     queue: wgpu::Queue,
     info: AdapterInfo,
     checks: ShaderChecks,
-    layout: wgpu::BindGroupLayout,
-    pipeline_layout: wgpu::PipelineLayout,
+    /// Of programs with one output, and of those with two.
+    layouts: [Layout; 2],
     /// Bound where a kernel has no operand, or an empty one: a binding cannot be empty.
     nothing: wgpu::Buffer,
     modules: Mutex<HashMap<Program, wgpu::ShaderModule>>,
@@ -206,6 +208,12 @@ pub(crate) struct Gpu {
     staging: Mutex<Option<wgpu::Buffer>>,
     clock: Option<Mutex<Clock>>,
     lost: Arc<Mutex<Option<String>>>,
+}
+
+/// How a program's bindings are used.
+struct Layout {
+    bindings: wgpu::BindGroupLayout,
+    pipeline: wgpu::PipelineLayout,
 }
 
 /// Two timestamps and the buffer they are resolved to.
@@ -291,29 +299,33 @@ impl Gpu {
                 feature: format!("{} storage buffers per shader stage", BINDINGS - 1),
             });
         }
-        let entries: Vec<_> = (0..BINDINGS)
-            .map(|binding| wgpu::BindGroupLayoutEntry {
-                binding,
-                visibility: wgpu::ShaderStages::COMPUTE,
-                ty: wgpu::BindingType::Buffer {
-                    ty: match binding {
-                        0 => wgpu::BufferBindingType::Uniform,
-                        _ => wgpu::BufferBindingType::Storage { read_only: binding != OUTPUT },
+        let layout = |outputs: &[u32]| {
+            let entries: Vec<_> = (0..BINDINGS)
+                .map(|binding| wgpu::BindGroupLayoutEntry {
+                    binding,
+                    visibility: wgpu::ShaderStages::COMPUTE,
+                    ty: wgpu::BindingType::Buffer {
+                        ty: match binding {
+                            0 => wgpu::BufferBindingType::Uniform,
+                            _ => wgpu::BufferBindingType::Storage { read_only: !outputs.contains(&binding) },
+                        },
+                        has_dynamic_offset: false,
+                        min_binding_size: None,
                     },
-                    has_dynamic_offset: false,
-                    min_binding_size: None,
-                },
-                count: None,
-            })
-            .collect();
-        let (layout, pipeline_layout, nothing, clock) = scoped(&device, &lost, "set up device", || {
-            let layout = device
+                    count: None,
+                })
+                .collect();
+            let bindings = device
                 .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some("gemm"), entries: &entries });
-            let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
                 label: Some("gemm"),
-                bind_group_layouts: &[Some(&layout)],
+                bind_group_layouts: &[Some(&bindings)],
                 immediate_size: 0,
             });
+            Layout { bindings, pipeline }
+        };
+        let (layouts, nothing, clock) = scoped(&device, &lost, "set up device", || {
+            let layouts = [layout(&[OUTPUT]), layout(&[OUTPUT, SECOND_OUTPUT])];
             let nothing = device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("nothing"),
                 size: 16,
@@ -335,15 +347,14 @@ impl Gpu {
                     }),
                 })
             });
-            (layout, pipeline_layout, nothing, clock)
+            (layouts, nothing, clock)
         })?;
         Ok(Self {
             device,
             queue,
             info,
             checks,
-            layout,
-            pipeline_layout,
+            layouts,
             nothing,
             modules: Mutex::default(),
             pipelines: Mutex::default(),
@@ -495,6 +506,11 @@ impl Gpu {
         Ok(buffer)
     }
 
+    fn layout_of(&self, program: &Program) -> &Layout {
+        let [one, two] = &self.layouts;
+        if program.writes_two() { two } else { one }
+    }
+
     /// The compiled pipeline of a program, from the cache after the first time.
     fn pipeline(&self, program: &Program) -> Result<wgpu::ComputePipeline> {
         if let Some(pipeline) = lock(&self.pipelines).get(program) {
@@ -517,7 +533,7 @@ impl Gpu {
         let pipeline = self.scoped(&format!("build {name}"), || {
             self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(&name),
-                layout: Some(&self.pipeline_layout),
+                layout: Some(&self.layout_of(program).pipeline),
                 module: &module,
                 entry_point: Some("main"),
                 compilation_options: wgpu::PipelineCompilationOptions {
@@ -543,7 +559,9 @@ impl Gpu {
             // arrays are indexed below their constant sizes, gathers by 2-bit positions within a group; every loop
             // counts up to a finite bound; divisors are constants or numbers of tiles and features that are not zero
             // where anything is dispatched; workgroup memory is written before it is read. Kernels between the GEMMs
-            // bound every id by its table's rows and every length by the rows of a sequence where they read it. Gain:
+            // bound every id by its table's rows and every length by the rows of a sequence where they read it. Those that
+            // prune and decompress guard rows, columns and words by the sizes of W, from which the sizes of all that is
+            // bound follow; positions have two bits. Gain:
             // none on llvmpipe that its noise would show since loops are unrolled (benches/results/2026-11-23-llvmpipe;
             // 3.8 to 4.0 times before), not measured on a GPU.
             ShaderChecks::Trusted => unsafe {
@@ -594,7 +612,7 @@ impl Gpu {
             let entries: Vec<_> = std::iter::once(first).chain(operands).collect();
             self.device.create_bind_group(&wgpu::BindGroupDescriptor {
                 label: Some("gemm"),
-                layout: &self.layout,
+                layout: &self.layout_of(program).bindings,
                 entries: &entries,
             })
         })?;

@@ -27,6 +27,7 @@
 //! [trusted](ShaderChecks::Trusted) modules need at least one.
 
 pub mod glue;
+pub mod sparsify;
 
 use std::fmt;
 
@@ -718,6 +719,8 @@ pub enum Program {
     ProbeCopy,
     /// What runs between the GEMMs of a transformer.
     Glue(glue::Glue),
+    /// What makes 2:4 weights of dense ones, and dense ones of them.
+    Conversion(sparsify::Conversion),
 }
 
 /// Independent sums of a thread or subgroup, and multiply-adds of each, in the probes of arithmetic.
@@ -741,7 +744,8 @@ impl Program {
                 .flat_map(move |output| Epilogue::all().map(move |epilogue| Self::Reduce { form, output, epilogue }))
         });
         let probes = FLOATS.map(Self::ProbeFma).into_iter().chain([Self::ProbeCoop, Self::ProbeCopy]);
-        pack.chain(reduce).chain(probes).chain(glue::Glue::all().map(Self::Glue))
+        let conversions = sparsify::Conversion::all().map(Self::Conversion);
+        pack.chain(reduce).chain(probes).chain(glue::Glue::all().map(Self::Glue)).chain(conversions)
     }
 
     /// The part that decides its text. Programs that differ in form and epilogue alone share a module.
@@ -752,8 +756,14 @@ impl Program {
             Self::Pack { storage, .. } => Self::Pack { form, storage },
             Self::Reduce { output, .. } => Self::Reduce { form, output, epilogue },
             Self::Glue(glue) => Self::Glue(glue.module()),
+            Self::Conversion(conversion) => Self::Conversion(conversion.module()),
             probe => probe,
         }
+    }
+
+    /// Whether it writes binding 7 beside binding 6.
+    pub(crate) fn writes_two(&self) -> bool {
+        matches!(self, Self::Conversion(conversion) if conversion.writes_two())
     }
 
     /// The specialised WGSL, as a GPU gets it: see [`Kernel::source`].
@@ -788,6 +798,7 @@ impl Program {
             }
             Self::ProbeCopy => Ok(Text(include_str!("../shaders/probe_copy.wgsl").to_owned())),
             Self::Glue(glue) => glue.text(primitives),
+            Self::Conversion(conversion) => Ok(conversion.text()),
         }
     }
 
@@ -801,6 +812,7 @@ impl Program {
             Self::ProbeCoop => vec![("FACTOR", 0.007_812_5)],
             Self::ProbeCopy => vec![("COPIES", 4.0)],
             Self::Glue(glue) => glue.overrides(),
+            Self::Conversion(conversion) => conversion.overrides(),
         }
     }
 
@@ -818,6 +830,7 @@ impl Program {
             }
             Self::ProbeCopy => false,
             Self::Glue(glue) => return glue.supported_by(caps),
+            Self::Conversion(conversion) => return conversion.supported_by(caps),
         };
         if f16 && !caps.f16 { Err("f16 in shaders".into()) } else { Ok(()) }
     }
@@ -833,6 +846,7 @@ impl fmt::Display for Program {
             Self::ProbeCoop => f.write_str("probe_coop"),
             Self::ProbeCopy => f.write_str("probe_copy"),
             Self::Glue(glue) => glue.fmt(f),
+            Self::Conversion(conversion) => conversion.fmt(f),
         }
     }
 }

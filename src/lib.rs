@@ -111,6 +111,7 @@ pub mod engine;
 pub mod error;
 pub mod format;
 mod gpu;
+mod groups;
 pub mod io;
 pub mod kernel;
 mod layout;
@@ -128,6 +129,7 @@ pub mod simd;
 pub mod tune;
 
 pub use engine::glue::{self, Attention, Embed, Indices, LayerNorm, Pool};
+pub use engine::sparsify::{self, Compressed, Densify, Sparsify};
 pub use engine::{Device, Io, Options, Prepared, Tensor, Weights, wgpu};
 pub use error::{Error, Result};
 pub use format::Sparse24;

@@ -9,6 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result, checked_mul, expect_shape};
+use crate::groups;
 use crate::matrix::{Element, Elements, Matrix, each_dtype};
 
 /// How many consecutive rows of W share one pattern per group: 1, 2, 4, 8, 16, 32, 64 or 128.
@@ -162,11 +163,14 @@ impl Mask24 {
     /// Checks that `mask` is 2:4 at vector length `vector`; the error names the first over-full row and group.
     pub fn new(mask: Mask, vector: VectorLen) -> Result<Self> {
         let v = vector.get();
-        for row in (0..if mask.words.is_empty() { 0 } else { mask.rows }).step_by(v) {
-            for group in 0..mask.cols.div_ceil(4) {
-                let union = (row..mask.rows.min(row + v)).fold(0, |bits, r| bits | mask.group(r, group));
-                if union.count_ones() > 2 {
-                    return Err(Error::OverFull { row, group, count: union.count_ones() as usize });
+        let per_row = mask.words_per_row().max(1);
+        for (block, rows) in mask.words.chunks(v.saturating_mul(per_row)).enumerate() {
+            for word in 0..per_row {
+                let union = rows.iter().skip(word).step_by(per_row).fold(0, |bits, word| bits | word);
+                if let over @ 1.. = groups::over_full(union) {
+                    let at = over.trailing_zeros();
+                    let count = (union >> at & 0xf).count_ones() as usize;
+                    return Err(Error::OverFull { row: block * v, group: 8 * word + at as usize / 4, count });
                 }
             }
         }

@@ -29,51 +29,20 @@ pub use method::Method;
 pub use sparsegpt::SparseGpt;
 pub use statistics::Statistics;
 
+mod magnitude;
+
+pub(crate) use self::magnitude::{Workspace, sparsify_rows};
+pub use self::magnitude::{magnitude, sparsify};
+
 use rand_pcg::Pcg32;
 use rand_pcg::rand_core::Rng;
 
-use crate::error::{Error, Result, checked_mul, expect_shape};
+use crate::error::{Result, checked_mul, expect_shape};
 use crate::mask::{Mask, Mask24, VectorLen};
 use crate::matrix::{Element, Matrix, each_dtype};
 
 /// The six ways to keep two of four, position i in bit i.
 const PATTERNS: [u8; 6] = [0b0011, 0b0101, 0b0110, 0b1001, 0b1010, 0b1100];
-
-/// Keeps the two positions of every group with the highest Σ|w| over the V rows, ties to the lower column. Sums are in
-/// f64; infinities are weights like others. A NaN is [`Error::Nan`], which names the first one.
-///
-/// ```
-/// use sparse24::{Matrix, VectorLen, prune};
-/// let w = Matrix::from_f32(2, 4, &[3., -2., 1., 0., 0., 0., -4., 0.5])?;
-/// let kept = |v| Ok::<_, sparse24::Error>(prune::magnitude(&w, VectorLen::new(v)?)?.mask().words().to_vec());
-/// assert_eq!(kept(1)?, [0b0011, 0b1100]);
-/// assert_eq!(kept(2)?, [0b0101, 0b0101]);
-/// # Ok::<(), sparse24::Error>(())
-/// ```
-pub fn magnitude(w: &Matrix, vector: VectorLen) -> Result<Mask24> {
-    fn score<T: Element>(w: &Matrix, data: &[T], vector: VectorLen) -> Result<Mask24> {
-        let mut scores = vec![0f64; if data.is_empty() { 0 } else { w.cols() }];
-        by_block(w.rows(), w.cols(), vector, |rows, patterns| {
-            scores.fill(0.0);
-            for row in rows {
-                for (col, x) in data[row * w.cols()..][..w.cols()].iter().enumerate() {
-                    let x = x.to_f32();
-                    if x.is_nan() {
-                        return Err(Error::Nan { row, col });
-                    }
-                    scores[col] += f64::from(x).abs();
-                }
-            }
-            patterns.extend(scores.chunks(4).map(|s| {
-                let better = |i: usize, j: usize| s[j] > s[i] || s[j] == s[i] && j < i;
-                let kept = |&i: &usize| (0..s.len()).filter(|&j| better(i, j)).count() < 2;
-                (0..s.len()).filter(kept).fold(0, |bits, i| bits | 1 << i)
-            }));
-            Ok(())
-        })
-    }
-    each_dtype!(w.elements(), data => score(w, data, vector))
-}
 
 /// Keeps two positions of every group at random, each of the six pairs equally likely. The mask is a function of the
 /// arguments alone: PCG-32 seeded with `seed`, three bits a draw, the same on every machine and in every version.

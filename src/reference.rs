@@ -68,6 +68,7 @@
 //! pass, and are counted as [`Verdict::undecided`]; a verdict that decided nothing does not pass.
 
 pub mod glue;
+pub mod sparsify;
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use std::fmt;

@@ -7,6 +7,7 @@ use std::mem::offset_of;
 use naga::back::spv;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use sparse24::kernel::glue::{Glue, GlueParams};
+use sparse24::kernel::sparsify::{Conversion, ConversionParams};
 use sparse24::kernel::{Kernel, Params, Program};
 use sparse24::{DType, Epilogue, Form};
 
@@ -94,6 +95,7 @@ fn shader_files_are_valid_as_they_stand() {
     let quads = include_str!("../shaders/shared/quads.wgsl");
     let scalars = include_str!("../shaders/shared/scalars.wgsl");
     let attention = include_str!("../shaders/shared/attention.wgsl");
+    let sparse24 = include_str!("../shaders/shared/sparse24.wgsl");
     for parts in [
         &[gemm, tile, tile_dense, include_str!("../shaders/gemm_dense.wgsl")][..],
         &[gemm, words, tile, tile_dense, include_str!("../shaders/gemm_masked.wgsl")],
@@ -117,6 +119,8 @@ fn shader_files_are_valid_as_they_stand() {
         &[coop, glue, quads, attention, include_str!("../shaders/attention_coop.wgsl")],
         &[glue, quads, include_str!("../shaders/pool.wgsl")],
         &[glue, scalars, include_str!("../shaders/pool.wgsl")],
+        &[sparse24, include_str!("../shaders/sparsify.wgsl")],
+        &[sparse24, include_str!("../shaders/densify.wgsl")],
         &[coop, gemm, words, coop_main, coop_dense, include_str!("../shaders/gemm_dense_coop.wgsl")],
         &[coop, gemm, words, coop_main, coop_dense, include_str!("../shaders/gemm_masked_coop.wgsl")],
         &[coop, gemm, words, coop_main, include_str!("../shaders/gemm_sparse24_coop.wgsl")],
@@ -133,7 +137,8 @@ fn shader_files_are_valid_as_they_stand() {
 /// No loop over registers is left to a driver: private arrays are indexed by constants alone.
 #[test]
 fn register_arrays_are_indexed_by_constants() {
-    for kernel in kernels().map(Program::Gemm).chain(Glue::all().map(Program::Glue)) {
+    let others = Glue::all().map(Program::Glue).chain(Conversion::all().map(Program::Conversion));
+    for kernel in kernels().map(Program::Gemm).chain(others) {
         let source = kernel.source().unwrap();
         assert!(!source.contains("// unroll"), "{kernel}");
         let module = parse(&kernel);
@@ -176,7 +181,8 @@ fn params_are_laid_out_as_the_host_writes_them() {
         ("k_given", offset_of!(Params, k_given)),
     ];
     // The copy declares the two that it reads, and the probe of cooperative matrices none.
-    let others = |p: &Program| matches!(p, Program::ProbeCopy | Program::ProbeCoop | Program::Glue(_));
+    let others =
+        |p: &Program| matches!(p, Program::ProbeCopy | Program::ProbeCoop | Program::Glue(_) | Program::Conversion(_));
     for kernel in modules().filter(|p| !others(p)) {
         assert_eq!(params_of(&kernel), (named(&expected), size_of::<Params>()), "{kernel}");
     }
@@ -193,6 +199,14 @@ fn params_are_laid_out_as_the_host_writes_them() {
     ];
     for kernel in Glue::all().map(Program::Glue) {
         assert_eq!(params_of(&kernel), (named(&expected), size_of::<GlueParams>()), "{kernel}");
+    }
+    let expected = [
+        ("rows", offset_of!(ConversionParams, rows)),
+        ("cols", offset_of!(ConversionParams, cols)),
+        ("row0", offset_of!(ConversionParams, row0)),
+    ];
+    for kernel in Conversion::all().map(Program::Conversion) {
+        assert_eq!(params_of(&kernel), (named(&expected), size_of::<ConversionParams>()), "{kernel}");
     }
 }
 
@@ -212,7 +226,8 @@ fn params_of(kernel: &Program) -> (Vec<(String, usize)>, usize) {
 fn workgroup_memory_and_threads_are_what_the_host_thinks() {
     let gemms = kernels().map(|k| (Program::Gemm(k), k.workgroup_bytes(), k.way().threads()));
     let glue = Glue::all().map(|g| (Program::Glue(g), g.workgroup_bytes(), g.threads()));
-    for (kernel, expected, threads) in gemms.chain(glue) {
+    let conversions = Conversion::all().map(|c| (Program::Conversion(c), c.workgroup_bytes(), c.threads()));
+    for (kernel, expected, threads) in gemms.chain(glue).chain(conversions) {
         let module = parse(&kernel);
         let mut layouter = naga::proc::Layouter::default();
         layouter.update(module.to_ctx()).unwrap();
@@ -269,4 +284,7 @@ fn names_tell_kernels_apart() {
     let names: Vec<_> = Glue::all().map(|g| g.to_string()).collect();
     assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
     assert!(names.iter().any(|n| n == "attention-f16f32-64x32x64-d64-quads"), "{names:?}");
+    let names: Vec<_> = Conversion::all().map(|c| c.to_string()).collect();
+    assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
+    assert!(names.iter().any(|n| n == "sparsify-f16-v4-packed"), "{names:?}");
 }

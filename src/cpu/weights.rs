@@ -22,7 +22,7 @@ use half::{bf16, f16};
 use super::memory::Aligned;
 use crate::format::Sparse24;
 use crate::mask::{Mask, VectorLen};
-use crate::matrix::{Element, Matrix, each_dtype};
+use crate::matrix::{DType, Element, Elements, Matrix, each_dtype};
 use crate::simd::Simd;
 
 /// Rows of a block of 2:4 weights. No pattern spans two: the longest vector length is as long.
@@ -84,6 +84,14 @@ impl Kept for bf16 {
 impl Values {
     fn bytes(&self) -> usize {
         each_type!(self, v => size_of_val(&**v))
+    }
+
+    fn dtype(&self) -> DType {
+        match self {
+            Self::F32(_) => DType::F32,
+            Self::F16(_) => DType::F16,
+            Self::Bf16(_) => DType::Bf16,
+        }
     }
 }
 
@@ -171,7 +179,30 @@ impl CpuWeights {
             values: Values::F32(Aligned::EMPTY),
             codes: Codes::Own(Vec::new()),
         };
-        Self::Sparse24(packed.fill(w))
+        let mut packed = packed.sized(w.dtype());
+        packed.fill(w.values(), w.meta());
+        Self::Sparse24(packed)
+    }
+
+    /// Compressed weights of the same sizes, type and vector length in place of these, which are 2:4.
+    pub(crate) fn replace(&mut self, values: &Elements, meta: &[u32]) {
+        if let Self::Sparse24(packed) = self {
+            packed.fill(values, meta);
+        }
+    }
+
+    /// The compressed weights that these are, which are 2:4, over others of the same sizes and type.
+    pub(crate) fn compressed(&self, values: &mut Elements, meta: &mut [u32]) {
+        if let Self::Sparse24(packed) = self {
+            packed.compressed(values, meta);
+        }
+    }
+
+    /// The type in which values are kept.
+    pub(crate) fn dtype(&self) -> DType {
+        match self {
+            Self::Dense(Dense { values, .. }) | Self::Sparse24(Packed { values, .. }) => values.dtype(),
+        }
     }
 
     /// Bytes that the weights take on this device.
@@ -239,51 +270,110 @@ impl Packed {
         }
     }
 
-    fn fill(mut self, w: &Sparse24) -> Self {
-        if self.k == 0 {
-            // Nothing to lay out, however many rows there are said to be.
-            return self;
-        }
-        let pairs = self.m.div_ceil(2) * self.units();
-        fn place<T: Kept>(own: &Packed, w: &[T], k_physical: usize, pairs: usize) -> Values {
-            let mut out = Aligned::<T>::zeros(pairs * UNIT);
-            own.each_group(|row, group, unit, _| {
-                let at = unit * UNIT + group % 4 * 4 + row % 2 * 2;
-                out[at..at + 2].copy_from_slice(&w[row * k_physical + 2 * group..][..2]);
-            });
-            T::keep(out)
-        }
-        self.values = each_dtype!(w.values(), v => place(&self, v, w.k_physical(), pairs));
-        let v = self.vector.get();
-        let code = |row: usize, group: usize| w.meta()[row / v * w.meta_cols() + group / 8] >> (4 * (group % 8)) & 0xf;
-        self.codes = if v == 1 {
-            let mut words = vec![0u32; pairs];
-            self.each_group(|row, group, unit, _| {
-                words[unit] |= code(row, group) << (8 * (group % 4) + 4 * (row % 2));
-            });
-            Codes::Own(words)
+    /// With room for values and codes, all zero.
+    fn sized(mut self, dtype: DType) -> Self {
+        // Without columns there is nothing to lay out, however many rows there are said to be.
+        let rows = if self.k == 0 { 0 } else { self.m };
+        let units = rows.div_ceil(2) * self.units();
+        self.values = match dtype {
+            DType::F32 => Values::F32(Aligned::zeros(units * UNIT)),
+            DType::F16 => Values::F16(Aligned::zeros(units * UNIT)),
+            DType::Bf16 => Values::Bf16(Aligned::zeros(units * UNIT)),
+        };
+        self.codes = if self.vector == VectorLen::ONE {
+            Codes::Own(vec![0; units])
         } else {
-            let patterns: usize = (0..self.blocks()).map(|b| self.patterns(b)).sum();
-            let mut words = vec![0u16; patterns * self.units()];
-            self.each_group(|row, group, _, unit| {
-                if row % v == 0 {
-                    words[unit] |= (code(row, group) << (4 * (group % 4))) as u16;
-                }
-            });
-            Codes::Shared(words)
+            let patterns: usize = (0..rows.div_ceil(BLOCK)).map(|b| self.patterns(b)).sum();
+            Codes::Shared(vec![0; patterns * self.units()])
         };
         self
     }
 
+    /// Takes over values and metadata, laid out as in the format.
+    fn fill(&mut self, values: &Elements, meta: &[u32]) {
+        let Self { values: own, codes, .. } = self;
+        let (mut own, mut codes) =
+            (std::mem::replace(own, Values::F32(Aligned::EMPTY)), std::mem::replace(codes, Codes::Own(Vec::new())));
+        match (&mut own, values) {
+            (Values::F32(own), Elements::F32(values)) => self.place(own, values),
+            (Values::F16(own), Elements::F16(values)) => self.place(own, values),
+            (Values::Bf16(own), Elements::Bf16(values)) => self.place(own, values),
+            // Refused when the call is prepared.
+            _ => {}
+        }
+        let (v, words) = (self.vector.get(), self.k.div_ceil(32));
+        let code = |row: usize, group: usize| meta[row / v * words + group / 8] >> (4 * (group % 8)) & 0xf;
+        match &mut codes {
+            Codes::Own(codes) => {
+                codes.fill(0);
+                self.each_group(|row, group, unit, _| {
+                    codes[unit] |= code(row, group) << (8 * (group % 4) + 4 * (row % 2));
+                });
+            }
+            Codes::Shared(codes) => {
+                codes.fill(0);
+                self.each_group(|row, group, _, unit| {
+                    if row % v == 0 {
+                        codes[unit] |= (code(row, group) << (4 * (group % 4))) as u16;
+                    }
+                });
+            }
+        }
+        (self.values, self.codes) = (own, codes);
+    }
+
+    fn place<T: Kept>(&self, own: &mut [T], values: &[T]) {
+        let stride = 2 * self.k.div_ceil(4);
+        self.each_group(|row, group, unit, _| {
+            let at = unit * UNIT + group % 4 * 4 + row % 2 * 2;
+            own[at..at + 2].copy_from_slice(&values[row * stride + 2 * group..][..2]);
+        });
+    }
+
+    /// The inverse of [`Packed::fill`].
+    fn compressed(&self, values: &mut Elements, meta: &mut [u32]) {
+        match (&self.values, values) {
+            (Values::F32(own), Elements::F32(values)) => self.gather_values(own, values),
+            (Values::F16(own), Elements::F16(values)) => self.gather_values(own, values),
+            (Values::Bf16(own), Elements::Bf16(values)) => self.gather_values(own, values),
+            // Refused when the call is prepared.
+            _ => {}
+        }
+        meta.fill(0);
+        let (v, words) = (self.vector.get(), self.k.div_ceil(32));
+        self.each_group(|row, group, unit, shared| {
+            if row % v == 0 {
+                let code = match &self.codes {
+                    Codes::Own(codes) => codes[unit] >> (8 * (group % 4) + 4 * (row % 2)) & 0xf,
+                    Codes::Shared(codes) => u32::from(codes[shared] >> (4 * (group % 4)) & 0xf),
+                };
+                meta[row / v * words + group / 8] |= code << (4 * (group % 8));
+            }
+        });
+    }
+
+    fn gather_values<T: Kept>(&self, own: &[T], values: &mut [T]) {
+        let stride = 2 * self.k.div_ceil(4);
+        self.each_group(|row, group, unit, _| {
+            let at = unit * UNIT + group % 4 * 4 + row % 2 * 2;
+            values[row * stride + 2 * group..][..2].copy_from_slice(&own[at..at + 2]);
+        });
+    }
+
     /// Calls `f` with each row and group, the unit of its values and the unit of its shared codes.
+    #[inline(always)]
     fn each_group(&self, mut f: impl FnMut(usize, usize, usize, usize)) {
-        for row in 0..self.m {
+        let groups = self.k.div_ceil(4);
+        for row in 0..if groups == 0 { 0 } else { self.m } {
             let (block, within) = (row / BLOCK, row % BLOCK);
-            for group in 0..self.k.div_ceil(4) {
-                let (step, unit) = (group / 4 / self.step, group / 4 % self.step);
+            let pattern = within / self.vector.get();
+            for step in 0..self.steps() {
                 let Step { units, values, codes } = self.step(block, step);
-                let pattern = within / self.vector.get();
-                f(row, group, values + within / 2 * units + unit, codes + pattern * units + unit);
+                let (values, codes) = (values + within / 2 * units, codes + pattern * units);
+                let first = step * self.step * 4;
+                for group in first..groups.min(first + 4 * units) {
+                    f(row, group, values + (group - first) / 4, codes + (group - first) / 4);
+                }
             }
         }
     }

@@ -46,7 +46,7 @@
 //! # Ok::<(), sparse24::Error>(())
 //! ```
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 
 use super::{Device, Inner, Prepared, Tensor, TensorStore, Work, bind, foreign, read, write};
 use crate::cpu::{AttentionShape, Cpu};
@@ -58,9 +58,9 @@ use crate::matrix::{DType, Element};
 use crate::plan::grid;
 
 /// A matrix of the CPU device.
-type Shared = Arc<RwLock<crate::Matrix>>;
+pub(super) type Shared = Arc<RwLock<crate::Matrix>>;
 /// Indices of the CPU device.
-type SharedIndices = Arc<RwLock<Vec<u32>>>;
+pub(super) type SharedIndices = Arc<RwLock<Vec<u32>>>;
 
 /// A vector of u32 on a device: ids of rows, or lengths of sequences. Cloning gives another handle to the same memory.
 #[derive(Clone, Debug)]
@@ -80,6 +80,10 @@ impl Indices {
     /// Number of indices.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    pub(super) fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Whether there are none.
@@ -178,7 +182,7 @@ impl CpuGlue {
     pub(super) fn run_now(&self, cpu: &Cpu) {
         match self {
             Self::Embed { tables, width, y } => {
-                let held = tables.each_ref().map(|t| t.as_ref().map(|(table, ids)| (read(table), read_indices(ids))));
+                let held = tables.each_ref().map(|t| t.as_ref().map(|(table, ids)| (read(table), read(ids))));
                 let tables = held.each_ref().map(|t| t.as_ref().map(|(table, ids)| (table.elements(), ids.as_slice())));
                 cpu.embed(tables, *width, write(y).elements_mut());
             }
@@ -188,22 +192,17 @@ impl CpuGlue {
                 cpu.layer_norm(x.elements(), gamma, beta, *eps, write(y).elements_mut());
             }
             Self::Attention { qkv, lengths, shape, y } => {
-                let (qkv, lengths) = (read(qkv), read_indices(lengths));
+                let (qkv, lengths) = (read(qkv), read(lengths));
                 cpu.attention(qkv.elements(), &lengths, *shape, write(y).elements_mut());
             }
             Self::Pool { x, lengths, seq, normalize, y } => {
-                let (x, lengths) = (read(x), read_indices(lengths));
+                let (x, lengths) = (read(x), read(lengths));
                 if let crate::Elements::F32(y) = write(y).elements_mut() {
                     cpu.pool(x.elements(), &lengths, *seq, *normalize, y);
                 }
             }
         }
     }
-}
-
-fn read_indices(indices: &RwLock<Vec<u32>>) -> std::sync::RwLockReadGuard<'_, Vec<u32>> {
-    // A vector is as long as it was whenever a thread panics.
-    indices.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Device {
@@ -233,8 +232,20 @@ impl Device {
         match (&self.0, &indices.store) {
             (Inner::Gpu(gpu), IndexStore::Gpu(buffer)) => gpu.write(buffer, bytemuck::cast_slice(data)),
             (Inner::Cpu(cpu), IndexStore::Cpu(own)) => cpu.in_turn(|| {
-                own.write().unwrap_or_else(PoisonError::into_inner).copy_from_slice(data);
+                write(own).copy_from_slice(data);
             }),
+            _ => Err(foreign("indices")),
+        }
+    }
+
+    /// Copies indices back, after everything that was submitted before.
+    pub fn read_indices(&self, indices: &Indices) -> Result<Vec<u32>> {
+        self.owns("indices", &indices.device)?;
+        match (&self.0, &indices.store) {
+            (Inner::Gpu(gpu), IndexStore::Gpu(buffer)) => {
+                Ok(bytemuck::pod_collect_to_vec(&gpu.read(buffer, 4 * indices.len)?))
+            }
+            (Inner::Cpu(_), IndexStore::Cpu(own)) => Ok(read(own).clone()),
             _ => Err(foreign("indices")),
         }
     }
@@ -259,7 +270,7 @@ impl Device {
                 return Err(Error::Invalid(format!("{name} of an embedding has no rows")));
             }
         }
-        apart(y, NAMES.into_iter().zip(tables).map(|((name, _), (table, _))| (name, *table)))?;
+        apart(("y", y), NAMES.into_iter().zip(tables).map(|((name, _), (table, _))| (name, *table)))?;
         if let Inner::Gpu(gpu) = &self.0 {
             let glue = Glue::embed(tables.len(), first.dtype, y.dtype)?;
             let mut rows = [0; 3];
@@ -292,7 +303,7 @@ impl Device {
         if !(eps >= 0.0 && eps.is_finite()) {
             return Err(Error::Invalid(format!("eps is {eps}, not a finite number from 0 on")));
         }
-        apart(y, [("x", x), ("gamma", gamma), ("beta", beta)].into_iter())?;
+        apart(("y", y), [("x", x), ("gamma", gamma), ("beta", beta)].into_iter())?;
         if let Inner::Gpu(gpu) = &self.0 {
             let width = u32_of("features of a token", x.cols)?;
             let glue = Glue::layer_norm(width, x.dtype, y.dtype)?;
@@ -317,7 +328,7 @@ impl Device {
         if heads == 0 || !width.is_multiple_of(heads) {
             return Err(Error::Invalid(format!("{width} features are no whole number for each of {heads} heads")));
         }
-        apart(y, std::iter::once(("qkv", qkv)))?;
+        apart(("y", y), std::iter::once(("qkv", qkv)))?;
         let head_dim = width / heads;
         if let Inner::Gpu(gpu) = &self.0 {
             let caps = &gpu.info().caps;
@@ -355,7 +366,7 @@ impl Device {
         expect_shape("y", (y.rows, y.cols), (batch, x.cols))?;
         expect_dtype("y", y.dtype, DType::F32)?;
         expect_len("lengths", lengths.len, batch)?;
-        apart(y, std::iter::once(("x", x)))?;
+        apart(("y", y), std::iter::once(("x", x)))?;
         if let Inner::Gpu(gpu) = &self.0 {
             let glue = Glue::pool(u32_of("features of a token", x.cols)?, normalize, x.dtype)?;
             let params = GlueParams { seq: u32_of("rows of a sequence", seq)?, ..params(batch, y.cols)? };
@@ -368,7 +379,7 @@ impl Device {
     }
 
     /// Whether tensors are of this device, and of a type that kernels compute on.
-    fn takes(&self, tensors: &[(&str, &Tensor)]) -> Result<()> {
+    pub(super) fn takes(&self, tensors: &[(&str, &Tensor)]) -> Result<()> {
         for (what, tensor) in tensors {
             self.owns(what, &tensor.device)?;
             if tensor.dtype == DType::Bf16 {
@@ -402,7 +413,7 @@ impl Device {
 }
 
 impl Tensor {
-    fn shared(&self) -> Result<Shared> {
+    pub(super) fn shared(&self) -> Result<Shared> {
         match &self.store {
             TensorStore::Cpu(matrix) => Ok(Arc::clone(matrix)),
             TensorStore::Gpu(_) => Err(foreign("tensor")),
@@ -411,14 +422,14 @@ impl Tensor {
 }
 
 impl Indices {
-    fn shared(&self) -> Result<SharedIndices> {
+    pub(super) fn shared(&self) -> Result<SharedIndices> {
         match &self.store {
             IndexStore::Cpu(indices) => Ok(Arc::clone(indices)),
             IndexStore::Gpu(_) => Err(foreign("indices")),
         }
     }
 
-    fn binding(&self) -> Option<Binding<'_>> {
+    pub(super) fn binding(&self) -> Option<Binding<'_>> {
         let IndexStore::Gpu(buffer) = &self.store else { return None };
         // The product was checked when the vector was made.
         Some(Binding { buffer, offset: 0, bytes: 4 * self.len as u64 })
@@ -426,7 +437,7 @@ impl Indices {
 }
 
 /// All of a GPU tensor.
-fn whole(tensor: &Tensor) -> Option<Binding<'_>> {
+pub(super) fn whole(tensor: &Tensor) -> Option<Binding<'_>> {
     bind(tensor, &(0..tensor.rows), tensor.rows, 0)
 }
 
@@ -436,23 +447,26 @@ fn params(tokens: usize, width: usize) -> Result<GlueParams> {
 }
 
 /// A size as kernels count it: rounded up to a tile, it must still fit.
-fn u32_of(what: &str, size: usize) -> Result<u32> {
+pub(super) fn u32_of(what: &str, size: usize) -> Result<u32> {
     u32::try_from(size)
         .ok()
         .filter(|&size| size <= u32::MAX - 1024)
         .ok_or_else(|| Error::Overflow { what: what.into(), detail: size.to_string() })
 }
 
-fn expect_len(what: &str, got: usize, expected: usize) -> Result<()> {
+pub(super) fn expect_len(what: &str, got: usize, expected: usize) -> Result<()> {
     if got == expected {
         return Ok(());
     }
     Err(Error::Shape { what: what.into(), got: vec![got], expected: vec![expected] })
 }
 
-fn apart<'a>(y: &Tensor, mut others: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+pub(super) fn apart<'a>(
+    (what, y): (&str, &Tensor),
+    mut others: impl Iterator<Item = (&'a str, &'a Tensor)>,
+) -> Result<()> {
     match others.find(|(_, other)| y.same_memory(other)) {
-        Some((name, _)) => Err(Error::Invalid(format!("y shares its memory with {name}"))),
+        Some((name, _)) => Err(Error::Invalid(format!("{what} shares its memory with {name}"))),
         None => Ok(()),
     }
 }

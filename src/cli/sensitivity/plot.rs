@@ -36,17 +36,19 @@ fn draw(result: &Sensitivity, svg: &mut String) -> Result<(), Box<dyn std::error
     let layers = layers(&result.rows);
     let drops = result.rows.iter().map(|row| row.drop);
     let (low, high) = drops.fold((0f64, 0f64), |(low, high), x| (low.min(x), high.max(x)));
-    let margin = 0.03 * (high - low).max(1e-9);
+    let span = (high - low).max(1e-9);
+    // Room on the right for the legend, so that it covers no dot.
+    let x_range = low - 0.03 * span..high + 0.15 * span;
 
     let area = SVGBackend::with_string(svg, (WIDTH, AROUND + LINE * layers.len() as u32)).into_drawing_area();
     area.fill(&WHITE)?;
     let settings = &result.settings;
     let mut chart = ChartBuilder::on(&area)
-        .caption(format!("{}: one linear layer pruned alone, by {}", result.model, settings.method), ("sans-serif", 18))
+        .caption(format!("{}: one linear layer pruned alone, by {}", result.model, settings.method), ("sans-serif", 20))
         .margin(15)
         .x_label_area_size(50)
         .y_label_area_size(270)
-        .build_cartesian_2d(low - margin..high + margin, (0..layers.len()).into_segmented())?;
+        .build_cartesian_2d(x_range, (0..layers.len()).into_segmented())?;
     // From the bottom up.
     let name = |at: usize| layers.len().checked_sub(1 + at).map_or("", |at| layers[at]);
     let x = match settings.metric.as_str() {
@@ -62,7 +64,7 @@ fn draw(result: &Sensitivity, svg: &mut String) -> Result<(), Box<dyn std::error
             SegmentValue::CenterOf(at) | SegmentValue::Exact(at) => name(*at).to_owned(),
             SegmentValue::Last => String::new(),
         })
-        .label_style(("sans-serif", 12))
+        .label_style(("sans-serif", 15))
         .light_line_style(TRANSPARENT)
         .draw()?;
     let top = SegmentValue::Last;
@@ -87,7 +89,7 @@ fn draw(result: &Sensitivity, svg: &mut String) -> Result<(), Box<dyn std::error
         .position(SeriesLabelPosition::LowerRight)
         .background_style(WHITE.mix(0.9))
         .border_style(BLACK.mix(0.3))
-        .label_font(("sans-serif", 13))
+        .label_font(("sans-serif", 16))
         .draw()?;
     area.present()?;
     Ok(())

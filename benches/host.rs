@@ -1,4 +1,4 @@
-//! What happens once per weight matrix, on the host: prune, compress, both at once (`sparsify`), decompress. `cargo
+//! What happens once per weight matrix, on the host: prune, compress, both at once into new memory (`sparsify`) or into what is there, decompress. `cargo
 //! bench`. All of it is one thread's work, and a rate is that of the dense weights' bytes.
 //!
 //! Products are not measured here but by `sparse24 bench`, which verifies them first.
@@ -33,6 +33,10 @@ fn host(c: &mut Criterion) {
             });
             group.bench_function(BenchmarkId::new("sparsify", vector), |b| {
                 b.iter(|| prune::sparsify(black_box(&w), vector).unwrap());
+            });
+            let mut again = compressed.clone();
+            group.bench_function(BenchmarkId::new("sparsify_into", vector), |b| {
+                b.iter(|| prune::sparsify_into(black_box(&w), black_box(&mut again)).unwrap());
             });
             group.bench_function(BenchmarkId::new("decompress", vector), |b| {
                 b.iter(|| black_box(&compressed).decompress());

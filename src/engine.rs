@@ -474,7 +474,7 @@ impl Device {
         Ok(self.weights(Op::Dense, w.rows(), w.cols(), w.dtype(), store))
     }
 
-    /// Uploads compressed weights.
+    /// Uploads compressed weights. [`Device::sparsify`] replaces them where they lie.
     pub fn upload_sparse24(&self, w: &Sparse24) -> Result<Weights> {
         let op = Op::Sparse24(w.vector());
         let store = match &self.0 {

@@ -239,6 +239,11 @@ impl Sparse24 {
         s
     }
 
+    /// Values and metadata, to be overwritten by legal ones.
+    pub(crate) fn parts_mut(&mut self) -> (&mut Elements, &mut [u32]) {
+        (&mut self.values, &mut self.meta)
+    }
+
     /// What [`Self::from_parts`] takes: `m`, `k`, the vector length, values and metadata.
     pub fn into_parts(self) -> (usize, usize, VectorLen, Elements, Vec<u32>) {
         (self.m, self.k, self.vector, self.values, self.meta)

@@ -99,6 +99,10 @@
 //! [`glue`]. [`Device::submit`] runs the calls of a forward pass as one submission. The module `bert` (feature `bert`)
 //! is a model built that way, from a folder of files to embeddings; [`linear`] shows another one.
 //!
+//! # Weights that change
+//! Training keeps dense weights and multiplies by their 2:4 form. [`Device::sparsify`] prunes and compresses a tensor
+//! over the weights that products are bound to, on the device and in the same submission: see [`sparsify`].
+//!
 //! A program that owns a wgpu device wraps it with [`Device::from_wgpu`], its buffers with [`Tensor::from_buffer`], and
 //! records layers into its own encoders with [`Prepared::record`].
 

@@ -32,7 +32,7 @@ pub use statistics::Statistics;
 mod magnitude;
 
 pub(crate) use self::magnitude::{Workspace, sparsify_rows};
-pub use self::magnitude::{magnitude, sparsify};
+pub use self::magnitude::{magnitude, sparsify, sparsify_into};
 
 use rand_pcg::Pcg32;
 use rand_pcg::rand_core::Rng;

@@ -139,7 +139,12 @@ fn the_host_writes_the_oracles_bytes_in_one_pass_and_in_two() {
                 let one = prune::sparsify(&w, vector).unwrap();
                 let mask = prune::magnitude(&w, vector).unwrap();
                 let two = Sparse24::compress(&w, &mask).unwrap();
-                for s in [&one, &two] {
+                // Over other weights, all of whose bytes differ or may.
+                let other = prune::random(m, k, vector, 3).unwrap();
+                let filled = Elements::from_f32(dtype, &vec![7.0; m * k]);
+                let mut over = Sparse24::compress(&Matrix::new(m, k, filled).unwrap(), &other).unwrap();
+                prune::sparsify_into(&w, &mut over).unwrap();
+                for s in [&one, &two, &over] {
                     same(s.values(), &values, &what);
                     assert_eq!(s.meta(), meta, "{what}");
                 }
@@ -150,6 +155,18 @@ fn the_host_writes_the_oracles_bytes_in_one_pass_and_in_two() {
             }
         }
     }
+}
+
+#[test]
+fn weights_that_do_not_fit_the_old_ones_are_refused() {
+    let mut s = prune::sparsify(&Matrix::zeros(2, 8, DType::F32).unwrap(), VectorLen::ONE).unwrap();
+    let mut says = |w: &Matrix| prune::sparsify_into(w, &mut s).unwrap_err().to_string();
+    assert_eq!(says(&Matrix::zeros(2, 7, DType::F32).unwrap()), "w has shape [2, 7], expected [2, 8]");
+    assert_eq!(says(&Matrix::zeros(2, 8, DType::F16).unwrap()), "w is f16, expected f32");
+    let mut data = [1.0; 16];
+    data[13] = f32::NAN;
+    assert!(says(&Matrix::from_f32(2, 8, &data).unwrap()).contains("row 1, column 5"));
+    assert!(s.values().get(7).is_nan());
 }
 
 /// A tensor, and indices, that hold something else than what is to be written.

@@ -10,11 +10,11 @@
 
 use std::iter::zip;
 
-use crate::error::{Error, Result, checked_mul};
+use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
 use crate::format::Sparse24;
 use crate::groups::{self, Bits, COLUMNS, Score, Sum};
 use crate::mask::{Mask, Mask24, VectorLen};
-use crate::matrix::{Matrix, each_dtype};
+use crate::matrix::{Elements, Matrix, each_dtype};
 
 /// Keeps the two positions of every group with the highest Σ|w| over the V rows, ties to the lower column. Sums are in
 /// f64; infinities are weights like others. A NaN is [`Error::Nan`], which names the first one.
@@ -77,6 +77,37 @@ pub fn sparsify(w: &Matrix, vector: VectorLen) -> Result<Sparse24> {
         Ok(Sparse24::of_parts(m, k, vector, T::wrap(values), meta))
     }
     each_dtype!(w.elements(), data => typed(w, data, vector))
+}
+
+/// [`sparsify`] at the vector length of `s`, over what it holds: weights that change need no new memory, which takes the
+/// system as long to hand out as it takes to fill. An error if shape or type differ, or [`Error::Nan`]; after that `s`
+/// holds the weights with the NaN kept, as [devices](crate::sparsify) do.
+///
+/// ```
+/// use sparse24::{Matrix, VectorLen, prune};
+/// let mut s = prune::sparsify(&Matrix::from_f32(1, 4, &[1., 2., 3., 4.])?, VectorLen::ONE)?;
+/// prune::sparsify_into(&Matrix::from_f32(1, 4, &[5., 2., 3., 4.])?, &mut s)?;
+/// assert_eq!(s.values().to_f32(), [5., 4.]);
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+pub fn sparsify_into(w: &Matrix, s: &mut Sparse24) -> Result<()> {
+    expect_shape("w", (w.rows(), w.cols()), (s.m(), s.k()))?;
+    expect_dtype("w", w.dtype(), s.dtype())?;
+    fn typed<T: Bits>(data: &[T], k: usize, vector: VectorLen, values: &mut [T], meta: &mut [u32]) -> Result<()> {
+        if sparsify_rows(data, k, vector, &mut Workspace::default(), values, meta) {
+            return Err(first_nan(data, k));
+        }
+        Ok(())
+    }
+    let (k, vector) = (s.k(), s.vector());
+    let (values, meta) = s.parts_mut();
+    match (w.elements(), values) {
+        (Elements::F32(data), Elements::F32(values)) => typed(data, k, vector, values, meta),
+        (Elements::F16(data), Elements::F16(values)) => typed(data, k, vector, values, meta),
+        (Elements::Bf16(data), Elements::Bf16(values)) => typed(data, k, vector, values, meta),
+        // The types are the same.
+        _ => Ok(()),
+    }
 }
 
 /// Prunes and compresses rows of `k` columns from a block's first one on; values and metadata as in the format, all of

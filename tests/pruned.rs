@@ -214,11 +214,11 @@ fn layers_are_chosen_by_drop_or_by_speed_and_it_says_why() {
     // Nothing may be lost: nothing is pruned, and that is refused as a model that is as before.
     let error = refused(&[&base[..], &["--max-drop", "0"]].concat());
     assert!(error.contains("nothing to prune"), "{error}");
-    let printed = fine(&[&base[..], &["--max-drop", "0.05", "--vector", "1,8"]].concat());
+    let printed = fine(&[&base[..], &["--max-drop", "0.3", "--vector", "1,8"]].concat());
     let chosen = &report()["chosen"];
     let drop = chosen["metric_drop"].as_f64().unwrap();
     assert!(
-        drop <= 0.05 && chosen["metric"] == "cosine" && chosen["metric_dense"].as_f64().unwrap() > 0.999,
+        drop <= 0.3 && chosen["metric"] == "cosine" && chosen["metric_dense"].as_f64().unwrap() > 0.999,
         "{chosen}"
     );
     let layers = chosen["layers"].as_array().unwrap();

@@ -42,10 +42,10 @@ const SPARED: &str = r"(?i)embed|norm|wte|wpe|pool|classifier|lm_head|score|shar
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// A safetensors file, an index of shards, or a model's folder.
-    #[arg(value_name = "IN")]
+    #[arg(id = "from", value_name = "IN")]
     input: PathBuf,
     /// The file to write, or the folder if IN is one.
-    #[arg(value_name = "OUT")]
+    #[arg(id = "to_path", value_name = "OUT")]
     output: PathBuf,
     /// What decides which weights stay: magnitude, magnitude-l2, random, obd, wanda or sparsegpt.
     #[arg(long, value_name = "METHOD", default_value = "magnitude")]

@@ -71,7 +71,7 @@ impl SparseGpt {
     /// let w = Matrix::from_f32(1, 4, &[3., 2., 0.1, 3.])?;
     /// let (pruned, mask) = SparseGpt::new(VectorLen::ONE).prune(&w, &statistics, None)?;
     /// assert_eq!(mask.mask().words(), [0b0011]); // magnitude would keep 0 and 3, and lose the 2
-    /// assert!((pruned.get(0, 0) - 6.0).abs() < 0.1);
+    /// assert!((pruned.get(0, 0) - 6.0).abs() < 0.2); // damping keeps it from all of 3 + 3
     /// # Ok::<(), sparse24::Error>(())
     /// ```
     pub fn prune(&self, w: &Matrix, statistics: &Statistics, within: Option<&Mask>) -> Result<(Matrix, Mask24)> {

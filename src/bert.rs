@@ -34,7 +34,7 @@ mod tokens;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use calibrate::{Calibration, Inputs};
+pub use calibrate::{Calibration, Inputs, Visit};
 pub use checkpoint::{Checkpoint, Files, LinearTensor, Sparsity};
 pub use config::{Config, NAMES, Sizes};
 pub use permute::{Kept, Permuted};

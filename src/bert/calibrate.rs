@@ -38,6 +38,10 @@ pub struct Calibration {
     pub inputs: Inputs,
 }
 
+/// What [`Checkpoint::calibrate`] shows a linear layer to: its name, its weights as they are now, and the statistics of
+/// its inputs. It may give other weights in their place.
+pub type Visit<'a> = dyn FnMut(&str, &LinearWeights, &Statistics) -> Result<Option<LinearWeights>> + 'a;
+
 /// The calls of an encoder layer that lead to the input of each of its linear layers.
 const CALLS_BEFORE: [usize; 4] = [0, 2, 4, 5];
 const ALL_CALLS: usize = 7;
@@ -69,7 +73,7 @@ impl Checkpoint {
         device: &Device,
         texts: &[T],
         how: Calibration,
-        visit: &mut dyn FnMut(&str, &LinearWeights, &Statistics) -> Result<Option<LinearWeights>>,
+        visit: &mut Visit<'_>,
     ) -> Result<()> {
         let model = Model::new(device, self)?;
         let dense = (how.inputs == Inputs::Corrected && how.gram).then(|| self.clone());

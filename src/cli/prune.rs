@@ -14,7 +14,7 @@ use regex::Regex;
 use serde::Serialize;
 
 use super::folder::NewFolder;
-use super::rewrite::{self, Fate, Made};
+use super::rewrite::{self, Fate, Fates, Made};
 use super::sensitivity::MetricArgs;
 use super::{Outcome, model, print, progress, size, writable};
 use sparse24::bert::{Checkpoint, Inputs, LinearTensor};
@@ -309,7 +309,7 @@ impl Args {
     }
 
     /// Writes the file. Returns what was pruned, and what became of each item.
-    fn write<'a>(&self, source: &'a Source, run: &Run, path: &Path) -> Result<(Vec<Row>, Vec<(&'a Item, Fate)>)> {
+    fn write<'a>(&self, source: &'a Source, run: &Run, path: &Path) -> Result<(Vec<Row>, Fates<'a>)> {
         let mut fates = Vec::new();
         for item in source.items() {
             let vector = match &run.checkpoint {

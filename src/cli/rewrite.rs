@@ -20,6 +20,9 @@ pub(super) enum Fate {
     Plain,
 }
 
+/// All items in their order, and what becomes of each.
+pub(super) type Fates<'a> = Vec<(&'a Item, Fate)>;
+
 /// What is written in its place.
 pub(super) enum Made {
     Compressed(Raw24<'static>),

@@ -13,6 +13,7 @@ use comfy_table::{LineStyle, Table, TableStyle};
 use regex::Regex;
 use serde::Serialize;
 
+use super::bench::command_line;
 use super::folder::NewFolder;
 use super::rewrite::{self, Fate, Fates, Made};
 use super::sensitivity::MetricArgs;
@@ -157,8 +158,10 @@ struct Reordered {
 struct Report {
     schema: &'static str,
     version: &'static str,
+    command: String,
     input: String,
     method: &'static str,
+    damping: Option<f64>,
     vectors: Vec<usize>,
     calibration: Option<String>,
     calibration_tokens: Option<u64>,
@@ -184,6 +187,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         args.method
     );
     let json = args.json.as_deref().map(writable).transpose().context("--json")?;
+    let spared = Regex::new(SPARED)?;
     let source = Source::open(&args.input)?;
     let folder = match args.input.is_dir() {
         true => Some(NewFolder::create(&args.output)?),
@@ -194,7 +198,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         None => writable(&args.output)?,
     };
     let run = if args.runs_the_model() { bert::prune(args)? } else { Run::default() };
-    let (rows, fates) = args.write(&source, &run, &path).map_err(|e| match &folder {
+    let (rows, fates) = args.write(&source, &spared, &run, &path).map_err(|e| match &folder {
         Some(folder) => folder.shown(&e),
         None => e,
     })?;
@@ -204,18 +208,24 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     if let Some(folder) = folder {
         folder.finish(&args.input, rewrite::stored(args.to, &fates))?;
     }
-    let weights = |rows: &mut dyn Iterator<Item = (usize, usize)>| rows.map(|(m, k)| m as f64 * k as f64).sum::<f64>();
-    let candidates = weights(&mut source.items().filter(|item| candidate(item)).filter_map(Item::matrix));
+    let weights = |fates: &mut dyn Iterator<Item = &(&Item, Fate)>| -> f64 {
+        fates.filter_map(|(item, _)| item.matrix()).map(|(m, k)| m as f64 * k as f64).sum()
+    };
+    let is_pruned = |fate: &Fate| matches!(fate, Fate::Compressed(_));
+    let pruned = weights(&mut fates.iter().filter(|(_, fate)| is_pruned(fate)));
+    let candidates = weights(&mut fates.iter().filter(|(item, fate)| is_pruned(fate) || candidate(item, &spared)));
     let report = Report {
         schema: "sparse24-prune/1",
         version: env!("CARGO_PKG_VERSION"),
+        command: command_line(),
+        damping: (args.method == Method::SparseGpt).then_some(args.damping),
         input: args.input.display().to_string(),
         method: args.method.name(),
         vectors: args.vector.iter().map(|v| v.get()).collect(),
         calibration: args.calibration.as_ref().map(|path| path.display().to_string()),
         calibration_tokens: run.tokens,
         seed: args.seed,
-        pruned_share: weights(&mut rows.iter().map(|row| (row.m, row.k))) / candidates,
+        pruned_share: pruned / candidates,
         bytes_before: source.files().iter().map(|file| bytes(file.path())).sum::<Result<_>>()?,
         bytes_after,
         permuted: run.permuted,
@@ -231,9 +241,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 }
 
 /// Whether a tensor is a matrix that is pruned where nothing else is said.
-fn candidate(item: &Item) -> bool {
-    static SPARE: std::sync::LazyLock<Option<Regex>> = std::sync::LazyLock::new(|| Regex::new(SPARED).ok());
-    prunable(item) && SPARE.as_ref().is_none_or(|spare| !spare.is_match(&item.name))
+fn candidate(item: &Item, spared: &Regex) -> bool {
+    prunable(item) && !spared.is_match(&item.name)
 }
 
 /// Whether a tensor is a matrix that can be pruned at all.
@@ -309,11 +318,11 @@ impl Args {
     }
 
     /// Writes the file. Returns what was pruned, and what became of each item.
-    fn write<'a>(&self, source: &'a Source, run: &Run, path: &Path) -> Result<(Vec<Row>, Fates<'a>)> {
+    fn write<'a>(&self, source: &'a Source, spared: &Regex, run: &Run, path: &Path) -> Result<(Vec<Row>, Fates<'a>)> {
         let mut fates = Vec::new();
         for item in source.items() {
             let vector = match &run.checkpoint {
-                None => (prunable(item) && self.selects(&item.name, candidate(item))).then(|| self.vector()),
+                None => (prunable(item) && self.selects(&item.name, candidate(item, spared))).then(|| self.vector()),
                 Some(checkpoint) => match checkpoint.linear_tensor(&item.name)? {
                     Some(LinearTensor::Weights(LinearWeights::Sparse24(w))) => Some(w.vector()),
                     _ => None,

@@ -94,6 +94,12 @@
 //! that gathering pays at V = 1, too. [`kernel`] lists the GPU's ways and [`plan::CpuWay`] the CPU's, [`plan`] chooses
 //! by estimate, [`tune`] by measurement, and [`Plan::explain`] says why.
 //!
+//! # Which weights go
+//! Magnitude is a start. [`prune`] also weighs weights by the inputs that they meet, lets those that stay make up for
+//! those that go, and finds an order of channels that suits 2:4; masks compose with those that are there already.
+//! [`choose`] says which layers to prune, by what the model may lose or by the time that it may take. Pruned matrices
+//! are stored in this crate's format or in one of the others that people have: [`io`].
+//!
 //! # A whole model
 //! What a transformer computes between its linear layers (embeddings, layer normalisation, attention, pooling) is in
 //! [`glue`]. [`Device::submit`] runs the calls of a forward pass as one submission. The module `bert` (feature `bert`)

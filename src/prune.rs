@@ -14,25 +14,24 @@
 //! these loses less. [`Method`] names them all.
 //!
 //! Invariant: every criterion keeps exactly two columns of a whole group, and of a ragged last group of `k % 4` columns
-//! two, or the only one there is (fewer only where an earlier mask had fewer); all rows of a block of V have the same
+//! two, or the only one there is (fewer only where an earlier mask had
+//! fewer, or where random ones meet it); all rows of a block of V have the same
 //! mask but for what an earlier one took from them.
 
 mod criteria;
 mod factor;
+mod magnitude;
 mod method;
 pub mod permute;
 mod sparsegpt;
 mod statistics;
 
 pub use criteria::{Criterion, Norm};
+pub(crate) use magnitude::{Workspace, sparsify_rows};
+pub use magnitude::{magnitude, sparsify, sparsify_into};
 pub use method::Method;
 pub use sparsegpt::SparseGpt;
 pub use statistics::Statistics;
-
-mod magnitude;
-
-pub(crate) use self::magnitude::{Workspace, sparsify_rows};
-pub use self::magnitude::{magnitude, sparsify, sparsify_into};
 
 use rand_pcg::Pcg32;
 use rand_pcg::rand_core::Rng;

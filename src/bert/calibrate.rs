@@ -2,7 +2,8 @@
 //! goes by.
 //!
 //! Encoder layers are visited in the order in which they run, one linear layer at a time. Only the states between two
-//! encoder layers are kept (on the host, `tokens x hidden`), so that memory does not grow with the model's depth; within
+//! encoder layers are kept (on the host, `tokens x hidden`), so that memory does not grow with the model's depth
+//! beyond its weights (twice these and the states where inputs are corrected); within
 //! a layer the way from its input to each linear layer is run again, which costs two and a half forward passes in all.
 //! Invariant: padding is in no statistic.
 
@@ -10,7 +11,7 @@ use super::checkpoint::{self, Checkpoint};
 use super::stream::{Stream, Streams};
 use super::{Batching, LayerParts, Model, States};
 use crate::engine::{Device, Tensor};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::linear::LinearWeights;
 use crate::matrix::Matrix;
 use crate::prune::Statistics;
@@ -50,8 +51,8 @@ impl Checkpoint {
     /// Runs texts, given as token ids, through the model on a device, and shows `visit` every linear layer (by its name
     /// in [`Checkpoint::linears`]) as it is now, and the statistics of its inputs. What `visit` returns takes its place.
     ///
-    /// An error if there are no texts, a text is no input of the model, or `visit` fails; the layers visited before
-    /// keep what they were given.
+    /// An error if there are no texts, a text is no input of the model, inputs are to be corrected without all of H, or
+    /// `visit` fails; encoder layers before that one keep what they were given.
     ///
     /// ```
     /// use sparse24::bert::{Batching, Calibration, Checkpoint, Config, Inputs, Sizes};
@@ -75,8 +76,13 @@ impl Checkpoint {
         how: Calibration,
         visit: &mut Visit<'_>,
     ) -> Result<()> {
+        if how.inputs == Inputs::Corrected && !how.gram {
+            return Err(Error::Invalid(
+                "inputs are corrected by way of a full Gram matrix, which is not asked for".into(),
+            ));
+        }
         let model = Model::new(device, self)?;
-        let dense = (how.inputs == Inputs::Corrected && how.gram).then(|| self.clone());
+        let dense = (how.inputs == Inputs::Corrected).then(|| self.clone());
         let mut streams = Streams::new(&model, texts, how.batching, 1 + usize::from(dense.is_some()))?;
         // Its tables are not needed again.
         drop(model);

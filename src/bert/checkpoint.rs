@@ -5,6 +5,7 @@
 //! are f32. Invariant: every tensor has the shape that the [`Config`] says, and no element is infinite or NaN.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -179,6 +180,17 @@ const LINEARS: [&str; 4] = ["attention.self.qkv", "attention.output.dense", "int
 /// The tensors that are one linear layer here.
 const QKV: [&str; 3] = ["query", "key", "value"];
 
+/// Which part of which linear layer a tensor is.
+struct PartOf {
+    /// Encoder layer.
+    layer: usize,
+    /// Linear layer in it.
+    linear: usize,
+    is_bias: bool,
+    /// Of the linear layer's rows, those of Q, K or V; none for all.
+    rows: Option<Range<usize>>,
+}
+
 /// A part of a linear layer, as [`Checkpoint::linear_tensor`] finds it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LinearTensor {
@@ -345,38 +357,44 @@ impl Checkpoint {
         }
     }
 
-    /// What this checkpoint has for a stored tensor, with or without `bert.` in front of its name, if that is a part of a
-    /// linear layer: to write a checkpoint back.
-    pub fn linear_tensor(&self, name: &str) -> Result<Option<LinearTensor>> {
-        let name = name.strip_prefix("bert.").unwrap_or(name);
-        let (module, weights) = match (name.strip_suffix(".weight"), name.strip_suffix(".bias")) {
-            (Some(module), _) => (module, true),
-            (_, Some(module)) => (module, false),
-            _ => return Ok(None),
-        };
-        let (layer, part) = match module.rsplit_once('.') {
-            Some((layer, last)) if layer.ends_with("attention.self") => {
-                match QKV.iter().position(|part| *part == last) {
-                    Some(part) => (format!("{layer}.qkv"), Some(part)),
-                    None => return Ok(None),
-                }
-            }
-            _ => (module.to_owned(), None),
-        };
-        let Some((i, linear)) = self.place_of(&layer).filter(|&(_, linear)| (linear == 0) == part.is_some()) else {
-            return Ok(None);
-        };
-        let dense = self.layers[i].linears()[linear];
-        let d = self.config.hidden();
-        Ok(Some(match (weights, part) {
-            (true, None) => LinearTensor::Weights(dense.weights.clone()),
-            (true, Some(part)) => LinearTensor::Weights(dense.weights.rows_of(part * d..(part + 1) * d)?),
-            (false, None) => LinearTensor::Bias(dense.bias.clone()),
-            (false, Some(part)) => {
-                let bias = dense.bias.elements().to_f32();
-                LinearTensor::Bias(Matrix::from_f32(1, d, &bias[part * d..(part + 1) * d])?)
+    /// The linear layer that a stored tensor is a part of, with or without `bert.` in front of its name; weights may lack
+    /// their `.weight`, as in [`Checkpoint::load`].
+    pub fn layer_of(&self, tensor: &str) -> Option<String> {
+        self.part_of(tensor).map(|part| name_of(part.layer, part.linear))
+    }
+
+    /// What this checkpoint has for such a tensor, to write it back; none for other tensors.
+    pub fn linear_tensor(&self, tensor: &str) -> Result<Option<LinearTensor>> {
+        let Some(PartOf { layer, linear, is_bias, rows }) = self.part_of(tensor) else { return Ok(None) };
+        let dense = self.layers[layer].linears()[linear];
+        Ok(Some(match (is_bias, rows) {
+            (false, None) => LinearTensor::Weights(dense.weights.clone()),
+            (false, Some(rows)) => LinearTensor::Weights(dense.weights.rows_of(rows)?),
+            (true, None) => LinearTensor::Bias(dense.bias.clone()),
+            (true, Some(rows)) => {
+                let bias = &dense.bias.elements().to_f32()[rows];
+                LinearTensor::Bias(Matrix::from_f32(1, bias.len(), bias)?)
             }
         }))
+    }
+
+    fn part_of(&self, tensor: &str) -> Option<PartOf> {
+        let name = tensor.strip_prefix("bert.").unwrap_or(tensor);
+        let (module, is_bias) = match name.strip_suffix(".bias") {
+            Some(module) => (module, true),
+            None => (name.strip_suffix(".weight").unwrap_or(name), false),
+        };
+        let of_qkv = module.rsplit_once('.').filter(|(self_attention, _)| self_attention.ends_with("attention.self"));
+        let (name, rows) = match of_qkv {
+            Some((layer, last)) => {
+                let (d, part) = (self.config.hidden(), QKV.iter().position(|part| *part == last)?);
+                (format!("{layer}.qkv"), Some(part * d..(part + 1) * d))
+            }
+            None => (module.to_owned(), None),
+        };
+        let (layer, linear) = self.place_of(&name)?;
+        // Q, K and V are no tensor together.
+        ((linear == 0) == rows.is_some()).then_some(PartOf { layer, linear, is_bias, rows })
     }
 
     /// Encoder layer and linear layer of this name.

@@ -212,7 +212,9 @@ fn describe<'a>(config: &mut Value, items: impl Iterator<Item = (&'a Item, Store
 fn claim(config: &mut Map<String, Value>, ignore: &[&str]) {
     let ours = |section: &Value| section.get("quant_method").is_none_or(|method| method == "compressed-tensors");
     let found = SECTIONS.into_iter().find(|section| config.get(*section).is_none_or(|s| s.is_object() && ours(s)));
-    let section = config.entry(found.unwrap_or(SECTIONS[1])).or_insert_with(|| json!({}));
+    // Both belong to other tools: what they say stays, and readers of this crate find the weights by their tensors.
+    let Some(found) = found else { return };
+    let section = config.entry(found).or_insert_with(|| json!({}));
     section["quant_method"] = json!("compressed-tensors");
     if !section[SPARSITY].is_object() {
         section[SPARSITY] = json!({"targets": ["Linear"]});

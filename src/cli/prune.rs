@@ -6,6 +6,7 @@
 
 mod bert;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,12 +17,12 @@ use serde::Serialize;
 use super::bench::command_line;
 use super::folder::NewFolder;
 use super::rewrite::{self, Fate, Fates, Made};
-use super::sensitivity::MetricArgs;
+use super::sensitivity::{MetricArgs, Pruning};
 use super::{Outcome, model, print, progress, size, writable};
 use sparse24::bert::{Checkpoint, Inputs, LinearTensor};
 use sparse24::io::{Dtype, Item, Layout, Raw24, Source, Spec24, write_atomically};
 use sparse24::prune::{Method, SparseGpt, Statistics};
-use sparse24::{DType, Elements, LinearWeights, Mask, Matrix, Sparse24, VectorLen};
+use sparse24::{DType, Elements, LinearWeights, Matrix, Sparse24, VectorLen};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,8 +36,10 @@ Without --include, what is pruned are matrices of f32, f16 or bf16 whose names d
 heads; in a BERT its encoder's linear layers, of which Q, K and V are one. A weight that is zero stays zero, so that
 pruning twice keeps what both keep.";
 
-/// Names of matrices that are not pruned unless asked for.
-const SPARED: &str = r"(?i)embed|norm|wte|wpe|pool|classifier|lm_head|score|shared";
+/// Names of matrices that are not pruned unless asked for: of parts between dots, so that `shared_experts` is none.
+const SPARED: &str = r"(?i)(^|\.)(\w*embed\w*|\w*norm\w*|wte|wpe|pooler|classifier|lm_head|score|shared|cls)(\.|$)";
+/// Why there would be no output.
+const NOTHING: &str = "nothing to prune: no matrix is selected (--include, --exclude) or chosen";
 
 /// Prune a model's linear layers to 2:4, and write it in the form that is asked for.
 #[derive(Clone, Debug, clap::Args)]
@@ -60,7 +63,7 @@ pub(crate) struct Args {
     calibration: Option<PathBuf>,
     /// What a layer's inputs are computed with: the layers before it as they were (dense), as they are pruned (pruned),
     /// or both, so that a layer makes up for what those before it lost (corrected, for sparsegpt alone and its default).
-    #[arg(long, value_name = "dense|pruned|corrected", value_parser = inputs)]
+    #[arg(long, value_name = "dense|pruned|corrected", value_parser = inputs, requires = "calibration")]
     inputs: Option<Inputs>,
     /// Damping of sparsegpt: this share of the mean of the inputs' squares is added to all of them.
     #[arg(long, value_name = "SHARE", default_value_t = SparseGpt::new(VectorLen::ONE).damping)]
@@ -84,7 +87,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     seq: u32,
     /// Before pruning, search this many seconds for an order of channels in which 2:4 keeps more of the criterion's score.
-    /// It costs nothing at run time, as neighbouring layers take it up.
+    /// It costs nothing at run time, as neighbouring layers take it up. It is of all layers, whichever are pruned.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     permute: Option<u32>,
     /// The form to store pruned matrices in.
@@ -197,6 +200,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         Some(folder) => folder.weights(),
         None => writable(&args.output)?,
     };
+    args.check_layout(&source, &spared)?;
     let run = if args.runs_the_model() { bert::prune(args)? } else { Run::default() };
     let (rows, fates) = args.write(&source, &spared, &run, &path).map_err(|e| match &folder {
         Some(folder) => folder.shown(&e),
@@ -290,6 +294,22 @@ impl Args {
         format!("{} V={} seed={}", self.method, vectors.join(","), self.seed)
     }
 
+    fn pruning(&self, calibration: Vec<Vec<u32>>) -> Pruning {
+        Pruning { method: self.method, calibration, seed: self.seed, damping: self.damping }
+    }
+
+    /// An error if the layout has no place for a matrix that the flags select: before any work is done.
+    fn check_layout(&self, source: &Source, spared: &Regex) -> Result<()> {
+        for item in source.items().filter(|item| prunable(item) && self.selects(&item.name, candidate(item, spared))) {
+            let Some((m, k)) = item.matrix() else { continue };
+            for &vector in &self.vector {
+                let spec = Spec24 { name: item.name.clone(), m, k, dtype: item.dtype, vector: Some(vector) };
+                self.to.specs(&spec).map_err(|e| e.in_tensor(source.path_of(item), &item.name))?;
+            }
+        }
+        Ok(())
+    }
+
     fn prune_matrix(
         &self,
         name: &str,
@@ -297,15 +317,7 @@ impl Args {
         vector: VectorLen,
         statistics: Option<&Statistics>,
     ) -> sparse24::Result<(Row, Sparse24)> {
-        // A seed of its own for each matrix, whatever the order.
-        let seed = name.bytes().fold(self.seed, |seed, byte| seed.wrapping_mul(0x100_0000_01b3) ^ u64::from(byte));
-        let (pruned, mask) = match (self.method, statistics) {
-            (Method::SparseGpt, Some(statistics)) => {
-                let how = SparseGpt { damping: self.damping, ..SparseGpt::new(vector) };
-                how.prune(w, statistics, Some(&Mask::of_nonzeros(w)?))?
-            }
-            (method, statistics) => method.prune(w, vector, statistics, seed)?,
-        };
+        let (pruned, mask) = self.pruning(Vec::new()).prune(name, w, vector, statistics)?;
         let row = Row {
             name: name.to_owned(),
             m: w.rows(),
@@ -320,29 +332,44 @@ impl Args {
     /// Writes the file. Returns what was pruned, and what became of each item.
     fn write<'a>(&self, source: &'a Source, spared: &Regex, run: &Run, path: &Path) -> Result<(Vec<Row>, Fates<'a>)> {
         let mut fates = Vec::new();
+        // Of each layer that was pruned, how many of its tensors there are to be.
+        let mut missing: BTreeMap<String, usize> = BTreeMap::new();
+        if let Some(checkpoint) = &run.checkpoint {
+            missing.extend(run.rows.iter().map(|row| (row.name.clone(), checkpoint.tensors_of(&row.name).len())));
+        }
         for item in source.items() {
-            let vector = match &run.checkpoint {
-                None => (prunable(item) && self.selects(&item.name, candidate(item, spared))).then(|| self.vector()),
-                Some(checkpoint) => match checkpoint.linear_tensor(&item.name)? {
-                    Some(LinearTensor::Weights(LinearWeights::Sparse24(w))) => Some(w.vector()),
-                    _ => None,
-                },
-            };
-            let Some((vector, (m, k))) = vector.zip(item.matrix()) else {
-                // In another order of channels it may be another tensor, pruned or not.
-                let moved = run.checkpoint.as_ref().filter(|_| !run.permuted.is_empty());
-                let moved = moved.map(|checkpoint| checkpoint.linear_tensor(&item.name)).transpose()?.flatten();
-                fates.push((item, if moved.is_some() { Fate::Plain } else { Fate::Kept }));
-                continue;
-            };
-            let spec = Spec24 { name: item.name.clone(), m, k, dtype: item.dtype, vector: Some(vector) };
-            // Whether the layout has a place for it.
-            self.to.specs(&spec).map_err(|e| e.in_tensor(source.path_of(item), &item.name))?;
-            fates.push((item, Fate::Compressed(spec)));
+            let by_itself = run.checkpoint.is_none() && prunable(item);
+            let (mut vector, mut fate) = (None, Fate::Kept);
+            if by_itself && self.selects(&item.name, candidate(item, spared)) {
+                vector = Some(self.vector());
+            } else if let Some((checkpoint, layer)) =
+                run.checkpoint.as_ref().and_then(|c| Some((c, c.layer_of(&item.name)?)))
+            {
+                match (checkpoint.linear_tensor(&item.name)?, missing.get_mut(&layer)) {
+                    (Some(LinearTensor::Weights(LinearWeights::Sparse24(w))), Some(missing)) => {
+                        *missing = missing.saturating_sub(1);
+                        vector = Some(w.vector());
+                    }
+                    // 2:4 before, and left as it is.
+                    (Some(LinearTensor::Weights(LinearWeights::Sparse24(_))) | None, _) => {}
+                    // In another order of channels it may be another tensor.
+                    (Some(_), _) if !run.permuted.is_empty() => fate = Fate::Plain,
+                    (Some(_), _) => {}
+                }
+            }
+            if let Some((vector, (m, k))) = vector.zip(item.matrix()) {
+                let spec = Spec24 { name: item.name.clone(), m, k, dtype: item.dtype, vector: Some(vector) };
+                // Whether the layout has a place for it.
+                self.to.specs(&spec).map_err(|e| e.in_tensor(source.path_of(item), &item.name))?;
+                fate = Fate::Compressed(spec);
+            }
+            fates.push((item, fate));
+        }
+        if let Some((layer, _)) = missing.iter().find(|(_, missing)| **missing > 0) {
+            bail!("{}: {layer} was pruned, but its weights are not all there to be replaced", source.path().display());
         }
         let pruned = fates.iter().filter(|(_, fate)| matches!(fate, Fate::Compressed(_))).count();
-        let nothing = "nothing to prune: no matrix is selected (--include, --exclude) or chosen";
-        ensure!(pruned > 0, "{}: {nothing}", self.input.display());
+        ensure!(pruned > 0, "{}: {NOTHING}", self.input.display());
         let bar = progress(pruned);
         let mut rows = run.rows.clone();
         let said = [("sparse24.pruned".to_owned(), self.said())];
@@ -354,11 +381,13 @@ impl Args {
                 let pruned = self.prune_matrix(&item.name, &source.matrix(item)?, self.vector(), None);
                 let (row, sparse) = pruned.map_err(fail)?;
                 rows.push(row);
-                return Ok(Made::Compressed(raw(&sparse, item.dtype)?));
+                return Ok(Made::Compressed(raw(&sparse, item.dtype).context(item.name.clone())?));
             };
             let plain = |w: &Matrix| Made::Plain(w.cast(stored_in(item.dtype)).elements().to_le_bytes());
             Ok(match checkpoint.linear_tensor(&item.name)? {
-                Some(LinearTensor::Weights(LinearWeights::Sparse24(w))) => Made::Compressed(raw(&w, item.dtype)?),
+                Some(LinearTensor::Weights(LinearWeights::Sparse24(w))) => {
+                    Made::Compressed(raw(&w, item.dtype).context(item.name.clone())?)
+                }
                 Some(LinearTensor::Weights(w)) => plain(&w.to_dense()?),
                 Some(LinearTensor::Bias(bias)) => plain(&bias),
                 None => bail!("{} is no part of a linear layer", item.name),
@@ -381,6 +410,8 @@ fn stored_in(dtype: Dtype) -> DType {
 /// A compressed matrix as it is stored in elements of this type.
 fn raw(w: &Sparse24, dtype: Dtype) -> Result<Raw24<'static>> {
     let values = Elements::from_f32(stored_in(dtype), &w.values().to_f32());
+    let finite = values.to_f32().iter().all(|x| x.is_finite()) || !w.values().to_f32().iter().all(|x| x.is_finite());
+    ensure!(finite, "weights that make up for others leave the range of {dtype}, in which they are to be stored");
     Ok(Raw24::new(w.m(), w.k(), w.vector(), dtype, values.to_le_bytes(), w.meta().to_vec())?)
 }
 

@@ -21,9 +21,9 @@ use super::{Outcome, model, print, progress, say, writable};
 use sparse24::bert::{Batching, Calibration, Checkpoint, Inputs, Model, Probe, Times, Tokenizer};
 use sparse24::choose::Candidate;
 use sparse24::engine::Device;
-use sparse24::io::write_atomically;
-use sparse24::prune::{Method, Statistics};
-use sparse24::{Error, LinearWeights, Matrix, Sparse24, VectorLen};
+use sparse24::io::{Source, write_atomically};
+use sparse24::prune::{Method, SparseGpt, Statistics};
+use sparse24::{Error, LinearWeights, Mask, Mask24, Matrix, Sparse24, VectorLen};
 
 pub(super) use self::file::Sensitivity;
 
@@ -86,6 +86,31 @@ pub(super) struct Pruning {
     /// The calibration texts as token ids; none where the method reads no inputs.
     pub(super) calibration: Vec<Vec<u32>>,
     pub(super) seed: u64,
+    /// Of sparsegpt.
+    pub(super) damping: f64,
+}
+
+impl Pruning {
+    /// Prunes a matrix. Each name has a seed of its own, whatever the order. Weights that are zero stay zero.
+    pub(super) fn prune(
+        &self,
+        name: &str,
+        w: &Matrix,
+        vector: VectorLen,
+        statistics: Option<&Statistics>,
+    ) -> sparse24::Result<(Matrix, Mask24)> {
+        match (self.method, statistics) {
+            (Method::SparseGpt, Some(statistics)) => {
+                let how = SparseGpt { damping: self.damping, ..SparseGpt::new(vector) };
+                how.prune(w, statistics, Some(&Mask::of_nonzeros(w)?))
+            }
+            (method, statistics) => {
+                // FNV-1a.
+                let mix = |seed: u64, byte| (seed ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+                method.prune(w, vector, statistics, name.bytes().fold(self.seed, mix))
+            }
+        }
+    }
 }
 
 impl PruningArgs {
@@ -102,7 +127,7 @@ impl PruningArgs {
             None if method.needs_statistics() => bail!("the method {method} needs --calibration, a file of texts"),
             None => Vec::new(),
         };
-        Ok(Pruning { method, calibration, seed: self.seed })
+        Ok(Pruning { method, calibration, seed: self.seed, damping: SparseGpt::new(VectorLen::ONE).damping })
     }
 }
 
@@ -237,7 +262,7 @@ impl Subject<'_> {
             let Some(vectors) = of_layer.get(name) else { return Ok(()) };
             let w = w.to_dense()?;
             for &vector in vectors {
-                let (pruned, mask) = pruning.method.prune(&w, vector, statistics, pruning.seed)?;
+                let (pruned, mask) = pruning.prune(name, &w, vector, statistics)?;
                 let embeddings = probe.embed(name, Sparse24::compress(&pruned, &mask)?.into())?;
                 let drop = baseline.drop(&embeddings)?;
                 done(Row { layer: name.to_owned(), vector: vector.get(), weights: w.rows() * w.cols(), drop })?;
@@ -341,15 +366,27 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 fn settings(args: &Args, metric: &Metric, device: &Device) -> Result<Settings> {
     let files = model::files(&args.model.model)?;
     let of = |path: &Option<PathBuf>| path.as_deref().map(|path| identity(&[path])).transpose();
+    // All shards of a model.
+    let shards = |path: &Path| -> Result<Vec<PathBuf>> {
+        Ok(Source::open(path)?.files().iter().map(|file| file.path().to_owned()).collect())
+    };
+    let mut model = vec![files.config.clone(), files.tokenizer.clone()];
+    model.extend(files.sentences.clone().filter(|path| path.exists()));
+    if files.weights.exists() {
+        model.extend(shards(&files.weights)?);
+    }
+    let over = args.model.weights.as_deref().map(shards).transpose()?;
+    let paths = |paths: &[PathBuf]| identity(&paths.iter().map(PathBuf::as_path).collect::<Vec<_>>());
     let pruning = &args.pruning;
     Ok(Settings {
-        model: identity(&[&files.config, &files.tokenizer, &files.weights])?,
-        weights: of(&args.model.weights)?,
+        model: paths(&model)?,
+        weights: over.as_deref().map(paths).transpose()?,
         sparsity: args.model.sparsity.to_string(),
         dtype: sparse24::DType::from(args.model.dtype).to_string(),
         device: device.info().name().to_owned(),
         method: pruning.method.name().to_owned(),
         seed: (pruning.method == Method::Random).then_some(pruning.seed),
+        damping: (pruning.method == Method::SparseGpt).then_some(SparseGpt::new(VectorLen::ONE).damping),
         calibration: of(&pruning.calibration)?,
         metric: metric.name().to_owned(),
         texts: identity(

@@ -70,8 +70,7 @@ impl Method {
         statistics: Option<&Statistics>,
         seed: u64,
     ) -> Result<(Matrix, Mask24)> {
-        let needed =
-            || statistics.ok_or_else(|| Error::Invalid(format!("{self} needs statistics of the layer's inputs")));
+        let needed = || self.needed(statistics);
         let present = Mask::of_nonzeros(w)?;
         let by = |criterion: Criterion| criterion.mask(w, vector, Some(&present));
         let mask = match self {
@@ -85,11 +84,17 @@ impl Method {
         Ok((mask.mask().apply(w)?, mask))
     }
 
+    fn needed(self, statistics: Option<&Statistics>) -> Result<&Statistics> {
+        match statistics {
+            Some(statistics) if statistics.tokens() > 0 => Ok(statistics),
+            _ => Err(Error::Invalid(format!("{self} needs statistics of the layer's inputs"))),
+        }
+    }
+
     /// The score by which it ranks weights, `m x k`, where it ranks each by itself: for the search of a permutation.
     /// Second order with compensation is ranked as second order on the diagonal, and random as magnitude.
     pub fn scores(self, w: &Matrix, statistics: Option<&Statistics>) -> Result<ndarray::Array2<f32>> {
-        let needed =
-            || statistics.ok_or_else(|| Error::Invalid(format!("{self} needs statistics of the layer's inputs")));
+        let needed = || self.needed(statistics);
         let criterion = match self {
             Self::Magnitude | Self::Random => Criterion::magnitude(Norm::L1),
             Self::MagnitudeL2 => Criterion::magnitude(Norm::L2),

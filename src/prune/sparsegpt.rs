@@ -59,8 +59,8 @@ impl SparseGpt {
     /// Prunes `w`, `m x k`, for inputs with these statistics, which must have all of H. Weights that `within` leaves out
     /// are zero from the start and stay so. Returns the weights that are left, in the type of `w`, and their mask.
     ///
-    /// An error if shapes differ, H was not summed or is not positive definite even with damping, or a weight is
-    /// infinite or NaN.
+    /// An error if shapes differ, H was not summed or is not positive definite even with damping, or a weight is, or
+    /// would become, infinite or NaN. At work this takes about `28 k²` bytes beside H.
     ///
     /// ```
     /// use sparse24::prune::{SparseGpt, Statistics};
@@ -103,7 +103,14 @@ impl SparseGpt {
         if self.refit > 0 {
             refit(&mut weights, &original, &h.mapv(|x| x as f32), mask.mask(), self.refit);
         }
-        Ok((Matrix::from_array(weights.view()).cast(w.dtype()), mask))
+        let pruned = Matrix::from_array(weights.view()).cast(w.dtype());
+        // Weights that make up for others may leave the range of f16.
+        if let Some(at) = pruned.elements().to_f32().iter().position(|x| !x.is_finite()) {
+            let (row, col) = (at / k, at % k);
+            let x = weights[[row, col]];
+            return Err(Error::Invalid(format!("row {row}, column {col} would be {x}, which is no {}", w.dtype())));
+        }
+        Ok((pruned, mask))
     }
 
     /// H + λI, divided by the diagonal's mean so that its size is that of one, and that mean. A feature that is always zero gets a one

@@ -51,7 +51,8 @@ impl Statistics {
         Self { tokens: 0, squares: vec![0.0; k], gram: None, cross: None }
     }
 
-    /// No tokens yet; all of H will be summed: `8 k²` bytes, which is an error if there is no room for them.
+    /// No tokens yet; all of H will be summed: `8 k²` bytes, and as many
+    /// again for pairs. An error if there is no room for the first.
     pub fn full(k: usize) -> Result<Self> {
         let elements = checked_mul("Gram matrix", k, k)?;
         let asked = Vec::<f64>::new().try_reserve_exact(elements);
@@ -61,6 +62,13 @@ impl Statistics {
 
     /// Adds tokens, one a row of k features. An error if k differs or a feature is infinite or NaN.
     pub fn add(&mut self, x: &Matrix) -> Result<()> {
+        if self.cross.is_some() {
+            return Err(Error::Invalid("pairs of inputs are for full statistics of pairs alone".into()));
+        }
+        self.sum(x)
+    }
+
+    fn sum(&mut self, x: &Matrix) -> Result<()> {
         let x = self.checked(x)?;
         self.tokens += x.nrows() as u64;
         for row in x.rows() {
@@ -82,7 +90,7 @@ impl Statistics {
             return Err(Error::Invalid("pairs of inputs are for full statistics of pairs alone".into()));
         }
         let dense = self.checked(dense)?;
-        self.add(x)?;
+        self.sum(x)?;
         let k = self.k();
         let cross = self.cross.get_or_insert_with(|| Array2::zeros((k, k)));
         add_products(cross, dense.view(), x.to_array().view(), false);

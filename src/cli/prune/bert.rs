@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Args, Choice, Reason, Reordered, Row, Run};
+use super::{Args, Choice, NOTHING, Reason, Reordered, Row, Run};
 use crate::cli::embed::read_lines;
-use crate::cli::sensitivity::{Baseline, Metric, Pruning, Subject, candidates};
+use crate::cli::sensitivity::{Baseline, Metric, Subject, candidates};
 use crate::cli::{model, progress, say};
 use sparse24::bert::{Calibration, Checkpoint, Config, Inputs, Tokenizer};
 use sparse24::measure::Policy;
@@ -34,6 +34,10 @@ pub(super) fn prune(args: &Args) -> Result<Run> {
     })?;
     let files = model::files(folder)?;
     let config = Config::load(&files.config)?;
+    if args.chooses() {
+        // What it chooses by is what the model's embeddings do.
+        files.check_pooling()?;
+    }
     let tokenizer = Tokenizer::load(&files.tokenizer, &config)?.truncated_at(files.max_tokens(&config)?)?;
     let mut checkpoint = Checkpoint::load(config, &files, None, DType::F32)?;
     let selected = selected(args, &checkpoint)?;
@@ -71,6 +75,7 @@ fn selected(args: &Args, checkpoint: &Checkpoint) -> Result<Vec<String>> {
             selected.push(name);
         }
     }
+    ensure!(!selected.is_empty(), "{}: {NOTHING}", args.input.display());
     Ok(selected)
 }
 
@@ -157,11 +162,11 @@ impl Bert<'_> {
         let batching = args.running.batching();
         let metric = Metric::read(&args.metric, &self.tokenizer)?;
         let baseline = Baseline::new(&metric, &self.device, checkpoint, batching)?;
-        let pruning = Pruning { method: args.method, calibration: self.texts.clone(), seed: args.seed };
+        let pruning = args.pruning(self.texts.clone());
         let subject = Subject { device: &self.device, checkpoint, batching, pruning: &pruning };
         let mut alone = subject.rows(&args.vector);
         alone.retain(|(name, _)| selected.contains(name));
-        ensure!(!alone.is_empty(), "--include and --exclude select no dense linear layer");
+        ensure!(!alone.is_empty(), "--include and --exclude select no linear layer that is dense still");
         let bar = progress(alone.len());
         let mut measured = Vec::new();
         subject.measure(&baseline, &alone, &mut |row| {

@@ -41,6 +41,9 @@ pub(super) struct Settings {
     pub(super) method: String,
     /// Of the method that draws numbers.
     pub(super) seed: Option<u64>,
+    /// Of sparsegpt.
+    #[serde(default)]
+    pub(super) damping: Option<f64>,
     pub(super) calibration: Option<String>,
     /// `spearman` or `cosine`.
     pub(super) metric: String,

@@ -168,6 +168,10 @@ fn no_texts_and_bad_ones_are_refused() {
         checkpoint.calibrate(&device, texts, how(Inputs::Dense, 8), &mut |_, _, _| Ok(None)).unwrap_err().to_string()
     };
     assert_eq!(error(&[]), "there are no texts");
+    let diagonal = Calibration { gram: false, ..how(Inputs::Corrected, 8) };
+    let mut other = self::checkpoint();
+    let corrected = other.calibrate(&device, &texts(3), diagonal, &mut |_, _, _| Ok(None)).unwrap_err().to_string();
+    assert!(corrected.starts_with("inputs are corrected by way of a full Gram matrix"), "{corrected}");
     assert_eq!(error(&[vec![1], vec![30]]), "text 1: token id 30 is outside of the vocabulary of 30");
 }
 

@@ -228,8 +228,59 @@ fn layers_are_chosen_by_drop_or_by_speed_and_it_says_why() {
     assert!(printed.contains("stays dense") || pruned == 8, "{printed}");
     fs::remove_dir_all(&out).unwrap();
 
-    let error = refused(&[&base[..], &["--target-speedup", "1000"]].concat());
+    let error = refused(&[&base[..], &["--target-speedup", "1000", "--seq", "8", "--batch", "2"]].concat());
     assert!(error.contains("--target-speedup: 1000x cannot be reached"), "{error}");
+    let idle = refused(&["prune", &folder, &out, "--input", &text]);
+    assert!(idle.contains("--pairs and --input are what --max-drop and --target-speedup choose by"), "{idle}");
+    let blank = dir.path().join("blank.txt");
+    fs::write(&blank, "\n \n").unwrap();
+    let blank = refused(&["prune", &folder, &out, "--method", "wanda", "--calibration", blank.to_str().unwrap()]);
+    assert!(blank.contains("has no texts"), "{blank}");
     let error = refused(&["prune", &folder, &out, "--max-drop", "0.1"]);
     assert!(error.contains("--pairs") || error.contains("<--pairs"), "{error}");
+}
+
+#[test]
+fn what_was_2_4_before_stays_as_it_is_and_bare_names_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let [folder, text, out] = model(dir.path(), 10);
+    let first = dir.path().join("first").to_str().unwrap().to_owned();
+    fine(&["prune", &folder, &first, "--include", r"layer\.0"]);
+    let base = ["prune", &first, &out, "--method", "sparsegpt", "--calibration", &text, "--device", "cpu"];
+    let none = refused(&[&base[..], &["--include", "nothing"]].concat());
+    assert!(none.contains("nothing to prune"), "{none}");
+    fine(&[&base[..], &["--include", r"layer\.1", "--to", "bitmask"]].concat());
+    let source = Source::open(&out).unwrap();
+    let stored = |name: &str| source.item(name).unwrap().stored;
+    assert_eq!(stored("encoder.layer.0.output.dense.weight"), Stored::Native);
+    assert_eq!(stored("encoder.layer.1.output.dense.weight"), Stored::Bitmask);
+
+    // The same layers, stored without `.weight`.
+    let bare = dir.path().join("bare");
+    TinyBert::new(10).write(&bare);
+    let path = bare.join("model.safetensors");
+    let file = io::TensorFile::open(&path).unwrap();
+    let name = "encoder.layer.0.output.dense";
+    let w = file.matrix(&format!("{name}.weight")).unwrap();
+    let compressed = Sparse24::compress(&w, &prune::magnitude(&w, sparse24::VectorLen::ONE).unwrap()).unwrap();
+    let mut entries: Vec<_> = file.tensors().map(|t| (t.name.as_str(), io::Entry::Copy(&file))).collect();
+    entries.retain(|(tensor, _)| *tensor != format!("{name}.weight"));
+    entries.push((name, io::Entry::Sparse24(&compressed)));
+    let moved = dir.path().join("moved.safetensors");
+    io::save(&moved, &entries).unwrap();
+    fs::rename(&moved, &path).unwrap();
+    let again = dir.path().join("again").to_str().unwrap().to_owned();
+    let args = [
+        "--method",
+        "sparsegpt",
+        "--calibration",
+        &text,
+        "--device",
+        "cpu",
+        "--include",
+        r"layer\.0\.(attention\.)?output",
+    ];
+    fine(&[&["prune", bare.to_str().unwrap(), &again][..], &args].concat());
+    let pruned = load(&again).linears().nth(3).unwrap().1.to_dense().unwrap();
+    assert!(pruned != compressed.decompress(), "second order moves weights: the file still has the old ones");
 }

@@ -96,6 +96,28 @@ fn bad_inputs_are_refused_by_place() {
     let error = statistics.add(&Matrix::from_f32(1, 4, &[1., 2., f32::NAN, 0.]).unwrap()).unwrap_err().to_string();
     assert_eq!(error, "input 2 of token 0 is NaN");
 
+    let x = Matrix::from_f32(1, 4, &[1., 2., 3., 0.]).unwrap();
+    for paired_first in [true, false] {
+        let mut statistics = Statistics::full(4).unwrap();
+        let mut both = [statistics.add_pair(&x, &x), Ok(())];
+        if !paired_first {
+            statistics = Statistics::full(4).unwrap();
+            both[0] = statistics.add(&x);
+        }
+        both[1] = if paired_first { statistics.add(&x) } else { statistics.add_pair(&x, &x) };
+        assert!(both[0].is_ok());
+        let error = both[1].as_ref().unwrap_err().to_string();
+        assert_eq!(error, "pairs of inputs are for full statistics of pairs alone");
+    }
+    let empty = Method::Wanda.prune(&x, VectorLen::ONE, Some(&Statistics::diagonal(4)), 1).unwrap_err().to_string();
+    assert_eq!(empty, "wanda needs statistics of the layer's inputs");
+    let far = Matrix::from_f32(1, 4, &[60000., 3000., 3000., 60000.]).unwrap().cast(DType::F16);
+    let mut twins = Statistics::full(4).unwrap();
+    twins.add(&Matrix::from_f32(3, 4, &[1., 0., 0., 1., 0., 9., 0., 0., 0., 0., 9., 0.]).unwrap()).unwrap();
+    let error = SparseGpt { damping: 1e-3, ..SparseGpt::new(VectorLen::ONE) };
+    let error = error.prune(&far, &twins, None).map(|(w, _)| w.elements().to_f32());
+    assert!(error.as_ref().is_err_and(|e| e.to_string().contains("which is no f16")), "{error:?}");
+
     let w = Matrix::from_f32(1, 4, &[1., 2., 3., f32::NAN]).unwrap();
     let one = VectorLen::ONE;
     let nan = |result: sparse24::Result<_>| assert!(matches!(result, Err(Error::Nan { row: 0, col: 3 })));

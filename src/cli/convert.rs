@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use regex::Regex;
 
-use super::folder::NewFolder;
+use super::folder::{Claim, NewFolder};
 use super::inspect::{many, printable};
 use super::rewrite::{self, Fate, Made};
 use super::{Outcome, print, progress, say, size, writable};
@@ -59,6 +59,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let source = Source::open(&args.input)?;
     let is_folder = args.input.is_dir();
+    let claim = if is_folder { Claim::of(&args.input)? } else { None };
     let (folder, path) = if is_folder {
         let folder = NewFolder::create(&args.output)?;
         let path = folder.weights();
@@ -71,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let mut fates = Vec::new();
     for item in source.items() {
         bar.set_message(printable(&item.name));
-        fates.push((item, args.fate(&source, item, &mut not_24)?));
+        fates.push((item, args.fate(&source, claim.as_ref(), item, &mut not_24)?));
         bar.inc(1);
     }
     let made = |item: &Item| {
@@ -124,8 +125,14 @@ impl Args {
             && self.exclude.as_ref().is_none_or(|re| !re.is_match(name))
     }
 
-    fn fate(&self, source: &Source, item: &Item, not_24: &mut usize) -> Result<Fate, Error> {
-        if item.stored == rewrite::stored_as(self.to) || !self.selects(&item.name) {
+    fn fate(&self, source: &Source, claim: Option<&Claim>, item: &Item, not_24: &mut usize) -> Result<Fate, Error> {
+        if !self.selects(&item.name) {
+            return Ok(Fate::Kept);
+        }
+        if item.stored == rewrite::stored_as(self.to) {
+            if item.stored.claims() {
+                source.raw24(item)?;
+            }
             return Ok(Fate::Kept);
         }
         if self.to == Layout::Dense {
@@ -139,7 +146,9 @@ impl Args {
             }
             match self.read(source, item) {
                 Ok(raw) => spec.vector = self.said(item, &raw),
-                Err(Error::Tensor { cause, .. }) if matches!(*cause, Error::OverFull { .. }) => {
+                Err(Error::Tensor { cause, .. })
+                    if matches!(*cause, Error::OverFull { .. }) && !claim.is_some_and(|claim| claim.covers(item)) =>
+                {
                     *not_24 += 1;
                     return Ok(Fate::Kept);
                 }

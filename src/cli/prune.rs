@@ -32,9 +32,10 @@ Examples:
   sparse24 prune model/minilm pruned --method sparsegpt --vector 32 --calibration texts.txt
   sparse24 eval --model pruned --pairs stsb-dev.csv
 
-Without --include, what is pruned are matrices of f32, f16 or bf16 whose names do not speak of embeddings, norms, poolers or
-heads; in a BERT its encoder's linear layers, of which Q, K and V are one. A weight that is zero stays zero, so that
-pruning twice keeps what both keep.";
+Without --include, what is pruned are matrices of f32, f16 or bf16 whose names do not
+speak of embeddings, norms, poolers or heads; in a BERT its encoder's linear layers,
+of which Q, K and V are one. A weight that is zero stays zero, so that pruning twice
+keeps what both keep.";
 
 /// Names of matrices that are not pruned unless asked for: of parts between dots, so that `shared_experts` is none.
 const SPARED: &str = r"(?i)(^|\.)(\w*embed\w*|\w*norm\w*|wte|wpe|pooler|classifier|lm_head|score|shared|cls)(\.|$)";
@@ -74,7 +75,8 @@ pub(crate) struct Args {
     /// Leave as it is what this regular expression matches part of the name of.
     #[arg(long, value_name = "RE")]
     exclude: Option<Regex>,
-    /// Prune as many weights as can be pruned together while the metric of --pairs or --input drops by no more than this.
+    /// Prune linear layers, those that do least harm for their weights first, as long as the metric of --pairs or --input
+    /// drops by no more than this with all of them pruned together.
     #[arg(long, value_name = "DROP", requires = "metric", conflicts_with = "target_speedup")]
     max_drop: Option<f64>,
     /// Prune what buys most time for least drop of the metric, until a forward pass on --device is this many times as
@@ -189,6 +191,15 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         "--method {} goes by the inputs of each layer: --calibration TXT is needed",
         args.method
     );
+    let metric = args.metric.pairs.is_some() || args.metric.input.is_some();
+    ensure!(args.chooses() || !metric, "--pairs and --input are what --max-drop and --target-speedup choose by");
+    ensure!(
+        args.target_speedup.is_none_or(|speedup| speedup > 1.0),
+        "--target-speedup: a model is as fast as it is; more than 1 can be asked for"
+    );
+    // Converting in place loses nothing; pruning would lose the weights that go.
+    let same = args.input.canonicalize().ok().zip(args.output.canonicalize().ok()).is_some_and(|(from, to)| from == to);
+    ensure!(!same, "{} is to be read and written: choose another name", args.input.display());
     let json = args.json.as_deref().map(writable).transpose().context("--json")?;
     let spared = Regex::new(SPARED)?;
     let source = Source::open(&args.input)?;
@@ -420,7 +431,8 @@ impl Report {
         let mut table = Table::new();
         table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-')));
         table.set_header(["m x k", "V", "|w| kept", "output lost", "layer"]);
-        let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+        // Not a number where weights are infinite.
+        let percent = |share: f64| if share.is_finite() { format!("{:.2} %", 100.0 * share) } else { "—".to_owned() };
         for row in &self.layers {
             table.add_row([
                 format!("{}x{}", row.m, row.k),
@@ -463,6 +475,7 @@ impl Choice {
             text += &format!("{name}: {reason}\n");
         }
         let Self { summary, metric, metric_dense, metric_drop, .. } = self;
-        text + &format!("{summary}\n{metric} {:.4}, dense {metric_dense:.4}\n", metric_dense - metric_drop)
+        let now = metric_dense - metric_drop;
+        text + &format!("{summary}\n{metric} {now:.4}, dense {metric_dense:.4}: together they lose {metric_drop:.4}\n")
     }
 }

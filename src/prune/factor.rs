@@ -30,7 +30,10 @@ fn factor_from_end(h: Array2<f64>) -> Result<Array2<f64>> {
         for j in (start..end).rev() {
             let pivot = h[[j, j]];
             if !(pivot > 0.0 && pivot.is_finite()) {
-                return Err(Error::Invalid(format!("the Gram matrix is not positive definite at column {j}")));
+                let reason = "more damping or more text is needed";
+                return Err(Error::Invalid(format!(
+                    "the Gram matrix is not positive definite at column {j}: {reason}"
+                )));
             }
             let root = pivot.sqrt();
             h[[j, j]] = root;

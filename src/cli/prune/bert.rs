@@ -82,7 +82,9 @@ fn selected(args: &Args, checkpoint: &Checkpoint) -> Result<Vec<String>> {
 /// The calibration text as token ids; none if there is none.
 fn calibration(args: &Args, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
     let Some(path) = &args.calibration else { return Ok(Vec::new()) };
-    let texts = read_lines(path).context("--calibration")?;
+    let mut texts = read_lines(path).context("--calibration")?;
+    // A blank line is no text to learn from.
+    texts.retain(|text| !text.trim().is_empty());
     ensure!(!texts.is_empty(), "--calibration: {} has no texts", path.display());
     let tokens = tokenizer.encode(&texts)?;
     if tokens.truncated > 0 {
@@ -107,7 +109,8 @@ impl Bert<'_> {
             bar.inc(1);
             tokens = statistics.map(Statistics::tokens);
             let Some(&vector) = vectors.get(name) else { return Ok(None) };
-            let (row, pruned) = self.args.prune_matrix(name, &weights.to_dense()?, vector, statistics)?;
+            let pruned = self.args.prune_matrix(name, &weights.to_dense()?, vector, statistics);
+            let (row, pruned) = pruned.map_err(|e| sparse24::Error::Invalid(format!("{name}: {e}")))?;
             rows.push(row);
             Ok::<_, sparse24::Error>(Some(LinearWeights::Sparse24(pruned)))
         };

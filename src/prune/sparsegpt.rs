@@ -68,10 +68,10 @@ impl SparseGpt {
     /// // Features 0 and 3 always agree, so that one can stand in for both.
     /// let mut statistics = Statistics::full(4)?;
     /// statistics.add(&Matrix::from_f32(3, 4, &[1., 0., 0., 1., 0., 1., 0., 0., 0., 0., 1., 0.])?)?;
-    /// let w = Matrix::from_f32(1, 4, &[3., 2., 0.1, 3.])?;
+    /// let w = Matrix::from_f32(1, 4, &[4., 2., 0.1, 3.])?;
     /// let (pruned, mask) = SparseGpt::new(VectorLen::ONE).prune(&w, &statistics, None)?;
     /// assert_eq!(mask.mask().words(), [0b0011]); // magnitude would keep 0 and 3, and lose the 2
-    /// assert!((pruned.get(0, 0) - 6.0).abs() < 0.2); // damping keeps it from all of 3 + 3
+    /// assert!((pruned.get(0, 0) - 7.0).abs() < 0.2); // damping keeps it from all of 4 + 3
     /// # Ok::<(), sparse24::Error>(())
     /// ```
     pub fn prune(&self, w: &Matrix, statistics: &Statistics, within: Option<&Mask>) -> Result<(Matrix, Mask24)> {

@@ -1,5 +1,6 @@
-//! What happens once per weight matrix, on the host: prune, compress, both at once into new memory (`sparsify`) or into what is there, decompress. `cargo
-//! bench`. All of it is one thread's work, and a rate is that of the dense weights' bytes.
+//! What happens once per weight matrix, on the host: prune, compress, both at once into new memory (`sparsify`) or into
+//! what is there, decompress. `cargo bench`. All of it is one thread's work, and a rate is that of the dense weights'
+//! bytes.
 //!
 //! Products are not measured here but by `sparse24 bench`, which verifies them first.
 #![allow(

@@ -216,6 +216,10 @@ pub fn for_speedup(candidates: &[Candidate], forward: f64, speedup: f64) -> Resu
 
     let choices = timed.iter().zip(&now).map(|(timed, now)| timed.choice(*now, speedup)).collect();
     let seconds = forward - gained(&now);
+    if seconds <= 0.0 {
+        let gained = ms(gained(&now));
+        return Err(Error::Invalid(format!("layers would save {gained} of a forward pass of {}", ms(forward))));
+    }
     let drop = now.iter().flatten().map(|c| c.drop).sum();
     let (taken, count) = (now.iter().flatten().count(), layers.len());
     let times = format!("{} of {} remain, {:.2}x as fast", ms(seconds), ms(forward), forward / seconds);
@@ -549,5 +553,11 @@ mod tests {
         assert_eq!(refused(std::slice::from_ref(&one), 2.0), "a, dense was not timed");
         assert_eq!(refused(&[dense.clone(), Candidate { seconds: None, ..one }], 2.0), "a at V=1 was not timed");
         assert_eq!(refused(&[dense], 0.0), "a speedup of 0: it must be above 0");
+        // A gain of 25 ms in a forward pass of 20: the times are not of one device and one shape.
+        let apart = refused(
+            &timed("a", (0.0, 0.0), (0.0, 0.0)).map(|c| Candidate { seconds: c.seconds.map(|s| 2.5 * s), ..c }),
+            2.0,
+        );
+        assert_eq!(apart, "layers would save 25.000 ms of a forward pass of 20.000 ms");
     }
 }

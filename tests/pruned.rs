@@ -237,7 +237,22 @@ fn layers_are_chosen_by_drop_or_by_speed_and_it_says_why() {
     let blank = refused(&["prune", &folder, &out, "--method", "wanda", "--calibration", blank.to_str().unwrap()]);
     assert!(blank.contains("has no texts"), "{blank}");
     let error = refused(&["prune", &folder, &out, "--max-drop", "0.1"]);
-    assert!(error.contains("--pairs") || error.contains("<--pairs"), "{error}");
+    assert!(error.contains("--pairs"), "{error}");
+    let default = prune::SparseGpt::new(sparse24::VectorLen::ONE).damping;
+    assert!(fine(&["prune", "--help"]).contains(&format!("{default} unless given")));
+    for (flags, why) in [
+        (&["--damping", "0.1"][..], "--damping is sparsegpt's, not magnitude's"),
+        (
+            &["--method", "wanda", "--calibration", &text, "--inputs", "corrected"],
+            "--inputs corrected is for sparsegpt",
+        ),
+        (&["--method", "sparsegpt", "--calibration", &text, "--damping=-1"], "--damping: -1 is no share"),
+        (&["--seq", "8"], "--target-speedup"),
+        (&["--pairs", "x.csv", "--target-speedup", "1"], "more than 1 can be asked for"),
+    ] {
+        let error = refused(&[&["prune", &folder, &out][..], flags].concat());
+        assert!(error.contains(why), "{flags:?}: {error}");
+    }
 }
 
 #[test]

@@ -432,8 +432,7 @@ impl Checkpoint {
         let Sparsity::TwoFour(vector) = sparsity else { return Ok(()) };
         for dense in self.layers.iter_mut().flat_map(Layer::linears_mut) {
             if let LinearWeights::Dense(w) = &dense.weights {
-                let compressed = Sparse24::compress(w, &prune::magnitude(w, vector)?)?;
-                dense.weights = LinearWeights::Sparse24(compressed);
+                dense.weights = LinearWeights::Sparse24(prune::sparsify(w, vector)?);
             }
         }
         Ok(())

@@ -84,10 +84,13 @@ impl<'a> Probe<'a> {
         };
         if !before.is_empty() {
             let prepare = |states: &States| Ok((vec![along(states, &mut before.iter())?], states.hidden.clone()));
-            self.streams.run(device, config, *dtype, prepare, |stream, states| {
-                stream.states = states;
+            // All or none: a run that fails on its way leaves the streams where they were.
+            let mut moved = Vec::new();
+            self.streams.run(device, config, *dtype, prepare, |_, states| {
+                moved.push(states);
                 Ok(())
             })?;
+            self.streams.set(moved);
             self.at = i;
         }
         let width = config.hidden();

@@ -51,6 +51,11 @@ impl Streams {
         self.0.iter().map(|stream| stream.texts.len()).sum()
     }
 
+    /// Gives every batch other states, in their order: those that [`Self::run`] came to.
+    pub(super) fn set(&mut self, states: Vec<Vec<Matrix>>) {
+        self.0.iter_mut().zip(states).for_each(|(stream, states)| stream.states = states);
+    }
+
     /// Hands every batch and its states to `done`.
     pub(super) fn each(&mut self, mut done: impl FnMut(&mut Stream, Vec<Matrix>) -> Result<()>) -> Result<()> {
         self.0.iter_mut().try_for_each(|stream| {

@@ -11,7 +11,6 @@ use super::checkpoint::Checkpoint;
 use super::{Model, Part};
 use crate::engine::{Device, Prepared};
 use crate::error::Result;
-use crate::format::Sparse24;
 use crate::linear::LinearWeights;
 use crate::mask::VectorLen;
 use crate::measure::{self, Policy};
@@ -102,8 +101,7 @@ impl Checkpoint {
             for (_, name) in &dense {
                 let w = self.linears().find(|(of, _)| of == name).map(|(_, w)| w.to_dense());
                 let Some(w) = w.transpose()? else { continue };
-                let mask = prune::magnitude(&w, self.fitting_vector(name, vector))?;
-                pruned.set_linear(name, Sparse24::compress(&w, &mask)?.into())?;
+                pruned.set_linear(name, prune::sparsify(&w, self.fitting_vector(name, vector))?.into())?;
             }
             forwards.push((Some(vector), Model::new(device, &pruned)?.pinned().forward(batch, seq)?));
         }

@@ -1,4 +1,4 @@
-//! What `embed` and `eval` have in common: which model, where it runs, and texts through it.
+//! What the commands that run a model have in common: which one, where it runs, and texts through it.
 //!
 //! Invariant: embeddings come in the order of their texts.
 
@@ -14,7 +14,7 @@ use super::{say, tuning};
 use sparse24::bert::{Batching, Checkpoint, Config, Files, Model, Sparsity, Tokenizer};
 use sparse24::engine::{Device, Options};
 use sparse24::simd::SimdLevel;
-use sparse24::{Error, Matrix};
+use sparse24::{DType, Error, Matrix};
 
 /// The flags that choose a model and a device.
 #[derive(Clone, Debug, clap::Args)]
@@ -92,10 +92,8 @@ impl ModelArgs {
     pub(super) fn load(&self) -> Result<Loaded> {
         let device = self.running.device()?;
         let files = files(&self.model)?;
-        let config = Config::load(&files.config)?;
         files.check_pooling()?;
-        let tokenizer = Tokenizer::load(&files.tokenizer, &config)?.truncated_at(files.max_tokens(&config)?)?;
-        let mut checkpoint = Checkpoint::load(config, &files, self.weights.as_deref(), self.dtype.into())?;
+        let (tokenizer, mut checkpoint) = read(&files, self.weights.as_deref(), self.dtype.into())?;
         checkpoint.prune(self.sparsity)?;
         Ok(Loaded { device, tokenizer, checkpoint, batching: self.running.batching() })
     }
@@ -130,6 +128,13 @@ pub(super) fn files(model: &str) -> Result<Files> {
     return Files::from_hub(model).with_context(|| format!("there is no folder {model}, and on the hub"));
     #[cfg(not(feature = "hub"))]
     anyhow::bail!("there is no folder {model} (names on the hub need a binary built with --features hub)")
+}
+
+/// Reads a model, with `over` asked first for each tensor.
+pub(super) fn read(files: &Files, over: Option<&Path>, dtype: DType) -> Result<(Tokenizer, Checkpoint)> {
+    let config = Config::load(&files.config)?;
+    let tokenizer = Tokenizer::load(&files.tokenizer, &config)?.truncated_at(files.max_tokens(&config)?)?;
+    Ok((tokenizer, Checkpoint::load(config, files, over, dtype)?))
 }
 
 impl Encoder {
@@ -172,11 +177,16 @@ impl Encoder {
         Ok(truncated)
     }
 
-    /// Says on stderr how many texts were truncated, if any.
+    /// [`warn_of_truncation`] by this model's tokenizer.
     pub(super) fn warn_of_truncation(&self, truncated: usize, texts: usize) {
-        if truncated > 0 {
-            let limit = self.tokenizer.max_tokens();
-            say(&format!("warning: {truncated} of {texts} texts were cut off at the model's limit of {limit} tokens"));
-        }
+        warn_of_truncation(truncated, texts, &self.tokenizer);
+    }
+}
+
+/// Says on stderr how many texts were truncated, if any.
+pub(super) fn warn_of_truncation(truncated: usize, texts: usize, tokenizer: &Tokenizer) {
+    if truncated > 0 {
+        let limit = tokenizer.max_tokens();
+        say(&format!("warning: {truncated} of {texts} texts were cut off at the model's limit of {limit} tokens"));
     }
 }

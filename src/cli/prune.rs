@@ -66,9 +66,9 @@ pub(crate) struct Args {
     /// or both, so that a layer makes up for what those before it lost (corrected, for sparsegpt alone and its default).
     #[arg(long, value_name = "dense|pruned|corrected", value_parser = inputs, requires = "calibration")]
     inputs: Option<Inputs>,
-    /// Damping of sparsegpt: this share of the mean of the inputs' squares is added to all of them.
-    #[arg(long, value_name = "SHARE", default_value_t = SparseGpt::new(VectorLen::ONE).damping)]
-    damping: f64,
+    /// Damping of sparsegpt: this share of the mean of the inputs' squares is added to all of them; 0.05 unless given.
+    #[arg(long, value_name = "SHARE")]
+    damping: Option<f64>,
     /// Prune only what this regular expression matches part of the name of, embeddings and heads too.
     #[arg(long, value_name = "RE")]
     include: Option<Regex>,
@@ -86,7 +86,13 @@ pub(crate) struct Args {
     #[command(flatten)]
     metric: MetricArgs,
     /// Tokens of each of the --batch texts of the forward pass that --target-speedup times.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 64,
+        value_parser = clap::value_parser!(u32).range(1..),
+        requires = "target_speedup"
+    )]
     seq: u32,
     /// Before pruning, search this many seconds for an order of channels in which 2:4 keeps more of the criterion's score.
     /// It costs nothing at run time, as neighbouring layers take it up. It is of all layers, whichever are pruned.
@@ -191,6 +197,14 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         "--method {} goes by the inputs of each layer: --calibration TXT is needed",
         args.method
     );
+    let compensates = args.method.needs_gram();
+    ensure!(compensates || args.damping.is_none(), "--damping is sparsegpt's, not {}'s", args.method);
+    ensure!(
+        compensates || args.inputs != Some(Inputs::Corrected),
+        "--inputs corrected is for sparsegpt: {} leaves weights as they are",
+        args.method
+    );
+    ensure!(args.damping().is_finite() && args.damping() >= 0.0, "--damping: {} is no share", args.damping());
     let metric = args.metric.pairs.is_some() || args.metric.input.is_some();
     ensure!(args.chooses() || !metric, "--pairs and --input are what --max-drop and --target-speedup choose by");
     ensure!(
@@ -233,7 +247,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         schema: "sparse24-prune/1",
         version: env!("CARGO_PKG_VERSION"),
         command: command_line(),
-        damping: (args.method == Method::SparseGpt).then_some(args.damping),
+        damping: (args.method == Method::SparseGpt).then(|| args.damping()),
         input: args.input.display().to_string(),
         method: args.method.name(),
         vectors: args.vector.iter().map(|v| v.get()).collect(),
@@ -305,8 +319,12 @@ impl Args {
         format!("{} V={} seed={}", self.method, vectors.join(","), self.seed)
     }
 
-    fn pruning(&self, calibration: Vec<Vec<u32>>) -> Pruning {
-        Pruning { method: self.method, calibration, seed: self.seed, damping: self.damping }
+    fn pruning(&self) -> Pruning {
+        Pruning { method: self.method, seed: self.seed, damping: self.damping() }
+    }
+
+    fn damping(&self) -> f64 {
+        self.damping.unwrap_or(SparseGpt::new(VectorLen::ONE).damping)
     }
 
     /// An error if the layout has no place for a matrix that the flags select: before any work is done.
@@ -328,7 +346,7 @@ impl Args {
         vector: VectorLen,
         statistics: Option<&Statistics>,
     ) -> sparse24::Result<(Row, Sparse24)> {
-        let (pruned, mask) = self.pruning(Vec::new()).prune(name, w, vector, statistics)?;
+        let (pruned, mask) = self.pruning().prune(name, w, vector, statistics)?;
         let row = Row {
             name: name.to_owned(),
             m: w.rows(),
@@ -420,9 +438,11 @@ fn stored_in(dtype: Dtype) -> DType {
 
 /// A compressed matrix as it is stored in elements of this type.
 fn raw(w: &Sparse24, dtype: Dtype) -> Result<Raw24<'static>> {
-    let values = Elements::from_f32(stored_in(dtype), &w.values().to_f32());
-    let finite = values.to_f32().iter().all(|x| x.is_finite()) || !w.values().to_f32().iter().all(|x| x.is_finite());
-    ensure!(finite, "weights that make up for others leave the range of {dtype}, in which they are to be stored");
+    let from = w.values().to_f32();
+    let values = Elements::from_f32(stored_in(dtype), &from);
+    if let Some(at) = (0..from.len()).find(|&at| from[at].is_finite() && !values.get(at).is_finite()) {
+        bail!("a weight that makes up for others became {}, which is no {dtype}, as it is to be stored", from[at]);
+    }
     Ok(Raw24::new(w.m(), w.k(), w.vector(), dtype, values.to_le_bytes(), w.meta().to_vec())?)
 }
 

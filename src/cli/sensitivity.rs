@@ -17,7 +17,7 @@ use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use self::file::{Row, Settings, identity};
 use super::embed::read_lines;
 use super::eval::{Pairs, similarities_of, spearman};
-use super::{Outcome, model, print, progress, say, writable};
+use super::{Outcome, model, print, progress, writable};
 use sparse24::bert::{Batching, Calibration, Checkpoint, Inputs, Model, Probe, Times, Tokenizer};
 use sparse24::choose::Candidate;
 use sparse24::engine::Device;
@@ -81,10 +81,9 @@ pub(super) struct PruningArgs {
 }
 
 /// How layers are pruned.
+#[derive(Clone, Copy)]
 pub(super) struct Pruning {
     pub(super) method: Method,
-    /// The calibration texts as token ids; none where the method reads no inputs.
-    pub(super) calibration: Vec<Vec<u32>>,
     pub(super) seed: u64,
     /// Of sparsegpt.
     pub(super) damping: f64,
@@ -114,21 +113,30 @@ impl Pruning {
 }
 
 impl PruningArgs {
-    /// Reads the calibration texts. An error if the method needs them and there are none, or the other way round.
-    pub(super) fn read(&self, tokenizer: &Tokenizer) -> Result<Pruning> {
+    fn pruning(&self) -> Pruning {
+        Pruning { method: self.method, seed: self.seed, damping: SparseGpt::new(VectorLen::ONE).damping }
+    }
+
+    /// The calibration texts as token ids. An error if the method needs them and there are none, or the other way round.
+    fn read(&self, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
         let method = self.method;
-        let calibration = match &self.calibration {
-            Some(path) if method.needs_statistics() => {
-                let texts = read_lines(path).context("--calibration")?;
-                ensure!(!texts.is_empty(), "--calibration: {} has no texts", path.display());
-                tokenizer.encode(&texts)?.ids
-            }
+        match &self.calibration {
+            Some(path) if method.needs_statistics() => calibration(path, tokenizer),
             Some(_) => bail!("--calibration: the method {method} reads no inputs"),
             None if method.needs_statistics() => bail!("the method {method} needs --calibration, a file of texts"),
-            None => Vec::new(),
-        };
-        Ok(Pruning { method, calibration, seed: self.seed, damping: SparseGpt::new(VectorLen::ONE).damping })
+            None => Ok(Vec::new()),
+        }
     }
+}
+
+/// The texts of a file as token ids: of --calibration. A blank line is no text to learn from.
+pub(super) fn calibration(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
+    let mut texts = read_lines(path).context("--calibration")?;
+    texts.retain(|text| !text.trim().is_empty());
+    ensure!(!texts.is_empty(), "--calibration: {} has no texts", path.display());
+    let tokens = tokenizer.encode(&texts)?;
+    model::warn_of_truncation(tokens.truncated, texts.len(), tokenizer);
+    Ok(tokens.ids)
 }
 
 /// Texts, and what is made of their embeddings.
@@ -154,9 +162,7 @@ impl Metric {
             (None, None) => bail!("--pairs or --input is needed: what the model's quality is measured on"),
         };
         let tokens = tokenizer.encode(&texts)?;
-        if tokens.truncated > 0 {
-            say(&format!("warning: {} of {} texts were cut off at the model's limit", tokens.truncated, texts.len()));
-        }
+        model::warn_of_truncation(tokens.truncated, texts.len(), tokenizer);
         Ok(Self { texts: tokens.ids, scores })
     }
 
@@ -226,7 +232,9 @@ pub(super) struct Subject<'a> {
     pub(super) device: &'a Device,
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) batching: Batching,
-    pub(super) pruning: &'a Pruning,
+    pub(super) pruning: Pruning,
+    /// The calibration texts as token ids; none where the method reads no inputs.
+    pub(super) calibration: &'a [Vec<u32>],
 }
 
 impl Subject<'_> {
@@ -252,7 +260,7 @@ impl Subject<'_> {
         rows: &[(String, VectorLen)],
         done: &mut dyn FnMut(Row) -> sparse24::Result<()>,
     ) -> sparse24::Result<()> {
-        let Self { device, checkpoint, batching, pruning } = *self;
+        let Self { device, checkpoint, batching, pruning, calibration } = *self;
         let mut of_layer: BTreeMap<&str, Vec<VectorLen>> = BTreeMap::new();
         for (name, vector) in rows {
             of_layer.entry(name).or_default().push(*vector);
@@ -274,7 +282,7 @@ impl Subject<'_> {
         }
         let how = Calibration { batching, gram: pruning.method.needs_gram(), inputs: Inputs::Dense };
         // Nothing takes a layer's place, so that its copy stays as it is.
-        checkpoint.clone().calibrate(device, &pruning.calibration, how, &mut |name, w, statistics| {
+        checkpoint.clone().calibrate(device, calibration, how, &mut |name, w, statistics| {
             visit(name, w, Some(statistics)).map(|()| None)
         })
     }
@@ -327,9 +335,9 @@ impl Outputs {
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let out = Outputs::new(&args.out)?;
     let model::Loaded { device, tokenizer, checkpoint, batching } = args.model.load()?;
-    let pruning = args.pruning.read(&tokenizer)?;
+    let (pruning, calibration) = (args.pruning.pruning(), args.pruning.read(&tokenizer)?);
     let metric = Metric::read(&args.metric, &tokenizer)?;
-    let subject = Subject { device: &device, checkpoint: &checkpoint, batching, pruning: &pruning };
+    let subject = Subject { device: &device, checkpoint: &checkpoint, batching, pruning, calibration: &calibration };
     let mut rows = subject.rows(&args.vectors);
     ensure!(!rows.is_empty(), "{} has no dense linear layers to prune", args.model.model);
 

@@ -74,7 +74,8 @@ impl Method {
         let present = Mask::of_nonzeros(w)?;
         let by = |criterion: Criterion| criterion.mask(w, vector, Some(&present));
         let mask = match self {
-            Self::Magnitude => by(Criterion::magnitude(Norm::L1))?,
+            // What is zero loses every comparison, so that the mask within is the mask of what is there.
+            Self::Magnitude => super::magnitude(w, vector)?.within(Some(&present))?,
             Self::MagnitudeL2 => by(Criterion::magnitude(Norm::L2))?,
             Self::Random => super::random(w.rows(), w.cols(), vector, seed)?.within(Some(&present))?,
             Self::SecondOrder => by(Criterion::second_order(needed()?))?,

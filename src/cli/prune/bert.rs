@@ -6,10 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Args, Choice, NOTHING, Reason, Reordered, Row, Run};
-use crate::cli::embed::read_lines;
-use crate::cli::sensitivity::{Baseline, Metric, Subject, candidates};
-use crate::cli::{model, progress, say};
-use sparse24::bert::{Calibration, Checkpoint, Config, Inputs, Tokenizer};
+use crate::cli::sensitivity::{Baseline, Metric, Subject, calibration, candidates};
+use crate::cli::{model, progress};
+use sparse24::bert::{Calibration, Checkpoint, Inputs, Tokenizer};
 use sparse24::measure::Policy;
 use sparse24::prune::Statistics;
 use sparse24::prune::permute::Budget;
@@ -33,16 +32,14 @@ pub(super) fn prune(args: &Args) -> Result<Run> {
         format!("{}: a BERT's folder is needed, with its config and tokenizer, to run it", args.input.display())
     })?;
     let files = model::files(folder)?;
-    let config = Config::load(&files.config)?;
     if args.chooses() {
         // What it chooses by is what the model's embeddings do.
         files.check_pooling()?;
     }
-    let tokenizer = Tokenizer::load(&files.tokenizer, &config)?.truncated_at(files.max_tokens(&config)?)?;
-    let mut checkpoint = Checkpoint::load(config, &files, None, DType::F32)?;
+    let (tokenizer, mut checkpoint) = model::read(&files, None, DType::F32)?;
     let selected = selected(args, &checkpoint)?;
     let device = args.running.device()?;
-    let texts = calibration(args, &tokenizer)?;
+    let texts = args.calibration.as_deref().map_or(Ok(Vec::new()), |path| calibration(path, &tokenizer))?;
     let bert = Bert { args, device, tokenizer, texts };
 
     let permuted = match args.permute {
@@ -77,21 +74,6 @@ fn selected(args: &Args, checkpoint: &Checkpoint) -> Result<Vec<String>> {
     }
     ensure!(!selected.is_empty(), "{}: {NOTHING}", args.input.display());
     Ok(selected)
-}
-
-/// The calibration text as token ids; none if there is none.
-fn calibration(args: &Args, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
-    let Some(path) = &args.calibration else { return Ok(Vec::new()) };
-    let mut texts = read_lines(path).context("--calibration")?;
-    // A blank line is no text to learn from.
-    texts.retain(|text| !text.trim().is_empty());
-    ensure!(!texts.is_empty(), "--calibration: {} has no texts", path.display());
-    let tokens = tokenizer.encode(&texts)?;
-    if tokens.truncated > 0 {
-        let (cut, all) = (tokens.truncated, texts.len());
-        say(&format!("warning: {cut} of {all} calibration texts were cut off at the model's limit"));
-    }
-    Ok(tokens.ids)
 }
 
 impl Bert<'_> {
@@ -165,8 +147,8 @@ impl Bert<'_> {
         let batching = args.running.batching();
         let metric = Metric::read(&args.metric, &self.tokenizer)?;
         let baseline = Baseline::new(&metric, &self.device, checkpoint, batching)?;
-        let pruning = args.pruning(self.texts.clone());
-        let subject = Subject { device: &self.device, checkpoint, batching, pruning: &pruning };
+        let Self { device, texts: calibration, .. } = self;
+        let subject = Subject { device, checkpoint, batching, pruning: args.pruning(), calibration };
         let mut alone = subject.rows(&args.vector);
         alone.retain(|(name, _)| selected.contains(name));
         ensure!(!alone.is_empty(), "--include and --exclude select no linear layer that is dense still");

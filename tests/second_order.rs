@@ -295,3 +295,40 @@ fn sizes_beyond_one_block_and_f16_storage() {
     let moved = &full.to_array() - &untouched;
     assert!(moved.slice(s![.., 200..]).iter().any(|x| x.abs() > 1e-3));
 }
+
+#[test]
+fn what_goes_is_made_up_for_by_all_columns_on_its_right() {
+    // More columns than a block, between which the update is a matrix product.
+    let (m, k) = (5, 150);
+    let statistics = correlated(400, k, 21);
+    let w = uniform(m, k, DType::F32, 22).unwrap();
+    let (pruned, mask) = SparseGpt { refit: 0, ..SparseGpt::new(VectorLen::ONE) }.prune(&w, &statistics, None).unwrap();
+
+    // U from the inverse, column by column, and its Cholesky factor.
+    let h = damped(&statistics, SparseGpt::new(VectorLen::ONE).damping);
+    let mut inverse = Array2::zeros((k, k));
+    for c in 0..k {
+        let unit = Array1::from_shape_fn(k, |i| f64::from(u8::from(i == c)));
+        inverse.column_mut(c).assign(&solve(h.clone(), unit));
+    }
+    let mut lower = Array2::<f64>::zeros((k, k));
+    for i in 0..k {
+        for j in 0..=i {
+            let known: f64 = (0..j).map(|c| lower[[i, c]] * lower[[j, c]]).sum();
+            let left = inverse[[i, j]] - known;
+            lower[[i, j]] = if i == j { left.sqrt() } else { left / lower[[j, j]] };
+        }
+    }
+    for row in 0..m {
+        let mut expected: Array1<f64> = (0..k).map(|col| f64::from(w.get(row, col))).collect();
+        for c in (0..k).filter(|&c| !mask.mask().get(row, c)) {
+            let error = expected[c] / lower[[c, c]];
+            expected[c] = 0.0;
+            for right in c + 1..k {
+                expected[right] -= error * lower[[right, c]];
+            }
+        }
+        let off = (0..k).map(|c| (f64::from(pruned.get(row, c)) - expected[c]).abs()).fold(0.0, f64::max);
+        assert!(off < 1e-4, "row {row}: off by {off:e}");
+    }
+}

@@ -149,6 +149,10 @@ pub struct Record {
     pub min_ms: Option<f64>,
     /// Slowest sample.
     pub max_ms: Option<f64>,
+    /// A quarter of the samples is as fast as this or faster.
+    pub q1_ms: Option<f64>,
+    /// A quarter of the samples is as slow as this or slower.
+    pub q3_ms: Option<f64>,
     /// Number of samples.
     pub samples: usize,
     /// Calls in the last sample.
@@ -684,6 +688,8 @@ fn record(case: &Case, request: &Request, device: &Device, verdict: &Verdict, co
         median_ms: None,
         min_ms: None,
         max_ms: None,
+        q1_ms: None,
+        q3_ms: None,
         samples: 0,
         calls_per_sample: 0,
         operand_sets: 0,
@@ -745,13 +751,16 @@ fn finish(subject: &mut Subject) {
     record.median_ms = Some(median * 1e3);
     record.min_ms = Some(min * 1e3);
     record.max_ms = Some(max * 1e3);
+    let quarter = times.len() / 4;
+    record.q1_ms = Some(times[quarter] * 1e3);
+    record.q3_ms = Some(times[times.len() - 1 - quarter] * 1e3);
     record.effective_tflops = Some(subject.problem.effective_flops() / median / 1e12);
     record.executed_tflops = Some(subject.executed_flops / median / 1e12);
 }
 
 /// What a device can do at most, measured; `None` where it has no such arithmetic.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[cfg_attr(feature = "cli", derive(serde::Serialize))]
+#[cfg_attr(feature = "cli", derive(serde::Serialize, serde::Deserialize), serde(default))]
 pub struct Ceilings {
     /// f32 multiply-adds in registers, in 10¹² operations per second (two per multiply-add).
     pub fma_f32_tflops: Option<f64>,

@@ -3,6 +3,8 @@
 //! Nothing is measured here. Invariant: every figure that is shown comes with its unit, and rows that lose or fail stay
 //! in.
 
+pub mod file;
+
 use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
@@ -15,6 +17,9 @@ use crate::simd::SimdLevel;
 
 /// Name and version of the JSON that [`Report::to_json`] writes. Fields may be added to it, never renamed.
 pub const SCHEMA: &str = "sparse24-bench/1";
+
+/// Name and version of the JSON of whole models.
+pub const MODEL_SCHEMA: &str = "sparse24-model-bench/1";
 
 /// The table's columns of numbers, from V to MB.
 const NUMBERS: std::ops::RangeInclusive<usize> = 4..=12;
@@ -31,6 +36,8 @@ pub struct Report {
 /// Where and how a run was made.
 #[derive(Clone, Debug, Serialize)]
 pub struct Environment {
+    /// Other programs whose runs are put beside this one's name themselves here.
+    program: &'static str,
     version: &'static str,
     /// What `SPARSE24_COMMIT` says, else the commit at which the source tree of the binary stands when the run starts,
     /// where it is still there; `-dirty` if changed.
@@ -86,6 +93,7 @@ impl Environment {
         };
         let tuning = device.tuning();
         Self {
+            program: env!("CARGO_PKG_NAME"),
             version: env!("CARGO_PKG_VERSION"),
             commit: commit(),
             date: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),

@@ -19,7 +19,7 @@ use sparse24::bert::{Checkpoint, Config, Forward, Model, NAMES, Part, Sparsity, 
 use sparse24::engine::{Device, DeviceInfo, Prepared, Timing};
 use sparse24::io::write_atomically;
 use sparse24::measure::{Choice, Policy};
-use sparse24::report::{Environment, significant};
+use sparse24::report::{Environment, MODEL_SCHEMA, significant};
 use sparse24::{DType, Matrix, Op, VectorLen, measure};
 
 /// One run as JSON.
@@ -62,6 +62,9 @@ struct Row {
     median_ms: Option<f64>,
     min_ms: Option<f64>,
     max_ms: Option<f64>,
+    /// The middle half of the samples.
+    q1_ms: Option<f64>,
+    q3_ms: Option<f64>,
     samples: usize,
     calls_per_sample: usize,
     clock: Option<&'static str>,
@@ -221,7 +224,7 @@ pub(super) fn run(args: &Args, name: &str, out: Option<&Path>) -> Result<Outcome
         row.speedup_vs_dense = dense.zip(row.median_ms).map(|(dense, own)| dense / own);
     }
     let report = Report {
-        schema: "sparse24-model-bench/1",
+        schema: MODEL_SCHEMA,
         environment,
         model: name.to_owned(),
         weights,
@@ -300,6 +303,8 @@ impl Subject {
             median_ms: None,
             min_ms: None,
             max_ms: None,
+            q1_ms: None,
+            q3_ms: None,
             samples: 0,
             calls_per_sample: 1,
             clock: None,
@@ -361,6 +366,9 @@ impl Subject {
         row.median_ms = median(&whole);
         row.min_ms = whole.first().copied();
         row.max_ms = whole.last().copied();
+        let quarter = whole.len() / 4;
+        row.q1_ms = whole.get(quarter).copied();
+        row.q3_ms = whole.iter().rev().nth(quarter).copied();
         row.parts = median(&gemm)
             .zip(median(&attention))
             .zip(median(&rest))

@@ -1,0 +1,524 @@
+//! Files of results, read back: `sparse24-bench/1` of this program and of others, and what stands beside it on a page.
+//!
+//! Nothing in a file is believed as it stands. Invariant: a [`File`] has every field that its schema asks for, times in
+//! one unit (they agree with the throughput beside them) and by one clock within a comparison, ratios that agree with
+//! the dense row that they are against, and no times where a result was not verified. Every refusal names the file and
+//! the row, counted from 1.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::mask::VectorLen;
+use crate::measure::Ceilings;
+
+/// What is wrong with a row, without its place.
+type Checked = std::result::Result<(), String>;
+
+/// A file of one of the schemas that are read.
+#[derive(Clone, Debug)]
+pub enum File {
+    /// `sparse24-bench/1`: single products.
+    Bench(Bench),
+    /// `sparse24-model-bench/1`: whole models.
+    Model(ModelBench),
+    /// `sparse24-eval/1`: accuracy.
+    Eval(Eval),
+    /// `sparse24-prune/1`: how the weights of an evaluated model were pruned.
+    Prune(Prune),
+}
+
+/// A run of single products.
+#[derive(Clone, Debug)]
+pub struct Bench {
+    /// Where and how it was made.
+    pub environment: Origin,
+    /// What the device reaches at most, as measured in the run; none by other programs.
+    pub ceilings: Ceilings,
+    /// In the order of the file.
+    pub rows: Vec<Row>,
+}
+
+/// A run of whole models.
+#[derive(Clone, Debug)]
+pub struct ModelBench {
+    /// Where and how it was made.
+    pub environment: Origin,
+    /// Name or folder of the model.
+    pub model: String,
+    /// Weights of its linear layers.
+    pub linear_weights: usize,
+    /// Texts of a batch.
+    pub batch: usize,
+    /// Tokens of each.
+    pub seq: usize,
+    /// In the order of the file.
+    pub rows: Vec<ModelRow>,
+}
+
+/// Where and how a run was made. Other programs name themselves in `program`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Origin {
+    /// What ran.
+    #[serde(default = "sparse24")]
+    pub program: String,
+    /// Its version.
+    pub version: String,
+    /// Commit of its sources.
+    #[serde(default)]
+    pub commit: Option<String>,
+    /// Start of the run, RFC 3339.
+    pub date: String,
+    /// Operating system.
+    pub os: String,
+    /// Architecture of the processor.
+    pub arch: String,
+    /// Name of the processor.
+    pub cpu: String,
+    /// Name of the device.
+    pub device: String,
+    /// `cpu`, or the kind of the adapter.
+    pub kind: String,
+    /// Driver of a GPU.
+    #[serde(default)]
+    pub driver: Option<String>,
+    /// Graphics interface of a GPU.
+    #[serde(default)]
+    pub backend: Option<String>,
+    /// Vector instructions of a CPU.
+    #[serde(default)]
+    pub simd: Option<String>,
+    /// Threads of a CPU.
+    #[serde(default)]
+    pub threads: Option<usize>,
+    /// `checked` or `trusted` shaders.
+    #[serde(default)]
+    pub shader_checks: Option<String>,
+    /// How kernels were chosen.
+    #[serde(default)]
+    pub tuning: Option<String>,
+    /// Samples that a median is of.
+    #[serde(default)]
+    pub samples: Option<usize>,
+    /// Least length of a sample.
+    #[serde(default)]
+    pub sample_ms: Option<f64>,
+    /// Libraries of another program, by name.
+    #[serde(default)]
+    pub libraries: std::collections::BTreeMap<String, String>,
+    /// The command that made the run.
+    pub command: String,
+}
+
+fn sparse24() -> String {
+    "sparse24".to_owned()
+}
+
+/// One measured product; times are of one call.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Row {
+    /// Name of the layer.
+    #[serde(default)]
+    pub name: String,
+    /// `dense`, `sparse24`, `masked`, `masked24` or `auto`.
+    pub op: String,
+    /// Output features.
+    pub m: usize,
+    /// Tokens.
+    pub n: usize,
+    /// Input features.
+    pub k: usize,
+    /// Element type; `tf32` for f32 multiplied in TF32.
+    pub dtype: String,
+    /// Type of the accumulator.
+    pub accumulate: String,
+    /// Vector length of 2:4 rows.
+    #[serde(deserialize_with = "present")]
+    pub vector: Option<usize>,
+    /// Name of the kernel.
+    pub kernel: String,
+    /// Name of the device.
+    pub device: String,
+    /// Threads of a CPU.
+    #[serde(deserialize_with = "present")]
+    pub threads: Option<usize>,
+    /// Median, fastest and slowest sample in milliseconds, and the middle half of the samples.
+    #[serde(deserialize_with = "present")]
+    pub median_ms: Option<f64>,
+    #[allow(missing_docs, reason = "see median_ms")]
+    #[serde(deserialize_with = "present")]
+    pub min_ms: Option<f64>,
+    #[allow(missing_docs, reason = "see median_ms")]
+    #[serde(default)]
+    pub max_ms: Option<f64>,
+    #[allow(missing_docs, reason = "see median_ms")]
+    #[serde(default)]
+    pub q1_ms: Option<f64>,
+    #[allow(missing_docs, reason = "see median_ms")]
+    #[serde(default)]
+    pub q3_ms: Option<f64>,
+    /// Number of samples.
+    pub samples: usize,
+    /// `gpu_timestamps`, `host_wall`, `cuda_events`.
+    #[serde(default)]
+    pub clock: Option<String>,
+    /// 2mnk / median, in 10¹² per second.
+    #[serde(deserialize_with = "present")]
+    pub effective_tflops: Option<f64>,
+    /// Without what was skipped.
+    #[serde(deserialize_with = "present")]
+    pub executed_tflops: Option<f64>,
+    /// Against the dense row of the same layer, type and file.
+    #[serde(deserialize_with = "present")]
+    pub speedup_vs_dense: Option<f64>,
+    /// Bytes of the weights on the device.
+    #[serde(default)]
+    pub weight_bytes: Option<usize>,
+    /// Largest error over its bound; 1 is allowed.
+    #[serde(deserialize_with = "present")]
+    pub error_over_bound: Option<f64>,
+    /// Whether the result was found right.
+    pub verified: bool,
+    /// What was wrong, if it was not.
+    #[serde(default)]
+    pub failure: Option<String>,
+    /// The command that measures this row again.
+    pub command: String,
+}
+
+/// One way to run a model; times are of one forward pass.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ModelRow {
+    /// As in [`Row`].
+    pub op: String,
+    /// As in [`Row`].
+    #[serde(deserialize_with = "present")]
+    pub vector: Option<usize>,
+    /// As in [`Row`].
+    pub dtype: String,
+    /// Kernels of the linear layers.
+    pub kernels: Vec<String>,
+    /// As in [`Row`].
+    #[serde(deserialize_with = "present")]
+    pub median_ms: Option<f64>,
+    #[allow(missing_docs, reason = "see Row::median_ms")]
+    #[serde(deserialize_with = "present")]
+    pub min_ms: Option<f64>,
+    #[allow(missing_docs, reason = "see Row::median_ms")]
+    #[serde(deserialize_with = "present")]
+    pub max_ms: Option<f64>,
+    #[allow(missing_docs, reason = "see Row::median_ms")]
+    #[serde(default)]
+    pub q1_ms: Option<f64>,
+    #[allow(missing_docs, reason = "see Row::median_ms")]
+    #[serde(default)]
+    pub q3_ms: Option<f64>,
+    /// Medians of one part alone.
+    #[serde(deserialize_with = "present")]
+    pub parts: Option<Parts>,
+    /// Texts in a second.
+    #[serde(deserialize_with = "present")]
+    pub sequences_per_second: Option<f64>,
+    /// Against the dense row of the same file.
+    #[serde(deserialize_with = "present")]
+    pub speedup_vs_dense: Option<f64>,
+    /// Bytes of the linear layers' weights on the device.
+    #[serde(deserialize_with = "present")]
+    pub weight_bytes: Option<usize>,
+    /// Whether the result was found right.
+    pub verified: bool,
+    /// What was wrong, if it was not.
+    #[serde(default)]
+    pub failure: Option<String>,
+    /// The command that measures this row again.
+    pub command: String,
+}
+
+/// Milliseconds of a forward pass by part.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Parts {
+    /// Linear layers.
+    pub gemm_ms: f64,
+    /// Attention.
+    pub attention_ms: f64,
+    /// Embeddings, normalisation, pooling.
+    pub rest_ms: f64,
+}
+
+/// How well a model's similarities agree with people's.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Eval {
+    /// Name or folder of the model.
+    pub model: String,
+    /// What `eval` pruned it to: `none`, `2:4` or `V:2:4`.
+    pub sparsity: String,
+    /// Element type.
+    pub dtype: String,
+    /// Spearman's correlation.
+    pub spearman: f64,
+    /// Pearson's correlation.
+    pub pearson: f64,
+    /// Number of pairs of sentences.
+    pub pairs: usize,
+    /// The command that measures it again; older files have it in their environment alone.
+    pub environment: EvalOrigin,
+}
+
+/// The part of an evaluation's environment that the page shows.
+#[derive(Clone, Debug, Deserialize)]
+pub struct EvalOrigin {
+    /// The command that made it.
+    pub command: String,
+}
+
+/// How a model was pruned.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Prune {
+    /// Folder or file that was pruned.
+    pub input: String,
+    /// What was written.
+    pub output: String,
+    /// Criterion.
+    pub method: String,
+    /// Every matrix that was pruned.
+    pub layers: Vec<PrunedLayer>,
+    /// Share of the linear weights that were pruned.
+    pub pruned_share: f64,
+    /// The command that made it.
+    pub command: String,
+}
+
+/// One matrix that was pruned.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PrunedLayer {
+    /// How many rows share a pattern.
+    pub vector: usize,
+}
+
+/// A field that may be null, but not absent.
+fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(from: D) -> std::result::Result<Option<T>, D::Error> {
+    Option::deserialize(from)
+}
+
+impl File {
+    /// Reads and checks a file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        Self::parse(&text).map_err(|e| Error::Invalid(format!("{}: {e}", path.display())))
+    }
+
+    /// Reads and checks the text of a file.
+    pub fn parse(text: &str) -> Result<Self> {
+        let json: Value = serde_json::from_str(text).map_err(|e| Error::Invalid(format!("not JSON: {e}")))?;
+        let schema = json.get("schema").and_then(Value::as_str).ok_or_else(|| {
+            Error::Invalid("has no schema: a file of `sparse24 bench`, `eval` or `prune` begins with one".into())
+        })?;
+        match schema {
+            super::SCHEMA => Bench::parse(&json).map(Self::Bench),
+            super::MODEL_SCHEMA => ModelBench::parse(&json).map(Self::Model),
+            "sparse24-eval/1" => fields("", json).map(Self::Eval),
+            "sparse24-prune/1" => fields("", json).map(Self::Prune),
+            other => {
+                let (name, version) = other.rsplit_once('/').unwrap_or((other, ""));
+                let known =
+                    ["sparse24-bench", "sparse24-model-bench", "sparse24-eval", "sparse24-prune"].contains(&name);
+                let newer = known && version.parse::<u32>().is_ok_and(|v| v > 1);
+                Err(Error::Invalid(if newer {
+                    format!("schema {other} is newer than this sparse24, which reads {name}/1")
+                } else {
+                    format!(
+                        "schema {other:?} is none of {}, {}, sparse24-eval/1, sparse24-prune/1",
+                        super::SCHEMA,
+                        super::MODEL_SCHEMA
+                    )
+                }))
+            }
+        }
+    }
+}
+
+/// A value as a type, with its place in front of what is wrong with it.
+fn fields<T: DeserializeOwned>(place: &str, value: Value) -> Result<T> {
+    serde_json::from_value(value).map_err(|e| Error::Invalid(format!("{place}{e}")))
+}
+
+fn part<T: DeserializeOwned>(json: &Value, name: &str) -> Result<T> {
+    let value = json.get(name).ok_or_else(|| Error::Invalid(format!("missing field `{name}`")))?;
+    fields(&format!("{name}: "), value.clone())
+}
+
+/// The rows of a file, each checked by itself.
+fn rows<T: DeserializeOwned>(json: &Value, check: impl Fn(&T) -> Checked) -> Result<Vec<T>> {
+    let values: Vec<Value> = part(json, "rows")?;
+    let mut rows = Vec::new();
+    for (at, value) in values.into_iter().enumerate() {
+        let place = format!("row {}: ", at + 1);
+        let row = fields(&place, value)?;
+        check(&row).map_err(|what| Error::Invalid(place + &what))?;
+        rows.push(row);
+    }
+    if rows.is_empty() {
+        return Err(Error::Invalid("has no rows".into()));
+    }
+    Ok(rows)
+}
+
+/// Two figures that say the same, to what is left of them when people print them.
+fn agree(a: f64, b: f64) -> bool {
+    (a / b - 1.0).abs() < 0.02
+}
+
+impl Bench {
+    fn parse(json: &Value) -> Result<Self> {
+        let rows = rows(json, Row::check)?;
+        let environment: Origin = part(json, "environment")?;
+        for (at, row) in rows.iter().enumerate() {
+            let place = |what: String| Err(Error::Invalid(format!("row {}: {what}", at + 1)));
+            if row.device != environment.device {
+                return place(format!("device {:?} in a file of {:?}", row.device, environment.device));
+            }
+            let Some((own, ratio)) = row.median_ms.zip(row.speedup_vs_dense) else { continue };
+            let dense = || rows.iter().filter(|d| d.op == "dense" && d.layer() == row.layer());
+            if dense().next().is_none() {
+                return place("speedup_vs_dense without a dense row of the same shape and type".into());
+            }
+            let own_dense = dense().find(|d| d.median_ms.is_some_and(|dense| agree(dense / own, ratio)));
+            match own_dense {
+                None => return place(format!("speedup_vs_dense {ratio} is not the ratio to the dense row's median")),
+                Some(d) if d.clock != row.clock => {
+                    let name = |r: &Row| r.clock.clone().unwrap_or_else(|| "no clock".into());
+                    return place(format!("timed by {}, and its dense row by {}", name(row), name(d)));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(Self { environment, ceilings: part(json, "ceilings")?, rows })
+    }
+}
+
+impl Row {
+    /// What makes two rows of a file comparable.
+    pub(super) fn layer(&self) -> (usize, usize, usize, &str) {
+        (self.m, self.n, self.k, &self.dtype)
+    }
+
+    /// `m x n x k`.
+    pub(super) fn shape(&self) -> String {
+        format!("{}x{}x{}", self.m, self.n, self.k)
+    }
+
+    fn check(&self) -> Checked {
+        if [self.m, self.n, self.k].contains(&0) {
+            return Err(format!("shape {}", self.shape()));
+        }
+        check_op(&self.op, self.vector)?;
+        let times = Times::of(self);
+        times.check(self.verified)?;
+        let Some(median) = self.median_ms else { return Ok(()) };
+        let flops = 2.0 * self.m as f64 * self.n as f64 * self.k as f64;
+        match self.effective_tflops {
+            Some(tflops) if agree(tflops, flops / (median * 1e9)) => Ok(()),
+            Some(tflops) => Err(format!(
+                "effective_tflops {tflops} and median_ms {median} do not agree on {}: {} TFLOPS: mixed units?",
+                self.shape(),
+                super::significant(flops / (median * 1e9), 3)
+            )),
+            None => Err("median_ms without effective_tflops".into()),
+        }
+    }
+}
+
+fn check_op(op: &str, vector: Option<usize>) -> Checked {
+    match (op, vector) {
+        ("dense" | "masked" | "masked24", None) => Ok(()),
+        ("dense" | "masked" | "masked24", Some(v)) => Err(format!("op {op} with vector {v}")),
+        ("sparse24" | "auto", Some(v)) => VectorLen::new(v).map(|_| ()).map_err(|e| e.to_string()),
+        ("sparse24" | "auto", None) => Err(format!("op {op} without vector")),
+        _ => Err(format!("op {op:?} is none of dense, sparse24, masked, masked24, auto")),
+    }
+}
+
+/// The times of a row, of whichever kind.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Times {
+    pub(super) median: Option<f64>,
+    pub(super) min: Option<f64>,
+    pub(super) max: Option<f64>,
+    pub(super) q1: Option<f64>,
+    pub(super) q3: Option<f64>,
+}
+
+impl Times {
+    pub(super) fn of(row: &Row) -> Self {
+        let Row { median_ms: median, min_ms: min, max_ms: max, q1_ms: q1, q3_ms: q3, .. } = *row;
+        Self { median, min, max, q1, q3 }
+    }
+
+    pub(super) fn of_model(row: &ModelRow) -> Self {
+        let ModelRow { median_ms: median, min_ms: min, max_ms: max, q1_ms: q1, q3_ms: q3, .. } = *row;
+        Self { median, min, max, q1, q3 }
+    }
+
+    /// From where to where the middle half of the samples lies; all of them, where no more is known.
+    pub(super) fn middle(self) -> Option<(f64, f64)> {
+        self.q1.zip(self.q3).or(self.min.zip(self.max))
+    }
+
+    fn check(self, verified: bool) -> Checked {
+        let all = [self.min, self.q1, self.median, self.q3, self.max];
+        if !verified {
+            return match all.iter().all(Option::is_none) {
+                true => Ok(()),
+                false => Err("not verified, and has times all the same".into()),
+            };
+        }
+        if self.median.is_none() || self.min.is_none() {
+            return Err("verified, and has no median_ms or min_ms".into());
+        }
+        let known: Vec<f64> = all.into_iter().flatten().collect();
+        match known.iter().all(|t| t.is_finite() && *t > 0.0) && known.is_sorted() {
+            true => Ok(()),
+            false => Err(format!("times are not positive and in order from min_ms to max_ms: {known:?}")),
+        }
+    }
+}
+
+impl ModelBench {
+    fn parse(json: &Value) -> Result<Self> {
+        let check = |row: &ModelRow| -> Checked {
+            check_op(&row.op, row.vector)?;
+            Times::of_model(row).check(row.verified)?;
+            let parts = row.parts.map_or([1.0; 3], |p| [p.gemm_ms, p.attention_ms, p.rest_ms]);
+            if !parts.iter().all(|ms| ms.is_finite() && *ms >= 0.0) {
+                return Err(format!("parts are not positive: {parts:?}"));
+            }
+            Ok(())
+        };
+        let rows = rows(json, check)?;
+        let (batch, seq): (usize, usize) = (part(json, "batch")?, part(json, "seq")?);
+        for (at, row) in rows.iter().enumerate() {
+            let place = |what: String| Err(Error::Invalid(format!("row {}: {what}", at + 1)));
+            let Some(median) = row.median_ms else { continue };
+            if let Some(rate) = row.sequences_per_second.filter(|r| !agree(*r, batch as f64 / median * 1e3)) {
+                return place(format!("sequences_per_second {rate} and median_ms {median} do not agree: mixed units?"));
+            }
+            if let Some(ratio) = row.speedup_vs_dense {
+                let of = |d: &ModelRow| d.op == "dense" && d.median_ms.is_some_and(|d| agree(d / median, ratio));
+                if !rows.iter().any(of) {
+                    return place(format!("speedup_vs_dense {ratio} is not the ratio to a dense row's median"));
+                }
+            }
+        }
+        Ok(Self {
+            environment: part(json, "environment")?,
+            model: part(json, "model")?,
+            linear_weights: part(json, "linear_weights")?,
+            batch,
+            seq,
+            rows,
+        })
+    }
+}

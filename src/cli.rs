@@ -14,6 +14,7 @@ mod inspect;
 mod model;
 mod model_bench;
 mod prune;
+mod report;
 mod rewrite;
 mod sensitivity;
 mod shapes;
@@ -55,6 +56,7 @@ enum Command {
     Eval(Box<eval::Args>),
     Inspect(inspect::Args),
     Prune(Box<prune::Args>),
+    Report(report::Args),
     Sensitivity(Box<sensitivity::Args>),
     Tune(Box<tune::Args>),
 }
@@ -71,6 +73,7 @@ pub(crate) fn run() -> Result<Outcome> {
         Some(Command::Eval(args)) => eval::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::Prune(args)) => prune::run(&args),
+        Some(Command::Report(args)) => report::run(&args),
         Some(Command::Sensitivity(args)) => sensitivity::run(&args),
         Some(Command::Tune(args)) => tune::run(&args),
     }

@@ -3,7 +3,10 @@
 //! Nothing is measured here. Invariant: every figure that is shown comes with its unit, and rows that lose or fail stay
 //! in.
 
+mod chart;
+mod datasheet;
 pub mod file;
+pub mod page;
 
 use std::fmt::Write as _;
 

@@ -279,8 +279,9 @@ pub struct EvalOrigin {
 pub struct Prune {
     /// Folder or file that was pruned.
     pub input: String,
-    /// What was written.
-    pub output: String,
+    /// What was written; older files say it in their command alone.
+    #[serde(default)]
+    pub output: Option<String>,
     /// Criterion.
     pub method: String,
     /// Every matrix that was pruned.
@@ -520,5 +521,15 @@ impl ModelBench {
             seq,
             rows,
         })
+    }
+}
+
+impl Prune {
+    /// Whether this run wrote the model of this name.
+    pub(super) fn made(&self, model: &str) -> bool {
+        match &self.output {
+            Some(output) => output == model,
+            None => self.command.split_whitespace().skip(3).any(|word| word == model),
+        }
     }
 }

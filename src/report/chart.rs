@@ -16,8 +16,9 @@ use crate::error::{Error, Result};
 const WIDE: u32 = 760;
 const NARROW: u32 = 350;
 
-const FONT: u32 = 13;
-const LINE: i32 = 18;
+/// The backend writes this over 1.24 as the font's size, which makes 13 pixels.
+const FONT: u32 = 16;
+const LINE: i32 = 20;
 /// Width of a letter, about: the SVG backend knows no fonts.
 const LETTER: i32 = 7;
 

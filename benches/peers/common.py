@@ -43,7 +43,7 @@ def parser(doc, threads=True):
     p.add_argument("--shapes", type=shapes, default=SHAPES, metavar="MxNxK,...",
                    help="out features x tokens x in features (default: %(default)s)")
     if threads:
-        p.add_argument("--threads", type=positive, default=cores(), help="default: all cores, here %(default)s")
+        p.add_argument("--threads", type=positive, default=cores(), help=f"default: all cores, here {cores()}")
     p.add_argument("--seed", type=int, default=24)
     p.add_argument("--quick", action="store_true", help="3 samples of 2 ms in place of 10 of 20 ms")
     p.add_argument("--out", metavar="FILE", help="JSON goes here, else to stdout")

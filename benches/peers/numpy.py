@@ -10,6 +10,8 @@ with a mask of weights does. numpy has no 2:4.
 Where OpenBLAS chose kernels for a lesser processor than /proc/cpuinfo shows (a virtual machine that hides the model,
 or OPENBLAS_CORETYPE), the script starts itself again with the right OPENBLAS_CORETYPE, and records that.
 """
+import ctypes
+import glob
 import os
 import sys
 
@@ -20,8 +22,8 @@ import numpy as np  # noqa: E402
 
 sys.path.append(HERE)
 import common  # noqa: E402
-import ctypes  # noqa: E402
-import glob  # noqa: E402
+
+sys.path.remove(HERE)
 
 AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd")
 KERNELS = {"avx512": ("SkylakeX", "Cooperlake", "SapphireRapids"), "avx2": ("Haswell", "Zen")}

@@ -13,6 +13,7 @@ On the GPU calls are timed by CUDA events, which count the gaps where Python lau
 --cuda-graphs a call is one replay of a graph captured before, without the gaps.
 """
 import os
+import subprocess
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -23,7 +24,8 @@ from torch.nn.functional import linear  # noqa: E402
 
 sys.path.append(HERE)
 import common  # noqa: E402
-import subprocess  # noqa: E402
+
+sys.path.remove(HERE)
 
 PRECISION = {"f32": "highest", "tf32": "high", "f16": "highest"}
 

@@ -38,10 +38,12 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def parser(doc, threads=True):
+def parser(doc, threads=True, products=True):
+    """The arguments that all scripts have, and those of scripts with threads and with products of their own shapes."""
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--shapes", type=shapes, default=SHAPES, metavar="MxNxK,...",
-                   help="out features x tokens x in features (default: %(default)s)")
+    if products:
+        p.add_argument("--shapes", type=shapes, default=SHAPES, metavar="MxNxK,...",
+                       help="out features x tokens x in features (default: %(default)s)")
     if threads:
         p.add_argument("--threads", type=positive, default=cores(), help=f"default: all cores, here {cores()}")
     p.add_argument("--seed", type=int, default=24)
@@ -233,8 +235,8 @@ def calibrate(built, sample, warm_up):
 
 def run(args, program, version, libraries, device, ways, reproduce=()):
     """Measures, writes the file, and returns the exit code. `reproduce`: further arguments of every row's command."""
-    samples, sample, warm_up = (3, 2e-3, 0.0) if args.quick else (10, 20e-3, 0.1)
-    environment = environment_of(args, program, version, libraries, device, samples, sample)
+    samples, sample, warm_up = policy(args)
+    environment = environment_of(args, program, version, libraries, device)
     rows = []
     for shape in args.shapes:
         log("x".join(map(str, shape)))
@@ -267,7 +269,13 @@ def run(args, program, version, libraries, device, ways, reproduce=()):
     return FINE if all(row["verified"] for row in rows) else WRONG
 
 
-def environment_of(args, program, version, libraries, device, samples, sample):
+def policy(args):
+    """(samples, seconds of each, seconds of warming up)"""
+    return (3, 2e-3, 0.0) if args.quick else (10, 20e-3, 0.1)
+
+
+def environment_of(args, program, version, libraries, device):
+    samples, sample, _ = policy(args)
     return {"program": program, "version": version, "libraries": libraries, "commit": None,
             "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "os": {"Darwin": "macos"}.get(platform.system(), platform.system().lower()),

@@ -2,9 +2,9 @@
 """torch's linear layers: a peer of `sparse24 bench`, on the CPU or on an NVIDIA GPU.
 
 dense is torch.nn.functional.linear without bias; masked multiplies the weights by their mask on every call before it,
-into new memory, as a layer with a mask of weights does. With --device cuda: dense in f32 with TF32 off and on (dtype "f32" and "tf32")
-and in f16, and 2:4 in f16 by torch.sparse.to_sparse_semi_structured with both of its libraries, cuSPARSELt and
-CUTLASS, where they support the GPU.
+into new memory, as a layer with a mask of weights does. With --device cuda: dense in f32 with TF32 off and on (dtype
+"f32" and "tf32") and in f16, and 2:4 in f16 by torch.sparse.to_sparse_semi_structured with both of its libraries,
+cuSPARSELt and CUTLASS, where they support the GPU.
 
     pip install torch==2.15.0 numpy==2.4.6
     python3 benches/peers/torch.py [--device cpu|cuda] [--shapes MxNxK,...] [--threads N] [--quick] [--out FILE]
@@ -120,8 +120,9 @@ def driver():
 
 
 def mkl():
-    lines = (line.strip() for line in torch.__config__.show().splitlines())
-    return next((line.split("Version ")[1].split("-")[0].split()[0] for line in lines if "Math Kernel Library Version" in line), None)
+    """The version of MKL, or None."""
+    _, found, rest = torch.__config__.show().partition("Math Kernel Library Version ")
+    return rest.split("-")[0].split()[0] if found else None
 
 
 def main():

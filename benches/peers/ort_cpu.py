@@ -1,33 +1,82 @@
 #!/usr/bin/env python3
-"""How fast ONNX Runtime's CPU provider embeds with all-MiniLM-L6-v2 in f32: a peer of `sparse24 bench --model`.
+"""ONNX Runtime's CPU provider on a BERT in f32, end to end: a peer of `sparse24 bench --model --device cpu`.
 
 The graph is built here from the model's safetensors, of standard operators ("plain") and, by onnxruntime.transformers,
-of fused ones ("fused"); the faster one counts. Weights are embedded, so no other export is involved. With --reference
-(a JSON file of items with token_ids and normalized) embeddings are compared before anything is timed.
+of fused ones ("fused"): one row each. Weights are embedded, so no other export is involved. Before anything is timed
+embeddings of texts of several lengths, alone and as one padded batch, are compared with a forward pass in f64, and
+with --reference (a JSON file of items with token_ids and normalized) also with those.
 
-    pip install onnxruntime==1.32.0 onnx numpy safetensors sympy
-    python3 benches/peers/ort_cpu.py model/minilm [--threads 2] [--batch 32] [--seq 64] [--reference FILE]
+    pip install onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6 safetensors==0.8.0 sympy==1.14.0
+    python3 benches/peers/ort_cpu.py model/minilm [--threads 2] [--batch 32] [--seq 64] [--reference FILE] [--out FILE]
 
-stdout: one line of JSON. Everything else goes to stderr.
+Writes JSON of the schema sparse24-model-bench/1. Everything else goes to stderr.
 """
-import argparse, collections, gc, json, math, os, statistics, sys, tempfile, time
-import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
-import onnxruntime as ort
-from safetensors.numpy import load_file
+import collections
+import gc
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
 
-TOL = 1e-4  # of normalised embeddings against the reference
+HERE = os.path.dirname(os.path.abspath(__file__))
+# This folder's numpy.py and torch.py would be imported in place of the libraries.
+sys.path[:] = [p for p in sys.path if os.path.abspath(p or ".") != HERE]
+import numpy as np  # noqa: E402
+import onnx  # noqa: E402
+import onnxruntime as ort  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from safetensors.numpy import load_file  # noqa: E402
+
+sys.path.append(HERE)
+import common  # noqa: E402
+from common import log  # noqa: E402
+
+sys.path.remove(HERE)
+
+ALLOWED = 1e-4  # of an embedding's element, where those of its row are about 1
 
 
-def log(*a):
-    print(*a, file=sys.stderr, flush=True)
+def load(folder):
+    """(configuration, weights)"""
+    with open(f"{folder}/config.json", encoding="utf-8") as file:
+        cfg = json.load(file)
+    if cfg["hidden_act"] != "gelu" or cfg.get("position_embedding_type", "absolute") != "absolute":
+        sys.exit(f"{folder}: a BERT with exact GELU and absolute positions is wanted")
+    return cfg, load_file(f"{folder}/model.safetensors")
 
 
-def build(folder, path):
-    cfg = json.load(open(f"{folder}/config.json"))
-    assert cfg["hidden_act"] == "gelu" and cfg["position_embedding_type"] == "absolute"
-    W = load_file(f"{folder}/model.safetensors")
+def twin(cfg, W, ids):
+    """The normalised embedding of one text in f64."""
+    wide = lambda key: W[key].astype(np.float64)
+    linear = lambda x, key: x @ wide(key + ".weight").T + wide(key + ".bias")
+
+    def ln(x, key):
+        x = x - x.mean(axis=-1, keepdims=True)
+        x /= np.sqrt((x * x).mean(axis=-1, keepdims=True) + cfg["layer_norm_eps"])
+        return x * wide(key + ".weight") + wide(key + ".bias")
+
+    table = lambda name, rows: W[f"embeddings.{name}_embeddings.weight"][rows].astype(np.float64)
+    x = ln(table("word", ids) + table("position", range(len(ids))) + table("token_type", 0), "embeddings.LayerNorm")
+    heads = cfg["num_attention_heads"]
+    for n in range(cfg["num_hidden_layers"]):
+        k = f"encoder.layer.{n}."
+        q, kk, v = (linear(x, f"{k}attention.self.{name}").reshape(len(ids), heads, -1).transpose(1, 0, 2)
+                    for name in ("query", "key", "value"))
+        s = q @ kk.transpose(0, 2, 1) / math.sqrt(q.shape[-1])
+        p = np.exp(s - s.max(axis=-1, keepdims=True))
+        p /= p.sum(axis=-1, keepdims=True)
+        c = (p @ v).transpose(1, 0, 2).reshape(len(ids), -1)
+        x = ln(linear(c, k + "attention.output.dense") + x, k + "attention.output.LayerNorm")
+        h = linear(x, k + "intermediate.dense")
+        h *= 0.5 * (1.0 + np.vectorize(math.erf)(h / math.sqrt(2.0)))
+        x = ln(linear(h, k + "output.dense") + x, k + "output.LayerNorm")
+    mean = x.mean(axis=0)
+    return mean / np.linalg.norm(mean)
+
+
+def build(cfg, W, path):
     H, L = cfg["hidden_size"], cfg["num_hidden_layers"]
     A, eps = cfg["num_attention_heads"], cfg["layer_norm_eps"]
     D = H // A
@@ -100,14 +149,13 @@ def build(folder, path):
 
     vi = helper.make_tensor_value_info
     graph = helper.make_graph(
-        nodes, "minilm",
-        [vi("input_ids", TensorProto.INT64, ["batch", "seq"]), vi("attention_mask", TensorProto.INT64, ["batch", "seq"])],
+        nodes, "bert",
+        [vi(name, TensorProto.INT64, ["batch", "seq"]) for name in ("input_ids", "attention_mask")],
         [vi("embedding", TensorProto.FLOAT, ["batch", H])], inits)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], producer_name="sparse24 peer")
     model.ir_version = 8
     onnx.checker.check_model(model)
     onnx.save(model, path)
-    return cfg
 
 
 def fuse(src, dst, cfg):
@@ -140,87 +188,105 @@ def ops_run(path):
 
 
 def check(s, items):
-    """Max |ORT - reference| of the normalised embeddings, unpadded one by one and as one padded batch."""
-    ids = [it["token_ids"] for it in items]
-    ref = np.array([it["normalized"] for it in items], dtype=np.float64)
-    single = []
-    for t, r in zip(ids, ref):
-        a = np.array([t], dtype=np.int64)
-        single.append(float(np.abs(s.run(None, {"input_ids": a, "attention_mask": np.ones_like(a)})[0][0] - r).max()))
-    n = max(map(len, ids)) + 5
-    a = np.zeros((len(ids), n), np.int64)
-    m = np.zeros_like(a)
-    for r, t in enumerate(ids):
-        a[r, :len(t)], m[r, :len(t)] = t, 1
-    padded = np.abs(s.run(None, {"input_ids": a, "attention_mask": m})[0] - ref).max(axis=1)
-    return single, padded.tolist()
+    """The largest distance of an element from the reference, over the root mean square of its embedding: of the texts
+    one by one, and of all as one padded batch. Infinite if one is NaN."""
+    run = lambda ids, mask: s.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+    n = max(len(ids) for ids, _ in items)
+    padded, mask = np.zeros((2, len(items), n), np.int64)
+    for row, (ids, _) in enumerate(items):
+        padded[row, :len(ids)], mask[row, :len(ids)] = ids, 1
+    got = [run(np.array([ids], np.int64), np.ones((1, len(ids)), np.int64))[0] for ids, _ in items]
+    got += list(run(padded, mask))
+    want = [reference for _, reference in [*items, *items]]
+    off = [float(np.abs(y - r).max() / np.sqrt((r * r).mean())) for y, r in zip(got, want, strict=True)]
+    return math.inf if any(map(math.isnan, off)) else max(off)
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = common.parser(__doc__, products=False)
     p.add_argument("model", help="folder with config.json and model.safetensors")
-    p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--batch", type=int, default=32)
-    p.add_argument("--seq", type=int, default=64)
-    p.add_argument("--warmup", type=int, default=3)
-    p.add_argument("--runs", type=int, default=15)
-    p.add_argument("--reference", help="JSON file of embeddings to compare with")
-    a = p.parse_args()
+    p.add_argument("--batch", type=common.positive, default=32)
+    p.add_argument("--seq", type=common.positive, default=64)
+    p.add_argument("--reference", help="JSON file of embeddings to compare with, too")
+    args = p.parse_args()
+    cfg, weights = load(args.model)
+    if args.seq > cfg["max_position_embeddings"]:
+        p.error(f"--seq: the model takes at most {cfg['max_position_embeddings']} tokens")
     with tempfile.TemporaryDirectory() as work:
-        run(a, work)
+        return run(args, cfg, weights, work)
 
 
-def run(a, work):
+def run(args, cfg, weights, work):
+    environment = common.environment_of(args, "onnxruntime", ort.__version__, {"onnx": onnx.__version__},
+                                        common.cpu(args.threads, None))
+    rng = np.random.default_rng(args.seed)
+    texts = [rng.integers(0, cfg["vocab_size"], min(length, args.seq)) for length in (33, 7, args.seq)]
+    items = [(ids, twin(cfg, weights, ids)) for ids in texts]
+    if args.reference:
+        with open(args.reference, encoding="utf-8") as file:
+            items += [(i["token_ids"], np.array(i["normalized"], np.float64)) for i in json.load(file)["items"]]
+    if args.break_weight:
+        key = "encoder.layer.0.intermediate.dense.weight"
+        weights[key] = weights[key].copy()
+        weights[key].flat[np.abs(weights[key]).argmax()] *= -1.0
+
     plain, fused = os.path.join(work, "plain.onnx"), os.path.join(work, "fused.onnx")
-    cfg = build(a.model, plain)
-    paths, note = {"plain": plain}, None
+    build(cfg, weights, plain)
+    paths = {"plain": plain}
     try:
         log("fused by onnxruntime.transformers:", fuse(plain, fused, cfg))
         paths["fused"] = fused
     except ImportError as e:
-        note = f"onnxruntime.transformers not importable: {e}"
-        log(note)
+        log(f"no fused row: onnxruntime.transformers cannot be imported: {e}")
 
-    items = json.load(open(a.reference))["items"] if a.reference else []
-    rng = np.random.default_rng(1)
-    ids = rng.integers(1000, cfg["vocab_size"], size=(a.batch, a.seq), dtype=np.int64)
-    ids[:, 0], ids[:, -1] = 101, 102  # [CLS] ... [SEP], all real, no padding
-    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-
-    res = {}
+    ids = rng.integers(0, cfg["vocab_size"], size=(args.batch, args.seq), dtype=np.int64)
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}  # all real, no padding
+    hidden, inner = cfg["hidden_size"], cfg["intermediate_size"]
+    linear_weights = cfg["num_hidden_layers"] * (4 * hidden * hidden + 2 * hidden * inner)
+    rows = []
     for name, path in paths.items():
         log(f"{name}: operators run:", ops_run(path))
-        s = session(path, a.threads)
-        worst = None
-        if items:
-            single, padded = check(s, items)
-            worst = max(single + padded)
-            log(f"{name}: max abs diff per sentence, unpadded {single}, padded batch {padded}")
-            if not worst < TOL:
-                sys.exit(f"{name}: WRONG RESULT, max abs diff {worst} >= {TOL}")
-        for _ in range(a.warmup):
-            s.run(None, feed)
-        ts = []
-        gc.disable()
-        for _ in range(a.runs):
-            t0 = time.perf_counter()
-            s.run(None, feed)
-            ts.append((time.perf_counter() - t0) * 1e3)
-        gc.enable()
-        log(f"{name}: ms", [round(t, 2) for t in ts])
-        res[name] = {"median_ms": round(statistics.median(ts), 3), "min_ms": round(min(ts), 3),
-                     "max_ms": round(max(ts), 3), "max_abs_diff": worst}
-        del s  # its thread pool ends here, before the next variant is timed
-        gc.collect()
+        rows.append(measure(args, cfg, session(path, args.threads), name, items, feed, linear_weights))
+        gc.collect()  # the session's thread pool ends here, before the next variant is timed
+    if len(rows) == 1 and rows[0]["verified"]:
+        rows[0]["speedup_vs_dense"] = 1.0
+    common.write({"schema": "sparse24-model-bench/1", "environment": environment, "model": args.model,
+                  "weights": "folder", "layers": cfg["num_hidden_layers"], "hidden": hidden,
+                  "linear_weights": linear_weights, "batch": args.batch, "seq": args.seq, "rows": rows}, args.out)
+    return common.FINE if all(row["verified"] for row in rows) else common.WRONG
 
-    best = min(res, key=lambda k: res[k]["median_ms"])
-    out = {"engine": "onnxruntime " + ort.__version__, "model": "all-MiniLM-L6-v2 f32", "batch": a.batch, "seq": a.seq,
-           "threads": a.threads, "warmup": a.warmup, "runs": a.runs, "best": best, **res[best],
-           "sentences_per_s": round(a.batch / res[best]["median_ms"] * 1e3, 1), "variants": res}
-    if note:
-        out["note"] = note
-    print(json.dumps(out))
+
+def measure(args, cfg, s, name, items, feed, linear_weights):
+    """Verifies and times one variant."""
+    worst = check(s, items)
+    again = [args.model, "--threads", str(args.threads), "--batch", str(args.batch), "--seq", str(args.seq)]
+    again += ["--seed", str(args.seed), *(["--reference", args.reference] if args.reference else [])]
+    row = {"op": "dense", "vector": None, "dtype": "f32", "kernels": [name], "dense_layers": 0,
+           # As sparse24 counts: query, key and value are one.
+           "linear_layers": 4 * cfg["num_hidden_layers"],
+           "median_ms": None, "min_ms": None, "max_ms": None, "samples": 0, "calls_per_sample": 1, "clock": None,
+           "parts": None, "sequences_per_second": None, "effective_tflops": None, "speedup_vs_dense": None,
+           "weight_bytes": 4 * linear_weights, "max_error": worst if math.isfinite(worst) else None,
+           "allowed_error": ALLOWED, "verified": worst <= ALLOWED,
+           "command": common.command_line(*again, *(["--quick"] if args.quick else []))}
+    if not row["verified"]:
+        row["failure"] = f"an output is {worst:.2e} off, {ALLOWED:.0e} is allowed"
+        log(f"failed: {name}: {row['failure']}")
+        return row
+    built = common.Built(lambda: s.run(None, feed), lambda: None)
+    samples, sample, warm_up = common.policy(args)
+    calls = common.calibrate(built, sample, warm_up)
+    gc.collect()
+    gc.disable()
+    times = [built.time(calls) * 1e3 / calls for _ in range(samples)]
+    gc.enable()
+    median = statistics.median(times)
+    row.update(samples=samples, calls_per_sample=calls, clock="host_wall", median_ms=median, min_ms=min(times),
+               max_ms=max(times), sequences_per_second=args.batch / median * 1e3,
+               effective_tflops=2.0 * linear_weights * args.batch * args.seq / median / 1e9)
+    log(f"{name}: {median} ms, error {worst}")
+    return row
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

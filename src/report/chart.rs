@@ -20,7 +20,7 @@ const NARROW: u32 = 350;
 const FONT: u32 = 16;
 const LINE: i32 = 20;
 /// Width of a letter, about: the SVG backend knows no fonts.
-const LETTER: i32 = 7;
+const LETTER: i32 = 8;
 
 /// What a mark stands for; its place in [`COLOURS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -268,6 +268,7 @@ impl Plot {
         let mut builder = ChartBuilder::on(&area);
         builder
             .margin_top(top + 6)
+            .margin_left(10)
             .margin_right(16)
             .set_label_area_size(LabelAreaPosition::Left, 62)
             .set_label_area_size(LabelAreaPosition::Bottom, 46);

@@ -550,8 +550,8 @@ fn programs(entries: &[Entry<'_>], places: &[String]) -> Result<Option<Section>>
         title: "Beside other programs on the same hardware".into(),
         text: vec![
             "Effective speed, 2mnk over the median time, whatever was skipped. Only shapes that several programs measured on \
-             the same device with the same number of threads. The last column is against the fastest dense product of any \
-             of them, which is not always this program's."
+             the same device with the same number of threads. Behind each bar: how many times as fast as the fastest dense \
+             product of any of them, which is not always this program's."
                 .into(),
         ],
         ..Section::default()
@@ -606,7 +606,7 @@ fn programs(entries: &[Entry<'_>], places: &[String]) -> Result<Option<Section>>
         let inks =
             [(Ink::Dense, "dense"), (Ink::Masked, "masked"), (Ink::Vector(0), "2:4, V=1"), (Ink::Vector(5), "V=32")];
         let bars = Bars {
-            unit: "effective GFLOP/s; behind the bar: times as fast as the fastest dense".into(),
+            unit: "effective GFLOP/s".into(),
             groups,
             marks: Vec::new(),
             legend: inks.map(|(ink, name)| (ink, name.to_owned())).to_vec(),
@@ -625,7 +625,7 @@ fn machines(entries: &[Entry<'_>], places: &[String]) -> Result<Section> {
         id: "hardware".into(),
         title: "Hardware side by side, and what was promised".into(),
         text: vec![
-            "Every machine against its own dense product, the median over its shapes and from the least to the most. Machines \
+            "Every machine against its own dense product, the median over its shapes, and a line from the least to the most. Machines \
              that measured other shapes are not strictly comparable."
                 .into(),
         ],
@@ -666,7 +666,7 @@ fn machines(entries: &[Entry<'_>], places: &[String]) -> Result<Section> {
     }
     if !groups.is_empty() {
         let bars = Bars {
-            unit: "times as fast as own dense; the line: from the least to the most".into(),
+            unit: "times as fast as own dense".into(),
             groups,
             marks: vec![(1.0, "1x: own dense".into()), (2.0, "2x: datasheet, not measured".into())],
             legend: Vec::new(),
@@ -842,7 +842,8 @@ fn end_to_end(models: &[(Machine, &ModelBench)]) -> Result<Option<Section>> {
         title: "A BERT end to end".into(),
         text: vec![
             "One forward pass from ids to embeddings. The bars are split by the time of each part alone, scaled to the \
-             whole; other programs' are whole."
+             whole; other programs' are whole. The line over a bar is the middle half of the samples (all of them where a \
+             file has no quartiles)."
                 .into(),
         ],
         ..Section::default()
@@ -908,7 +909,7 @@ fn end_to_end(models: &[(Machine, &ModelBench)]) -> Result<Option<Section>> {
         }
         let names = ["linear layers", "attention", "the rest"].into_iter().enumerate();
         let chart = Bars {
-            unit: "ms of a forward pass; the line: the middle half of the samples".into(),
+            unit: "ms of a forward pass".into(),
             groups: vec![(format!("{batch} texts of {seq} tokens"), bars)],
             marks: Vec::new(),
             legend: names.map(|(at, name)| (Ink::Part(at), name.to_owned())).collect(),

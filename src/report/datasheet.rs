@@ -1,8 +1,8 @@
 //! What vendors and papers claim for sparse hardware and software, as context beside what was measured.
 //!
 //! A measured gain says little without the gain that was promised. Invariant: nothing here was measured by this crate,
-//! and every row names its source; whoever shows one marks it "datasheet, not measured". A device without a row, as
-//! all of Intel's, is one for which no claim about 2:4 was found, not one that was found to lack it.
+//! and every row names its source; whoever shows one marks it "datasheet, not measured". That a device
+//! has no row, as all of Intel's, says nothing about what it can do.
 
 /// One claim, either two peaks or a few words.
 pub(super) struct Claim {

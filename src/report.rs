@@ -3,6 +3,7 @@
 //! Nothing is measured here. Invariant: every figure that is shown comes with its unit, and rows that lose or fail stay
 //! in.
 
+pub mod compare;
 pub mod file;
 
 use std::fmt::Write as _;

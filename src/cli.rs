@@ -2,9 +2,10 @@
 //!
 //! Results go to stdout, everything else to stderr; progress bars show on a terminal only. Parsing is clap's, with exit
 //! code 2 for a usage error; what remains of a command after parsing is plain data. Exit codes: 0 fine, 1 error, 2
-//! usage, 3 a result failed verification.
+//! usage, 3 a result failed verification or, where that was asked for, is slower than before.
 
 mod bench;
+mod compare;
 mod convert;
 mod devices;
 mod embed;
@@ -35,6 +36,8 @@ pub(crate) enum Outcome {
     Fine,
     /// At least one result was not within its error bound.
     VerificationFailed,
+    /// All results are right, and at least one came slower than `--fail-slower` allows.
+    Slower,
 }
 
 /// 2:4 structured sparsity on any GPU that wgpu reaches: prune, compress, multiply, verify, measure, embed.

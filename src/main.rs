@@ -9,7 +9,7 @@ use cli::Outcome;
 fn main() -> ExitCode {
     match cli::run() {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
-        Ok(Outcome::VerificationFailed) => ExitCode::from(3),
+        Ok(Outcome::VerificationFailed | Outcome::Slower) => ExitCode::from(3),
         Err(e) => {
             cli::say(&format!("error: {e:#}"));
             ExitCode::FAILURE

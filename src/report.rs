@@ -4,6 +4,7 @@
 //! in.
 
 mod chart;
+pub mod compare;
 mod datasheet;
 pub mod file;
 pub mod page;

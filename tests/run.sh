@@ -18,6 +18,8 @@ elsewhere it says what to install. On macOS and Windows the GPU tests run on the
 environment:
   SPARSE24_SWIFTSHADER  folder that holds libvk_swiftshader.so and vk_swiftshader_icd.json (any Chromium has them);
                         unset: the usual places are searched
+  SPARSE24_CHROMIUM     the browser that opens the pages of `sparse24 report`; unset: searched on PATH, and those tests
+                        skipped where there is none, which SPARSE24_REQUIRE_CHROMIUM=1 makes a failure
   CARGO_TARGET_DIR      as for cargo
 
 For the GPU tests on a GPU of the machine, by a part of its name:

@@ -10,7 +10,7 @@ use clap::Parser;
 use regex::Regex;
 
 use super::shapes::{self, Float, Layer, OpName, Shape};
-use super::{Outcome, model_bench, print, progress, say, tuning, writable};
+use super::{Outcome, compare, model_bench, print, progress, say, tuning, writable};
 use sparse24::engine::{Device, DeviceInfo, Options};
 use sparse24::io::{Dtype, TensorFile, write_atomically};
 use sparse24::kernel::ShaderChecks;
@@ -19,6 +19,7 @@ use sparse24::matrix::DType;
 use sparse24::measure::{self, Case, Choice, Policy, Request};
 use sparse24::plan::Plan;
 use sparse24::problem::{Op, Problem};
+use sparse24::report::compare::{Key, Scope};
 use sparse24::report::{Environment, Report};
 use sparse24::simd::SimdLevel;
 
@@ -31,7 +32,8 @@ use sparse24::simd::SimdLevel;
   sparse24 bench --shapes llama-8b --tokens 1,512 --dtype f16 --vector 1,32,128
   sparse24 bench --device llvmpipe --shapes 65x33x100 --ops dense,sparse24 --out run.json
   sparse24 bench --weights model.safetensors --filter 'encoder.*dense' --tokens 128
-  sparse24 bench --model bert-base --batch 8 --seq 128 --vector 32 --out bert.json")]
+  sparse24 bench --model bert-base --batch 8 --seq 128 --vector 32 --out bert.json
+  sparse24 bench --compare before.json --fail-slower 5   # exit code 3 if slower")]
 pub(crate) struct Args {
     /// Device: `auto`, `cpu`, or part of an adapter's name (see `sparse24 devices`).
     #[arg(long, value_name = "NAME", default_value = "auto")]
@@ -102,6 +104,8 @@ pub(crate) struct Args {
     /// Write the run as JSON (schema sparse24-bench/1).
     #[arg(long, value_name = "FILE.json")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    compare: compare::Flags,
 }
 
 impl Default for Args {
@@ -143,6 +147,11 @@ impl Args {
 
     pub(super) fn seed(&self) -> u64 {
         self.seed
+    }
+
+    /// The run that this one is compared with, read now.
+    pub(super) fn earlier(&self) -> Result<Option<compare::Earlier<'_>>> {
+        self.compare.open()
     }
 
     pub(super) fn explain(&self) -> bool {
@@ -293,6 +302,17 @@ impl Args {
         }
     }
 
+    /// What names the rows of a layer in a file.
+    fn keys(&self, source: &Source, (m, n, k, dtype): (usize, usize, usize, DType)) -> Vec<Key> {
+        let (Source::Random(Layer { name, .. }) | Source::Tensor { name, .. }) = source;
+        let key = |(op, choice): (Op, Choice)| Key {
+            name: name.clone(),
+            shape: Some((m, n, k)),
+            ..Key::new(op, choice, dtype)
+        };
+        self.operations().into_iter().map(key).collect()
+    }
+
     /// The command that measures one row again, with the dense one that it is compared with.
     fn command(&self, device: &Device, source: &Source, dtype: DType, request: &Request) -> String {
         let mut words = Vec::new();
@@ -356,18 +376,24 @@ impl Args {
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let out = args.out.as_deref().map(writable).transpose().context("--out")?;
+    let earlier = args.earlier()?;
     if let Some(model) = &args.model {
-        return model_bench::run(args, model, out.as_deref());
+        return model_bench::run(args, model, out.as_deref(), earlier.as_ref());
     }
     let file = args.weights.as_deref().map(TensorFile::open).transpose()?;
     let sources = args.sources(file.as_ref())?;
     let (device, policy, environment) = args.environment()?;
 
-    // What the device cannot do is found out before anything is measured.
+    // What the device cannot do is found out before anything is measured, and so is what there is to compare.
     let mut plans = Vec::new();
+    let mut keys = Vec::new();
     for source in &sources {
         let shape = args.shape_of(source, file.as_ref())?;
+        keys.extend(args.keys(source, shape));
         plans.push(args.requests(&device, shape).with_context(|| source.to_string())?);
+    }
+    if let Some(earlier) = &earlier {
+        earlier.covers(&Scope::Layers, &keys)?;
     }
     if args.explain {
         for (source, requests) in sources.iter().zip(&plans) {
@@ -409,11 +435,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         say(&format!("failed: {}: {}", row.kernel, row.failure.as_deref().unwrap_or_default()));
     }
     print(&report.table())?;
+    let json = report.to_json()?;
     if let Some(out) = &out {
-        let json = report.to_json()?;
         write_atomically(out, |file| file.write_all(json.as_bytes()))?;
     }
-    Ok(if report.failures().next().is_some() { Outcome::VerificationFailed } else { Outcome::Fine })
+    let compared = earlier.map_or(Ok(Outcome::Fine), |earlier| earlier.compare(&json))?;
+    Ok(if report.failures().next().is_some() { Outcome::VerificationFailed } else { compared })
 }
 
 /// The command that runs.

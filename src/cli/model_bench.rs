@@ -14,11 +14,13 @@ use ndarray::{Array2, ArrayView1};
 use serde::Serialize;
 
 use super::bench::{Args, quoted};
+use super::compare::Earlier;
 use super::{Outcome, model, print, progress, say};
 use sparse24::bert::{Checkpoint, Config, Forward, Model, NAMES, Part, Sparsity, reference};
 use sparse24::engine::{Device, DeviceInfo, Prepared, Timing};
 use sparse24::io::write_atomically;
 use sparse24::measure::{Choice, Policy};
+use sparse24::report::compare::{Key, Scope};
 use sparse24::report::{Environment, MODEL_SCHEMA, significant};
 use sparse24::{DType, Matrix, Op, VectorLen, measure};
 
@@ -152,7 +154,7 @@ impl Expected {
     }
 }
 
-pub(super) fn run(args: &Args, name: &str, out: Option<&Path>) -> Result<Outcome> {
+pub(super) fn run(args: &Args, name: &str, out: Option<&Path>, earlier: Option<&Earlier<'_>>) -> Result<Outcome> {
     let (batch, seq) = args.batch_and_seq();
     let dtype = args.dtype();
     let mut operations = args.operations();
@@ -161,6 +163,10 @@ pub(super) fn run(args: &Args, name: &str, out: Option<&Path>) -> Result<Outcome
     operations.sort_by_key(|(op, _)| order.iter().position(|o| o == op));
     if operations.iter().any(|(op, _)| *op == Op::Masked24) {
         bail!("--ops: masked24 is measured on single layers only");
+    }
+    if let Some(earlier) = earlier {
+        let keys: Vec<_> = operations.iter().map(|&(op, choice)| Key::new(op, choice, dtype)).collect();
+        earlier.covers(&Scope::Model { name: name.to_owned(), batch, seq }, &keys)?;
     }
     let (device, policy, environment) = args.environment()?;
     let (weights, checkpoint) = load(name, dtype, args.seed())?;
@@ -240,11 +246,12 @@ pub(super) fn run(args: &Args, name: &str, out: Option<&Path>) -> Result<Outcome
         say(&format!("failed: {}: {}", row.op, row.failure.as_deref().unwrap_or_default()));
     }
     print(&report.text(&device))?;
+    let json = serde_json::to_string_pretty(&report)? + "\n";
     if let Some(out) = out {
-        let json = serde_json::to_string_pretty(&report)? + "\n";
         write_atomically(out, |file| file.write_all(json.as_bytes()))?;
     }
-    Ok(if failed.count() > 0 { Outcome::VerificationFailed } else { Outcome::Fine })
+    let compared = earlier.map_or(Ok(Outcome::Fine), |earlier| earlier.compare(&json))?;
+    Ok(if failed.count() > 0 { Outcome::VerificationFailed } else { compared })
 }
 
 /// The weights of a folder or of a model on the hub, or random ones of a well-known model's sizes. A folder comes first.

@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 
 #[cfg(feature = "matrixmultiply")]
 mod matrixmultiply;
+#[cfg(feature = "numr")]
+mod numr;
 mod problem;
 
 use problem::{Numbers, Problem, Shape, Verdict};
@@ -30,6 +32,8 @@ const SHAPES: &str = "768x128x768,3072x128x768,768x128x3072,1024x1024x1024,4096x
 enum Name {
     /// sgemm of the crate `matrixmultiply`, dense, on the CPU.
     Matrixmultiply,
+    /// numr's 2:4 and dense matmul: on the CPU, or with --device on a GPU through wgpu.
+    Numr,
 }
 
 /// Measures a matrix multiplication of another crate and writes sparse24-bench/1 JSON.
@@ -58,10 +62,11 @@ struct Options {
 }
 
 /// Where a peer runs.
+#[derive(Clone)]
 struct Place {
     program: &'static str,
-    /// Packages whose versions matter, as Cargo.lock names them and as the file does.
-    libraries: Vec<(&'static str, String)>,
+    /// Packages whose versions matter, and how these start: the lock file may hold several.
+    libraries: Vec<(&'static str, &'static str)>,
     device: String,
     kind: &'static str,
     driver: Option<String>,
@@ -233,6 +238,7 @@ fn word(peer: Name) -> String {
 fn cargo_run(peer: Name) -> String {
     let features = match peer {
         Name::Matrixmultiply => String::new(),
+        _ => format!(" --features {}", word(peer)),
     };
     format!("cargo run --release --manifest-path {MANIFEST}{features} --")
 }
@@ -310,6 +316,8 @@ fn peer(options: &Options) -> Result<Box<dyn Peer>> {
     match options.peer {
         #[cfg(feature = "matrixmultiply")]
         Name::Matrixmultiply => Ok(Box::new(matrixmultiply::Matrixmultiply::new(options.threads)?)),
+        #[cfg(feature = "numr")]
+        Name::Numr => numr::peer(options.device.as_deref(), options.threads),
         #[allow(unreachable_patterns, reason = "with all features there is nothing left")]
         _ => bail!("built without this peer: add --features {}", word(options.peer)),
     }

@@ -17,6 +17,8 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 
+#[cfg(feature = "cubek")]
+mod cubek;
 #[cfg(feature = "matrixmultiply")]
 mod matrixmultiply;
 #[cfg(feature = "numr")]
@@ -34,6 +36,8 @@ enum Name {
     Matrixmultiply,
     /// numr's 2:4 and dense matmul: on the CPU, or with --device on a GPU through wgpu.
     Numr,
+    /// cubek-matmul, dense, on a GPU through cubecl's wgpu runtime.
+    Cubek,
 }
 
 /// Measures a matrix multiplication of another crate and writes sparse24-bench/1 JSON.
@@ -318,6 +322,8 @@ fn peer(options: &Options) -> Result<Box<dyn Peer>> {
         Name::Matrixmultiply => Ok(Box::new(matrixmultiply::Matrixmultiply::new(options.threads)?)),
         #[cfg(feature = "numr")]
         Name::Numr => numr::peer(options.device.as_deref(), options.threads),
+        #[cfg(feature = "cubek")]
+        Name::Cubek => cubek::peer(options.device.as_deref()),
         #[allow(unreachable_patterns, reason = "with all features there is nothing left")]
         _ => bail!("built without this peer: add --features {}", word(options.peer)),
     }

@@ -62,9 +62,6 @@ impl Peer for Matrixmultiply {
                 output: Box::new(move || Ok(out.borrow().clone())),
             }
         };
-        Ok(vec![
-            call("sgemm_x_wt", [n, m], x, w, [m as isize, 1]),
-            call("sgemm_w_xt", [m, n], w, x, [1, m as isize]),
-        ])
+        Ok(vec![call("sgemm_x_wt", [n, m], x, w, [m as isize, 1]), call("sgemm_w_xt", [m, n], w, x, [1, m as isize])])
     }
 }

@@ -1,5 +1,5 @@
-//! cubek-matmul on cubecl's wgpu runtime (WGSL): dense. Only kernels of plain f32 take part, which multiply in registers:
-//! those for cooperative matrices would turn f32 into TF32 where a device has it.
+//! cubek-matmul on the wgpu runtime of cubecl (WGSL): dense. Only kernels of plain f32 take part, which multiply in
+//! registers: those for cooperative matrices would turn f32 into TF32 where a device has it.
 
 use std::marker::PhantomData;
 

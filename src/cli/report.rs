@@ -1,5 +1,5 @@
-//! `sparse24 report`: files of results → one page. Reading and checking is [`file`](sparse24::report::file)'s, the page
-//! is [`page`](sparse24::report::page)'s.
+//! `sparse24 report`: files of results → one page. Reading and checking is [`file`](sparse24::report::file)'s, the
+//! page is [`page`](sparse24::report::page)'s.
 
 use std::path::{Path, PathBuf};
 
@@ -12,8 +12,8 @@ use sparse24::report::page::{Input, Page};
 
 /// Put runs of one or many machines and programs on one page: speedups, ceilings, models end to end, losing rows.
 ///
-/// Takes what `bench --out`, `bench --model --out`, `eval --json` and `prune --json` write, and the files of the scripts
-/// in benches/peers. Each is checked first; the page is written whole or not at all.
+/// Takes what `bench --out`, `bench --model --out`, `eval --json` and `prune --json` write, and the files of the
+/// scripts in benches/peers. Each is checked first; the page is written whole or not at all.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   sparse24 report run.json --out report.html

@@ -1,7 +1,7 @@
 //! The page's pictures: bars, lines and points as SVG, each drawn for a desk and for a phone.
 //!
 //! Invariant: a picture says nothing in colour alone, gives numbers with their unit, and carries an accessible name.
-//! Colours are CSS variables with a light and a dark value (see [`STYLE`]), so that one drawing serves both.
+//! Colours are CSS variables with a light and a dark value (see [`style`]), so that one drawing serves both.
 
 use std::fmt::Write as _;
 
@@ -115,7 +115,9 @@ impl Chart {
 
 /// Gives a drawing its accessible name and the page's colours.
 fn finish(svg: &str, alt: &str) -> String {
-    let alt = alt.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;");
+    let alt = alt.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;");
+    // XML has no control characters, and names of devices may.
+    let [alt, svg] = [&alt, svg].map(|text| text.replace(|c: char| c.is_control() && c != '\n', " "));
     let mut svg = svg.replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{alt}\" "), 1);
     svg = svg.replace("\"#000000\"", "\"currentColor\"");
     for (at, ([r, g, b], _)) in COLOURS.iter().enumerate() {
@@ -330,7 +332,7 @@ fn font() -> FontDesc<'static> {
 fn tick(x: f64) -> String {
     match x.abs() {
         0.0 => "0".to_owned(),
-        a if a < 1e-3 || a >= 1e5 => format!("{x:e}"),
+        a if !(1e-3..1e5).contains(&a) => format!("{x:.0e}"),
         _ => {
             let text = format!("{x:.4}");
             text.trim_end_matches('0').trim_end_matches('.').to_owned()

@@ -291,6 +291,9 @@ fn verdict(before: &Measured, now: &Measured, percent: f64) -> Verdict {
     let Some(((old, (old_q1, old_q3)), (new, (new_q1, new_q3)))) = before.sampled().zip(now.sampled()) else {
         return Verdict::NotCompared("spread unknown");
     };
+    if before.clock.is_some() && now.clock.is_some() && before.clock != now.clock {
+        return Verdict::NotCompared("another clock");
+    }
     // Each median lies within its middle half, so halves that are apart say which is the larger.
     if new_q1 > old_q3 {
         if new > old * (1.0 + percent / 100.0) { Verdict::Slower } else { Verdict::WithinPercent }

@@ -396,7 +396,14 @@ impl Bench {
                 Some(_) => {}
             }
         }
-        Ok(Self { environment, ceilings: part(json, "ceilings")?, rows })
+        let ceilings: Ceilings = part(json, "ceilings")?;
+        let Ceilings { fma_f32_tflops, fma_f16_tflops, cooperative_f16_tflops, copy_gb_per_s, read_gb_per_s } =
+            ceilings;
+        let all = [fma_f32_tflops, fma_f16_tflops, cooperative_f16_tflops, copy_gb_per_s, read_gb_per_s];
+        if !all.into_iter().flatten().all(|c| c.is_finite() && c > 0.0) {
+            return Err(Error::Invalid(format!("ceilings: not all are positive: {all:?}")));
+        }
+        Ok(Self { environment, ceilings, rows })
     }
 }
 
@@ -421,7 +428,10 @@ impl Row {
         let Some(median) = self.median_ms else { return Ok(()) };
         let flops = 2.0 * self.m as f64 * self.n as f64 * self.k as f64;
         match self.effective_tflops {
-            Some(tflops) if agree(tflops, flops / (median * 1e9)) => Ok(()),
+            Some(tflops) if agree(tflops, flops / (median * 1e9)) => match self.executed_tflops {
+                Some(executed) if executed > 0.0 && executed < 1.02 * tflops => Ok(()),
+                other => Err(format!("executed_tflops {other:?} of {tflops} effective ones")),
+            },
             Some(tflops) => Err(format!(
                 "effective_tflops {tflops} and median_ms {median} do not agree on {}: {} TFLOPS: mixed units?",
                 self.shape(),
@@ -493,7 +503,7 @@ impl ModelBench {
             check_op(&row.op, row.vector)?;
             Times::of_model(row).check(row.verified)?;
             let parts = row.parts.map_or([1.0; 3], |p| [p.gemm_ms, p.attention_ms, p.rest_ms]);
-            if !parts.iter().all(|ms| ms.is_finite() && *ms >= 0.0) {
+            if !parts.iter().all(|ms| ms.is_finite() && *ms >= 0.0) || parts.iter().sum::<f64>() <= 0.0 {
                 return Err(format!("parts are not positive: {parts:?}"));
             }
             Ok(())

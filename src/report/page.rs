@@ -1,7 +1,8 @@
 //! One page from many files: what 2:4 bought on which hardware, beside other programs, losing rows included.
 //!
-//! The page is data first ([`Section`]s of text, charts and tables), then HTML or Markdown by a template. Invariant: every
-//! figure on it stands in one of the files, or is a ratio of two that do; what was not measured is marked as such. Text
+//! The page is data first ([`Section`]s of text, charts and tables), then HTML or Markdown by a template. Invariant:
+//! every
+//! figure on it stands in one of the files, or is computed from such; what was not measured is marked as such. Text
 //! from files is escaped, by the templates and in the charts.
 
 use std::collections::BTreeMap;
@@ -80,7 +81,8 @@ struct Machine {
     /// The hardware: rows of several programs on it are comparable in absolute terms.
     place: String,
     program: String,
-    software: bool,
+    /// `cpu`, `software`, or another kind of adapter.
+    kind: String,
     own: bool,
 }
 
@@ -94,7 +96,7 @@ impl Machine {
         Self {
             place,
             program: format!("{} {}", origin.program, origin.version),
-            software: origin.kind == "software",
+            kind: origin.kind.clone(),
             own: origin.program == "sparse24",
         }
     }
@@ -120,7 +122,8 @@ impl Entry<'_> {
         match self.dense.and_then(middle).zip(middle(self.row)) {
             Some((dense, own)) if own.1 < dense.0 => Verdict::Faster,
             Some((dense, own)) if own.0 > dense.1 => Verdict::Slower,
-            _ => Verdict::Same,
+            Some(_) => Verdict::Same,
+            None => Verdict::Unknown,
         }
     }
 
@@ -130,8 +133,10 @@ impl Entry<'_> {
         Times::of(self.row).middle().map(|(low, high)| (dense / high, dense / low))
     }
 
+    /// The operation; other programs may have several kernels for one.
     fn what(&self) -> String {
-        what(&self.row.op, self.row.vector)
+        let what = what(&self.row.op, self.row.vector);
+        if self.machine.own || self.row.op == "dense" { what } else { format!("{what}, {}", self.row.kernel) }
     }
 }
 
@@ -140,6 +145,8 @@ enum Verdict {
     Faster,
     Slower,
     Same,
+    /// No spread is known.
+    Unknown,
 }
 
 fn what(op: &str, vector: Option<usize>) -> String {
@@ -159,6 +166,7 @@ impl Page {
     pub fn new(inputs: &[Input]) -> Result<Self> {
         let entries = entries(inputs);
         no_duplicates(inputs, &entries)?;
+        no_duplicate_models(inputs)?;
         let models: Vec<(Machine, &ModelBench)> = inputs
             .iter()
             .filter_map(|input| match &input.file {
@@ -187,20 +195,21 @@ impl Page {
             sections.push(all_rows(&entries, inputs));
         }
         sections.push(origins(inputs));
-        let mut notes: Vec<_> = failures.iter().map(|f| format!("Failed verification, not timed: {f}.")).collect();
-        for place in distinct(entries.iter().filter(|e| e.machine.software).map(|e| e.machine.place.clone())) {
+        let mut notes: Vec<_> = failures.iter().map(|f| format!("Failed, not timed: {f}.")).collect();
+        let machines: Vec<_> = entries.iter().map(|e| &e.machine).chain(models.iter().map(|(m, _)| m)).collect();
+        for place in distinct(machines.iter().filter(|m| m.kind == "software").map(|m| &m.place)) {
             notes.push(format!(
                 "{place} is a software driver: it computes on the processor and says nothing about a GPU."
             ));
         }
-        if !entries.iter().any(|e| e.machine.own && !e.machine.software && e.row.threads.is_none()) {
+        if machines.iter().all(|m| ["cpu", "software"].contains(&m.kind.as_str())) {
             notes.push("No GPU was measured for this page.".to_owned());
         }
         let answers = places.iter().filter_map(|place| answer(place, &entries)).chain(models_answer(&models)).collect();
         let all = distinct(places.iter().cloned().chain(models.iter().map(|(m, _)| m.place.clone())));
         let title = match &all[..] {
             [one] => format!("2:4 sparsity, measured on {one}"),
-            many => format!("2:4 sparsity, measured on {} machines", many.len()),
+            many => format!("2:4 sparsity, measured in {} set-ups of device and threads", many.len()),
         };
         Ok(Self { title, answers, notes, sections, failures })
     }
@@ -230,6 +239,10 @@ impl Page {
         let lines = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(invalid)?;
         templates.set_syntax(lines);
         templates.add_filter("md", markdown_text);
+        templates.add_filter("link", |stem: &str| {
+            // What ends a link in angle brackets, or means something else in one.
+            stem.replace('%', "%25").replace('<', "%3C").replace('>', "%3E").replace('\\', "%5C").replace('&', "%26")
+        });
         templates.add_template(name, template).map_err(invalid)?;
         let page = templates.get_template(name).map_err(invalid)?;
         let version = env!("CARGO_PKG_VERSION");
@@ -246,7 +259,7 @@ fn markdown_text(text: &str) -> String {
             '<' => safe.push_str("&lt;"),
             '&' => safe.push_str("&amp;"),
             '\n' | '\r' => safe.push(' '),
-            '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '#' => safe.extend(['\\', c]),
+            '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '#' | '~' | '$' => safe.extend(['\\', c]),
             c => safe.push(c),
         }
     }
@@ -301,6 +314,29 @@ fn no_duplicates(inputs: &[Input], entries: &[Entry<'_>]) -> Result<()> {
     Ok(())
 }
 
+/// The same pass of the same model twice would be two bars of one name.
+fn no_duplicate_models(inputs: &[Input]) -> Result<()> {
+    let mut seen: Vec<(String, &str, usize)> = Vec::new();
+    for input in inputs {
+        let File::Model(bench) = &input.file else { continue };
+        let machine = Machine::new(input, &bench.environment);
+        for (at, row) in bench.rows.iter().enumerate() {
+            let model = format!("{} {}x{}", last(&bench.model), bench.batch, bench.seq);
+            let key = format!("{} of {model} by {} on {}", model_what(&machine, row), machine.program, machine.place);
+            if let Some((_, name, first)) = seen.iter().find(|(k, name, _)| *k == key && *name != input.name) {
+                return Err(Error::Invalid(format!(
+                    "{name} row {} and {} row {} are both {key}: leave one of them out, or name the machines",
+                    first + 1,
+                    input.name,
+                    at + 1
+                )));
+            }
+            seen.push((key, &input.name, at));
+        }
+    }
+    Ok(())
+}
+
 fn failures(inputs: &[Input]) -> Vec<String> {
     let mut failures = Vec::new();
     for input in inputs {
@@ -344,9 +380,11 @@ fn number(x: Option<f64>, digits: usize) -> String {
     x.map_or_else(|| "-".to_owned(), |x| significant(x, digits))
 }
 
+/// Of an even number of values the mean of the middle two.
 fn median(mut all: Vec<f64>) -> Option<f64> {
     all.sort_by(f64::total_cmp);
-    all.get(all.len() / 2).copied()
+    let upper = *all.get(all.len() / 2)?;
+    Some(if all.len() % 2 == 0 { (all[all.len() / 2 - 1] + upper) / 2.0 } else { upper })
 }
 
 /// What 2:4 bought on one machine, in a few sentences.
@@ -393,7 +431,10 @@ fn answer(place: &str, entries: &[Entry<'_>]) -> Option<String> {
             let (slower, same) = (lost(Verdict::Slower), lost(Verdict::Same));
             let mut sentence = format!("{dtype}, V={vector}: {range}");
             match (slower.is_empty(), same.is_empty()) {
-                (true, true) => sentence += "; it paid in every row",
+                (true, true) if rows.iter().all(|(e, _)| e.verdict() == Verdict::Faster) => {
+                    sentence += "; it paid in every row";
+                }
+                (true, true) => {}
                 (false, _) => sentence += &format!("; it did not pay at {slower}"),
                 (true, false) => {}
             }
@@ -428,8 +469,11 @@ fn models_answer(models: &[(Machine, &ModelBench)]) -> Option<String> {
 
 /// Shapes that are measured at many numbers of tokens, by out and in features and type.
 fn swept(entries: &[Entry<'_>], entry: &Entry<'_>) -> bool {
+    // Sweeps of other programs stay among the bars.
     let same = |e: &&Entry<'_>| {
-        e.machine == entry.machine && (e.row.m, e.row.k, &e.row.dtype) == (entry.row.m, entry.row.k, &entry.row.dtype)
+        entry.machine.own
+            && e.machine == entry.machine
+            && (e.row.m, e.row.k, &e.row.dtype) == (entry.row.m, entry.row.k, &entry.row.dtype)
     };
     distinct(entries.iter().filter(same).map(|e| e.row.n)).len() >= SWEEP
 }
@@ -447,8 +491,10 @@ fn speedups(entries: &[Entry<'_>], places: &[String]) -> Result<Section> {
         id: "speedup".into(),
         title: "Speedup over dense, by shape".into(),
         text: vec![
-            "Each program against its own dense product of the same shape, type and run: 1x is dense. The bar is the ratio \
-             of medians, the line over it the middle half of the samples (all of them where a file has no quartiles). Shapes are out features x tokens x in features. V is \
+            "Each program against its own dense product of the same shape, type and run: 1x is dense. The bar is the \
+             ratio \
+             of medians, the line over it the middle half of the samples (all of them where a file has no \
+             quartiles). Shapes are out features x tokens x in features. V is \
              how many rows of weights share a pattern; V=1 is the 2:4 of sparse tensor cores."
                 .into(),
         ],
@@ -491,7 +537,7 @@ fn by_tokens(entries: &[Entry<'_>], places: &[String]) -> Result<Option<Section>
     let mut section = Section {
         id: "tokens".into(),
         title: "Speedup against tokens: where sparse starts to pay".into(),
-        text: vec!["Above 1x it pays.".into()],
+        text: vec!["It pays from where on every row is faster beyond its spread.".into()],
         ..Section::default()
     };
     for place in places {
@@ -506,15 +552,16 @@ fn by_tokens(entries: &[Entry<'_>], places: &[String]) -> Result<Option<Section>
             let mut text = Vec::new();
             for (op, vector) in distinct(here.iter().filter(of).map(|e| (e.row.op.clone(), e.row.vector))) {
                 let rows = here.iter().filter(of).filter(|e| e.row.op == op && e.row.vector == vector);
-                let mut points: Vec<_> = rows.filter_map(|e| Some((e.row.n as f64, e.ratio()?))).collect();
-                points.sort_by(|a, b| a.0.total_cmp(&b.0));
+                let mut rows: Vec<_> = rows.collect();
+                rows.sort_by_key(|e| e.row.n);
+                let points: Vec<_> = rows.iter().filter_map(|e| Some((e.row.n as f64, e.ratio()?))).collect();
                 let name = what(&op, vector);
-                let pays = points.iter().rposition(|p| p.1 <= 1.0).map_or(0, |last| last + 1);
+                let pays = rows.iter().rposition(|e| e.verdict() != Verdict::Faster).map_or(0, |last| last + 1);
                 if vector.is_some() {
                     text.push(match points.get(pays) {
                         Some(_) if pays == 0 => format!("{name} paid at every count"),
                         Some((n, _)) => format!("{name} paid from {n} tokens on"),
-                        None => format!("{name} did not pay at the largest count"),
+                        None => format!("{name} was not faster beyond its spread at the largest count"),
                     });
                 }
                 series.push(Series { ink: Ink::of(&op, vector), name, points, joined: true });
@@ -549,14 +596,18 @@ fn programs(entries: &[Entry<'_>], places: &[String]) -> Result<Option<Section>>
         id: "programs".into(),
         title: "Beside other programs on the same hardware".into(),
         text: vec![
-            "Effective speed, 2mnk over the median time, whatever was skipped. Only shapes that several programs measured on \
-             the same device with the same number of threads. Behind each bar: how many times as fast as the fastest dense \
-             product of any of them, which is not always this program's."
+            "Effective speed, 2mnk over the median time, whatever was skipped. Only shapes that several programs \
+             measured on \
+             the same device with the same number of threads. Behind each bar: how many times as fast as the fastest \
+             dense \
+             product of any of them, which is not always this program's. Other programs multiply one set of \
+             operands, which caches may \
+             hold; this one rotates through several. The table names each clock."
                 .into(),
         ],
         ..Section::default()
     };
-    let head = ["shape", "type", "program", "op", "#ms", "#effective, GFLOP/s", "#vs fastest dense", "kernel"];
+    let head = ["shape", "type", "program", "op", "#ms", "#effective, GFLOP/s", "#vs fastest dense", "kernel", "clock"];
     for place in places {
         let here: Vec<_> = entries.iter().filter(|e| &e.machine.place == place && e.row.median_ms.is_some()).collect();
         let mut groups = Vec::new();
@@ -597,6 +648,7 @@ fn programs(entries: &[Entry<'_>], places: &[String]) -> Result<Option<Section>>
                     number(e.row.effective_tflops.map(|t| t * 1e3), 3),
                     ratio(e).map_or_else(|| "-".to_owned(), times),
                     e.row.kernel.clone(),
+                    e.row.clock.clone().unwrap_or_else(|| "-".into()),
                 ]
             }));
         }
@@ -625,7 +677,8 @@ fn machines(entries: &[Entry<'_>], places: &[String]) -> Result<Section> {
         id: "hardware".into(),
         title: "Hardware side by side, and what was promised".into(),
         text: vec![
-            "Every machine against its own dense product, the median over its shapes, and a line from the least to the most. Machines \
+            "Every machine against its own dense product, the median over its shapes, and a line from the least to \
+             the most. Machines \
              that measured other shapes are not strictly comparable."
                 .into(),
         ],
@@ -640,24 +693,25 @@ fn machines(entries: &[Entry<'_>], places: &[String]) -> Result<Section> {
     for place in places {
         let mut bars = Vec::new();
         let here: Vec<_> = entries.iter().filter(|e| &e.machine.place == place && e.ratio().is_some()).collect();
-        let kind = |e: &Entry<'_>| (e.machine.program.clone(), e.row.dtype.clone(), e.row.op.clone(), e.row.vector);
+        let kind = |e: &Entry<'_>| {
+            (e.machine.program.clone(), e.row.dtype.clone(), e.what(), Ink::of(&e.row.op, e.row.vector), e.machine.own)
+        };
         for key in distinct(here.iter().map(|e| kind(e))) {
             let mut ratios: Vec<_> = here.iter().filter(|e| kind(e) == key).filter_map(|e| e.ratio()).collect();
             ratios.sort_by(f64::total_cmp);
-            let (program, dtype, op, vector) = key;
-            let [Some(least), Some(median), Some(most)] =
-                [ratios.first(), ratios.get(ratios.len() / 2), ratios.last()].map(|r| r.copied())
-            else {
+            let (program, dtype, what, ink, own) = key;
+            let (least, most) = (ratios.first().copied(), ratios.last().copied());
+            let [Some(least), Some(median), Some(most)] = [least, median(ratios.clone()), most] else {
                 continue;
             };
             bars.push(Bar {
-                label: format!("{} {dtype}", what(&op, vector)),
-                parts: vec![(median, Ink::of(&op, vector))],
+                label: if own { format!("{what} {dtype}") } else { format!("{program}, {what} {dtype}") },
+                parts: vec![(median, ink)],
                 spread: Some((least, most)),
                 text: times(median),
             });
             let figures = [least, median, most].map(times);
-            let row = [place.clone(), program, dtype, what(&op, vector), ratios.len().to_string()];
+            let row = [place.clone(), program, dtype, what, ratios.len().to_string()];
             measured.rows.push(row.into_iter().chain(figures).collect());
         }
         if !bars.is_empty() {
@@ -671,7 +725,8 @@ fn machines(entries: &[Entry<'_>], places: &[String]) -> Result<Section> {
             marks: vec![(1.0, "1x: own dense".into()), (2.0, "2x: datasheet, not measured".into())],
             legend: Vec::new(),
         };
-        let alt = "Bars of each machine's median speedup over its own dense, with datasheet's 2x as a line; numbers in the table";
+        let alt =
+            "Bars of each machine's median speedup over its own dense, and datasheets' 2x as a line; numbers below";
         section.charts.push(bars.chart("hardware", "Times as fast as own dense", alt)?);
     }
     let mut promised = Table::new(
@@ -682,7 +737,7 @@ fn machines(entries: &[Entry<'_>], places: &[String]) -> Result<Section> {
     promised.rows.extend(CLAIMS.iter().map(|c| {
         let ratio = c.dense.zip(c.sparse).map_or_else(|| "-".to_owned(), |(d, s)| times(s / d));
         let (dense, sparse) = (number(c.dense, 4), number(c.sparse, 4));
-        vec![c.device.into(), c.what.into(), dense, sparse, ratio, c.says.into(), format!("{} <{}>", c.source, c.url)]
+        vec![c.device.into(), c.what.into(), dense, sparse, ratio, c.says.into(), format!("{}, {}", c.source, c.url)]
     }));
     section.tables = vec![measured, promised];
     Ok(section)
@@ -698,8 +753,11 @@ fn rooflines(inputs: &[Input], entries: &[Entry<'_>], places: &[String]) -> Resu
         id: "roofline".into(),
         title: "Roofline".into(),
         text: vec![
-            "Executed operations a second (what was skipped is not counted) over executed operations per byte of weights, \
-             activations and output, each counted once. The broken lines are the ceilings that were measured in the same run. \
+            "Executed operations a second (what was skipped is not counted) over executed operations per byte of \
+             weights, \
+             activations and output, each counted once. The broken lines are the ceilings that were measured in the \
+             same runs, \
+             the highest of each. \
              Rows above the slope found operands in a cache."
                 .into(),
         ],
@@ -715,17 +773,13 @@ fn rooflines(inputs: &[Input], entries: &[Entry<'_>], places: &[String]) -> Resu
                 let tflops = (*executed_tflops)?;
                 Some((tflops * 1e9 * (*median_ms)? / bytes, tflops))
             };
-            let kinds = distinct(here.iter().filter(of).map(|e| Ink::of(&e.row.op, e.row.vector)));
+            let kinds = distinct(here.iter().filter(of).map(|e| (&e.row.op, e.row.vector)));
             let series: Vec<_> = kinds
                 .into_iter()
-                .filter_map(|ink| {
-                    let rows: Vec<_> =
-                        here.iter().filter(of).filter(|e| Ink::of(&e.row.op, e.row.vector) == ink).collect();
-                    let points: Vec<_> = rows.iter().filter_map(|e| point(e)).collect();
-                    let name = match rows.first()?.row.vector {
-                        Some(v) => format!("2:4 V={v}"),
-                        None => rows.first()?.what(),
-                    };
+                .filter_map(|(op, vector)| {
+                    let rows = here.iter().filter(of).filter(|e| (&e.row.op, e.row.vector) == (op, vector));
+                    let points: Vec<_> = rows.filter_map(|e| point(e)).collect();
+                    let (ink, name) = (Ink::of(op, vector), what(op, vector));
                     (!points.is_empty()).then_some(Series { ink, name, points, joined: false })
                 })
                 .collect();
@@ -797,7 +851,7 @@ fn bytes(entries: &[Entry<'_>]) -> Result<Option<Section>> {
         }
         shares.sort_by(f64::total_cmp);
         let (Some(least), Some(most)) = (shares.first(), shares.last()) else { continue };
-        let middle = shares[shares.len() / 2];
+        let middle = median(shares.clone()).unwrap_or_default();
         let percent = |x: f64| format!("{x:.1} %");
         bars.push(Bar {
             label: format!("{} {dtype}", what(op, vector)),
@@ -828,8 +882,13 @@ fn bytes(entries: &[Entry<'_>]) -> Result<Option<Section>> {
     }))
 }
 
+/// The last part of a path.
+fn last(path: &str) -> &str {
+    path.trim_end_matches('/').rsplit('/').next().unwrap_or_default()
+}
+
 fn model_what(machine: &Machine, row: &ModelRow) -> String {
-    let own = what(&row.op, row.vector);
+    let own = format!("{} {}", what(&row.op, row.vector), row.dtype);
     if machine.own { own } else { format!("{}, {own}, {}", machine.program, row.kernels.join(" ")) }
 }
 
@@ -842,7 +901,8 @@ fn end_to_end(models: &[(Machine, &ModelBench)]) -> Result<Option<Section>> {
         title: "A BERT end to end".into(),
         text: vec![
             "One forward pass from ids to embeddings. The bars are split by the time of each part alone, scaled to the \
-             whole; other programs' are whole. The line over a bar is the middle half of the samples (all of them where a \
+             whole; other programs' are whole. The line over a bar is the middle half of the samples (all of them \
+             where a \
              file has no quartiles)."
                 .into(),
         ],
@@ -867,7 +927,7 @@ fn end_to_end(models: &[(Machine, &ModelBench)]) -> Result<Option<Section>> {
             "#weights, MB",
         ],
     );
-    let name = |model: &ModelBench| model.model.rsplit('/').next().unwrap_or_default().to_owned();
+    let name = |model: &ModelBench| last(&model.model).to_owned();
     let titles = distinct(models.iter().map(|(machine, m)| (name(m), m.batch, m.seq, machine.place.clone())));
     for (at, (model, batch, seq, place)) in titles.into_iter().enumerate() {
         let mut bars = Vec::new();
@@ -906,6 +966,9 @@ fn end_to_end(models: &[(Machine, &ModelBench)]) -> Result<Option<Section>> {
                 let text = format!("{} ms", significant(median, 3));
                 bars.push(Bar { label: model_what(machine, row), parts, spread: middle, text });
             }
+        }
+        if bars.is_empty() {
+            continue;
         }
         let names = ["linear layers", "attention", "the rest"].into_iter().enumerate();
         let chart = Bars {
@@ -948,7 +1011,6 @@ fn accuracy(inputs: &[Input], models: &[(Machine, &ModelBench)]) -> Result<Optio
     }
     // The name that a pruned folder's dense model has in the benchmark.
     let source = |eval: &Eval| prunes.iter().find(|p| p.made(&eval.model)).map_or(&eval.model, |p| &p.input).clone();
-    let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned();
     let speed = |eval: &Eval, vector: Option<usize>| -> Option<(f64, String)> {
         let (machine, bench) = models.iter().find(|(machine, m)| {
             machine.own && last(&m.model) == last(&source(eval)) && m.rows.iter().any(|r| r.dtype == eval.dtype)
@@ -1019,8 +1081,10 @@ fn accuracy(inputs: &[Input], models: &[(Machine, &ModelBench)]) -> Result<Optio
 fn all_rows(entries: &[Entry<'_>], inputs: &[Input]) -> Section {
     let mut section = Section { id: "rows".into(), title: "All rows".into(), ..Section::default() };
     section.text.push(
-        "ms: the median, and the middle half of the samples (all of them where a file says no more). vs dense: against the \
-         dense row of the same file; \"same\" where the middle halves overlap. err/bound: the largest error over what the \
+        "ms: the median, and the middle half of the samples (all of them where a file says no more). vs dense: \
+         against the \
+         dense row of the same file; \"same\" where the middle halves overlap. err/bound: the largest error over \
+         what the \
          arithmetic may lose; 1 is the limit."
             .into(),
     );
@@ -1052,6 +1116,7 @@ fn all_rows(entries: &[Entry<'_>], inputs: &[Input]) -> Section {
                 (_, Verdict::Faster) => "faster",
                 (_, Verdict::Slower) => "slower",
                 (_, Verdict::Same) => "same",
+                (_, Verdict::Unknown) => "spread unknown",
             };
             vec![
                 row.name.clone(),

@@ -384,7 +384,7 @@ fn number(x: Option<f64>, digits: usize) -> String {
 fn median(mut all: Vec<f64>) -> Option<f64> {
     all.sort_by(f64::total_cmp);
     let upper = *all.get(all.len() / 2)?;
-    Some(if all.len() % 2 == 0 { (all[all.len() / 2 - 1] + upper) / 2.0 } else { upper })
+    Some(if all.len().is_multiple_of(2) { (all[all.len() / 2 - 1] + upper) / 2.0 } else { upper })
 }
 
 /// What 2:4 bought on one machine, in a few sentences.

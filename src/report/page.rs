@@ -1,6 +1,6 @@
 //! One page from many files: what 2:4 bought on which hardware, beside other programs, losing rows included.
 //!
-//! The page is data first ([`Section`]s of text, charts and tables), then HTML or Markdown by a template. Invariant:
+//! The page is data first (sections of text, charts and tables), then HTML or Markdown by a template. Invariant:
 //! every
 //! figure on it stands in one of the files, or is computed from such; what was not measured is marked as such. Text
 //! from files is escaped, by the templates and in the charts.

@@ -229,6 +229,11 @@ fn the_same_machine_twice_needs_names() {
     assert!(stderr.contains("a.json row 2") && stderr.contains("b.json row 2"), "{stderr}");
     exits(folder.path(), 0, &["report", "before=a.json", "after=b.json", "--out", "page.html"]);
     let page = read(&folder, "page.html");
+    let mut other = run();
+    other["environment"]["threads"] = json!(4);
+    std::fs::write(folder.path().join("c.json"), other.to_string()).unwrap();
+    let stderr = exits(folder.path(), 1, &["report", "one=a.json", "one=c.json", "--out", "no.html"]);
+    assert!(stderr.contains("3 threads in a.json") && stderr.contains("4 threads in c.json"), "{stderr}");
     assert!(page.contains("On before, 2:4") && page.contains("On after, 2:4") && page.contains("in 2 set-ups"));
 }
 

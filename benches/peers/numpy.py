@@ -104,7 +104,8 @@ def main():
         libraries, simd, kernel = {found["name"]: found["version"]}, None, f"{found['name']}_sgemm"
         common.log(f"numpy's BLAS is {found['name']}: its threads and kernels are as it chose")
     ways = [common.Way("dense", kernel, dense), common.Way("masked", f"multiply+{kernel}", masked)]
-    device = common.cpu(args.threads, simd)
+    # Only OpenBLAS was told how many threads to take.
+    device = common.cpu(args.threads if kernel == "openblas_sgemm" else None, simd)
     return common.run(args, "numpy", np.__version__, libraries, device, ways)
 
 

@@ -311,6 +311,15 @@ impl File {
         Self::parse(&text).map_err(|e| Error::Invalid(format!("{}: {e}", path.display())))
     }
 
+    /// Where measured times come from.
+    pub(super) fn origin(&self) -> Option<&Origin> {
+        match self {
+            Self::Bench(bench) => Some(&bench.environment),
+            Self::Model(model) => Some(&model.environment),
+            Self::Eval(_) | Self::Prune(_) => None,
+        }
+    }
+
     /// Reads and checks the text of a file.
     pub fn parse(text: &str) -> Result<Self> {
         let json: Value = serde_json::from_str(text).map_err(|e| Error::Invalid(format!("not JSON: {e}")))?;

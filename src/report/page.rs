@@ -165,6 +165,7 @@ impl Page {
     /// Puts files together. Two files may not hold the same row of the same machine, unless they were given names.
     pub fn new(inputs: &[Input]) -> Result<Self> {
         let entries = entries(inputs);
+        one_device_a_name(inputs)?;
         no_duplicates(inputs, &entries)?;
         no_duplicate_models(inputs)?;
         let models: Vec<(Machine, &ModelBench)> = inputs
@@ -288,6 +289,27 @@ fn dense_of<'a>(bench: &'a Bench, row: &Row) -> Option<&'a Row> {
     let miss = |d: &Row| d.median_ms.map_or(f64::INFINITY, |dense| (dense / own / ratio - 1.0).abs());
     let of = bench.rows.iter().filter(|d| d.op == "dense" && d.layer() == row.layer());
     of.min_by(|a, b| miss(a).total_cmp(&miss(b)))
+}
+
+/// Rows under one name are compared in absolute terms: they must come from one device with one number of threads.
+fn one_device_a_name(inputs: &[Input]) -> Result<()> {
+    let mut known: BTreeMap<&str, (&Input, &Origin)> = BTreeMap::new();
+    for input in inputs {
+        let (Some(machine), Some(origin)) = (&input.machine, input.file.origin()) else { continue };
+        let (first, of) = *known.entry(machine).or_insert((input, origin));
+        if (&of.device, of.threads) != (&origin.device, origin.threads) {
+            let name = |origin: &Origin| match origin.threads {
+                Some(threads) => format!("{} with {threads} threads", origin.device),
+                None => origin.device.clone(),
+            };
+            let (of, own) = (name(of), name(origin));
+            return Err(Error::Invalid(format!(
+                "{machine} is {of} in {} and {own} in {}: give them two names",
+                first.name, input.name
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The same row twice makes two figures of one thing. Dense rows are in every file, as what the others are against.

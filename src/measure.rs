@@ -471,6 +471,41 @@ pub(crate) fn median(times: &mut [f64]) -> f64 {
     if times.len() % 2 == 1 { times[middle] } else { (times[middle - 1] + times[middle]) / 2.0 }
 }
 
+/// What is told of some samples.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Summary {
+    /// The least.
+    pub min: f64,
+    /// With [`Self::q3`] the ends of the middle half: a quarter of the samples, rounded down, lies on either side.
+    pub q1: f64,
+    /// The middle one, or the mean of the middle two.
+    pub median: f64,
+    /// See [`Self::q1`].
+    pub q3: f64,
+    /// The most.
+    pub max: f64,
+}
+
+impl Summary {
+    /// Sorts the samples and sums them up; `None` if there are none.
+    ///
+    /// ```
+    /// use sparse24::measure::Summary;
+    ///
+    /// let of = |mut samples: Vec<f64>| Summary::of(&mut samples);
+    /// assert_eq!(of(vec![]), None);
+    /// assert_eq!(of(vec![9.0, 1.0, 4.0, 2.0]), Some(Summary { min: 1.0, q1: 2.0, median: 3.0, q3: 4.0, max: 9.0 }));
+    /// assert_eq!(of(vec![3.0]), Some(Summary { min: 3.0, q1: 3.0, median: 3.0, q3: 3.0, max: 3.0 }));
+    /// ```
+    pub fn of(samples: &mut [f64]) -> Option<Self> {
+        let last = samples.len().checked_sub(1)?;
+        let median = median(samples);
+        let quarter = samples.len() / 4;
+        let [min, q1, q3, max] = [0, quarter, last - quarter, last].map(|at| samples[at]);
+        Some(Self { min, q1, median, q3, max })
+    }
+}
+
 /// `count` calls, going round the sets of operands from where the last sample stopped.
 fn rotation(calls: &[Prepared], from: usize, count: usize) -> impl Iterator<Item = &Prepared> + Clone {
     calls.iter().cycle().skip(from % calls.len()).take(count)
@@ -740,20 +775,14 @@ fn more_calls(count: usize, elapsed: Duration, policy: &Policy) -> Result<usize>
 const MOST_CALLS: usize = 1 << 22;
 
 fn finish(subject: &mut Subject) {
-    let times = &mut subject.times;
-    if times.is_empty() {
-        return;
-    }
-    let median = median(times);
-    let (min, max) = (times[0], times[times.len() - 1]);
+    let Some(Summary { min, q1, median, q3, max }) = Summary::of(&mut subject.times) else { return };
     let record = &mut subject.record;
-    record.samples = times.len();
+    record.samples = subject.times.len();
     record.median_ms = Some(median * 1e3);
     record.min_ms = Some(min * 1e3);
     record.max_ms = Some(max * 1e3);
-    let quarter = times.len() / 4;
-    record.q1_ms = Some(times[quarter] * 1e3);
-    record.q3_ms = Some(times[times.len() - 1 - quarter] * 1e3);
+    record.q1_ms = Some(q1 * 1e3);
+    record.q3_ms = Some(q3 * 1e3);
     record.effective_tflops = Some(subject.problem.effective_flops() / median / 1e12);
     record.executed_tflops = Some(subject.executed_flops / median / 1e12);
 }

@@ -3,39 +3,16 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::path::Path;
-use std::process::{Command, Output};
+#[path = "common/binary.rs"]
+mod binary;
 
+use std::process::Command;
+
+use binary::{exits, json, text};
 use serde_json::Value;
 use sparse24::io::{save_matrices, save_sparse24};
 use sparse24::measure::uniform;
 use sparse24::{DType, Matrix, Sparse24, VectorLen, prune};
-
-fn sparse24(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_sparse24"))
-        .args(arguments)
-        .env("VK_DRIVER_FILES", "/nonexistent")
-        .env("VK_ICD_FILENAMES", "/nonexistent")
-        .env_remove("VK_ADD_DRIVER_FILES")
-        .output()
-        .unwrap()
-}
-
-/// Runs to exit code `code` and returns stdout and stderr.
-fn exits(code: i32, arguments: &[&str]) -> (String, String) {
-    let output = sparse24(arguments);
-    let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}\n{stdout}\n{stderr}");
-    (stdout, stderr)
-}
-
-fn json(path: &Path) -> Value {
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
 
 #[test]
 fn rows_are_verified_timed_and_written() {

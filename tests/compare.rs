@@ -3,36 +3,16 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::path::Path;
-use std::process::Command;
+#[path = "common/binary.rs"]
+mod binary;
 
+use std::path::Path;
+
+use binary::{exits, json, text};
 use serde_json::Value;
 
 /// One small layer, on one thread; dense, 2:4 and masked.
 const RUN: [&str; 8] = ["bench", "--device", "cpu", "--threads", "1", "--quick", "--shapes", "64x8x64"];
-
-/// Runs to exit code `code` and returns stdout and stderr.
-#[track_caller]
-fn exits(code: i32, arguments: &[&str]) -> (String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_sparse24"))
-        .args(arguments)
-        .env("VK_DRIVER_FILES", "/nonexistent")
-        .env("VK_ICD_FILENAMES", "/nonexistent")
-        .env_remove("VK_ADD_DRIVER_FILES")
-        .output()
-        .unwrap();
-    let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}\n{stdout}\n{stderr}");
-    (stdout, stderr)
-}
-
-fn json(path: &Path) -> Value {
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
 
 /// Measures into a file.
 fn measured(path: &Path) -> Value {

@@ -46,6 +46,22 @@ fn run() -> Value {
     })
 }
 
+/// Passes of a model: operation, V and milliseconds.
+fn model(passes: &[(&str, Option<usize>, f64)]) -> Value {
+    let pass = |&(op, vector, ms): &(&str, Option<usize>, f64)| {
+        json!({
+            "op": op, "vector": vector, "dtype": "f32", "kernels": ["gather"], "median_ms": ms, "min_ms": ms, "max_ms": ms,
+            "parts": { "gemm_ms": 0.8 * ms, "attention_ms": 0.1 * ms, "rest_ms": 0.1 * ms },
+            "sequences_per_second": 32e3 / ms, "speedup_vs_dense": 300.0 / ms, "weight_bytes": 1000, "verified": true,
+            "command": "sparse24 bench --model model/tiny",
+        })
+    };
+    json!({
+        "schema": "sparse24-model-bench/1", "environment": run()["environment"], "model": "model/tiny",
+        "linear_weights": 1000, "batch": 32, "seq": 64, "rows": passes.iter().map(pass).collect::<Vec<_>>(),
+    })
+}
+
 /// A folder with these files.
 fn folder(files: &[(&str, &Value)]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -84,12 +100,12 @@ fn a_page_says_what_won_what_lost_and_how_to_see_it_again() {
 #[test]
 fn markdown_has_its_pictures_beside_it() {
     let folder = folder(&[("run.json", &run())]);
-    exits(folder.path(), 0, &["report", "run.json", "--out", "my page.md"]);
-    let page = read(&folder, "my page.md");
+    exits(folder.path(), 0, &["report", "run.json", "--out", "my <100 %> page.md"]);
+    let page = read(&folder, "my <100 %> page.md");
     let pictures: Vec<_> = page.split("](<").skip(1).filter_map(|rest| rest.split_once(">)")).map(|(p, _)| p).collect();
     assert!(pictures.len() >= 4, "{pictures:?}");
     for picture in pictures {
-        let svg = read(&folder, picture);
+        let svg = read(&folder, &picture.replace("%3C", "<").replace("%3E", ">").replace("%25", "%"));
         assert!(svg.starts_with("<svg role=\"img\"") && svg.contains("prefers-color-scheme:dark"), "{picture}");
     }
     // A table's rows follow its head without a gap, else it is none.
@@ -140,19 +156,7 @@ fn programs_on_the_same_hardware_stand_side_by_side() {
 
 #[test]
 fn accuracy_stands_beside_the_speed_of_the_same_pattern() {
-    let model_row = |op: &str, vector: Option<usize>, ms: f64| {
-        json!({
-            "op": op, "vector": vector, "dtype": "f32", "kernels": ["gather"], "median_ms": ms, "min_ms": ms, "max_ms": ms,
-            "parts": { "gemm_ms": 0.8 * ms, "attention_ms": 0.1 * ms, "rest_ms": 0.1 * ms },
-            "sequences_per_second": 32e3 / ms, "speedup_vs_dense": 300.0 / ms, "weight_bytes": 1000, "verified": true,
-            "command": "sparse24 bench --model model/tiny",
-        })
-    };
-    let model = json!({
-        "schema": "sparse24-model-bench/1", "environment": run()["environment"], "model": "model/tiny",
-        "linear_weights": 1000, "batch": 32, "seq": 64,
-        "rows": [model_row("dense", None, 300.0), model_row("sparse24", Some(32), 200.0)],
-    });
+    let model = model(&[("dense", None, 300.0), ("sparse24", Some(32), 200.0)]);
     let eval = |model: &str, spearman: f64| {
         json!({
             "schema": "sparse24-eval/1", "model": model, "sparsity": "none", "dtype": "f32", "spearman": spearman,
@@ -222,9 +226,47 @@ fn what_is_wrong_is_said_by_file_and_row_and_no_page_is_written() {
     assert!(!folder.path().join("page.html").exists());
 }
 
+/// Files that hold the same thing twice are refused, also where all of it is dense or a model; a dense row that was
+/// measured again is not.
+#[test]
+fn nothing_stands_on_the_page_twice() {
+    let mut dense = run();
+    dense["rows"] = json!([row("dense", None, (64, 128, 32), 0.8, 0.8)]);
+    let mut again = dense.clone();
+    again["rows"] = json!([row("dense", None, (64, 128, 32), 0.9, 0.9)]);
+    let model = model(&[("dense", None, 300.0)]);
+    let files = [("a.json", &dense), ("b.json", &dense), ("c.json", &again), ("d.json", &model), ("e.json", &model)];
+    let folder = folder(&files);
+    let stderr = exits(folder.path(), 1, &["report", "a.json", "b.json", "--out", "page.html"]);
+    assert!(stderr.contains("a.json row 1 and b.json row 1 are both dense"), "{stderr}");
+    let stderr = exits(folder.path(), 1, &["report", "d.json", "e.json", "--out", "page.html"]);
+    assert!(stderr.contains("d.json row 1 and e.json row 1 are both dense f32 of tiny 32x64"), "{stderr}");
+    exits(folder.path(), 0, &["report", "a.json", "c.json", "d.json", "--out", "page.html"]);
+}
+
+#[test]
+fn it_pays_from_where_on_it_is_faster_beyond_the_spread() {
+    // Ratios 0.5, 2, 1.02 (within the spread) and 2: from 64 tokens on.
+    let mut run = run();
+    let counts = [(1, 2.0), (4, 0.5), (16, 0.98), (64, 0.5)];
+    let rows = counts.iter().flat_map(|&(n, ms)| {
+        [row("dense", None, (32, n, 32), 1.0, 1.0), row("sparse24", Some(4), (32, n, 32), ms, 1.0)]
+    });
+    run["rows"] = rows.collect();
+    let folder = folder(&[("run.json", &run)]);
+    exits(folder.path(), 0, &["report", "run.json", "--out", "page.html"]);
+    let page = read(&folder, "page.html");
+    assert!(page.contains("2:4 V=4 paid from 64 tokens on") && page.contains("did not pay at 32x1x32 (0.50x)"));
+    assert!(page.contains("no difference beyond the spread at 32x16x32 (1.02x)"));
+}
+
 #[test]
 fn the_same_machine_twice_needs_names() {
-    let folder = folder(&[("a.json", &run()), ("b.json", &run())]);
+    let mut again = run();
+    for dense in [0, 2] {
+        again["rows"][dense]["max_ms"] = json!(9.0);
+    }
+    let folder = folder(&[("a.json", &run()), ("b.json", &again)]);
     let stderr = exits(folder.path(), 1, &["report", "a.json", "b.json", "--out", "page.html"]);
     assert!(stderr.contains("a.json row 2") && stderr.contains("b.json row 2"), "{stderr}");
     exits(folder.path(), 0, &["report", "before=a.json", "after=b.json", "--out", "page.html"]);

@@ -14,12 +14,36 @@ use std::process::{Command, Stdio};
 use browser::{Browser, Page};
 use serde_json::json;
 
-/// Files of every kind of measurement, of the CPU and of a GPU's stand-in.
-const FILES: [&str; 4] = [
-    "2026-11-25-amd-epyc-7003/gemm-f32-threads1.json",
-    "2026-11-25-amd-epyc-7003/tokens-f32-threads1.json",
-    "2026-11-25-amd-epyc-7003/minilm-weights-32x64-threads2-1.json",
-    "2026-11-23-llvmpipe/384x128x384.json",
+/// Files of every kind, of the CPU and of a GPU's stand-ins, of this program and of others.
+const FILES: [&str; 15] = [
+    "2026-11-25-peers/sparse24-threads1.json",
+    "2026-11-25-peers/sparse24-tokens-threads1.json",
+    "2026-11-25-peers/numpy-threads1.json",
+    "2026-11-25-peers/torch-threads1.json",
+    "2026-11-25-peers/matrixmultiply-threads1.json",
+    "2026-11-25-peers/numr-threads1.json",
+    "2026-11-25-peers/llvmpipe-384x128x384.json",
+    "2026-11-25-peers/cubek-llvmpipe-384x128x384.json",
+    "2026-11-25-peers/swiftshader-256x64x256.json",
+    "2026-11-25-peers/onnxruntime-webgpu-256x64x256.json",
+    "2026-11-25-peers/minilm-32x64-threads2-3.json",
+    "2026-11-25-peers/onnxruntime-32x64-threads2-3.json",
+    "2026-11-25-minilm-pruning/dense.eval.json",
+    "2026-11-25-minilm-pruning/sparsegpt-v32.eval.json",
+    "2026-11-25-minilm-pruning/sparsegpt-v32.prune.json",
+];
+
+/// What must be read on the page: the programs, and the sections that need more than one kind of file.
+const SEEN: [&str; 9] = [
+    "numpy 2",
+    "torch 2",
+    "matrixmultiply 0",
+    "numr 0",
+    "cubek-matmul 0",
+    "onnxruntime-webgpu 1",
+    "onnxruntime 1",
+    "Speedup against tokens",
+    "Accuracy beside speed",
 ];
 
 /// A desktop's window and a phone's.
@@ -98,6 +122,10 @@ fn the_page_is_whole_legible_and_alone() {
             fs::write(pictures.join(format!("{name}.png")), &png).unwrap();
 
             assert_eq!(faults(&mut page, width, dark), Vec::<String>::new(), "{name}");
+            let text = page.evaluate("document.body.innerText").unwrap();
+            for seen in SEEN {
+                assert!(text.as_str().unwrap().contains(seen), "{name}: {seen} is not there");
+            }
             let text: String = png.iter().map(|byte| char::from(*byte)).collect();
             let seen = page.evaluate(&format!("({PICTURE})({})", json!(text))).unwrap();
             // Less than the window's by a scroll bar; that it is not more is among the faults.

@@ -170,6 +170,13 @@ if [[ $(uname -s) == Linux ]]; then
         VK_DRIVER_FILES="$swiftshader" VK_ICD_FILENAMES="$swiftshader")
 fi
 
+# Tests that open a page say only to those who look that there was no browser to open it.
+if [[ -n ${SPARSE24_CHROMIUM:-} ]] || command -v chromium chromium-browser google-chrome chrome >/dev/null; then
+    export SPARSE24_REQUIRE_CHROMIUM=1
+else
+    say "==> tests of the report's page: Chromium not found: skipped (SPARSE24_CHROMIUM, see --help)"
+fi
+
 # The tests that need a GPU are ignored unless asked for, so that a machine without one never seems to have passed them.
 gpu_tests=(cargo test --locked --test bert --test gemm --test glue --test gpu --test sparsify --test tune -- --ignored)
 # benches/gpu.sh asks as much of every driver: once is enough, on the quicker one.
@@ -181,6 +188,12 @@ step "format" cargo fmt --check
 step "lints" cargo clippy --locked --all-targets -- -D warnings
 step "lints, library alone" cargo clippy --locked --all-targets --no-default-features -- -D warnings
 step "lints, with the hub" cargo clippy --locked --all-targets --features hub -- -D warnings
+# The peers' Rust crate by its default feature: the others take ten minutes to compile. Python's syntax, where it is.
+step "peers in Rust" cargo clippy --locked --manifest-path benches/peers/rust/Cargo.toml -- -D warnings
+if command -v python3 >/dev/null; then
+    step "peers in Python" python3 -c 'import ast, sys
+for name in sys.argv[1:]: ast.parse(open(name, encoding="utf-8").read(), name)' benches/peers/*.py
+fi
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 step "tests, library alone, no GPU" "${no_gpu[@]}" cargo test --locked --no-default-features
 step "tests, the hub" "${no_gpu[@]}" cargo test --locked --features hub --test cli on_the_hub

@@ -233,6 +233,13 @@ def calibrate(built, sample, warm_up):
     return int(min(max(np.ceil(sample / max(fastest, 1e-7)), 1), 100_000))
 
 
+def summary(times):
+    """Median, extremes, and the ends of the middle half: a quarter, rounded down, lies on either side."""
+    times, quarter = sorted(times), len(times) // 4
+    return {"median_ms": statistics.median(times), "min_ms": times[0], "max_ms": times[-1],
+            "q1_ms": times[quarter], "q3_ms": times[-1 - quarter]}
+
+
 def run(args, program, version, libraries, device, ways, reproduce=()):
     """Measures, writes the file, and returns the exit code. `reproduce`: further arguments of every row's command."""
     samples, sample, warm_up = policy(args)
@@ -251,7 +258,7 @@ def run(args, program, version, libraries, device, ways, reproduce=()):
                 times.append(built.time(row["calls_per_sample"]) * 1e3 / row["calls_per_sample"])
         gc.enable()
         for row, _, times in timed:
-            row.update(median_ms=statistics.median(times), min_ms=min(times), max_ms=max(times))
+            row.update(summary(times))
             effective = 2.0 * shape[0] * shape[1] * shape[2] / row["median_ms"] / 1e9
             row["effective_tflops"] = effective
             row["executed_tflops"] = effective / (2.0 if row["op"] == "sparse24" else 1.0)

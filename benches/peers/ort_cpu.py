@@ -16,7 +16,6 @@ import gc
 import json
 import math
 import os
-import statistics
 import sys
 import tempfile
 
@@ -280,9 +279,10 @@ def measure(args, cfg, s, name, items, feed, linear_weights):
     gc.disable()
     times = [built.time(calls) * 1e3 / calls for _ in range(samples)]
     gc.enable()
-    median = statistics.median(times)
-    row.update(samples=samples, calls_per_sample=calls, clock="host_wall", median_ms=median, min_ms=min(times),
-               max_ms=max(times), sequences_per_second=args.batch / median * 1e3,
+    row.update(common.summary(times))
+    median = row["median_ms"]
+    row.update(samples=samples, calls_per_sample=calls, clock="host_wall",
+               sequences_per_second=args.batch / median * 1e3,
                effective_tflops=2.0 * linear_weights * args.batch * args.seq / median / 1e9)
     log(f"{name}: {median} ms, error {worst}")
     return row

@@ -19,7 +19,7 @@ use super::{Outcome, model, print, progress, say};
 use sparse24::bert::{Checkpoint, Config, Forward, Model, NAMES, Part, Sparsity, reference};
 use sparse24::engine::{Device, DeviceInfo, Prepared, Timing};
 use sparse24::io::write_atomically;
-use sparse24::measure::{Choice, Policy};
+use sparse24::measure::{Choice, Policy, Summary};
 use sparse24::report::compare::{Key, Scope};
 use sparse24::report::{Environment, MODEL_SCHEMA, significant};
 use sparse24::{DType, Matrix, Op, VectorLen, measure};
@@ -365,32 +365,24 @@ impl Subject {
     }
 
     fn finish(mut self, config: &Config, batch: usize, seq: usize) -> Row {
-        for times in &mut self.times {
-            times.sort_by(f64::total_cmp);
-        }
-        let Self { mut row, times: [whole, gemm, attention, rest], .. } = self;
-        row.samples = whole.len();
-        row.median_ms = median(&whole);
-        row.min_ms = whole.first().copied();
-        row.max_ms = whole.last().copied();
-        let quarter = whole.len() / 4;
-        row.q1_ms = whole.get(quarter).copied();
-        row.q3_ms = whole.iter().rev().nth(quarter).copied();
-        row.parts = median(&gemm)
-            .zip(median(&attention))
-            .zip(median(&rest))
-            .map(|((gemm_ms, attention_ms), rest_ms)| Parts { gemm_ms, attention_ms, rest_ms });
+        let [whole, gemm, attention, rest] = self.times.each_mut().map(|times| Summary::of(times));
+        let mut row = self.row;
+        row.samples = self.times[0].len();
+        row.median_ms = whole.map(|of| of.median);
+        row.min_ms = whole.map(|of| of.min);
+        row.max_ms = whole.map(|of| of.max);
+        row.q1_ms = whole.map(|of| of.q1);
+        row.q3_ms = whole.map(|of| of.q3);
+        row.parts = gemm.zip(attention).zip(rest).map(|((gemm, attention), rest)| Parts {
+            gemm_ms: gemm.median,
+            attention_ms: attention.median,
+            rest_ms: rest.median,
+        });
         row.sequences_per_second = row.median_ms.map(|ms| batch as f64 / ms * 1e3);
         let flops = 2.0 * config.linear_weights() as f64 * (batch * seq) as f64;
         row.effective_tflops = row.median_ms.map(|ms| flops / ms / 1e9);
         row
     }
-}
-
-/// The middle one of sorted numbers, or the mean of the middle two.
-fn median(sorted: &[f64]) -> Option<f64> {
-    let (upper, lower) = (sorted.len() / 2, sorted.len().checked_sub(1)? / 2);
-    Some((sorted.get(upper)? + sorted.get(lower)?) / 2.0)
 }
 
 /// The largest distance of a row's elements from what is expected, over the root of the mean square of the latter;
@@ -569,7 +561,6 @@ mod tests {
         let got = Matrix::from_f32(2, 2, &[0.0, 1.0, 0.0, f32::NAN])?;
         assert_eq!(distance(&got, 0, array![0.75, 0.75].view()), 1.0);
         assert_eq!(distance(&got, 1, array![0.0, 1.0].view()), f64::INFINITY);
-        assert_eq!((median(&[]), median(&[3.0]), median(&[1.0, 2.0, 4.0, 9.0])), (None, Some(3.0), Some(3.0)));
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ mod bert;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::{LineStyle, Table, TableStyle};
@@ -185,6 +186,8 @@ struct Report {
     pruned_share: f64,
     bytes_before: u64,
     bytes_after: u64,
+    /// Wall time, from the first file read to the last one written.
+    seconds: f64,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
@@ -217,6 +220,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     ensure!(!same, "{} is to be read and written: choose another name", args.input.display());
     let json = args.json.as_deref().map(writable).transpose().context("--json")?;
     let spared = Regex::new(SPARED)?;
+    let started = Instant::now();
     let source = Source::open(&args.input)?;
     let folder = match args.input.is_dir() {
         true => Some(NewFolder::create(&args.output)?),
@@ -259,6 +263,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         pruned_share: pruned / candidates,
         bytes_before: source.files().iter().map(|file| bytes(file.path())).sum::<Result<_>>()?,
         bytes_after,
+        seconds: started.elapsed().as_secs_f64(),
         permuted: run.permuted,
         chosen: run.chosen,
         layers: rows,

@@ -55,7 +55,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         write_atomically(path, |file| file.write_all(text.as_bytes()))?;
     }
     for failure in page.failures() {
-        say(&format!("failed verification: {failure}"));
+        say(&format!("failed: {failure}"));
     }
     Ok(if page.failures().is_empty() { Outcome::Fine } else { Outcome::VerificationFailed })
 }

@@ -9,6 +9,7 @@
 //! Invariant: every row of both runs is in the comparison, with its verdict or the reason why it has none, and at least
 //! one of them was measured both times.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -104,9 +105,9 @@ struct Measured {
 }
 
 impl Measured {
-    /// The median and the middle half of the samples, where both are known.
-    fn sampled(&self) -> Option<(f64, (f64, f64))> {
-        self.times.median.zip(self.times.middle())
+    /// Whether both the median and the middle half of the samples are known.
+    fn sampled(&self) -> bool {
+        self.times.median.is_some() && self.times.middle().is_some()
     }
 }
 
@@ -188,7 +189,7 @@ impl Run {
             let first = self.rows.first().map(|row| format!("; its first is {}", row.key)).unwrap_or_default();
             return Err(Error::Invalid(format!("has no row in common with this run{first}")));
         }
-        if own.iter().all(|row| row.sampled().is_none()) {
+        if !own.iter().any(|row| row.sampled()) {
             return Err(Error::Invalid("has no times of the rows that it has in common with this run".into()));
         }
         Ok(())
@@ -288,19 +289,18 @@ fn verdict(before: &Measured, now: &Measured, percent: f64) -> Verdict {
         (false, true) => return Verdict::NotCompared("FAILED before"),
         (false, false) => return Verdict::NotCompared("FAILED before and now"),
     }
-    let Some(((old, (old_q1, old_q3)), (new, (new_q1, new_q3)))) = before.sampled().zip(now.sampled()) else {
-        return Verdict::NotCompared("spread unknown");
-    };
     if before.clock.is_some() && now.clock.is_some() && before.clock != now.clock {
         return Verdict::NotCompared("another clock");
     }
-    // Each median lies within its middle half, so halves that are apart say which is the larger.
-    if new_q1 > old_q3 {
-        if new > old * (1.0 + percent / 100.0) { Verdict::Slower } else { Verdict::WithinPercent }
-    } else if new_q3 < old_q1 {
-        Verdict::Faster
-    } else {
-        Verdict::WithinSpread
+    let (Some(old), Some(new), Some(order)) = (before.times.median, now.times.median, now.times.against(before.times))
+    else {
+        return Verdict::NotCompared("spread unknown");
+    };
+    match order {
+        Ordering::Greater if new > old * (1.0 + percent / 100.0) => Verdict::Slower,
+        Ordering::Greater => Verdict::WithinPercent,
+        Ordering::Less => Verdict::Faster,
+        Ordering::Equal => Verdict::WithinSpread,
     }
 }
 
@@ -568,6 +568,14 @@ mod tests {
         );
         let nothing = verdicts(&[unknown], &rows, 0.0);
         assert!(nothing.is_err_and(|e| e.to_string().contains("no times")));
+        Ok(())
+    }
+
+    #[test]
+    fn rows_timed_by_different_clocks_are_not_compared() -> Result<()> {
+        let mut by_gpu = around("dense", 9.0);
+        by_gpu["clock"] = "gpu_timestamps".into();
+        assert_eq!(verdicts(&[around("dense", 1.0)], &[by_gpu], 0.0)?, [Verdict::NotCompared("another clock")]);
         Ok(())
     }
 

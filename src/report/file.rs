@@ -5,6 +5,7 @@
 //! the dense row that they are against, and no times where a result was not verified. Every refusal names the file and
 //! the row, counted from 1.
 
+use std::cmp::Ordering;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -145,19 +146,19 @@ pub struct Row {
     /// Threads of a CPU.
     #[serde(deserialize_with = "present")]
     pub threads: Option<usize>,
-    /// Median, fastest and slowest sample in milliseconds, and the middle half of the samples.
+    /// Median of the samples, in milliseconds.
     #[serde(deserialize_with = "present")]
     pub median_ms: Option<f64>,
-    #[allow(missing_docs, reason = "see median_ms")]
+    /// Fastest sample.
     #[serde(deserialize_with = "present")]
     pub min_ms: Option<f64>,
-    #[allow(missing_docs, reason = "see median_ms")]
+    /// Slowest sample.
     #[serde(default)]
     pub max_ms: Option<f64>,
-    #[allow(missing_docs, reason = "see median_ms")]
+    /// Where the middle half of the samples begins; not in older files.
     #[serde(default)]
     pub q1_ms: Option<f64>,
-    #[allow(missing_docs, reason = "see median_ms")]
+    /// Where the middle half of the samples ends.
     #[serde(default)]
     pub q3_ms: Option<f64>,
     /// Number of samples.
@@ -204,16 +205,16 @@ pub struct ModelRow {
     /// As in [`Row`].
     #[serde(deserialize_with = "present")]
     pub median_ms: Option<f64>,
-    #[allow(missing_docs, reason = "see Row::median_ms")]
+    /// Fastest sample.
     #[serde(deserialize_with = "present")]
     pub min_ms: Option<f64>,
-    #[allow(missing_docs, reason = "see Row::median_ms")]
+    /// Slowest sample.
     #[serde(deserialize_with = "present")]
     pub max_ms: Option<f64>,
-    #[allow(missing_docs, reason = "see Row::median_ms")]
+    /// Where the middle half of the samples begins; not in older files.
     #[serde(default)]
     pub q1_ms: Option<f64>,
-    #[allow(missing_docs, reason = "see Row::median_ms")]
+    /// Where the middle half of the samples ends.
     #[serde(default)]
     pub q3_ms: Option<f64>,
     /// Medians of one part alone.
@@ -317,6 +318,17 @@ impl File {
             Self::Bench(bench) => Some(&bench.environment),
             Self::Model(model) => Some(&model.environment),
             Self::Eval(_) | Self::Prune(_) => None,
+        }
+    }
+
+    /// The command that made it.
+    pub(super) fn command(&self) -> &str {
+        match self {
+            Self::Bench(Bench { environment, .. }) | Self::Model(ModelBench { environment, .. }) => {
+                &environment.command
+            }
+            Self::Eval(eval) => &eval.environment.command,
+            Self::Prune(prune) => &prune.command,
         }
     }
 
@@ -485,6 +497,17 @@ impl Times {
     /// From where to where the middle half of the samples lies; all of them, where no more is known.
     pub(super) fn middle(self) -> Option<(f64, f64)> {
         self.q1.zip(self.q3).or(self.min.zip(self.max))
+    }
+
+    /// Whether these are less or greater than `other`, or cannot be told apart: where the middle halves overlap. `None`
+    /// where a spread is not known. Each median lies within its middle half, so halves that are apart order them, too.
+    pub(super) fn against(self, other: Self) -> Option<Ordering> {
+        let ((low, high), (other_low, other_high)) = self.middle().zip(other.middle())?;
+        Some(match () {
+            () if high < other_low => Ordering::Less,
+            () if low > other_high => Ordering::Greater,
+            () => Ordering::Equal,
+        })
     }
 
     fn check(self, verified: bool) -> Checked {

@@ -79,6 +79,21 @@ struct Place {
     threads: Option<u32>,
 }
 
+impl Place {
+    fn on_cpu(program: &'static str, threads: u32) -> Self {
+        Self {
+            program,
+            libraries: vec![],
+            device: cpu(),
+            kind: "cpu",
+            driver: None,
+            backend: None,
+            simd: simd(),
+            threads: Some(threads),
+        }
+    }
+}
+
 /// One way of one peer to multiply. Of several with the same `op`, the one that needs least time is measured.
 struct Call<'a> {
     op: &'static str,
@@ -174,7 +189,7 @@ fn measure(peer: &dyn Peer, shape: Shape, options: &Options, sampling: &Sampling
     }
     entrants.append(&mut failed);
     let dense = entrants.iter().find(|e| e.call.op == "dense" && e.verdict.failure.is_none()).map(|e| median(&e.times));
-    Ok(entrants.iter().map(|entrant| row(entrant, shape, dense, &peer.place(), options, sampling)).collect())
+    Ok(entrants.iter().map(|entrant| row(entrant, shape, dense, &peer.place(), options)).collect())
 }
 
 /// Runs the call once and judges what it wrote.
@@ -183,25 +198,33 @@ fn verify(call: &mut Call<'_>, problem: &Problem) -> Result<Verdict> {
     problem.judge(&(call.output)()?, call.op != "dense", call.depth)
 }
 
-fn median(times: &[f64]) -> f64 {
+fn sorted(times: &[f64]) -> Vec<f64> {
     let mut sorted = times.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+    sorted
 }
 
-fn row(e: &Entrant<'_>, shape: Shape, dense: Option<f64>, place: &Place, options: &Options, s: &Sampling) -> Value {
+fn median(times: &[f64]) -> f64 {
+    let (times, middle) = (sorted(times), times.len() / 2);
+    if times.len() % 2 == 1 { times[middle] } else { (times[middle - 1] + times[middle]) / 2.0 }
+}
+
+fn row(e: &Entrant<'_>, shape: Shape, dense: Option<f64>, place: &Place, options: &Options) -> Value {
     let Shape { m, n, k } = shape;
     let time = e.verdict.failure.is_none().then(|| median(&e.times));
+    // The middle half: a quarter, rounded down, lies on either side of it.
+    let times = sorted(&e.times);
+    let (quarter, last) = (times.len() / 4, times.len().saturating_sub(1));
     let tflops = |depth: usize| time.map(|ms| 2.0 * (m * n * depth) as f64 / (ms * 1e9));
     let mut command = format!("{} --peer {} --shapes {shape}", cargo_run(options.peer), word(options.peer));
     if let Some(threads) = place.threads {
         command += &format!(" --threads {threads}");
     }
     if let Some(device) = &options.device {
-        command += &format!(" --device '{device}'");
+        command += &format!(" --device {}", quoted(device));
     }
     command += &format!(" --seed {}", options.seed);
+    command += if options.quick { " --quick" } else { "" };
     let mut row = json!({
         "name": "shape",
         "op": e.call.op,
@@ -215,9 +238,11 @@ fn row(e: &Entrant<'_>, shape: Shape, dense: Option<f64>, place: &Place, options
         "device": place.device,
         "threads": place.threads,
         "median_ms": time,
-        "min_ms": time.and_then(|_| e.times.iter().copied().reduce(f64::min)),
-        "max_ms": time.and_then(|_| e.times.iter().copied().reduce(f64::max)),
-        "samples": s.samples,
+        "min_ms": time.map(|_| times[0]),
+        "max_ms": time.map(|_| times[last]),
+        "q1_ms": time.map(|_| times[quarter]),
+        "q3_ms": time.map(|_| times[last - quarter]),
+        "samples": times.len(),
         "calls_per_sample": e.calls,
         "clock": "host_wall",
         "effective_tflops": tflops(k),
@@ -233,6 +258,15 @@ fn row(e: &Entrant<'_>, shape: Shape, dense: Option<f64>, place: &Place, options
     }
     row["command"] = json!(command);
     row
+}
+
+/// A word as a POSIX shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 fn word(peer: Name) -> String {
@@ -285,7 +319,7 @@ fn environment(place: &Place, options: &Options, sampling: &Sampling) -> Result<
     for (package, like) in &place.libraries {
         libraries.insert((*package).to_owned(), json!(version(package, like)?));
     }
-    let typed: Vec<String> = std::env::args().skip(1).collect();
+    let typed: Vec<String> = std::env::args().skip(1).map(|word| quoted(&word)).collect();
     Ok(json!({
         "program": place.program,
         "version": version(place.program, "")?,

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use matrixmultiply::sgemm;
 
 use crate::problem::{Problem, Shape};
-use crate::{Call, Peer, Place, cpu, simd};
+use crate::{Call, Peer, Place};
 
 pub(crate) struct Matrixmultiply {
     threads: u32,
@@ -22,16 +22,7 @@ impl Matrixmultiply {
 
 impl Peer for Matrixmultiply {
     fn place(&self) -> Place {
-        Place {
-            program: "matrixmultiply",
-            libraries: vec![],
-            device: cpu(),
-            kind: "cpu",
-            driver: None,
-            backend: None,
-            simd: simd(),
-            threads: Some(self.threads),
-        }
+        Place::on_cpu("matrixmultiply", self.threads)
     }
 
     // Strides transpose either side, and the micro-kernel is not square: X·Wᵀ and its transpose, W·Xᵀ, differ.

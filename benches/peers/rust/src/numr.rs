@@ -14,7 +14,7 @@ use numr::sparse::Sparse24Ops;
 use numr::tensor::Tensor;
 
 use crate::problem::{Problem, Shape};
-use crate::{Call, Peer, Place, cpu, simd};
+use crate::{Call, Peer, Place};
 
 struct Numr<R: Runtime> {
     client: R::Client,
@@ -25,16 +25,7 @@ struct Numr<R: Runtime> {
 pub(crate) fn peer(device: Option<&str>, threads: u32) -> Result<Box<dyn Peer>> {
     let Some(part) = device else {
         let device = CpuDevice::new();
-        let place = Place {
-            program: "numr",
-            libraries: vec![],
-            device: cpu(),
-            kind: "cpu",
-            driver: None,
-            backend: None,
-            simd: simd(),
-            threads: Some(threads),
-        };
+        let place = Place::on_cpu("numr", threads);
         return Ok(Box::new(Numr::<CpuRuntime> { client: CpuClient::new(device.clone()), device, place }));
     };
     // As numr lists them, which takes an index into that list.

@@ -1,0 +1,207 @@
+//! Whole models: the time of a forward pass by part, and accuracy beside speed.
+
+use super::entries::{Machine, last, model_what, what};
+use super::{Input, Section, Table, distinct, middle, number, numbered, times};
+use crate::error::Result;
+use crate::report::chart::{Bar, Bars, Ink};
+use crate::report::file::{Eval, File, ModelBench, Parts, Prune, Times};
+use crate::report::significant;
+
+pub(super) fn models_answer(models: &[(Machine, &ModelBench)]) -> Option<String> {
+    let said: Vec<_> = models
+        .iter()
+        .filter(|(machine, _)| machine.own)
+        .filter_map(|(machine, model)| {
+            let op = if model.rows.iter().any(|r| r.op == "auto") { "auto" } else { "sparse24" };
+            let rows = model.rows.iter().filter(|r| r.op == op);
+            let rows: Vec<_> = rows
+                .filter_map(|r| Some(format!("{} {}", what(&r.op, r.vector), times(r.speedup_vs_dense?))))
+                .collect();
+            let ModelBench { model, batch, seq, .. } = model;
+            (!rows.is_empty()).then(|| {
+                format!("{model} with {batch} texts of {seq} tokens on {}: {}", machine.place, rows.join(", "))
+            })
+        })
+        .collect();
+    (!said.is_empty()).then(|| format!("End to end, times as fast as dense: {}.", said.join(". ")))
+}
+
+pub(super) fn end_to_end(models: &[(Machine, &ModelBench)]) -> Result<Option<Section>> {
+    if models.is_empty() {
+        return Ok(None);
+    }
+    let mut section = Section {
+        id: "model".into(),
+        title: "A BERT end to end".into(),
+        text: vec![
+            "One forward pass from ids to embeddings. The bars are split by the time of each part alone, scaled to \
+             the whole; other programs' are whole. The line over a bar is the middle half of the samples (all of \
+             them where a file has no quartiles)."
+                .into(),
+        ],
+        ..Section::default()
+    };
+    let mut table = Table::new(
+        "Forward passes",
+        true,
+        &[
+            "model",
+            "machine",
+            "program",
+            "op",
+            "type",
+            "#ms",
+            "#middle half, ms",
+            "#texts/s",
+            "#vs own dense",
+            "#GEMMs, ms",
+            "#attention, ms",
+            "#rest, ms",
+            "#weights, MB",
+            "kernels",
+        ],
+    );
+    let name = |model: &ModelBench| last(&model.model).to_owned();
+    let titles = distinct(models.iter().map(|(machine, m)| (name(m), m.batch, m.seq, machine.place.clone())));
+    for (model, batch, seq, place) in titles {
+        let mut bars = Vec::new();
+        let here = models
+            .iter()
+            .filter(|(machine, m)| machine.place == place && name(m) == model && (m.batch, m.seq) == (batch, seq));
+        for (machine, bench) in here {
+            for row in &bench.rows {
+                let middle_half = Times::of_model(row).middle();
+                let part = |of: fn(&Parts) -> f64| number(row.parts.as_ref().map(of), 3);
+                table.rows.push(vec![
+                    format!("{model} {batch}x{seq}"),
+                    place.clone(),
+                    machine.program.clone(),
+                    what(&row.op, row.vector),
+                    row.dtype.clone(),
+                    if row.verified { number(row.median_ms, 4) } else { "FAILED".into() },
+                    middle(Times::of_model(row)),
+                    number(row.sequences_per_second, 3),
+                    row.speedup_vs_dense.map_or_else(|| "-".into(), times),
+                    part(|p| p.gemm_ms),
+                    part(|p| p.attention_ms),
+                    part(|p| p.rest_ms),
+                    number(row.weight_bytes.map(|b| b as f64 / 1e6), 3),
+                    row.kernels.join(", "),
+                ]);
+                let Some(median) = row.median_ms else { continue };
+                let parts = match row.parts {
+                    Some(p) => {
+                        let parts = [p.gemm_ms, p.attention_ms, p.rest_ms];
+                        let whole: f64 = parts.iter().sum();
+                        parts.iter().enumerate().map(|(at, ms)| (ms / whole * median, Ink::Part(at))).collect()
+                    }
+                    None => vec![(median, Ink::Masked)],
+                };
+                let text = format!("{} ms", significant(median, 3));
+                bars.push(Bar { label: model_what(machine, row), parts, spread: middle_half, text });
+            }
+        }
+        if bars.is_empty() {
+            continue;
+        }
+        let names = ["linear layers", "attention", "the rest"].into_iter().enumerate();
+        let chart = Bars {
+            unit: "ms of a forward pass".into(),
+            groups: vec![(format!("{batch} texts of {seq} tokens"), bars)],
+            marks: Vec::new(),
+            legend: names.map(|(at, name)| (Ink::Part(at), name.to_owned())).collect(),
+        };
+        let title = format!("{model}, {place}");
+        let alt = format!("Bars of the time of a forward pass of {title} by part; the numbers are in the table below");
+        section.charts.push(chart.chart(&numbered("model", &section), &title, &alt)?);
+    }
+    section.tables.push(table);
+    Ok(Some(section))
+}
+
+/// How an evaluated model was pruned, in words, and its V.
+fn pruned(eval: &Eval, prunes: &[&Prune]) -> (String, Option<usize>) {
+    if let Some(vector) = eval.sparsity.strip_suffix("2:4").map(|v| v.trim_end_matches(':')) {
+        let vector = if vector.is_empty() { Some(1) } else { vector.parse().ok() };
+        return (format!("magnitude, V={}", vector.unwrap_or_default()), vector);
+    }
+    let Some(prune) = prunes.iter().find(|p| p.made(&eval.model)) else { return (eval.sparsity.clone(), None) };
+    let vectors = distinct(prune.layers.iter().map(|l| l.vector));
+    let vector = match vectors[..] {
+        [one] if prune.pruned_share > 0.999 => Some(one),
+        _ => None,
+    };
+    let v: Vec<_> = vectors.iter().map(usize::to_string).collect();
+    (format!("{}, V={}, {:.0} % of weights", prune.method, v.join(" "), 100.0 * prune.pruned_share), vector)
+}
+
+pub(super) fn accuracy(inputs: &[Input], models: &[(Machine, &ModelBench)]) -> Result<Option<Section>> {
+    let prunes: Vec<_> =
+        inputs.iter().filter_map(|i| if let File::Prune(p) = &i.file { Some(p) } else { None }).collect();
+    let evals: Vec<_> =
+        inputs.iter().filter_map(|i| if let File::Eval(e) = &i.file { Some(e) } else { None }).collect();
+    if evals.is_empty() {
+        return Ok(None);
+    }
+    let is_dense = |eval: &Eval| eval.sparsity == "none" && !prunes.iter().any(|p| p.made(&eval.model));
+    // The name that a pruned folder's dense model has in the benchmark.
+    let source = |eval: &Eval| prunes.iter().find(|p| p.made(&eval.model)).map_or(&eval.model, |p| &p.input).clone();
+    let speed = |eval: &Eval, vector: Option<usize>| -> Option<(f64, String)> {
+        let (machine, bench) = models.iter().find(|(machine, m)| {
+            machine.own && last(&m.model) == last(&source(eval)) && m.rows.iter().any(|r| r.dtype == eval.dtype)
+        })?;
+        let of = |op: &str| bench.rows.iter().find(|r| r.op == op && r.vector == vector && r.dtype == eval.dtype);
+        let row = if vector.is_some() { of("auto").or_else(|| of("sparse24")) } else { of("dense") }?;
+        Some((row.speedup_vs_dense?, machine.place.clone()))
+    };
+    let mut table = Table::new(
+        "Accuracy beside speed",
+        false,
+        &["model", "pruned by", "type", "#Spearman", "#Pearson", "#pairs", "#end to end vs dense", "command"],
+    );
+    // Bars by the machine that the speed is of.
+    let mut groups: Vec<(String, Vec<Bar>)> = Vec::new();
+    for eval in &evals {
+        let (how, vector) = pruned(eval, &prunes);
+        let how = if is_dense(eval) { "dense".to_owned() } else { how };
+        let speed = if is_dense(eval) || vector.is_some() { speed(eval, vector) } else { None };
+        table.rows.push(vec![
+            eval.model.clone(),
+            how.clone(),
+            eval.dtype.clone(),
+            format!("{:.4}", eval.spearman),
+            format!("{:.4}", eval.pearson),
+            eval.pairs.to_string(),
+            speed.as_ref().map_or_else(|| "-".into(), |s| times(s.0)),
+            eval.environment.command.clone(),
+        ]);
+        let Some((ratio, place)) = speed else { continue };
+        let bar = Bar {
+            label: how,
+            parts: vec![(eval.spearman, Ink::of(if vector.is_some() { "auto" } else { "dense" }, vector))],
+            spread: None,
+            text: format!("{:.4} at {}", eval.spearman, times(ratio)),
+        };
+        let heading = format!("speed end to end on {place}");
+        match groups.iter_mut().find(|(name, _)| *name == heading) {
+            Some((_, bars)) => bars.push(bar),
+            None => groups.push((heading, vec![bar])),
+        }
+    }
+    let mut section = Section {
+        id: "accuracy".into(),
+        title: "Accuracy beside speed".into(),
+        text: vec!["Correlation of the embeddings' cosine similarities with people's scores; higher is better.".into()],
+        tables: vec![table],
+        ..Section::default()
+    };
+    if !groups.is_empty() {
+        let dense = evals.iter().find(|eval| is_dense(eval));
+        let marks = dense.map(|e| (e.spearman, format!("dense: {:.4}", e.spearman))).into_iter().collect();
+        let chart = Bars { unit: "Spearman's correlation (no unit)".into(), groups, marks, legend: Vec::new() };
+        let alt =
+            "Bars of Spearman's correlation by method and V, with the speed end to end; numbers in the table below";
+        section.charts.push(chart.chart("accuracy", "Spearman's correlation, and times as fast as dense", alt)?);
+    }
+    Ok(Some(section))
+}

@@ -109,6 +109,10 @@
 //! Training keeps dense weights and multiplies by their 2:4 form. [`Device::sparsify`] prunes and compresses a tensor
 //! over the weights that products are bound to, on the device and in the same submission: see [`sparsify`].
 //!
+//! # What was measured
+//! [`measure`] verifies, then times. Its records, those of other programs and of other machines can be compared and put
+//! on one page: the module `report` (feature `cli`).
+//!
 //! A program that owns a wgpu device wraps it with [`Device::from_wgpu`], its buffers with [`Tensor::from_buffer`], and
 //! records layers into its own encoders with [`Prepared::record`].
 

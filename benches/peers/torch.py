@@ -16,9 +16,9 @@ import os
 import subprocess
 import sys
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+HERE = os.path.dirname(os.path.realpath(__file__))
 # This folder's numpy.py and torch.py would be imported in place of the libraries.
-sys.path[:] = [p for p in sys.path if os.path.abspath(p or ".") != HERE]
+sys.path[:] = [p for p in sys.path if os.path.realpath(p or ".") != HERE]
 import torch  # noqa: E402
 from torch.nn.functional import linear  # noqa: E402
 

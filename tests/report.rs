@@ -105,6 +105,8 @@ fn markdown_has_its_pictures_beside_it() {
     let pictures: Vec<_> = page.split("](<").skip(1).filter_map(|rest| rest.split_once(">)")).map(|(p, _)| p).collect();
     assert!(pictures.len() >= 4, "{pictures:?}");
     for picture in pictures {
+        // These would end the link.
+        assert!(!picture.contains(['<', '>']), "{picture}");
         let svg = read(&folder, &picture.replace("%3C", "<").replace("%3E", ">").replace("%25", "%"));
         assert!(svg.starts_with("<svg role=\"img\"") && svg.contains("prefers-color-scheme:dark"), "{picture}");
     }
@@ -242,6 +244,24 @@ fn nothing_stands_on_the_page_twice() {
     let stderr = exits(folder.path(), 1, &["report", "d.json", "e.json", "--out", "page.html"]);
     assert!(stderr.contains("d.json row 1 and e.json row 1 are both dense f32 of tiny 32x64"), "{stderr}");
     exits(folder.path(), 0, &["report", "a.json", "c.json", "d.json", "--out", "page.html"]);
+}
+
+#[test]
+fn wrong_passes_of_a_model_are_said_by_row() {
+    type Spoil = fn(&mut Value);
+    let cases: [(Spoil, &str); 4] = [
+        (|row| row["parts"] = json!({ "gemm_ms": 0, "attention_ms": 0, "rest_ms": 0 }), "parts are not positive"),
+        (|row| row["sequences_per_second"] = json!(1.0), "mixed units"),
+        (|row| row["speedup_vs_dense"] = json!(9.0), "not the ratio to a dense row's median"),
+        (|row| drop(row.as_object_mut().unwrap().remove("parts")), "parts"),
+    ];
+    for (spoil, said) in cases {
+        let mut model = model(&[("dense", None, 300.0), ("auto", Some(1), 200.0)]);
+        spoil(&mut model["rows"][1]);
+        let folder = folder(&[("m.json", &model)]);
+        let stderr = exits(folder.path(), 1, &["report", "m.json", "--out", "page.html"]);
+        assert!(stderr.contains("m.json: row 2: ") && stderr.contains(said), "{said}: {stderr}");
+    }
 }
 
 #[test]

@@ -29,7 +29,7 @@ fn multiply_word(sums: ptr<function, array<Tokens, TOKEN_VECS>>, panel: u32, row
             let k = (local | ((places >> (2u * slot)) & 3u)) + 4u * (slot / 2u);
             // unroll
             for (var v = 0u; v < TOKEN_VECS; v++) {
-                (*sums)[v] += value(units[u], e) * stage[k * TOKEN_VECS + (v ^ (slot / 2u & (TOKEN_VECS - 1u)))];
+                (*sums)[v] += value(units[u], e) * stage[k * TOKEN_VECS + (v ^ ((slot / 2u) & (TOKEN_VECS - 1u)))];
             }
         }
     }

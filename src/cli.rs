@@ -4,6 +4,7 @@
 //! code 2 for a usage error; what remains of a command after parsing is plain data. Exit codes: 0 fine, 1 error, 2
 //! usage, 3 a result failed verification or, where that was asked for, is slower than before.
 
+mod args;
 mod bench;
 mod compare;
 mod convert;
@@ -28,6 +29,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+pub(crate) use args::Usage;
 
 /// How a command that ran to its end ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

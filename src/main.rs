@@ -12,7 +12,7 @@ fn main() -> ExitCode {
         Ok(Outcome::VerificationFailed | Outcome::Slower) => ExitCode::from(3),
         Err(e) => {
             cli::say(&format!("error: {e:#}"));
-            ExitCode::FAILURE
+            if e.is::<cli::Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

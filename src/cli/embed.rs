@@ -1,11 +1,11 @@
 //! `sparse24 embed`: texts in, one JSON line with an embedding each out.
 
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use super::args::{name_of, read_lines};
 use super::{Outcome, model, print, progress, writable};
 use sparse24::io::write_atomically;
 
@@ -80,61 +80,4 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     bar.finish_and_clear();
     encoder.warn_of_truncation(truncated, texts.len());
     Ok(Outcome::Fine)
-}
-
-/// The lines of a file, or of stdin if it is `-`.
-pub(super) fn read_lines(input: &Path) -> Result<Vec<String>> {
-    if input == Path::new("-") {
-        return lines(std::io::stdin().lock()).with_context(|| name_of(input));
-    }
-    let file = std::fs::File::open(input).with_context(|| format!("cannot read {}", input.display()))?;
-    lines(BufReader::new(file)).with_context(|| name_of(input))
-}
-
-/// What errors call the file that lines come from.
-fn name_of(input: &Path) -> String {
-    if input == Path::new("-") { "stdin".to_owned() } else { input.display().to_string() }
-}
-
-/// The lines of a text file, without their ends and the byte-order mark that some editors begin it with. An error names
-/// the line that is not UTF-8.
-fn lines(mut from: impl BufRead) -> Result<Vec<String>> {
-    let mut lines = Vec::new();
-    loop {
-        let mut line = Vec::new();
-        if from.read_until(b'\n', &mut line)? == 0 {
-            return Ok(lines);
-        }
-        if line.pop_if(|end| *end == b'\n').is_some() {
-            line.pop_if(|end| *end == b'\r');
-        }
-        let number = lines.len() + 1;
-        let line = String::from_utf8(line).map_err(|e| {
-            let at = e.utf8_error().valid_up_to() + 1;
-            anyhow::anyhow!("line {number} is not UTF-8 at its byte {at}")
-        })?;
-        lines.push(match line.strip_prefix('\u{feff}') {
-            Some(rest) if number == 1 => rest.to_owned(),
-            _ => line,
-        });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_end_with_either_end_or_none_and_bad_ones_are_named() {
-        assert_eq!(
-            lines(&b"a\r\n\nb\rc\nd"[..]).map_err(|e| e.to_string()),
-            Ok(["a", "", "b\rc", "d"].map(String::from).to_vec())
-        );
-        assert_eq!(lines(&b""[..]).map_err(|e| e.to_string()), Ok(vec![]));
-        // A mark in the middle is a character like others.
-        let marked = lines("\u{feff}a\n\u{feff}b".as_bytes()).map_err(|e| e.to_string());
-        assert_eq!(marked, Ok(["a", "\u{feff}b"].map(String::from).to_vec()));
-        let bad = lines(&b"fine\nab\xff\n"[..]).map_err(|e| e.to_string());
-        assert_eq!(bad, Err("line 2 is not UTF-8 at its byte 3".to_owned()));
-    }
 }

@@ -9,11 +9,11 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Serialize;
 
+use super::args::Json;
 use super::bench::command_line;
-use super::{Outcome, model, print, progress, writable};
+use super::{Outcome, args, model, progress};
 use sparse24::Matrix;
 use sparse24::engine::{Device, DeviceInfo};
-use sparse24::io::write_atomically;
 use sparse24::report::Environment;
 
 /// Compare a model's similarities of pairs of sentences with scores that people gave them.
@@ -21,7 +21,7 @@ use sparse24::report::Environment;
 /// Reads a CSV file with the columns sentence, sentence, score, prints Spearman's and Pearson's correlation of the
 /// scores with the cosine similarity of the embeddings, and the sentences embedded per second (tokenising included,
 /// loading not). Before the clock starts, the first 4096 sentences are embedded once, so that pipelines are compiled and
-/// weights uploaded.
+/// weights uploaded. The schema of the JSON is sparse24-eval/1.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   sparse24 eval --model model/minilm --pairs stsb-dev.csv
@@ -33,9 +33,8 @@ pub(crate) struct Args {
     /// header.
     #[arg(long, value_name = "CSV")]
     pairs: PathBuf,
-    /// Write the result as JSON (schema sparse24-eval/1).
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    json: Json,
 }
 
 /// A run as JSON.
@@ -71,12 +70,12 @@ pub(super) struct Pairs {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    let out = args.json.as_deref().map(writable).transpose().context("--json")?;
+    args.json.file()?;
     let Pairs { sentences, scores, lines } = Pairs::read(&args.pairs)?;
     let encoder = args.model.open()?;
     let environment = Environment::unsampled(&encoder.device, command_line());
     let bar = progress(sentences.len());
-    let name = |sentence: usize| format!("{}: line {}", args.pairs.display(), lines[sentence / 2]);
+    let name = |sentence: usize| format!("{}: line {}", args::name_of(&args.pairs), lines[sentence / 2]);
     // What each shape of a batch does the first time is a part of loading.
     encoder.embed(&sentences, 0..sentences.len().min(model::WINDOW), &name)?;
 
@@ -98,7 +97,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         schema: "sparse24-eval/1",
         version: env!("CARGO_PKG_VERSION"),
         environment,
-        model: of.model.clone(),
+        model: of.name.get().to_owned(),
         weights: of.weights.as_ref().map(|path| path.display().to_string()),
         sparsity: of.sparsity.to_string(),
         dtype: sparse24::DType::from(of.dtype).to_string(),
@@ -114,11 +113,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         seconds,
         sentences_per_second: sentences.len() as f64 / seconds,
     };
-    print(&evaluation.text())?;
-    if let Some(out) = &out {
-        let json = serde_json::to_string_pretty(&evaluation)? + "\n";
-        write_atomically(out, |file| file.write_all(json.as_bytes()))?;
-    }
+    args.json.emit(&evaluation.text(), &evaluation)?;
     Ok(Outcome::Fine)
 }
 
@@ -151,8 +146,7 @@ impl Evaluation {
 
 impl Pairs {
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Self::parse(file).with_context(|| path.display().to_string())
+        Self::parse(args::open(path)?).with_context(|| args::name_of(path))
     }
 
     /// Errors name the line on which a row starts.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 use indicatif::ProgressBar;
 
+use super::args::ModelName;
 use super::shapes::Float;
 use super::{say, tuning};
 use sparse24::bert::{Batching, Checkpoint, Config, Files, Model, Sparsity, Tokenizer};
@@ -19,12 +20,8 @@ use sparse24::{DType, Error, Matrix};
 /// The flags that choose a model and a device.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ModelArgs {
-    /// Folder with a BERT's config.json, tokenizer.json and model.safetensors; or its name on the Hugging Face hub, in
-    /// a binary built with the feature `hub`. Of a folder of Sentence Transformers 1_Pooling/config.json and
-    /// sentence_bert_config.json count too: another pooling than the mean is refused, and texts are cut off at
-    /// max_seq_length.
-    #[arg(long, value_name = "DIR")]
-    pub(super) model: String,
+    #[command(flatten)]
+    pub(super) name: ModelName,
     /// File that is asked first for each tensor: linear layers in the sparse24 format, or other tensors.
     #[arg(long, value_name = "FILE.safetensors")]
     pub(super) weights: Option<PathBuf>,
@@ -91,7 +88,7 @@ impl ModelArgs {
     /// Opens the device and loads the model.
     pub(super) fn load(&self) -> Result<Loaded> {
         let device = self.running.device()?;
-        let files = files(&self.model)?;
+        let files = files(self.name.get())?;
         files.check_pooling()?;
         let (tokenizer, mut checkpoint) = read(&files, self.weights.as_deref(), self.dtype.into())?;
         checkpoint.prune(self.sparsity)?;

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
 use self::file::{Row, Settings, identity};
-use super::embed::read_lines;
+use super::args::read_lines;
 use super::eval::{Pairs, similarities_of, spearman};
 use super::{Outcome, model, print, progress, writable};
 use sparse24::bert::{Batching, Calibration, Checkpoint, Inputs, Model, Probe, Times, Tokenizer};
@@ -339,9 +339,9 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let metric = Metric::read(&args.metric, &tokenizer)?;
     let subject = Subject { device: &device, checkpoint: &checkpoint, batching, pruning, calibration: &calibration };
     let mut rows = subject.rows(&args.vectors);
-    ensure!(!rows.is_empty(), "{} has no dense linear layers to prune", args.model.model);
+    ensure!(!rows.is_empty(), "{} has no dense linear layers to prune", args.model.name.get());
 
-    let mut result = Sensitivity::new(args.model.model.clone(), settings(args, &metric, &device)?);
+    let mut result = Sensitivity::new(args.model.name.get().to_owned(), settings(args, &metric, &device)?);
     if let Some(path) = out.json.as_deref().filter(|path| path.exists()) {
         result.resume(path)?;
         rows.retain(|(layer, vector)| !result.has(layer, *vector));
@@ -372,7 +372,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 
 /// Everything that a row depends on but its layer and pattern.
 fn settings(args: &Args, metric: &Metric, device: &Device) -> Result<Settings> {
-    let files = model::files(&args.model.model)?;
+    let files = model::files(args.model.name.get())?;
     let of = |path: &Option<PathBuf>| path.as_deref().map(|path| identity(&[path])).transpose();
     // All shards of a model.
     let shards = |path: &Path| -> Result<Vec<PathBuf>> {

@@ -370,6 +370,11 @@ impl Kernel {
         })
     }
 
+    /// Whether it is the linear form without an epilogue: one kernel of each shader text.
+    pub fn is_plain(&self) -> bool {
+        self.form == Form::Linear && self.epilogue == Epilogue::NONE
+    }
+
     /// How its weights are given.
     pub fn op(&self) -> Op {
         self.op
@@ -772,7 +777,7 @@ impl Program {
     }
 
     /// The specialised WGSL as a device with these capabilities gets it.
-    pub(crate) fn source_for(&self, caps: &Caps) -> Result<String> {
+    pub fn source_for(&self, caps: &Caps) -> Result<String> {
         let primitives = if caps.emulates_cooperative { COOP_EMULATED } else { COOP_NATIVE };
         self.text(primitives)?.finish(caps.unrolls)
     }

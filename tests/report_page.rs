@@ -65,16 +65,6 @@ const PICTURE: &str = "async text => {
   return { width, height, colours: counts.size, share: Math.max(...counts.values()) / pixels.length };
 }";
 
-fn chromium() -> Option<PathBuf> {
-    let found = Browser::find();
-    if found.is_none() {
-        let required = std::env::var("SPARSE24_REQUIRE_CHROMIUM").is_ok_and(|value| value == "1");
-        assert!(!required, "Chromium is required: none on PATH, and SPARSE24_CHROMIUM does not name one");
-        eprintln!("skipped: no Chromium");
-    }
-    found
-}
-
 /// What is wrong with a page, in sentences; empty for a page that is fine.
 fn faults(page: &mut Page, width: u32, dark: bool) -> Vec<String> {
     let found = page.evaluate(&format!("({PAGE_FAULTS})({width}, {dark})")).unwrap();
@@ -102,7 +92,7 @@ fn write(dir: &Path, html: &str) -> PathBuf {
 
 #[test]
 fn the_page_is_whole_legible_and_alone() {
-    let Some(chromium) = chromium() else { return };
+    let Some(chromium) = Browser::find_or_skip() else { return };
     let dir = tempfile::tempdir().unwrap();
     let report = dir.path().join("report.html");
     let results = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results");
@@ -146,7 +136,7 @@ fn the_page_is_whole_legible_and_alone() {
 
 #[test]
 fn the_driver_sees_requests_complaints_and_exceptions() {
-    let Some(chromium) = chromium() else { return };
+    let Some(chromium) = Browser::find_or_skip() else { return };
     let dir = tempfile::tempdir().unwrap();
     let path = write(
         dir.path(),
@@ -170,7 +160,7 @@ fn the_driver_sees_requests_complaints_and_exceptions() {
 /// A page with every fault, so that a check that finds nothing has been seen to find something.
 #[test]
 fn the_checks_find_faults() {
-    let Some(chromium) = chromium() else { return };
+    let Some(chromium) = Browser::find_or_skip() else { return };
     let dir = tempfile::tempdir().unwrap();
     let path = write(
         dir.path(),

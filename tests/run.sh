@@ -18,8 +18,11 @@ elsewhere it says what to install. On macOS and Windows the GPU tests run on the
 environment:
   SPARSE24_SWIFTSHADER  folder that holds libvk_swiftshader.so and vk_swiftshader_icd.json (any Chromium has them);
                         unset: the usual places are searched
-  SPARSE24_CHROMIUM     the browser that opens the pages of `sparse24 report`; unset: searched on PATH, and those tests
-                        skipped where there is none, which SPARSE24_REQUIRE_CHROMIUM=1 makes a failure
+  SPARSE24_CHROMIUM     the browser that opens the pages of `sparse24 report` and compiles shaders; unset: searched on
+                        PATH, and those tests skipped where there is none, which SPARSE24_REQUIRE_CHROMIUM=1 makes a
+                        failure
+  SPARSE24_DAWN         folder of npm's package webgpu (Dawn for node), which compiles the shaders that need f16; unset:
+                        that test is skipped
   CARGO_TARGET_DIR      as for cargo
 
 For the GPU tests on a GPU of the machine, by a part of its name:
@@ -174,7 +177,13 @@ fi
 if [[ -n ${SPARSE24_CHROMIUM:-} ]] || command -v chromium chromium-browser google-chrome chrome >/dev/null; then
     export SPARSE24_REQUIRE_CHROMIUM=1
 else
-    say "==> tests of the report's page: Chromium not found: skipped (SPARSE24_CHROMIUM, see --help)"
+    say "==> tests of the report's page and of shaders in a browser: Chromium not found: skipped (SPARSE24_CHROMIUM," \
+        "see --help)"
+fi
+if [[ -n ${SPARSE24_DAWN:-} ]]; then
+    export SPARSE24_REQUIRE_DAWN=1
+else
+    say "==> tests of f16 shaders in Dawn: not found: skipped (SPARSE24_DAWN, see --help)"
 fi
 
 # The tests that need a GPU are ignored unless asked for, so that a machine without one never seems to have passed them.

@@ -13,7 +13,7 @@ use sparse24::{DType, Epilogue, Form};
 
 /// One kernel per shader text: the forms and epilogues of one text differ in overrides alone.
 fn kernels() -> impl Iterator<Item = Kernel> {
-    Kernel::all().filter(|k| k.epilogue() == Epilogue::NONE && k.form() == Form::Linear)
+    Kernel::all().filter(Kernel::is_plain)
 }
 
 /// One program per shader text: the kernels, and what runs beside them.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// How long one answer, or the page's load, may take.
+/// How long one answer, or the page's load, may take, unless [`Page::patience`] says otherwise.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long Chromium may take to leave by itself before it is killed.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -26,7 +26,6 @@ const FLAGS: &[&str] = &[
     "--headless=new",
     "--remote-debugging-pipe",
     "--no-sandbox",
-    "--disable-gpu",
     "--disable-dev-shm-usage",
     "--disable-background-networking",
     "--disable-component-update",
@@ -41,6 +40,10 @@ const FLAGS: &[&str] = &[
     "--force-color-profile=srgb",
     "about:blank",
 ];
+
+/// What a page that is only looked at needs, and what WebGPU needs: SwiftShader, which no blocklist turns away.
+const LOOKED_AT: &[&str] = &["--disable-gpu"];
+const WEBGPU: &[&str] = &["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"];
 
 /// Finds and starts Chromium.
 pub struct Browser;
@@ -60,11 +63,38 @@ impl Browser {
         names.iter().find_map(|name| std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file()))
     }
 
+    /// [`Browser::find`] for a test, which says that it is skipped without one, or fails if `SPARSE24_REQUIRE_CHROMIUM`
+    /// is 1.
+    pub fn find_or_skip() -> Option<PathBuf> {
+        let found = Self::find();
+        if found.is_none() {
+            let required = std::env::var("SPARSE24_REQUIRE_CHROMIUM").is_ok_and(|value| value == "1");
+            assert!(!required, "Chromium is required: none on PATH, and SPARSE24_CHROMIUM does not name one");
+            eprintln!("skipped: no Chromium");
+        }
+        found
+    }
+
     /// Opens a file in a browser of its own, in a window of that size (a phone's below 500 pixels) and a light or dark
     /// colour scheme. Returns once the page is loaded and drawn.
     pub fn open(program: &Path, page: &Path, width: u32, height: u32, dark: bool) -> Result<Page, String> {
+        Self::open_with(LOOKED_AT, program, page, (width, height), dark)
+    }
+
+    /// Opens a file in a browser whose WebGPU runs on SwiftShader.
+    pub fn open_webgpu(program: &Path, page: &Path) -> Result<Page, String> {
+        Self::open_with(WEBGPU, program, page, (1280, 800), false)
+    }
+
+    fn open_with(
+        flags: &[&str],
+        program: &Path,
+        page: &Path,
+        (width, height): (u32, u32),
+        dark: bool,
+    ) -> Result<Page, String> {
         let file = page.canonicalize().map_err(|e| format!("{}: {e}", page.display()))?;
-        let mut page = Page::start(program, file_url(&file)?)?;
+        let mut page = Page::start(program, flags, file_url(&file)?)?;
         page.load(width, height, dark).map_err(|e| format!("{e}{}", page.last_words()))?;
         Ok(page)
     }
@@ -78,6 +108,8 @@ pub struct Page {
     pub requests: Vec<String>,
     /// Warnings and errors of the console, exceptions nobody caught, and what the browser logged about the page.
     pub complaints: Vec<String>,
+    /// How long an answer may take.
+    pub patience: Duration,
     child: Child,
     commands: ChildStdin,
     messages: Receiver<Value>,
@@ -130,13 +162,13 @@ impl Page {
         Ok(exposed.map(|node| (text(&node["role"]), text(&node["name"]))).collect())
     }
 
-    fn start(program: &Path, url: String) -> Result<Self, String> {
+    fn start(program: &Path, flags: &[&str], url: String) -> Result<Self, String> {
         let failed = |e: std::io::Error| format!("cannot start {}: {e}", program.display());
         let dir = tempfile::tempdir().map_err(failed)?;
         let mut profile = std::ffi::OsString::from("--user-data-dir=");
         profile.push(dir.path().join("profile"));
         let mut command = Command::new("sh");
-        command.args(["-c", PIPE]).arg(program).arg(profile).args(FLAGS);
+        command.args(["-c", PIPE]).arg(program).arg(profile).args(flags).args(FLAGS);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         command.stderr(File::create(dir.path().join("stderr")).map_err(failed)?);
         let mut child = command.spawn().map_err(failed)?;
@@ -157,6 +189,7 @@ impl Page {
             url,
             requests: Vec::new(),
             complaints: Vec::new(),
+            patience: PATIENCE,
             child,
             commands,
             messages,
@@ -187,7 +220,7 @@ impl Page {
         }
         // By its loader: `Page.loadEventFired` might be that of the blank page.
         let loader = going["loaderId"].as_str().unwrap_or_default();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         while !self.loaded.iter().any(|l| l == loader) {
             self.receive(deadline, "the load event")?;
         }
@@ -199,7 +232,7 @@ impl Page {
     /// What a command answers; events that come before it are kept.
     fn call(&mut self, method: &str, params: Value) -> Result<Value, String> {
         self.send(method, params)?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         loop {
             let mut message = self.receive(deadline, method)?;
             if message["id"] != self.last_id {
@@ -225,7 +258,7 @@ impl Page {
     fn receive(&mut self, deadline: Instant, what: &str) -> Result<Value, String> {
         let left = deadline.saturating_duration_since(Instant::now());
         let message = self.messages.recv_timeout(left).map_err(|e| match e {
-            RecvTimeoutError::Timeout => format!("{what}: nothing for {} s", PATIENCE.as_secs()),
+            RecvTimeoutError::Timeout => format!("{what}: nothing for {} s", self.patience.as_secs()),
             RecvTimeoutError::Disconnected => format!("{what}: Chromium ended"),
         })?;
         self.note(&message);

@@ -2,18 +2,19 @@
 //!
 //! A [`Device`] is a GPU or this process's CPU; everything above works on either. [`Weights`] and [`Tensor`]s belong to
 //! the device that made them. [`Device::prepare`] checks every shape, type and owner and binds the operands, so that
-//! [`Prepared::run`] and [`Prepared::record`] only dispatch. Invariant: a [`Prepared`] call's operands have the shapes
+//! [`Prepared::run`] and [`GpuCall::record`] only dispatch. Invariant: a [`Prepared`] call's operands have the shapes
 //! and types of its plan and live on its device.
 
 pub mod glue;
 pub mod sparsify;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 pub use crate::cpu::CpuInfo;
-/// The wgpu that [`Device::from_wgpu`] and [`Prepared::record`] speak: an embedder's own must be this version.
+/// The wgpu that [`Device::from_wgpu`] and [`GpuCall::record`] speak: an embedder's own must be this version.
 pub use wgpu;
 
 use crate::cpu::{Cpu, CpuOperands, CpuProbe, CpuWeights};
@@ -21,7 +22,7 @@ use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
 use crate::format::Sparse24;
 pub use crate::gpu::{AdapterInfo, AdapterKind};
 use crate::gpu::{Binding, Dispatch, Gpu, Scratch, adapters};
-use crate::kernel::{Caps, PROBE_CHAINS, PROBE_ROUNDS, Params, Program, ShaderChecks};
+use crate::kernel::{Caps, Kernel, PROBE_CHAINS, PROBE_ROUNDS, Params, Program, ShaderChecks};
 use crate::layout;
 use crate::mask::{Mask, Mask24};
 use crate::matrix::{DType, Element, Elements, Matrix};
@@ -367,11 +368,48 @@ impl Device {
         }))
     }
 
-    /// A wgpu device that the caller owns. Use [`Tensor::from_buffer`] for its buffers and [`Prepared::record`] to put
-    /// calls into its encoders: neither submits, waits or copies. Its error and loss callbacks are left alone. f16
-    /// kernels need its feature `SHADER_F16`, GPU timestamps `TIMESTAMP_QUERY`.
+    /// A wgpu device that the caller owns. Use [`Tensor::from_buffer`] for its buffers and [`GpuCall::record`] to put
+    /// calls into its encoders: neither submits, waits or copies. Its error and loss callbacks are left alone.
+    ///
+    /// Open it with what [`Device::descriptor`] asks for. A device that was opened with less runs fewer kernels:
+    /// [`Device::refused`] says which it lacks what for, and so does [`Plan::explain`] for each problem.
+    ///
+    /// ```no_run
+    /// use sparse24::{Device, wgpu};
+    /// # async fn open(adapter: wgpu::Adapter) -> Result<(), Box<dyn std::error::Error>> {
+    /// // Add what the rest of the program needs.
+    /// let (device, queue) = adapter.request_device(&Device::descriptor(&adapter)).await?;
+    /// let device = Device::from_wgpu(device, queue)?;
+    /// for (lack, kernels) in device.refused() {
+    ///     eprintln!("{kernels} kernels need {lack}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
         Ok(Self(Inner::Gpu(Arc::new(Gpu::from_wgpu(device, queue, Options::default().checks)?))))
+    }
+
+    /// The features and limits to request of an adapter for [`Device::from_wgpu`]: of those that kernels use, all that
+    /// the adapter has. wgpu's default descriptor leaves out f16, timestamps and subgroups, and stops at 16 KiB of
+    /// workgroup memory and 256 invocations.
+    pub fn descriptor(adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
+        crate::gpu::descriptor(adapter)
+    }
+
+    /// What kernels need that this device lacks, and how many kernels need it, form and epilogue left out: the most
+    /// kernels first. Empty on the CPU device.
+    pub fn refused(&self) -> Vec<(String, usize)> {
+        let Some(caps) = self.caps() else { return Vec::new() };
+        let mut lacks: BTreeMap<String, usize> = BTreeMap::new();
+        for kernel in Kernel::all().filter(Kernel::is_plain) {
+            if let Err(lack) = kernel.supported_by(caps) {
+                *lacks.entry(lack).or_default() += 1;
+            }
+        }
+        let mut lacks: Vec<_> = lacks.into_iter().collect();
+        lacks.sort_by_key(|&(_, kernels)| std::cmp::Reverse(kernels));
+        lacks
     }
 
     /// Every adapter of this machine, the one that [`Device::auto`] prefers first.
@@ -810,20 +848,24 @@ impl Prepared {
         }
     }
 
-    /// Records the call into the caller's encoder, as one compute pass. Nothing is submitted, waited for or copied. An
-    /// error on the CPU device, which has no encoders.
-    pub fn record(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    /// The call as one that can be recorded; `None` on the CPU device, which has no encoders and computes in
+    /// [`Prepared::run`].
+    pub fn on_gpu(&self) -> Option<GpuCall<'_>> {
         match &self.work {
-            Work::Gpu(dispatches) => {
-                Gpu::record(encoder, dispatches.iter(), None);
-                Ok(())
-            }
-            Work::Cpu(_) | Work::CpuGlue(_) | Work::CpuConversion(_) | Work::CpuProbe(_) => Err(Error::Mismatch {
-                what: "call".into(),
-                got: "the CPU device".into(),
-                expected: "a GPU to record into an encoder".into(),
-            }),
+            Work::Gpu(dispatches) => Some(GpuCall(dispatches)),
+            Work::Cpu(_) | Work::CpuGlue(_) | Work::CpuConversion(_) | Work::CpuProbe(_) => None,
         }
+    }
+}
+
+/// A [`Prepared`] call of a GPU.
+#[derive(Clone, Copy, Debug)]
+pub struct GpuCall<'a>(&'a [Dispatch]);
+
+impl GpuCall<'_> {
+    /// Records the call into the caller's encoder, as one compute pass. Nothing is submitted, waited for or copied.
+    pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
+        Gpu::record(encoder, self.0.iter(), None);
     }
 }
 

@@ -101,6 +101,17 @@ fn describe(info: wgpu::AdapterInfo, caps: Caps) -> AdapterInfo {
     AdapterInfo { name: info.name, driver, backend: info.backend.to_string(), kind, caps }
 }
 
+/// What a device is opened with: of what kernels use, all that the adapter has.
+pub(crate) fn descriptor(adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
+    let used = wgpu::Features::SHADER_F16 | wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
+    wgpu::DeviceDescriptor {
+        label: Some("sparse24"),
+        required_features: adapter.features() & used,
+        required_limits: adapter.limits(),
+        ..Default::default()
+    }
+}
+
 fn caps(
     features: wgpu::Features,
     limits: &wgpu::Limits,
@@ -236,26 +247,18 @@ impl Adapter {
     #[allow(unsafe_code, reason = "cooperative matrices are experimental in wgpu")]
     pub(crate) fn open(mut self, checks: ShaderChecks, emulate: bool, unroll: Option<bool>) -> Result<Gpu> {
         self.info.caps.unrolls = unroll.unwrap_or(self.info.caps.unrolls);
-        let mut wanted = wgpu::Features::SHADER_F16 | wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
-        let mut experimental = wgpu::ExperimentalFeatures::disabled();
+        let mut descriptor = descriptor(&self.adapter);
         if emulate {
             self.info.caps.emulates_cooperative = true;
             self.info.caps.cooperative = vec![CoopShape::KERNELS];
         } else if self.adapter.features().contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
-            wanted |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+            descriptor.required_features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
             // SAFETY: what is experimental is used by this crate's own coop shaders alone, whose every load and store
             // lies within workgroup memory or the bound output, and whose results each test and each benchmark row
             // checks. Gain: not measured yet; the hardware's ratio is in the ceilings of a run.
-            experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
+            descriptor.experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
         }
-        let request = self.adapter.request_device(&wgpu::DeviceDescriptor {
-            label: Some("sparse24"),
-            required_features: self.adapter.features() & wanted,
-            required_limits: self.adapter.limits(),
-            experimental_features: experimental,
-            ..Default::default()
-        });
-        let (device, queue) = pollster::block_on(request)
+        let (device, queue) = pollster::block_on(self.adapter.request_device(&descriptor))
             .map_err(|e| Error::Gpu { what: format!("open {}", self.info.name), reason: e.to_string() })?;
         let lost = Arc::new(Mutex::new(None));
         let slot = Arc::clone(&lost);

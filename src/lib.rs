@@ -113,8 +113,58 @@
 //! [`measure`] verifies, then times. Its records, those of other programs and of other machines can be compared and put
 //! on one page: the module `report` (feature `cli`).
 //!
-//! A program that owns a wgpu device wraps it with [`Device::from_wgpu`], its buffers with [`Tensor::from_buffer`], and
-//! records layers into its own encoders with [`Prepared::record`].
+//! # Inside another program
+//! A program that owns a wgpu device opens it with [`Device::descriptor`], wraps it with [`Device::from_wgpu`], its
+//! buffers with [`Tensor::from_buffer`], and records layers into its own encoders with [`engine::GpuCall::record`]:
+//! nothing is submitted, waited for or copied behind its back.
+//!
+//! # What is checked, and how
+//! Every figure is of a result that was verified first, against an f64 reference that shares no code with the kernels:
+//! on the operands that are timed, within a bound derived from `k` and f32's round-off, and on whole numbers, where the
+//! bound is zero and one wrong product shows. The outputs checked are spread over the whole result, one feature and one
+//! token of every 32 (up to 512 of each), and none of the others may be left unwritten. The tests run every kernel
+//! (operation, vector length, way, tile, storage type) against the same reference on two software drivers, with
+//! epilogues, forms and output types in rotation (`SPARSE24_TEST_ALL=1` takes the whole product of 20,000), compile
+//! every shader in Tint, the compiler of browsers, and hold the format bit for bit against files made by torch and
+//! compressed-tensors. Kernels of cooperative matrices are validated and compiled, and run with the matrices acted out
+//! in plain WGSL where their tiles fit the driver's workgroup memory.
+//!
+//! # Limits
+//! - No GPU has been timed yet: the planner's estimates rest on instructions counted in CUDA twins, and
+//!   cooperative-matrix kernels have never run on hardware that has them.
+//! - On a GPU at V = 1 and 2 with many tokens no kernel is expected to beat dense by much; [`Linear`] takes dense
+//!   weights there. "Never slower than dense" is as good as the estimates until [`tune`] has measured.
+//! - On the CPU the dense baseline is the `gemm` crate, fed with 256 k at a time up to 256 tokens, or for up to four
+//!   tokens a kernel of this crate. On a GPU it is a kernel of this crate, which on software drivers loses to others:
+//!   see benches/README.md.
+//! - The CPU device's AVX-512 kernels are tested in an emulator. Without AVX2, and on ARM, its kernels are plain loops.
+//! - The plain form (B is `k x n`) is transposed into scratch first, and X is padded where `k` is no multiple of 32.
+//! - GPUs widen bf16 to f32 when weights are uploaded; the CPU device widens wherever they are used.
+//! - Matrices beyond one binding of a GPU (128 MiB on llvmpipe) are cut up; B and C of the plain form are refused, and
+//!   so are embedding tables.
+//! - Activations that are infinite or NaN: a weight that is zero, pruned or masked out may give NaN or nothing.
+//!
+//! # Map of the source
+//! | file | what it owns |
+//! |---|---|
+//! | `dtype.rs` `matrix.rs` `mask.rs` `problem.rs` | what stages pass on: element types, matrices, bit masks, one GEMM with its epilogue |
+//! | `format.rs` `groups.rs` | the format: its specification, compress, decompress, validate; groups of four, many at a time |
+//! | `prune.rs` `prune/` | which weights stay: magnitude, Wanda, second order, SparseGPT; statistics; orders of channels |
+//! | `choose.rs` | which layers to prune, by what may be lost or by time |
+//! | `io.rs` `io/` | safetensors, shards, folders, and everybody's 2:4 layouts |
+//! | `reference.rs` `reference/` | the f64 oracle and the error bound |
+//! | `layout.rs` | how weights lie in GPU memory: panels, and pieces that fit a binding |
+//! | `kernel.rs` `kernel/` | the list of GPU kernels, their names and their WGSL (`shaders/`) |
+//! | `plan.rs` `plan/` | problem + capabilities (+ measured times) → plan, explained |
+//! | `gpu.rs` | the GPU: the only file that talks to wgpu's devices |
+//! | `cpu.rs` `cpu/` `simd.rs` | the CPU device: layouts of weights, 2:4 and dense kernels, epilogue; vector instructions |
+//! | `engine.rs` `engine/` | what an embedder calls: upload, prepare, run |
+//! | `linear.rs` | a layer in whichever form runs it best |
+//! | `bert.rs` `bert/` | BERT: config, tokens, checkpoint, forward pass, and its f64 twin |
+//! | `measure.rs` | verify, time, record, ceilings |
+//! | `report.rs` `report/` | table and JSON; files read back and checked, runs compared, the page and its charts, claims |
+//! | `tune.rs` | the best kernels of a device: raced, and kept in a cache |
+//! | `main.rs` `cli.rs` `cli/` | the binary: the command line |
 
 #[cfg(feature = "bert")]
 pub mod bert;

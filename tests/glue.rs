@@ -657,7 +657,7 @@ fn a_repeated_forward_allocates_nothing_and_submits_once() {
     let embedding = device.read(&layer.pooled).unwrap();
     device.write_indices(&layer.ids, &vec![7; batch * seq]).unwrap();
     let mut encoder = wgpu_device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    layer.calls.iter().for_each(|call| call.record(&mut encoder).unwrap());
+    layer.calls.iter().for_each(|call| call.on_gpu().unwrap().record(&mut encoder));
     assert_eq!(device.read(&layer.pooled).unwrap(), embedding, "nothing was submitted behind the caller's back");
     queue.submit([encoder.finish()]);
     assert_ne!(device.read(&layer.pooled).unwrap(), embedding);

@@ -80,7 +80,7 @@ fn calls_are_recorded_into_the_callers_encoder_on_the_callers_buffers() {
     let call = device.prepare(&plan, &layer.weights, &io).unwrap();
 
     let mut encoder = wgpu_device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    call.record(&mut encoder).unwrap();
+    call.on_gpu().unwrap().record(&mut encoder);
     // Nothing was submitted behind the caller's back.
     assert_eq!(device.read(&ty).unwrap(), Matrix::zeros(n, m, DType::F32).unwrap());
     queue.submit([encoder.finish()]);
@@ -94,6 +94,35 @@ fn calls_are_recorded_into_the_callers_encoder_on_the_callers_buffers() {
         mapped_at_creation: false,
     });
     assert!(tensor(&uniform, k).unwrap_err().to_string().contains("STORAGE"));
+}
+
+/// wgpu's default descriptor asks for less than kernels need: what that costs is said. [`Device::descriptor`] costs
+/// nothing but cooperative matrices, whose shapes no device tells.
+#[test]
+#[ignore = "needs a GPU"]
+fn what_a_callers_device_lacks_is_said() {
+    let Some(under_test) = gpu() else { return };
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
+    let adapter = adapters.into_iter().find(|a| a.get_info().name == under_test.info().name()).unwrap();
+    let open = |descriptor: &wgpu::DeviceDescriptor<'_>| {
+        let (device, queue) = pollster::block_on(adapter.request_device(descriptor)).unwrap();
+        Device::from_wgpu(device, queue).unwrap()
+    };
+    let refused = |device: &Device| {
+        let cooperative = |lack: &str| lack.contains("cooperative");
+        device.refused().into_iter().filter(|(lack, _)| !cooperative(lack)).collect::<Vec<_>>()
+    };
+    assert_eq!(refused(&open(&Device::descriptor(&adapter))), refused(&under_test));
+    let default = open(&wgpu::DeviceDescriptor::default());
+    let lacks = default.refused();
+    let kernels = |what: &str| lacks.iter().filter(|(lack, _)| lack.contains(what)).map(|(_, n)| n).sum::<usize>();
+    assert!(kernels("f16 in shaders") > 100, "{lacks:?}");
+    assert!(kernels("workgroup memory (it has 16384)") > 100, "{lacks:?}");
+    assert!(lacks.is_sorted_by_key(|&(_, kernels)| std::cmp::Reverse(kernels)), "{lacks:?}");
+    let explained = default.plan(&Problem::linear(Op::Dense, 512, 512, 512, DType::F32)).unwrap().explain();
+    assert!(explained.contains("needs"), "{explained}");
+    assert!(Device::cpu().unwrap().refused().is_empty());
 }
 
 #[test]

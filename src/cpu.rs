@@ -20,7 +20,7 @@ use std::sync::{Mutex, PoisonError};
 
 pub(crate) use glue::AttentionShape;
 
-use gemm::Parallelism;
+use gemm_common::Parallelism;
 use rayon::prelude::*;
 
 use self::epilogue::Finish;

@@ -344,7 +344,7 @@ bounded() {
 bench() {
     local name=$1 code=0 rows line command
     shift
-    command=(sparse24 bench --device "$selector" ${quick:+--quick} ${cache[@]+"${cache[@]}"} "$@" --out "$name.json")
+    command=(sparse24 bench --device "$selector" ${quick:+--quick} ${cache[@]+"${cache[@]}"} "$@" --json "$name.json")
     # Something of this part runs, whatever else of it was left out.
     [[ $status != skipped ]] || status=ok
     bounded 600 "$name.txt" "${command[@]}" || code=$?

@@ -10,11 +10,13 @@ mod compare;
 mod convert;
 mod devices;
 mod embed;
+mod environment;
 mod eval;
 mod folder;
 mod inspect;
 mod model;
 mod model_bench;
+mod output;
 mod prune;
 mod report;
 mod rewrite;
@@ -70,7 +72,11 @@ enum Command {
 /// Parses this process's arguments and runs the command.
 pub(crate) fn run() -> Result<Outcome> {
     // Usage errors, `--help` and `--version` end the process here, with clap's message and exit code.
-    match Cli::parse().command {
+    let command = Cli::parse().command;
+    if !matches!(command, Some(Command::Convert(_) | Command::Inspect(_) | Command::Report(_))) {
+        environment::prepare_for_drivers();
+    }
+    match command {
         None => bench::run(&bench::Args::default()),
         Some(Command::Bench(args)) => bench::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),

@@ -26,6 +26,7 @@ use crate::kernel::{Caps, Kernel, PROBE_CHAINS, PROBE_ROUNDS, Params, Program, S
 use crate::layout;
 use crate::mask::{Mask, Mask24};
 use crate::matrix::{DType, Element, Elements, Matrix};
+use crate::memory;
 use crate::plan::{Activations, CpuCaps, CpuWay, Method, Plan, Step, Target, Tuning, WeightOperand};
 use crate::problem::{Op, Problem};
 use crate::simd::SimdLevel;
@@ -228,6 +229,11 @@ impl CpuCall {
         };
         cpu.run(&self.problem, self.way, &operands, y.elements_mut());
     }
+}
+
+/// An error unless there is memory for the CPU device's own copy of weights.
+fn claim_weights(bytes: u128, m: usize, k: usize) -> Result<()> {
+    memory::claim(usize::try_from(bytes).unwrap_or(usize::MAX), || format!("weights of {m} x {k} on the CPU device"))
 }
 
 // A panic of another thread cannot leave operands without their elements, so a poisoned lock is as good as any.
@@ -507,7 +513,10 @@ impl Device {
     pub fn upload_dense(&self, w: &Matrix) -> Result<Weights> {
         let store = match &self.0 {
             Inner::Gpu(gpu) => upload_pieces(gpu, Op::Dense, widen(w).elements(), (w.rows(), w.cols()), w.cols(), &[])?,
-            Inner::Cpu(_) => cpu_weights(CpuWeights::dense(w, None)),
+            Inner::Cpu(_) => {
+                claim_weights(CpuWeights::dense_bytes(w.rows(), w.cols(), w.dtype(), false), w.rows(), w.cols())?;
+                cpu_weights(CpuWeights::dense(w, None))
+            }
         };
         Ok(self.weights(Op::Dense, w.rows(), w.cols(), w.dtype(), store))
     }
@@ -520,7 +529,10 @@ impl Device {
                 let values = widen_elements(w.values());
                 upload_pieces(gpu, op, &values, (w.m(), w.k()), w.k_physical(), w.meta())?
             }
-            Inner::Cpu(cpu) => cpu_weights(CpuWeights::sparse24(w, cpu.simd())),
+            Inner::Cpu(cpu) => {
+                claim_weights(CpuWeights::sparse24_bytes(w.m(), w.k(), w.vector(), w.dtype()), w.m(), w.k())?;
+                cpu_weights(CpuWeights::sparse24(w, cpu.simd()))
+            }
         };
         Ok(self.weights(op, w.m(), w.k(), w.dtype(), store))
     }
@@ -541,7 +553,10 @@ impl Device {
         expect_shape("mask", (mask.rows(), mask.cols()), (w.rows(), w.cols()))?;
         let store = match &self.0 {
             Inner::Gpu(gpu) => upload_pieces(gpu, op, widen(w).elements(), (w.rows(), w.cols()), w.cols(), words)?,
-            Inner::Cpu(_) => cpu_weights(CpuWeights::dense(w, Some(mask))),
+            Inner::Cpu(_) => {
+                claim_weights(CpuWeights::dense_bytes(w.rows(), w.cols(), w.dtype(), true), w.rows(), w.cols())?;
+                cpu_weights(CpuWeights::dense(w, Some(mask)))
+            }
         };
         Ok(self.weights(op, w.rows(), w.cols(), w.dtype(), store))
     }
@@ -564,6 +579,8 @@ impl Device {
 
     /// Uploads activations. bf16 is widened to f32.
     pub fn upload(&self, x: &Matrix) -> Result<Tensor> {
+        // As f32, which bf16 is widened to.
+        memory::claim_matrix("tensor", x.rows(), x.cols(), size_of::<f32>())?;
         let x = widen(x);
         let (rows, cols, dtype) = (x.rows(), x.cols(), x.dtype());
         let store = match &self.0 {
@@ -606,7 +623,10 @@ impl Device {
                 let bytes = gpu.read(buffer, tensor.bytes() as usize)?;
                 Matrix::new(tensor.rows, tensor.cols, Elements::from_bytes(tensor.dtype, &bytes)?)
             }
-            TensorStore::Cpu(matrix) => Ok(read(matrix).clone()),
+            TensorStore::Cpu(matrix) => {
+                memory::claim(tensor.bytes() as usize, || format!("copy of {} x {}", tensor.rows, tensor.cols))?;
+                Ok(read(matrix).clone())
+            }
         }
     }
 

@@ -99,6 +99,7 @@ use crate::error::{Error, Result, checked_mul, expect_shape};
 use crate::groups::{self, Bits, COLUMNS};
 use crate::mask::{Mask, Mask24, VectorLen};
 use crate::matrix::{DType, Element, Elements, Matrix, each_dtype};
+use crate::memory;
 
 /// The version of the format that this crate writes, and the only one that it reads.
 pub const VERSION: &str = "1";
@@ -262,7 +263,8 @@ impl Sparse24 {
     /// The coded positions within the matrix: two of every whole group, zeros among them where a group is under-full.
     /// An error only if that many words overflow.
     pub fn mask(&self) -> Result<Mask24> {
-        let mut words = Vec::with_capacity(checked_mul("mask", self.m, self.meta_cols())?);
+        memory::claim_matrix("mask", self.m, self.meta_cols(), size_of::<u32>())?;
+        let mut words = Vec::with_capacity(self.m * self.meta_cols());
         // One word of metadata covers the same 32 columns as one word of a mask. Padding nibbles become a bit 0 that
         // lies past the last column, as coded padding columns do; the last word's limit removes both.
         let kept = |word: u32| {
@@ -292,7 +294,8 @@ impl Sparse24 {
             )));
         }
         let mut to = Self { vector, meta: Vec::new(), ..self.clone() };
-        to.meta.reserve(checked_mul("meta", to.meta_rows(), to.meta_cols())?);
+        memory::claim_matrix("meta", to.meta_rows(), to.meta_cols(), size_of::<u32>())?;
+        to.meta.reserve(to.meta_rows() * to.meta_cols());
         if self.k > 0 {
             for row in 0..to.meta_rows() {
                 to.meta.extend(self.meta_row(row * vector.get()));
@@ -446,8 +449,10 @@ pub(crate) fn expand_rows<T: Bits>(values: &[T], meta: &[u32], k: usize, vector:
 fn encode<T: Bits>(w: &Matrix, data: &[T], vector: VectorLen, keep: impl Fn(usize, usize) -> u32) -> Result<Sparse24> {
     let (m, k, v) = (w.rows(), w.cols(), vector.get());
     let (stride, per_row) = (2 * k.div_ceil(4), k.div_ceil(COLUMNS));
-    let mut values = vec![T::zeroed(); checked_mul("values", m, stride)?];
-    let mut meta = vec![0; checked_mul("meta", m.div_ceil(v), per_row)?];
+    memory::claim_matrix("values", m, stride, size_of::<T>())?;
+    let mut values = vec![T::zeroed(); m * stride];
+    memory::claim_matrix("meta", m.div_ceil(v), per_row, size_of::<u32>())?;
+    let mut meta = vec![0; m.div_ceil(v) * per_row];
     // Nothing to do, however many rows or columns there are said to be.
     if data.is_empty() {
         return Ok(Sparse24::of_parts(m, k, vector, T::wrap(values), meta));

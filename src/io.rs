@@ -34,6 +34,7 @@ use crate::error::{Error, Result};
 use crate::format::{Sparse24, VERSION};
 use crate::mask::VectorLen;
 use crate::matrix::{DType, Element, Elements, Matrix, each_dtype};
+use crate::memory;
 
 /// The largest header that the safetensors format allows, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
@@ -315,6 +316,7 @@ impl TensorFile {
 
     /// The bytes of a tensor as items of `T`, little-endian still.
     fn read<T: Pod>(&self, info: &TensorInfo) -> Result<Vec<T>> {
+        memory::claim(info.bytes, || "a tensor".into()).map_err(|e| e.in_tensor(&self.path, &info.name))?;
         // A reader that panicked leaves the cursor anywhere, and every read sets it first.
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         read_at(&mut file, info.start, info.bytes / size_of::<T>())

@@ -183,6 +183,7 @@ pub mod linear;
 pub mod mask;
 pub mod matrix;
 pub mod measure;
+mod memory;
 pub mod plan;
 pub mod problem;
 pub mod prune;

@@ -11,6 +11,7 @@ use std::str::FromStr;
 use crate::error::{Error, Result, checked_mul, expect_shape};
 use crate::groups;
 use crate::matrix::{Element, Elements, Matrix, each_dtype};
+use crate::memory;
 
 /// How many consecutive rows of W share one pattern per group: 1, 2, 4, 8, 16, 32, 64 or 128.
 ///
@@ -82,7 +83,8 @@ impl Mask {
     /// The mask that keeps `(row, col)` where `keep` says so. An error if the size overflows.
     pub fn from_fn(rows: usize, cols: usize, mut keep: impl FnMut(usize, usize) -> bool) -> Result<Self> {
         let per_row = cols.div_ceil(32);
-        let len = checked_mul("mask", rows, per_row)?;
+        memory::claim_matrix("mask", rows, per_row, size_of::<u32>())?;
+        let len = rows * per_row;
         let mut words: Vec<u32> = Vec::new();
         words.try_reserve_exact(len).map_err(|_| Error::OutOfMemory(format!("a mask of {rows} x {cols}")))?;
         words.resize(len, 0);

@@ -12,6 +12,7 @@ use ndarray::{Array2, ArrayView2};
 
 pub use crate::dtype::DType;
 use crate::error::{Error, Result, checked_mul};
+use crate::memory;
 
 mod sealed {
     pub trait Sealed {}
@@ -198,15 +199,14 @@ impl Matrix {
     /// A matrix of zeros. An error if its size in bytes overflows, or there is no such memory.
     pub fn zeros(rows: usize, cols: usize, dtype: DType) -> Result<Self> {
         let len = checked_mul("matrix", rows, cols)?;
-        let bytes = checked_mul("matrix bytes", len, dtype.bytes())?;
-        // Asked for first, because a failing `vec!` ends the process.
-        let asked = Vec::<u8>::new().try_reserve_exact(bytes);
-        asked.map_err(|_| Error::OutOfMemory(format!("{bytes} bytes for a matrix of {rows} x {cols} {dtype}")))?;
+        memory::claim_matrix(&format!("{dtype} matrix"), rows, cols, dtype.bytes())?;
         Ok(Self { rows, cols, data: Elements::zeros(dtype, len) })
     }
 
-    /// An f32 matrix from row-major numbers. An error if their number is not `rows * cols`.
+    /// An f32 matrix from row-major numbers. An error if their number is not `rows * cols`, or there is no memory for a
+    /// copy.
     pub fn from_f32(rows: usize, cols: usize, data: &[f32]) -> Result<Self> {
+        memory::claim(size_of_val(data), || format!("f32 matrix of {rows} x {cols}"))?;
         Self::new(rows, cols, Elements::F32(data.to_vec()))
     }
 

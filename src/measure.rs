@@ -5,19 +5,25 @@
 //! shows whatever k is; and on the operands that are timed, within f32's error bound. Outputs are drawn from all over
 //! the result, and none may be left unwritten. Then samples of all operations are interleaved, so that a machine that
 //! slows down slows all alike. A sample is a run of calls long enough to be timed ([`Policy::sample`]), on operands
-//! that rotate through more memory than the caches hold, with GPU timestamps where the device has them. Invariant: a
-//! [`Record`] that is not verified has no times.
+//! that rotate through more memory than the caches hold, with GPU timestamps where the device has them. How
+//! much the samples leave open, and when more of them are taken, is in [`noise`]. Invariant: a [`Record`] that is not
+//! verified has no times.
+
+pub mod noise;
 
 use std::time::Duration;
 
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 
+use self::noise::Estimate;
+use crate::cpu::CpuWeights;
 use crate::engine::{AdapterKind, CpuInfo, Device, DeviceInfo, Io, Prepared, Probe, Tensor};
 use crate::error::{Error, Result};
 use crate::format::Sparse24;
 use crate::mask::{Mask, Mask24, VectorLen};
 use crate::matrix::{DType, Elements, Matrix};
+use crate::memory;
 use crate::plan::Plan;
 use crate::problem::{Op, Problem};
 use crate::prune;
@@ -42,17 +48,23 @@ pub struct Policy {
     pub sample: Duration,
     /// Number of samples.
     pub samples: usize,
+    /// Number of samples at most, where the median of fewer is [noisy](noise).
+    pub most_samples: usize,
     /// Time spent on untimed calls first, at least one of them.
     pub warm_up: Duration,
 }
 
 impl Policy {
-    /// Ten samples of 20 ms or more: enough for a median that can be believed.
-    pub const FULL: Self = Self { sample: Duration::from_millis(20), samples: 10, warm_up: Duration::from_millis(100) };
+    /// Ten samples of 20 ms or more, on a quiet machine enough for a median that can be believed; on others up to three
+    /// times as many.
+    pub const FULL: Self =
+        Self { sample: Duration::from_millis(20), samples: 10, most_samples: 30, warm_up: Duration::from_millis(100) };
     /// Three short samples: enough to see that everything runs.
-    pub const QUICK: Self = Self { sample: Duration::from_millis(2), samples: 3, warm_up: Duration::ZERO };
+    pub const QUICK: Self =
+        Self { sample: Duration::from_millis(2), samples: 3, most_samples: 3, warm_up: Duration::ZERO };
     /// Five samples of 10 ms or more: enough to choose between kernels, of which there are dozens.
-    pub const TUNING: Self = Self { sample: Duration::from_millis(10), samples: 5, warm_up: Duration::from_millis(20) };
+    pub const TUNING: Self =
+        Self { sample: Duration::from_millis(10), samples: 5, most_samples: 5, warm_up: Duration::from_millis(20) };
 }
 
 /// The weights of one layer and the activations that it is measured with.
@@ -153,7 +165,13 @@ pub struct Record {
     pub q1_ms: Option<f64>,
     /// A quarter of the samples is as slow as this or slower.
     pub q3_ms: Option<f64>,
-    /// Number of samples.
+    /// Where the true median lies with a probability of 95 % (see [`noise`]): from here
+    pub median_low_ms: Option<f64>,
+    /// to here.
+    pub median_high_ms: Option<f64>,
+    /// Whether that is too wide for the median to be believed.
+    pub noisy: bool,
+    /// Number of samples; more than were asked for where the machine was not quiet.
     pub samples: usize,
     /// Calls in the last sample.
     pub calls_per_sample: usize,
@@ -176,6 +194,12 @@ pub struct Record {
     pub memory_share: Option<f64>,
     /// Median of the row with op `dense`, same shape, type and file, over this row's; `None` without such a row.
     pub speedup_vs_dense: Option<f64>,
+    /// Where the true ratio lies with a probability of 95 %: from here
+    pub speedup_low: Option<f64>,
+    /// to here.
+    pub speedup_high: Option<f64>,
+    /// Whether that is too wide for the ratio to be believed, or does not say which of the two is faster.
+    pub speedup_noisy: bool,
     /// Bytes of the weights on the device, metadata included.
     pub weight_bytes: usize,
     /// Largest error over its bound among the checked outputs; 1 is the most that is allowed. `None` if infinite.
@@ -273,32 +297,103 @@ pub fn run(
     for subject in subjects.iter_mut().filter(|s| s.record.verified) {
         subject.record.calls_per_sample = calibrate(device, &subject.calls, policy)?;
     }
-    for round in 0..policy.samples {
-        for subject in subjects.iter_mut().filter(|s| s.record.verified) {
-            loop {
-                let calls = subject.record.calls_per_sample;
-                let timing = device.time(rotation(&subject.calls, round * calls, calls))?;
-                if timing.elapsed < policy.sample {
-                    // The machine has become faster since it was calibrated: a short sample does not count.
-                    subject.record.calls_per_sample = more_calls(calls, timing.elapsed, policy)?;
-                    continue;
-                }
-                subject.record.clock = Some(timing.clock.name());
-                subject.times.push(timing.elapsed.as_secs_f64() / calls as f64);
-                break;
+    let prepared = subjects.len();
+    let mut verified: Vec<_> = subjects.iter_mut().filter(|s| s.record.verified).collect();
+    let timed = verified.len();
+    let sample = |round: usize, subject: usize| {
+        let Subject { record, calls, .. } = &mut *verified[subject];
+        loop {
+            let count = record.calls_per_sample;
+            let timing = device.time(rotation(calls, round * count, count))?;
+            if timing.elapsed < policy.sample {
+                // The machine has become faster since it was calibrated: a short sample does not count.
+                record.calls_per_sample = more_calls(count, timing.elapsed, policy)?;
+                continue;
             }
+            record.clock = Some(timing.clock.name());
+            return Ok(timing.elapsed.as_secs_f64() / count as f64);
         }
-        progress(subjects.len() + round + 1);
-    }
-    for subject in &mut subjects {
+    };
+    let step = |round: usize| progress(prepared + round.min(policy.samples));
+    let samples = noise::rounds(policy, timed, sample, step)?;
+    for (subject, times) in verified.iter_mut().zip(samples) {
+        subject.times = times;
         finish(subject);
     }
-    let mut records: Vec<_> = subjects.into_iter().map(|s| s.record).collect();
-    let dense = records.iter().find(|r| r.op == "dense").and_then(|r| r.median_ms);
-    for record in &mut records {
-        record.speedup_vs_dense = dense.zip(record.median_ms).map(|(dense, own)| dense / own);
+    let dense = subjects.iter().find(|s| s.record.op == "dense" && s.record.verified).map(|s| s.times.clone());
+    for Subject { record, times, .. } in &mut subjects {
+        let Some(ratio) = dense.as_deref().and_then(|dense| Estimate::of_ratio(dense, times)) else { continue };
+        record.speedup_vs_dense = Some(ratio.value);
+        record.speedup_low = Some(ratio.interval.low);
+        record.speedup_high = Some(ratio.interval.high);
+        record.speedup_noisy = ratio.noisy;
     }
-    Ok(records)
+    Ok(subjects.into_iter().map(|s| s.record).collect())
+}
+
+/// An error unless the host has the memory that [`run`] takes for a layer of this shape and type: known before weights
+/// are drawn or read.
+pub fn fits_into_memory(
+    device: &Device,
+    shape: (usize, usize, usize),
+    dtype: DType,
+    requests: &[Request],
+) -> Result<()> {
+    let (m, n, k) = shape;
+    let bytes = host_bytes(&device.info(), shape, dtype, requests.iter().map(|r| (r.op, r.plan.weights())));
+    memory::claim(usize::try_from(bytes).unwrap_or(usize::MAX), || {
+        format!("operands, copies and results of {m}x{n}x{k} in {dtype}")
+    })
+}
+
+/// What [`run`] takes on the host at the most, counted from what it holds at once; buffers of software drivers included.
+/// Operations are given with the form of their weights on the device.
+fn host_bytes(
+    info: &DeviceInfo,
+    (m, n, k): (usize, usize, usize),
+    dtype: DType,
+    requests: impl Iterator<Item = (Op, Op)>,
+) -> u128 {
+    let element = dtype.bytes() as u128;
+    let [wide_m, wide_n, wide_k] = [m, n, k].map(|size| size as u128);
+    let (w, x, y) = (wide_m * wide_k, wide_n * wide_k, wide_n * wide_m);
+    let mask = wide_m * wide_k.div_ceil(32) * 4;
+    // Both cases, and what they are drawn in.
+    let mut bytes = 2 * (w + x) * element + 4 * w.max(x);
+    let mut known: Vec<(Op, Op)> = Vec::new();
+    for (op, form) in requests {
+        if known.contains(&(op, form)) {
+            continue;
+        }
+        known.push((op, form));
+        let host = match op {
+            Op::Dense => w * element,
+            Op::Sparse24(v) => {
+                let codes = wide_m.div_ceil(v.get() as u128) * wide_k.div_ceil(32) * 4;
+                wide_m * 2 * wide_k.div_ceil(4) * element + codes
+            }
+            Op::Masked | Op::Masked24 => w * element + mask,
+        };
+        let own = match (info, form) {
+            (DeviceInfo::Cpu(_), Op::Sparse24(v)) => CpuWeights::sparse24_bytes(m, k, v, dtype),
+            (DeviceInfo::Cpu(_), Op::Dense) => CpuWeights::dense_bytes(m, k, dtype, false),
+            (DeviceInfo::Cpu(_), _) => CpuWeights::dense_bytes(m, k, dtype, true),
+            (DeviceInfo::Gpu(_), _) => host,
+        };
+        let set = own + x * element;
+        // A GPU's memory is its own: of its buffers the host holds one at a time, on its way.
+        let rotated = match info {
+            DeviceInfo::Gpu(gpu) if gpu.kind != AdapterKind::Software => 0,
+            _ => u128::from(rotation_bytes(info)).min(set * u128::from(MOST_SETS)),
+        };
+        bytes += 2 * (host + set + y * element) + rotated;
+    }
+    // While weights are pruned and outputs are compared.
+    let work = (mask + w * element).max(4 * y * element);
+    // Sampled rows and columns as the oracle has them, and activations or weights that the CPU device packs or widens.
+    let oracle = 512 * wide_k * 32 / 16 + wide_n.min(512) * wide_k * 8;
+    let scratch = if matches!(info, DeviceInfo::Cpu(_)) { 4 * (w + 2 * x + y) } else { 0 };
+    bytes + work + oracle + scratch
 }
 
 /// Steps that [`run`] reports.
@@ -725,6 +820,9 @@ fn record(case: &Case, request: &Request, device: &Device, verdict: &Verdict, co
         max_ms: None,
         q1_ms: None,
         q3_ms: None,
+        median_low_ms: None,
+        median_high_ms: None,
+        noisy: false,
         samples: 0,
         calls_per_sample: 0,
         operand_sets: 0,
@@ -735,6 +833,9 @@ fn record(case: &Case, request: &Request, device: &Device, verdict: &Verdict, co
         arithmetic_share: None,
         memory_share: None,
         speedup_vs_dense: None,
+        speedup_low: None,
+        speedup_high: None,
+        speedup_noisy: false,
         weight_bytes: 0,
         error_over_bound: Some(verdict.error_over_bound).filter(|e| e.is_finite()),
         checked_outputs: verdict.checked,
@@ -775,8 +876,13 @@ fn more_calls(count: usize, elapsed: Duration, policy: &Policy) -> Result<usize>
 const MOST_CALLS: usize = 1 << 22;
 
 fn finish(subject: &mut Subject) {
-    let Some(Summary { min, q1, median, q3, max }) = Summary::of(&mut subject.times) else { return };
+    let Some(Estimate { interval, noisy, .. }) = Estimate::of_median(&subject.times) else { return };
+    // Sorted apart: the order of the rounds is needed for ratios.
+    let Some(Summary { min, q1, median, q3, max }) = Summary::of(&mut subject.times.clone()) else { return };
     let record = &mut subject.record;
+    record.median_low_ms = Some(interval.low * 1e3);
+    record.median_high_ms = Some(interval.high * 1e3);
+    record.noisy = noisy;
     record.samples = subject.times.len();
     record.median_ms = Some(median * 1e3);
     record.min_ms = Some(min * 1e3);

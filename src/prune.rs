@@ -36,9 +36,10 @@ pub use statistics::Statistics;
 use rand_pcg::Pcg32;
 use rand_pcg::rand_core::Rng;
 
-use crate::error::{Result, checked_mul, expect_shape};
+use crate::error::{Result, expect_shape};
 use crate::mask::{Mask, Mask24, VectorLen};
 use crate::matrix::{Element, Matrix, each_dtype};
+use crate::memory;
 
 /// The six ways to keep two of four, position i in bit i.
 const PATTERNS: [u8; 6] = [0b0011, 0b0101, 0b0110, 0b1001, 0b1010, 0b1100];
@@ -109,7 +110,8 @@ fn by_block(
     vector: VectorLen,
     mut choose: impl FnMut(std::ops::Range<usize>, &mut Vec<u8>) -> Result<()>,
 ) -> Result<Mask24> {
-    let mut words = Vec::with_capacity(checked_mul("mask", rows, cols.div_ceil(32))?);
+    memory::claim_matrix("mask", rows, cols.div_ceil(32), size_of::<u32>())?;
+    let mut words = Vec::with_capacity(rows * cols.div_ceil(32));
     let mut patterns = Vec::new();
     // No columns, no words, however many rows.
     for row in (0..if cols == 0 { 0 } else { rows }).step_by(vector.get()) {

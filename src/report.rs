@@ -8,25 +8,22 @@ pub mod compare;
 mod datasheet;
 pub mod file;
 pub mod page;
+pub mod sheet;
 
-use std::fmt::Write as _;
-
-use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use serde::Serialize;
 
 use crate::engine::{CpuInfo, Device, DeviceInfo};
+use crate::measure::noise::{Interval, MEDIAN_BOUND, RATIO_BOUND};
 use crate::measure::{Ceilings, Policy, Record};
 use crate::plan::Tuning;
 use crate::simd::SimdLevel;
+use sheet::{Page, Sheet, Shown};
 
 /// Name and version of the JSON that [`Report::to_json`] writes. Fields may be added to it, never renamed.
 pub const SCHEMA: &str = "sparse24-bench/1";
 
 /// Name and version of the JSON of whole models.
 pub const MODEL_SCHEMA: &str = "sparse24-model-bench/1";
-
-/// The table's columns of numbers, from V to MB.
-const NUMBERS: std::ops::RangeInclusive<usize> = 4..=12;
 
 /// One run of the benchmark: where and how it was made, and what came out.
 #[derive(Clone, Debug, Serialize)]
@@ -35,6 +32,16 @@ pub struct Report {
     environment: Environment,
     ceilings: Ceilings,
     rows: Vec<Record>,
+    skipped: Vec<Skipped>,
+}
+
+/// Something that was to be measured and could not be.
+#[derive(Clone, Debug, Serialize)]
+pub struct Skipped {
+    /// Name of the tensor.
+    pub name: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// Where and how a run was made.
@@ -73,6 +80,7 @@ pub struct Environment {
 struct Sampling {
     seed: u64,
     samples: usize,
+    most_samples: usize,
     sample_ms: f64,
 }
 
@@ -80,7 +88,7 @@ impl Environment {
     /// Describes a run on `device`, with the tuning that it has now, that starts now.
     pub fn new(device: &Device, policy: &Policy, seed: u64, command: String) -> Self {
         let sample_ms = policy.sample.as_secs_f64() * 1e3;
-        let sampling = Sampling { seed, samples: policy.samples, sample_ms };
+        let sampling = Sampling { seed, samples: policy.samples, most_samples: policy.most_samples, sample_ms };
         Self { sampling: Some(sampling), ..Self::unsampled(device, command) }
     }
 
@@ -117,6 +125,17 @@ impl Environment {
             command,
         }
     }
+
+    /// The program and the start of the run, for those who find its figures elsewhere.
+    pub fn source(&self) -> String {
+        let commit = self.commit.iter().map(|commit| format!(", commit {commit}")).collect::<String>();
+        format!("build: sparse24 {}{commit}; {}; `{}`", self.version, self.date, self.command)
+    }
+
+    /// Least and most samples, and the milliseconds of each, where there are any.
+    pub fn sampling(&self) -> Option<(usize, usize, f64)> {
+        self.sampling.as_ref().map(|s| (s.samples, s.most_samples, s.sample_ms))
+    }
 }
 
 /// `SPARSE24_COMMIT`, for binaries that were carried away from their tree or outlived it; else what git says now of
@@ -140,9 +159,19 @@ fn git_commit() -> Option<String> {
 
 impl Report {
     /// A run and its rows, which get their shares of the ceilings.
-    pub fn new(environment: Environment, ceilings: Ceilings, mut rows: Vec<Record>) -> Self {
+    pub fn new(environment: Environment, ceilings: Ceilings, mut rows: Vec<Record>, skipped: Vec<Skipped>) -> Self {
         rows.iter_mut().for_each(|row| row.compare_with(&ceilings));
-        Self { schema: SCHEMA, environment, ceilings, rows }
+        Self { schema: SCHEMA, environment, ceilings, rows, skipped }
+    }
+
+    /// The rows, each with its shares of the ceilings.
+    pub fn rows(&self) -> &[Record] {
+        &self.rows
+    }
+
+    /// What was not measured.
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.skipped
     }
 
     /// Rows whose result was not within its error bound.
@@ -156,67 +185,91 @@ impl Report {
         Ok(text + "\n")
     }
 
-    /// The run as text: what was measured on what, the rows, and what the columns mean.
-    pub fn table(&self) -> String {
+    /// The run for people: what was measured on what, the rows, and what the columns mean.
+    pub fn page(&self) -> Page {
         let env = &self.environment;
-        let mut text = format!("sparse24 {} on {}", env.version, env.device);
-        let driver = env.driver.iter().zip(&env.backend).map(|(d, b)| format!("{} adapter, {b}, {d}", env.kind));
-        let cpu = env.simd.iter().zip(&env.threads).map(|(s, t)| format!("CPU device, {s}, {t} threads"));
         let checks = env.shader_checks.map(|c| format!("{c} shaders"));
+        let driver = env.driver.iter().zip(&env.backend).map(|(d, b)| format!("{} adapter, {b}, {d}", env.kind));
+        let threads = |n: &usize| plural(*n, "thread");
+        let cpu = env.simd.iter().zip(&env.threads).map(|(s, t)| format!("CPU device, {s}, {}", threads(t)));
         let details: Vec<_> = driver.chain(cpu).chain(checks).collect();
-        let _ = writeln!(text, " ({})", details.join(", "));
+        let head = format!("sparse24 {} on {} ({})", env.version, env.device, details.join(", "));
 
-        let mut table = Table::new();
-        table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-')));
-        table.set_header([
-            "layer",
-            "m x n x k",
-            "type",
-            "op",
-            "V",
-            "ms",
-            "spread",
-            "effective",
-            "executed",
-            "vs dense",
-            "of peak",
-            "err/bound",
-            "MB",
-            "kernel",
-        ]);
-        let mut last = "";
+        // A shape that was given as such needs no name.
+        let only_shapes = self.rows.iter().all(|row| row.name == "shape");
+        let unit = Unit::of(self.rows.iter().filter_map(|row| row.effective_tflops));
+        let mut sheet = Sheet::new("layer")
+            .words("m x n x k", Shown::Always)
+            .words("type", Shown::Always)
+            .words("op", Shown::Always)
+            .numbers("V", Shown::Always)
+            .numbers("ms", Shown::Wide)
+            .numbers("ms \u{b1} %", Shown::Narrow)
+            .numbers("spread", Shown::Wide)
+            .numbers(unit.name, Shown::Narrow)
+            .numbers("effective", Shown::Wide)
+            .numbers("executed", Shown::Wide)
+            .numbers("vs dense", Shown::Always)
+            .words("verified", Shown::Narrow)
+            .numbers("of peak", Shown::Wide)
+            .numbers("err/bound", Shown::Wide)
+            .numbers("MB", Shown::Wide)
+            .words("kernel", Shown::Wide);
         for row in &self.rows {
-            let number = |x: Option<f64>, digits| x.map_or_else(|| "-".to_owned(), |x| significant(x, digits));
+            let times = [row.median_ms, row.median_low_ms, row.median_high_ms];
             let spread = row.median_ms.zip(row.max_ms).zip(row.min_ms);
-            // A layer's name stands on its first row only.
-            let name = if row.name == last { "" } else { &row.name };
-            last = &row.name;
-            let ratio = row.speedup_vs_dense.map_or_else(|| "-".to_owned(), |r| format!("{r:.2}x"));
-            table.add_row([
-                name.to_owned(),
-                format!("{}x{}x{}", row.m, row.n, row.k),
-                row.dtype.to_owned(),
-                row.op.to_owned(),
-                row.vector.map(|v| v.to_string()).unwrap_or_default(),
-                number(row.median_ms, 4),
-                spread
-                    .map_or_else(|| "-".to_owned(), |((mid, max), min)| format!("{:.0} %", (max - min) / mid * 100.0)),
-                number(row.effective_tflops, 3),
-                number(row.executed_tflops, 3),
-                ratio,
-                share(row),
-                if row.verified { number(row.error_over_bound, 2) } else { "FAILED".to_owned() },
-                significant(row.weight_bytes as f64 / 1e6, 3),
-                row.tile.clone(),
-            ]);
+            sheet.push(
+                if only_shapes { "" } else { &row.name },
+                [
+                    format!("{}x{}x{}", row.m, row.n, row.k),
+                    row.dtype.to_owned(),
+                    row.op.to_owned(),
+                    row.vector.map(|v| v.to_string()).unwrap_or_default(),
+                    marked(row.noisy, or_dash(row.median_ms, 4)),
+                    median_cell(times, row.noisy),
+                    spread_cell(spread),
+                    or_dash(row.effective_tflops.map(|x| x * unit.per_tflops), 3),
+                    or_dash(row.effective_tflops, 3),
+                    or_dash(row.executed_tflops, 3),
+                    ratio_cell(row.speedup_vs_dense, row.speedup_noisy),
+                    verified_cell(row.verified),
+                    share(row),
+                    if row.verified { or_dash(row.error_over_bound, 2) } else { FAILED.to_owned() },
+                    significant(row.weight_bytes as f64 / 1e6, 3),
+                    row.tile.clone(),
+                ],
+            );
         }
-        for column in NUMBERS {
-            if let Some(column) = table.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-        let _ = writeln!(text, "\n{}", table.trim_fmt());
+
+        let noisy = self.rows.iter().filter(|row| row.noisy || row.speedup_noisy).count();
+        let mut notes: Vec<_> = noise_note(noisy).into_iter().collect();
+        notes.extend(self.skipped.iter().map(|Skipped { name, reason }| format!("not measured: {name}: {reason}")));
+        notes.push(verified_note(self.rows.len(), self.failures().count()));
         let clock = self.rows.iter().find_map(|r| r.clock).unwrap_or("no clock");
+        let baseline =
+            if env.simd.is_some() { "the gemm crate, or columns of this crate" } else { "gemm_dense of this crate" };
+        let of_memory = if self.ceilings.copy_gb_per_s.is_some() { "copy" } else { "read" };
+        let legend = [
+            "m x n x k: out features, tokens and in features; V: rows of W that share one pattern".to_owned(),
+            times_legend(env.sampling(), clock),
+            format!("{}, effective: 2mnk / ms, whatever was skipped; executed: without the weights that are skipped, tile padding not counted; both in TFLOPS with --wide; sums in f32", unit.name),
+            format!("vs dense: this device's own dense row of the same shape and run over this one ({baseline}); below 1 is slower"),
+            "verified: outputs drawn from all over the result against an f64 reference, on these operands and on whole numbers, where no error is allowed; none of the others left unwritten".to_owned(),
+            noise_legend(),
+            format!("of peak (--wide): the larger share of the ceilings, a: executed operations of f32 multiply-adds (coop kernels: of cooperative matrices), m: the operands' bytes of the {of_memory}"),
+            "err/bound: largest error over what f32 arithmetic may lose, 1 is the limit; MB: weights on the device; spread: (slowest - fastest) / median".to_owned(),
+        ];
+        Page {
+            head: vec![head],
+            sheet,
+            notes,
+            wide_notes: vec![self.ceilings_note()],
+            legend: legend.to_vec(),
+            source: env.source(),
+        }
+    }
+
+    fn ceilings_note(&self) -> String {
         let ceiling =
             |name: &str, value: Option<f64>, unit: &str| value.map(|v| format!("{name} {} {unit}", significant(v, 3)));
         let Ceilings { fma_f32_tflops, fma_f16_tflops, cooperative_f16_tflops, copy_gb_per_s, read_gb_per_s } =
@@ -231,40 +284,180 @@ impl Report {
         .into_iter()
         .flatten()
         .collect();
-        if ceilings.is_empty() {
-            text.push_str("\nof peak: no ceilings are measured on this device\n");
-        } else {
-            let _ = writeln!(
-                text,
-                "\nceilings, measured in this run: {}\n\
-                 of peak: the larger share of them, a: executed operations of f32 multiply-adds (coop kernels: of cooperative\n\
-                 matrices), m: the operands' bytes of the {}",
-                ceilings.join(", "),
-                if copy_gb_per_s.is_some() { "copy" } else { "read" }
-            );
+        match &ceilings[..] {
+            [] => "of peak: no ceilings are measured on this device".to_owned(),
+            some => format!("ceilings, measured in this run: {}", some.join(", ")),
         }
-        let sampling = match &env.sampling {
-            Some(Sampling { samples, sample_ms, .. }) => {
-                format!("median of {samples} samples of {sample_ms:.0} ms or more")
+    }
+}
+
+/// The rows of a run as CSV, with all their fields; those of a field that has fields itself each on its own.
+///
+/// # Errors
+///
+/// Rows that are no objects.
+pub fn csv<T: Serialize>(rows: &[T]) -> crate::Result<String> {
+    let invalid = |e: &dyn std::fmt::Display| crate::Error::Invalid(format!("cannot write CSV: {e}"));
+    let mut names: Vec<String> = Vec::new();
+    let mut lines = Vec::new();
+    for row in rows {
+        // As text first: that keeps the fields in their order.
+        let text = serde_json::to_string(row).map_err(|e| invalid(&e))?;
+        let Fields(fields) = serde_json::from_str(&text).map_err(|e| invalid(&e))?;
+        for (name, _) in &fields {
+            if !names.contains(name) {
+                names.push(name.clone());
             }
-            None => "the median".to_owned(),
-        };
-        let _ = writeln!(
-            text,
-            "\nms: {sampling} ({clock}); spread: (slowest - fastest) / median\n\
-             effective: 2mnk / t in TFLOPS; executed: without the weights that are skipped (tile padding not counted); sums in f32\n\
-             vs dense: this device's own dense row of the same shape and run over this one ({}); below 1 is slower\n\
-             err/bound: largest error over what f32 arithmetic may lose, 1 is the limit; MB: weights on the device\n\
-             verified: outputs drawn from all over the result against an f64 reference, on these operands and on whole\n\
-             numbers, where no error is allowed; none of the others left unwritten",
-            if env.simd.is_some() { "the gemm crate, or columns of this crate" } else { "gemm_dense of this crate" },
-        );
-        let failed = self.failures().count();
-        let _ = match failed {
-            0 => writeln!(text, "all {} rows verified", self.rows.len()),
-            _ => writeln!(text, "{failed} of {} rows FAILED verification and were not timed", self.rows.len()),
-        };
-        text
+        }
+        lines.push(fields);
+    }
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(&names).map_err(|e| invalid(&e))?;
+    for fields in lines {
+        let of = |name: &String| fields.iter().find(|(own, _)| own == name).map_or("", |(_, value)| value);
+        writer.write_record(names.iter().map(of)).map_err(|e| invalid(&e))?;
+    }
+    let bytes = writer.into_inner().map_err(|e| invalid(&e))?;
+    String::from_utf8(bytes).map_err(|e| invalid(&e))
+}
+
+/// The fields of a JSON object in their order, as the cells of a CSV file have them.
+struct Fields(Vec<(String, String)>);
+
+impl<'de> serde::Deserialize<'de> for Fields {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> serde::de::Visitor<'de> for Object {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut fields = Vec::new();
+                while let Some((name, value)) = map.next_entry::<String, serde_json::Value>()? {
+                    match value {
+                        serde_json::Value::Object(own) => {
+                            fields.extend(own.iter().map(|(part, value)| (format!("{name}.{part}"), cell(value))));
+                        }
+                        value => fields.push((name, cell(&value))),
+                    }
+                }
+                Ok(Fields(fields))
+            }
+        }
+        from.deserialize_map(Object)
+    }
+}
+
+/// A value as a cell: null is empty, and items of a list are apart by spaces.
+fn cell(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::Null => String::new(),
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(" "),
+        other => other.to_string(),
+    }
+}
+
+/// What a noisy figure is marked with.
+const NOISE: &str = "~";
+
+/// What stands for a row that did not pass.
+const FAILED: &str = "FAILED";
+
+/// The unit of a column of speeds.
+struct Unit {
+    name: &'static str,
+    per_tflops: f64,
+}
+
+impl Unit {
+    /// TFLOPS if there is one or more, else GFLOPS.
+    fn of(tflops: impl Iterator<Item = f64>) -> Self {
+        match tflops.fold(0.0, f64::max) {
+            most if most >= 1.0 => Self { name: "TFLOPS", per_tflops: 1.0 },
+            _ => Self { name: "GFLOPS", per_tflops: 1e3 },
+        }
+    }
+}
+
+/// `1 layer`, `2 layers`.
+pub fn plural(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
+/// A number of so many digits, or a dash.
+pub fn or_dash(x: Option<f64>, digits: usize) -> String {
+    x.map_or_else(|| "-".to_owned(), |x| significant(x, digits))
+}
+
+/// A cell, with the mark of noise in front if it is noisy.
+pub fn marked(noisy: bool, cell: String) -> String {
+    if noisy { format!("{NOISE}{cell}") } else { cell }
+}
+
+/// A median, from where to where it lies, as the share that it may be off, and whether that is noise.
+pub fn median_cell([median, low, high]: [Option<f64>; 3], noisy: bool) -> String {
+    let Some(((value, low), high)) = median.zip(low).zip(high) else { return or_dash(median, 4) };
+    let reach = 100.0 * Interval { low, high }.reach(value);
+    let reach = if reach < 9.5 { format!("{reach:.1}") } else { format!("{reach:.0}") };
+    marked(noisy, format!("{} \u{b1} {reach:>3}", significant(value, 4)))
+}
+
+/// `(slowest - fastest) / median` in percent, of the median, the slowest and the fastest.
+pub fn spread_cell(times: Option<((f64, f64), f64)>) -> String {
+    times.map_or_else(|| "-".to_owned(), |((mid, max), min)| format!("{:.0} %", (max - min) / mid * 100.0))
+}
+
+/// How many times as fast as dense.
+pub fn ratio_cell(ratio: Option<f64>, noisy: bool) -> String {
+    ratio.map_or_else(|| "-".to_owned(), |ratio| marked(noisy, format!("{ratio:.2}x")))
+}
+
+/// Whether a row passed.
+pub fn verified_cell(verified: bool) -> String {
+    if verified { "yes" } else { FAILED }.to_owned()
+}
+
+/// What stands below a table with so many rows that have noisy figures.
+pub fn noise_note(rows: usize) -> Option<String> {
+    (rows > 0).then(|| {
+        let of = if rows == 1 { "1 row has".to_owned() } else { format!("{rows} rows have") };
+        format!("{NOISE} noise: {of} figures that the samples leave too open; a quieter machine would tell more")
+    })
+}
+
+/// What [`NOISE`] means.
+pub fn noise_legend() -> String {
+    format!(
+        "{NOISE}: noise. A time whose median is not known to {:.0} %; a ratio that is not known to {:.0} %, or that may as \
+         well be 1 (95 % intervals by bootstrap over rounds of samples)",
+        100.0 * MEDIAN_BOUND,
+        100.0 * RATIO_BOUND
+    )
+}
+
+/// What a column of medians is of: least and most samples of at least so many milliseconds, by this clock.
+pub fn times_legend(sampling: Option<(usize, usize, f64)>, clock: &str) -> String {
+    let samples = match sampling {
+        Some((least, most, ms)) if most > least => {
+            format!("the median of {least} samples of {ms:.0} ms or more ({clock}), of up to {most} while it is noisy")
+        }
+        Some((least, _, ms)) => format!("the median of {} of {ms:.0} ms or more ({clock})", plural(least, "sample")),
+        None => format!("the median ({clock})"),
+    };
+    format!("ms: {samples}; \u{b1} %: how far off it may be")
+}
+
+/// How many rows were found right.
+pub fn verified_note(rows: usize, failed: usize) -> String {
+    match (rows, failed) {
+        (1, 0) => "1 row verified".to_owned(),
+        (_, 0) => format!("all {rows} rows verified"),
+        (_, 1) => format!("1 of {} {FAILED} verification and was not timed", plural(rows, "row")),
+        _ => format!("{failed} of {rows} rows {FAILED} verification and were not timed"),
     }
 }
 

@@ -20,7 +20,7 @@ fn rows_are_verified_timed_and_written() {
     let out = folder.path().join("run.json");
     let shapes = "65x33x100,128x64x96";
     let (stdout, stderr) =
-        exits(0, &["bench", "--device", "cpu", "--quick", "--shapes", shapes, "--vector", "1,4", "--out", text(&out)]);
+        exits(0, &["bench", "--device", "cpu", "--quick", "--shapes", shapes, "--vector", "1,4", "--json", text(&out)]);
     assert!(stderr.is_empty(), "{stderr}");
     assert!(stdout.contains("all 8 rows verified") && stdout.contains("65x33x100"), "{stdout}");
 
@@ -67,14 +67,14 @@ fn the_command_of_a_row_measures_it_again() {
     save_matrices(&file, &[(name, &uniform(40, 64, DType::F16, 1).unwrap())]).unwrap();
     let arguments =
         ["bench", "--device", "cpu", "--quick", "--weights", text(&file), "--tokens", "7", "--threads", "1"];
-    exits(0, &[&arguments[..], &["--out", text(&out)]].concat());
+    exits(0, &[&arguments[..], &["--json", text(&out)]].concat());
     let run = json(&out);
     let row = &run["rows"][2];
     assert_eq!((&row["op"], &row["vector"], &row["dtype"]), (&"sparse24".into(), &32.into(), &"f16".into()));
 
     // As a shell would take it, with this test's binary for `sparse24`.
     let command = row["command"].as_str().unwrap().strip_prefix("sparse24 ").unwrap();
-    let script = format!("'{}' {command} --out '{}'", env!("CARGO_BIN_EXE_sparse24"), text(&again));
+    let script = format!("'{}' {command} --json '{}'", env!("CARGO_BIN_EXE_sparse24"), text(&again));
     let status = Command::new("sh").args(["-c", &script]).output().unwrap();
     assert!(status.status.success(), "{script}\n{}", String::from_utf8_lossy(&status.stderr));
     let again = json(&again);
@@ -111,7 +111,7 @@ fn what_fails_verification_is_not_timed_and_exits_with_3() {
     let (file, out) = (folder.path().join("huge.safetensors"), folder.path().join("run.json"));
     let huge = Matrix::from_f32(8, 64, &[3e38; 512]).unwrap();
     save_matrices(&file, &[("huge.weight", &huge)]).unwrap();
-    let (stdout, stderr) = exits(3, &["bench", "--quick", "--weights", text(&file), "--out", text(&out)]);
+    let (stdout, stderr) = exits(3, &["bench", "--quick", "--weights", text(&file), "--json", text(&out)]);
     assert!(stdout.contains("FAILED") && stdout.contains("4 of 4 rows"), "{stdout}");
     // In f16 they are no numbers at all.
     let (_, refused) = exits(1, &["bench", "--quick", "--weights", text(&file), "--dtype", "f16"]);
@@ -165,15 +165,15 @@ fn bad_input_is_named_exits_with_1_and_writes_nothing() {
         (["--shapes", "4294967295x4294967295x4294967295"], ["4294967295x4294967295x4294967295", "overflow"]),
         (["--shapes", "16777216x1x16777216"], ["16777216x1x16777216", "out of memory"]),
     ] {
-        let (stdout, stderr) = exits(1, &["bench", "--quick", arguments[0], arguments[1], "--out", text(&out)]);
+        let (stdout, stderr) = exits(1, &["bench", "--quick", arguments[0], arguments[1], "--json", text(&out)]);
         assert!(stdout.is_empty() && named.iter().all(|n| stderr.contains(n)), "{arguments:?}: {stderr}");
         assert_eq!(stderr.matches("No such file").count().max(1), 1, "said twice: {stderr}");
         assert!(!out.exists());
     }
     // A folder is no file, and what is neither is left alone.
-    let (_, stderr) = exits(1, &["bench", "--quick", "--out", text(folder.path())]);
+    let (_, stderr) = exits(1, &["bench", "--quick", "--json", text(folder.path())]);
     assert!(stderr.contains("not a regular file"), "{stderr}");
-    let (_, stderr) = exits(1, &["bench", "--quick", "--out", "/nonexistent/run.json"]);
-    assert!(stderr.contains("--out") && stderr.contains("/nonexistent/run.json"), "{stderr}");
+    let (_, stderr) = exits(1, &["bench", "--quick", "--json", "/nonexistent/run.json"]);
+    assert!(stderr.contains("--json") && stderr.contains("/nonexistent/run.json"), "{stderr}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
 }

@@ -111,7 +111,7 @@ fn pruned(w: &Matrix, vector: VectorLen) -> Matrix {
 fn help_shows_an_example_of_every_command() {
     let help = sparse24(&["--help"]).fine();
     for (command, flag) in [
-        ("bench", "--out"),
+        ("bench", "--json"),
         ("convert", "--to"),
         ("devices", "--json"),
         ("embed", "--input"),
@@ -616,7 +616,7 @@ fn bench_of_a_model_verifies_every_row_and_says_where_time_goes() {
     TinyBert::new(5).write(dir.path());
     let out = dir.path().join("run.json");
     let model = dir.path().to_str().unwrap();
-    let args = ["bench", "--device", "cpu", "--quick", "--model", model, "--batch", "3", "--seq", "24", "--out"];
+    let args = ["bench", "--device", "cpu", "--quick", "--model", model, "--batch", "3", "--seq", "24", "--json"];
     let text = sparse24(&[&args[..], &[out.to_str().unwrap()]].concat()).fine();
     assert!(text.contains("2 layers of 40 features") && text.contains("all 8 rows verified"), "{text}");
     assert!(text.contains("GEMMs are "), "{text}");
@@ -643,7 +643,7 @@ fn bench_of_a_model_verifies_every_row_and_says_where_time_goes() {
     // Fewer rows, half precision, and the plans behind them.
     let few = ["--ops", "sparse24", "--vector", "4", "--dtype", "f16", "--explain"];
     let text = sparse24(&[&args[..10], &few].concat()).fine();
-    assert!(text.contains("all 1 rows verified") && text.contains("chosen because"), "{text}");
+    assert!(text.contains("1 row verified") && text.contains("chosen because"), "{text}");
 
     for (args, error) in [
         (&["--model", model, "--seq", "25"][..], "takes at most 24 tokens"),

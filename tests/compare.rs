@@ -16,7 +16,7 @@ const RUN: [&str; 8] = ["bench", "--device", "cpu", "--threads", "1", "--quick",
 
 /// Measures into a file.
 fn measured(path: &Path) -> Value {
-    exits(0, &[&RUN[..], &["--out", text(path)]].concat());
+    exits(0, &[&RUN[..], &["--json", text(path)]].concat());
     json(path)
 }
 
@@ -48,7 +48,7 @@ fn slower_than_before_exits_with_3_where_that_is_asked_for() {
     let fail = ["--fail-slower", "5"];
 
     write(&scaled(&run, 0.01));
-    let (stdout, stderr) = exits(3, &[&RUN[..], &compare, &fail, &["--out", text(&out)]].concat());
+    let (stdout, stderr) = exits(3, &[&RUN[..], &compare, &fail, &["--json", text(&out)]].concat());
     assert!(stdout.contains("all 4 rows verified"), "{stdout}");
     assert!(stdout.ends_with("of 4 rows 4 slower, 0 faster, 0 unchanged, 0 not compared\n"), "{stdout}");
     assert_eq!(stderr.matches("slower: shape 64x8x64 ").count(), 4, "{stderr}");
@@ -80,11 +80,11 @@ fn models_are_compared_too() {
     let folder = tempfile::tempdir().unwrap();
     let old = folder.path().join("old.json");
     let run = ["bench", "--device", "cpu", "--quick", "--model", "minilm", "--seq", "8", "--ops", "dense"];
-    exits(0, &[&run[..], &["--batch", "1", "--out", text(&old)]].concat());
+    exits(0, &[&run[..], &["--batch", "1", "--json", text(&old)]].concat());
     std::fs::write(&old, scaled(&json(&old), 0.01).to_string()).unwrap();
     let compare = ["--compare", text(&old), "--fail-slower", "5"];
     let (stdout, stderr) = exits(3, &[&run[..], &["--batch", "1"], &compare].concat());
-    assert!(stdout.ends_with("of 1 rows 1 slower, 0 faster, 0 unchanged, 0 not compared\n"), "{stdout}");
+    assert!(stdout.ends_with("of 1 row 1 slower, 0 faster, 0 unchanged, 0 not compared\n"), "{stdout}");
     assert!(stderr.contains("slower: dense f32: "), "{stderr}");
     let (stdout, stderr) = exits(1, &[&run[..], &["--batch", "2"], &compare].concat());
     assert!(stdout.is_empty() && stderr.contains("old.json") && stderr.contains("1 x 8 tokens"), "{stderr}");
@@ -102,7 +102,7 @@ fn the_earlier_run_may_be_replaced_and_what_differs_is_told() {
     assert_eq!(last["op"], "masked");
     std::fs::write(&old, run.to_string()).unwrap();
 
-    let ops = ["--vector", "1", "--compare", text(&old), "--out", text(&old)];
+    let ops = ["--vector", "1", "--compare", text(&old), "--json", text(&old)];
     let (stdout, _) = exits(0, &[&RUN[..], &ops].concat());
     let version = format!("version: 0.0.1 before, {} now", env!("CARGO_PKG_VERSION"));
     for part in [&version, "vector instructions: another before", "one that was -> ", "not measured now", "new"] {
@@ -134,7 +134,7 @@ fn what_cannot_be_compared_with_is_named_before_anything_is_measured() {
         (with(&|run| run["rows"].as_array_mut().unwrap().iter_mut().for_each(|r| r["name"] = "x".into())), "no row"),
     ] {
         std::fs::write(&old, content).unwrap();
-        let (stdout, stderr) = exits(1, &[&RUN[..], &["--compare", text(&old), "--out", text(&out)]].concat());
+        let (stdout, stderr) = exits(1, &[&RUN[..], &["--compare", text(&old), "--json", text(&out)]].concat());
         assert!(stdout.is_empty(), "{stdout}");
         assert!(stderr.contains("--compare: ") && stderr.contains("old.json") && stderr.contains(named), "{stderr}");
         assert!(!out.exists());

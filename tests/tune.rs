@@ -173,7 +173,7 @@ mod command {
     fn what_is_not_tuned_is_not_looked_up() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("run.json");
-        let arguments = ["bench", "--device", "cpu", "--quick", "--shapes", "8x8x8", "--out", out.to_str().unwrap()];
+        let arguments = ["bench", "--device", "cpu", "--quick", "--shapes", "8x8x8", "--json", out.to_str().unwrap()];
         let (_, stderr) = exits(without_gpu(&arguments).env("SPARSE24_CACHE", folder.path()), 0);
         let run: Value = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
         let environment = &run["environment"];
@@ -210,7 +210,7 @@ mod command {
         fn bench(&self, more: &[&str]) -> (Value, String) {
             let out = tempfile::tempdir().unwrap();
             let out = out.path().join("run.json");
-            let (_, stderr) = self.run("bench", "dense", &[more, &["--out", out.to_str().unwrap()]].concat());
+            let (_, stderr) = self.run("bench", "dense", &[more, &["--json", out.to_str().unwrap()]].concat());
             (read(&out), stderr)
         }
     }

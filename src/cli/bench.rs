@@ -9,18 +9,21 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 use regex::Regex;
 
+use super::args::Usage;
+use super::output::Output;
 use super::shapes::{self, Float, Layer, OpName, Shape};
-use super::{Outcome, compare, model_bench, print, progress, say, tuning, writable};
+use super::{Outcome, compare, model_bench, progress, say, tuning};
 use sparse24::engine::{Device, DeviceInfo, Options};
-use sparse24::io::{Dtype, TensorFile, write_atomically};
-use sparse24::kernel::ShaderChecks;
+use sparse24::io::{Dtype, TensorFile};
+use sparse24::kernel::{Kernel, ShaderChecks};
 use sparse24::mask::VectorLen;
 use sparse24::matrix::DType;
-use sparse24::measure::{self, Case, Choice, Policy, Request};
-use sparse24::plan::Plan;
+use sparse24::measure::{self, Case, Ceilings, Choice, Policy, Request};
+use sparse24::plan::{CpuWay, Plan};
 use sparse24::problem::{Op, Problem};
 use sparse24::report::compare::{Key, Scope};
-use sparse24::report::{Environment, Report};
+use sparse24::report::sheet::printable;
+use sparse24::report::{Environment, Report, Skipped, plural};
 use sparse24::simd::SimdLevel;
 
 /// Measure dense, 2:4 and masked GEMMs side by side, every result verified first.
@@ -28,12 +31,19 @@ use sparse24::simd::SimdLevel;
 /// Computes Y = X·Wᵀ for weights W of m output features by k input features and n tokens. 2:4 weights and the mask are
 /// the dense weights pruned by magnitude.
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    after_help = "Examples:
   sparse24 bench --shapes llama-8b --tokens 1,512 --dtype f16 --vector 1,32,128
-  sparse24 bench --device llvmpipe --shapes 65x33x100 --ops dense,sparse24 --out run.json
+  sparse24 bench --device llvmpipe --shapes 65x33x100 --ops dense,sparse24 --json run.json
   sparse24 bench --weights model.safetensors --filter 'encoder.*dense' --tokens 128
-  sparse24 bench --model bert-base --batch 8 --seq 128 --vector 32 --out bert.json
-  sparse24 bench --compare before.json --fail-slower 5   # exit code 3 if slower")]
+  sparse24 bench --model bert-base --batch 8 --seq 128 --vector 32 --json bert.json
+  sparse24 bench --format md                             # a table to paste
+  sparse24 bench --compare before.json --fail-slower 5   # exit code 3 if slower
+
+Exit codes: 0 all rows are verified; 1 an error, or a tensor of --weights could not be measured (the others are
+printed); 2 wrong options; 3 a row failed verification, or is slower than --fail-slower allows.",
+    mut_arg("json", |json| json.alias("out"))
+)]
 pub(crate) struct Args {
     /// Device: `auto`, `cpu`, or part of an adapter's name (see `sparse24 devices`).
     #[arg(long, value_name = "NAME", default_value = "auto")]
@@ -66,8 +76,9 @@ pub(crate) struct Args {
     /// `masked24` holds the mask as 2:4 codes. [default: dense,sparse24,masked; with --model dense,sparse24,auto,masked]
     #[arg(long, value_name = "OP,...", value_delimiter = ',')]
     ops: Vec<OpName>,
-    /// Kernel: `auto` for the planner's choice, or a name as in the table's last column or the JSON's `kernel`.
-    /// Operations that have no such kernel are left to the planner, and so is `auto`.
+    /// Kernel: `auto` for the planner's choice, or a name as in the last column of --wide or the JSON's `kernel`: on the
+    /// CPU device gemm_crate, columns, gather or gemv, on a GPU a tile such as 64x64x16. Operations that have no such
+    /// kernel are left to the planner, and so is `auto`.
     #[arg(long, value_name = "auto|KERNEL", default_value = "auto")]
     plan: String,
     /// Print for each row which kernel was chosen and why, its predicted bound, padding, bytes and operations.
@@ -89,7 +100,8 @@ pub(crate) struct Args {
     /// Seed of the random weights and activations.
     #[arg(long, default_value_t = 24)]
     seed: u64,
-    /// Three short samples instead of ten of 20 ms: to see that it runs, not how fast.
+    /// Three short samples instead of ten of 20 ms, or up to thirty where the machine is not quiet: to see that it
+    /// runs, not how fast.
     #[arg(long)]
     quick: bool,
     /// Keep the run-time checks in the shaders.
@@ -101,9 +113,8 @@ pub(crate) struct Args {
     /// Choose kernels by estimates, whatever was tuned.
     #[arg(long, conflicts_with = "cache")]
     no_tuning: bool,
-    /// Write the run as JSON (schema sparse24-bench/1).
-    #[arg(long, value_name = "FILE.json")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
     #[command(flatten)]
     compare: compare::Flags,
 }
@@ -130,7 +141,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Random(Layer { name, m, n, k }) => write!(f, "{name} {m}x{n}x{k}"),
-            Self::Tensor { name, .. } => write!(f, "tensor {name}"),
+            Self::Tensor { name, .. } => write!(f, "tensor {}", printable(name)),
         }
     }
 }
@@ -156,6 +167,10 @@ impl Args {
 
     pub(super) fn explain(&self) -> bool {
         self.explain
+    }
+
+    pub(super) fn output(&self) -> &Output {
+        &self.output
     }
 
     /// The operations asked for, in the order of their rows.
@@ -198,7 +213,14 @@ impl Args {
         if self.plan != "auto" && requests.iter().all(|r| r.choice != Choice::User) {
             names.sort();
             names.dedup();
-            bail!("--plan: none of the chosen operations has a kernel {}; they have {}", self.plan, names.join(", "));
+            let wanted = &self.plan;
+            let why = match device.info() {
+                DeviceInfo::Cpu(_) if is_gpu_kernel(wanted) => "is a kernel of GPUs, and this is the CPU device",
+                DeviceInfo::Gpu(_) if is_cpu_kernel(wanted) => "is a kernel of the CPU device, and this is a GPU",
+                _ => "is no kernel of the chosen operations here",
+            };
+            let names = names.join(", ");
+            return Err(Usage::new(format!("--plan: {wanted} {why}; for {m}x{n}x{k} there are {names}")));
         }
         Ok(requests)
     }
@@ -374,73 +396,148 @@ impl Args {
     }
 }
 
+/// A layer and how each operation is to be solved on it.
+struct Job {
+    source: Source,
+    requests: Vec<Request>,
+}
+
+/// The layers that can be measured, and the tensors that cannot.
+#[derive(Default)]
+struct Work {
+    jobs: Vec<Job>,
+    keys: Vec<Key>,
+    skipped: Vec<Skipped>,
+}
+
+impl Work {
+    /// Leaves out a tensor, and says so. What was asked for as such is not left out: its error ends the run, as a lost
+    /// device does.
+    fn skip(&mut self, source: &Source, file: Option<&TensorFile>, error: anyhow::Error) -> Result<()> {
+        let lost = matches!(error.downcast_ref(), Some(sparse24::Error::DeviceLost(_)));
+        match source {
+            Source::Tensor { name, .. } if !lost && !error.is::<Usage>() => {
+                let skipped = Skipped { name: name.clone(), reason: format!("{error:#}") };
+                say(&format!("not measured: {}: {}", named(source, file), printable(&skipped.reason)));
+                self.skipped.push(skipped);
+                Ok(())
+            }
+            _ => Err(error.context(named(source, file))),
+        }
+    }
+
+    /// An error if tensors were left out, whose place is after the results of the others.
+    fn complete(skipped: &[Skipped], file: Option<&TensorFile>) -> Result<()> {
+        match (skipped.len(), file) {
+            (0, _) | (_, None) => Ok(()),
+            (n, Some(file)) => bail!("{}: {} could not be measured", file.path().display(), plural(n, "tensor")),
+        }
+    }
+}
+
+/// What errors call a layer.
+fn named(source: &Source, file: Option<&TensorFile>) -> String {
+    match (source, file) {
+        (Source::Tensor { .. }, Some(file)) => format!("{}: {source}", file.path().display()),
+        _ => source.to_string(),
+    }
+}
+
+fn is_gpu_kernel(name: &str) -> bool {
+    // Without the splits of k.
+    let base = name.split_once('/').or_else(|| name.split_once("-split")).map_or(name, |(base, _)| base);
+    Kernel::all().any(|kernel| kernel.to_string() == base || kernel.way().to_string() == base)
+}
+
+fn is_cpu_kernel(name: &str) -> bool {
+    let ways = [CpuWay::GemmCrate, CpuWay::Columns, CpuWay::Gather, CpuWay::Gemv];
+    name.starts_with("cpu_") || ways.iter().any(|way| way.name() == name)
+}
+
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    let out = args.out.as_deref().map(writable).transpose().context("--out")?;
+    args.output.check()?;
     let earlier = args.earlier()?;
     if let Some(model) = &args.model {
-        return model_bench::run(args, model, out.as_deref(), earlier.as_ref());
+        return model_bench::run(args, model, earlier.as_ref());
     }
     let file = args.weights.as_deref().map(TensorFile::open).transpose()?;
-    let sources = args.sources(file.as_ref())?;
+    let file = file.as_ref();
+    let sources = args.sources(file)?;
     let (device, policy, environment) = args.environment()?;
 
     // What the device cannot do is found out before anything is measured, and so is what there is to compare.
-    let mut plans = Vec::new();
-    let mut keys = Vec::new();
-    for source in &sources {
-        let shape = args.shape_of(source, file.as_ref())?;
-        keys.extend(args.keys(source, shape));
-        plans.push(args.requests(&device, shape).with_context(|| source.to_string())?);
+    let mut work = Work::default();
+    for source in sources {
+        let planned = args.shape_of(&source, file).and_then(|shape @ (m, n, k, dtype)| {
+            let requests = args.requests(&device, shape)?;
+            measure::fits_into_memory(&device, (m, n, k), dtype, &requests)?;
+            Ok((args.keys(&source, shape), requests))
+        });
+        match planned {
+            Ok((keys, requests)) => {
+                work.keys.extend(keys);
+                work.jobs.push(Job { source, requests });
+            }
+            Err(e) => work.skip(&source, file, e)?,
+        }
     }
     if let Some(earlier) = &earlier {
-        earlier.covers(&Scope::Layers, &keys)?;
+        earlier.covers(&Scope::Layers, &work.keys)?;
     }
     if args.explain {
-        for (source, requests) in sources.iter().zip(&plans) {
+        for Job { source, requests } in &work.jobs {
             for Request { op, plan, choice } in requests {
                 let auto = if *choice == Choice::Auto { ", auto" } else { "" };
-                print(&format!("{source}, {op}{auto}: {}\n", plan.explain()))?;
+                args.output.remark(&format!("{source}, {op}{auto}: {}\n", plan.explain()))?;
             }
         }
     }
 
-    let steps = plans.iter().map(|requests| measure::steps(requests.len(), &policy)).max().unwrap_or(0) as u64;
-    let bar = progress(sources.len() * steps as usize);
+    let jobs = std::mem::take(&mut work.jobs);
+    let steps = jobs.iter().map(|job| measure::steps(job.requests.len(), &policy)).max().unwrap_or(0) as u64;
+    let bar = progress(jobs.len() * steps as usize);
     bar.set_message("ceilings");
-    let ceilings = measure::ceilings(&device, &policy).context("ceilings")?;
+    let ceilings = match jobs.is_empty() {
+        true => Ceilings::default(),
+        false => measure::ceilings(&device, &policy).context("ceilings")?,
+    };
     let mut rows = Vec::new();
-    for (done, (source, requests)) in sources.iter().zip(&plans).enumerate() {
-        let named = || match (&file, source) {
-            (Some(file), Source::Tensor { .. }) => format!("{}: {source}", file.path().display()),
-            _ => source.to_string(),
-        };
-        let case = args.load(source, file.as_ref()).with_context(named)?;
-        bar.set_message(case.name.clone());
-        let dtype = case.w.dtype();
-        let measured = measure::run(
-            &device,
-            &case,
-            requests,
-            &policy,
-            args.seed,
-            |request| args.command(&device, source, dtype, request),
-            |step| bar.set_position(done as u64 * steps + step as u64),
-        );
-        rows.extend(measured.with_context(named)?);
+    for (done, Job { source, requests }) in jobs.iter().enumerate() {
+        let measured = args.load(source, file).and_then(|case| {
+            bar.set_message(printable(&case.name));
+            let dtype = case.w.dtype();
+            let measured = measure::run(
+                &device,
+                &case,
+                requests,
+                &policy,
+                args.seed,
+                |request| args.command(&device, source, dtype, request),
+                |step| bar.set_position(done as u64 * steps + step as u64),
+            );
+            Ok(measured?)
+        });
+        match measured {
+            Ok(measured) => rows.extend(measured),
+            Err(e) => bar.suspend(|| work.skip(source, file, e))?,
+        }
     }
     bar.finish_and_clear();
+    if rows.is_empty() {
+        Work::complete(&work.skipped, file)?;
+    }
 
-    let report = Report::new(environment, ceilings, rows);
+    let report = Report::new(environment, ceilings, rows, work.skipped);
     for row in report.failures() {
         say(&format!("failed: {}: {}", row.kernel, row.failure.as_deref().unwrap_or_default()));
     }
-    print(&report.table())?;
-    let json = report.to_json()?;
-    if let Some(out) = &out {
-        write_atomically(out, |file| file.write_all(json.as_bytes()))?;
+    args.output.emit(&report, report.rows(), &report.page())?;
+    let compared = earlier.map_or(Ok(Outcome::Fine), |earlier| earlier.compare(&report.to_json()?, &args.output))?;
+    if report.failures().next().is_some() {
+        return Ok(Outcome::VerificationFailed);
     }
-    let compared = earlier.map_or(Ok(Outcome::Fine), |earlier| earlier.compare(&json))?;
-    Ok(if report.failures().next().is_some() { Outcome::VerificationFailed } else { compared })
+    Work::complete(report.skipped(), file)?;
+    Ok(compared)
 }
 
 /// The command that runs.

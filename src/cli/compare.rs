@@ -1,21 +1,25 @@
 //! `--compare` and `--fail-slower` of `sparse24 bench`: the earlier run is read, and found to have rows in common,
 //! before anything is measured; see [`report::compare`](sparse24::report::compare) for what counts as slower.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Outcome, print, say};
+use super::output::Output;
+use super::{Outcome, args, say};
 use sparse24::report::compare::{Key, Run, Scope};
 use sparse24::report::file::File;
+use sparse24::report::plural;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Flags {
     /// Compare with an earlier run, row by row: a row is slower or faster if its median changed and the middle halves
-    /// of the samples do not overlap. It is read first, so `--out` may replace it, slower or not.
-    #[arg(long, value_name = "OLD.json")]
+    /// of the samples do not overlap. It is read first, so `--json` may replace it, slower or not.
+    #[arg(long, value_name = "OLD.json|-")]
     compare: Option<PathBuf>,
-    /// Exit with 3 if a row is slower than in OLD.json by more than this, and beyond its spread.
+    /// Exit with 3 if a row is slower than in OLD.json by more than this, and beyond its spread. Rows that are noisy in
+    /// either run do not count, unless the change is larger than the noise.
     #[arg(long, value_name = "PERCENT", requires = "compare", value_parser = percent)]
     fail_slower: Option<f64>,
 }
@@ -30,7 +34,11 @@ impl Flags {
     /// Reads the run to compare with, if there is one.
     pub(super) fn open(&self) -> Result<Option<Earlier<'_>>> {
         let Some(path) = self.compare.as_deref() else { return Ok(None) };
-        let run = Run::open(path).context("--compare")?;
+        let mut json = String::new();
+        let run = args::open(path)
+            .and_then(|mut from| Ok(from.read_to_string(&mut json)?))
+            .and_then(|_| Ok(File::parse(&json).and_then(Run::new)?));
+        let run = run.with_context(|| format!("--compare: {}", args::name_of(path)))?;
         Ok(Some(Earlier { path, run, fail_slower: self.fail_slower }))
     }
 }
@@ -44,7 +52,7 @@ pub(super) struct Earlier<'a> {
 
 impl Earlier<'_> {
     fn named(&self) -> String {
-        format!("--compare: {}", self.path.display())
+        format!("--compare: {}", args::name_of(self.path))
     }
 
     /// Refuses a run, before it is made, that there is nothing to compare with.
@@ -53,15 +61,24 @@ impl Earlier<'_> {
     }
 
     /// Prints what changed in a run that was made, and whether that is too slow.
-    pub(super) fn compare(&self, json: &str) -> Result<Outcome> {
+    pub(super) fn compare(&self, json: &str, output: &Output) -> Result<Outcome> {
         let now = File::parse(json).and_then(Run::new).context("this run")?;
         let comparison = self.run.compare(&now, self.fail_slower.unwrap_or(0.0)).with_context(|| self.named())?;
-        print(&format!("\n{}", comparison.text(&self.path.display().to_string())))?;
+        output.remark(&format!("\n{}", comparison.text(&args::name_of(self.path))))?;
         if self.fail_slower.is_none() {
             return Ok(Outcome::Fine);
         }
         for row in comparison.slower() {
             say(&format!("slower: {row}"));
+        }
+        for row in comparison.noisy() {
+            say(&format!("noisy: {row}"));
+        }
+        match comparison.noisy().count() {
+            0 => {}
+            some => {
+                say(&format!("{} too noisy to count as slower: measure again on a quiet machine", plural(some, "row")))
+            }
         }
         Ok(if comparison.slower().next().is_some() { Outcome::Slower } else { Outcome::Fine })
     }

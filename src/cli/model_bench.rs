@@ -2,26 +2,32 @@
 //!
 //! Every row is verified before it is timed: the hidden states of every token and the embeddings of texts of several
 //! lengths, as many as the timed batch has and in its shape, against the f64 twin of the forward pass. Samples of all
-//! rows are interleaved. Invariant: a row that is not verified has no times.
+//! rows are interleaved, and more are taken where they are [noisy](sparse24::measure::noise).
+//!
+//! The parts of a pass (GEMMs, attention, the rest) are timed apart, right after whole passes in the same round. Apart
+//! they find other caches and other neighbours than within a pass, so their sum is not the pass's time; by noise it may
+//! even be more. So only their shares are believed, and applied to the median of whole passes. Invariants: a row that is
+//! not verified has no times; the parts of a row come to its median.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use anyhow::{Context, Result};
 use ndarray::{Array2, ArrayView1};
 use serde::Serialize;
 
+use super::args::Usage;
 use super::bench::{Args, quoted};
 use super::compare::Earlier;
-use super::{Outcome, model, print, progress, say};
+use super::{Outcome, model, progress, say};
 use sparse24::bert::{Checkpoint, Config, Forward, Model, NAMES, Part, Sparsity, reference};
 use sparse24::engine::{Device, DeviceInfo, Prepared, Timing};
-use sparse24::io::write_atomically;
+use sparse24::measure::noise::{self, Estimate};
 use sparse24::measure::{Choice, Policy, Summary};
 use sparse24::report::compare::{Key, Scope};
-use sparse24::report::{Environment, MODEL_SCHEMA, significant};
+use sparse24::report::sheet::{Page, Sheet, Shown};
+use sparse24::report::{self, Environment, MODEL_SCHEMA, or_dash, plural, significant};
 use sparse24::{DType, Matrix, Op, VectorLen, measure};
 
 /// One run as JSON.
@@ -67,15 +73,24 @@ struct Row {
     /// The middle half of the samples.
     q1_ms: Option<f64>,
     q3_ms: Option<f64>,
+    /// As in `sparse24-bench/1`: where the median lies, and whether that is too wide.
+    median_low_ms: Option<f64>,
+    median_high_ms: Option<f64>,
+    noisy: bool,
     samples: usize,
     calls_per_sample: usize,
     clock: Option<&'static str>,
-    /// Medians of the calls of one part alone.
+    /// What of the median each part takes, by its share when timed alone.
     parts: Option<Parts>,
+    /// Sum of the medians of the parts when timed alone: how far that is from the median is how far to trust them.
+    parts_alone_ms: Option<f64>,
     sequences_per_second: Option<f64>,
     /// 2 x linear weights x tokens / median, in 10¹² per second, whatever was skipped.
     effective_tflops: Option<f64>,
     speedup_vs_dense: Option<f64>,
+    speedup_low: Option<f64>,
+    speedup_high: Option<f64>,
+    speedup_noisy: bool,
     weight_bytes: usize,
     /// Largest distance of an element of a hidden state or an embedding from the twin's, over the root of the mean square
     /// of that state or embedding, and what is allowed.
@@ -98,12 +113,13 @@ struct Parts {
 struct Subject {
     row: Row,
     forward: Arc<Forward>,
-    /// Of whole passes, and of each part alone.
-    times: [Vec<f64>; 4],
+    /// Milliseconds of whole passes, one sample a round.
+    passes: Vec<f64>,
+    /// Those of the calls of each part alone, in the order of [`PARTS`].
+    alone: [Vec<f64>; 3],
 }
 
-/// The table's columns of numbers, from V to MB.
-const NUMBERS: std::ops::RangeInclusive<usize> = 1..=11;
+const PARTS: [Part; 3] = [Part::Gemm, Part::Attention, Part::Rest];
 
 /// Operations of the f64 twin that are worth waiting for: some seconds.
 const TWIN_FLOPS: usize = 30_000_000_000;
@@ -154,7 +170,7 @@ impl Expected {
     }
 }
 
-pub(super) fn run(args: &Args, name: &str, out: Option<&Path>, earlier: Option<&Earlier<'_>>) -> Result<Outcome> {
+pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Result<Outcome> {
     let (batch, seq) = args.batch_and_seq();
     let dtype = args.dtype();
     let mut operations = args.operations();
@@ -162,7 +178,7 @@ pub(super) fn run(args: &Args, name: &str, out: Option<&Path>, earlier: Option<&
     let order: Vec<_> = operations.iter().map(|(op, _)| *op).collect();
     operations.sort_by_key(|(op, _)| order.iter().position(|o| o == op));
     if operations.iter().any(|(op, _)| *op == Op::Masked24) {
-        bail!("--ops: masked24 is measured on single layers only");
+        return Err(Usage::new("--ops: masked24 is measured on single layers only"));
     }
     if let Some(earlier) = earlier {
         let keys: Vec<_> = operations.iter().map(|&(op, choice)| Key::new(op, choice, dtype)).collect();
@@ -172,7 +188,8 @@ pub(super) fn run(args: &Args, name: &str, out: Option<&Path>, earlier: Option<&
     let (weights, checkpoint) = load(name, dtype, args.seed())?;
     let config = *checkpoint.config();
     if seq > config.positions() {
-        bail!("--seq: {seq} tokens, and {name} takes at most {} tokens", config.positions());
+        let most = plural(config.positions(), "token");
+        return Err(Usage::new(format!("--seq: {}, and {name} takes at most {most}", plural(seq, "token"))));
     }
     let samples = ids(&config, &sample_lengths(&config, seq), args.seed() ^ SAMPLES)?;
     let timed = ids(&config, &vec![seq; batch], args.seed())?;
@@ -204,7 +221,7 @@ pub(super) fn run(args: &Args, name: &str, out: Option<&Path>, earlier: Option<&
         subjects.push(Subject::new(&device, &model, (op, choice), (batch, seq), expected, command)?);
         if args.explain() {
             for plan in distinct(model.plans(batch * seq)?.into_iter().map(|(_, plan)| plan.explain().to_string())) {
-                print(&format!("{op}: {plan}\n"))?;
+                args.output().remark(&format!("{op}: {plan}\n"))?;
             }
         }
         bar.inc(1);
@@ -216,19 +233,27 @@ pub(super) fn run(args: &Args, name: &str, out: Option<&Path>, earlier: Option<&
         subject.forward.write(&timed)?;
         subject.calibrate(&device, &policy)?;
     }
-    for _ in 0..policy.samples {
-        for subject in subjects.iter_mut().filter(|s| s.row.verified) {
-            subject.sample(&device)?;
-        }
-        bar.inc(1);
+    let mut verified: Vec<_> = subjects.iter_mut().filter(|s| s.row.verified).collect();
+    let step = |round: usize| bar.inc(u64::from(round <= policy.samples));
+    let passes = noise::rounds(&policy, verified.len(), |_, subject| verified[subject].sample(&device), step)?;
+    for (subject, passes) in verified.iter_mut().zip(passes) {
+        subject.passes = passes;
     }
     bar.finish_and_clear();
 
-    let mut rows: Vec<_> = subjects.into_iter().map(|s| s.finish(&config, batch, seq)).collect();
-    let dense = rows.iter().find(|r| r.op == "dense").and_then(|r| r.median_ms);
-    for row in &mut rows {
-        row.speedup_vs_dense = dense.zip(row.median_ms).map(|(dense, own)| dense / own);
-    }
+    let dense = subjects.iter().find(|s| s.row.op == "dense" && s.row.verified).map(|s| s.passes.clone());
+    let finish = |subject: Subject| {
+        let ratio = dense.as_ref().and_then(|dense| Estimate::of_ratio(dense, &subject.passes));
+        let row = subject.finish(&config, batch, seq);
+        Row {
+            speedup_vs_dense: ratio.map(|r| r.value),
+            speedup_low: ratio.map(|r| r.interval.low),
+            speedup_high: ratio.map(|r| r.interval.high),
+            speedup_noisy: ratio.is_some_and(|r| r.noisy),
+            ..row
+        }
+    };
+    let rows: Vec<_> = subjects.into_iter().map(finish).collect();
     let report = Report {
         schema: MODEL_SCHEMA,
         environment,
@@ -245,12 +270,9 @@ pub(super) fn run(args: &Args, name: &str, out: Option<&Path>, earlier: Option<&
     for row in failed.clone() {
         say(&format!("failed: {}: {}", row.op, row.failure.as_deref().unwrap_or_default()));
     }
-    print(&report.text(&device))?;
-    let json = serde_json::to_string_pretty(&report)? + "\n";
-    if let Some(out) = out {
-        write_atomically(out, |file| file.write_all(json.as_bytes()))?;
-    }
-    let compared = earlier.map_or(Ok(Outcome::Fine), |earlier| earlier.compare(&json))?;
+    args.output().emit(&report, &report.rows, &report.page(&device))?;
+    let json = serde_json::to_string(&report)?;
+    let compared = earlier.map_or(Ok(Outcome::Fine), |earlier| earlier.compare(&json, args.output()))?;
     Ok(if failed.count() > 0 { Outcome::VerificationFailed } else { compared })
 }
 
@@ -312,13 +334,20 @@ impl Subject {
             max_ms: None,
             q1_ms: None,
             q3_ms: None,
+            median_low_ms: None,
+            median_high_ms: None,
+            noisy: false,
             samples: 0,
             calls_per_sample: 1,
             clock: None,
             parts: None,
+            parts_alone_ms: None,
             sequences_per_second: None,
             effective_tflops: None,
             speedup_vs_dense: None,
+            speedup_low: None,
+            speedup_high: None,
+            speedup_noisy: false,
             weight_bytes: model.linear_bytes(),
             max_error: worst.is_finite().then_some(worst),
             allowed_error: allowed(dtype),
@@ -326,7 +355,7 @@ impl Subject {
             failure: (!verified).then(|| format!("an output is {worst:.2e} off, {:.0e} is allowed", allowed(dtype))),
             command,
         };
-        Ok(Self { row, forward, times: Default::default() })
+        Ok(Self { row, forward, passes: Vec::new(), alone: Default::default() })
     }
 
     /// The calls of a sample: whole passes, or one part of each.
@@ -352,32 +381,38 @@ impl Subject {
         Ok(())
     }
 
-    /// Takes one sample of whole passes and one of each part.
-    fn sample(&mut self, device: &Device) -> Result<()> {
+    /// Takes one sample of whole passes, which it returns in milliseconds, and one of each part.
+    fn sample(&mut self, device: &Device) -> Result<f64> {
         let passes = self.row.calls_per_sample;
-        let parts = [None, Some(Part::Gemm), Some(Part::Attention), Some(Part::Rest)];
-        for (i, part) in parts.into_iter().enumerate() {
-            let timing = self.time(device, part, passes)?;
-            self.row.clock = Some(timing.clock.name());
-            self.times[i].push(timing.elapsed.as_secs_f64() * 1e3 / passes as f64);
+        let ms = |timing: Timing| timing.elapsed.as_secs_f64() * 1e3 / passes as f64;
+        let whole = self.time(device, None, passes)?;
+        self.row.clock = Some(whole.clock.name());
+        for (i, part) in PARTS.into_iter().enumerate() {
+            let alone = ms(self.time(device, Some(part), passes)?);
+            self.alone[i].push(alone);
         }
-        Ok(())
+        Ok(ms(whole))
     }
 
     fn finish(mut self, config: &Config, batch: usize, seq: usize) -> Row {
-        let [whole, gemm, attention, rest] = self.times.each_mut().map(|times| Summary::of(times));
         let mut row = self.row;
-        row.samples = self.times[0].len();
+        row.samples = self.passes.len();
+        if let Some(Estimate { interval, noisy, .. }) = Estimate::of_median(&self.passes) {
+            (row.median_low_ms, row.median_high_ms) = (Some(interval.low), Some(interval.high));
+            row.noisy = noisy;
+        }
+        let whole = Summary::of(&mut self.passes);
+        let [gemm, attention, rest] = self.alone.each_mut().map(|times| Summary::of(times));
         row.median_ms = whole.map(|of| of.median);
         row.min_ms = whole.map(|of| of.min);
         row.max_ms = whole.map(|of| of.max);
         row.q1_ms = whole.map(|of| of.q1);
         row.q3_ms = whole.map(|of| of.q3);
-        row.parts = gemm.zip(attention).zip(rest).map(|((gemm, attention), rest)| Parts {
-            gemm_ms: gemm.median,
-            attention_ms: attention.median,
-            rest_ms: rest.median,
-        });
+        if let (Some(whole), Some(gemm), Some(attention), Some(rest)) = (whole, gemm, attention, rest) {
+            let alone = [gemm, attention, rest].map(|of| of.median);
+            row.parts = Some(Parts::of(whole.median, alone));
+            row.parts_alone_ms = Some(alone.iter().sum());
+        }
         row.sequences_per_second = row.median_ms.map(|ms| batch as f64 / ms * 1e3);
         let flops = 2.0 * config.linear_weights() as f64 * (batch * seq) as f64;
         row.effective_tflops = row.median_ms.map(|ms| flops / ms / 1e9);
@@ -406,103 +441,116 @@ fn distinct(all: impl Iterator<Item = String>) -> Vec<String> {
 }
 
 impl Report {
-    /// The run as text: the rows, and how much faster GEMMs alone can make the model.
-    fn text(&self, device: &Device) -> String {
+    /// The run for people: the rows, and how much faster GEMMs alone can make the model.
+    fn page(&self, device: &Device) -> Page {
         let info = device.info();
-        let device = match &info {
-            DeviceInfo::Cpu(cpu) => format!("{}, {} threads", cpu.name, cpu.threads),
+        let on = match &info {
+            DeviceInfo::Cpu(cpu) => format!("{}, {}", cpu.name, plural(cpu.threads, "thread")),
             DeviceInfo::Gpu(gpu) => gpu.name.clone(),
         };
         let weights = match self.weights {
             Weights::Random => " (random weights of that model's sizes)",
             Weights::Folder => "",
         };
-        let mut text = format!(
-            "{}{weights} on {device}: {} layers of {} features, {:.1} M weights in linear layers; batches of {} x {} tokens\n",
+        let head = format!(
+            "{}{weights} on {on}: {} of {} features, {:.1} M weights in linear layers; batches of {} x {} tokens",
             self.model,
-            self.layers,
+            plural(self.layers, "layer"),
             self.hidden,
             self.linear_weights as f64 / 1e6,
             self.batch,
             self.seq
         );
-        let mut table = Table::new();
-        table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-')));
-        table.set_header([
-            "op",
-            "V",
-            "ms",
-            "spread",
-            "seq/s",
-            "vs dense",
-            "GEMMs",
-            "attention",
-            "rest",
-            "share",
-            "error",
-            "MB",
-            "kernels",
-        ]);
-        let number = |x: Option<f64>, digits| x.map_or_else(|| "-".to_owned(), |x| significant(x, digits));
+        let mut sheet = Sheet::new("model")
+            .words("op", Shown::Always)
+            .numbers("V", Shown::Always)
+            .numbers("ms", Shown::Wide)
+            .numbers("ms \u{b1} %", Shown::Narrow)
+            .numbers("spread", Shown::Wide)
+            .numbers("seq/s", Shown::Always)
+            .numbers("vs dense", Shown::Always)
+            .numbers("GEMMs", Shown::Always)
+            .numbers("attention", Shown::Always)
+            .numbers("rest", Shown::Always)
+            .numbers("share", Shown::Wide)
+            .words("verified", Shown::Narrow)
+            .numbers("error", Shown::Wide)
+            .numbers("MB", Shown::Wide)
+            .words("kernels", Shown::Wide);
         for row in &self.rows {
-            let spread = row.median_ms.zip(row.max_ms).zip(row.min_ms);
-            let part = |of: fn(&Parts) -> f64| number(row.parts.as_ref().map(of), 3);
+            let times = [row.median_ms, row.median_low_ms, row.median_high_ms];
+            let part = |of: fn(&Parts) -> f64| or_dash(row.parts.as_ref().map(of), 3);
             let instead = match row.dense_layers {
                 0 => String::new(),
                 all if all == row.linear_layers => "dense instead: ".to_owned(),
                 some => format!("dense instead in {some} of {}: ", row.linear_layers),
             };
-            table.add_row([
-                row.op.to_owned(),
-                row.vector.map(|v| v.to_string()).unwrap_or_default(),
-                number(row.median_ms, 4),
-                spread
-                    .map_or_else(|| "-".to_owned(), |((mid, max), min)| format!("{:.0} %", (max - min) / mid * 100.0)),
-                number(row.sequences_per_second, 3),
-                row.speedup_vs_dense.map_or_else(|| "-".to_owned(), |r| format!("{r:.2}x")),
-                part(|p| p.gemm_ms),
-                part(|p| p.attention_ms),
-                part(|p| p.rest_ms),
-                row.parts.map_or_else(|| "-".to_owned(), |p| format!("{:.0} %", 100.0 * p.share())),
-                if row.verified { number(row.max_error, 2) } else { "FAILED".to_owned() },
-                significant(row.weight_bytes as f64 / 1e6, 3),
-                instead + &row.kernels.join(", "),
-            ]);
+            sheet.push(
+                "",
+                [
+                    row.op.to_owned(),
+                    row.vector.map(|v| v.to_string()).unwrap_or_default(),
+                    report::marked(row.noisy, or_dash(row.median_ms, 4)),
+                    report::median_cell(times, row.noisy),
+                    report::spread_cell(row.median_ms.zip(row.max_ms).zip(row.min_ms)),
+                    or_dash(row.sequences_per_second, 3),
+                    report::ratio_cell(row.speedup_vs_dense, row.speedup_noisy),
+                    part(|p| p.gemm_ms),
+                    part(|p| p.attention_ms),
+                    part(|p| p.rest_ms),
+                    row.parts.map_or_else(|| "-".to_owned(), |p| format!("{:.0} %", 100.0 * p.share())),
+                    report::verified_cell(row.verified),
+                    if row.verified { or_dash(row.max_error, 2) } else { report::verified_cell(false) },
+                    significant(row.weight_bytes as f64 / 1e6, 3),
+                    instead + &row.kernels.join(", "),
+                ],
+            );
         }
-        for column in NUMBERS {
-            if let Some(column) = table.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-        text += &format!("\n{}\n\n", table.trim_fmt());
+        let noisy = self.rows.iter().filter(|row| row.noisy || row.speedup_noisy).count();
+        let mut notes: Vec<_> = report::noise_note(noisy).into_iter().collect();
         if let Some(share) = self.rows.iter().find(|r| r.op == "dense").and_then(|r| r.parts).map(|p| p.share()) {
-            text += &format!(
-                "GEMMs are {:.0} % of dense: twice as fast they make the model {:.2}x as fast, and never more than {:.1}x\n",
+            notes.push(format!(
+                "GEMMs are {:.0} % of dense: twice as fast they make the model {:.2}x as fast, and never more than {:.1}x",
                 100.0 * share,
                 1.0 / (1.0 - share / 2.0),
                 1.0 / (1.0 - share)
-            );
+            ));
         }
-        let clock = self.rows.iter().find_map(|r| r.clock).unwrap_or("no clock");
-        text += &format!(
-            "ms: of one forward pass, the median by {clock}; GEMMs, attention, rest: ms of these calls alone; share: of GEMMs in\n\
-             their sum; MB: linear weights on the device\n\
-             error: the largest distance of an element of a hidden state or an embedding from the f64 twin's, over their root\n\
-             mean square; {:.0e} is allowed in f32, {:.0e} in f16\n",
-            allowed(DType::F32),
-            allowed(DType::F16)
-        );
         let failed = self.rows.iter().filter(|row| !row.verified).count();
-        text += &match failed {
-            0 => format!("all {} rows verified\n", self.rows.len()),
-            _ => format!("{failed} of {} rows FAILED verification and were not timed\n", self.rows.len()),
-        };
-        text
+        notes.push(report::verified_note(self.rows.len(), failed));
+        let clock = self.rows.iter().find_map(|r| r.clock).unwrap_or("no clock");
+        let legend = [
+            format!("of one forward pass: {}", report::times_legend(self.environment.sampling(), clock)),
+            "seq/s: texts in a second; vs dense: the dense row's time over this one's, below 1 is slower".to_owned(),
+            "GEMMs, attention, rest: ms of these, by their shares when timed alone; share: of GEMMs".to_owned(),
+            format!(
+                "verified: every element of hidden states and embeddings is as close to the f64 twin's as allowed: {:.0e} \
+                 of the root of their mean square in f32, {:.0e} in f16; error: the largest distance",
+                allowed(DType::F32),
+                allowed(DType::F16)
+            ),
+            report::noise_legend(),
+            "MB: linear weights on the device; spread: (slowest - fastest) / median".to_owned(),
+        ];
+        Page {
+            head: vec![head],
+            sheet,
+            notes,
+            wide_notes: Vec::new(),
+            legend: legend.to_vec(),
+            source: self.environment.source(),
+        }
     }
 }
 
 impl Parts {
-    /// The part of GEMMs in the sum of the parts.
+    /// A whole in the shares of parts that were timed alone: GEMMs, attention, the rest.
+    fn of(whole: f64, alone: [f64; 3]) -> Self {
+        let [gemm_ms, attention_ms, rest_ms] = alone.map(|part| whole * part / alone.iter().sum::<f64>());
+        Self { gemm_ms, attention_ms, rest_ms }
+    }
+
+    /// The part of GEMMs.
     fn share(&self) -> f64 {
         self.gemm_ms / (self.gemm_ms + self.attention_ms + self.rest_ms)
     }
@@ -510,6 +558,7 @@ impl Parts {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::bail;
     use ndarray::array;
     use sparse24::LinearWeights;
     use sparse24::bert::Sizes;
@@ -554,6 +603,17 @@ mod tests {
             assert!(error(&wrong)? > 2.0 * allowed(DType::F32), "{name}: {}", error(&wrong)?);
         }
         Ok(())
+    }
+
+    /// However long parts take alone.
+    #[test]
+    fn parts_come_to_the_whole() {
+        for alone in [[5.0, 2.0, 1.0], [50.0, 20.0, 10.0], [0.5, 0.2, 0.1]] {
+            let parts = Parts::of(8.0, alone);
+            let Parts { gemm_ms, attention_ms, rest_ms } = parts;
+            assert!((gemm_ms + attention_ms + rest_ms - 8.0).abs() < 1e-12 && (gemm_ms - 5.0).abs() < 1e-12);
+            assert!((parts.share() - 0.625).abs() < 1e-12);
+        }
     }
 
     #[test]

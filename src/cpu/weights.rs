@@ -205,6 +205,23 @@ impl CpuWeights {
         }
     }
 
+    /// Bytes that [`CpuWeights::dense`] will take.
+    pub(crate) fn dense_bytes(m: usize, k: usize, dtype: DType, masked: bool) -> u128 {
+        let padded = k as u128 * (m as u128).next_multiple_of(UNIT as u128);
+        padded * dtype.bytes() as u128 + if masked { padded / 8 } else { 0 }
+    }
+
+    /// Bytes that [`CpuWeights::sparse24`] will take.
+    pub(crate) fn sparse24_bytes(m: usize, k: usize, vector: VectorLen, dtype: DType) -> u128 {
+        let units = k.div_ceil(UNIT) as u128;
+        let values = m.div_ceil(2) as u128 * units * (UNIT * dtype.bytes()) as u128;
+        let codes = match vector {
+            VectorLen::ONE => m.div_ceil(2) as u128 * units * 4,
+            shared => m.div_ceil(shared.get()) as u128 * units * 2,
+        };
+        values + codes
+    }
+
     /// Bytes that the weights take on this device.
     pub(crate) fn bytes(&self) -> usize {
         match self {
@@ -399,6 +416,12 @@ mod tests {
                 else {
                     unreachable!()
                 };
+                let bytes = CpuWeights::sparse24_bytes(m, k, v, DType::F32);
+                let codes = match &packed.codes {
+                    Codes::Own(words) => size_of_val(&**words),
+                    Codes::Shared(words) => size_of_val(&**words),
+                };
+                assert_eq!(bytes, (packed.values.bytes() + codes) as u128, "m {m}, k {k}, V {v}");
                 let Values::F32(values) = &packed.values else { unreachable!() };
                 let mut kept = 0;
                 packed.each_group(|row, group, unit, shared| {

@@ -10,11 +10,12 @@
 
 use std::iter::zip;
 
-use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
+use crate::error::{Error, Result, expect_dtype, expect_shape};
 use crate::format::Sparse24;
 use crate::groups::{self, Bits, COLUMNS, Score, Sum};
 use crate::mask::{Mask, Mask24, VectorLen};
 use crate::matrix::{Elements, Matrix, each_dtype};
+use crate::memory;
 
 /// Keeps the two positions of every group with the highest Σ|w| over the V rows, ties to the lower column. Sums are in
 /// f64; infinities are weights like others. A NaN is [`Error::Nan`], which names the first one.
@@ -31,7 +32,8 @@ pub fn magnitude(w: &Matrix, vector: VectorLen) -> Result<Mask24> {
     fn typed<T: Bits>(w: &Matrix, data: &[T], vector: VectorLen) -> Result<Mask24> {
         let (m, k) = (w.rows(), w.cols());
         let per_row = k.div_ceil(COLUMNS);
-        let mut words = vec![0; checked_mul("mask", m, per_row)?];
+        memory::claim_matrix("mask", m, per_row, size_of::<u32>())?;
+        let mut words = vec![0; m * per_row];
         let mut nan = false;
         // Nothing to do, however many rows or columns there are said to be.
         if !data.is_empty() {
@@ -69,8 +71,10 @@ pub fn magnitude(w: &Matrix, vector: VectorLen) -> Result<Mask24> {
 pub fn sparsify(w: &Matrix, vector: VectorLen) -> Result<Sparse24> {
     fn typed<T: Bits>(w: &Matrix, data: &[T], vector: VectorLen) -> Result<Sparse24> {
         let (m, k) = (w.rows(), w.cols());
-        let mut values = vec![T::zeroed(); checked_mul("values", m, 2 * k.div_ceil(4))?];
-        let mut meta = vec![0; checked_mul("meta", m.div_ceil(vector.get()), k.div_ceil(COLUMNS))?];
+        memory::claim_matrix("values", m, 2 * k.div_ceil(4), size_of::<T>())?;
+        let mut values = vec![T::zeroed(); m * (2 * k.div_ceil(4))];
+        memory::claim_matrix("meta", m.div_ceil(vector.get()), k.div_ceil(COLUMNS), size_of::<u32>())?;
+        let mut meta = vec![0; m.div_ceil(vector.get()) * k.div_ceil(COLUMNS)];
         if sparsify_rows(data, k, vector, &mut Workspace::default(), &mut values, &mut meta) {
             return Err(first_nan(data, k));
         }

@@ -4,7 +4,13 @@
 //! run, and a single sample strays by far more, so neither the medians nor the slowest samples alone say that anything
 //! changed. The rule: a row is *slower* if its median grew by more than the given percentage and the middle halves of
 //! its samples do not overlap, which leaves two strays on each side out of ten samples; it is *faster* if its median
-//! shrank, by however little, and they do not overlap either. Files without quartiles are judged by all their samples.
+//! shrank, by however little, and they do not overlap either. The 95 % intervals of the medians must not overlap, too:
+//! with few samples they reach further than the middle halves. Files without quartiles are judged by all their samples.
+//!
+//! A row whose median is [noisy](crate::measure::noise) in either run was measured while something else went on, and
+//! that may have gone on all through one of the runs. It is *noisy*, neither slower nor faster, unless the two runs are
+//! further apart than the noise that was seen: the fastest sample of the slower run is slower than the slowest one of
+//! the faster run by a larger factor than the samples of either run differ by.
 //!
 //! Invariant: every row of both runs is in the comparison, with its verdict or the reason why it has none, and at least
 //! one of them was measured both times.
@@ -14,10 +20,9 @@ use std::fmt;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
-
 use super::file::{File, Origin, Times};
-use super::significant;
+use super::sheet::{Sheet, Shown, wrapped};
+use super::{or_dash, plural, significant};
 use crate::error::{Error, Result};
 use crate::mask::VectorLen;
 use crate::matrix::DType;
@@ -225,6 +230,8 @@ pub enum Verdict {
     WithinSpread,
     /// The median grew, by no more than the percentage.
     WithinPercent,
+    /// The samples are apart, and noise that was seen may be why.
+    Noisy,
     /// Not measured both times, for this reason.
     NotCompared(&'static str),
 }
@@ -296,12 +303,22 @@ fn verdict(before: &Measured, now: &Measured, percent: f64) -> Verdict {
     else {
         return Verdict::NotCompared("spread unknown");
     };
+    if order != Ordering::Equal && (before.times.noisy || now.times.noisy) && !beyond_noise(before.times, now.times) {
+        return Verdict::Noisy;
+    }
     match order {
         Ordering::Greater if new > old * (1.0 + percent / 100.0) => Verdict::Slower,
         Ordering::Greater => Verdict::WithinPercent,
         Ordering::Less => Verdict::Faster,
         Ordering::Equal => Verdict::WithinSpread,
     }
+}
+
+/// Whether two runs are further apart than the samples of either: see the [module](self).
+fn beyond_noise(before: Times, now: Times) -> bool {
+    let Some((old, new)) = before.factor().zip(now.factor()) else { return false };
+    let between = |fast: Times, slow: Times| slow.min.zip(fast.max).map_or(0.0, |(slow, fast)| slow / fast);
+    between(before, now).max(between(now, before)) > old.max(new)
 }
 
 /// What of the two runs' environments may explain a change, one line each.
@@ -381,71 +398,73 @@ impl Comparison {
         self.rows.iter().filter(|row| row.verdict == Verdict::Slower)
     }
 
+    /// The rows of which noise leaves open whether they changed.
+    pub fn noisy(&self) -> impl Iterator<Item = &Change> {
+        self.rows.iter().filter(|row| row.verdict == Verdict::Noisy)
+    }
+
     /// The comparison as text, with `earlier` for the file of the earlier run.
     pub fn text(&self, earlier: &str) -> String {
-        let mut text = format!("compared with {earlier} of {}\n", self.date);
-        for line in &self.differences {
-            let _ = writeln!(text, "{line}");
-        }
+        let mut text = wrapped(&format!("compared with {earlier} of {}", self.date));
+        self.differences.iter().for_each(|line| text += &wrapped(line));
 
-        // Models have no layers, and kernels seldom change.
-        let layers = self.rows.iter().any(|row| row.key.shape.is_some());
-        let kernels = self.rows.iter().any(|row| row.kernels.is_some());
         let within = format!("within {} %", self.percent);
-        let mut table = Table::new();
-        table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-')));
-        let columns = |layer: [String; 2], rest: [String; 7], kernel: String| {
-            let layer = layer.into_iter().filter(|_| layers);
-            layer.chain(rest).chain(Some(kernel).filter(|_| kernels)).collect::<Vec<_>>()
-        };
-        let rest = ["op", "V", "type", "before ms", "now ms", "change", "verdict"];
-        table.set_header(columns(["layer", "m x n x k"].map(Into::into), rest.map(Into::into), "kernel".into()));
-        let mut last = "";
+        let mut sheet = Sheet::new("layer")
+            .words("m x n x k", Shown::Always)
+            .words("op", Shown::Always)
+            .numbers("V", Shown::Always)
+            .words("type", Shown::Always)
+            .numbers("before ms", Shown::Always)
+            .numbers("now ms", Shown::Always)
+            .numbers("change", Shown::Always)
+            .words("verdict", Shown::Always);
+        // A shape that was given as such needs no name.
+        let only_shapes = self.rows.iter().all(|row| row.key.name == "shape");
         for row in &self.rows {
-            let key = &row.key;
-            let ms = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| significant(ms, 4));
-            // A layer's name stands on its first row only.
-            let name = if key.name == last { "" } else { &key.name };
-            last = &key.name;
-            let rest = [
-                key.op.clone(),
-                key.vector.map(|v| v.to_string()).unwrap_or_default(),
-                key.dtype.clone(),
-                ms(row.before_ms),
-                ms(row.now_ms),
-                row.percent().map_or_else(|| "-".to_owned(), |percent| format!("{percent:+.1} %")),
-                match row.verdict {
-                    Verdict::Slower => "slower",
-                    Verdict::Faster => "faster",
-                    Verdict::WithinSpread => "within the spread",
-                    Verdict::WithinPercent => &within,
-                    Verdict::NotCompared(reason) => reason,
-                }
-                .to_owned(),
-            ];
-            let kernel = row.kernels.as_ref().map(|(before, now)| format!("{before} -> {now}")).unwrap_or_default();
-            table.add_row(columns([name.to_owned(), key.shape()], rest, kernel));
+            let Change { key, .. } = row;
+            let verdict = match row.verdict {
+                Verdict::Slower => "slower",
+                Verdict::Faster => "faster",
+                Verdict::WithinSpread => "within the spread",
+                Verdict::WithinPercent => &within,
+                Verdict::Noisy => "noisy",
+                Verdict::NotCompared(reason) => reason,
+            };
+            sheet.push(
+                if only_shapes { "" } else { &key.name },
+                [
+                    key.shape(),
+                    key.op.clone(),
+                    key.vector.map(|v| v.to_string()).unwrap_or_default(),
+                    key.dtype.clone(),
+                    or_dash(row.before_ms, 4),
+                    or_dash(row.now_ms, 4),
+                    row.percent().map_or_else(|| "-".to_owned(), |percent| format!("{percent:+.1} %")),
+                    verdict.to_owned(),
+                ],
+            );
         }
-        // V, and the three numbers beyond the type.
-        let first = if layers { 3 } else { 1 };
-        for column in [first, first + 2, first + 3, first + 4] {
-            if let Some(column) = table.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
+        let _ = writeln!(text, "\n{}", sheet.text(false));
+        for row in &self.rows {
+            if let Some((before, now)) = &row.kernels {
+                text += &wrapped(&format!("{}: kernel {before} -> {now}", row.key));
             }
         }
-        let _ = writeln!(
-            text,
-            "\n{}\n\n\
-             change: of the median, + is slower; slower: by more than {} %, and the middle halves of the samples are\n\
-             apart; faster: by however little, if they are apart",
-            table.trim_fmt(),
+        text += &wrapped(&format!(
+            "change: of the median, + is slower; slower: by more than {} %, and the middle halves of the samples and the \
+             95 % intervals of the medians are apart; faster: by however little, if they are apart; noisy: they are \
+             apart by no more than noise that was seen",
             self.percent
-        );
+        ));
         let of = |verdict: fn(Verdict) -> bool| self.rows.iter().filter(|row| verdict(row.verdict)).count();
+        let noisy = match self.noisy().count() {
+            0 => String::new(),
+            some => format!("{some} noisy, "),
+        };
         let _ = writeln!(
             text,
-            "of {} rows {} slower, {} faster, {} unchanged, {} not compared",
-            self.rows.len(),
+            "of {} {} slower, {} faster, {} unchanged, {noisy}{} not compared",
+            plural(self.rows.len(), "row"),
             of(|v| v == Verdict::Slower),
             of(|v| v == Verdict::Faster),
             of(|v| matches!(v, Verdict::WithinSpread | Verdict::WithinPercent)),

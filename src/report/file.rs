@@ -161,6 +161,15 @@ pub struct Row {
     /// Where the middle half of the samples ends.
     #[serde(default)]
     pub q3_ms: Option<f64>,
+    /// Where the median lies with a probability of 95 %; not in older files or those of other programs.
+    #[serde(default)]
+    pub median_low_ms: Option<f64>,
+    /// The other end of that.
+    #[serde(default)]
+    pub median_high_ms: Option<f64>,
+    /// Whether the median is too uncertain to be believed.
+    #[serde(default)]
+    pub noisy: bool,
     /// Number of samples.
     pub samples: usize,
     /// `gpu_timestamps`, `host_wall`, `cuda_events`.
@@ -217,7 +226,16 @@ pub struct ModelRow {
     /// Where the middle half of the samples ends.
     #[serde(default)]
     pub q3_ms: Option<f64>,
-    /// Medians of one part alone.
+    /// As in [`Row`].
+    #[serde(default)]
+    pub median_low_ms: Option<f64>,
+    /// As in [`Row`].
+    #[serde(default)]
+    pub median_high_ms: Option<f64>,
+    /// As in [`Row`].
+    #[serde(default)]
+    pub noisy: bool,
+    /// What of the median each part takes.
     #[serde(deserialize_with = "present")]
     pub parts: Option<Parts>,
     /// Texts in a second.
@@ -481,17 +499,20 @@ pub(super) struct Times {
     pub(super) max: Option<f64>,
     pub(super) q1: Option<f64>,
     pub(super) q3: Option<f64>,
+    /// The interval of the median, and whether it is noisy: see [`crate::measure::noise`].
+    pub(super) interval: Option<(f64, f64)>,
+    pub(super) noisy: bool,
 }
 
 impl Times {
     pub(super) fn of(row: &Row) -> Self {
-        let Row { median_ms: median, min_ms: min, max_ms: max, q1_ms: q1, q3_ms: q3, .. } = *row;
-        Self { median, min, max, q1, q3 }
+        let Row { median_ms: median, min_ms: min, max_ms: max, q1_ms: q1, q3_ms: q3, noisy, .. } = *row;
+        Self { median, min, max, q1, q3, interval: row.median_low_ms.zip(row.median_high_ms), noisy }
     }
 
     pub(super) fn of_model(row: &ModelRow) -> Self {
-        let ModelRow { median_ms: median, min_ms: min, max_ms: max, q1_ms: q1, q3_ms: q3, .. } = *row;
-        Self { median, min, max, q1, q3 }
+        let ModelRow { median_ms: median, min_ms: min, max_ms: max, q1_ms: q1, q3_ms: q3, noisy, .. } = *row;
+        Self { median, min, max, q1, q3, interval: row.median_low_ms.zip(row.median_high_ms), noisy }
     }
 
     /// From where to where the middle half of the samples lies; all of them, where no more is known.
@@ -499,10 +520,24 @@ impl Times {
         self.q1.zip(self.q3).or(self.min.zip(self.max))
     }
 
-    /// Whether these are less or greater than `other`, or cannot be told apart: where the middle halves overlap. `None`
-    /// where a spread is not known. Each median lies within its middle half, so halves that are apart order them, too.
+    /// Where the median may lie as far as the samples go: the middle half of them, and its interval where that reaches
+    /// further, as it does with few samples.
+    fn open(self) -> Option<(f64, f64)> {
+        let (low, high) = self.middle()?;
+        let (from, to) = self.interval.unwrap_or((low, high));
+        Some((low.min(from), high.max(to)))
+    }
+
+    /// By which factor the samples differ.
+    pub(super) fn factor(self) -> Option<f64> {
+        self.max.zip(self.min).map(|(max, min)| max / min)
+    }
+
+    /// Whether these are less or greater than `other`, or cannot be told apart: where the middle halves overlap, or the
+    /// intervals of the medians. `None` where a spread is not known. Each median lies within its middle half, so halves
+    /// that are apart order them, too.
     pub(super) fn against(self, other: Self) -> Option<Ordering> {
-        let ((low, high), (other_low, other_high)) = self.middle().zip(other.middle())?;
+        let ((low, high), (other_low, other_high)) = self.open().zip(other.open())?;
         Some(match () {
             () if high < other_low => Ordering::Less,
             () if low > other_high => Ordering::Greater,
@@ -520,6 +555,10 @@ impl Times {
         }
         if self.median.is_none() || self.min.is_none() {
             return Err("verified, and has no median_ms or min_ms".into());
+        }
+        if let Some((low, high)) = self.interval.filter(|(low, high)| !(0.0 < *low && low <= high && *high < f64::MAX))
+        {
+            return Err(format!("median_low_ms {low} and median_high_ms {high} are no interval"));
         }
         let known: Vec<f64> = all.into_iter().flatten().collect();
         match known.iter().all(|t| t.is_finite() && *t > 0.0) && known.is_sorted() {

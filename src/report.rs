@@ -487,6 +487,115 @@ pub fn significant(x: f64, digits: usize) -> String {
 mod tests {
     use super::*;
 
+    /// A row of a layer with the longest of everything, as noisy as can be.
+    fn long_row(ms: f64) -> Record {
+        Record {
+            name: "llama-8b.gate_up".into(),
+            op: "masked24",
+            m: 14336,
+            n: 4096,
+            k: 14336,
+            dtype: "bf16",
+            accumulate: "f32",
+            vector: Some(128),
+            kernel: "gemm_masked24-f16f32-coop_128x128x16_t256-none".into(),
+            tile: "coop_128x128x16_t256".into(),
+            chosen: "measured",
+            shader_checks: Some("trusted"),
+            device: "a GPU".into(),
+            threads: None,
+            median_ms: Some(ms),
+            min_ms: Some(ms / 9.0),
+            max_ms: Some(ms * 9.0),
+            q1_ms: Some(ms),
+            q3_ms: Some(ms),
+            median_low_ms: Some(ms / 9.0),
+            median_high_ms: Some(ms * 9.0),
+            noisy: true,
+            samples: 30,
+            calls_per_sample: 1,
+            operand_sets: 1,
+            rotated_bytes: 1,
+            clock: Some("gpu_timestamps"),
+            effective_tflops: Some(0.001234 / ms),
+            executed_tflops: Some(0.001234 / ms),
+            arithmetic_share: None,
+            memory_share: None,
+            speedup_vs_dense: Some(123.456),
+            speedup_low: Some(0.1),
+            speedup_high: Some(999.0),
+            speedup_noisy: true,
+            weight_bytes: 1 << 30,
+            error_over_bound: Some(0.5),
+            checked_outputs: 9,
+            verified: true,
+            failure: None,
+            command: "sparse24 bench".into(),
+        }
+    }
+
+    #[test]
+    fn the_widest_rows_fit_a_terminal_and_are_marked() -> crate::Result<()> {
+        let device = Device::cpu()?;
+        let mut environment = Environment::new(&device, &Policy::FULL, 24, "sparse24 bench".into());
+        environment.device = "NVIDIA GeForce RTX 4090 Laptop GPU (a long name, as some drivers have it)".into();
+        environment.driver = Some("llvmpipe Mesa 22.3.6 (LLVM 15.0.6, 256 bits), and more of it".into());
+        (environment.backend, environment.kind) = (Some("vulkan".into()), "discrete");
+        let failed = Record {
+            verified: false,
+            median_ms: None,
+            median_low_ms: None,
+            noisy: false,
+            speedup_vs_dense: None,
+            ..long_row(1.0)
+        };
+        let skipped = Skipped { name: "x".repeat(60), reason: "of this reason ".repeat(9) };
+        let rows = vec![long_row(0.000_012_34), long_row(12_345.6), failed];
+        let report = Report::new(environment, Ceilings::default(), rows, vec![skipped]);
+        for legend in [false, true] {
+            let text = report.page().text(false, legend);
+            assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+            assert_eq!(text.contains("2mnk"), legend, "{text}");
+        }
+        let text = report.page().text(false, false);
+        for part in ["~12346 ± 800", "~123.46x", "FAILED", "~ noise: 3 rows have", "1 of 3 rows FAILED", "TFLOPS"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn speeds_have_the_unit_that_suits_the_fastest() {
+        let of = |tflops: &[f64]| Unit::of(tflops.iter().copied()).name;
+        assert_eq!([of(&[]), of(&[0.02, 0.999]), of(&[0.02, 1.0])], ["GFLOPS", "GFLOPS", "TFLOPS"]);
+        assert_eq!(median_cell([Some(2.0), Some(1.99), Some(2.03)], false), "2.000 ± 1.5");
+        assert_eq!(median_cell([Some(2.0), None, None], true), "2.000");
+        assert_eq!([plural(0, "row"), plural(1, "row"), plural(2, "row")], ["0 rows", "1 row", "2 rows"]);
+    }
+
+    #[test]
+    fn csv_has_every_field_in_the_order_of_the_first_rows() -> crate::Result<()> {
+        #[derive(Serialize)]
+        struct Row {
+            z: Option<f64>,
+            list: Vec<&'static str>,
+            a: Option<Inner>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            late: Option<&'static str>,
+        }
+        #[derive(Serialize)]
+        struct Inner {
+            y: u8,
+        }
+        let rows = [
+            Row { z: Some(0.5), list: vec!["p", "q"], a: Some(Inner { y: 1 }), late: None },
+            Row { z: None, list: vec![], a: Some(Inner { y: 2 }), late: Some("with, comma") },
+        ];
+        assert_eq!(csv(&rows)?, "z,list,a.y,late\n0.5,p q,1,\n,,2,\"with, comma\"\n");
+        assert!(csv(&[1]).is_err());
+        Ok(())
+    }
+
     #[test]
     fn numbers_keep_their_significant_digits() {
         let cases = [(0.0, "0"), (1234.5, "1234"), (12.345, "12.35"), (0.0123456, "0.01235"), (4.2e-9, "4.200e-9")];

@@ -104,6 +104,163 @@ fn weights_are_the_files_2d_float_tensors() {
     assert!(stderr.contains("plain.safetensors") && stderr.contains("none such"), "{stderr}");
 }
 
+/// What a terminal of 100 columns shows of the longest names, and where more of it is.
+#[test]
+fn the_table_fits_a_terminal_and_the_rest_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("long.safetensors");
+    let name = format!("{}\u{1b}[31m.weight", "encoder.layer.11.attention.output.".repeat(6));
+    save_matrices(&file, &[(&name, &uniform(16, 32, DType::F32, 1).unwrap())]).unwrap();
+    let run = ["bench", "--device", "cpu", "--quick", "--tokens", "3", "--vector", "128"];
+    let of_file = [&run[..], &["--ops", "dense,sparse24,masked,masked24,auto", "--weights", text(&file)]].concat();
+    let (narrow, stderr) = exits(0, &of_file);
+    assert!(stderr.is_empty(), "{stderr}");
+    assert!(narrow.lines().all(|line| line.chars().count() <= 100), "{narrow}");
+    for part in ["m x n x k", "ms ± %", "GFLOPS", "vs dense", "verified", "masked24", "16x3x32", "all 5 rows verified"]
+    {
+        assert!(narrow.contains(part), "{part}: {narrow}");
+    }
+    assert_eq!(narrow.matches("encoder.").count(), 2, "once, with its middle left out: {narrow}");
+    for part in ["err/bound", "2mnk", "\u{1b}"] {
+        assert!(!narrow.contains(part), "{part}: {narrow}");
+    }
+    assert_eq!(narrow.matches("--legend").count(), 1, "{narrow}");
+
+    let (wide, _) = exits(0, &[&of_file[..], &["--wide", "--legend"]].concat());
+    for part in ["spread", "effective", "executed", "of peak", "err/bound", "MB", "kernel", "2mnk", "ceilings", "noise"]
+    {
+        assert!(wide.contains(part), "{part}: {wide}");
+    }
+    assert!(wide.contains("vectors") || wide.contains("gemv") || wide.contains("gather"), "{wide}");
+    assert!(!wide.contains('\u{1b}'), "{wide}");
+    let (one, _) = exits(0, &[&run[..], &["--shapes", "8x8x8", "--ops", "dense"]].concat());
+    assert!(one.contains("\n1 row verified\n") && !one.contains("\nshape\n"), "{one}");
+}
+
+/// One run in every format: stdout is that format from its first byte to its last.
+#[test]
+fn a_run_is_printed_as_markdown_csv_or_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run.json");
+    let layers: [&str; 9] =
+        ["bench", "--device", "cpu", "--quick", "--shapes", "16x3x32,24x2x8", "--vector", "1", "--explain"];
+    let model = [
+        "bench",
+        "--device",
+        "cpu",
+        "--quick",
+        "--model",
+        "minilm",
+        "--batch",
+        "1",
+        "--seq",
+        "4",
+        "--ops",
+        "dense,auto",
+    ];
+    for (run, schema, rows) in [(&layers[..], "sparse24-bench/1", 6), (&model[..], "sparse24-model-bench/1", 4)] {
+        let printed = |more: &[&str]| exits(0, &[run, more].concat());
+
+        let (markdown, stderr) = printed(&["--format", "md", "--json", text(&out)]);
+        let table: Vec<_> = markdown.lines().take_while(|line| !line.is_empty()).collect();
+        assert!(table.iter().all(|line| line.starts_with("| ") && line.ends_with(" |")), "{markdown}");
+        let columns = |line: &str| line.matches('|').count();
+        assert!(table.len() == rows + 2 && table.iter().all(|line| columns(line) == columns(table[0])), "{markdown}");
+        assert!(table[1].contains("-: |"), "numbers are aligned right: {markdown}");
+        assert!(markdown.contains("\n\nbuild: sparse24 ") && markdown.contains("vs dense"), "{markdown}");
+        assert_eq!(run.contains(&"--explain"), stderr.contains("chosen because"), "{stderr}");
+
+        let (by_csv, _) = printed(&["--format", "csv"]);
+        let mut reader = csv::Reader::from_reader(by_csv.as_bytes());
+        let header: Vec<_> = reader.headers().unwrap().iter().map(str::to_owned).collect();
+        let records: Vec<_> = reader.records().map(Result::unwrap).collect();
+        assert_eq!(records.len(), rows, "{by_csv}");
+        let kept = json(&out);
+        assert_eq!(kept["schema"], schema);
+        for field in kept["rows"][0].as_object().unwrap().keys() {
+            assert!(header.iter().any(|h| h == field || h.starts_with(&format!("{field}."))), "{field}: {header:?}");
+        }
+        let at = |name: &str| header.iter().position(|h| h == name).unwrap();
+        assert_eq!(
+            (&records[0][at("op")], &records[0][at("vector")], &records[0][at("verified")]),
+            ("dense", "", "true")
+        );
+        assert!(records[0][at("median_ms")].parse::<f64>().unwrap() > 0.0);
+
+        for more in [&["--json"][..], &["--json=-"], &["--format", "json"]] {
+            let printed: Value = serde_json::from_str(&printed(more).0).unwrap();
+            assert_eq!((&printed["schema"], printed["rows"].as_array().unwrap().len()), (&schema.into(), rows));
+        }
+    }
+}
+
+/// A checkpoint with one bad tensor is measured all the same.
+#[test]
+fn a_tensor_that_cannot_be_measured_is_named_and_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (folder.path().join("some.safetensors"), folder.path().join("run.json"));
+    let good = uniform(8, 8, DType::F32, 1).unwrap();
+    let with = |at: usize, x: f32| {
+        let mut data = good.elements().to_f32();
+        data[at] = x;
+        Matrix::from_f32(8, 8, &data).unwrap()
+    };
+    let (nan, inf) = (with(19, f32::NAN), with(0, f32::NEG_INFINITY));
+    save_matrices(&file, &[("a", &good), ("b.nan", &nan), ("c.inf", &inf), ("d", &good)]).unwrap();
+    let run = ["bench", "--device", "cpu", "--quick", "--tokens", "2", "--weights", text(&file)];
+    let (stdout, stderr) = exits(1, &[&run[..], &["--ops", "dense", "--json", text(&out)]].concat());
+    assert!(stdout.contains("all 2 rows verified"), "{stdout}");
+    for text in [&stdout, &stderr] {
+        assert!(text.contains("not measured: ") && text.contains("b.nan: weight at row 2, column 3 is NaN"), "{text}");
+        assert!(text.contains("c.inf: weight at row 0, column 0 is -inf"), "{text}");
+    }
+    assert!(stderr.ends_with("some.safetensors: 2 tensors could not be measured\n"), "{stderr}");
+    let run = json(&out);
+    let names = |list: &str| run[list].as_array().unwrap().iter().map(|x| x["name"].clone()).collect::<Vec<_>>();
+    assert_eq!((names("rows"), names("skipped")), (vec!["a".into(), "d".into()], vec!["b.nan".into(), "c.inf".into()]));
+    assert!(run["skipped"][0]["reason"].as_str().unwrap().contains("NaN"));
+}
+
+/// However much memory a size asks for, the answer is an error that names it. Two processes with little, as `ulimit`
+/// gives them, and sizes that fit on paper but not with the copies of operands.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_does_not_fit_into_memory_is_an_error_with_its_size() {
+    for (kib, shape, ops) in [
+        (8_000_000, "99999999x1x1", "sparse24"),
+        (8_000_000, "4294967296x1x1", "sparse24"),
+        (4_000_000, "99999999x1x1", "dense"),
+        (4_000_000, "20000x1x20000", "dense,masked"),
+        (4_000_000, "1x99999999x1", "dense"),
+        (4_000_000, "30000x30000x1", "masked24"),
+        (4_000_000, "1x1x99999999", "sparse24"),
+    ] {
+        let command = format!("ulimit -v {kib}; exec \"$0\" bench --device cpu --quick --shapes {shape} --ops {ops}");
+        let ran = Command::new("sh").args(["-c", &command, env!("CARGO_BIN_EXE_sparse24")]).output().unwrap();
+        let stderr = String::from_utf8_lossy(&ran.stderr);
+        assert_eq!(ran.status.code(), Some(1), "{shape}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.contains(&format!("{shape}: out of memory: ")) && stderr.contains(" GiB for "), "{stderr}");
+    }
+    // The same limit is no obstacle to what fits.
+    let command = "ulimit -v 4000000; exec \"$0\" bench --device cpu --quick --shapes 512x8x512";
+    let ran = Command::new("sh").args(["-c", command, env!("CARGO_BIN_EXE_sparse24")]).output().unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+}
+
+/// On machines with Mesa's drivers, whose libraries complain by themselves.
+#[cfg(target_os = "linux")]
+#[test]
+fn drivers_do_not_complain_about_a_folder_of_the_session() {
+    for folder in [None, Some("relative")] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
+        command.arg("devices").env_remove("XDG_RUNTIME_DIR").envs(folder.map(|folder| ("XDG_RUNTIME_DIR", folder)));
+        let ran = command.output().unwrap();
+        let stderr = String::from_utf8_lossy(&ran.stderr);
+        assert!(ran.status.success() && !stderr.contains("XDG_RUNTIME_DIR"), "{stderr}");
+    }
+}
+
 /// Sums that overflow f32 can be judged by no bound, and what cannot be judged is not verified.
 #[test]
 fn what_fails_verification_is_not_timed_and_exits_with_3() {
@@ -140,11 +297,26 @@ fn bad_flags_are_named_and_exit_with_2() {
         (["--threads", "0"], "--threads"),
         (["--threads", "5000"], "--threads"),
         (["--filter", "x"], "--weights"),
+        (["--plan", "64x64x16"], "is a kernel of GPUs, and this is the CPU device"),
+        (["--plan", "gemm_dense-f32f32-64x64x16-none"], "is a kernel of GPUs, and this is the CPU device"),
+        (["--plan", "no-such-kernel"], "there are gather, gemm_crate"),
+        (["--json", "run.txt"], ".json"),
+        (["--format", "xml"], "--format"),
     ] {
-        let (stdout, stderr) = exits(2, &["bench", flags[0], flags[1]]);
+        let (stdout, stderr) = exits(2, &["bench", "--device", "cpu", flags[0], flags[1]]);
         assert!(stdout.is_empty() && stderr.contains(named), "{flags:?}: {stderr}");
     }
     exits(2, &["bench", "--weights", "x.safetensors", "--filter", "("]);
+    for (flags, named) in [
+        (&["--json", "--format", "md"][..], "--json"),
+        (&["--format", "csv", "--wide"], "--wide"),
+        (&["--json", "--legend"], "--legend"),
+        (&["--format", "json", "--wide"], "--wide"),
+        (&["--json", "a.json", "--out", "b.json"], "--json"),
+    ] {
+        let (stdout, stderr) = exits(2, &[&["bench"], flags].concat());
+        assert!(stdout.is_empty() && stderr.contains(named), "{flags:?}: {stderr}");
+    }
     exits(2, &["no-such-command"]);
 }
 
@@ -171,8 +343,12 @@ fn bad_input_is_named_exits_with_1_and_writes_nothing() {
         assert!(!out.exists());
     }
     // A folder is no file, and what is neither is left alone.
-    let (_, stderr) = exits(1, &["bench", "--quick", "--json", text(folder.path())]);
+    let (_, stderr) = exits(2, &["bench", "--quick", "--json", text(folder.path())]);
+    assert!(stderr.contains("must end in .json"), "{stderr}");
+    std::fs::create_dir(at("folder.json")).unwrap();
+    let (_, stderr) = exits(1, &["bench", "--quick", "--json", text(&at("folder.json"))]);
     assert!(stderr.contains("not a regular file"), "{stderr}");
+    std::fs::remove_dir(at("folder.json")).unwrap();
     let (_, stderr) = exits(1, &["bench", "--quick", "--json", "/nonexistent/run.json"]);
     assert!(stderr.contains("--json") && stderr.contains("/nonexistent/run.json"), "{stderr}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);

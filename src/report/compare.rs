@@ -563,6 +563,65 @@ mod tests {
     }
 
     #[test]
+    fn noise_that_was_seen_is_no_change() -> Result<()> {
+        use Verdict::*;
+        let noisy = |mut row: Value| {
+            row["noisy"] = true.into();
+            row
+        };
+        // Samples of one run differ by a factor of 1.6.
+        let at = |ms: f64| row("dense", Some([0.8, 0.9, 1.0, 1.1, 1.28].map(|t| t * ms)));
+        for (before, now, expected) in [
+            (at(1.0), at(3.0), Slower),
+            (noisy(at(1.0)), at(1.5), Noisy),
+            (at(1.0), noisy(at(1.5)), Noisy),
+            (noisy(at(1.0)), noisy(at(0.6)), Noisy),
+            // 0.8 * 2.5 over 1.28 is less than 1.6, and 0.8 * 2.6 over it is more.
+            (noisy(at(1.0)), at(2.5), Noisy),
+            (noisy(at(1.0)), at(2.6), Slower),
+            (at(2.6), noisy(at(1.0)), Faster),
+            (noisy(at(1.0)), at(1.1), WithinSpread),
+        ] {
+            assert_eq!(verdicts(&[before.clone()], &[now.clone()], 5.0)?, [expected], "{before} {now}");
+        }
+        let comparison = run(&[noisy(at(1.0))])?.compare(&run(&[at(1.5)])?, 5.0)?;
+        assert_eq!((comparison.slower().count(), comparison.noisy().count()), (0, 1));
+        assert!(comparison.text("x").ends_with("of 1 row 0 slower, 0 faster, 0 unchanged, 1 noisy, 0 not compared\n"));
+
+        // The interval of a median may reach further than the middle half of few samples.
+        let mut open = around("dense", 1.1);
+        (open["median_low_ms"], open["median_high_ms"]) = (0.9.into(), 1.3.into());
+        assert_eq!(verdicts(&[around("dense", 1.0)], &[open.clone()], 0.0)?, [WithinSpread]);
+        (open["median_low_ms"], open["median_high_ms"]) = (1.05.into(), 1.15.into());
+        assert_eq!(verdicts(&[around("dense", 1.0)], &[open.clone()], 0.0)?, [Slower]);
+        (open["median_low_ms"], open["median_high_ms"]) = (1.3.into(), 0.9.into());
+        assert!(run(&[open]).is_err_and(|e| e.to_string().contains("no interval")));
+        Ok(())
+    }
+
+    #[test]
+    fn tables_fit_a_terminal() -> Result<()> {
+        let long = |op: &str, times| {
+            let mut row = row(op, times);
+            (row["name"], row["m"], row["n"], row["k"]) =
+                ("llama-8b.gate_up".into(), 14336.into(), 4096.into(), 14336.into());
+            if let Some(ms) = row["median_ms"].as_f64() {
+                let tflops = 2.0 * 14336.0 * 4096.0 * 14336.0 / (ms * 1e9);
+                (row["effective_tflops"], row["executed_tflops"]) = (tflops.into(), tflops.into());
+            }
+            row["kernel"] = "gemm_sparse24-f16f32-v128-coop_128x128x16_t256-bias_gelu_tanh_residual-split16".into();
+            row
+        };
+        let (before, mut now) = (long("masked24", None), long("masked24", None));
+        now["kernel"] = "another".into();
+        let both = [long("sparse24", Some([12345.0; 5])), before];
+        let text =
+            run(&both)?.compare(&run(&[long("sparse24", Some([0.001234; 5])), now])?, 1e6)?.text(&"x".repeat(90));
+        assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+        Ok(())
+    }
+
+    #[test]
     fn files_without_quartiles_are_judged_by_all_samples_and_files_without_a_spread_not_at_all() -> Result<()> {
         let without = |fields: &[&str], ms: f64| {
             let mut row = around("dense", ms);

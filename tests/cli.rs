@@ -631,7 +631,9 @@ fn bench_of_a_model_verifies_every_row_and_says_where_time_goes() {
     assert_eq!(named, [&[("dense", None)][..], &of_v(1), &of_v(32), &of_v(128), &[("masked", None)]].concat());
     for row in rows {
         let parts = ["gemm_ms", "attention_ms", "rest_ms"].map(|part| row["parts"][part].as_f64().unwrap());
-        assert!(parts.iter().all(|&ms| ms > 0.0) && row["median_ms"].as_f64().unwrap() > 0.0, "{row}");
+        let median = row["median_ms"].as_f64().unwrap();
+        assert!(parts.iter().all(|&ms| ms > 0.0) && (parts.iter().sum::<f64>() / median - 1.0).abs() < 1e-9, "{row}");
+        assert!(row["parts_alone_ms"].as_f64().unwrap() > 0.0 && row["noisy"].is_boolean(), "{row}");
         assert!(row["max_error"].as_f64().unwrap() <= 1e-4 && row["verified"] == true, "{row}");
         let command = row["command"].as_str().unwrap();
         assert!(command.contains("--batch 3 --seq 24") && command.contains("--ops dense"), "{command}");
@@ -645,13 +647,17 @@ fn bench_of_a_model_verifies_every_row_and_says_where_time_goes() {
     let text = sparse24(&[&args[..10], &few].concat()).fine();
     assert!(text.contains("1 row verified") && text.contains("chosen because"), "{text}");
 
-    for (args, error) in [
-        (&["--model", model, "--seq", "25"][..], "takes at most 24 tokens"),
-        (&["--model", model, "--seq", "25"], "--seq: 25 tokens"),
-        (&["--model", "bert-huge"], "bert-huge is none of minilm, bert-base, bert-large: there is no folder bert-huge"),
-        (&["--model", model, "--ops", "masked24"], "masked24 is measured on single layers only"),
+    for (code, args, error) in [
+        (2, &["--model", model, "--seq", "25"][..], "takes at most 24 tokens"),
+        (2, &["--model", model, "--seq", "25"], "--seq: 25 tokens"),
+        (
+            1,
+            &["--model", "bert-huge"],
+            "bert-huge is none of minilm, bert-base, bert-large: there is no folder bert-huge",
+        ),
+        (2, &["--model", model, "--ops", "masked24"], "masked24 is measured on single layers only"),
     ] {
-        let stderr = sparse24(&[&["bench", "--device", "cpu"][..], args].concat()).refused(1);
+        let stderr = sparse24(&[&["bench", "--device", "cpu"][..], args].concat()).refused(code);
         assert!(stderr.contains(error), "{stderr}");
     }
 }

@@ -285,6 +285,7 @@ pub fn run(
     command: impl Fn(&Request) -> String,
     mut progress: impl FnMut(usize),
 ) -> Result<Vec<Record>> {
+    fits_into_memory(device, (case.w.rows(), case.x.rows(), case.w.cols()), case.w.dtype(), requests)?;
     let whole = case.whole(seed)?;
     let (mut whole_sets, mut sets) = (SetCache::default(), SetCache::default());
     let mut subjects = Vec::new();
@@ -339,8 +340,16 @@ pub fn fits_into_memory(
     dtype: DType,
     requests: &[Request],
 ) -> Result<()> {
-    let (m, n, k) = shape;
-    let bytes = host_bytes(&device.info(), shape, dtype, requests.iter().map(|r| (r.op, r.plan.weights())));
+    claim_operands(&device.info(), shape, dtype, requests.iter().map(|r| (r.op, r.plan.weights())))
+}
+
+fn claim_operands(
+    info: &DeviceInfo,
+    (m, n, k): (usize, usize, usize),
+    dtype: DType,
+    requests: impl Iterator<Item = (Op, Op)>,
+) -> Result<()> {
+    let bytes = host_bytes(info, (m, n, k), dtype, requests);
     memory::claim(usize::try_from(bytes).unwrap_or(usize::MAX), || {
         format!("operands, copies and results of {m}x{n}x{k} in {dtype}")
     })
@@ -447,6 +456,8 @@ pub fn race(
         count: usize,
         times: Vec<f64>,
     }
+    let shape = (case.w.rows(), case.x.rows(), case.w.cols());
+    claim_operands(&device.info(), shape, case.w.dtype(), std::iter::once((op, op)))?;
     let whole = case.whole(seed)?;
     let whole_sets = Sets::new(device, &whole, op, op, 1)?;
     let operands = Operands { weights: whole_sets.host.as_oracle(), x: &whole.x, bias: None, residual: None };

@@ -40,8 +40,8 @@ pub(crate) fn claim_matrix(what: &str, rows: usize, cols: usize, element: usize)
 /// Bytes in words.
 fn size(bytes: u64) -> String {
     match bytes {
-        0..1_048_576 => format!("{bytes} bytes"),
-        ..1_073_741_824 => format!("{:.1} MiB", bytes as f64 / 2f64.powi(20)),
+        0..0x10_0000 => format!("{bytes} bytes"),
+        0x10_0000..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / 2f64.powi(20)),
         _ => format!("{:.1} GiB", bytes as f64 / 2f64.powi(30)),
     }
 }

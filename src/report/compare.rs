@@ -582,7 +582,8 @@ mod tests {
             (at(2.6), noisy(at(1.0)), Faster),
             (noisy(at(1.0)), at(1.1), WithinSpread),
         ] {
-            assert_eq!(verdicts(&[before.clone()], &[now.clone()], 5.0)?, [expected], "{before} {now}");
+            let found = verdicts(std::slice::from_ref(&before), std::slice::from_ref(&now), 5.0)?;
+            assert_eq!(found, [expected], "{before} {now}");
         }
         let comparison = run(&[noisy(at(1.0))])?.compare(&run(&[at(1.5)])?, 5.0)?;
         assert_eq!((comparison.slower().count(), comparison.noisy().count()), (0, 1));
@@ -591,9 +592,9 @@ mod tests {
         // The interval of a median may reach further than the middle half of few samples.
         let mut open = around("dense", 1.1);
         (open["median_low_ms"], open["median_high_ms"]) = (0.9.into(), 1.3.into());
-        assert_eq!(verdicts(&[around("dense", 1.0)], &[open.clone()], 0.0)?, [WithinSpread]);
+        assert_eq!(verdicts(&[around("dense", 1.0)], std::slice::from_ref(&open), 0.0)?, [WithinSpread]);
         (open["median_low_ms"], open["median_high_ms"]) = (1.05.into(), 1.15.into());
-        assert_eq!(verdicts(&[around("dense", 1.0)], &[open.clone()], 0.0)?, [Slower]);
+        assert_eq!(verdicts(&[around("dense", 1.0)], std::slice::from_ref(&open), 0.0)?, [Slower]);
         (open["median_low_ms"], open["median_high_ms"]) = (1.3.into(), 0.9.into());
         assert!(run(&[open]).is_err_and(|e| e.to_string().contains("no interval")));
         Ok(())

@@ -6,14 +6,15 @@
 
 mod args;
 mod bench;
+mod claim;
 mod compare;
 mod convert;
 mod devices;
 mod embed;
 mod environment;
 mod eval;
-mod folder;
 mod inspect;
+mod interrupt;
 mod model;
 mod model_bench;
 mod output;
@@ -25,6 +26,7 @@ mod shapes;
 mod tune;
 mod tuning;
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
@@ -69,8 +71,16 @@ enum Command {
     Tune(Box<tune::Args>),
 }
 
-/// Parses this process's arguments and runs the command.
+/// Runs the command that this process's arguments name.
 pub(crate) fn run() -> Result<Outcome> {
+    interrupt::watch();
+    let outcome = command();
+    interrupt::wait();
+    outcome
+}
+
+/// Parses this process's arguments and runs the command.
+fn command() -> Result<Outcome> {
     // Usage errors, `--help` and `--version` end the process here, with clap's message and exit code.
     let command = Cli::parse().command;
     if !matches!(command, Some(Command::Convert(_) | Command::Inspect(_) | Command::Report(_))) {
@@ -93,13 +103,25 @@ pub(crate) fn run() -> Result<Outcome> {
 
 /// Writes a line to stderr. A stderr that is gone is no reason to fail.
 pub(crate) fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "{}", harmless(line));
+}
+
+/// Text without characters that a terminal obeys, but for line breaks and tabs. Names from files should be
+/// [`printable`](sparse24::error::printable) already; this is the net below. They are escaped as JSON does it, where
+/// they stand in strings alone, so that JSON stays what it is.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let shown = |c: char| if obeyed(c) { format!("\\u{:04x}", u32::from(c)) } else { String::from(c) };
+    Cow::Owned(text.chars().map(shown).collect())
 }
 
 /// Writes a result to stdout. A reader that has gone away, as `head` does, is no error.
 fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout.write_all(harmless(text).as_bytes()).and_then(|()| stdout.flush()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         result => result.context("cannot write to stdout"),
     }
@@ -143,18 +165,7 @@ fn progress(steps: usize) -> ProgressBar {
     bar
 }
 
-/// Where an output file will be written, checked before the work starts: a new name or a regular file, through symbolic
-/// links, in a folder that takes new files.
+/// Where an output file will be written, checked before the work starts: see [`sparse24::io::writable`].
 fn writable(path: &Path) -> Result<PathBuf> {
-    let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    anyhow::ensure!(!target.exists() || target.is_file(), "{} is not a regular file", path.display());
-    let folder = match target.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    match tempfile::NamedTempFile::new_in(folder) {
-        Ok(_) => Ok(target),
-        // The error itself would name the temporary file.
-        Err(e) => anyhow::bail!("cannot write {}: {}", path.display(), e.kind()),
-    }
+    Ok(sparse24::io::writable(path)?)
 }

@@ -1,8 +1,9 @@
 //! The crate's one error type: what went wrong, where, and the values that show it.
 //!
 //! Invariant: a message names the file, tensor, row, flag or device it is about, in lower case and without a full
-//! stop, so that callers can put their own context in front.
+//! stop, so that callers can put their own context in front. Names that come from files are [`printable`] in it.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use crate::dtype::DType;
@@ -84,7 +85,7 @@ pub enum Error {
         col: usize,
     },
     /// The operating system refused to read or write a file.
-    #[error("{}: {cause}", path.display())]
+    #[error("{}: {cause}", printable(&path.to_string_lossy()))]
     Io {
         /// The file.
         path: PathBuf,
@@ -92,7 +93,7 @@ pub enum Error {
         cause: std::io::Error,
     },
     /// A file is not what it claims to be.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {reason}", printable(&path.to_string_lossy()))]
     File {
         /// The file.
         path: PathBuf,
@@ -100,7 +101,7 @@ pub enum Error {
         reason: String,
     },
     /// One tensor of a file, or the pair of tensors of one compressed matrix, is not what it claims to be.
-    #[error("{}: tensor {tensor}: {cause}", path.display())]
+    #[error("{}: tensor {}: {cause}", printable(&path.to_string_lossy()), printable(tensor))]
     Tensor {
         /// The file.
         path: PathBuf,
@@ -193,6 +194,22 @@ impl Error {
     pub(crate) fn of_text(self, text: usize) -> Self {
         Self::Text { text, cause: Box::new(self) }
     }
+}
+
+/// A name from a file as it can be shown on a terminal: line breaks, other control characters and those that change
+/// the direction of writing are escaped as in Rust's strings. A terminal would obey them, and a reader would see
+/// another name.
+///
+/// ```
+/// assert_eq!(sparse24::error::printable("up.\u{1b}[31mweight\n"), "up.\\u{1b}[31mweight\\n");
+/// ```
+pub fn printable(name: &str) -> Cow<'_, str> {
+    let escaped = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if !name.contains(escaped) {
+        return Cow::Borrowed(name);
+    }
+    let shown = |c: char| if escaped(c) { c.escape_default().collect() } else { String::from(c) };
+    Cow::Owned(name.chars().map(shown).collect())
 }
 
 /// `a * b`, or [`Error::Overflow`] naming what was to be computed.

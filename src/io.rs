@@ -1,19 +1,25 @@
 //! Tensor files: safetensors with ordinary tensors, with 2:4 matrices in this crate's format or in those of others, or
 //! with both; and the one way in which this crate writes files.
 //!
-//! A [`TensorFile`] is one file, tensor by tensor, as it is. A [`Source`] is a file or a model's folder, as the matrices
-//! that it means, however they are stored ([`Stored`]). A [`Writer`] writes a file, and a [`Layout`] says how a 2:4 matrix
-//! lies in one.
+//! A [`TensorFile`] is one file, tensor by tensor, as it is. A [`Source`] is a file or a model's folder, as the
+//! matrices that it means, however they are stored ([`Stored`]). A [`Writer`] writes a file, and a [`Layout`] says how
+//! a 2:4 matrix lies in one.
 //!
 //! A checkpoint may be larger than memory, so a [`TensorFile`] reads the header and then one tensor at a time, and
 //! [`save`] holds no second copy of what it writes. Nothing is memory-mapped: a file that shrinks while it is read is
 //! an error, not a signal.
 //!
+//! A [`NewFolder`] is a model's folder with other weights. [`in_by_out`] finds the matrices that are stored the other
+//! way round.
+//!
 //! Invariants: after [`TensorFile::open`] every tensor's type, shape and bytes agree and lie within the file; a file
 //! that is being written appears under its name complete or not at all.
 
+mod folder;
 mod layout;
+mod orientation;
 mod source;
+mod temporary;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -23,12 +29,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use bytemuck::Pod;
+pub use folder::{LeftOut, NewFolder, read_config, sparsity_configs};
 pub use layout::{Layout, Raw24, Spec24};
+pub use orientation::{in_by_out, transpose};
 pub use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo as Header};
 use serde_json::{Map, Value};
 pub use source::{Item, Source, Stored, weights_in};
-use tempfile::NamedTempFile;
+use temporary::TemporaryFile;
+pub use temporary::discard_temporaries;
 
 use crate::error::{Error, Result};
 use crate::format::{Sparse24, VERSION};
@@ -123,8 +132,10 @@ impl TensorFile {
         let header: Vec<u8> = read_at(&mut file, 8, length as usize).map_err(io)?;
         let mut header: Map<String, Value> =
             serde_json::from_slice(&header).map_err(|e| Error::file(path, format!("header is no JSON object: {e}")))?;
-        let metadata = header.remove(METADATA).map(serde_json::from_value).transpose();
-        let metadata = metadata.map_err(|e| Error::file(path, format!("{METADATA}: {e}")))?.unwrap_or_default();
+        // `null` is no metadata, as for the safetensors library.
+        let metadata = header.remove(METADATA).map(serde_json::from_value::<Option<_>>).transpose();
+        let metadata =
+            metadata.map_err(|e| Error::file(path, format!("{METADATA}: {e}")))?.flatten().unwrap_or_default();
 
         let mut headers = Vec::with_capacity(header.len());
         for (name, value) in header {
@@ -206,17 +217,22 @@ impl TensorFile {
         Matrix::new(1, len, self.elements(info)?).map_err(|e| e.in_tensor(&self.path, name))
     }
 
-    /// The names P of the compressed matrices in the file, sorted; none if it is another kind of file. An error if they
-    /// are of a version of the format that this crate does not know.
+    /// The names P of the compressed matrices in the file, sorted; none if it is another kind of file. An error if the
+    /// file is of a version of the format that this crate does not know.
+    ///
+    /// Other programs' metadata may have a key `P.vector`, too: one without a tensor `P.values` or `P.meta` names
+    /// nothing.
     pub fn sparse24_names(&self) -> Result<Vec<String>> {
         if self.metadata.get("format").is_none_or(|f| f != FORMAT) {
             return Ok(Vec::new());
         }
-        self.check_version()?;
-        let mut names: Vec<_> =
-            self.metadata.keys().filter_map(|key| key.strip_suffix(".vector")).map(str::to_owned).collect();
-        names.sort();
-        Ok(names)
+        let mut names: Vec<_> = self.metadata.keys().filter_map(|key| key.strip_suffix(".vector")).collect();
+        names.retain(|name| ["values", "meta"].iter().any(|part| self.tensors.contains_key(&format!("{name}.{part}"))));
+        if !names.is_empty() || self.metadata.contains_key("version") {
+            self.check_version()?;
+        }
+        names.sort_unstable();
+        Ok(names.into_iter().map(str::to_owned).collect())
     }
 
     /// The compressed matrix called `name`, checked throughout.
@@ -486,7 +502,7 @@ impl Spec {
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
-    file: NamedTempFile,
+    file: TemporaryFile,
     /// Where each tensor starts in the file and its size in bytes; taken out when it is written.
     open: BTreeMap<String, (u64, usize)>,
 }
@@ -496,7 +512,8 @@ impl Writer {
     /// twice, a size overflows, or there can be no file.
     pub fn create(path: impl AsRef<Path>, specs: &[Spec], metadata: &BTreeMap<String, String>) -> Result<Self> {
         let path = path.as_ref();
-        // The order of every safetensors writer: the widest type first, which keeps each tensor aligned to its elements.
+        // The order of every safetensors writer: the widest type first, which keeps each tensor aligned to its
+        // elements.
         let mut specs: Vec<_> = specs.iter().collect();
         specs.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
 
@@ -529,9 +546,9 @@ impl Writer {
         open.values_mut().for_each(|(start, _)| *start += 8 + len);
 
         let io = |e| Error::io(path, e);
-        let mut file = temporary(path)?;
-        file.write_all(&len.to_le_bytes()).map_err(io)?;
-        file.write_all(&header).map_err(io)?;
+        let mut file = TemporaryFile::beside(path).map_err(io)?;
+        file.as_file_mut().write_all(&len.to_le_bytes()).map_err(io)?;
+        file.as_file_mut().write_all(&header).map_err(io)?;
         Ok(Self { path: path.to_path_buf(), file, open })
     }
 
@@ -545,8 +562,9 @@ impl Writer {
             return Err(refuse(format!("{} bytes are to be written, {expected} were announced", bytes.len())));
         }
         let io = |e| Error::io(&self.path, e).in_tensor(&self.path, name);
-        self.file.seek(SeekFrom::Start(start)).map_err(io)?;
-        self.file.write_all(bytes).map_err(io)?;
+        let file = self.file.as_file_mut();
+        file.seek(SeekFrom::Start(start)).map_err(io)?;
+        file.write_all(bytes).map_err(io)?;
         self.open.remove(name);
         Ok(())
     }
@@ -557,8 +575,7 @@ impl Writer {
             let others = self.open.len() - 1;
             return Err(Error::Invalid(format!("was never written, and {others} others")).in_tensor(&self.path, name));
         }
-        self.file.persist(&self.path).map_err(|e| Error::io(&self.path, e.error))?;
-        Ok(())
+        self.file.persist(&self.path).map_err(|e| Error::io(&self.path, e))
     }
 }
 
@@ -576,21 +593,23 @@ impl Writer {
 pub fn write_atomically(path: impl AsRef<Path>, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let path = path.as_ref();
     let io = |e| Error::io(path, e);
-    let mut file = temporary(path)?;
+    let mut file = TemporaryFile::beside(path).map_err(io)?;
     let mut out = BufWriter::with_capacity(1 << 20, file.as_file_mut());
     write(&mut out).map_err(io)?;
     out.flush().map_err(io)?;
     drop(out);
-    file.persist(path).map_err(|e| io(e.error))?;
-    Ok(())
+    file.persist(path).map_err(io)
 }
 
-/// A temporary file beside `path`, to be renamed to it.
-fn temporary(path: &Path) -> Result<NamedTempFile> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    // Temporary files are private by default; this one is to be a file like any other, as far as the umask allows.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.prefix(".sparse24-").tempfile_in(dir).map_err(|e| Error::io(path, e))
+/// Where a file will be written, checked before the work for it starts: a new name or a regular file, through symbolic
+/// links, in a folder that takes new files.
+pub fn writable(path: impl AsRef<Path>) -> Result<PathBuf> {
+    let path = path.as_ref();
+    let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    if target.exists() && !target.is_file() {
+        return Err(Error::file(path, "is not a regular file"));
+    }
+    // The error itself would name the temporary file.
+    TemporaryFile::beside(&target).map_err(|e| Error::file(path, format!("cannot be written: {}", e.kind())))?;
+    Ok(target)
 }

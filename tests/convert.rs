@@ -37,6 +37,13 @@ fn fine((code, stdout, stderr): Ran) -> String {
     stdout
 }
 
+/// Stdout of a run that was fine and said this on stderr.
+#[track_caller]
+fn noted((code, stdout, stderr): Ran, said: &str) -> String {
+    assert_eq!((code, stderr.as_str()), (0, said), "{stdout}");
+    stdout
+}
+
 /// Stderr of a run that ended with `code` before it printed any result.
 #[track_caller]
 fn refused(ran: Ran, code: i32) -> String {
@@ -90,7 +97,8 @@ fn a_checkpoint_of_compressed_tensors_becomes_dense_and_back() {
     let dir = TempDir::new().unwrap();
     for name in ["ct_ckpt_sparse24_f16", "ct_ckpt_bitmask_f16"] {
         let (from, to) = (vectors(name), dir.path().join(name));
-        let text = fine(convert(&from, &to, "dense", &[]));
+        let left_out = "note: not copied (weights of the old model): dense_expected.safetensors\n";
+        let text = noted(convert(&from, &to, "dense", &[]), left_out);
         let expected = format!("{}: 2 matrices to dense, 4 tensors as before; ", to.display());
         assert!(text.starts_with(&expected) && text.contains(" KiB before, "), "{text}");
         assert_same_tensors(&to.join("model.safetensors"), &from.join("dense_expected.safetensors"));
@@ -112,7 +120,7 @@ fn a_checkpoint_of_compressed_tensors_becomes_dense_and_back() {
 
     // By way of our format too; and a config that says more keeps it.
     let (native, last) = (dir.path().join("native"), dir.path().join("last"));
-    fine(convert(&vectors("ct_ckpt_sparse24_f16"), &native, "native", &[]));
+    convert(&vectors("ct_ckpt_sparse24_f16"), &native, "native", &[]);
     assert_eq!(json(&native.join("config.json")).get("quantization_config"), None);
     let more = json!({"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"g": 1}}});
     fs::write(native.join("config.json"), more.to_string()).unwrap();
@@ -235,7 +243,8 @@ fn a_sharded_bert_becomes_every_form_and_loads_alike() {
     assert_eq!(dense_linears(&load(&at("dense"))), dense_linears(&expected));
 
     // Twelve matrices; tables and the pooler stay.
-    let text = fine(convert(&at("dense"), &at("native"), "native", &[]));
+    let left_out = "note: not copied (weights of the old model): pytorch_model.bin\n";
+    let text = noted(convert(&at("dense"), &at("native"), "native", &[]), left_out);
     assert!(text.contains(": 12 matrices to native, "), "{text}");
     assert!(text.contains(" (not 2:4: 4 matrices); "), "{text}");
     let kept = ["1_Pooling", "config.json", "model.safetensors", "tokenizer.json"];
@@ -344,12 +353,13 @@ fn what_cannot_be_converted_is_said() {
     assert!(stderr.ends_with(&expected.replace(".values", "")), "{stderr}");
     assert_same_tensors(&at("dense"), &at("out"));
     let stderr = refused(convert(&vectors("ct_ckpt_sparse24_f16"), dir.path(), "dense", &[]), 1);
-    assert_eq!(stderr, format!("error: {} exists already\n", dir.path().display()));
+    let exists = "exists already; name a new folder, or an empty one";
+    assert_eq!(stderr, format!("error: {}: {exists}\n", dir.path().display()));
     let stderr = refused(convert(&at("native"), dir.path(), "dense", &[]), 1);
     assert!(stderr.contains("is not a regular file"), "{stderr}");
     // An empty folder may be there.
     fs::create_dir(at("empty")).unwrap();
-    fine(convert(&vectors("ct_ckpt_sparse24_f16"), &at("empty"), "dense", &[]));
+    assert_eq!(convert(&vectors("ct_ckpt_sparse24_f16"), &at("empty"), "dense", &[]).0, 0);
     // A name that two matrices would have.
     let taken = [("w", Entry::Sparse24(&s)), ("w.compressed", Entry::Matrix(&x))];
     fs::create_dir(at("folder")).unwrap();
@@ -452,7 +462,7 @@ fn a_check_names_the_first_group_that_breaks_a_claim() {
 fn inspect_knows_every_form() {
     let inspect = |path: &Path| {
         let listing: Value =
-            serde_json::from_str(&fine(sparse24(&["inspect", "--json", path.to_str().unwrap()]))).unwrap();
+            serde_json::from_str(&fine(sparse24(&["inspect", path.to_str().unwrap(), "--json"]))).unwrap();
         listing["tensors"].as_array().unwrap().clone()
     };
     let stored = |rows: &[Value]| -> Vec<(String, String)> {
@@ -481,4 +491,406 @@ fn inspect_knows_every_form() {
     let text = fine(sparse24(&["inspect", vectors("ct_ckpt_sparse24_f16").to_str().unwrap()]));
     assert!(text.contains("down.weight (stored as sparse-24-bitmask)\n"), "{text}");
     assert!(text.starts_with(&format!("{}: 6 tensors, ", vectors("ct_ckpt_sparse24_f16").display())), "{text}");
+}
+
+/// A file of tensors of f32 as they are, and of others as parts of a sparse-bitmask under their full names.
+fn write_bitmasks(path: &Path, dense: &[(&str, &Matrix)], bitmasks: &[(&str, &[usize], &[f32])]) {
+    let mut tensors: Vec<(Spec, Vec<u8>)> = Vec::new();
+    for (name, w) in dense {
+        tensors.push((Spec::new(*name, Dtype::F32, &[w.rows(), w.cols()]), w.elements().to_le_bytes()));
+    }
+    for (name, shape, numbers) in bitmasks {
+        let k = *shape.last().unwrap();
+        let (mut bits, mut offsets, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        for row in numbers.chunks(k) {
+            offsets.push(values.len() as i64 / 4);
+            bits.extend(row.chunks(8).map(|c| (0..).zip(c).fold(0u8, |b, (i, &x)| b | u8::from(x != 0.0) << i)));
+            values.extend(row.iter().filter(|&&x| x != 0.0).flat_map(|x| x.to_le_bytes()));
+        }
+        let rows = &shape[..shape.len() - 1];
+        let i64s = |n: &[i64]| n.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>();
+        let sizes: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+        let at = |part: &str| format!("{name}.{part}");
+        tensors.push((Spec::new(at("compressed"), Dtype::F32, &[values.len() / 4]), values));
+        tensors.push((Spec::new(at("bitmask"), Dtype::U8, &[rows, &[k.div_ceil(8)]].concat()), bits));
+        tensors.push((Spec::new(at("shape"), Dtype::I64, &[shape.len()]), i64s(&sizes)));
+        tensors.push((Spec::new(at("row_offsets"), Dtype::I64, rows), i64s(&offsets)));
+    }
+    let specs: Vec<_> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
+    let mut writer = Writer::create(path, &specs, &Default::default()).unwrap();
+    tensors.iter().for_each(|(spec, bytes)| writer.write(&spec.name, bytes).unwrap());
+    writer.finish().unwrap();
+}
+
+fn stored_in(path: &Path) -> Vec<(String, Stored)> {
+    Source::open(path).unwrap().items().map(|item| (item.name.clone(), item.stored)).collect()
+}
+
+/// As compressed-tensors up to 0.8.1 stores a model of which some matrices are 2:4.
+#[test]
+fn a_model_of_bitmasks_alone_becomes_every_form() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir(at("old")).unwrap();
+    let up = compressed(32, 32, DType::F32, 1, 1).decompress();
+    let (embed, norm, conv) = (random(9, 16, DType::F32, 2), random(1, 16, DType::F32, 3), random(4, 9, DType::F32, 4));
+    let numbers = [&up, &embed, &norm, &conv].map(|w| w.elements().to_f32());
+    let all: [(&str, &[usize], &[f32]); 4] = [
+        ("l.0.up.weight", &[32, 32], &numbers[0]),
+        ("embed_tokens.weight", &[9, 16], &numbers[1]),
+        ("norm.weight", &[16], &numbers[2]),
+        ("conv.weight", &[4, 3, 3], &numbers[3]),
+    ];
+    let config = |structure: &str| {
+        let sparsity = json!({"format": "sparse-bitmask", "sparsity_structure": structure});
+        let config = json!({"model_type": "x", "compression_config": {"sparsity_config": sparsity}});
+        fs::write(at("old/config.json"), config.to_string()).unwrap();
+    };
+    config("0:0");
+    write_bitmasks(&at("old/model.safetensors"), &[("bias", &norm)], &all);
+    let names = ["bias", "conv.weight", "embed_tokens.weight", "l.0.up.weight", "norm.weight"];
+    let bytes = |path: &Path| -> Vec<_> {
+        let source = Source::open(path).unwrap();
+        source.items().map(|item| (item.shape.clone(), source.dense(item).unwrap())).collect()
+    };
+    let expected = bytes(&at("old"));
+    assert_eq!(expected[1], (vec![4, 3, 3], conv.elements().to_le_bytes()));
+    for (layout, stored) in [("native", Stored::Native), ("dense", Stored::Dense), ("bitmask", Stored::Bitmask)] {
+        let text = fine(convert(&at("old"), &at(layout), layout, &[]));
+        let says = match layout {
+            "dense" => ": 4 tensors to dense, 1 tensor as before; ",
+            "native" => ": 1 matrix to native, 3 tensors to dense, 1 tensor as before (not 2:4: 2 matrices); ",
+            _ => ": 1 matrix to bitmask, 3 tensors to dense, 1 tensor as before (not 2:4: 2 matrices); ",
+        };
+        assert!(text.contains(says), "{text}");
+        let all = names.map(|name| (name.to_owned(), if name.contains("up") { stored } else { Stored::Dense }));
+        assert_eq!(stored_in(&at(layout)), all);
+        assert_eq!(bytes(&at(layout)), expected, "{layout}");
+        fine(check(&at(layout)));
+        let claims = json(&at(layout).join("config.json")).get("compression_config").is_some();
+        assert_eq!(claims, layout == "bitmask");
+    }
+    // Pruned, all of it is still there.
+    fine(sparse24(&["prune", at("old").to_str().unwrap(), at("pruned").to_str().unwrap()]));
+    assert!(stored_in(&at("pruned")).iter().all(|(_, stored)| matches!(stored, Stored::Dense | Stored::Native)));
+    let pruned = bytes(&at("pruned"));
+    assert_eq!((&pruned[1..3], &pruned[4]), (&expected[1..3], &expected[4]), "a bias of one row is a matrix");
+    // What is excluded keeps its form.
+    fine(convert(&at("old/model.safetensors"), &at("part"), "native", &["--exclude", "norm"]));
+    assert_eq!(stored_in(&at("part"))[4], ("norm.weight".to_owned(), Stored::SparseBitmask));
+    let listing = fine(sparse24(&["inspect", at("old").to_str().unwrap()]));
+    for line in ["norm.weight (stored as sparse-bitmask)", "4x3x3"] {
+        assert!(listing.contains(line), "{listing}");
+    }
+
+    // A file that claims that it is 2:4 is taken at its word.
+    config("2:4");
+    fine(check(&at("old")));
+    write_bitmasks(&at("old/model.safetensors"), &[], &[("l.0.up.weight", &[9, 16], &numbers[1]), all[2]]);
+    let says = "tensor l.0.up.weight: row 0, group 0 (columns 0..4): ";
+    assert!(refused(check(&at("old")), 3).contains(says));
+    assert!(refused(convert(&at("old"), &at("refused"), "native", &[]), 1).contains(says));
+    assert!(!at("refused").exists());
+    fine(convert(&at("old"), &at("decoded"), "dense", &[]));
+    // A value that the mask has no place for.
+    let path = at("old/model.safetensors");
+    let mut file = fs::read(&path).unwrap();
+    let mask = TensorFile::open(&path).unwrap().bytes("norm.weight.bitmask").unwrap();
+    let place = file.windows(2).rposition(|bytes| bytes == mask).unwrap();
+    file[place] &= !1;
+    fs::write(&path, file).unwrap();
+    let stderr = refused(sparse24(&["inspect", path.to_str().unwrap()]), 1);
+    assert!(stderr.contains("tensor norm.weight: 16 values, of which the mask places 15"), "{stderr}");
+}
+
+#[test]
+fn a_folder_comes_whole_or_says_what_does_not() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    TinyBert::new(21).write(&at("in"));
+    let put = |name: &str, text: &str| {
+        fs::create_dir_all(at("in").join(name).parent().unwrap()).unwrap();
+        fs::write(at("in").join(name), text).unwrap();
+    };
+    let copied = [
+        "2_Dense/config.json",
+        "2_Dense/model.safetensors",
+        "3_Dense/pytorch_model.bin",
+        "head/linear/pytorch_model.bin",
+        "extra/part.safetensors",
+        "modules.json",
+    ];
+    copied.iter().for_each(|name| put(name, name));
+    put("modules.json", r#"[{"path": ""}, {"path": "head/linear"}, {"path": "2_Dense"}]"#);
+    for name in
+        ["pytorch_model.bin", "adapter.safetensors", "onnx/model.onnx", "openvino/openvino_model.bin", ".hidden"]
+    {
+        put(name, name);
+    }
+    #[cfg(unix)]
+    let (links, says) = {
+        use std::os::unix::fs::symlink;
+        fs::create_dir(at("blobs")).unwrap();
+        fs::write(at("blobs/spiece.model"), "a link's").unwrap();
+        symlink(at("blobs/spiece.model"), at("in/spiece.model")).unwrap();
+        symlink(at("blobs"), at("in/linked")).unwrap();
+        symlink(at("in"), at("in/extra/loop")).unwrap();
+        symlink(at("nowhere"), at("in/broken")).unwrap();
+        let says = "note: not copied (links to a folder around it): extra/loop\n\
+                    note: not copied (links to nothing): broken\n";
+        (&["spiece.model", "linked/spiece.model"][..], says)
+    };
+    #[cfg(not(unix))]
+    let (links, says) = (&[""; 0][..], "");
+    let says = format!(
+        "{says}note: not copied (weights of the old model): adapter.safetensors, onnx/model.onnx, \
+         openvino/openvino_model.bin, pytorch_model.bin\n"
+    );
+    let (from, out, report) = (at("in"), at("out"), at("report.json"));
+    for command in ["convert", "prune"] {
+        let [from, out, report] = [&from, &out, &report].map(|path| path.to_str().unwrap());
+        let (code, _, stderr) = sparse24(&[command, from, out, "--to", "native", "--json", report]);
+        let notes = stderr.lines().filter(|line| line.starts_with("note: ")).map(|line| format!("{line}\n"));
+        assert_eq!((code, notes.collect::<String>()), (0, says.clone()), "{stderr}");
+        for name in copied.iter().chain(links) {
+            assert_eq!(fs::read(at("out").join(name)).unwrap(), fs::read(at("in").join(name)).unwrap(), "{name}");
+        }
+        assert!(!at("out/onnx").exists() && !at("out/openvino").exists() && !at("out/pytorch_model.bin").exists());
+        let report = json(&at("report.json"));
+        assert!(report["left_out"].as_array().unwrap().contains(&json!("onnx/model.onnx")), "{report}");
+        fs::remove_dir_all(at("out")).unwrap();
+    }
+    fs::write(at("in/modules.json"), "{").unwrap();
+    let stderr = refused(convert(&at("in"), &at("out"), "native", &[]), 1);
+    assert!(stderr.contains("in/modules.json: ") && !at("out").exists(), "{stderr}");
+}
+
+/// `sparsity_structure: 2:4` is of all linear layers, but for those that are ignored, unless there are targets.
+#[test]
+fn claims_are_read_as_python_reads_them() {
+    let dir = TempDir::new().unwrap();
+    let folder = dir.path().join("model");
+    fs::create_dir(&folder).unwrap();
+    let (good, bad) = (compressed(8, 16, DType::F32, 1, 1).decompress(), random(8, 16, DType::F32, 2));
+    let entries = [
+        ("model.layers.0.up_proj.weight", Entry::Matrix(&good)),
+        ("model.layers.1.up_proj.weight", Entry::Matrix(&bad)),
+        ("lm_head.weight", Entry::Matrix(&bad)),
+        ("model.embed_tokens.weight", Entry::Matrix(&bad)),
+    ];
+    save(folder.join("model.safetensors"), &entries).unwrap();
+    let check_with = |config: Value| {
+        fs::write(folder.join("config.json"), config.to_string()).unwrap();
+        check(&folder)
+    };
+    let sparsity = |targets: Option<Value>, ignore: Option<Value>| {
+        let mut sparsity = json!({"format": "dense", "sparsity_structure": "2:4"});
+        for (key, value) in [("targets", targets), ("ignore", ignore)] {
+            if let Some(value) = value {
+                sparsity[key] = value;
+            }
+        }
+        sparsity
+    };
+    let nest = |sparsity: Value| json!({"compression_config": {"sparsity_config": sparsity}});
+    // What is claimed of the head or of layer 1 is wrong; of layer 0 alone it is right.
+    let rest = || Some(json!(["lm_head", "re:.*layers\\.1\\."]));
+    for targets in [None, Some(json!([])), Some(Value::Null), Some(json!(["Linear"]))] {
+        assert_eq!(check_with(nest(sparsity(targets.clone(), None))).0, 3, "{targets:?}");
+        let text = fine(check_with(nest(sparsity(targets, rest()))));
+        assert!(text.ends_with("of 4 tensors, 1 claims to be 2:4, and is\n"), "{text}");
+    }
+    let claimed = json!({"sparsity_config": sparsity(None, None)});
+    for config in [
+        json!({"quantization_config": claimed}),
+        json!({"sparsity_config": sparsity(None, None)}),
+        json!({"quantization_config": {"sparsity_config": null}, "compression_config": claimed}),
+        json!({"quantization_config": {"sparsity_config": {}}, "compression_config": claimed}),
+    ] {
+        assert_eq!(check_with(config.clone()).0, 3, "{config}");
+    }
+    for (targets, ignore, code) in [
+        (json!(["re:^(?!.*layers\\.1)(?!lm_head).*proj"]), json!([]), 0),
+        (json!(["re:^(?!.*layers\\.1)(?!.*embed)"]), json!(["lm_head"]), 0),
+        (json!(["re:^(?!.*layers\\.1)(?!.*embed)"]), json!(null), 3),
+        (json!(["re:.*(?<=layers\\.0)\\.up_proj\\Z"]), json!([]), 0),
+        (json!(["Linear"]), json!(["re:(?!model\\.layers\\.0).*"]), 0),
+        (json!(["Linear"]), json!(["re:(?P<all>.)(?!.*layers\\.1)"]), 3),
+        (json!("re:.*layers\\.0"), json!([]), 0),
+    ] {
+        let (ended, _, stderr) = check_with(nest(sparsity(Some(targets.clone()), Some(ignore.clone()))));
+        assert_eq!(ended, code, "{targets} but {ignore}: {stderr}");
+    }
+    for (ignore, says) in
+        [(json!(["re:("]), "ignore of its sparsity_config: re:("), (json!([7]), "7 is no name of modules")]
+    {
+        let stderr = refused(check_with(nest(sparsity(None, Some(ignore)))), 1);
+        assert!(stderr.starts_with("error: ") && stderr.contains("config.json: ") && stderr.contains(says), "{stderr}");
+    }
+    // convert refuses to take it for granted.
+    check_with(nest(sparsity(None, Some(json!(["lm_head"])))));
+    let stderr = refused(convert(&folder, &dir.path().join("out"), "native", &[]), 1);
+    assert!(stderr.contains("tensor model.layers.1.up_proj.weight: row 0, group 0"), "{stderr}");
+}
+
+#[test]
+fn metadata_of_others_comes_along_and_never_makes_a_lie() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let w = compressed(8, 8, DType::F32, 1, 1).decompress();
+    let write = |metadata: &[(&str, &str)], second: &str| {
+        let specs = ["up.weight", second].map(|name| Spec::new(name, Dtype::F32, &[8, 8]));
+        let metadata = metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let mut writer = Writer::create(at("in"), &specs, &metadata).unwrap();
+        specs.iter().for_each(|spec| writer.write(&spec.name, &w.elements().to_le_bytes()).unwrap());
+        writer.finish().unwrap();
+    };
+    let strangers = [("x.vector", "12"), ("y.shape", "a"), ("z.layout", "bitmask"), ("by", "them")];
+    for format in ["pt", "sparse24"] {
+        write(&[&strangers[..], &[("format", format)]].concat(), "b");
+        for (command, to) in [("convert", "native"), ("convert", "bitmask"), ("prune", "native"), ("prune", "dense")] {
+            fine(sparse24(&[command, at("in").to_str().unwrap(), at("out").to_str().unwrap(), "--to", to]));
+            fine(sparse24(&["inspect", at("out").to_str().unwrap()]));
+            let file = TensorFile::open(at("out")).unwrap();
+            strangers.iter().for_each(|(key, value)| assert_eq!(file.metadata()[*key], *value, "{command} --to {to}"));
+            assert_eq!(file.metadata()["format"], if to == "native" { "sparse24" } else { "pt" });
+        }
+    }
+    // Entries that would be misread, or stand where the format has its own, go and are named.
+    write(&[("b.vector", "12"), ("b.shape", "a"), ("version", "7"), ("format", "tf"), ("by", "them")], "b.values");
+    let says = "warning: not kept of the old metadata, as the new file needs these keys or would be misread: \
+                format, version, b.shape, b.vector\n";
+    noted(convert(&at("in"), &at("out"), "native", &["--include", "up"]), says);
+    fine(sparse24(&["inspect", at("out").to_str().unwrap()]));
+    assert_eq!(TensorFile::open(at("out")).unwrap().metadata()["by"], "them");
+}
+
+#[test]
+fn types_that_no_2_4_matrix_has_are_kept_and_said() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let w: Vec<u8> = [1u16, 0, 0, 2, 0, 3, 4, 0].iter().flat_map(|n| n.to_le_bytes()).collect();
+    let values: Vec<u8> = [1u16, 2, 3, 4].iter().flat_map(|n| n.to_le_bytes()).collect();
+    let parts: [(Spec, &[u8]); 4] = [
+        (Spec::new("ids", Dtype::I16, &[1, 8]), &w),
+        (Spec::new("w.compressed", Dtype::I16, &[1, 4]), &values),
+        (Spec::new("w.bitmask", Dtype::U8, &[1, 1]), &[0b0110_1001]),
+        (Spec::new("w.shape", Dtype::I64, &[2, 1]), &[1, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0]),
+    ];
+    let write = |bits: u8| {
+        let specs: Vec<_> = parts.iter().map(|(spec, _)| spec.clone()).collect();
+        let mut writer = Writer::create(at("in"), &specs, &Default::default()).unwrap();
+        for (spec, bytes) in &parts {
+            writer
+                .write(&spec.name, if spec.dtype == Dtype::U8 { std::slice::from_ref(&bits) } else { bytes })
+                .unwrap();
+        }
+        writer.finish().unwrap();
+    };
+    write(0b0110_1001);
+    let says = "warning: nothing was converted: of a type that 2:4 matrices do not have: 2 matrices of 2 tensors; \
+                the output is a copy\n";
+    noted(convert(&at("in"), &at("out"), "native", &[]), says);
+    assert_same_tensors(&at("in"), &at("out"));
+    let text = fine(convert(&at("in"), &at("out"), "bitmask", &[]));
+    assert!(text.contains(" (of a type that 2:4 matrices do not have: 1 matrix); "), "{text}");
+    fine(convert(&at("in"), &at("out"), "dense", &[]));
+    assert_eq!(TensorFile::open(at("out")).unwrap().bytes("w.weight").unwrap(), w);
+    fine(sparse24(&["inspect", at("in").to_str().unwrap()]));
+    assert!(fine(check(&at("in"))).ends_with("1 claims to be 2:4, and is\n"));
+    write(0b0111_1000);
+    assert!(refused(check(&at("in")), 3).contains("tensor w.weight: row 0, group 0: 1 bits are set, expected 2"));
+}
+
+/// Matrices of in features x out features: what 2:4 is along in them, and that nothing takes them for others.
+#[test]
+fn matrices_of_in_x_out_stay_dense_and_are_looked_at_along_the_in_features() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir(at("gpt")).unwrap();
+    // 2:4 along columns, and along rows.
+    let along_out = compressed(16, 64, DType::F32, 1, 1).decompress();
+    let along_in = {
+        let w = compressed(64, 16, DType::F32, 4, 2).decompress();
+        let bytes = sparse24::io::transpose(64, 16, 4, &w.elements().to_le_bytes());
+        Matrix::new(16, 64, sparse24::Elements::from_bytes(DType::F32, &bytes).unwrap()).unwrap()
+    };
+    let write = |fc: &Matrix| {
+        let entries = [("h.0.mlp.c_fc.weight", Entry::Matrix(fc)), ("lm_head.weight", Entry::Matrix(&along_out))];
+        save(at("gpt/model.safetensors"), &entries).unwrap();
+    };
+    let sparsity = json!({"sparsity_structure": "2:4"});
+    let config = json!({"model_type": "gpt2", "quantization_config": {"sparsity_config": sparsity}});
+    fs::write(at("gpt/config.json"), config.to_string()).unwrap();
+    let vector = || {
+        let listing: Value =
+            serde_json::from_str(&fine(sparse24(&["inspect", at("gpt").to_str().unwrap(), "--json"]))).unwrap();
+        let row = listing["tensors"][0].clone();
+        assert_eq!((&row["name"], &row["in_by_out"]), (&json!("h.0.mlp.c_fc.weight"), &json!(true)));
+        assert_eq!((&row["shape"], listing["tensors"][1].get("in_by_out")), (&json!([16, 64]), None));
+        row["matrix"]["vector"].clone()
+    };
+    write(&along_in);
+    assert_eq!(vector(), 4);
+    fine(check(&at("gpt")));
+    let text = fine(sparse24(&["inspect", at("gpt").to_str().unwrap()]));
+    assert!(text.contains("h.0.mlp.c_fc.weight (in x out)\n"), "{text}");
+    let text = fine(convert(&at("gpt"), &at("out"), "native", &[]));
+    assert!(text.contains(": 1 matrix to native, 1 tensor as before (stored as in x out: 1 matrix); "), "{text}");
+    write(&along_out);
+    assert_eq!(vector(), Value::Null);
+    let stderr = refused(check(&at("gpt")), 3);
+    let says = "tensor h.0.mlp.c_fc.weight: row ";
+    assert!(stderr.contains(says) && stderr.ends_with("(of its transpose, as it is stored as in x out)\n"), "{stderr}");
+}
+
+#[test]
+fn results_are_json_where_that_is_asked_for_and_names_obey_nobody() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (w, x) = (compressed(8, 8, DType::F32, 2, 1).decompress(), random(8, 8, DType::F32, 2));
+    let evil = "up.\u{1b}[31m\n\u{9b}\u{202e}weight";
+    save(at("in"), &[(evil, Entry::Matrix(&w)), ("x", Entry::Matrix(&x))]).unwrap();
+    let [from, to, report] = ["in", "out", "r.json"].map(|name| at(name).to_str().unwrap().to_owned());
+    let listing: Value =
+        serde_json::from_str(&fine(sparse24(&["convert", "--model", &from, &to, "--to", "native", "--json"]))).unwrap();
+    assert_eq!((&listing["schema"], &listing["converted"]), (&json!("sparse24-convert/1"), &json!(1)));
+    assert_eq!(listing["tensors"][0], json!({"name": evil, "from": "dense", "to": "sparse24", "note": null}));
+    assert_eq!(listing["tensors"][1], json!({"name": "x", "from": "dense", "to": "dense", "note": "not 2:4"}));
+    assert_eq!(listing["bytes_before"], fs::metadata(at("in")).unwrap().len());
+    fine(convert(&at("in"), &at("out"), "native", &["--json", &report]));
+    assert_eq!(json(&at("r.json"))["tensors"], listing["tensors"]);
+
+    let shown = "up.\\u{1b}[31m\\n\\u{9b}\\u{202e}weight";
+    let harmless = |text: &str| {
+        assert!(text.contains(shown), "{text}");
+        assert!(!text.contains(|c: char| c.is_control() && c != '\n' || c == '\u{202e}'), "{text:?}");
+    };
+    harmless(&fine(sparse24(&["inspect", &from])));
+    harmless(&fine(sparse24(&["prune", &from, &to])));
+    harmless(&refused(convert(&at("in"), &at("out"), "cutlass", &[]), 1));
+    harmless(&refused(sparse24(&["prune", &from, &to, "--to", "cutlass"]), 1));
+    // Names of files, and characters that JSON leaves as they are.
+    let odd = at("a\u{1b}[2J\u{9b}b");
+    fs::copy(at("in"), &odd).unwrap();
+    let text = fine(sparse24(&["inspect", odd.to_str().unwrap(), "--json"]));
+    assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+    assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["file"], odd.to_str().unwrap());
+    assert!(!refused(sparse24(&["inspect", at("no\u{1b}").to_str().unwrap()]), 1).contains('\u{1b}'));
+    for (args, says) in [
+        (&["convert", "--model", &from, "--to", "native"][..], "required"),
+        (&["convert", &from, "--to", "native"], "OUT is missing"),
+        (&["convert", &from, &to, "--model", &from, "--to", "native"], "IN is given twice"),
+        (&["convert", "-", &to, "--to", "native"], "`-`"),
+        (&["inspect", "--model", &from, &from], "cannot be used with"),
+        (&["inspect"], "FILE.safetensors"),
+        (&["prune", &from], "OUT is missing"),
+        (&["prune", &from, &from], "choose another name"),
+        (&["prune", &from, &to, "--method", "wanda"], "--calibration TXT is needed"),
+        (&["prune", &from, &to, "--vector", "1,4"], "there is one pattern"),
+        (&["prune", &from, &to, "--calibration", "-", "--pairs", "-", "--max-drop", "0.1"], "stdin can be read once"),
+        (&["prune", &from, &to, "--damping", "0.1"], "--damping is sparsegpt's"),
+    ] {
+        assert!(refused(sparse24(args), 2).contains(says), "{args:?}");
+    }
 }

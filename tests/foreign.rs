@@ -173,6 +173,174 @@ fn unstructured_bitmasks_decode_and_say_where_they_are_not_2_4() {
     assert_eq!(source.dense(theirs).unwrap(), source.files()[0].bytes("pruned24").unwrap());
 }
 
+/// The parts of a tensor of bytes as a `sparse-bitmask`, offsets in the shape that torch gives them.
+fn bitmask_parts(name: &str, shape: &[usize], dense: &[u8]) -> Vec<(String, &'static str, Value, Vec<u8>)> {
+    let k = *shape.last().unwrap();
+    let rows = &shape[..shape.len() - 1];
+    let mut bits = Vec::new();
+    let mut counts = Vec::new();
+    for row in dense.chunks(k) {
+        let bit = |chunk: &[u8]| (0..).zip(chunk).fold(0u8, |bits, (i, &x)| bits | u8::from(x != 0) << i);
+        bits.extend(row.chunks(8).map(bit));
+        counts.push(row.iter().filter(|&&x| x != 0).count() as i64);
+    }
+    // Sums of all earlier ones along the first dimension alone.
+    let inner: usize = rows.iter().skip(1).product();
+    let before = |row: usize| (row % inner..row).step_by(inner.max(1)).map(|row| counts[row]).sum();
+    let offsets: Vec<i64> = (0..counts.len()).map(before).collect();
+    let values: Vec<u8> = dense.iter().copied().filter(|&x| x != 0).collect();
+    let sizes: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+    vec![
+        (format!("{name}.compressed"), "I8", json!([values.len()]), values),
+        (format!("{name}.bitmask"), "U8", json!([rows, &[k.div_ceil(8)]].concat()), bits),
+        (format!("{name}.shape"), "I64", json!([sizes.len()]), i64s(&sizes)),
+        (format!("{name}.row_offsets"), "I64", json!(rows), i64s(&offsets)),
+    ]
+}
+
+/// As releases up to 0.8.1 of compressed-tensors write it: every tensor of a model, under its full name.
+#[test]
+fn bitmasks_of_any_tensor_and_under_either_name_are_decoded() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let any = |shape: &[usize], seed: u64| -> Vec<u8> {
+        let mut rng = Pcg32::new(seed, 5);
+        (0..shape.iter().product()).map(|_| (rng.next_u32() % 3 * (rng.next_u32() % 80)) as u8).collect()
+    };
+    let old: [(&str, &[usize]); 6] = [
+        ("l.0.up.weight", &[5, 19]),
+        ("l.0.up.bias", &[5]),
+        ("norm.weight", &[19]),
+        ("conv.weight", &[3, 2, 9]),
+        ("patch.weight", &[2, 3, 2, 4]),
+        ("A_log", &[4, 3]),
+    ];
+    let new = ["l.0.up", "bias", "norm", "conv", "patch", "head"];
+    for full_names in [true, false] {
+        let mut tensors = Vec::new();
+        let mut expected = BTreeMap::new();
+        for (i, (name, shape)) in old.into_iter().enumerate() {
+            let (stem, name) = match full_names {
+                true => (name, name.to_owned()),
+                false => (new[i], format!("{}.weight", new[i])),
+            };
+            let dense = any(shape, i as u64);
+            tensors.extend(bitmask_parts(stem, shape, &dense));
+            expected.insert(name, (shape.to_vec(), dense));
+        }
+        // numpy makes a list of the one offset that a vector has.
+        tensors[7].2 = json!([1]);
+        let borrowed: Vec<_> = tensors.iter().map(|(n, d, s, b)| (n.as_str(), *d, s.clone(), b.clone())).collect();
+        by_hand(&path, &json!({"format": "pt"}), &borrowed);
+        let source = Source::open(&path).unwrap();
+        let found: BTreeMap<_, _> = source
+            .items()
+            .inspect(|item| assert_eq!(item.stored, Stored::SparseBitmask))
+            .map(|item| (item.name.clone(), (item.shape.clone(), source.dense(item).unwrap())))
+            .collect();
+        assert_eq!(found, expected, "full names: {full_names}");
+    }
+
+    // sparse-24-bitmask under full names; and our own, whose metadata says how they are called.
+    let raw = Raw24::from_dense(2, 8, Dtype::I8, &[1, 0, 0, 2, 0, 3, 4, 0, 0, 0, 5, 6, 7, 8, 0, 0], None).unwrap();
+    for (name, stem) in [("up.weight", "up"), ("up.weight.weight", "up.weight"), ("up", "up"), ("up.bias", "up.bias")] {
+        write(&path, Layout::Bitmask, name, &raw, None).unwrap();
+        let source = Source::open(&path).unwrap();
+        assert_eq!(item(&source, name).parts[0], format!("{stem}.compressed"));
+        let file = &source.files()[0];
+        let parts: Vec<_> = file
+            .tensors()
+            .map(|t| {
+                let part = t.name.rsplit('.').next().unwrap();
+                let dtype = ["I64", "I8", "U8"][usize::from(part != "shape") + usize::from(part == "bitmask")];
+                (format!("up.weight.{part}"), dtype, json!(t.shape), file.bytes(&t.name).unwrap())
+            })
+            .collect();
+        let parts: Vec<_> = parts.iter().map(|(n, d, s, b)| (n.as_str(), *d, s.clone(), b.clone())).collect();
+        let theirs = dir.path().join("theirs");
+        by_hand(&theirs, &json!({"format": "pt"}), &parts);
+        let theirs = Source::open(&theirs).unwrap();
+        assert_eq!(
+            theirs.items().map(|item| (&*item.name, item.stored)).collect::<Vec<_>>(),
+            [("up.weight", Stored::Bitmask)]
+        );
+        assert_eq!(theirs.dense(item(&theirs, "up.weight")).unwrap(), raw.decompress());
+    }
+}
+
+#[test]
+fn types_that_2_4_matrices_do_not_have_are_placed_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let parts = |bits: u8| {
+        [
+            ("w.compressed", "I16", json!([1, 4]), [1u16, 2, 3, 4].iter().flat_map(|n| n.to_le_bytes()).collect()),
+            ("w.bitmask", "U8", json!([1, 1]), vec![bits]),
+            ("w.shape", "I64", json!([2, 1]), i64s(&[1, 8])),
+        ]
+    };
+    by_hand(&path, &Value::Null, &parts(0b0110_1001));
+    let source = Source::open(&path).unwrap();
+    let dense: Vec<u8> = [1u16, 0, 0, 2, 0, 3, 4, 0].iter().flat_map(|n| n.to_le_bytes()).collect();
+    assert_eq!(source.dense(item(&source, "w.weight")).unwrap(), dense);
+    by_hand(&path, &Value::Null, &parts(0b0111_1000));
+    let source = Source::open(&path).unwrap();
+    let error = source.dense(item(&source, "w.weight")).unwrap_err().to_string();
+    assert!(error.ends_with("w.weight: row 0, group 0: 1 bits are set, expected 2"), "{error}");
+}
+
+/// What is stored as in x out is known by its bias, by the kind of model, or by its shape: in that order.
+#[test]
+fn matrices_of_in_x_out_are_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let found = |tensors: &[(&str, &[usize])], config: Value| -> Vec<String> {
+        let zeros = |shape: &[usize]| vec![0u8; shape.iter().product()];
+        let tensors: Vec<_> = tensors.iter().map(|(name, shape)| (*name, "I8", json!(shape), zeros(shape))).collect();
+        by_hand(&path, &Value::Null, &tensors);
+        let source = Source::open(&path).unwrap();
+        sparse24::io::in_by_out(&source, Some(&config).filter(|c| !c.is_null())).into_iter().collect()
+    };
+    let (attention, out, fc, proj) =
+        ("h.0.attn.c_attn.weight", "h.0.attn.c_proj.weight", "h.0.mlp.c_fc.weight", "h.0.mlp.c_proj.weight");
+    let gpt2: [(&str, &[usize]); 6] = [
+        (attention, &[4, 12]),
+        (out, &[4, 4]),
+        (fc, &[4, 16]),
+        (proj, &[16, 4]),
+        ("wte.weight", &[9, 4]),
+        ("lm_head.weight", &[9, 4]),
+    ];
+    let linear: [(&str, &[usize]); 4] = [(attention, &[12, 4]), (out, &[4, 4]), (fc, &[16, 4]), (proj, &[4, 16])];
+    let all = [attention, out, fc, proj];
+    for config in [
+        json!({"model_type": "gpt2"}),
+        json!({"architectures": ["GPT2LMHeadModel"]}),
+        json!({"model_type": "vision-encoder-decoder", "decoder": {"model_type": "gpt2"}}),
+        json!({"n_embd": 4}),
+        Value::Null,
+    ] {
+        assert_eq!(found(&gpt2, config.clone()), all, "{config}");
+    }
+    for config in [json!({"model_type": "gpt_bigcode"}), json!({"model_type": "gpt_neo"}), Value::Null] {
+        assert_eq!(found(&linear, config), [""; 0]);
+    }
+    // A square one alone tells nothing.
+    assert_eq!(found(&gpt2[1..2], Value::Null), [""; 0]);
+    // The bias of an out feature each, whatever else is said.
+    let of = |weights: &[usize], bias: usize| {
+        found(&[(fc, weights), ("h.0.mlp.c_fc.bias", &[bias]), (out, &[4, 4])], json!({"model_type": "mine"}))
+    };
+    assert_eq!(of(&[4, 16], 16), [out, fc]);
+    assert_eq!(of(&[16, 4], 16), [""; 0]);
+    let liar = found(&[(fc, &[16, 4]), ("h.0.mlp.c_fc.bias", &[16])], json!({"model_type": "gpt2"}));
+    assert_eq!(liar, [""; 0]);
+    // Flax and Keras.
+    let kernels: [(&str, &[usize]); 4] =
+        [("a.kernel", &[4, 4]), ("b/c/kernel:0", &[4, 8]), ("d.kernel", &[1, 2, 3]), ("e.kernel.weight", &[4, 4])];
+    assert_eq!(found(&kernels, json!({"model_type": "bert"})), ["a.kernel", "b/c/kernel:0"]);
+}
+
 #[test]
 fn masks_are_read_beside_their_weights_and_applied() {
     let source = Source::open(vectors("prune_with_mask.safetensors")).unwrap();
@@ -391,8 +559,17 @@ fn forms_that_lie_are_refused_by_name() {
     );
     assert_eq!(bits(0b0000_0011), "w.weight: row 0, group 1: 0 bits are set, expected 2");
     let shape = |shape: &[i64]| error(Value::Null, &with(2, "I64", json!([shape.len()]), i64s(shape)));
-    assert_eq!(shape(&[1, -8]), "w.shape: [1, -8] is no shape of a matrix");
-    assert_eq!(shape(&[1, 8, 1]), "w.shape: is I64 of shape [3], expected two I64");
+    assert_eq!(shape(&[1, -8]), "w.shape: [1, -8] is no shape of a tensor");
+    assert_eq!(shape(&[1, 8, 1]), "w.bitmask: a part of 1 x 8 x 1 has shape [1, 1], expected [1, 8, 1]");
+    assert_eq!(shape(&[8]), "w.bitmask: a part of 8 has shape [1, 1], expected [1]");
+    assert_eq!(shape(&[]), "w.shape: is I64 of shape [0], expected a list of I64");
+    let vector = [
+        ("w.compressed", "I8", json!([4]), vec![1, 2, 3, 4]),
+        ("w.bitmask", "U8", json!([1]), vec![0b0110_1001]),
+        ("w.shape", "I64", json!([1]), i64s(&[8])),
+    ];
+    let vector = error(Value::Null, &vector);
+    assert_eq!(vector, "w.shape: [8] is no shape of a matrix, as a sparse-24-bitmask is");
     assert_eq!(shape(&[2, 8]), "w.bitmask: a part of 2 x 8 has shape [1, 1], expected [2, 1]");
     assert_eq!(shape(&[1, 4]), "w.compressed: a part of 1 x 4 has shape [1, 4], expected [1, 2]");
     assert!(shape(&[1, 6]).starts_with("w.compressed: sparse-24-bitmask of 1 x 6: columns are no multiple of 4"));
@@ -440,6 +617,10 @@ fn forms_that_lie_are_refused_by_name() {
     assert_eq!(error(Value::Null, &pair), "w: meta row 0, group 0: code 0x5 is not one of 4, 8, 9, c, d, e");
     let claim = error(json!({"w.layout": "cutlass"}), &pair[..1]);
     assert_eq!(claim, "w: \"w.layout\" is \"cutlass\", but there are no tensors of that layout");
+
+    // A key without any tensor of its own is another program's.
+    by_hand(&path, &json!({"x.layout": "cutlass", "y.layout": "bitmask,3", "z.layout": "NCHW"}), &good());
+    assert_eq!(Source::open(&path).unwrap().items().count(), 1);
 
     // Two tensors that would be one.
     let mut twice = good().to_vec();

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use rand_pcg::Pcg32;
 use rand_pcg::rand_core::Rng;
 use sparse24::format::{code_of, positions_of};
-use sparse24::io::{Entry, save, save_matrices, save_sparse24, write_atomically};
+use sparse24::io::{self, Entry, save, save_matrices, save_sparse24, write_atomically};
 use sparse24::{DType, Elements, Error, Mask, Mask24, Matrix, Sparse24, TensorFile, VectorLen, prune};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
@@ -475,6 +475,41 @@ fn other_tensors_are_copied_and_dense_ones_kept() {
     assert_eq!(TensorFile::open(&from).unwrap().tensors().count(), 1);
     save_matrices(&to, &[]).unwrap();
     assert_eq!(TensorFile::open(&to).unwrap().tensors().count(), 0);
+}
+
+#[test]
+fn metadata_of_others_is_no_claim() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f");
+    let tensor = r#""w.values":{"dtype":"F32","shape":[1,4],"data_offsets":[0,16]}"#;
+    // Null is none, as for the safetensors library.
+    for (metadata, entries) in [
+        ("null", 0),
+        (r#"{"x.vector":"12","x.shape":"a"}"#, 2),
+        (r#"{"format":"pt","w.vector":"12"}"#, 2),
+        (r#"{"format":"sparse24"}"#, 1),
+        (r#"{"format":"sparse24","version":"1","x.vector":"12","x.shape":"8,8"}"#, 4),
+    ] {
+        write_raw(&path, &format!(r#"{{"__metadata__":{metadata},{tensor}}}"#), &[0; 16]);
+        let bytes = fs::read(&path).unwrap();
+        assert!(safetensors::SafeTensors::deserialize(&bytes).is_ok(), "{metadata}");
+        let file = TensorFile::open(&path).unwrap();
+        assert_eq!((file.sparse24_names().unwrap(), file.metadata().len()), (vec![], entries), "{metadata}");
+        assert_eq!(io::Source::open(&path).unwrap().items().count(), 1);
+    }
+    // Half a matrix is a lie still, and so is another version.
+    for (metadata, says) in [
+        (
+            r#"{"format":"sparse24","version":"1","w.vector":"1","w.shape":"1,8"}"#,
+            "tensor w.meta: there is no such tensor",
+        ),
+        (r#"{"format":"sparse24","version":"2"}"#, "sparse24 version \"2\""),
+        (r#"{"format":"sparse24","w.vector":"1"}"#, "a sparse24 file without a version"),
+    ] {
+        write_raw(&path, &format!(r#"{{"__metadata__":{metadata},{tensor}}}"#), &[0; 16]);
+        let error = io::Source::open(&path).unwrap_err().to_string();
+        assert!(error.contains(says), "{metadata}: {error}");
+    }
 }
 
 #[cfg(unix)]

@@ -299,3 +299,43 @@ fn what_was_2_4_before_stays_as_it_is_and_bare_names_are_found() {
     let pruned = load(&again).linears().nth(3).unwrap().1.to_dense().unwrap();
     assert!(pruned != compressed.decompress(), "second order moves weights: the file still has the old ones");
 }
+
+/// Weights of in features x out features, as GPT-2 has them, are pruned along the in features.
+#[test]
+fn conv1d_weights_are_pruned_along_their_rows_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    fs::create_dir(at("gpt")).unwrap();
+    let fc = sparse24::measure::uniform(16, 64, DType::F16, 1).unwrap();
+    let proj = sparse24::measure::uniform(64, 16, DType::F16, 2).unwrap();
+    let wte = sparse24::measure::uniform(100, 16, DType::F16, 3).unwrap();
+    let weights = [("h.0.mlp.c_fc.weight", &fc), ("h.0.mlp.c_proj.weight", &proj), ("wte.weight", &wte)];
+    io::save_matrices(at("gpt/model.safetensors"), &weights).unwrap();
+    fs::write(at("gpt/config.json"), r#"{"model_type": "gpt2"}"#).unwrap();
+    let stderr = refused(&["prune", &at("gpt"), &at("out")]);
+    let says = "tensor h.0.mlp.c_fc.weight: is stored as in x out, and so are 1 more, which native has no place for: \
+                prune --to dense, or --exclude 'c_fc|c_proj'\n";
+    assert!(stderr.ends_with(says), "{stderr}");
+    assert!(!Path::new(&at("out")).exists());
+    // With the config, and without it by the shapes.
+    for (from, to) in [(at("gpt"), at("out")), (at("alone.safetensors"), at("alone-out.safetensors"))] {
+        if !Path::new(&from).exists() {
+            io::save_matrices(&from, &weights).unwrap();
+        }
+        let text = fine(&["prune", &from, &to, "--to", "dense", "--vector", "4"]);
+        assert!(text.contains("64x16") && text.contains("h.0.mlp.c_fc.weight (in x out)"), "{text}");
+        let source = Source::open(&to).unwrap();
+        for (name, before) in &weights[..2] {
+            let item = source.item(name).unwrap();
+            assert_eq!((item.matrix().unwrap(), item.stored), ((before.rows(), before.cols()), Stored::Dense));
+            let transposed = |w: &Matrix| {
+                Matrix::from_f32(w.cols(), w.rows(), &w.to_array().t().iter().copied().collect::<Vec<_>>()).unwrap()
+            };
+            let before = transposed(before).cast(DType::F16);
+            let expected = prune::magnitude(&before, "4".parse().unwrap()).unwrap().mask().apply(&before).unwrap();
+            assert_eq!(transposed(&source.matrix(item).unwrap()).cast(DType::F16), expected, "{name}");
+            assert!(Sparse24::from_dense(&source.matrix(item).unwrap(), "1".parse().unwrap()).is_err());
+        }
+        assert_eq!(source.matrix(source.item("wte.weight").unwrap()).unwrap(), wte);
+    }
+}

@@ -546,7 +546,12 @@ impl Reader {
         let named = |e: Error| e.in_tensor(source.path_of(item), &item.name);
         let weights = match item.stored {
             Stored::Dense => source.matrix(item)?.into(),
-            Stored::Native | Stored::Bitmask | Stored::SparseBitmask | Stored::Cutlass => {
+            // Any number of elements may be zero in this form; where that is 2:4, it is taken as such.
+            Stored::SparseBitmask => match Sparse24::from_dense(&source.matrix(item)?, VectorLen::ONE) {
+                Ok(compressed) => compressed.into(),
+                Err(_) => source.matrix(item)?.into(),
+            },
+            Stored::Native | Stored::Bitmask | Stored::Cutlass => {
                 source.raw24(item)?.to_sparse24().map_err(named)?.into()
             }
             Stored::TorchMask | Stored::AspMask => {

@@ -3,18 +3,22 @@
 //! Items are read twice, one at a time: to learn what they will be, because a file starts with its header, and to write
 //! them. Memory stays near the largest one.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use regex::Regex;
+use serde::Serialize;
 
-use super::folder::{Claim, NewFolder};
-use super::inspect::{many, printable};
+use super::args::{InOut, Json};
+use super::bench::command_line;
+use super::claim::Claim;
+use super::inspect::many;
 use super::rewrite::{self, Fate, Made};
-use super::{Outcome, print, progress, say, size, writable};
+use super::{Outcome, progress, say, size, writable};
 use sparse24::VectorLen;
-use sparse24::error::Error;
-use sparse24::io::{Item, Layout, Raw24, Source, Stored};
+use sparse24::error::{Error, printable};
+use sparse24::io::{Item, Layout, NewFolder, Raw24, Source, Stored, in_by_out};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,25 +30,27 @@ Examples:
 
 What is read, whatever the form: dense weights with zeros; sparse24's own files; sparse-24-bitmask and
 sparse-bitmask of compressed-tensors; torch's pair of values and metadata (CUTLASS); weights with a mask of
-torch.nn.utils.prune or of NVIDIA's ASP, which is applied. Types: f32, f16, bf16, f8 (e4m3, e5m2), i8, u8.
+torch.nn.utils.prune or of NVIDIA's ASP, which is applied. Types: f32, f16, bf16, f8 (e4m3, e5m2), i8, u8;
+matrices of other types are copied.
 
-Dense matrices that are not 2:4 stay as they are. A matrix that its form says is 2:4 and is not, is an error, but for
---to dense; --exclude leaves it as it is.";
+Dense matrices that are not 2:4 stay dense, and what a sparse-bitmask holds that is not 2:4 becomes dense. A
+matrix that its form or the folder's config says is 2:4 and is not, is an error, but for --to dense; --exclude
+leaves it as it is. Matrices that are stored as in x out (GPT-2's Conv1D, Keras' and Flax' kernels) are 2:4 along
+their rows, if at all; they stay dense.
+
+Of a folder everything comes along but hidden files and other forms of the old model's weights (pytorch_model.bin,
+onnx/), which are named. Weights of further modules in folders within (2_Dense/) are copied.";
 
 /// Store a model's 2:4 weights in another form: sparse24's own, dense, bitmask (compressed-tensors) or cutlass (torch).
 ///
-/// Weights keep every bit, and what is no 2:4 matrix is copied. A folder becomes a folder, with its config, tokenizer
-/// and other files, whose config says how weights are stored. Shards become one file. The output appears complete or
-/// not at all.
+/// Every weight keeps its value, and all its bits but for the sign of a zero: -0.0 in a converted matrix may become
+/// +0.0. What is no 2:4 matrix is copied. A folder becomes a folder, with its config, tokenizer and other files, whose
+/// config says how weights are stored. Shards become one file. The output appears complete or not at all.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// A safetensors file, an index of shards, or a model's folder.
-    #[arg(value_name = "IN")]
-    input: PathBuf,
-    /// The file to write, or the folder if IN is one.
-    #[arg(value_name = "OUT")]
-    output: PathBuf,
+    #[command(flatten)]
+    paths: InOut,
     /// The form to store 2:4 matrices in.
     #[arg(long, value_name = "native|dense|bitmask|cutlass")]
     to: Layout,
@@ -54,69 +60,194 @@ pub(crate) struct Args {
     /// Leave as it is what this regular expression matches part of the name of.
     #[arg(long, value_name = "RE")]
     exclude: Option<Regex>,
+    #[command(flatten)]
+    json: Json,
+}
+
+/// What became of one tensor, or of one matrix that is stored as several.
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    /// As [`Stored::name`] has it.
+    from: &'static str,
+    to: &'static str,
+    /// Why it is not stored in the form that was asked for, where that is not plain to see.
+    note: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    schema: &'static str,
+    version: &'static str,
+    command: String,
+    input: String,
+    output: String,
+    to: &'static str,
+    converted: usize,
+    tensors: Vec<Row>,
+    /// Files of the old folder that the new one does not have.
+    left_out: Vec<String>,
+    bytes_before: u64,
+    bytes_after: u64,
+}
+
+/// Why a matrix that was selected does not get the form that was asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Note {
+    Not24,
+    InByOut,
+    OtherType,
+}
+
+impl Note {
+    const ALL: [Self; 3] = [Self::Not24, Self::InByOut, Self::OtherType];
+
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Not24 => "not 2:4",
+            Self::InByOut => "stored as in x out",
+            Self::OtherType => "of a type that 2:4 matrices do not have",
+        }
+    }
+}
+
+/// What is to become of an item, and why not what was asked for.
+struct Plan {
+    fate: Fate,
+    note: Option<Note>,
+}
+
+impl From<Fate> for Plan {
+    fn from(fate: Fate) -> Self {
+        Self { fate, note: None }
+    }
+}
+
+/// What is known of a model beside its tensors.
+struct Facts {
+    claim: Option<Claim>,
+    /// The names of matrices that are stored as in x out.
+    in_by_out: BTreeSet<String>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    let source = Source::open(&args.input)?;
-    let is_folder = args.input.is_dir();
-    let claim = if is_folder { Claim::of(&args.input)? } else { None };
-    let (folder, path) = if is_folder {
-        let folder = NewFolder::create(&args.output)?;
+    let (input, output) = args.paths.get()?;
+    args.json.file()?;
+    let source = Source::open(input)?;
+    let bytes = |path: &Path| {
+        Ok::<_, anyhow::Error>(std::fs::metadata(path).with_context(|| path.display().to_string())?.len())
+    };
+    // Now, as the output may take the place of the input.
+    let bytes_before = source.files().iter().map(|file| bytes(file.path())).sum::<Result<_>>()?;
+    let facts = Facts {
+        claim: if input.is_dir() { Claim::of(input)? } else { None },
+        in_by_out: in_by_out(&source, rewrite::config_of(input)?.as_ref()),
+    };
+    let (folder, path) = if input.is_dir() {
+        let folder = NewFolder::create(output)?;
         let path = folder.weights();
         (Some(folder), path)
     } else {
-        (None, writable(&args.output)?)
+        (None, writable(output)?)
     };
     let bar = progress(2 * source.items().count());
-    let mut not_24 = 0;
-    let mut fates = Vec::new();
+    let (mut fates, mut notes) = (Vec::new(), Vec::new());
     for item in source.items() {
-        bar.set_message(printable(&item.name));
-        fates.push((item, args.fate(&source, claim.as_ref(), item, &mut not_24)?));
+        bar.set_message(printable(&item.name).into_owned());
+        let Plan { fate, note } = args.plan(&source, &facts, item)?;
+        fates.push((item, fate));
+        notes.push(note);
         bar.inc(1);
     }
+    let plain: BTreeSet<_> =
+        fates.iter().filter(|(_, fate)| matches!(fate, Fate::Plain)).map(|(item, _)| &*item.name).collect();
     let made = |item: &Item| {
         bar.inc(1);
-        Ok(match args.to {
-            Layout::Dense => Made::Plain(source.dense(item)?),
-            _ => Made::Compressed(args.read(&source, item)?),
+        Ok(match plain.contains(&*item.name) {
+            true => Made::Plain(source.dense(item)?),
+            false => Made::Compressed(args.read(&source, item)?),
         })
     };
     rewrite::write(&source, args.to, &fates, &[], &path, made).map_err(|e| match &folder {
-        Some(folder) => folder.shown(&e),
+        Some(folder) => anyhow::Error::msg(folder.shown(&format!("{e:#}"))),
         None => e,
     })?;
-    let bytes_after = std::fs::metadata(&path).with_context(|| path.display().to_string())?.len();
-    if let Some(folder) = folder {
-        folder.finish(&args.input, rewrite::stored(args.to, &fates))?;
-    }
+    let bytes_after = bytes(&path)?;
+    let left_out = match folder {
+        Some(folder) => folder.finish(input, &source, rewrite::stored(args.to, &fates))?,
+        None => Vec::new(),
+    };
     bar.finish_and_clear();
+    rewrite::say_left_out(&left_out);
 
-    let converted = fates.iter().filter(|(_, fate)| !matches!(fate, Fate::Kept)).count();
-    let mut bytes_before = 0;
-    for file in source.files() {
-        bytes_before += std::fs::metadata(file.path()).with_context(|| file.path().display().to_string())?.len();
-    }
+    let row = |((item, stored), note): ((&Item, Stored), &Option<Note>)| Row {
+        name: item.name.clone(),
+        from: item.stored.name(),
+        to: stored.name(),
+        note: note.map(Note::text),
+    };
+    let report = Report {
+        schema: "sparse24-convert/1",
+        version: env!("CARGO_PKG_VERSION"),
+        command: command_line(),
+        input: input.display().to_string(),
+        output: output.display().to_string(),
+        to: args.to.name(),
+        converted: fates.iter().filter(|(_, fate)| !matches!(fate, Fate::Kept)).count(),
+        tensors: rewrite::stored(args.to, &fates).zip(&notes).map(row).collect(),
+        left_out: left_out.iter().map(|left| left.path.display().to_string()).collect(),
+        bytes_before,
+        bytes_after,
+    };
     let already =
         source.items().filter(|item| item.stored == rewrite::stored_as(args.to) && args.selects(&item.name)).count();
-    if converted == 0 && args.to != Layout::Dense && already == 0 {
+    if report.converted == 0 && args.to != Layout::Dense && already == 0 {
         say(&format!(
-            "warning: nothing was converted: not 2:4: {} of {}; the output is a copy",
-            many(not_24, "matrix", "matrices"),
-            many(fates.len(), "tensor", "tensors")
+            "warning: nothing was converted{}; the output is a copy",
+            of_notes(&notes).map_or_else(String::new, |notes| {
+                format!(": {notes} of {}", many(fates.len(), "tensor", "tensors"))
+            })
         ));
     }
-    print(&format!(
-        "{}: {} to {}, {} as before{}; {} before, {} after\n",
-        args.output.display(),
-        many(converted, "matrix", "matrices"),
-        args.to,
-        many(fates.len() - converted, "tensor", "tensors"),
-        if not_24 > 0 { format!(" (not 2:4: {})", many(not_24, "matrix", "matrices")) } else { String::new() },
-        size(bytes_before),
-        size(bytes_after),
-    ))?;
+    args.json.emit(&report.text(&fates, &notes), &report)?;
     Ok(Outcome::Fine)
+}
+
+/// How many matrices there is a note of, such as `not 2:4: 2 matrices`.
+fn of_notes(notes: &[Option<Note>]) -> Option<String> {
+    let of = |note: Note| notes.iter().filter(|n| **n == Some(note)).count();
+    let texts: Vec<_> = Note::ALL
+        .into_iter()
+        .filter(|&note| of(note) > 0)
+        .map(|note| format!("{}: {}", note.text(), many(of(note), "matrix", "matrices")))
+        .collect();
+    (!texts.is_empty()).then(|| texts.join(", "))
+}
+
+impl Report {
+    fn text(&self, fates: &[(&Item, Fate)], notes: &[Option<Note>]) -> String {
+        let tensors = |n| many(n, "tensor", "tensors");
+        // Decoded to what it was before it was stored as a bitmask of any number of non-zeros.
+        let decoded = match self.to {
+            "dense" => 0,
+            _ => fates.iter().filter(|(_, fate)| matches!(fate, Fate::Plain)).count(),
+        };
+        let matrices = fates.iter().all(|(item, fate)| matches!(fate, Fate::Kept) || item.matrix().is_some());
+        let counted = |n| {
+            if matrices || self.to != "dense" { many(n, "matrix", "matrices") } else { many(n, "tensor", "tensors") }
+        };
+        format!(
+            "{}: {} to {}{}, {} as before{}; {} before, {} after\n",
+            printable(&self.output),
+            counted(self.converted - decoded),
+            self.to,
+            if decoded > 0 { format!(", {} to dense", tensors(decoded)) } else { String::new() },
+            tensors(self.tensors.len() - self.converted),
+            of_notes(notes).map_or_else(String::new, |notes| format!(" ({notes})")),
+            size(self.bytes_before),
+            size(self.bytes_after),
+        )
+    }
 }
 
 impl Args {
@@ -125,34 +256,51 @@ impl Args {
             && self.exclude.as_ref().is_none_or(|re| !re.is_match(name))
     }
 
-    fn fate(&self, source: &Source, claim: Option<&Claim>, item: &Item, not_24: &mut usize) -> Result<Fate, Error> {
+    fn plan(&self, source: &Source, facts: &Facts, item: &Item) -> Result<Plan> {
         if !self.selects(&item.name) {
-            return Ok(Fate::Kept);
+            return Ok(Fate::Kept.into());
         }
         if item.stored == rewrite::stored_as(self.to) {
-            if item.stored.claims() {
+            if item.stored.claims() && item.spec24().is_some() {
                 source.raw24(item)?;
             }
-            return Ok(Fate::Kept);
+            return Ok(Fate::Kept.into());
         }
         if self.to == Layout::Dense {
-            return Ok(Fate::Plain);
+            return Ok(Fate::Plain.into());
         }
-        let Some(mut spec) = item.spec24() else { return Ok(Fate::Kept) };
-        if item.stored == Stored::Dense {
+        // What may have any number of non-zeros: nobody said by its form that it is 2:4.
+        let any = matches!(item.stored, Stored::Dense | Stored::SparseBitmask);
+        // Decoded, as no other form has a place for it, and few programs read this one.
+        let otherwise = || if item.stored == Stored::SparseBitmask { Fate::Plain } else { Fate::Kept };
+        let noted = |note: Note| Ok(Plan { fate: otherwise(), note: Some(note) });
+        if item.matrix().is_none() {
+            return Ok(otherwise().into());
+        }
+        let Some(mut spec) = item.spec24() else { return noted(Note::OtherType) };
+        if facts.in_by_out.contains(&item.name) {
+            if any {
+                return noted(Note::InByOut);
+            }
+            let reason = format!(
+                "is stored as in x out, with a mask: {} has no place for that; convert --to dense, or --exclude it",
+                self.to
+            );
+            return Err(Error::Invalid(reason).in_tensor(source.path_of(item), &item.name).into());
+        }
+        if any {
             // Less than a whole group has no pattern, and an empty matrix nothing to save.
             if spec.m == 0 || spec.k < 4 {
-                return Ok(Fate::Kept);
+                return Ok(otherwise().into());
             }
             match self.read(source, item) {
                 Ok(raw) => spec.vector = self.said(item, &raw),
-                Err(Error::Tensor { cause, .. })
-                    if matches!(*cause, Error::OverFull { .. }) && !claim.is_some_and(|claim| claim.covers(item)) =>
-                {
-                    *not_24 += 1;
-                    return Ok(Fate::Kept);
+                Err(e) => {
+                    let over_full =
+                        matches!(&e, Error::Tensor { cause, .. } if matches!(**cause, Error::OverFull { .. }));
+                    let claimed = || facts.claim.as_ref().map_or(Ok(false), |claim| claim.covers(item));
+                    return if over_full && !claimed()? { noted(Note::Not24) } else { Err(e.into()) };
                 }
-                Err(e) => return Err(e),
             }
         } else if self.to == Layout::Native && item.vector.is_none() {
             // What the file says is believed here, and checked when it is written.
@@ -160,7 +308,7 @@ impl Args {
         }
         // Whether the layout has a place for it.
         self.to.specs(&spec).map_err(|e| e.in_tensor(source.path_of(item), &item.name))?;
-        Ok(Fate::Compressed(spec))
+        Ok(Fate::Compressed(spec).into())
     }
 
     /// An item as it will be written: for our own format with the longest vector, if the file does not say which.

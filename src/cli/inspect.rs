@@ -3,18 +3,20 @@
 //! Tensors are read one at a time, so memory stays near the largest one, and nothing is printed before all were read: a
 //! file that turns out to be broken gives an error and no half of a listing.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::Serialize;
 
-use super::folder::Claim;
-use super::{Outcome, print, print_json, progress, say, scaled, size};
-use sparse24::error::Error;
+use super::args::Json;
+use super::claim::Claim;
+use super::{Outcome, print, progress, rewrite, say, scaled, size};
+use sparse24::error::{Error, printable};
 use sparse24::format::Sparse24;
-use sparse24::io::{Dtype, Item, Raw24, Source, Stored};
+use sparse24::io::{Dtype, Item, Raw24, Source, Stored, in_by_out};
 use sparse24::mask::{Mask, VectorLen};
-use sparse24::matrix::Matrix;
+use sparse24::matrix::{DType, Elements, Matrix};
 use sparse24::prune;
 
 const EXAMPLES: &str = "\
@@ -38,11 +40,14 @@ A matrix is a tensor of two dimensions and type f32, f16 or bf16, or one that is
 as 2:4 in any type; of others, shape, type and bytes are listed. Stored as 2:4 means:
 sparse24's own format (sparse24), sparse-24-bitmask, or torch's CUTLASS pair (cutlass);
 they are checked throughout, and an illegal one is an error. sparse-bitmask, torch-mask
-and asp-mask are listed as what they are when decoded and masked.
+and asp-mask are listed as what they are when decoded and masked. Matrices of in features
+x out features (Conv1D of GPT-2 and its relatives, kernels of Flax and Keras) are marked
+`in x out`, and looked at along the in features, which are their rows.
 
 --check looks at what claims to be 2:4: those forms but for sparse-bitmask, matrices with
 a mask of torch's or ASP's, and in a folder whose config.json says sparsity_structure 2:4,
-the weights that it says it of. It exits with 3 at the first that is not.";
+the weights that it says it of: those of its targets, or of all linear layers where it
+names none. It exits with 3 at the first that is not.";
 
 /// The widest line that is laid out generously.
 const WIDTH: usize = 100;
@@ -52,16 +57,33 @@ const WIDTH: usize = 100;
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// A safetensors file, an index of shards, or a model's folder.
-    #[arg(value_name = "FILE.safetensors|DIR")]
-    file: PathBuf,
-    /// Print JSON (schema sparse24-inspect/1) instead of a table.
-    #[arg(long)]
-    json: bool,
-    /// Print one line if all that claims to be 2:4 is; else exit with 3 and name the first tensor, row and group that is
-    /// not.
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    json: Json,
+    /// Print one line if all that claims to be 2:4 is; else exit with 3 and name the first tensor, row and group that
+    /// is not.
     #[arg(long, conflicts_with = "json")]
     check: bool,
+}
+
+/// What is looked at.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Which {
+    /// A safetensors file, an index of shards, or a model's folder.
+    #[arg(value_name = "FILE.safetensors|DIR")]
+    path: Option<PathBuf>,
+    /// The same, by name.
+    #[arg(long, value_name = "FILE.safetensors|DIR")]
+    model: Option<PathBuf>,
+}
+
+impl Which {
+    fn get(&self) -> &Path {
+        // clap's group lets exactly one through.
+        self.path.as_deref().or(self.model.as_deref()).unwrap_or(Path::new(""))
+    }
 }
 
 #[derive(Serialize)]
@@ -80,6 +102,9 @@ struct Row {
     dtype: String,
     /// As [`Stored::name`] has it.
     stored: &'static str,
+    /// Whether its rows are the in features, so that `matrix` is about its transpose.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    in_by_out: bool,
     /// What it takes in the files.
     bytes: u64,
     /// What is known of matrices of f32, f16 and bf16 alone.
@@ -114,37 +139,52 @@ struct Total {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    let source = Source::open(&args.file)?;
+    let path = args.which.get();
+    args.json.file()?;
+    let source = Source::open(path)?;
+    let in_by_out = in_by_out(&source, rewrite::config_of(path)?.as_ref());
     if args.check {
-        return check(args, &source);
+        return check(path, &source, &in_by_out);
     }
-    let listing = Listing::read(args.file.display().to_string(), &source)?;
-    if args.json {
-        print_json(&listing)?
-    } else {
-        print(&listing.text())?
-    }
+    let listing = Listing::read(path.display().to_string(), &source, &in_by_out)?;
+    args.json.emit(&listing.text(), &listing)?;
     Ok(Outcome::Fine)
 }
 
 /// Reads everything that claims to be 2:4.
-fn check(args: &Args, source: &Source) -> Result<Outcome> {
-    let claim = if args.file.is_dir() { Claim::of(&args.file)? } else { None };
-    let claims = |item: &&Item| {
-        let said = item.stored.claims() || claim.as_ref().is_some_and(|claim| claim.covers(item));
-        // A mask may be of a bias, and a type that no 2:4 matrix has makes no claim either.
-        said && (item.stored == Stored::Native || item.spec24().is_some())
-    };
-    let claimed: Vec<_> = source.items().filter(claims).collect();
+fn check(path: &Path, source: &Source, in_by_out: &BTreeSet<String>) -> Result<Outcome> {
+    let claim = if path.is_dir() { Claim::of(path)? } else { None };
+    let mut claimed = Vec::new();
+    for item in source.items() {
+        let by_config = || claim.as_ref().map_or(Ok(false), |claim| claim.covers(item));
+        // A mask may be of a bias, and a type that no 2:4 matrix has makes no claim by the config either.
+        let said = item.stored.claims() || by_config()?;
+        if said && (matches!(item.stored, Stored::Native | Stored::Bitmask) || item.spec24().is_some()) {
+            claimed.push(item);
+        }
+    }
     let bar = progress(claimed.len());
     for item in &claimed {
-        bar.set_message(printable(&item.name));
-        match source.raw24(item) {
-            Ok(_) => bar.inc(1),
+        bar.set_message(printable(&item.name).into_owned());
+        let (checked, transposed) = match item.spec24() {
+            // Of another type, which can still be 2:4.
+            None if item.stored == Stored::Bitmask => (source.dense(item).map(drop), false),
+            _ if in_by_out.contains(&item.name) => {
+                let checked = source.transposed(item).and_then(|(m, k, bytes)| {
+                    let raw = Raw24::from_dense(m, k, item.dtype, &bytes, Some(VectorLen::ONE));
+                    raw.map(drop).map_err(|e| e.in_tensor(source.path_of(item), &item.name))
+                });
+                (checked, true)
+            }
+            _ => (source.raw24(item).map(drop), false),
+        };
+        match checked {
+            Ok(()) => bar.inc(1),
             // Files that cannot be read are errors like any other.
-            Err(Error::Tensor { path, tensor, cause }) if !matches!(*cause, Error::Io { .. }) => {
+            Err(e @ Error::Tensor { .. }) if !is_io(&e) => {
                 bar.finish_and_clear();
-                say(&format!("not 2:4: {}: tensor {}: {cause}", path.display(), printable(&tensor)));
+                let of = if transposed { " (of its transpose, as it is stored as in x out)" } else { "" };
+                say(&format!("not 2:4: {e}{of}"));
                 return Ok(Outcome::VerificationFailed);
             }
             Err(e) => return Err(e.into()),
@@ -157,17 +197,25 @@ fn check(args: &Args, source: &Source) -> Result<Outcome> {
         1 => "1 claims to be 2:4, and is".to_owned(),
         n => format!("{n} claim to be 2:4, and are"),
     };
-    print(&format!("{}: of {tensors}, {verdict}\n", args.file.display()))?;
+    print(&format!("{}: of {tensors}, {verdict}\n", printable(&path.to_string_lossy())))?;
     Ok(Outcome::Fine)
 }
 
+/// Whether the operating system is to blame.
+fn is_io(e: &Error) -> bool {
+    match e {
+        Error::Tensor { cause, .. } => is_io(cause),
+        e => matches!(e, Error::Io { .. }),
+    }
+}
+
 impl Listing {
-    fn read(file: String, source: &Source) -> Result<Self> {
+    fn read(file: String, source: &Source, in_by_out: &BTreeSet<String>) -> Result<Self> {
         let bar = progress(source.items().count());
         let mut rows = Vec::new();
         for item in source.items() {
-            bar.set_message(printable(&item.name));
-            rows.push(Row::of(source, item)?);
+            bar.set_message(printable(&item.name).into_owned());
+            rows.push(Row::of(source, item, in_by_out.contains(&item.name))?);
             bar.inc(1);
         }
         bar.finish_and_clear();
@@ -178,7 +226,8 @@ impl Listing {
 
     fn text(&self) -> String {
         let t = &self.total;
-        let mut text = format!("{}: {}, {}\n", self.file, many(t.tensors, "tensor", "tensors"), size(t.bytes));
+        let mut text =
+            format!("{}: {}, {}\n", printable(&self.file), many(t.tensors, "tensor", "tensors"), size(t.bytes));
         if !self.tensors.is_empty() {
             text.push('\n');
             let header = ["shape", "type", "density", "2:4?", "kept", "dense", "COO", "2:4", "tensor"];
@@ -215,21 +264,37 @@ impl Listing {
 }
 
 impl Row {
-    fn of(source: &Source, item: &Item) -> Result<Self> {
+    fn of(source: &Source, item: &Item, in_by_out: bool) -> Result<Self> {
         let at = |e: Error| e.in_tensor(source.path_of(item), &item.name);
-        let float = matches!(item.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
-        let matrix = match item.stored {
-            Stored::Native | Stored::Bitmask | Stored::Cutlass => {
+        let float = match item.dtype {
+            Dtype::F32 => Some(DType::F32),
+            Dtype::F16 => Some(DType::F16),
+            Dtype::BF16 => Some(DType::Bf16),
+            _ => None,
+        };
+        let matrix = match (item.stored, float.filter(|_| item.matrix().is_some())) {
+            (Stored::Bitmask | Stored::SparseBitmask, None) if item.spec24().is_none() => {
+                // Not a matrix that more is said of, but checked like others that are compressed.
+                source.dense(item)?;
+                None
+            }
+            (Stored::Native | Stored::Bitmask | Stored::Cutlass, _) => {
                 Some(Facts::of_compressed(source.raw24(item)?, item.bytes).map_err(at)?)
             }
-            _ if float && item.matrix().is_some() => Some(Facts::of_matrix(&source.matrix(item)?).map_err(at)?),
-            _ => None,
+            (_, Some(dtype)) if in_by_out => {
+                let (m, k, bytes) = source.transposed(item)?;
+                let w = Elements::from_bytes(dtype, &bytes).and_then(|elements| Matrix::new(m, k, elements));
+                Some(w.and_then(|w| Facts::of_matrix(&w)).map_err(at)?)
+            }
+            (_, Some(_)) => Some(Facts::of_matrix(&source.matrix(item)?).map_err(at)?),
+            (_, None) => None,
         };
         Ok(Self {
             name: item.name.clone(),
             shape: item.shape.clone(),
             dtype: item.dtype.to_string().to_lowercase(),
             stored: item.stored.name(),
+            in_by_out,
             bytes: item.bytes,
             matrix,
         })
@@ -241,7 +306,10 @@ impl Row {
         let shape: Vec<_> = self.shape.iter().map(ToString::to_string).collect();
         // The shape of a scalar is empty.
         let shape = if shape.is_empty() { dash() } else { shape.join("x") };
-        let mut name = printable(&self.name);
+        let mut name = printable(&self.name).into_owned();
+        if self.in_by_out {
+            name += " (in x out)";
+        }
         match self.stored {
             "dense" => {}
             "sparse24" => name += " (stored as 2:4)",
@@ -360,11 +428,6 @@ fn percent(share: f64) -> String {
 fn short(bytes: u64) -> String {
     let (number, unit) = scaled(bytes);
     number + unit.get(..1).unwrap_or(unit)
-}
-
-/// A name from a file as it can be shown on a terminal: without line breaks and escape sequences.
-pub(super) fn printable(name: &str) -> String {
-    name.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 mod bert;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -15,13 +15,15 @@ use comfy_table::{LineStyle, Table, TableStyle};
 use regex::Regex;
 use serde::Serialize;
 
+use super::args::{InOut, Json, ensure_usage, one_stdin};
 use super::bench::command_line;
-use super::folder::NewFolder;
+use super::inspect::many;
 use super::rewrite::{self, Fate, Fates, Made};
 use super::sensitivity::{MetricArgs, Pruning};
-use super::{Outcome, model, print, progress, size, writable};
+use super::{Outcome, model, progress, size, writable};
 use sparse24::bert::{Checkpoint, Inputs, LinearTensor};
-use sparse24::io::{Dtype, Item, Layout, Raw24, Source, Spec24, write_atomically};
+use sparse24::error::printable;
+use sparse24::io::{Dtype, Item, Layout, NewFolder, Raw24, Source, Spec24, Stored, in_by_out, transpose};
 use sparse24::prune::{Method, SparseGpt, Statistics};
 use sparse24::{DType, Elements, LinearWeights, Matrix, Sparse24, VectorLen};
 
@@ -36,7 +38,15 @@ Examples:
 Without --include, what is pruned are matrices of f32, f16 or bf16 whose names do not
 speak of embeddings, norms, poolers or heads; in a BERT its encoder's linear layers,
 of which Q, K and V are one. A weight that is zero stays zero, so that pruning twice
-keeps what both keep.";
+keeps what both keep.
+
+Matrices of in features x out features (Conv1D of GPT-2 and its relatives, kernels of
+Flax and Keras) are pruned along their in features, too. No form but dense has a place
+for them: --to dense, or leave them out by --exclude.
+
+What is not pruned keeps every bit, and in a folder everything comes along but hidden
+files and other forms of the old model's weights (pytorch_model.bin, onnx/), which are
+named. Pruned matrices hold +0.0 where a weight went; a -0.0 that stays may become +0.0.";
 
 /// Names of matrices that are not pruned unless asked for: of parts between dots, so that `shared_experts` is none.
 const SPARED: &str = r"(?i)(^|\.)(\w*embed\w*|\w*norm\w*|wte|wpe|pooler|classifier|lm_head|score|shared|cls)(\.|$)";
@@ -47,24 +57,21 @@ const NOTHING: &str = "nothing to prune: no matrix is selected (--include, --exc
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// A safetensors file, an index of shards, or a model's folder.
-    #[arg(id = "from", value_name = "IN")]
-    input: PathBuf,
-    /// The file to write, or the folder if IN is one.
-    #[arg(id = "to_path", value_name = "OUT")]
-    output: PathBuf,
+    #[command(flatten)]
+    paths: InOut,
     /// What decides which weights stay: magnitude, magnitude-l2, random, obd, wanda or sparsegpt.
     #[arg(long, value_name = "METHOD", default_value = "magnitude")]
     method: Method,
     /// Rows that share a pattern: 1, 2, 4 ... 128; several, separated by commas, where each layer's is chosen.
     #[arg(long, value_name = "V,...", value_delimiter = ',', default_value = "1")]
     vector: Vec<VectorLen>,
-    /// Text file, a sentence on each line, that the model runs on for statistics of its layers' inputs; obd, wanda and
-    /// sparsegpt need one.
-    #[arg(long, value_name = "TXT")]
+    /// Text file, a sentence on each line, that the model runs on for statistics of its layers' inputs (`-` is stdin);
+    /// obd, wanda and sparsegpt need one.
+    #[arg(long, value_name = "TXT|-")]
     calibration: Option<PathBuf>,
     /// What a layer's inputs are computed with: the layers before it as they were (dense), as they are pruned (pruned),
-    /// or both, so that a layer makes up for what those before it lost (corrected, for sparsegpt alone and its default).
+    /// or both, so that a layer makes up for what those before it lost (corrected, for sparsegpt alone and its
+    /// default).
     #[arg(long, value_name = "dense|pruned|corrected", value_parser = inputs, requires = "calibration")]
     inputs: Option<Inputs>,
     /// Damping of sparsegpt: this share of the mean of the inputs' squares is added to all of them; 0.05 unless given.
@@ -76,8 +83,8 @@ pub(crate) struct Args {
     /// Leave as it is what this regular expression matches part of the name of.
     #[arg(long, value_name = "RE")]
     exclude: Option<Regex>,
-    /// Prune linear layers, those that do least harm for their weights first, as long as the metric of --pairs or --input
-    /// drops by no more than this with all of them pruned together.
+    /// Prune linear layers, those that do least harm for their weights first, as long as the metric of --pairs or
+    /// --input drops by no more than this with all of them pruned together.
     #[arg(long, value_name = "DROP", requires = "metric", conflicts_with = "target_speedup")]
     max_drop: Option<f64>,
     /// Prune what buys most time for least drop of the metric, until a forward pass on --device is this many times as
@@ -95,8 +102,9 @@ pub(crate) struct Args {
         requires = "target_speedup"
     )]
     seq: u32,
-    /// Before pruning, search this many seconds for an order of channels in which 2:4 keeps more of the criterion's score.
-    /// It costs nothing at run time, as neighbouring layers take it up. It is of all layers, whichever are pruned.
+    /// Before pruning, search this many seconds for an order of channels in which 2:4 keeps more of the criterion's
+    /// score. It costs nothing at run time, as neighbouring layers take it up. It is of all layers, whichever are
+    /// pruned.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     permute: Option<u32>,
     /// The form to store pruned matrices in.
@@ -105,9 +113,8 @@ pub(crate) struct Args {
     /// Seed of everything that is drawn at random.
     #[arg(long, value_name = "N", default_value_t = 24)]
     seed: u64,
-    /// Write what became of every layer as JSON (schema sparse24-prune/1).
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    json: Json,
     #[command(flatten)]
     running: model::Running,
 }
@@ -128,6 +135,9 @@ struct Row {
     m: usize,
     k: usize,
     vector: usize,
+    /// Whether it is stored as k x m.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    in_by_out: bool,
     /// Share of the sum of |w| that is left.
     kept_magnitude: f64,
     /// Share of the squared output that is lost on the calibration text.
@@ -184,6 +194,8 @@ struct Report {
     chosen: Option<Choice>,
     /// Of the weights of all matrices that could have been pruned.
     pruned_share: f64,
+    /// Files of the old folder that the new one does not have.
+    left_out: Vec<String>,
     bytes_before: u64,
     bytes_after: u64,
     /// Wall time, from the first file read to the last one written.
@@ -191,57 +203,35 @@ struct Report {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    ensure!(
-        args.vector.len() == 1 || args.chooses(),
-        "--vector {}: there is one pattern for all layers, unless --max-drop or --target-speedup chooses",
-        args.vector.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
-    );
-    ensure!(
-        args.calibration.is_some() || !args.method.needs_statistics(),
-        "--method {} goes by the inputs of each layer: --calibration TXT is needed",
-        args.method
-    );
-    let compensates = args.method.needs_gram();
-    ensure!(compensates || args.damping.is_none(), "--damping is sparsegpt's, not {}'s", args.method);
-    ensure!(
-        compensates || args.inputs != Some(Inputs::Corrected),
-        "--inputs corrected is for sparsegpt: {} leaves weights as they are",
-        args.method
-    );
-    ensure!(args.damping().is_finite() && args.damping() >= 0.0, "--damping: {} is no share", args.damping());
-    let metric = args.metric.pairs.is_some() || args.metric.input.is_some();
-    ensure!(args.chooses() || !metric, "--pairs and --input are what --max-drop and --target-speedup choose by");
-    ensure!(
-        args.target_speedup.is_none_or(|speedup| speedup > 1.0),
-        "--target-speedup: a model is as fast as it is; more than 1 can be asked for"
-    );
-    // Converting in place loses nothing; pruning would lose the weights that go.
-    let same = args.input.canonicalize().ok().zip(args.output.canonicalize().ok()).is_some_and(|(from, to)| from == to);
-    ensure!(!same, "{} is to be read and written: choose another name", args.input.display());
-    let json = args.json.as_deref().map(writable).transpose().context("--json")?;
+    args.check_usage()?;
+    let (input, output) = args.paths.get()?;
+    args.json.file()?;
     let spared = Regex::new(SPARED)?;
     let started = Instant::now();
-    let source = Source::open(&args.input)?;
-    let folder = match args.input.is_dir() {
-        true => Some(NewFolder::create(&args.output)?),
+    let source = Source::open(input)?;
+    let in_by_out = in_by_out(&source, rewrite::config_of(input)?.as_ref());
+    let folder = match input.is_dir() {
+        true => Some(NewFolder::create(output)?),
         false => None,
     };
     let path = match &folder {
         Some(folder) => folder.weights(),
-        None => writable(&args.output)?,
+        None => writable(output)?,
     };
-    args.check_layout(&source, &spared)?;
+    args.check_layout(&source, &spared, &in_by_out)?;
     let run = if args.runs_the_model() { bert::prune(args)? } else { Run::default() };
-    let (rows, fates) = args.write(&source, &spared, &run, &path).map_err(|e| match &folder {
-        Some(folder) => folder.shown(&e),
+    let (rows, fates) = args.write(&source, &spared, &in_by_out, &run, &path).map_err(|e| match &folder {
+        Some(folder) => anyhow::Error::msg(folder.shown(&format!("{e:#}"))),
         None => e,
     })?;
     let bytes =
         |path: &Path| Ok::<_, anyhow::Error>(path.metadata().with_context(|| path.display().to_string())?.len());
     let bytes_after = bytes(&path)?;
-    if let Some(folder) = folder {
-        folder.finish(&args.input, rewrite::stored(args.to, &fates))?;
-    }
+    let left_out = match folder {
+        Some(folder) => folder.finish(input, &source, rewrite::stored(args.to, &fates))?,
+        None => Vec::new(),
+    };
+    rewrite::say_left_out(&left_out);
     let weights = |fates: &mut dyn Iterator<Item = &(&Item, Fate)>| -> f64 {
         fates.filter_map(|(item, _)| item.matrix()).map(|(m, k)| m as f64 * k as f64).sum()
     };
@@ -253,8 +243,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         version: env!("CARGO_PKG_VERSION"),
         command: command_line(),
         damping: (args.method == Method::SparseGpt).then(|| args.damping()),
-        input: args.input.display().to_string(),
-        output: args.output.display().to_string(),
+        input: input.display().to_string(),
+        output: output.display().to_string(),
         method: args.method.name(),
         vectors: args.vector.iter().map(|v| v.get()).collect(),
         calibration: args.calibration.as_ref().map(|path| path.display().to_string()),
@@ -267,12 +257,9 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         permuted: run.permuted,
         chosen: run.chosen,
         layers: rows,
+        left_out: left_out.iter().map(|left| left.path.display().to_string()).collect(),
     };
-    print(&report.text(args))?;
-    if let Some(path) = json {
-        let text = serde_json::to_string_pretty(&report)? + "\n";
-        write_atomically(path, |out| out.write_all(text.as_bytes()))?;
-    }
+    args.json.emit(&report.text(args), &report)?;
     Ok(Outcome::Fine)
 }
 
@@ -300,6 +287,53 @@ struct Run {
 }
 
 impl Args {
+    /// Errors of usage that clap cannot find.
+    fn check_usage(&self) -> Result<()> {
+        let (input, output) = self.paths.get()?;
+        ensure_usage!(
+            self.vector.len() == 1 || self.chooses(),
+            "--vector {}: there is one pattern for all layers, unless --max-drop or --target-speedup chooses",
+            self.vector.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+        );
+        ensure_usage!(
+            self.calibration.is_some() || !self.method.needs_statistics(),
+            "--method {} goes by the inputs of each layer: --calibration TXT is needed",
+            self.method
+        );
+        let compensates = self.method.needs_gram();
+        ensure_usage!(compensates || self.damping.is_none(), "--damping is sparsegpt's, not {}'s", self.method);
+        ensure_usage!(
+            compensates || self.inputs != Some(Inputs::Corrected),
+            "--inputs corrected is for sparsegpt: {} leaves weights as they are",
+            self.method
+        );
+        let damping = self.damping();
+        ensure_usage!(damping.is_finite() && damping >= 0.0, "--damping: {damping} is no share");
+        let metric = self.metric.pairs.is_some() || self.metric.input.is_some();
+        ensure_usage!(
+            self.chooses() || !metric,
+            "--pairs and --input are what --max-drop and --target-speedup choose by"
+        );
+        ensure_usage!(
+            self.target_speedup.is_none_or(|speedup| speedup > 1.0),
+            "--target-speedup: a model is as fast as it is; more than 1 can be asked for"
+        );
+        one_stdin(&[
+            ("--calibration", self.calibration.as_deref()),
+            ("--pairs", self.metric.pairs.as_deref()),
+            ("--input", self.metric.input.as_deref()),
+        ])?;
+        // Converting in place loses nothing; pruning would lose the weights that go.
+        let same = input.canonicalize().ok().zip(output.canonicalize().ok()).is_some_and(|(from, to)| from == to);
+        ensure_usage!(!same, "{} is to be read and written: choose another name", input.display());
+        Ok(())
+    }
+
+    /// What is read, once [`Self::check_usage`] is through.
+    fn input(&self) -> &Path {
+        self.paths.get().map_or(Path::new(""), |(input, _)| input)
+    }
+
     fn runs_the_model(&self) -> bool {
         self.calibration.is_some() || self.permute.is_some() || self.chooses()
     }
@@ -335,12 +369,25 @@ impl Args {
     }
 
     /// An error if the layout has no place for a matrix that the flags select: before any work is done.
-    fn check_layout(&self, source: &Source, spared: &Regex) -> Result<()> {
+    fn check_layout(&self, source: &Source, spared: &Regex, in_by_out: &BTreeSet<String>) -> Result<()> {
         for item in source.items().filter(|item| prunable(item) && self.selects(&item.name, candidate(item, spared))) {
+            let fail = |e: sparse24::Error| e.in_tensor(source.path_of(item), &item.name);
             let Some((m, k)) = item.matrix() else { continue };
+            if self.to != Layout::Dense && in_by_out.contains(&item.name) {
+                let all: Vec<_> = in_by_out.iter().filter(|name| self.selects(name, !spared.is_match(name))).collect();
+                let modules: BTreeSet<_> =
+                    all.iter().filter_map(|name| name.rsplit(['.', '/']).nth(1)).map(regex::escape).collect();
+                let modules = modules.into_iter().collect::<Vec<_>>().join("|");
+                let reason = format!(
+                    "is stored as in x out{}, which {} has no place for: prune --to dense, or --exclude '{modules}'",
+                    if all.len() > 1 { format!(", and so are {} more", all.len() - 1) } else { String::new() },
+                    self.to,
+                );
+                return Err(fail(sparse24::Error::Invalid(reason)).into());
+            }
             for &vector in &self.vector {
                 let spec = Spec24 { name: item.name.clone(), m, k, dtype: item.dtype, vector: Some(vector) };
-                self.to.specs(&spec).map_err(|e| e.in_tensor(source.path_of(item), &item.name))?;
+                self.to.specs(&spec).map_err(fail)?;
             }
         }
         Ok(())
@@ -359,14 +406,32 @@ impl Args {
             m: w.rows(),
             k: w.cols(),
             vector: vector.get(),
+            in_by_out: false,
             kept_magnitude: sparse24::prune::kept_magnitude(w, mask.mask())?,
             lost_output: statistics.map(|statistics| statistics.lost(w, &pruned)).transpose()?,
         };
         Ok((row, Sparse24::compress(&pruned, &mask)?))
     }
 
+    /// Prunes a matrix that is stored as in x out, and returns its bytes as they are to be stored: in the same way.
+    fn prune_transposed(&self, source: &Source, item: &Item) -> sparse24::Result<(Row, Vec<u8>)> {
+        let (m, k, bytes) = source.transposed(item)?;
+        let dtype = stored_in(item.dtype);
+        let w = Matrix::new(m, k, Elements::from_bytes(dtype, &bytes)?)?;
+        let (row, pruned) = self.prune_matrix(&item.name, &w, self.vector(), None)?;
+        let pruned = pruned.decompress().elements().to_le_bytes();
+        Ok((Row { in_by_out: true, ..row }, transpose(m, k, dtype.bytes(), &pruned)))
+    }
+
     /// Writes the file. Returns what was pruned, and what became of each item.
-    fn write<'a>(&self, source: &'a Source, spared: &Regex, run: &Run, path: &Path) -> Result<(Vec<Row>, Fates<'a>)> {
+    fn write<'a>(
+        &self,
+        source: &'a Source,
+        spared: &Regex,
+        in_by_out: &BTreeSet<String>,
+        run: &Run,
+        path: &Path,
+    ) -> Result<(Vec<Row>, Fates<'a>)> {
         let mut fates = Vec::new();
         // Of each layer that was pruned, how many of its tensors there are to be.
         let mut missing: BTreeMap<String, usize> = BTreeMap::new();
@@ -399,34 +464,54 @@ impl Args {
                 self.to.specs(&spec).map_err(|e| e.in_tensor(source.path_of(item), &item.name))?;
                 fate = Fate::Compressed(spec);
             }
+            // Decoded, as few programs read this form; a folder's config names one form for all that is compressed.
+            if matches!(fate, Fate::Kept) && item.stored == Stored::SparseBitmask {
+                fate = Fate::Plain;
+            }
             fates.push((item, fate));
         }
         if let Some((layer, _)) = missing.iter().find(|(_, missing)| **missing > 0) {
             bail!("{}: {layer} was pruned, but its weights are not all there to be replaced", source.path().display());
         }
         let pruned = fates.iter().filter(|(_, fate)| matches!(fate, Fate::Compressed(_))).count();
-        ensure!(pruned > 0, "{}: {NOTHING}", self.input.display());
+        ensure!(pruned > 0, "{}: {NOTHING}", self.input().display());
+        let decoded: BTreeSet<_> = fates
+            .iter()
+            .filter(|(item, fate)| matches!(fate, Fate::Plain) && item.stored == Stored::SparseBitmask)
+            .filter(|(item, _)| run.checkpoint.as_ref().is_none_or(|c| c.layer_of(&item.name).is_none()))
+            .map(|(item, _)| &*item.name)
+            .collect();
         let bar = progress(pruned);
         let mut rows = run.rows.clone();
         let said = [("sparse24.pruned".to_owned(), self.said())];
         rewrite::write(source, self.to, &fates, &said, path, |item| {
-            bar.set_message(item.name.clone());
+            if decoded.contains(&*item.name) {
+                return Ok(Made::Plain(source.dense(item)?));
+            }
+            bar.set_message(printable(&item.name).into_owned());
             bar.inc(1);
             let Some(checkpoint) = &run.checkpoint else {
                 let fail = |e: sparse24::Error| e.in_tensor(source.path_of(item), &item.name);
+                if in_by_out.contains(&item.name) {
+                    let (row, bytes) = self.prune_transposed(source, item).map_err(fail)?;
+                    rows.push(row);
+                    return Ok(Made::Plain(bytes));
+                }
                 let pruned = self.prune_matrix(&item.name, &source.matrix(item)?, self.vector(), None);
                 let (row, sparse) = pruned.map_err(fail)?;
                 rows.push(row);
-                return Ok(Made::Compressed(raw(&sparse, item.dtype).context(item.name.clone())?));
+                return Ok(Made::Compressed(
+                    raw(&sparse, item.dtype).with_context(|| printable(&item.name).into_owned())?,
+                ));
             };
             let plain = |w: &Matrix| Made::Plain(w.cast(stored_in(item.dtype)).elements().to_le_bytes());
             Ok(match checkpoint.linear_tensor(&item.name)? {
                 Some(LinearTensor::Weights(LinearWeights::Sparse24(w))) => {
-                    Made::Compressed(raw(&w, item.dtype).context(item.name.clone())?)
+                    Made::Compressed(raw(&w, item.dtype).with_context(|| printable(&item.name).into_owned())?)
                 }
                 Some(LinearTensor::Weights(w)) => plain(&w.to_dense()?),
                 Some(LinearTensor::Bias(bias)) => plain(&bias),
-                None => bail!("{} is no part of a linear layer", item.name),
+                None => bail!("{} is no part of a linear layer", printable(&item.name)),
             })
         })?;
         bar.finish_and_clear();
@@ -466,10 +551,9 @@ impl Report {
                 row.vector.to_string(),
                 percent(row.kept_magnitude),
                 row.lost_output.map_or_else(|| "—".to_owned(), percent),
-                row.name.clone(),
+                printable(&row.name).into_owned() + if row.in_by_out { " (in x out)" } else { "" },
             ]);
         }
-        let n = self.layers.len();
         let order = match self.permuted.len() {
             0 => String::new(),
             layers => {
@@ -482,10 +566,10 @@ impl Report {
             }
         };
         format!(
-            "{table}\n{}{order}{}: {n} {} pruned by {} ({:.0} % of the candidates' weights), stored as {}; {} before, {} after\n",
+            "{table}\n{}{order}{}: {} pruned by {} ({:.0} % of the candidates' weights), stored as {}; {} before, {} after\n",
             self.chosen.as_ref().map_or_else(String::new, Choice::text),
-            args.output.display(),
-            if n == 1 { "layer" } else { "layers" },
+            printable(&self.output),
+            many(self.layers.len(), "layer", "layers"),
             self.method,
             100.0 * self.pruned_share,
             args.to,

@@ -7,8 +7,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
+use serde_json::Value;
 
-use sparse24::io::{Item, Layout, Raw24, Source, Spec, Spec24, Stored, Writer};
+use super::say;
+use sparse24::error::printable;
+use sparse24::io::{Item, Layout, LeftOut, Raw24, Source, Spec, Spec24, Stored, Writer, read_config};
 
 /// What becomes of an item.
 pub(super) enum Fate {
@@ -31,7 +34,7 @@ pub(super) enum Made {
 }
 
 /// Writes every item of `source` to `path`: those to be compressed in `layout`, made by `make` like the plain ones.
-/// `more` is added to the file's metadata.
+/// `more` is added to the file's metadata. Entries of the old metadata that cannot stay are named on stderr.
 pub(super) fn write(
     source: &Source,
     layout: Layout,
@@ -40,7 +43,8 @@ pub(super) fn write(
     path: &Path,
     mut make: impl FnMut(&Item) -> Result<Made>,
 ) -> Result<()> {
-    let mut metadata = source.metadata();
+    let old = source.metadata();
+    let mut metadata = old.clone();
     let mut specs = Vec::new();
     let mut native = BTreeMap::new();
     for (item, fate) in fates {
@@ -69,6 +73,17 @@ pub(super) fn write(
     }
     metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
     metadata.extend(native);
+    // That torch can read a file is no news.
+    let replaced =
+        old.iter().filter(|(key, value)| metadata[*key] != **value && (&***key, &***value) != ("format", "pt"));
+    let mut lost: Vec<_> = replaced.map(|(key, _)| printable(key).into_owned()).collect();
+    lost.extend(source.misleading().iter().map(|key| printable(key).into_owned()));
+    if !lost.is_empty() {
+        let lost = lost.join(", ");
+        say(&format!(
+            "warning: not kept of the old metadata, as the new file needs these keys or would be misread: {lost}"
+        ));
+    }
     metadata.extend(more.iter().cloned());
     let mut writer = Writer::create(path, &specs, &metadata)?;
     for (item, fate) in fates {
@@ -93,6 +108,23 @@ pub(super) fn stored<'a>(layout: Layout, fates: &[(&'a Item, Fate)]) -> impl Ite
         Fate::Plain => (item, Stored::Dense),
         Fate::Compressed(_) => (item, stored_as(layout)),
     })
+}
+
+/// What the config beside a model's weights says of it: that of a folder, or of the folder that a file is in. A file
+/// needs none, and one that cannot be read there is not its own.
+pub(super) fn config_of(source: &Path) -> Result<Option<Value>> {
+    match source.is_dir() {
+        true => Ok(read_config(source)?),
+        false => Ok(source.parent().and_then(|folder| read_config(folder).ok()?)),
+    }
+}
+
+/// Names on stderr what of an old folder the new one does not have.
+pub(super) fn say_left_out(left_out: &[LeftOut]) {
+    for of_reason in left_out.chunk_by(|a, b| a.reason == b.reason) {
+        let paths: Vec<_> = of_reason.iter().map(|left| printable(&left.path.to_string_lossy()).into_owned()).collect();
+        say(&format!("note: not copied ({}): {}", of_reason[0].reason, paths.join(", ")));
+    }
 }
 
 /// How a layout is called when it is read.

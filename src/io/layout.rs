@@ -200,7 +200,7 @@ impl Spec24 {
 }
 
 /// A name without its ending `.weight`: the name of the module in torch.
-fn stem(name: &str) -> &str {
+pub(super) fn stem(name: &str) -> &str {
     name.strip_suffix(".weight").unwrap_or(name)
 }
 
@@ -649,22 +649,29 @@ pub(super) fn from_bitmask(
     Raw24::new(m, k, VectorLen::ONE, dtype, values, meta)
 }
 
-/// The dense bytes of a `sparse-bitmask` of `width` bytes an element.
+/// An error unless a bitmask sets two bits of every group.
+pub(super) fn expect_two_of_four(m: usize, k: usize, bitmask: &[u8]) -> Result<()> {
+    // Of any type that is taken: the values are not looked at.
+    from_bitmask(m, k, Dtype::U8, vec![0; checked_mul("values", m, stored_columns(k))?], bitmask).map(drop)
+}
+
+/// The dense bytes of a `sparse-bitmask` of `width` bytes an element. `offsets` are compared with the values before
+/// each row, where there are any.
 pub(super) fn from_sparse_bitmask(
     m: usize,
     k: usize,
     width: usize,
     values: &[u8],
-    offsets: &[u8],
+    offsets: Option<&[u8]>,
     bitmask: &[u8],
 ) -> Result<Vec<u8>> {
     let mut dense = vec![0; checked_mul("matrix", checked_mul("matrix", m, k)?, width)?];
     let mut taken = 0;
     let row_bytes = k.div_ceil(8);
-    let offsets = offsets.as_chunks::<8>().0;
-    for (row, (bytes, offset)) in bitmask.chunks_exact(row_bytes.max(1)).zip(offsets).enumerate() {
-        let offset = i64::from_le_bytes(*offset);
-        if usize::try_from(offset) != Ok(taken) {
+    let offsets = offsets.map(|offsets| offsets.as_chunks::<8>().0);
+    for (row, bytes) in bitmask.chunks_exact(row_bytes.max(1)).enumerate() {
+        let offset = offsets.and_then(|offsets| offsets.get(row)).map(|offset| i64::from_le_bytes(*offset));
+        if let Some(offset) = offset.filter(|&offset| usize::try_from(offset) != Ok(taken)) {
             return Err(Error::Invalid(format!("row {row} starts at value {offset}, the rows before have {taken}")));
         }
         for col in (0..8 * row_bytes).filter(|col| bytes[col / 8] >> (col % 8) & 1 == 1) {

@@ -1,9 +1,10 @@
 //! Where a model's matrices come from: a file, a folder, or shards with their index; and what those files mean.
 //!
-//! Several tensors may be one matrix: values and their metadata, weights and their mask. A [`Source`] knows all forms of
-//! storage that people have, and gives each matrix under the name that it has in a dense file.
+//! Several tensors may be one matrix: values and their metadata, weights and their mask. A [`Source`] knows all forms
+//! of storage that people have, and gives each matrix under the name that it has in a dense file.
 //!
-//! Invariant: the tensors of an [`Item`] are there and agree in shape and type; whether it is 2:4 shows when it is read.
+//! Invariant: the tensors of an [`Item`] are there and agree in shape and type; whether it is 2:4 shows when it is
+//! read.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use serde_json::Value;
 
 use super::layout::{self, Layout, Raw24, Spec24};
 use super::{Dtype, FORMAT, TensorFile, TensorInfo};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, checked_mul};
 use crate::mask::{Mask, VectorLen};
 use crate::matrix::{DType, Elements, Matrix};
 
@@ -30,7 +31,8 @@ pub enum Stored {
     Native,
     /// [`Layout::Bitmask`].
     Bitmask,
-    /// `sparse-bitmask` of compressed-tensors: that with any number of non-zeros, and `S.row_offsets`.
+    /// `sparse-bitmask` of compressed-tensors: that with any number of non-zeros, and `S.row_offsets`. Tensors of any
+    /// number of dimensions can be stored so, and in files of versions up to 0.8.1 all of them are.
     SparseBitmask,
     /// [`Layout::Cutlass`].
     Cutlass,
@@ -92,7 +94,8 @@ impl Item {
         }
     }
 
-    /// What is needed to write it in another [`Layout`], if it has two dimensions and a type that 2:4 matrices can have.
+    /// What is needed to write it in another [`Layout`], if it has two dimensions and a type that 2:4 matrices can
+    /// have.
     pub fn spec24(&self) -> Option<Spec24> {
         let ((m, k), dtype) = (self.matrix()?, self.dtype);
         Layout::takes(dtype).then(|| Spec24 { name: self.name.clone(), m, k, dtype, vector: self.vector })
@@ -100,6 +103,10 @@ impl Item {
 }
 
 /// A model's tensors, of which only the headers are in memory.
+///
+/// Parts of compressed-tensors' forms are named after the module, `up.compressed` for `up.weight`, and in files of
+/// versions up to 0.8.1 after the tensor, `up.weight.compressed`. All of a source's are named in one of the two ways:
+/// the second, if it has one that ends in `.weight` or `.bias` before that.
 ///
 /// ```
 /// use sparse24::io::{self, Entry, Source, Stored};
@@ -182,8 +189,13 @@ impl Source {
     }
 
     /// The `__metadata__` of all files but for what says how items are stored; where files differ, the first one's.
+    ///
+    /// Left out, too, are entries of other programs that this crate would take for its own once the file is of its
+    /// format: those that are [`Self::misleading`].
     pub fn metadata(&self) -> BTreeMap<String, String> {
-        let stored: BTreeSet<_> = self.items().flat_map(|item| self.metadata_of(item)).map(|(key, _)| key).collect();
+        let mut stored: BTreeSet<_> =
+            self.items().flat_map(|item| self.metadata_of(item)).map(|(key, _)| key).collect();
+        stored.extend(self.misleading());
         let mut all = BTreeMap::new();
         for file in self.files.iter().rev() {
             let native = file.metadata().get("format").is_some_and(|f| f == FORMAT);
@@ -194,6 +206,20 @@ impl Source {
             all.extend(others.map(|(key, value)| (key.clone(), value.clone())));
         }
         all
+    }
+
+    /// The keys of `__metadata__` that look like those of this crate's format and are another program's, beside tensors
+    /// that look like its parts: `P.vector` and `P.shape`, where there is `P.values` or `P.meta` and P is no matrix of
+    /// it.
+    pub fn misleading(&self) -> BTreeSet<String> {
+        let keys = self.files.iter().flat_map(|file| file.metadata().keys());
+        let misleading = |key: &&String| {
+            let Some(name) = key.strip_suffix(".vector").or_else(|| key.strip_suffix(".shape")) else { return false };
+            let parts = ["values", "meta"].map(|part| format!("{name}.{part}"));
+            self.items.get(name).is_none_or(|item| item.stored != Stored::Native)
+                && parts.iter().any(|part| self.holders.contains_key(part))
+        };
+        keys.filter(misleading).cloned().collect()
     }
 
     /// The entries of `__metadata__` that say how an item is stored: to be written with its parts, if those are copied.
@@ -239,12 +265,22 @@ impl Source {
     pub fn dense(&self, item: &Item) -> Result<Vec<u8>> {
         match item.stored {
             Stored::Dense => self.part(item, 0),
+            Stored::Bitmask if !Layout::takes(item.dtype) => {
+                // Of a type that nothing else here has: its values need not be known to be placed.
+                let (m, k) = self.two_dimensions(item)?;
+                let bitmask = self.part(item, 1)?;
+                layout::expect_two_of_four(m, k, &bitmask).map_err(|e| self.at(item, e))?;
+                self.placed(item, (m, k), &bitmask, None)
+            }
             Stored::Native | Stored::Bitmask | Stored::Cutlass => Ok(self.raw24(item)?.decompress()),
             Stored::SparseBitmask => {
-                let (m, k) = self.two_dimensions(item)?;
-                let [values, bitmask, offsets] = [0, 1, 3].map(|part| self.part(item, part));
-                let width = item.dtype.bitsize() / 8;
-                layout::from_sparse_bitmask(m, k, width, &values?, &offsets?, &bitmask?).map_err(|e| self.at(item, e))
+                let [rows @ .., k] = &item.shape[..] else {
+                    return Err(self.at(item, Error::Invalid("a bitmask of no dimensions".into())));
+                };
+                let m = rows.iter().try_fold(1, |m, &n| checked_mul("rows", m, n)).map_err(|e| self.at(item, e))?;
+                // Those of more than two dimensions are sums along the first one, and no reader needs them.
+                let offsets = if rows.len() > 1 { None } else { Some(self.part(item, 3)?) };
+                self.placed(item, (m, *k), &self.part(item, 1)?, offsets.as_deref())
             }
             Stored::TorchMask | Stored::AspMask => {
                 let mut dense = self.part(item, 0)?;
@@ -259,8 +295,23 @@ impl Source {
         }
     }
 
-    /// An item compressed: with the codes that it has, if it is stored compressed; otherwise with those of its non-zeros
-    /// at V = 1. If the file says V, that is the vector length. An error names the first row and group that are not 2:4.
+    /// The dense bytes of values that a mask of bits places.
+    fn placed(&self, item: &Item, (m, k): (usize, usize), bitmask: &[u8], offsets: Option<&[u8]>) -> Result<Vec<u8>> {
+        let width = item.dtype.bitsize() / 8;
+        let values = self.part(item, 0)?;
+        layout::from_sparse_bitmask(m, k, width, &values, offsets, bitmask).map_err(|e| self.at(item, e))
+    }
+
+    /// The little-endian bytes of the transpose of an item of two dimensions when it is dense, and its rows and columns
+    /// then: for those of [`in_by_out`](super::in_by_out).
+    pub fn transposed(&self, item: &Item) -> Result<(usize, usize, Vec<u8>)> {
+        let (m, k) = self.two_dimensions(item)?;
+        Ok((k, m, super::transpose(m, k, item.dtype.bitsize() / 8, &self.dense(item)?)))
+    }
+
+    /// An item compressed: with the codes that it has, if it is stored compressed; otherwise with those of its
+    /// non-zeros at V = 1. If the file says V, that is the vector length. An error names the first row and group that
+    /// are not 2:4.
     pub fn raw24(&self, item: &Item) -> Result<Raw24<'static>> {
         self.compressed(item, Some(VectorLen::ONE))
     }
@@ -354,9 +405,26 @@ impl Source {
         self.holders.get(tensor).map(|&i| self.files[i].metadata())
     }
 
+    /// The name of the matrix whose parts of a bitmask start with `stem`, where this crate wrote it and said so.
+    fn said_name(&self, stem: &str) -> Option<String> {
+        let metadata = self.of_file(&format!("{stem}.compressed"))?;
+        let names = [format!("{stem}.weight"), stem.to_owned()];
+        names.into_iter().find(|name| {
+            layout::stem(name) == stem
+                && metadata.get(&format!("{name}.layout")).is_some_and(|s| s.starts_with("bitmask"))
+        })
+    }
+
     /// Joins tensors to items.
     fn find_items(&self) -> Result<BTreeMap<String, Item>> {
-        let mut finder = Finder { source: self, taken: BTreeSet::new(), items: BTreeMap::new() };
+        let full_names = self.holders.keys().any(|name| {
+            let stem = name.strip_suffix(".compressed");
+            stem.is_some_and(|stem| {
+                let ends = stem.ends_with(".weight") || stem.ends_with(".bias");
+                ends && self.holders.contains_key(&format!("{stem}.bitmask")) && self.said_name(stem).is_none()
+            })
+        });
+        let mut finder = Finder { source: self, full_names, taken: BTreeSet::new(), items: BTreeMap::new() };
         for file in &self.files {
             for name in file.sparse24_names()? {
                 finder.native(file, &name)?;
@@ -374,16 +442,18 @@ impl Source {
             }
         }
         finder.rest()?;
-        // What a file says that it holds and does not.
+        // What a file says that it holds, and holds a part of. Without any part it is another program's key.
         for file in &self.files {
             for (key, value) in file.metadata() {
                 let Some(name) = key.strip_suffix(".layout") else { continue };
-                let stored = match value.split(',').next().unwrap_or(value).parse() {
-                    Ok(Layout::Bitmask) => Stored::Bitmask,
-                    Ok(Layout::Cutlass) => Stored::Cutlass,
+                let (stored, parts) = match value.split(',').next().unwrap_or(value).parse() {
+                    Ok(Layout::Bitmask) => (Stored::Bitmask, (layout::stem(name), ["compressed", "bitmask"])),
+                    Ok(Layout::Cutlass) => (Stored::Cutlass, (name, ["values", "meta"])),
                     _ => continue,
                 };
-                if finder.items.get(name).is_none_or(|item| item.stored != stored) {
+                let (stem, parts) = parts;
+                let begun = parts.iter().any(|part| self.holders.contains_key(&format!("{stem}.{part}")));
+                if begun && finder.items.get(name).is_none_or(|item| item.stored != stored) {
                     let reason = format!("{key:?} is {value:?}, but there are no tensors of that layout");
                     return Err(Error::Invalid(reason).in_tensor(file.path(), name));
                 }
@@ -396,6 +466,8 @@ impl Source {
 /// What of a source's tensors was found to be what.
 struct Finder<'a> {
     source: &'a Source,
+    /// Whether parts of bitmasks are named after tensors instead of modules.
+    full_names: bool,
     /// Tensors that are parts of items.
     taken: BTreeSet<String>,
     items: BTreeMap<String, Item>,
@@ -435,50 +507,60 @@ impl Finder<'_> {
         let part = |part: &str| format!("{stem}.{part}");
         let [values, bitmask, shape, offsets] = ["compressed", "bitmask", "shape", "row_offsets"].map(part);
         let (Some(of_values), Some(of_bitmask)) = (source.info(&values), source.info(&bitmask)) else { return Ok(()) };
-        // Written by us under a name that has no `.weight`.
-        let bare = source.of_file(&values).is_some_and(|m| m.contains_key(&format!("{stem}.layout")));
-        let name = if bare { stem.to_owned() } else { format!("{stem}.weight") };
+        let name = match source.said_name(stem) {
+            Some(name) => name,
+            None if self.full_names => stem.to_owned(),
+            None => format!("{stem}.weight"),
+        };
 
         let of_shape = source.file_of(&shape)?.info(&shape)?;
         let fail = |tensor: &str, e: Error| e.in_tensor(source.path_of_tensor(tensor), tensor);
-        if of_shape.dtype != Dtype::I64 || of_shape.bytes != 16 {
-            let reason = format!("is {} of shape {:?}, expected two I64", of_shape.dtype, of_shape.shape);
+        let dimensions = of_shape.bytes / 8;
+        // 1 x n and n x 1 are in use as well as n.
+        if of_shape.dtype != Dtype::I64 || dimensions == 0 || of_shape.shape.iter().filter(|&&n| n != 1).count() > 1 {
+            let reason = format!("is {} of shape {:?}, expected a list of I64", of_shape.dtype, of_shape.shape);
             return Err(fail(&shape, Error::Invalid(reason)));
         }
         let bytes = source.file_of(&shape)?.bytes(&shape)?;
         let sizes: Vec<_> = bytes.as_chunks::<8>().0.iter().map(|n| i64::from_le_bytes(*n)).collect();
-        let [m, k] = [0, 1].map(|i| sizes.get(i).and_then(|&n| usize::try_from(n).ok()));
-        let (Some(m), Some(k)) = (m, k) else {
-            return Err(fail(&shape, Error::Invalid(format!("{sizes:?} is no shape of a matrix"))));
+        let dense: Option<Vec<usize>> = sizes.iter().map(|&n| usize::try_from(n).ok()).collect();
+        let Some((dense, k)) = dense.and_then(|dense| dense.last().copied().map(|k| (dense, k))) else {
+            return Err(fail(&shape, Error::Invalid(format!("{sizes:?} is no shape of a tensor"))));
         };
-        let expect = |tensor: &str, info: &TensorInfo, dtype: Option<Dtype>, expected: Option<Vec<usize>>| {
+        let rows = &dense[..dense.len() - 1];
+        let expect = |tensor: &str, info: &TensorInfo, dtype: Option<Dtype>, expected: &[&[usize]]| {
             if let Some(dtype) = dtype.filter(|&dtype| dtype != info.dtype) {
                 return Err(fail(tensor, Error::Invalid(format!("is {}, expected {dtype}", info.dtype))));
             }
-            match expected {
-                Some(expected) if expected != info.shape => {
-                    let what = format!("a part of {m} x {k}");
-                    Err(fail(tensor, Error::Shape { what, got: info.shape.clone(), expected }))
-                }
-                _ => Ok(()),
+            if expected.contains(&&*info.shape) {
+                return Ok(());
             }
+            let shape: Vec<_> = dense.iter().map(ToString::to_string).collect();
+            let what = format!("a part of {}", shape.join(" x "));
+            Err(fail(tensor, Error::Shape { what, got: info.shape.clone(), expected: expected[0].to_vec() }))
         };
-        expect(&bitmask, of_bitmask, Some(Dtype::U8), Some(vec![m, k.div_ceil(8)]))?;
+        expect(&bitmask, of_bitmask, Some(Dtype::U8), &[&[rows, &[k.div_ceil(8)]].concat()])?;
         if let Some(of_offsets) = source.info(&offsets) {
-            expect(&offsets, of_offsets, Some(Dtype::I64), Some(vec![m]))?;
+            // A vector's is one number, which torch writes as a scalar.
+            let shapes: &[&[usize]] = if rows.is_empty() { &[&[], &[1]] } else { &[rows] };
+            expect(&offsets, of_offsets, Some(Dtype::I64), shapes)?;
             if !of_values.dtype.bitsize().is_multiple_of(8) {
                 return Err(fail(&values, Error::Invalid(format!("is {}, which has no bytes", of_values.dtype))));
             }
             let parts = vec![values.clone(), bitmask, shape, offsets];
-            return self.add(&name, of_values.dtype, &[m, k], Stored::SparseBitmask, parts);
+            return self.add(&name, of_values.dtype, &dense, Stored::SparseBitmask, parts);
         }
+        let [m, _] = dense[..] else {
+            let reason = format!("{sizes:?} is no shape of a matrix, as a sparse-24-bitmask is");
+            return Err(fail(&shape, Error::Invalid(reason)));
+        };
         if !k.is_multiple_of(4) {
             let reason =
                 format!("sparse-24-bitmask of {m} x {k}: columns are no multiple of 4, so groups wrap over rows");
             return Err(fail(&values, Error::Invalid(reason)));
         }
-        expect(&values, of_values, None, Some(vec![m, k / 2]))?;
-        self.add(&name, of_values.dtype, &[m, k], Stored::Bitmask, vec![values.clone(), bitmask, shape])
+        expect(&values, of_values, None, &[&[m, k / 2]])?;
+        self.add(&name, of_values.dtype, &dense, Stored::Bitmask, vec![values.clone(), bitmask, shape])
     }
 
     fn cutlass(&mut self, name: &str) -> Result<()> {

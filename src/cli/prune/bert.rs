@@ -27,9 +27,9 @@ type Vectors = BTreeMap<String, VectorLen>;
 
 /// Prunes the linear layers of a BERT in memory.
 pub(super) fn prune(args: &Args) -> Result<Run> {
-    let folder = args.input.to_str().filter(|_| args.input.is_dir());
+    let folder = args.input().to_str().filter(|_| args.input().is_dir());
     let folder = folder.with_context(|| {
-        format!("{}: a BERT's folder is needed, with its config and tokenizer, to run it", args.input.display())
+        format!("{}: a BERT's folder is needed, with its config and tokenizer, to run it", args.input().display())
     })?;
     let files = model::files(folder)?;
     if args.chooses() {
@@ -72,7 +72,7 @@ fn selected(args: &Args, checkpoint: &Checkpoint) -> Result<Vec<String>> {
             selected.push(name);
         }
     }
-    ensure!(!selected.is_empty(), "{}: {NOTHING}", args.input.display());
+    ensure!(!selected.is_empty(), "{}: {NOTHING}", args.input().display());
     Ok(selected)
 }
 

@@ -44,8 +44,18 @@ pub struct Policy {
     pub samples: usize,
     /// Time spent on untimed calls first, at least one of them.
     pub warm_up: Duration,
-    /// When [`race`] and [`ceilings`] are to end. They begin with nothing that should take longer than is left.
-    pub deadline: Option<Instant>,
+    /// When [`race`] and [`ceilings`] are to end.
+    pub deadline: Option<Deadline>,
+}
+
+/// When to end. Nothing is begun that should take longer than is left, for a driver that compiles a shader cannot be
+/// stopped.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline {
+    /// The end.
+    pub at: Instant,
+    /// Seconds that a plan takes from its first call to its first sample, from what is known before the first one.
+    pub step: f64,
 }
 
 impl Policy {
@@ -61,7 +71,7 @@ impl Policy {
 
     /// Whether there is time for what should take this many seconds.
     pub fn has_time_for(&self, seconds: f64) -> bool {
-        self.deadline.is_none_or(|end| end.saturating_duration_since(Instant::now()).as_secs_f64() > seconds)
+        self.deadline.is_none_or(|end| end.at.saturating_duration_since(Instant::now()).as_secs_f64() > seconds)
     }
 }
 
@@ -378,7 +388,7 @@ pub fn race(
     let mut runners: Vec<std::result::Result<Runner, Trial>> = Vec::new();
     progress(0);
     // The longest that a plan took, and what is still to be sampled of those that keep up.
-    let (mut longest, mut samples_due) = (0.0f64, 0.0);
+    let (mut longest, mut samples_due) = (policy.deadline.map_or(0.0, |end| end.step), 0.0);
     for plan in plans {
         if !policy.has_time_for(longest.max(FIRST_CALLS * plan.estimated_seconds()) + samples_due) {
             break;

@@ -21,7 +21,7 @@ use sparse24::engine::{Device, Options};
 use sparse24::kernel::ShaderChecks;
 use sparse24::mask::VectorLen;
 use sparse24::matrix::DType;
-use sparse24::measure::{self, Case, Ceilings, Policy, Trial};
+use sparse24::measure::{self, Case, Ceilings, Deadline, Policy, Trial};
 use sparse24::plan::{Plan, Tuned, Tuning};
 use sparse24::problem::{Op, Problem};
 use sparse24::report::Environment;
@@ -99,6 +99,8 @@ struct Task {
 
 enum Found {
     Cached(Tuned),
+    /// By an earlier run, which was cut off.
+    Begun(Tuned),
     Tried {
         tried: Tried,
         /// Whether the first of them is what would run without tuning, not the best of an earlier run.
@@ -158,11 +160,16 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         device.plan(&task.problem).with_context(|| name(&task.layer, &task.problem))?;
     }
     let policy = if args.quick { Policy::QUICK } else { Policy::TUNING };
-    let policy = Policy { deadline: args.budget.and_then(|budget| started.checked_add(budget)), ..policy };
+    let mut pace = Pace::default();
+    let end = args.budget.and_then(|budget| started.checked_add(budget));
+    let until = |pace: &Pace| Policy { deadline: end.map(|at| Deadline { at, step: pace.step }), ..policy };
+    let policy = until(&pace);
     let mut steps = Steps::new();
     if policy.has_time_for(0.0) && (args.force || *cache.ceilings() == Ceilings::default()) {
         steps.say("measuring what the device can do at most");
+        let began = Instant::now();
         let ceilings = measure::ceilings(&device, &policy).context("ceilings")?;
+        pace.step = pace.step.max(began.elapsed().as_secs_f64() / PROBES);
         // Those that there was no time for must not be taken for what the device does not have.
         if policy.has_time_for(0.0) {
             cache.set_ceilings(ceilings);
@@ -180,6 +187,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             Some(entry) if entry.untried().is_empty() => task.found = Some(Found::Cached(*entry.tuned())),
             // What was kept of a run that was cut off may not run any more, and is begun anew then.
             known => {
+                task.found = known.map(|entry| Found::Begun(*entry.tuned()));
                 let rest = known.and_then(|entry| tune::remaining(&device, entry).ok());
                 let from_untuned = rest.is_none();
                 let plans = match rest {
@@ -195,7 +203,6 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 
     steps.begin(work.iter().map(|work| work.plans.len()).sum());
     let operations = work.len();
-    let mut pace = Pace::default();
     let mut last: Option<(Layer, Case)> = None;
     for (at, Work { task, plans, from_untuned }) in work.into_iter().enumerate() {
         let Task { layer, problem, found } = &mut tasks[task];
@@ -207,11 +214,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             steps.pass(candidates);
             continue;
         }
-        if !policy.has_time_for(pace.preparation(problem)) {
+        if !policy.has_time_for(pace.preparation(problem) + pace.step) {
             continue;
         }
         steps.operation(&format!("{} of {operations}: {name}: {}", at + 1, count(candidates, "candidate")));
-        let began = Instant::now();
+        let policy = until(&pace);
+        pace.begin();
         // The operations of a layer follow one another.
         let case = match last.take().filter(|(of, _)| of == layer) {
             Some((_, case)) => case,
@@ -221,8 +229,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             }
         };
         let step = |tried: usize| match tried {
-            0 => pace.prepared(problem, began.elapsed()),
-            tried => steps.tried(tried, candidates),
+            0 => pace.prepared(problem),
+            tried => {
+                pace.stepped();
+                steps.tried(tried, candidates);
+            }
         };
         let tried = tune::try_all(&device, &case, problem.op, plans, &policy, SEED, step);
         let tried = tried.with_context(|| name.clone())?;
@@ -263,15 +274,25 @@ struct Work {
     from_untuned: bool,
 }
 
-/// How long it takes to make operands ready, from how long it took before.
+/// Probes that [`measure::ceilings`] compiles and samples.
+const PROBES: f64 = 4.0;
+
+/// How long things take, from how long they took before.
 struct Pace {
+    /// Of making operands ready.
     seconds_per_element: f64,
+    /// Of a candidate, from its first call to its first sample: the longest in the last operation.
+    step: f64,
+    /// When what is under way began.
+    began: Instant,
+    /// Whether a candidate of this operation has been tried.
+    stepped: bool,
 }
 
 impl Default for Pace {
     /// A slow machine's: where nothing is known, less is begun.
     fn default() -> Self {
-        Self { seconds_per_element: 100e-9 }
+        Self { seconds_per_element: 100e-9, step: 0.25, began: Instant::now(), stepped: false }
     }
 }
 
@@ -284,17 +305,35 @@ impl Pace {
         m as f64 * k as f64 + n as f64 * k as f64 + m as f64 * n as f64
     }
 
-    /// Seconds that a problem should take.
+    /// Seconds that it should take to make a problem ready.
     fn preparation(&self, problem: &Problem) -> f64 {
         self.seconds_per_element * Self::elements(problem)
     }
 
-    /// Learns from a problem that is ready.
-    fn prepared(&mut self, problem: &Problem, took: Duration) {
-        let elements = Self::elements(problem);
+    /// An operation begins.
+    fn begin(&mut self) {
+        (self.began, self.stepped) = (Instant::now(), false);
+    }
+
+    /// Its operands are ready.
+    fn prepared(&mut self, problem: &Problem) {
+        let (elements, took) = (Self::elements(problem), self.lap());
         if elements >= Self::ENOUGH {
-            self.seconds_per_element = took.as_secs_f64() / elements;
+            self.seconds_per_element = took / elements;
         }
+    }
+
+    /// A candidate of it was tried.
+    fn stepped(&mut self) {
+        let took = self.lap();
+        self.step = if self.stepped { self.step.max(took) } else { took };
+        self.stepped = true;
+    }
+
+    fn lap(&mut self) -> f64 {
+        let took = self.began.elapsed().as_secs_f64();
+        self.began = Instant::now();
+        took
     }
 }
 
@@ -365,6 +404,7 @@ impl Task {
         match &self.found {
             None => Status::NotTuned,
             Some(Found::Cached(_)) => Status::Cached,
+            Some(Found::Begun(_)) => Status::Unfinished,
             Some(Found::Tried { tried, .. }) => match (tried.untried().is_empty(), tried.best().is_some()) {
                 (true, true) => Status::Tuned,
                 (false, true) => Status::Unfinished,
@@ -397,9 +437,12 @@ impl Task {
         };
         match &self.found {
             None => row,
-            Some(Found::Cached(Tuned { way, splits, seconds, .. })) => Row {
-                kernel: Some(if *splits > 1 { format!("{way}/{splits}") } else { way.to_string() }),
-                median_ms: Some(seconds * 1e3),
+            Some(Found::Cached(tuned) | Found::Begun(tuned)) => Row {
+                kernel: Some(match tuned.splits {
+                    1 => tuned.way.to_string(),
+                    splits => format!("{}/{splits}", tuned.way),
+                }),
+                median_ms: Some(tuned.seconds * 1e3),
                 ..row
             },
             Some(Found::Tried { tried, from_untuned }) => Row {
@@ -482,6 +525,7 @@ fn table(tasks: &[Task]) -> String {
         let tried = match (row.tried, row.candidates) {
             (Some(tried), Some(all)) if tried < all => format!("{tried} of {all}"),
             (Some(tried), _) => tried.to_string(),
+            (None, _) if row.status == Status::Unfinished => "begun".into(),
             (None, _) => "cached".into(),
         };
         table.add_row([
@@ -508,8 +552,8 @@ fn table(tasks: &[Task]) -> String {
     }
     format!(
         "{}\n\nms: median of a call; vs untuned: time of the kernel that would run without tuning, over this one's\n\
-         tried: kernels that were verified and timed, of those that are worth it where time ran out; wrong: those\n\
-         whose result was not right; kernel: the fastest\n",
+         tried: kernels that were verified and timed, of those that are worth it where time ran out; cached, begun: by\n\
+         an earlier run, which came to its end or did not; wrong: those whose result was not right; kernel: the fastest\n",
         table.trim_fmt()
     )
 }

@@ -88,47 +88,49 @@ pub(super) fn runs(inputs: &[Input]) -> Result<Vec<Option<String>>> {
         }
     }
     for ((hardware, program), files) in &groups {
-        let of = |file: &usize| inputs[*file].file.origin();
-        let same_name = |a: &Holding, b: &Holding| runs[a.file] == runs[b.file];
         let held: Vec<_> = files.iter().flat_map(|file| holdings(*file, &inputs[*file].file)).collect();
-        if clash(&held, same_name).is_none() {
+        let refuse = |(a, b): (&Holding, &Holding)| {
+            let (first, second) = (&inputs[a.file].name, &inputs[b.file].name);
+            Err(Error::Invalid(format!(
+                "{first} row {} and {second} row {} are both {} by {program} on {hardware}: leave one of them out, or \
+                 name the runs, as in @before={first} @after={second}",
+                a.at + 1,
+                b.at + 1,
+                a.key
+            )))
+        };
+        let given = |holding: &Holding| &inputs[holding.file].run;
+        if clash(&held, |_, _| true).is_none() {
             continue;
         }
-        // Those with names of their own are left as they are.
-        let named: Vec<_> = files.iter().copied().filter(|file| inputs[*file].run.is_some()).collect();
-        let candidates = DIFFERENCES.iter().map(|difference| {
-            let tell = |file: &usize| if named.contains(file) { runs[*file].clone() } else { difference(of(file)?) };
-            files.iter().map(tell).collect::<Option<Vec<_>>>()
-        });
+        if let Some(both) = clash(&held, |a, b| given(a).is_some() && given(a) == given(b)) {
+            return refuse(both);
+        }
         let apart = |told: &Vec<String>| {
             let of = |holding: &Holding| files.iter().position(|f| *f == holding.file).map(|at| &told[at]);
             clash(&held, |a, b| of(a) == of(b)).is_none()
         };
-        let told = candidates.flatten().find(apart);
-        let told = match told {
+        let origin = |file: usize| inputs[file].file.origin();
+        let tell = |difference: &fn(&Origin) -> Option<String>| {
+            files.iter().map(|file| difference(origin(*file)?)).collect::<Option<Vec<_>>>()
+        };
+        let told = match DIFFERENCES.iter().filter_map(tell).find(apart) {
             Some(told) => told,
             None => {
-                // What was measured in one run, and is the same, is no second measurement.
-                let same =
-                    |a: &Holding, b: &Holding| same_name(a, b) && a.times == b.times && of(&a.file) == of(&b.file);
-                let name = |file: &usize| runs[*file].clone().unwrap_or_else(|| shown(&inputs[*file].name));
-                let names: Vec<_> = files.iter().map(name).collect();
-                let twice = clash(&held, same).or_else(|| clash(&held, same_name).filter(|_| !apart(&names)));
-                if let Some((a, b)) = twice {
-                    let (first, second) = (&inputs[a.file].name, &inputs[b.file].name);
-                    return Err(Error::Invalid(format!(
-                        "{first} row {} and {second} row {} are both {} by {program} on {hardware}: leave one of them \
-                         out, or name the runs, as in @before={first} @after={second}",
-                        a.at + 1,
-                        b.at + 1,
-                        a.key
-                    )));
+                // What is the same in every figure, of one run, was not measured twice.
+                let same = |a: &Holding, b: &Holding| {
+                    given(a) == given(b) && a.times == b.times && origin(a.file) == origin(b.file)
+                };
+                let names = files.iter().map(|file| shown(&inputs[*file].name)).collect();
+                let unnamed = |a: &Holding, b: &Holding| given(a) == given(b) && !apart(&names);
+                if let Some(both) = clash(&held, same).or_else(|| clash(&held, unnamed)) {
+                    return refuse(both);
                 }
                 names
             }
         };
         for (file, told) in files.iter().zip(told) {
-            runs[*file] = Some(told);
+            runs[*file].get_or_insert(told);
         }
     }
     Ok(runs)

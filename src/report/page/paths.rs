@@ -53,7 +53,8 @@ fn path_length(text: &str, before: char) -> usize {
             Some(quote) => c == quote,
             None => {
                 let next = &text[at + c.len_utf8()..];
-                let in_list = ",;:".contains(c) && at > 1 && (next.starts_with('/') || next.starts_with('~'));
+                let in_list =
+                    ",;:".contains(c) && at > 1 && !file_url && (next.starts_with('/') || next.starts_with('~'));
                 (c.is_whitespace() && !escaped) || "'\"`)]}<>|".contains(c) || in_list
             }
         };

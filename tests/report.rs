@@ -277,7 +277,7 @@ fn it_pays_from_where_on_it_is_faster_beyond_the_spread() {
     exits(folder.path(), 0, &["report", "run.json", "--out", "page.html"]);
     let page = read(&folder, "page.html");
     assert!(page.contains("2:4 V=4 paid from 64 tokens on") && page.contains("slower at 32x1x32 (0.50x)"));
-    assert!(page.contains("no difference beyond the spread at 32x16x32 (1.02x)"));
+    assert!(page.contains("within noise at 32x16x32 (1.02x)"));
 }
 
 /// One shape several times, and the same shape in rows of two layers: it does not pay from a count on at which one of
@@ -324,11 +324,11 @@ fn the_headline_does_not_praise_noise() {
     let narrow = |ms| (ms, 0.99, 1.01);
     let cases: [(&[(f64, f64, f64)], &str); 8] = [
         (&[narrow(0.5)], "2.00x as fast as dense at 32x8x32."),
-        (&[narrow(0.98)], "it did not pay in the one row; no difference beyond the spread at 32x8x32 (1.02x)."),
+        (&[narrow(0.98)], "it did not pay in the one row; within noise at 32x8x32 (1.02x)."),
         // The highest ratio of all is noise.
         (
             &[(0.4, 0.5, 3.0), narrow(0.8)],
-            "it paid in 1 of 2 rows: 1.25x as fast as dense at 64x8x32; no difference beyond the spread at 32x8x32 \
+            "it paid in 1 of 2 rows: 1.25x as fast as dense at 64x8x32; within noise at 32x8x32 \
              (2.50x).",
         ),
         (
@@ -338,7 +338,7 @@ fn the_headline_does_not_praise_noise() {
         (&[narrow(2.0), narrow(4.0)], "it paid in none of 2 rows; it was slower at 32x8x32 (0.50x), 64x8x32 (0.25x)."),
         (
             &[(0.9, 0.5, 1.5), narrow(2.0)],
-            "it paid in none of 2 rows; it was slower at 64x8x32 (0.50x); no difference beyond the spread at 32x8x32 \
+            "it paid in none of 2 rows; it was slower at 64x8x32 (0.50x); within noise at 32x8x32 \
              (1.11x).",
         ),
         // Two decimals would say as fast as dense of what is slower.
@@ -399,6 +399,27 @@ fn wrong_rows_and_rows_without_a_spread_are_not_rows_that_paid() {
     assert!(page.contains(expected), "{page}");
 }
 
+/// A file's own word on noise counts, whatever the middle halves of its samples say.
+#[test]
+fn what_a_file_calls_noise_is_no_figure() {
+    let mut run = run();
+    run["rows"][1]["speedup_noisy"] = json!(true);
+    let mut model = model(&[("dense", None, 300.0), ("auto", Some(1), 200.0)]);
+    model["rows"][1]["speedup_noisy"] = json!(true);
+    let mut sensitivity = sensitivity(&[("layer.0", 1, 0.0123), ("layer.1", 1, 0.5)]);
+    for (at, noise) in [(0, true), (1, false)] {
+        sensitivity["rows"][at]["within_noise"] = json!(noise);
+    }
+    let folder = folder(&[("run.json", &run), ("m.json", &model), ("s.json", &sensitivity)]);
+    exits(folder.path(), 0, &["report", "run.json", "m.json", "s.json", "--out", "page.html"]);
+    let page = read(&folder, "page.html");
+    let said = "it paid in none of 2 rows; it was slower at 48x1x32 (0.50x); within noise at 64x128x32 (2.00x).";
+    assert!(page.contains(said) && page.contains("auto V=1 1.50x (within noise)"), "{page}");
+    let section = section(&page, "sensitivity");
+    assert!(section.contains("0.0123 (?)") && !section.contains("0.5000 (?)"), "{section}");
+    assert!(section.contains("within noise") && section.contains("beyond noise"), "{section}");
+}
+
 #[test]
 fn a_pass_within_the_spread_of_dense_is_said_to_be() {
     let mut model = model(&[("dense", None, 300.0), ("auto", Some(1), 290.0), ("auto", Some(32), 200.0)]);
@@ -409,7 +430,7 @@ fn a_pass_within_the_spread_of_dense_is_said_to_be() {
     let folder = folder(&[("m.json", &model)]);
     exits(folder.path(), 0, &["report", "m.json", "--out", "page.md"]);
     let page = read(&folder, "page.md");
-    assert!(page.contains("auto V=1 1.03x (no difference beyond the spread), auto V=32 1.50x."), "{page}");
+    assert!(page.contains("auto V=1 1.03x (within noise), auto V=32 1.50x."), "{page}");
     assert!(page.contains("| 1.03x | same |") && page.contains("| 1.50x | faster |"), "{page}");
 }
 
@@ -464,8 +485,8 @@ fn two_runs_of_a_machine_are_told_apart_and_compared() {
             assert!(page.contains(&format!("On {}, 2:4 against", place(run))), "{run}");
         }
         let changed = format!(
-            "{} against {}, of 4 rows: 1 faster beyond the spread (median 2.00x, the most 2.00x at shape 64x128x32 f32, \
-             2:4 V=32); 0 slower beyond the spread; 3 without a difference beyond it.",
+            "{} against {}, of 4 rows: 1 faster beyond the noise (median 2.00x, the most 2.00x at shape 64x128x32 f32, \
+             2:4 V=32); 0 slower beyond the noise; 3 within it.",
             place(second),
             place(first)
         );
@@ -492,7 +513,7 @@ fn runs_have_the_names_that_they_are_given() {
     let page = read(&folder, "page.html");
     assert!(page.contains("On Testing 9000, 3 threads, before, 2:4") && page.contains("3 threads, after, 2:4"));
     // Passes of a model count with the rest.
-    assert!(page.contains("after against Testing 9000, 3 threads, before, of 6 rows: 2 faster beyond the spread"));
+    assert!(page.contains("after against Testing 9000, 3 threads, before, of 6 rows: 2 faster beyond the noise"));
     // Other programs on that hardware stand beside both.
     let programs = section(&page, "programs");
     for name in ["sparse24 0.1.0, before, dense", "sparse24 0.1.0, after, dense", "numpy 0.1.0, dense"] {

@@ -104,7 +104,8 @@ fn the_page_is_whole_legible_and_alone() {
     let sensitivity = dir.path().join("sensitivity.json");
     let row = |at: usize| {
         let layer = format!("encoder.layer.{}.attention.self.query", at / 2);
-        json!({ "layer": layer, "vector": [1, 32][at % 2], "weights": 1000, "drop": 0.01 * at as f64 - 0.005 })
+        let vector = if at % 2 == 0 { 1 } else { 32 };
+        json!({ "layer": layer, "vector": vector, "weights": 1000, "drop": 0.01 * at as f64 - 0.005 })
     };
     let made_up = json!({
         "schema": "sparse24-sensitivity/1", "model": "model/minilm", "dense": 0.867, "linear_weights": 6000,

@@ -181,6 +181,9 @@ pub struct Row {
     /// Against the dense row of the same layer, type and file.
     #[serde(deserialize_with = "present")]
     pub speedup_vs_dense: Option<f64>,
+    /// Whether that is too uncertain to be believed; not in older files or those of other programs.
+    #[serde(default)]
+    pub speedup_noisy: bool,
     /// Bytes of the weights on the device.
     #[serde(default)]
     pub weight_bytes: Option<usize>,
@@ -232,6 +235,9 @@ pub struct ModelRow {
     /// Against the dense row of the same file.
     #[serde(deserialize_with = "present")]
     pub speedup_vs_dense: Option<f64>,
+    /// As in [`Row`].
+    #[serde(default)]
+    pub speedup_noisy: bool,
     /// Bytes of the linear layers' weights on the device.
     #[serde(deserialize_with = "present")]
     pub weight_bytes: Option<usize>,
@@ -341,6 +347,9 @@ pub struct Drop {
     pub weights: usize,
     /// How much lower the metric is with it pruned.
     pub drop: f64,
+    /// Whether that may be none, as far as its texts say; not in older files.
+    #[serde(default)]
+    pub within_noise: Option<bool>,
 }
 
 /// A field that may be null, but not absent.

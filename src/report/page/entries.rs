@@ -204,9 +204,11 @@ impl Entry<'_> {
         (self.row.op != "dense").then_some(dense / own)
     }
 
-    /// Whether it takes less or more time than dense, or neither beyond the spread; `None` if no spread is known.
+    /// Whether it takes less or more time than dense, or neither beyond the noise: where the samples say no more, or its
+    /// file says that the ratio is not to be believed. `None` if no spread is known.
     pub(super) fn against_dense(&self) -> Option<Ordering> {
-        Times::of(self.row).against(Times::of(self.dense?))
+        let order = Times::of(self.row).against(Times::of(self.dense?))?;
+        Some(if self.row.speedup_noisy { Ordering::Equal } else { order })
     }
 
     /// The ratio at either end of the middle half of the samples, against the dense median.
@@ -260,7 +262,8 @@ fn dense_pass<'a>(bench: &'a ModelBench, row: &ModelRow) -> Option<&'a ModelRow>
 pub(super) fn pass_against_dense(bench: &ModelBench, row: &ModelRow) -> Option<(f64, Option<Ordering>)> {
     let dense = dense_pass(bench, row)?;
     let ratio = dense.median_ms? / row.median_ms?;
-    Some((ratio, Times::of_model(row).against(Times::of_model(dense))))
+    let order = Times::of_model(row).against(Times::of_model(dense));
+    Some((ratio, if row.speedup_noisy { order.map(|_| Ordering::Equal) } else { order }))
 }
 
 /// Rows under one name are compared in absolute terms: they must come from one device with one number of threads.

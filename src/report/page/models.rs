@@ -34,7 +34,7 @@ pub(super) fn models_answer(models: &[(Machine, &ModelBench)]) -> Option<String>
 fn judged((ratio, order): (f64, Option<Ordering>)) -> String {
     match order {
         Some(Ordering::Less | Ordering::Greater) => times(ratio),
-        Some(Ordering::Equal) => format!("{} (no difference beyond the spread)", times(ratio)),
+        Some(Ordering::Equal) => format!("{} (within noise)", times(ratio)),
         None => format!("{} (not judged, for want of a spread)", times(ratio)),
     }
 }

@@ -11,8 +11,8 @@ use crate::report::datasheet::CLAIMS;
 
 /// What 2:4 bought on one machine, in a few sentences.
 ///
-/// Invariant: each row is in exactly one clause. A figure that praises is of rows that are faster beyond their spread;
-/// what is within it, was not told apart or failed is said to be so.
+/// Invariant: each row is in exactly one clause. A figure that praises is of rows that are faster beyond the noise; what
+/// is within it, was not told apart or failed is said to be so.
 pub(super) fn answer(place: &str, entries: &[Entry<'_>]) -> Option<String> {
     let own: Vec<_> = entries.iter().filter(|e| e.machine.own && e.machine.place == place).collect();
     let op = if own.iter().any(|e| e.row.op == "sparse24") { "sparse24" } else { "auto" };
@@ -20,8 +20,8 @@ pub(super) fn answer(place: &str, entries: &[Entry<'_>]) -> Option<String> {
     for dtype in distinct(own.iter().map(|e| e.row.dtype.clone())) {
         let of = |vector| own.iter().copied().filter(move |e| e.row.op == op && e.row.vector == Some(vector));
         let rows_of = |vector| of(vector).filter(|e| e.row.dtype == dtype).collect::<Vec<_>>();
-        // Standard 2:4, and the V that gained most; all others are on the charts. What is within the spread of dense is
-        // as fast as dense.
+        // Standard 2:4, and the V that gained most; all others are on the charts. What is within noise is as
+        // fast as dense.
         let median_of = |vector| {
             let gain = |e: &Entry<'_>| match e.against_dense() {
                 Some(Ordering::Less | Ordering::Greater) => e.ratio(),
@@ -89,7 +89,7 @@ fn verdict(rows: &[&Entry<'_>]) -> Option<String> {
     }];
     for (order, what) in [
         (Some(Ordering::Greater), "it was slower at"),
-        (Some(Ordering::Equal), "no difference beyond the spread at"),
+        (Some(Ordering::Equal), "within noise at"),
         (None, "not judged, for want of a spread:"),
     ] {
         let of = with(order);
@@ -167,7 +167,7 @@ pub(super) fn by_tokens(entries: &[Entry<'_>], places: &[String]) -> Result<Opti
     let mut section = Section {
         id: "tokens".into(),
         title: "Speedup against tokens: where sparse starts to pay".into(),
-        text: vec!["It pays from where on every row is faster beyond its spread.".into()],
+        text: vec!["It pays from where on every row is faster than dense beyond the noise.".into()],
         ..Section::default()
     };
     for place in places {
@@ -193,7 +193,7 @@ pub(super) fn by_tokens(entries: &[Entry<'_>], places: &[String]) -> Result<Opti
                     text.push(match points.get(pays) {
                         Some(_) if pays == 0 => format!("{name} paid at every count"),
                         Some((n, _)) => format!("{name} paid from {n} tokens on"),
-                        None => format!("{name} was not faster beyond its spread at the largest count"),
+                        None => format!("{name} was not faster beyond the noise at the largest count"),
                     });
                 }
                 series.push(Series { ink: Ink::of(&op, vector), name, points, joined: true });
@@ -311,7 +311,7 @@ pub(super) fn machines(entries: &[Entry<'_>], places: &[String]) -> Result<Secti
         title: "Hardware side by side, and what was promised".into(),
         text: vec![
             "Every machine against its own dense product, the median over its shapes, and a line from the least to \
-             the most. The table says how many of the rows are faster and slower beyond their spread. Machines that \
+             the most. The table says how many of the rows are faster and slower beyond the noise. Machines that \
              measured other shapes are not strictly comparable."
                 .into(),
         ],

@@ -177,9 +177,9 @@ impl Tally {
             [(&self.faster, "faster", (|a, b| a > b) as fn(f64, f64) -> bool), (&self.slower, "slower", |a, b| a < b)]
         {
             let figures = extreme(rows, most).unwrap_or_default();
-            clauses.push(format!("{} {what} beyond the spread{figures}", rows.len()));
+            clauses.push(format!("{} {what} beyond the noise{figures}", rows.len()));
         }
-        clauses.push(format!("{} without a difference beyond it", self.same));
+        clauses.push(format!("{} within it", self.same));
         if self.unknown > 0 {
             clauses.push(format!("{} not judged, for want of a spread or of one clock", self.unknown));
         }

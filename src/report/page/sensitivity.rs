@@ -5,7 +5,7 @@ use super::paths::shown;
 use super::{Input, Section, Table, distinct, numbered};
 use crate::error::Result;
 use crate::report::chart::{Bar, Bars, Ink};
-use crate::report::file::{File, Sensitivity};
+use crate::report::file::{Drop, File, Sensitivity};
 
 pub(super) fn layers(inputs: &[Input]) -> Result<Option<Section>> {
     let files: Vec<_> = inputs
@@ -20,8 +20,8 @@ pub(super) fn layers(inputs: &[Input]) -> Result<Option<Section>> {
         title: "What pruning one layer alone costs".into(),
         text: vec![
             "Each row is the whole model with one linear layer pruned and all others dense: how much lower its \
-             metric is. A negative drop is a gain, and has no bar. Drops of single layers do not add up to that of \
-             all of them."
+             metric is. A negative drop is a gain, and has no bar. (?) marks a drop within noise, which may be none. \
+             Drops of single layers do not add up to that of all of them."
                 .into(),
         ],
         ..Section::default()
@@ -36,7 +36,12 @@ pub(super) fn layers(inputs: &[Input]) -> Result<Option<Section>> {
         let title = format!("{}, {}", last(model), settings.method);
         let of_dense = dense.map_or_else(String::new, |dense| format!(", {dense:.4} when dense"));
         section.text.push(format!("{}: {title}; the drop of {metric}{of_dense}.", shown(&input.name)));
-        let head = ["layer", "op", "#weights", "#share of weights, %", "#drop"];
+        let noise = |row: &Drop| match row.within_noise {
+            Some(true) => "within noise",
+            Some(false) => "beyond noise",
+            None => "-",
+        };
+        let head = ["layer", "op", "#weights", "#share of weights, %", "#drop", "the drop is"];
         let mut table = Table::new(format!("{}: {title}", shown(&input.name)), true, &head);
         let mut vectors = distinct(rows.iter().map(|row| row.vector));
         vectors.sort_unstable();
@@ -50,15 +55,16 @@ pub(super) fn layers(inputs: &[Input]) -> Result<Option<Section>> {
                     row.weights.to_string(),
                     format!("{:.2}", 100.0 * row.weights as f64 / *linear_weights as f64),
                     format!("{:.5}", row.drop),
+                    noise(row).into(),
                 ]
             }));
         }
         let group = |vector: &usize| {
-            let bar = |row: &crate::report::file::Drop| Bar {
+            let bar = |row: &Drop| Bar {
                 label: row.layer.clone(),
                 parts: vec![(row.drop.max(0.0), Ink::Vector(vector.max(&1).ilog2() as usize))],
                 spread: None,
-                text: format!("{:.4}", row.drop),
+                text: format!("{:.4}{}", row.drop, if row.within_noise == Some(true) { " (?)" } else { "" }),
             };
             (what("sparse24", Some(*vector)), rows.iter().filter(|row| row.vector == *vector).map(bar).collect())
         };

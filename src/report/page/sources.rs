@@ -9,7 +9,8 @@ pub(super) fn all_rows(entries: &[Entry<'_>], inputs: &[Input]) -> Section {
     let mut section = Section { id: "rows".into(), title: "All rows".into(), ..Section::default() };
     section.text.push(
         "ms: the median, and the middle half of the samples (all of them where a file says no more). vs dense: \
-         against the dense row of the same file; \"same\" where the middle halves overlap. err/bound: the largest \
+         against the dense row of the same file; \"same\" where the middle halves overlap, or the \
+         file says that the ratio is noise. err/bound: the largest \
          error over what the arithmetic may lose; 1 is the limit."
             .into(),
     );

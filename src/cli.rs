@@ -13,6 +13,7 @@ mod devices;
 mod embed;
 mod environment;
 mod eval;
+mod generate;
 mod inspect;
 mod interrupt;
 mod model;
@@ -25,13 +26,14 @@ mod sensitivity;
 mod shapes;
 mod tune;
 mod tuning;
+mod version;
 
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 pub(crate) use args::Usage;
@@ -51,7 +53,15 @@ pub(crate) enum Outcome {
 ///
 /// Without a command, `bench` runs with its defaults: BERT-base's layers on the best device of this machine.
 #[derive(Debug, Parser)]
-#[command(name = "sparse24", version, args_conflicts_with_subcommands = true)]
+#[command(
+    name = "sparse24",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "`sparse24 COMMAND --help` says more and shows examples; `--version` also tells commit, features and SIMD.
+
+Results go to stdout, all else to stderr. Colours follow NO_COLOR. Exit codes: 0 fine, 1 an error,
+2 a wrong command line, 3 a result that is wrong, or slower than --fail-slower allows."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -60,11 +70,13 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Bench(Box<bench::Args>),
+    Completions(generate::Completions),
     Convert(Box<convert::Args>),
     Devices(devices::Args),
     Embed(Box<embed::Args>),
     Eval(Box<eval::Args>),
     Inspect(inspect::Args),
+    Man(generate::Pages),
     Prune(Box<prune::Args>),
     Report(report::Args),
     Sensitivity(Box<sensitivity::Args>),
@@ -81,7 +93,12 @@ pub(crate) fn run() -> Result<Outcome> {
 
 /// Parses this process's arguments and runs the command.
 fn command() -> Result<Outcome> {
-    // Usage errors, `--help` and `--version` end the process here, with clap's message and exit code.
+    // This one takes a process of git, which other runs should not wait for. It is an option of no command.
+    if std::env::args_os().nth(1).is_some_and(|first| first == "--version") {
+        print(&version::long())?;
+        return Ok(Outcome::Fine);
+    }
+    // Usage errors, `--help` and `-V` end the process here, with clap's message and exit code.
     let command = Cli::parse().command;
     if !matches!(command, Some(Command::Convert(_) | Command::Inspect(_) | Command::Report(_))) {
         environment::prepare_for_drivers();
@@ -89,11 +106,13 @@ fn command() -> Result<Outcome> {
     match command {
         None => bench::run(&bench::Args::default()),
         Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::Completions(args)) => generate::completions(&args, Cli::command()),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),
         Some(Command::Embed(args)) => embed::run(&args),
         Some(Command::Eval(args)) => eval::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::Man(args)) => generate::pages(&args, Cli::command()),
         Some(Command::Prune(args)) => prune::run(&args),
         Some(Command::Report(args)) => report::run(&args),
         Some(Command::Sensitivity(args)) => sensitivity::run(&args),
@@ -152,6 +171,11 @@ fn size(bytes: u64) -> String {
     let (number, unit) = scaled(bytes);
     let number = if number.contains('.') { number.trim_end_matches('0').trim_end_matches('.') } else { &number };
     format!("{number} {unit}")
+}
+
+/// A number of things: `1 layer`, `2 layers`.
+fn count(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
 /// A progress bar of `steps` on stderr, if that is a terminal; else one that shows nothing.

@@ -11,7 +11,7 @@
 
 pub mod noise;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::{Rng, SeedableRng};
@@ -52,19 +52,51 @@ pub struct Policy {
     pub most_samples: usize,
     /// Time spent on untimed calls first, at least one of them.
     pub warm_up: Duration,
+    /// When [`race`] and [`ceilings`] are to end.
+    pub deadline: Option<Deadline>,
+}
+
+/// When to end. Nothing is begun that should take longer than is left, for a driver that compiles a shader cannot be
+/// stopped.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline {
+    /// The end.
+    pub at: Instant,
+    /// Seconds that a plan takes from its first call to its first sample, from what is known before the first one.
+    pub step: f64,
 }
 
 impl Policy {
     /// Ten samples of 20 ms or more, on a quiet machine enough for a median that can be believed; on others up to three
     /// times as many.
-    pub const FULL: Self =
-        Self { sample: Duration::from_millis(20), samples: 10, most_samples: 30, warm_up: Duration::from_millis(100) };
+    pub const FULL: Self = Self {
+        sample: Duration::from_millis(20),
+        samples: 10,
+        most_samples: 30,
+        warm_up: Duration::from_millis(100),
+        deadline: None,
+    };
     /// Three short samples: enough to see that everything runs.
-    pub const QUICK: Self =
-        Self { sample: Duration::from_millis(2), samples: 3, most_samples: 3, warm_up: Duration::ZERO };
+    pub const QUICK: Self = Self {
+        sample: Duration::from_millis(2),
+        samples: 3,
+        most_samples: 3,
+        warm_up: Duration::ZERO,
+        deadline: None,
+    };
     /// Five samples of 10 ms or more: enough to choose between kernels, of which there are dozens.
-    pub const TUNING: Self =
-        Self { sample: Duration::from_millis(10), samples: 5, most_samples: 5, warm_up: Duration::from_millis(20) };
+    pub const TUNING: Self = Self {
+        sample: Duration::from_millis(10),
+        samples: 5,
+        most_samples: 5,
+        warm_up: Duration::from_millis(20),
+        deadline: None,
+    };
+
+    /// Whether there is time for what should take this many seconds.
+    pub fn has_time_for(&self, seconds: f64) -> bool {
+        self.deadline.is_none_or(|end| end.at.saturating_duration_since(Instant::now()).as_secs_f64() > seconds)
+    }
 }
 
 /// The weights of one layer and the activations that it is measured with.
@@ -421,6 +453,8 @@ pub enum Trial {
     Wrong(String),
     /// It did not run: why.
     Refused(String),
+    /// There was no time for it.
+    Untried,
 }
 
 impl Trial {
@@ -428,10 +462,13 @@ impl Trial {
     pub fn seconds(&self) -> Option<f64> {
         match *self {
             Self::Timed(seconds) | Self::Behind(seconds) => Some(seconds),
-            Self::Wrong(_) | Self::Refused(_) => None,
+            Self::Wrong(_) | Self::Refused(_) | Self::Untried => None,
         }
     }
 }
+
+/// Calls of a plan until it has been checked, warmed up and sampled once, at least.
+const FIRST_CALLS: f64 = 4.0;
 
 /// A plan whose first sample takes this many times the best one's is not sampled again.
 const FAR_BEHIND: f64 = 2.0;
@@ -440,8 +477,9 @@ const FAR_BEHIND: f64 = 2.0;
 ///
 /// No plan is timed before its result on whole numbers has been found right. Plans that keep up are then sampled in
 /// turns, so that a machine that slows down slows all alike. All plans must solve `case.problem(op)` with weights of
-/// that operation. `progress` is called with the number of plans that have been tried. Only a lost device, or a case
-/// that does not fit into memory, is an error.
+/// that operation. `progress` is called with 0 once the operands are on the device, and with the number of plans that
+/// have been tried. Only a lost device, or a case that does not fit into memory, is an error. Where the policy has a
+/// deadline, plans that there is no time for are left untried, with time kept for the samples of the others.
 pub fn race(
     device: &Device,
     case: &Case,
@@ -466,7 +504,14 @@ pub fn race(
     let sets = Sets::new(device, case, op, op, MOST_SETS)?;
     let mut best = f64::INFINITY;
     let mut runners: Vec<std::result::Result<Runner, Trial>> = Vec::new();
+    progress(0);
+    // The longest that a plan took, and what is still to be sampled of those that keep up.
+    let (mut longest, mut samples_due) = (policy.deadline.map_or(0.0, |end| end.step), 0.0);
     for plan in plans {
+        if !policy.has_time_for(longest.max(FIRST_CALLS * plan.estimated_seconds()) + samples_due) {
+            break;
+        }
+        let began = Instant::now();
         let output = || whole_sets.output(device, &whole_sets.bind(device, plan)?[0]);
         let first_sample = || {
             let calls = sets.bind(device, plan)?;
@@ -490,15 +535,21 @@ pub fn race(
             best = best.min(runner.times[0]);
             if runner.times[0] > FAR_BEHIND * best {
                 runner.calls.clear();
+            } else {
+                samples_due += (policy.samples - 1) as f64 * runner.times[0] * runner.count as f64;
             }
         }
         runners.push(runner);
+        longest = longest.max(began.elapsed().as_secs_f64());
         progress(runners.len());
     }
     // The best may have come late.
     let keeps_up = |runner: &Runner| !runner.calls.is_empty() && runner.times[0] <= FAR_BEHIND * best;
     for round in 1..policy.samples {
         for runner in runners.iter_mut().flatten().filter(|r| keeps_up(r)) {
+            if !policy.has_time_for(runner.times[0] * runner.count as f64) {
+                continue;
+            }
             let calls = rotation(&runner.calls, round * runner.count, runner.count);
             runner.times.push(device.time(calls)?.elapsed.as_secs_f64() / runner.count as f64);
         }
@@ -508,7 +559,8 @@ pub fn race(
         Ok(runner) if !keeps_up(&runner) => Trial::Behind(runner.times[0]),
         Ok(mut runner) => Trial::Timed(median(&mut runner.times)),
     };
-    Ok(runners.into_iter().map(trial).collect())
+    let untried = plans.len() - runners.len();
+    Ok(runners.into_iter().map(trial).chain(std::iter::repeat_n(Trial::Untried, untried)).collect())
 }
 
 /// Judges many outputs for the same whole numbers, where sums are exact in every order: the oracle checks a sample of
@@ -920,9 +972,13 @@ pub struct Ceilings {
     pub read_gb_per_s: Option<f64>,
 }
 
-/// Measures the ceilings of a device: the best of the policy's samples each, for a ceiling is what was reached once.
+/// Measures the ceilings of a device: the best of the policy's samples each, for a ceiling is what was reached once. At
+/// the policy's deadline it ends, and those that are left are `None`.
 pub fn ceilings(device: &Device, policy: &Policy) -> Result<Ceilings> {
     let best = |probe| -> Result<Option<f64>> {
+        if !policy.has_time_for(0.0) {
+            return Ok(None);
+        }
         let Some((call, work)) = device.probe(probe)? else { return Ok(None) };
         let calls = [call];
         let count = calibrate(device, &calls, policy)?;

@@ -140,7 +140,7 @@ impl Environment {
 
 /// `SPARSE24_COMMIT`, for binaries that were carried away from their tree or outlived it; else what git says now of
 /// that tree.
-fn commit() -> Option<String> {
+pub fn commit() -> Option<String> {
     std::env::var("SPARSE24_COMMIT").ok().filter(|commit| !commit.is_empty()).or_else(git_commit)
 }
 

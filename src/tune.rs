@@ -8,7 +8,8 @@
 //!
 //! Invariants: a plan whose result was wrong is never a winner. A cache that was loaded is sound in every field and
 //! belongs to the key that it was loaded for; any other file is an error that says what is wrong with it, and none of
-//! it is used.
+//! it is used. Of several programs that tune into one folder at the same time, none undoes what another has found:
+//! [`Cache::save`] reads the file again, and both under a lock.
 //!
 //! # The file
 //! JSON, schema `sparse24-tuning/1`, one file per key. Times are seconds per call, ceilings as in benchmark files (null
@@ -20,6 +21,8 @@
 //!  "entries": [{"op": "sparse24", "vector": 32, "dtype": "f16", "m": 768, "n": 512, "k": 3072,
 //!               "way": "128x128x16", "splits": 4, "seconds": 1e-3, "date": "2026-11-22T10:00:00Z"}]}
 //! ```
+//! An entry that a budget cut off has a further field, `untried`: the ways, with their splits as in `"64x64x16/2"`, that
+//! are still to be tried. Beside the files lies `tuning.lock`, which is empty.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -43,6 +46,10 @@ pub const SCHEMA: &str = "sparse24-tuning/1";
 
 /// Candidates whose estimate is this many times the lowest one are not tried: estimates are not that wrong.
 const HOPELESS: f64 = 6.0;
+
+/// Held while a file of its folder is read and written again. It stays where it is: a lock file that is removed can be
+/// locked twice.
+const LOCK: &str = "tuning.lock";
 
 /// A larger file is no cache: an entry takes 200 bytes.
 const MOST_BYTES: u64 = 64 << 20;
@@ -109,6 +116,7 @@ pub struct Entry {
     problem: Problem,
     tuned: Tuned,
     date: String,
+    untried: Vec<String>,
 }
 
 impl Entry {
@@ -117,9 +125,14 @@ impl Entry {
         &self.problem
     }
 
-    /// The best way.
+    /// The best way of those that were tried.
     pub fn tuned(&self) -> &Tuned {
         &self.tuned
+    }
+
+    /// Ways that there was no time for, with their splits, as [`Plan::way`] names them.
+    pub fn untried(&self) -> &[String] {
+        &self.untried
     }
 }
 
@@ -129,12 +142,16 @@ pub struct Cache {
     key: Key,
     ceilings: Ceilings,
     entries: Vec<Entry>,
+    /// What has changed here since the file was last read.
+    changed: Vec<Problem>,
+    ceilings_changed: bool,
 }
 
 impl Cache {
     /// A cache with nothing in it.
     pub fn new(key: Key) -> Self {
-        Self { key, ceilings: Ceilings::default(), entries: Vec::new() }
+        let ceilings = Ceilings::default();
+        Self { key, ceilings, entries: Vec::new(), changed: Vec::new(), ceilings_changed: false }
     }
 
     /// The cache of this key in a folder; `None` if there is no such file. An error says what is wrong with the file.
@@ -154,12 +171,40 @@ impl Cache {
     }
 
     /// Writes the cache into a folder, which is made if need be, and returns the file's path. The file appears complete
-    /// or not at all; of two programs that write it, the later one wins.
-    pub fn save(&self, folder: &Path) -> Result<PathBuf> {
+    /// or not at all. What other programs have found and written meanwhile is taken over first, so that it is neither
+    /// lost nor measured twice. A file that is not sound is replaced: [`Cache::load`] says so.
+    pub fn save(&mut self, folder: &Path) -> Result<PathBuf> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        // Released when it is closed, however this ends.
+        let _lock = lock(&folder.join(LOCK))?;
+        if let Ok(Some(stored)) = Self::load(folder, &self.key) {
+            self.merge(stored);
+        }
         let path = folder.join(self.key.file_name());
         write_atomically(&path, |out| writeln!(out, "{:#}", self.to_json()))?;
+        self.changed.clear();
+        self.ceilings_changed = false;
         Ok(path)
+    }
+
+    /// Takes over what is stored, but for what has changed here.
+    fn merge(&mut self, stored: Self) {
+        if !self.ceilings_changed && stored.ceilings != Ceilings::default() {
+            self.ceilings = stored.ceilings;
+        }
+        for own in std::mem::replace(&mut self.entries, stored.entries) {
+            let at = self.entries.iter().position(|e| same(&e.problem, &own.problem));
+            // What was cut off is no better than what went to its end.
+            let worse = |stored: &Entry| stored.untried.is_empty() && !own.untried.is_empty();
+            match at {
+                Some(at) if !self.changed.iter().any(|p| same(p, &own.problem)) || worse(&self.entries[at]) => {}
+                Some(at) => {
+                    self.entries.remove(at);
+                    self.entries.push(own);
+                }
+                None => self.entries.push(own),
+            }
+        }
     }
 
     /// Whether a folder holds a cache of the same adapter for another driver or another version of this crate.
@@ -182,6 +227,7 @@ impl Cache {
     /// Takes over what the device was measured to do.
     pub fn set_ceilings(&mut self, ceilings: Ceilings) {
         self.ceilings = ceilings;
+        self.ceilings_changed = true;
     }
 
     /// What was found for exactly this operation, type and shape.
@@ -191,10 +237,17 @@ impl Cache {
 
     /// Adds what was found for a problem just now, in place of what was there.
     pub fn insert(&mut self, problem: &Problem, tuned: Tuned) {
+        self.insert_unfinished(problem, tuned, Vec::new());
+    }
+
+    /// The same where these ways are still to be tried.
+    pub fn insert_unfinished(&mut self, problem: &Problem, tuned: Tuned, untried: Vec<String>) {
         let Problem { op, m, n, k, storage, .. } = *problem;
+        let problem = Problem::linear(op, m, n, k, storage);
         let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-        self.entries.retain(|e| !same(&e.problem, problem));
-        self.entries.push(Entry { problem: Problem::linear(op, m, n, k, storage), tuned, date });
+        self.entries.retain(|e| !same(&e.problem, &problem));
+        self.entries.push(Entry { problem, tuned, date, untried });
+        self.changed.push(problem);
     }
 
     /// All that was found.
@@ -260,10 +313,14 @@ impl Entry {
     fn to_json(&self) -> Value {
         let Problem { op, m, n, k, storage, .. } = self.problem;
         let Tuned { way, splits, seconds, .. } = self.tuned;
-        json!({
+        let mut json = json!({
             "op": op.kernel_name(), "vector": op.vector().map(VectorLen::get), "dtype": storage.name(), "m": m, "n": n, "k": k,
             "way": way.to_string(), "splits": splits, "seconds": seconds, "date": self.date,
-        })
+        });
+        if !self.untried.is_empty() {
+            json["untried"] = json!(self.untried);
+        }
+        json
     }
 
     fn from_json(json: &Value) -> std::result::Result<Self, String> {
@@ -287,11 +344,26 @@ impl Entry {
         let way = json["way"].as_str().and_then(|name| Way::named(op, storage, name)).ok_or_else(|| bad("way"))?;
         let seconds = positive(&json["seconds"], LONGEST_CALL).ok_or_else(|| bad("seconds"))?;
         let date = json["date"].as_str().filter(|d| humantime::parse_rfc3339(d).is_ok()).ok_or_else(|| bad("date"))?;
+        let untried = match &json["untried"] {
+            Value::Null => Vec::new(),
+            names => serde_json::from_value(names.clone()).map_err(|_| bad("untried"))?,
+        };
         Ok(Self {
             problem: Problem::linear(op, m, n, k, storage),
             tuned: Tuned { n, way, splits, seconds },
             date: date.to_owned(),
+            untried,
         })
+    }
+}
+
+/// The lock of a folder, once nobody else has it. Some file systems know no locks: what is read and written there at the
+/// same time can be lost, as it would be without any.
+fn lock(path: &Path) -> Result<File> {
+    let file = File::options().create(true).write(true).truncate(false).open(path).map_err(|e| Error::io(path, e))?;
+    match file.lock() {
+        Err(e) if e.kind() != ErrorKind::Unsupported => Err(Error::io(path, e)),
+        _ => Ok(file),
     }
 }
 
@@ -341,14 +413,24 @@ pub fn candidates(device: &Device, problem: &Problem) -> Result<Vec<Plan>> {
     Ok(plans)
 }
 
+/// The plans that go on with an entry: the best one so far, for others to be compared with, and what was left untried.
+pub fn remaining(device: &Device, entry: &Entry) -> Result<Vec<Plan>> {
+    let Some(caps) = device.caps() else { return Ok(Vec::new()) };
+    let Tuned { way, splits, .. } = entry.tuned;
+    let mut plans = vec![Plan::gpu_with(&entry.problem, caps, way, splits)?];
+    let all = device.candidates(&entry.problem)?.into_iter();
+    plans.extend(all.filter(|plan| entry.untried.contains(&plan.way())));
+    Ok(plans)
+}
+
 /// The candidates of a problem and how each of them fared.
 #[derive(Clone, Debug)]
 pub struct Tried {
     trials: Vec<(Plan, Trial)>,
 }
 
-/// Races candidates (those of [`candidates`], in their order) on a case. `progress` is called with the number of those
-/// that have been tried.
+/// Races candidates (those of [`candidates`] or [`remaining`], in their order) on a case, until the policy's deadline.
+/// `progress` is called with 0 when all is ready, and then with the number of those that have been tried.
 pub fn try_all(
     device: &Device,
     case: &Case,
@@ -363,7 +445,7 @@ pub fn try_all(
 }
 
 impl Tried {
-    /// Every candidate, the untuned choice first.
+    /// Every candidate, the first one in front.
     pub fn trials(&self) -> &[(Plan, Trial)] {
         &self.trials
     }
@@ -372,7 +454,7 @@ impl Tried {
     pub fn best(&self) -> Option<(&Plan, f64)> {
         let timed = self.trials.iter().filter_map(|(plan, trial)| match trial {
             Trial::Timed(seconds) => Some((plan, *seconds)),
-            Trial::Behind(_) | Trial::Wrong(_) | Trial::Refused(_) => None,
+            Trial::Behind(_) | Trial::Wrong(_) | Trial::Refused(_) | Trial::Untried => None,
         });
         timed.min_by(|a, b| a.1.total_cmp(&b.1))
     }
@@ -384,7 +466,7 @@ impl Tried {
         Some(Tuned { n: plan.problem().n, way: method.kernel().way(), splits: method.splits(), seconds })
     }
 
-    /// Seconds of what would run if nothing had been measured, over those of the best plan.
+    /// Seconds of the first candidate, which is what would run if nothing had been measured, over those of the best.
     pub fn gain(&self) -> Option<f64> {
         // A plan that was given up after one sample has no median to compare.
         let Trial::Timed(untuned) = self.trials.first()?.1 else { return None };
@@ -395,8 +477,14 @@ impl Tried {
     pub fn failures(&self) -> impl Iterator<Item = (&Plan, &str)> {
         self.trials.iter().filter_map(|(plan, trial)| match trial {
             Trial::Wrong(what) | Trial::Refused(what) => Some((plan, what.as_str())),
-            Trial::Timed(_) | Trial::Behind(_) => None,
+            Trial::Timed(_) | Trial::Behind(_) | Trial::Untried => None,
         })
+    }
+
+    /// The ways of the candidates that there was no time for.
+    pub fn untried(&self) -> Vec<String> {
+        let untried = self.trials.iter().filter(|(_, trial)| *trial == Trial::Untried);
+        untried.map(|(plan, _)| plan.way()).collect()
     }
 
     /// How many candidates gave a wrong result.
@@ -432,6 +520,7 @@ mod tests {
                 }
             }
         }
+        cache.changed.clear();
         cache
     }
 
@@ -449,14 +538,101 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let inner = folder.path().join("made").join("for it");
         assert_eq!(Cache::load(&inner, &key()).unwrap(), None, "a missing file is no error");
-        let cache = cache();
+        let mut cache = cache();
         let path = cache.save(&inner).unwrap();
         assert_eq!(path.file_name().unwrap().to_str().unwrap(), key().file_name());
         // Every way of every operation finds itself by its name.
         assert_eq!(Cache::load(&inner, &key()).unwrap().unwrap(), cache);
         assert_eq!(reloaded(|_| ()).unwrap().unwrap(), cache);
         // No temporary file is left.
-        assert_eq!(std::fs::read_dir(&inner).unwrap().count(), 1);
+        let mut names: Vec<_> = std::fs::read_dir(&inner).unwrap().map(|f| f.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, [key().file_name().into(), LOCK.into()] as [std::ffi::OsString; 2]);
+    }
+
+    /// A problem that is told from others by its `n`, and a result for it that is told by its seconds.
+    fn found(n: usize, seconds: f64) -> (Problem, Tuned) {
+        let way = Way::of(Op::Dense, DType::F32)[0];
+        (Problem::linear(Op::Dense, 64, n, 64, DType::F32), Tuned { n, way, splits: 1, seconds })
+    }
+
+    fn add(cache: &mut Cache, n: usize, seconds: f64) {
+        let (problem, tuned) = found(n, seconds);
+        cache.insert(&problem, tuned);
+    }
+
+    fn seconds(cache: &Cache, n: usize) -> Option<f64> {
+        Some(cache.get(&found(n, 0.0).0)?.tuned.seconds)
+    }
+
+    /// Two that began with the same file: each has what only it found, and nobody's newer result gives way to an older
+    /// one that was merely read.
+    #[test]
+    fn of_two_that_save_neither_undoes_the_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let mut first = Cache::new(key());
+        [1, 2].into_iter().for_each(|n| add(&mut first, n, 1.0));
+        first.set_ceilings(Ceilings { copy_gb_per_s: Some(8.0), ..Ceilings::default() });
+        first.save(folder).unwrap();
+        let mut second = Cache::load(folder, &key()).unwrap().unwrap();
+
+        add(&mut first, 1, 2.0);
+        add(&mut first, 3, 3.0);
+        first.set_ceilings(Ceilings { copy_gb_per_s: Some(9.0), ..Ceilings::default() });
+        first.save(folder).unwrap();
+        add(&mut second, 4, 4.0);
+        second.save(folder).unwrap();
+        let stored = Cache::load(folder, &key()).unwrap().unwrap();
+        assert_eq!([1, 2, 3, 4].map(|n| seconds(&stored, n)), [2.0, 1.0, 3.0, 4.0].map(Some));
+        assert_eq!(stored.ceilings.copy_gb_per_s, Some(9.0));
+        // What others found is not measured twice.
+        assert_eq!(second, stored);
+
+        // What was measured again counts, here and there.
+        add(&mut first, 2, 5.0);
+        add(&mut second, 2, 6.0);
+        second.save(folder).unwrap();
+        first.save(folder).unwrap();
+        assert_eq!(seconds(&Cache::load(folder, &key()).unwrap().unwrap(), 2), Some(5.0));
+
+        // But not what was cut off in place of what was not.
+        let (problem, tuned) = found(4, 7.0);
+        first.insert_unfinished(&problem, tuned, vec!["64x64x16/2".into()]);
+        first.save(folder).unwrap();
+        assert_eq!(seconds(&first, 4), Some(4.0));
+        let (problem, tuned) = found(5, 7.0);
+        first.insert_unfinished(&problem, tuned, vec!["64x64x16/2".into()]);
+        first.save(folder).unwrap();
+        let stored = Cache::load(folder, &key()).unwrap().unwrap();
+        assert_eq!(stored.get(&problem).unwrap().untried(), ["64x64x16/2"]);
+
+        // A file that is not sound is replaced.
+        std::fs::write(folder.join(key().file_name()), "{").unwrap();
+        second.save(folder).unwrap();
+        assert_eq!(Cache::load(folder, &key()).unwrap().unwrap(), second);
+    }
+
+    /// Many at once, each saving after every result, as `tune` does.
+    #[test]
+    fn no_result_is_lost_where_many_save_at_once() {
+        const WRITERS: usize = 6;
+        const RESULTS: usize = 12;
+        let folder = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for writer in 0..WRITERS {
+                let folder = folder.path();
+                scope.spawn(move || {
+                    let mut cache = Cache::load(folder, &key()).unwrap().unwrap_or_else(|| Cache::new(key()));
+                    for result in 0..RESULTS {
+                        add(&mut cache, 1 + writer * RESULTS + result, 1.0);
+                        cache.save(folder).unwrap();
+                    }
+                });
+            }
+        });
+        let stored = Cache::load(folder.path(), &key()).unwrap().unwrap();
+        assert_eq!(stored.entries.len(), WRITERS * RESULTS);
     }
 
     #[test]
@@ -531,6 +707,7 @@ mod tests {
             (Box::new(entry("vector", json!(3))), "vector is 3"),
             (Box::new(entry("dtype", json!("bf16"))), "dtype"),
             (Box::new(entry("date", json!("yesterday"))), "date"),
+            (Box::new(entry("untried", json!([1]))), "untried is [1]"),
             (Box::new(|json| json["entries"][1] = json["entries"][0].clone()), "entry 1: the same problem"),
         ];
         for (change, named) in cases {

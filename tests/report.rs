@@ -2,8 +2,9 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -81,8 +82,7 @@ fn a_page_says_what_won_what_lost_and_how_to_see_it_again() {
     exits(folder.path(), 0, &["report", "run.json", "--out", "page.html"]);
     let page = read(&folder, "page.html");
     let figures = [
-        "0.50x to 2.00x as fast as dense (median 1.25x of 2 rows",
-        "did not pay at 48x1x32 (0.50x)",
+        "V=32: it paid in 1 of 2 rows: 2.00x as fast as dense at 64x128x32; it was slower at 48x1x32 (0.50x).",
         "0.100 TFLOPS",
         "20.0 GB/s",
     ];
@@ -223,7 +223,7 @@ fn what_is_wrong_is_said_by_file_and_row_and_no_page_is_written() {
             .contains("cut.json: not JSON")
     );
     assert!(exits(folder.path(), 1, &["report", "none.json", "--out", "page.html"]).contains("none.json"));
-    assert!(exits(folder.path(), 1, &["report", "run.json", "--out", "page.pdf"]).contains("page.pdf"));
+    assert!(exits(folder.path(), 2, &["report", "run.json", "--out", "page.pdf"]).contains("page.pdf"));
     assert!(!exits(folder.path(), 2, &["report", "--out", "page.html"]).is_empty());
     assert!(!folder.path().join("page.html").exists());
 }
@@ -240,7 +240,7 @@ fn nothing_stands_on_the_page_twice() {
     let files = [("a.json", &dense), ("b.json", &dense), ("c.json", &again), ("d.json", &model), ("e.json", &model)];
     let folder = folder(&files);
     let stderr = exits(folder.path(), 1, &["report", "a.json", "b.json", "--out", "page.html"]);
-    assert!(stderr.contains("a.json row 1 and b.json row 1 are both dense"), "{stderr}");
+    assert!(stderr.contains("a.json row 1 and b.json row 1 are both dense of shape 64x128x32"), "{stderr}");
     let stderr = exits(folder.path(), 1, &["report", "d.json", "e.json", "--out", "page.html"]);
     assert!(stderr.contains("d.json row 1 and e.json row 1 are both dense f32 of tiny 32x64"), "{stderr}");
     exits(folder.path(), 0, &["report", "a.json", "c.json", "d.json", "--out", "page.html"]);
@@ -276,39 +276,455 @@ fn it_pays_from_where_on_it_is_faster_beyond_the_spread() {
     let folder = folder(&[("run.json", &run)]);
     exits(folder.path(), 0, &["report", "run.json", "--out", "page.html"]);
     let page = read(&folder, "page.html");
-    assert!(page.contains("2:4 V=4 paid from 64 tokens on") && page.contains("did not pay at 32x1x32 (0.50x)"));
-    assert!(page.contains("no difference beyond the spread at 32x16x32 (1.02x)"));
+    assert!(page.contains("2:4 V=4 paid from 64 tokens on") && page.contains("slower at 32x1x32 (0.50x)"));
+    assert!(page.contains("within noise at 32x16x32 (1.02x)"));
+}
+
+/// One shape several times, and the same shape in rows of two layers: it does not pay from a count on at which one of
+/// them does not.
+#[test]
+fn it_pays_from_a_count_on_in_every_row_of_it() {
+    let mut run = run();
+    let counts = [(1, 2.0), (4, 2.0), (16, 0.5), (16, 2.0), (64, 0.5)];
+    let rows = counts.iter().enumerate().flat_map(|(at, &(n, ms))| {
+        let mut pair = [row("dense", None, (32, n, 32), 1.0, 1.0), row("sparse24", Some(4), (32, n, 32), ms, 1.0)];
+        pair.iter_mut().for_each(|row| row["name"] = json!(format!("layer {at}")));
+        pair
+    });
+    run["rows"] = rows.collect();
+    let folder = folder(&[("run.json", &run)]);
+    exits(folder.path(), 0, &["report", "run.json", "--out", "page.html"]);
+    let page = read(&folder, "page.html");
+    assert!(page.contains("2:4 V=4 paid from 64 tokens on"), "{page}");
+}
+
+/// The sentence at the top of a page of these rows of V=32: milliseconds where dense takes 1, and the middle half of
+/// the samples as shares of it.
+fn headline(rows: &[(f64, f64, f64)]) -> String {
+    let mut run = run();
+    let rows = rows.iter().enumerate().flat_map(|(at, &(ms, low, high))| {
+        let shape = (32 + 32 * at, 8, 32);
+        let mut sparse = row("sparse24", Some(32), shape, ms, 1.0);
+        for (field, share) in [("min_ms", low), ("q1_ms", low), ("q3_ms", high), ("max_ms", high)] {
+            sparse[field] = json!(share * ms);
+        }
+        [row("dense", None, shape, 1.0, 1.0), sparse]
+    });
+    run["rows"] = rows.collect();
+    let folder = folder(&[("run.json", &run)]);
+    exits(folder.path(), 0, &["report", "run.json", "--out", "page.html"]);
+    let page = read(&folder, "page.html");
+    let answer = page.split("<p class=\"answer\">").nth(1).unwrap().split("</p>").next().unwrap();
+    answer.split_once("V=32: ").unwrap().1.to_owned()
+}
+
+/// Dense takes 0.95 to 1.05. What is within that is no figure of the headline, whatever its median.
+#[test]
+fn the_headline_does_not_praise_noise() {
+    let narrow = |ms| (ms, 0.99, 1.01);
+    let cases: [(&[(f64, f64, f64)], &str); 8] = [
+        (&[narrow(0.5)], "2.00x as fast as dense at 32x8x32."),
+        (&[narrow(0.98)], "it did not pay in the one row; within noise at 32x8x32 (1.02x)."),
+        // The highest ratio of all is noise.
+        (
+            &[(0.4, 0.5, 3.0), narrow(0.8)],
+            "it paid in 1 of 2 rows: 1.25x as fast as dense at 64x8x32; within noise at 32x8x32 \
+             (2.50x).",
+        ),
+        (
+            &[narrow(0.5), narrow(0.8)],
+            "it paid in every one of 2 rows: 1.25x to 2.00x as fast as dense, the most at 32x8x32.",
+        ),
+        (&[narrow(2.0), narrow(4.0)], "it paid in none of 2 rows; it was slower at 32x8x32 (0.50x), 64x8x32 (0.25x)."),
+        (
+            &[(0.9, 0.5, 1.5), narrow(2.0)],
+            "it paid in none of 2 rows; it was slower at 64x8x32 (0.50x); within noise at 32x8x32 \
+             (1.11x).",
+        ),
+        // Two decimals would say as fast as dense of what is slower.
+        (
+            &[(1.06, 0.995, 1.005), narrow(0.5)],
+            "it paid in 1 of 2 rows: 2.00x as fast as dense at 64x8x32; it was slower at 32x8x32 (0.94x).",
+        ),
+        (
+            &[narrow(0.5), narrow(0.5), narrow(0.5)],
+            "it paid in every one of 3 rows: 2.00x to 2.00x as fast as dense, the most at 96x8x32.",
+        ),
+    ];
+    for (rows, expected) in cases {
+        assert_eq!(headline(rows), expected, "{rows:?}");
+    }
+}
+
+/// Ratios are those of the medians, and have the digits that show which side of 1 they are on.
+#[test]
+fn a_ratio_does_not_contradict_its_verdict() {
+    let mut run = run();
+    run["rows"] =
+        json!([row("dense", None, (32, 8, 32), 1.0, 1.0), row("sparse24", Some(32), (32, 8, 32), 1.004, 1.0)]);
+    for (at, ms) in [(0, 1.0), (1, 1.004)] {
+        for (field, share) in [("min_ms", 0.999), ("q1_ms", 0.999), ("q3_ms", 1.001), ("max_ms", 1.001)] {
+            run["rows"][at][field] = json!(share * ms);
+        }
+    }
+    // Within what is left of a figure that people print.
+    run["rows"][1]["speedup_vs_dense"] = json!(1.01);
+    let folder = folder(&[("run.json", &run)]);
+    exits(folder.path(), 0, &["report", "run.json", "--out", "page.md"]);
+    let page = read(&folder, "page.md");
+    assert!(page.contains("it was slower at 32x8x32 (0.996x)") && page.contains("| 0.996x | slower |"), "{page}");
+    assert!(!page.contains("1.01x"), "{page}");
 }
 
 #[test]
-fn the_same_machine_twice_needs_names() {
+fn wrong_rows_and_rows_without_a_spread_are_not_rows_that_paid() {
+    let mut run = run();
+    run["rows"] = json!([
+        row("dense", None, (32, 8, 32), 1.0, 1.0),
+        row("sparse24", Some(32), (32, 8, 32), 0.5, 1.0),
+        row("dense", None, (64, 8, 32), 1.0, 1.0),
+        row("sparse24", Some(32), (64, 8, 32), 0.5, 1.0),
+        row("dense", None, (96, 8, 32), 1.0, 1.0),
+        row("sparse24", Some(32), (96, 8, 32), 0.5, 1.0),
+    ]);
+    for field in ["max_ms", "q1_ms", "q3_ms"] {
+        run["rows"][3][field] = json!(null);
+    }
+    fail(&mut run["rows"][5]);
+    let folder = folder(&[("run.json", &run)]);
+    exits(folder.path(), 3, &["report", "run.json", "--out", "page.html"]);
+    let page = read(&folder, "page.html");
+    let expected = "V=32: it paid in 1 of 3 rows: 2.00x as fast as dense at 32x8x32; not judged, for want of a spread: \
+                    64x8x32 (2.00x); wrong results, not timed, at 96x8x32.";
+    assert!(page.contains(expected), "{page}");
+}
+
+/// A file's own word on noise counts, whatever the middle halves of its samples say.
+#[test]
+fn what_a_file_calls_noise_is_no_figure() {
+    let mut run = run();
+    run["rows"][1]["speedup_noisy"] = json!(true);
+    let mut model = model(&[("dense", None, 300.0), ("auto", Some(1), 200.0)]);
+    model["rows"][1]["speedup_noisy"] = json!(true);
+    let mut sensitivity = sensitivity(&[("layer.0", 1, 0.0123), ("layer.1", 1, 0.5)]);
+    for (at, noise) in [(0, true), (1, false)] {
+        sensitivity["rows"][at]["within_noise"] = json!(noise);
+    }
+    let folder = folder(&[("run.json", &run), ("m.json", &model), ("s.json", &sensitivity)]);
+    exits(folder.path(), 0, &["report", "run.json", "m.json", "s.json", "--out", "page.html"]);
+    let page = read(&folder, "page.html");
+    let said = "it paid in none of 2 rows; it was slower at 48x1x32 (0.50x); within noise at 64x128x32 (2.00x).";
+    assert!(page.contains(said) && page.contains("auto V=1 1.50x (within noise)"), "{page}");
+    let section = section(&page, "sensitivity");
+    assert!(section.contains("0.0123 (?)") && !section.contains("0.5000 (?)"), "{section}");
+    assert!(section.contains("within noise") && section.contains("beyond noise"), "{section}");
+}
+
+#[test]
+fn a_pass_within_the_spread_of_dense_is_said_to_be() {
+    let mut model = model(&[("dense", None, 300.0), ("auto", Some(1), 290.0), ("auto", Some(32), 200.0)]);
+    for at in [0, 1] {
+        model["rows"][at]["min_ms"] = json!(250.0);
+        model["rows"][at]["max_ms"] = json!(350.0);
+    }
+    let folder = folder(&[("m.json", &model)]);
+    exits(folder.path(), 0, &["report", "m.json", "--out", "page.md"]);
+    let page = read(&folder, "page.md");
+    assert!(page.contains("auto V=1 1.03x (within noise), auto V=32 1.50x."), "{page}");
+    assert!(page.contains("| 1.03x | same |") && page.contains("| 1.50x | faster |"), "{page}");
+}
+
+/// Spoils a row as a failed verification does.
+fn fail(row: &mut Value) {
+    let times = ["median_ms", "min_ms", "max_ms", "q1_ms", "q3_ms"];
+    for field in times.iter().chain(&["effective_tflops", "executed_tflops", "speedup_vs_dense"]) {
+        row[field] = json!(null);
+    }
+    row["verified"] = json!(false);
+    row["failure"] = json!("feature 3 is off");
+}
+
+/// A run of the same rows as [`run`], with other times.
+fn later() -> Value {
+    let mut later = run();
+    let (a, b) = ((64, 128, 32), (48, 1, 32));
+    later["rows"] = json!([
+        row("dense", None, a, 2.02, 2.02),
+        row("sparse24", Some(32), a, 0.5, 2.02),
+        row("dense", None, b, 0.0202, 0.0202),
+        row("sparse24", Some(32), b, 0.041, 0.0202),
+    ]);
+    later
+}
+
+/// The section of a page with this name.
+fn section<'a>(page: &'a str, id: &str) -> &'a str {
+    let start = page.find(&format!("id=\"{id}\"")).unwrap_or_else(|| panic!("no section {id}"));
+    page[start..].split("</section>").next().unwrap()
+}
+
+#[test]
+fn two_runs_of_a_machine_are_told_apart_and_compared() {
+    type Differ = fn(&mut Value);
+    let cases: [(Differ, &str, &str); 5] = [
+        (|r| r["environment"]["version"] = json!("0.2.0"), "version 0.1.0", "version 0.2.0"),
+        (|r| r["environment"]["commit"] = json!("def"), "commit abc", "commit def"),
+        (|r| r["environment"]["simd"] = json!("scalar"), "avx2", "scalar"),
+        (|r| r["environment"]["date"] = json!("2026-01-02T00:00:00Z"), "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"),
+        // Measured again at once, in other files.
+        (|_| (), "a.json", "b.json"),
+    ];
+    for (differ, first, second) in cases {
+        let mut later = later();
+        differ(&mut later);
+        let folder = folder(&[("a.json", &run()), ("b.json", &later)]);
+        exits(folder.path(), 0, &["report", "a.json", "b.json", "--out", "page.html"]);
+        let page = read(&folder, "page.html");
+        let place = |run: &str| format!("Testing 9000, 3 threads, {run}");
+        for run in [first, second] {
+            assert!(page.contains(&format!("On {}, 2:4 against", place(run))), "{run}");
+        }
+        let changed = format!(
+            "{} against {}, of 4 rows: 1 faster beyond the noise (median 2.00x, the most 2.00x at shape 64x128x32 f32, \
+             2:4 V=32); 0 slower beyond the noise; 3 within it.",
+            place(second),
+            place(first)
+        );
+        assert!(page.contains(&changed), "{changed} is not in\n{}", section(&page, "runs"));
+        assert!(section(&page, "runs").contains("2.00x faster") && section(&page, "runs").contains("0.98x same"));
+        assert!(page.contains("<h1>2:4 sparsity, measured on Testing 9000, 3 threads</h1>"));
+    }
+}
+
+#[test]
+fn runs_have_the_names_that_they_are_given() {
+    let (mut c, mut d) = (model(&[("dense", None, 300.0), ("auto", Some(1), 200.0)]), later());
+    for run in [&mut c, &mut d] {
+        run["environment"]["commit"] = json!("def");
+    }
+    let mut other = run();
+    other["environment"]["program"] = json!("numpy");
+    other["rows"] = json!([row("dense", None, (64, 128, 32), 0.8, 0.8)]);
+    let before_model = model(&[("dense", None, 300.0), ("auto", Some(1), 300.0)]);
+    let files = [("a.json", &run()), ("b.json", &before_model), ("c.json", &c), ("d.json", &d), ("numpy.json", &other)];
+    let folder = folder(&files);
+    let names = ["@before=a.json", "@before=b.json", "@after=c.json", "@after=d.json", "numpy.json"];
+    exits(folder.path(), 0, &[&["report"][..], &names, &["--out", "page.html"]].concat());
+    let page = read(&folder, "page.html");
+    assert!(page.contains("On Testing 9000, 3 threads, before, 2:4") && page.contains("3 threads, after, 2:4"));
+    // Passes of a model count with the rest.
+    assert!(page.contains("after against Testing 9000, 3 threads, before, of 6 rows: 2 faster beyond the noise"));
+    // Other programs on that hardware stand beside both.
+    let programs = section(&page, "programs");
+    for name in ["sparse24 0.1.0, before, dense", "sparse24 0.1.0, after, dense", "numpy 0.1.0, dense"] {
+        assert!(programs.contains(name), "{name}: {programs}");
+    }
+
+    // Names of machines do it, too, and a machine can have a name and runs.
+    exits(folder.path(), 0, &["report", "before=a.json", "after=d.json", "--out", "page.html"]);
+    let page = read(&folder, "page.html");
+    assert!(page.contains("On before, 2:4") && page.contains("On after, 2:4") && page.contains("in 2 set-ups"));
+    assert!(page.contains("after against before, of 4 rows: 1 faster"), "{page}");
+    exits(folder.path(), 0, &["report", "box@1=a.json", "box@2=d.json", "--out", "page.html"]);
+    assert!(read(&folder, "page.html").contains("box, 2 against box, 1, of 4 rows: 1 faster"));
+    // The same name for two of them says that they are one run.
+    let stderr = exits(folder.path(), 1, &["report", "@x=a.json", "@x=d.json", "--out", "no.html"]);
+    assert!(stderr.contains("a.json row 2 and d.json row 2 are both 2:4 V=32 of shape 64x128x32 f32"), "{stderr}");
+    // A name for one of them leaves the other its own.
+    exits(folder.path(), 0, &["report", "@old=a.json", "d.json", "--out", "page.html"]);
+    assert!(read(&folder, "page.html").contains("On Testing 9000, 3 threads, commit def, 2:4"));
+    assert!(!folder.path().join("no.html").exists());
+}
+
+/// Files of other rows of the same machine are one run, as when a page is put together from several commands.
+#[test]
+fn runs_without_a_row_in_common_are_one() {
+    let (mut first, mut second) = (run(), run());
+    first["rows"] = json!([first["rows"][0], first["rows"][1]]);
+    second["rows"] = json!([second["rows"][2], second["rows"][3]]);
+    second["environment"]["commit"] = json!("def");
+    let folder = folder(&[("a.json", &first), ("b.json", &second)]);
+    exits(folder.path(), 0, &["report", "a.json", "b.json", "--out", "page.html"]);
+    let page = read(&folder, "page.html");
+    assert!(page.contains("On Testing 9000, 3 threads, 2:4") && page.contains("1 of 2 rows"), "{page}");
+    assert!(!page.contains("Runs of one device"));
+}
+
+#[test]
+fn the_same_run_twice_is_refused() {
     let mut again = run();
     for dense in [0, 2] {
         again["rows"][dense]["max_ms"] = json!(9.0);
     }
     let folder = folder(&[("a.json", &run()), ("b.json", &again)]);
     let stderr = exits(folder.path(), 1, &["report", "a.json", "b.json", "--out", "page.html"]);
-    assert!(stderr.contains("a.json row 2") && stderr.contains("b.json row 2"), "{stderr}");
-    exits(folder.path(), 0, &["report", "before=a.json", "after=b.json", "--out", "page.html"]);
-    let page = read(&folder, "page.html");
+    assert!(stderr.contains("a.json row 2 and b.json row 2") && stderr.contains("@before=a.json"), "{stderr}");
     let mut other = run();
-    other["environment"]["threads"] = json!(4);
+    other["environment"]["threads"] = json!(1);
     std::fs::write(folder.path().join("c.json"), other.to_string()).unwrap();
     let stderr = exits(folder.path(), 1, &["report", "one=a.json", "one=c.json", "--out", "no.html"]);
-    assert!(stderr.contains("3 threads in a.json") && stderr.contains("4 threads in c.json"), "{stderr}");
-    assert!(page.contains("On before, 2:4") && page.contains("On after, 2:4") && page.contains("in 2 set-ups"));
+    assert!(stderr.contains("3 threads in a.json") && stderr.contains("1 thread in c.json"), "{stderr}");
+}
+
+fn sensitivity(drops: &[(&str, usize, f64)]) -> Value {
+    let row = |&(layer, vector, drop): &(&str, usize, f64)| json!({ "layer": layer, "vector": vector, "weights": 250, "drop": drop });
+    json!({
+        "schema": "sparse24-sensitivity/1", "version": "0.1.0", "model": "/home/alice/models/tiny",
+        "settings": {
+            "model": "8 bytes, crc32 00000000", "weights": null, "sparsity": "none", "dtype": "f32", "device": "cpu",
+            "method": "magnitude", "seed": null, "calibration": null, "metric": "spearman", "texts": "9 bytes",
+        },
+        "dense": 0.8, "linear_weights": 1000, "rows": drops.iter().map(row).collect::<Vec<_>>(),
+    })
+}
+
+#[test]
+fn sensitivity_has_its_charts_and_tables() {
+    let drops = [("layer.0 <q>", 1, 0.0123), ("layer.0 <q>", 32, 0.25), ("layer.1", 1, -0.002), ("layer.1", 32, 0.0)];
+    let folder = folder(&[("s.json", &sensitivity(&drops)), ("run.json", &run())]);
+    for files in [&["s.json"][..], &["run.json", "s.json"]] {
+        exits(folder.path(), 0, &[&["report"], files, &["--out", "page.html"]].concat());
+        let page = read(&folder, "page.html");
+        let section = section(&page, "sensitivity");
+        for text in ["tiny, magnitude", "0.8000 when dense", "layer.0 &lt;q", "0.0123", "0.2500", "-0.0020", "25.00"] {
+            assert!(section.contains(text), "{text} is missing: {section}");
+        }
+        assert!(section.contains("<svg") && section.contains("2:4 V=32"), "{section}");
+        assert!(!page.contains("alice") && !page.contains("No GPU") || files.len() > 1, "{page}");
+    }
+    type Spoil = fn(&mut Value);
+    let cases: [(Spoil, &str); 6] = [
+        (|s| s["rows"][1]["vector"] = json!(3), "row 2: vector length 3"),
+        (|s| s["rows"][1]["weights"] = json!(1001), "row 2: 1001 weights"),
+        (|s| s["rows"][1]["drop"] = json!(9.0), "row 2: a drop of 9"),
+        (|s| drop(s["rows"][1].as_object_mut().unwrap().remove("drop")), "row 2: missing field `drop`"),
+        (|s| drop(s.as_object_mut().unwrap().remove("settings")), "missing field `settings`"),
+        (|s| s["schema"] = json!("sparse24-sensitivity/2"), "newer"),
+    ];
+    for (spoil, said) in cases {
+        let mut bad = sensitivity(&drops);
+        spoil(&mut bad);
+        std::fs::write(folder.path().join("bad.json"), bad.to_string()).unwrap();
+        let stderr = exits(folder.path(), 1, &["report", "bad.json", "--out", "no.html"]);
+        assert!(stderr.contains("bad.json: ") && stderr.contains(said), "{said}: {stderr}");
+    }
+    // A run that was stopped before its first evaluation.
+    let mut begun = sensitivity(&drops);
+    begun["dense"] = json!(null);
+    std::fs::write(folder.path().join("begun.json"), begun.to_string()).unwrap();
+    exits(folder.path(), 0, &["report", "begun.json", "--out", "page.html"]);
+}
+
+/// Commands, models, files and messages tell neither of users nor of what else lies on a machine.
+#[test]
+fn no_path_of_a_machine_is_on_the_page() {
+    let absolute = "/home/alice/secret/";
+    let folder = tempfile::tempdir().unwrap();
+    let inside = folder.path().join("secret");
+    std::fs::create_dir(&inside).unwrap();
+    let mut bench = run();
+    bench["environment"]["command"] = json!(format!("{absolute}bin/sparse24 bench --json {absolute}run.json"));
+    for row in bench["rows"].as_array_mut().unwrap() {
+        row["command"] =
+            json!(format!("sparse24 bench --weights={absolute}w.safetensors --cache '{absolute}my cache'"));
+    }
+    fail(&mut bench["rows"][3]);
+    bench["rows"][3]["failure"] = json!(format!("cannot open {absolute}kernel"));
+    let mut passes = model(&[("dense", None, 300.0), ("sparse24", Some(32), 200.0)]);
+    passes["model"] = json!(format!("{absolute}tiny"));
+    passes["environment"]["command"] = json!(format!("sparse24 bench --model {absolute}tiny"));
+    let eval = json!({
+        "schema": "sparse24-eval/1", "model": format!("{absolute}small"), "sparsity": "none", "dtype": "f32",
+        "spearman": 0.5, "pearson": 0.5, "pairs": 99,
+        "environment": { "command": format!("sparse24 eval {absolute}small --pairs ~/secret/pairs.csv") },
+    });
+    let prune = json!({
+        "schema": "sparse24-prune/1", "input": format!("{absolute}tiny"), "output": format!("{absolute}small"),
+        "method": "sparsegpt", "layers": [{ "vector": 32 }], "pruned_share": 1.0,
+        "command": format!("sparse24 prune {absolute}tiny {absolute}small"),
+    });
+    let files = [("b.json", &bench), ("m.json", &passes), ("e.json", &eval), ("p.json", &prune)];
+    let mut arguments = vec!["report".to_owned()];
+    for (name, value) in files.iter().chain(&[("s.json", &sensitivity(&[("layer.0", 1, 0.1)]))]) {
+        std::fs::write(inside.join(name), value.to_string()).unwrap();
+        // Twice, for names of files to be what tells runs apart.
+        arguments.push(inside.join(name).to_str().unwrap().to_owned());
+    }
+    for out in ["page.html", "page.md"] {
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).chain(["--out", out]).collect();
+        exits(folder.path(), 3, &arguments);
+    }
+    for entry in std::fs::read_dir(folder.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        for word in ["alice", "secret", folder.path().to_str().unwrap()] {
+            assert!(!text.contains(word), "{word} in {}", path.display());
+        }
+    }
+    let page = read(&folder, "page.html");
+    for text in [
+        "sparse24 bench --json run.json",
+        "--weights=w.safetensors --cache &#x27;my cache&#x27;",
+        "sparse24 eval small --pairs pairs.csv",
+        "sparse24 prune tiny small",
+        "cannot open kernel",
+        // The pruned model is still known for what it is.
+        "sparsegpt, V=32",
+    ] {
+        assert!(page.contains(text), "{text} is missing");
+    }
+}
+
+/// Runs the binary in `folder` with `stdin` to exit code `code`: stdout and stderr.
+fn piped(folder: &Path, code: i32, arguments: &[&str], stdin: &[u8]) -> (String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
+    command.current_dir(folder).args(arguments);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // A command that refuses its options does not read.
+    let _ = child.stdin.take().unwrap().write_all(stdin);
+    let output = child.wait_with_output().unwrap();
+    let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}\n{stderr}");
+    (stdout, stderr)
+}
+
+#[test]
+fn a_dash_is_stdin_and_stdout() {
+    let folder = folder(&[("run.json", &run())]);
+    let text = run().to_string();
+    exits(folder.path(), 0, &["report", "run.json", "--out", "page.html"]);
+    let page = read(&folder, "page.html");
+    let (html, stderr) = piped(folder.path(), 0, &["report", "-", "--out", "-"], text.as_bytes());
+    assert_eq!((html.replace("stdin", "run.json"), stderr.as_str()), (page.clone(), ""));
+    assert_eq!(piped(folder.path(), 0, &["report", "run.json", "--out=-", "--format", "html"], b"").0, page);
+    let (markdown, _) = piped(folder.path(), 0, &["report", "@now=-", "--out", "-", "--format", "md"], text.as_bytes());
+    assert!(markdown.starts_with("# 2:4 sparsity, measured on Testing 9000") && markdown.contains("| machine |"));
+    assert!(!markdown.contains("](<"), "there is nowhere to put a picture: {markdown}");
+    // Nothing but the page that was asked for is written.
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    exits(folder.path(), 0, &["report", "run.json", "--out", "page.txt", "--format", "html"]);
+    assert_eq!(read(&folder, "page.txt"), page);
+
+    for (arguments, named) in [
+        (&["report", "-", "@b=-", "--out", "x.html"][..], "stdin"),
+        (&["report", "run.json", "--out", "x.html", "--format", "md"], "--format"),
+        (&["report", "run.json", "--out", "x.pdf"], "--format"),
+        (&["report", "run.json", "--out", "x.html", "--format", "pdf"], "--format"),
+    ] {
+        let (stdout, stderr) = piped(folder.path(), 2, arguments, text.as_bytes());
+        assert!(stdout.is_empty() && stderr.contains(named), "{arguments:?}: {stderr}");
+    }
+    let (_, stderr) = piped(folder.path(), 1, &["report", "-", "--out", "x.html"], b"{");
+    assert!(stderr.contains("stdin: not JSON"), "{stderr}");
+    let (_, stderr) = piped(folder.path(), 1, &["report", "-", "--out", "x.html"], b"\xff");
+    assert!(stderr.contains("stdin: "), "{stderr}");
 }
 
 #[test]
 fn rows_that_failed_verification_are_on_the_page_and_in_the_exit_code() {
     let mut run = run();
-    for field in
-        ["median_ms", "min_ms", "max_ms", "q1_ms", "q3_ms", "effective_tflops", "executed_tflops", "speedup_vs_dense"]
-    {
-        run["rows"][1][field] = json!(null);
-    }
-    run["rows"][1]["verified"] = json!(false);
-    run["rows"][1]["failure"] = json!("feature 3 is off");
+    fail(&mut run["rows"][1]);
     let folder = folder(&[("run.json", &run)]);
     let stderr = exits(folder.path(), 3, &["report", "run.json", "--out", "page.html"]);
     assert!(stderr.contains("run.json row 2") && stderr.contains("feature 3 is off"), "{stderr}");

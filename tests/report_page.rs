@@ -14,8 +14,9 @@ use std::process::{Command, Stdio};
 use browser::{Browser, Page};
 use serde_json::json;
 
-/// Files of every kind, of the CPU and of a GPU's stand-ins, of this program and of others.
-const FILES: [&str; 15] = [
+/// Files of every kind, of the CPU and of a GPU's stand-ins, of this program and of others, and of three runs of one
+/// device. That of a sensitivity analysis is made up.
+const FILES: [&str; 17] = [
     "2026-11-25-peers/sparse24-threads1.json",
     "2026-11-25-peers/sparse24-tokens-threads1.json",
     "2026-11-25-peers/numpy-threads1.json",
@@ -23,6 +24,8 @@ const FILES: [&str; 15] = [
     "2026-11-25-peers/matrixmultiply-threads1.json",
     "2026-11-25-peers/numr-threads1.json",
     "2026-11-25-peers/llvmpipe-384x128x384.json",
+    "2026-11-23-llvmpipe/384x128x384.json",
+    "2026-11-23-llvmpipe/384x128x384-checked.json",
     "2026-11-25-peers/cubek-llvmpipe-384x128x384.json",
     "2026-11-25-peers/swiftshader-256x64x256.json",
     "2026-11-25-peers/onnxruntime-webgpu-256x64x256.json",
@@ -34,7 +37,7 @@ const FILES: [&str; 15] = [
 ];
 
 /// What must be read on the page: the programs, and the sections that need more than one kind of file.
-const SEEN: [&str; 9] = [
+const SEEN: [&str; 11] = [
     "numpy 2",
     "torch 2",
     "matrixmultiply 0",
@@ -44,6 +47,8 @@ const SEEN: [&str; 9] = [
     "onnxruntime 1",
     "Speedup against tokens",
     "Accuracy beside speed",
+    "Runs of one device",
+    "What pruning one layer alone costs",
 ];
 
 /// A desktop's window and a phone's.
@@ -96,8 +101,19 @@ fn the_page_is_whole_legible_and_alone() {
     let dir = tempfile::tempdir().unwrap();
     let report = dir.path().join("report.html");
     let results = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results");
+    let sensitivity = dir.path().join("sensitivity.json");
+    let row = |at: usize| {
+        let layer = format!("encoder.layer.{}.attention.self.query", at / 2);
+        let vector = if at % 2 == 0 { 1 } else { 32 };
+        json!({ "layer": layer, "vector": vector, "weights": 1000, "drop": 0.01 * at as f64 - 0.005 })
+    };
+    let made_up = json!({
+        "schema": "sparse24-sensitivity/1", "model": "model/minilm", "dense": 0.867, "linear_weights": 6000,
+        "settings": { "method": "magnitude", "metric": "spearman" }, "rows": (0..12).map(row).collect::<Vec<_>>(),
+    });
+    fs::write(&sensitivity, made_up.to_string()).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
-    command.arg("report").args(FILES.map(|file| results.join(file))).arg("--out").arg(&report);
+    command.arg("report").args(FILES.map(|file| results.join(file))).arg(sensitivity).arg("--out").arg(&report);
     let output = command.stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 

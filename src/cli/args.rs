@@ -17,7 +17,7 @@ use super::{print, writable};
 use sparse24::io::write_atomically;
 
 /// The name of stdin and stdout.
-const DASH: &str = "-";
+pub(super) const DASH: &str = "-";
 
 /// A command that was given the wrong options: exit code 2, as clap's own.
 #[derive(Debug)]

@@ -5,12 +5,14 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Outcome, print, print_json, size};
+use super::args::Json;
+use super::{Outcome, size};
 use sparse24::engine::{AdapterInfo, Device, DeviceInfo};
 
 const EXAMPLES: &str = "\
 Examples:
   sparse24 devices
+  sparse24 devices --json devices.json                   # beside the text, for a report of a fault
   sparse24 devices --json | jq -r '.devices[].device'    # what --device takes
 
 `auto` takes the first discrete GPU, else the first integrated one, else the CPU
@@ -18,12 +20,13 @@ device. Drivers that compute on the processor, such as llvmpipe and SwiftShader,
 are used only when named.";
 
 /// List every adapter and the CPU device: driver, kind, the features that matter here, and which one `auto` takes.
+///
+/// The schema of the JSON is sparse24-devices/1.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Print JSON (schema sparse24-devices/1) instead of text.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: Json,
 }
 
 #[derive(Serialize)]
@@ -68,12 +71,9 @@ struct Features {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    args.json.file()?;
     let listing = Listing::new()?;
-    if args.json {
-        print_json(&listing)?
-    } else {
-        print(&listing.text())?
-    }
+    args.json.emit(&listing.text(), &listing)?;
     Ok(Outcome::Fine)
 }
 

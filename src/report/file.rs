@@ -30,7 +30,13 @@ pub enum File {
     Eval(Eval),
     /// `sparse24-prune/1`: how the weights of an evaluated model were pruned.
     Prune(Prune),
+    /// `sparse24-sensitivity/1`: what a model loses when one layer alone is pruned.
+    Sensitivity(Sensitivity),
 }
+
+/// The schemas that are read, in version 1.
+const SCHEMAS: [&str; 5] =
+    ["sparse24-bench", "sparse24-model-bench", "sparse24-eval", "sparse24-prune", "sparse24-sensitivity"];
 
 /// A run of single products.
 #[derive(Clone, Debug)]
@@ -184,6 +190,9 @@ pub struct Row {
     /// Against the dense row of the same layer, type and file.
     #[serde(deserialize_with = "present")]
     pub speedup_vs_dense: Option<f64>,
+    /// Whether that is too uncertain to be believed; not in older files or those of other programs.
+    #[serde(default)]
+    pub speedup_noisy: bool,
     /// Bytes of the weights on the device.
     #[serde(default)]
     pub weight_bytes: Option<usize>,
@@ -244,6 +253,9 @@ pub struct ModelRow {
     /// Against the dense row of the same file.
     #[serde(deserialize_with = "present")]
     pub speedup_vs_dense: Option<f64>,
+    /// As in [`Row`].
+    #[serde(default)]
+    pub speedup_noisy: bool,
     /// Bytes of the linear layers' weights on the device.
     #[serde(deserialize_with = "present")]
     pub weight_bytes: Option<usize>,
@@ -318,6 +330,46 @@ pub struct PrunedLayer {
     pub vector: usize,
 }
 
+/// What a model loses when one of its linear layers alone is pruned.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Sensitivity {
+    /// Name or folder of the model.
+    pub model: String,
+    /// What all rows depend on.
+    pub settings: SensitivitySettings,
+    /// The metric of the model as it is; null in a file of a run that had not come so far.
+    pub dense: Option<f64>,
+    /// Weights of all linear layers.
+    pub linear_weights: usize,
+    /// In the order in which the layers run.
+    pub rows: Vec<Drop>,
+}
+
+/// How layers were pruned, and what the loss was measured by.
+#[derive(Clone, Debug, Deserialize)]
+pub struct SensitivitySettings {
+    /// Criterion.
+    pub method: String,
+    /// `spearman` or `cosine`.
+    pub metric: String,
+}
+
+/// One layer alone in one pattern.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Drop {
+    /// Its name.
+    pub layer: String,
+    /// How many rows share a pattern.
+    pub vector: usize,
+    /// Its weights, before pruning.
+    pub weights: usize,
+    /// How much lower the metric is with it pruned.
+    pub drop: f64,
+    /// Whether that may be none, as far as its texts say; not in older files.
+    #[serde(default)]
+    pub within_noise: Option<bool>,
+}
+
 /// A field that may be null, but not absent.
 fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(from: D) -> std::result::Result<Option<T>, D::Error> {
     Option::deserialize(from)
@@ -335,11 +387,11 @@ impl File {
         match self {
             Self::Bench(bench) => Some(&bench.environment),
             Self::Model(model) => Some(&model.environment),
-            Self::Eval(_) | Self::Prune(_) => None,
+            Self::Eval(_) | Self::Prune(_) | Self::Sensitivity(_) => None,
         }
     }
 
-    /// The command that made it.
+    /// The command that made it, as far as the file says.
     pub(super) fn command(&self) -> &str {
         match self {
             Self::Bench(Bench { environment, .. }) | Self::Model(ModelBench { environment, .. }) => {
@@ -347,6 +399,7 @@ impl File {
             }
             Self::Eval(eval) => &eval.environment.command,
             Self::Prune(prune) => &prune.command,
+            Self::Sensitivity(_) => "-",
         }
     }
 
@@ -354,26 +407,24 @@ impl File {
     pub fn parse(text: &str) -> Result<Self> {
         let json: Value = serde_json::from_str(text).map_err(|e| Error::Invalid(format!("not JSON: {e}")))?;
         let schema = json.get("schema").and_then(Value::as_str).ok_or_else(|| {
-            Error::Invalid("has no schema: a file of `sparse24 bench`, `eval` or `prune` begins with one".into())
+            Error::Invalid(
+                "has no schema: a JSON file of `sparse24 bench`, `eval`, `prune` or `sensitivity` begins with one"
+                    .into(),
+            )
         })?;
         match schema {
             super::SCHEMA => Bench::parse(&json).map(Self::Bench),
             super::MODEL_SCHEMA => ModelBench::parse(&json).map(Self::Model),
             "sparse24-eval/1" => fields("", json).map(Self::Eval),
             "sparse24-prune/1" => fields("", json).map(Self::Prune),
+            "sparse24-sensitivity/1" => Sensitivity::parse(&json).map(Self::Sensitivity),
             other => {
                 let (name, version) = other.rsplit_once('/').unwrap_or((other, ""));
-                let known =
-                    ["sparse24-bench", "sparse24-model-bench", "sparse24-eval", "sparse24-prune"].contains(&name);
-                let newer = known && version.parse::<u32>().is_ok_and(|v| v > 1);
+                let newer = SCHEMAS.contains(&name) && version.parse::<u32>().is_ok_and(|v| v > 1);
                 Err(Error::Invalid(if newer {
                     format!("schema {other} is newer than this sparse24, which reads {name}/1")
                 } else {
-                    format!(
-                        "schema {other:?} is none of {}, {}, sparse24-eval/1, sparse24-prune/1",
-                        super::SCHEMA,
-                        super::MODEL_SCHEMA
-                    )
+                    format!("schema {other:?} is none of {}/1", SCHEMAS.join("/1, "))
                 }))
             }
         }
@@ -602,6 +653,26 @@ impl ModelBench {
             seq,
             rows,
         })
+    }
+}
+
+impl Sensitivity {
+    fn parse(json: &Value) -> Result<Self> {
+        let settings = part(json, "settings")?;
+        let linear_weights: usize = part(json, "linear_weights")?;
+        let check = |row: &Drop| -> Checked {
+            VectorLen::new(row.vector).map_err(|e| e.to_string())?;
+            if row.weights == 0 || row.weights > linear_weights {
+                return Err(format!("{} weights of {linear_weights} in all linear layers", row.weights));
+            }
+            // JSON has no infinities, and a metric lies between -1 and 1.
+            if row.drop.abs() > 2.0 {
+                return Err(format!("a drop of {}", row.drop));
+            }
+            Ok(())
+        };
+        let rows = rows(json, check)?;
+        Ok(Self { model: part(json, "model")?, settings, dense: part(json, "dense")?, linear_weights, rows })
     }
 }
 

@@ -6,9 +6,14 @@
 
 mod entries;
 mod models;
+mod paths;
 mod products;
 mod roofline;
+mod runs;
+mod sensitivity;
 mod sources;
+
+use std::cmp::Ordering;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -28,6 +33,9 @@ pub struct Input {
     pub name: String,
     /// What to call its machine; devices name themselves where it is `None`.
     pub machine: Option<String>,
+    /// What to call its run, beside others of the same machine; where it is `None` and one is needed, what differs
+    /// between the runs does.
+    pub run: Option<String>,
     /// What it says.
     pub file: File,
 }
@@ -79,22 +87,19 @@ impl Table {
 }
 
 impl Page {
-    /// Puts files together. Two files may not hold the same row of the same machine, unless they were given names.
+    /// Puts files together. Rows that two files hold must be of two runs that something tells apart.
     pub fn new(inputs: &[Input]) -> Result<Self> {
-        let entries = entries::entries(inputs);
         entries::one_device_a_name(inputs)?;
-        entries::no_duplicates(inputs, &entries)?;
-        entries::no_duplicate_models(inputs)?;
+        let runs = entries::runs(inputs)?;
+        let entries = entries::entries(inputs, &runs);
         let models: Vec<(Machine, &ModelBench)> = inputs
             .iter()
-            .filter_map(|input| match &input.file {
-                File::Model(model) => Some((Machine::new(input, &model.environment), model)),
+            .zip(&runs)
+            .filter_map(|(input, run)| match &input.file {
+                File::Model(model) => Some((Machine::new(input, &model.environment, run.as_deref()), model)),
                 _ => None,
             })
             .collect();
-        if entries.is_empty() && models.is_empty() {
-            return Err(Error::Invalid("none of the files holds measured times (of `sparse24 bench`)".into()));
-        }
         let failures = entries::failures(inputs);
         let own = |e: &&entries::Entry<'_>| e.machine.own;
         let places = distinct(entries.iter().filter(own).chain(&entries).map(|e| e.machine.place.clone()));
@@ -102,13 +107,21 @@ impl Page {
         if !entries.is_empty() {
             sections.push(products::speedups(&entries, &places)?);
             sections.extend(products::by_tokens(&entries, &places)?);
-            sections.extend(products::programs(&entries, &places)?);
+            sections.extend(products::programs(&entries)?);
             sections.push(products::machines(&entries, &places)?);
             sections.extend(roofline::rooflines(inputs, &entries, &places)?);
             sections.extend(roofline::bytes(&entries)?);
         }
         sections.extend(models::end_to_end(&models)?);
+        let (changes, changed) = runs::changes(inputs, &runs)?;
+        sections.extend(changes);
         sections.extend(models::accuracy(inputs, &models)?);
+        sections.extend(sensitivity::layers(inputs)?);
+        if sections.is_empty() {
+            return Err(Error::Invalid(
+                "none of the files holds a measurement: they say how models were pruned".into(),
+            ));
+        }
         if !entries.is_empty() {
             sections.push(sources::all_rows(&entries, inputs));
         }
@@ -120,16 +133,18 @@ impl Page {
                 "{place} is a software driver: it computes on the processor and says nothing about a GPU."
             ));
         }
-        if machines.iter().all(|m| ["cpu", "software"].contains(&m.kind.as_str())) {
+        let on_host = |m: &&Machine| ["cpu", "software"].contains(&m.kind.as_str());
+        if !machines.is_empty() && machines.iter().all(on_host) {
             notes.push("No GPU was measured for this page.".to_owned());
         }
         let answers = places
             .iter()
             .filter_map(|place| products::answer(place, &entries))
             .chain(models::models_answer(&models))
+            .chain(changed)
             .collect();
-        let all = distinct(places.iter().cloned().chain(models.iter().map(|(m, _)| m.place.clone())));
-        let title = match &all[..] {
+        let title = match &distinct(machines.iter().map(|m| &m.hardware))[..] {
+            [] => "2:4 sparsity: what pruning costs".to_owned(),
             [one] => format!("2:4 sparsity, measured on {one}"),
             many => format!("2:4 sparsity, measured in {} set-ups of device and threads", many.len()),
         };
@@ -146,7 +161,12 @@ impl Page {
         self.rendered("page.html", include_str!("page.html"), "")
     }
 
-    /// The page as Markdown, whose pictures are files beside it: their endings and contents. `stem` is the page's name
+    /// The page as Markdown without its pictures, whose numbers are in the tables.
+    pub fn markdown_alone(&self) -> Result<String> {
+        self.rendered("page.md", include_str!("page.md"), "")
+    }
+
+    /// The page as Markdown, whose pictures are files beside it: their names and contents. `stem` is the page's name
     /// without its ending.
     pub fn markdown(&self, stem: &str) -> Result<(String, Vec<(String, String)>)> {
         let text = self.rendered("page.md", include_str!("page.md"), stem)?;
@@ -199,8 +219,25 @@ fn distinct<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
     once
 }
 
+/// A ratio, with as many digits as show on which side of 1 it lies.
 fn times(x: f64) -> String {
-    format!("{x:.2}x")
+    let decimals = (2..6).find(|digits| x == 1.0 || format!("{x:.digits$}").parse() != Ok(1.0)).unwrap_or(6);
+    format!("{x:.decimals$}x")
+}
+
+/// How times compare with others, in a word.
+fn compared(order: Option<Ordering>) -> &'static str {
+    match order {
+        Some(Ordering::Less) => "faster",
+        Some(Ordering::Greater) => "slower",
+        Some(Ordering::Equal) => "same",
+        None => "spread unknown",
+    }
+}
+
+/// `1 thread`, `2 threads`.
+fn counted(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
 fn number(x: Option<f64>, digits: usize) -> String {

@@ -1,19 +1,28 @@
-//! What was measured where: rows and passes with their machines, and which of them may stand on one page.
+//! What was measured where: rows and passes with their machines and runs, and which of them may stand on one page.
 //!
-//! Invariant of what passes the checks: no two figures of one thing, and one name is one device with one number of
-//! threads, so that rows of one place are comparable in absolute terms.
+//! Several runs of one program on one machine are told apart where they hold the same row: by the names that they were
+//! given, else by what first differs between them, such as the commit or the date. Invariant of what passes the checks:
+//! no two figures of one thing, and one name is one device with one number of threads, so that rows of one place are
+//! comparable in absolute terms.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use super::Input;
+use super::paths::shown;
+use super::{Input, counted};
 use crate::error::{Error, Result};
-use crate::report::file::{Bench, File, ModelRow, Origin, Row, Times};
+use crate::report::file::{Bench, File, ModelBench, ModelRow, Origin, Row, Times};
 
-/// What ran where: one device, with one number of threads, driven by one version of one program.
+/// What ran where: one run, or several that share no row, of one version of one program on one device with one number
+/// of threads.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Machine {
-    /// The hardware: rows of several programs on it are comparable in absolute terms.
+    /// The device and its threads, or what they are called: rows of several programs on it are comparable in absolute
+    /// terms.
+    pub(super) hardware: String,
+    /// What tells runs of one program on it apart, where they hold the same rows.
+    pub(super) run: Option<String>,
+    /// Both.
     pub(super) place: String,
     pub(super) program: String,
     /// `cpu`, `software`, or another kind of adapter.
@@ -22,39 +31,184 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(input: &Input, origin: &Origin) -> Self {
-        let threads = origin.threads.map(|t| format!(", {t} {}", if t == 1 { "thread" } else { "threads" }));
-        let place = match &input.machine {
-            Some(name) => name.clone(),
-            None => origin.device.clone() + &threads.unwrap_or_default(),
-        };
+    pub(super) fn new(input: &Input, origin: &Origin, run: Option<&str>) -> Self {
+        let hardware = hardware(input, origin);
         Self {
-            place,
+            place: run.map_or_else(|| hardware.clone(), |run| format!("{hardware}, {run}")),
+            hardware,
+            run: run.map(str::to_owned),
             program: format!("{} {}", origin.program, origin.version),
             kind: origin.kind.clone(),
             own: origin.program == "sparse24",
         }
     }
+
+    /// The program and its run.
+    pub(super) fn program_run(&self) -> String {
+        self.run.as_ref().map_or_else(|| self.program.clone(), |run| format!("{}, {run}", self.program))
+    }
+}
+
+fn hardware(input: &Input, origin: &Origin) -> String {
+    let threads = origin.threads.map(|t| format!(", {}", counted(t, "thread")));
+    match &input.machine {
+        Some(name) => name.clone(),
+        None => origin.device.clone() + &threads.unwrap_or_default(),
+    }
+}
+
+/// What can tell two runs apart, the most telling first; the names of files come after all of them.
+const DIFFERENCES: [fn(&Origin) -> Option<String>; 7] = [
+    |origin| Some(format!("version {}", origin.version)),
+    |origin| origin.commit.as_ref().map(|commit| format!("commit {commit}")),
+    |origin| origin.shader_checks.as_ref().map(|checks| format!("{checks} shaders")),
+    |origin| origin.simd.clone(),
+    |origin| origin.driver.clone(),
+    |origin| origin.tuning.as_ref().map(|tuning| format!("tuning {tuning}")),
+    |origin| Some(origin.date.clone()),
+];
+
+/// A row of a file, of a product or of a whole model, as it counts when runs are told apart.
+struct Holding {
+    file: usize,
+    at: usize,
+    key: String,
+    dense: bool,
+    times: Times,
+}
+
+/// What tells the run of each file apart from others of its program and machine, where that is needed. An error where
+/// nothing does: the same rows, given twice.
+pub(super) fn runs(inputs: &[Input]) -> Result<Vec<Option<String>>> {
+    let mut runs: Vec<_> = inputs.iter().map(|input| input.run.clone()).collect();
+    let mut groups: BTreeMap<(String, &str), Vec<usize>> = BTreeMap::new();
+    for (file, input) in inputs.iter().enumerate() {
+        if let Some(origin) = input.file.origin() {
+            groups.entry((hardware(input, origin), &origin.program)).or_default().push(file);
+        }
+    }
+    for ((hardware, program), files) in &groups {
+        let held: Vec<_> = files.iter().flat_map(|file| holdings(*file, &inputs[*file].file)).collect();
+        let refuse = |(a, b): (&Holding, &Holding)| {
+            let (first, second) = (&inputs[a.file].name, &inputs[b.file].name);
+            Err(Error::Invalid(format!(
+                "{first} row {} and {second} row {} are both {} by {program} on {hardware}: leave one of them out, or \
+                 name the runs, as in @before={first} @after={second}",
+                a.at + 1,
+                b.at + 1,
+                a.key
+            )))
+        };
+        let given = |holding: &Holding| &inputs[holding.file].run;
+        if clash(&held, |_, _| true).is_none() {
+            continue;
+        }
+        if let Some(both) = clash(&held, |a, b| given(a).is_some() && given(a) == given(b)) {
+            return refuse(both);
+        }
+        let apart = |told: &Vec<String>| {
+            let of = |holding: &Holding| files.iter().position(|f| *f == holding.file).map(|at| &told[at]);
+            clash(&held, |a, b| of(a) == of(b)).is_none()
+        };
+        let origin = |file: usize| inputs[file].file.origin();
+        let tell = |difference: &fn(&Origin) -> Option<String>| {
+            files.iter().map(|file| difference(origin(*file)?)).collect::<Option<Vec<_>>>()
+        };
+        let told = match DIFFERENCES.iter().filter_map(tell).find(apart) {
+            Some(told) => told,
+            None => {
+                // What is the same in every figure, of one run, was not measured twice.
+                let same = |a: &Holding, b: &Holding| {
+                    given(a) == given(b) && a.times == b.times && origin(a.file) == origin(b.file)
+                };
+                let names = files.iter().map(|file| shown(&inputs[*file].name)).collect();
+                let unnamed = |a: &Holding, b: &Holding| given(a) == given(b) && !apart(&names);
+                if let Some(both) = clash(&held, same).or_else(|| clash(&held, unnamed)) {
+                    return refuse(both);
+                }
+                names
+            }
+        };
+        for (file, told) in files.iter().zip(told) {
+            runs[*file].get_or_insert(told);
+        }
+    }
+    Ok(runs)
+}
+
+/// Two rows of two files that are of one thing, where `together` says that the files count as one run. Dense rows stand
+/// in every file, as what the others are against: measured again they may be there again.
+fn clash(held: &[Holding], together: impl Fn(&Holding, &Holding) -> bool) -> Option<(&Holding, &Holding)> {
+    let mut seen: BTreeMap<&str, Vec<&Holding>> = BTreeMap::new();
+    for holding in held {
+        let known = seen.entry(&holding.key).or_default();
+        let same = |of: &&&Holding| {
+            of.file != holding.file && together(of, holding) && (!holding.dense || of.times == holding.times)
+        };
+        if let Some(first) = known.iter().find(same) {
+            return Some((first, holding));
+        }
+        known.push(holding);
+    }
+    None
+}
+
+/// The rows of a file.
+fn holdings(file: usize, content: &File) -> Vec<Holding> {
+    match content {
+        File::Bench(bench) => {
+            let own = bench.environment.program == "sparse24";
+            let holding = |(at, row): (usize, &Row)| {
+                let key = format!("{} of {} {} {}", op_of(own, row), row.name, row.shape(), row.dtype);
+                Holding { file, at, key, dense: row.op == "dense", times: Times::of(row) }
+            };
+            bench.rows.iter().enumerate().map(holding).collect()
+        }
+        File::Model(bench) => {
+            let holding = |(at, row): (usize, &ModelRow)| {
+                let key = format!("{} of {}", pass_of(&bench.environment, row), batches(bench));
+                // A pass is not repeated beside others, as a dense product is.
+                Holding { file, at, key, dense: false, times: Times::of_model(row) }
+            };
+            bench.rows.iter().enumerate().map(holding).collect()
+        }
+        File::Eval(_) | File::Prune(_) | File::Sensitivity(_) => Vec::new(),
+    }
+}
+
+/// The operation of a row; other programs may have several kernels for one.
+fn op_of(own: bool, row: &Row) -> String {
+    let what = what(&row.op, row.vector);
+    if own || row.op == "dense" { what } else { format!("{what}, {}", row.kernel) }
+}
+
+/// A model, and the batches that it was measured with.
+pub(super) fn batches(bench: &ModelBench) -> String {
+    format!("{} {}x{}", last(&bench.model), bench.batch, bench.seq)
 }
 
 /// A row with where it comes from.
 pub(super) struct Entry<'a> {
     pub(super) machine: Machine,
     pub(super) file: usize,
-    pub(super) at: usize,
     pub(super) row: &'a Row,
     /// The dense row of its file that its ratio is against.
     pub(super) dense: Option<&'a Row>,
 }
 
 impl Entry<'_> {
+    /// Times as fast as dense. It is computed from the medians: a file's own figure may be rounded, so that it would
+    /// fall on the other side of 1.
     pub(super) fn ratio(&self) -> Option<f64> {
-        self.row.speedup_vs_dense.filter(|_| self.row.op != "dense")
+        let (own, dense) = self.row.median_ms.zip(self.dense?.median_ms)?;
+        (self.row.op != "dense").then_some(dense / own)
     }
 
-    /// Whether it takes less or more time than dense, or neither beyond the spread; `None` if no spread is known.
+    /// Whether it takes less or more time than dense, or neither beyond the noise: where the samples say no more, or its
+    /// file says that the ratio is not to be believed. `None` if no spread is known.
     pub(super) fn against_dense(&self) -> Option<Ordering> {
-        Times::of(self.row).against(Times::of(self.dense?))
+        let order = Times::of(self.row).against(Times::of(self.dense?))?;
+        Some(if self.row.speedup_noisy { Ordering::Equal } else { order })
     }
 
     /// The ratio at either end of the middle half of the samples, against the dense median.
@@ -63,10 +217,9 @@ impl Entry<'_> {
         Times::of(self.row).middle().map(|(low, high)| (dense / high, dense / low))
     }
 
-    /// The operation; other programs may have several kernels for one.
+    /// The operation, with the kernel of another program.
     pub(super) fn what(&self) -> String {
-        let what = what(&self.row.op, self.row.vector);
-        if self.machine.own || self.row.op == "dense" { what } else { format!("{what}, {}", self.row.kernel) }
+        op_of(self.machine.own, self.row)
     }
 }
 
@@ -79,18 +232,13 @@ pub(super) fn what(op: &str, vector: Option<usize>) -> String {
     }
 }
 
-pub(super) fn entries(inputs: &[Input]) -> Vec<Entry<'_>> {
+pub(super) fn entries<'a>(inputs: &'a [Input], runs: &[Option<String>]) -> Vec<Entry<'a>> {
     let mut entries = Vec::new();
     for (file, input) in inputs.iter().enumerate() {
         let File::Bench(bench) = &input.file else { continue };
-        let machine = Machine::new(input, &bench.environment);
-        entries.extend(bench.rows.iter().enumerate().map(|(at, row)| Entry {
-            machine: machine.clone(),
-            file,
-            at,
-            row,
-            dense: dense_of(bench, row),
-        }));
+        let machine = Machine::new(input, &bench.environment, runs[file].as_deref());
+        let entry = |row| Entry { machine: machine.clone(), file, row, dense: dense_of(bench, row) };
+        entries.extend(bench.rows.iter().map(entry));
     }
     entries
 }
@@ -103,6 +251,21 @@ fn dense_of<'a>(bench: &'a Bench, row: &Row) -> Option<&'a Row> {
     of.min_by(|a, b| miss(a).total_cmp(&miss(b)))
 }
 
+/// The dense pass that a pass's ratio is against.
+fn dense_pass<'a>(bench: &'a ModelBench, row: &ModelRow) -> Option<&'a ModelRow> {
+    let (own, ratio) = row.median_ms.zip(row.speedup_vs_dense)?;
+    let miss = |d: &ModelRow| d.median_ms.map_or(f64::INFINITY, |dense| (dense / own / ratio - 1.0).abs());
+    bench.rows.iter().filter(|d| d.op == "dense").min_by(|a, b| miss(a).total_cmp(&miss(b)))
+}
+
+/// How a pass compares with its dense one: times as fast, and whether that is beyond the spread, as in [`Entry`].
+pub(super) fn pass_against_dense(bench: &ModelBench, row: &ModelRow) -> Option<(f64, Option<Ordering>)> {
+    let dense = dense_pass(bench, row)?;
+    let ratio = dense.median_ms? / row.median_ms?;
+    let order = Times::of_model(row).against(Times::of_model(dense));
+    Some((ratio, if row.speedup_noisy { order.map(|_| Ordering::Equal) } else { order }))
+}
+
 /// Rows under one name are compared in absolute terms: they must come from one device with one number of threads.
 pub(super) fn one_device_a_name(inputs: &[Input]) -> Result<()> {
     let mut known: BTreeMap<&str, (&Input, &Origin)> = BTreeMap::new();
@@ -111,7 +274,7 @@ pub(super) fn one_device_a_name(inputs: &[Input]) -> Result<()> {
         let (first, of) = *known.entry(machine).or_insert((input, origin));
         if (&of.device, of.threads) != (&origin.device, origin.threads) {
             let name = |origin: &Origin| match origin.threads {
-                Some(threads) => format!("{} with {threads} threads", origin.device),
+                Some(threads) => format!("{} with {}", origin.device, counted(threads, "thread")),
                 None => origin.device.clone(),
             };
             let (of, own) = (name(of), name(origin));
@@ -124,64 +287,12 @@ pub(super) fn one_device_a_name(inputs: &[Input]) -> Result<()> {
     Ok(())
 }
 
-/// The same row twice makes two figures of one thing. Dense rows stand in every file, as what the others are against:
-/// measured again they may be there again.
-pub(super) fn no_duplicates(inputs: &[Input], entries: &[Entry<'_>]) -> Result<()> {
-    let mut seen: BTreeMap<_, Vec<&Entry<'_>>> = BTreeMap::new();
-    for entry in entries {
-        let Entry { machine: Machine { place, program, .. }, row, .. } = entry;
-        let key = (place, program, &row.name, &row.op, row.layer(), row.vector, &row.kernel);
-        let known = seen.entry(key).or_default();
-        let same =
-            |of: &&&Entry<'_>| of.file != entry.file && (row.op != "dense" || Times::of(of.row) == Times::of(row));
-        if let Some(first) = known.iter().find(same) {
-            return Err(Error::Invalid(format!(
-                "{} row {} and {} row {} are both {} of {} {} by {program} on {place}: leave one of them out, or name the \
-                 machines, as in before={}",
-                inputs[first.file].name,
-                first.at + 1,
-                inputs[entry.file].name,
-                entry.at + 1,
-                entry.what(),
-                row.shape(),
-                row.dtype,
-                inputs[first.file].name,
-            )));
-        }
-        known.push(entry);
-    }
-    Ok(())
-}
-
-/// The same pass of the same model twice would be two bars of one name.
-pub(super) fn no_duplicate_models(inputs: &[Input]) -> Result<()> {
-    let mut seen: Vec<(String, &str, usize)> = Vec::new();
-    for input in inputs {
-        let File::Model(bench) = &input.file else { continue };
-        let machine = Machine::new(input, &bench.environment);
-        for (at, row) in bench.rows.iter().enumerate() {
-            let model = format!("{} {}x{}", last(&bench.model), bench.batch, bench.seq);
-            let key = format!("{} of {model} by {} on {}", model_what(&machine, row), machine.program, machine.place);
-            if let Some((_, name, first)) = seen.iter().find(|(k, name, _)| *k == key && *name != input.name) {
-                return Err(Error::Invalid(format!(
-                    "{name} row {} and {} row {} are both {key}: leave one of them out, or name the machines",
-                    first + 1,
-                    input.name,
-                    at + 1
-                )));
-            }
-            seen.push((key, &input.name, at));
-        }
-    }
-    Ok(())
-}
-
 pub(super) fn failures(inputs: &[Input]) -> Vec<String> {
     let mut failures = Vec::new();
     for input in inputs {
         let mut say = |at: usize, what: String, failure: &Option<String>| {
-            let why = failure.as_deref().unwrap_or("no reason given");
-            failures.push(format!("{} row {}, {what}: {why}", input.name, at + 1));
+            let why = shown(failure.as_deref().unwrap_or("no reason given"));
+            failures.push(format!("{} row {}, {what}: {why}", shown(&input.name), at + 1));
         };
         match &input.file {
             File::Bench(bench) => {
@@ -194,7 +305,7 @@ pub(super) fn failures(inputs: &[Input]) -> Vec<String> {
                     say(at, what(&row.op, row.vector), &row.failure);
                 }
             }
-            File::Eval(_) | File::Prune(_) => {}
+            File::Eval(_) | File::Prune(_) | File::Sensitivity(_) => {}
         }
     }
     failures
@@ -202,10 +313,16 @@ pub(super) fn failures(inputs: &[Input]) -> Vec<String> {
 
 /// The last part of a path.
 pub(super) fn last(path: &str) -> &str {
-    path.trim_end_matches('/').rsplit('/').next().unwrap_or_default()
+    path.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or_default()
 }
 
+/// What a pass of a model is called beside others of it.
 pub(super) fn model_what(machine: &Machine, row: &ModelRow) -> String {
     let own = format!("{} {}", what(&row.op, row.vector), row.dtype);
     if machine.own { own } else { format!("{}, {own}, {}", machine.program, row.kernels.join(" ")) }
+}
+
+fn pass_of(origin: &Origin, row: &ModelRow) -> String {
+    let own = format!("{} {}", what(&row.op, row.vector), row.dtype);
+    if origin.program == "sparse24" { own } else { format!("{own}, {}", row.kernels.join(" ")) }
 }

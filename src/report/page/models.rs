@@ -1,10 +1,13 @@
 //! Whole models: the time of a forward pass by part, and accuracy beside speed.
 
-use super::entries::{Machine, last, model_what, what};
-use super::{Input, Section, Table, distinct, middle, number, numbered, times};
+use std::cmp::Ordering;
+
+use super::entries::{Machine, batches, last, model_what, pass_against_dense, what};
+use super::paths::shown;
+use super::{Input, Section, Table, compared, counted, distinct, middle, number, numbered, times};
 use crate::error::Result;
 use crate::report::chart::{Bar, Bars, Ink};
-use crate::report::file::{Eval, File, ModelBench, Parts, Prune, Times};
+use crate::report::file::{Eval, File, ModelBench, ModelRow, Parts, Prune, Times};
 use crate::report::significant;
 
 pub(super) fn models_answer(models: &[(Machine, &ModelBench)]) -> Option<String> {
@@ -14,16 +17,26 @@ pub(super) fn models_answer(models: &[(Machine, &ModelBench)]) -> Option<String>
         .filter_map(|(machine, model)| {
             let op = if model.rows.iter().any(|r| r.op == "auto") { "auto" } else { "sparse24" };
             let rows = model.rows.iter().filter(|r| r.op == op);
-            let rows: Vec<_> = rows
-                .filter_map(|r| Some(format!("{} {}", what(&r.op, r.vector), times(r.speedup_vs_dense?))))
-                .collect();
+            let said =
+                |r: &ModelRow| Some(format!("{} {}", what(&r.op, r.vector), judged(pass_against_dense(model, r)?)));
+            let rows: Vec<_> = rows.filter_map(said).collect();
             let ModelBench { model, batch, seq, .. } = model;
-            (!rows.is_empty()).then(|| {
-                format!("{model} with {batch} texts of {seq} tokens on {}: {}", machine.place, rows.join(", "))
-            })
+            let (texts, tokens) = (counted(*batch, "text"), counted(*seq, "token"));
+            let model = shown(model);
+            (!rows.is_empty())
+                .then(|| format!("{model} with {texts} of {tokens} on {}: {}", machine.place, rows.join(", ")))
         })
         .collect();
     (!said.is_empty()).then(|| format!("End to end, times as fast as dense: {}.", said.join(". ")))
+}
+
+/// A ratio to dense, with what keeps it from being one.
+fn judged((ratio, order): (f64, Option<Ordering>)) -> String {
+    match order {
+        Some(Ordering::Less | Ordering::Greater) => times(ratio),
+        Some(Ordering::Equal) => format!("{} (within noise)", times(ratio)),
+        None => format!("{} (not judged, for want of a spread)", times(ratio)),
+    }
 }
 
 pub(super) fn end_to_end(models: &[(Machine, &ModelBench)]) -> Result<Option<Section>> {
@@ -54,6 +67,7 @@ pub(super) fn end_to_end(models: &[(Machine, &ModelBench)]) -> Result<Option<Sec
             "#middle half, ms",
             "#texts/s",
             "#vs own dense",
+            "than dense",
             "#GEMMs, ms",
             "#attention, ms",
             "#rest, ms",
@@ -71,9 +85,10 @@ pub(super) fn end_to_end(models: &[(Machine, &ModelBench)]) -> Result<Option<Sec
         for (machine, bench) in here {
             for row in &bench.rows {
                 let middle_half = Times::of_model(row).middle();
+                let against = pass_against_dense(bench, row).filter(|_| row.op != "dense");
                 let part = |of: fn(&Parts) -> f64| number(row.parts.as_ref().map(of), 3);
                 table.rows.push(vec![
-                    format!("{model} {batch}x{seq}"),
+                    batches(bench),
                     place.clone(),
                     machine.program.clone(),
                     what(&row.op, row.vector),
@@ -81,7 +96,8 @@ pub(super) fn end_to_end(models: &[(Machine, &ModelBench)]) -> Result<Option<Sec
                     if row.verified { number(row.median_ms, 4) } else { "FAILED".into() },
                     middle(Times::of_model(row)),
                     number(row.sequences_per_second, 3),
-                    row.speedup_vs_dense.map_or_else(|| "-".into(), times),
+                    against.map(|a| a.0).or(row.speedup_vs_dense).map_or_else(|| "-".into(), times),
+                    against.map_or("-", |a| compared(a.1)).into(),
                     part(|p| p.gemm_ms),
                     part(|p| p.attention_ms),
                     part(|p| p.rest_ms),
@@ -107,7 +123,7 @@ pub(super) fn end_to_end(models: &[(Machine, &ModelBench)]) -> Result<Option<Sec
         let names = ["linear layers", "attention", "the rest"].into_iter().enumerate();
         let chart = Bars {
             unit: "ms of a forward pass".into(),
-            groups: vec![(format!("{batch} texts of {seq} tokens"), bars)],
+            groups: vec![(format!("{} of {}", counted(batch, "text"), counted(seq, "token")), bars)],
             marks: Vec::new(),
             legend: names.map(|(at, name)| (Ink::Part(at), name.to_owned())).collect(),
         };
@@ -146,13 +162,15 @@ pub(super) fn accuracy(inputs: &[Input], models: &[(Machine, &ModelBench)]) -> R
     let is_dense = |eval: &Eval| eval.sparsity == "none" && !prunes.iter().any(|p| p.made(&eval.model));
     // The name that a pruned folder's dense model has in the benchmark.
     let source = |eval: &Eval| prunes.iter().find(|p| p.made(&eval.model)).map_or(&eval.model, |p| &p.input).clone();
-    let speed = |eval: &Eval, vector: Option<usize>| -> Option<(f64, String)> {
+    let speed = |eval: &Eval, vector: Option<usize>| -> Option<(f64, Option<Ordering>, String)> {
         let (machine, bench) = models.iter().find(|(machine, m)| {
             machine.own && last(&m.model) == last(&source(eval)) && m.rows.iter().any(|r| r.dtype == eval.dtype)
         })?;
         let of = |op: &str| bench.rows.iter().find(|r| r.op == op && r.vector == vector && r.dtype == eval.dtype);
         let row = if vector.is_some() { of("auto").or_else(|| of("sparse24")) } else { of("dense") }?;
-        Some((row.speedup_vs_dense?, machine.place.clone()))
+        let (ratio, order) = pass_against_dense(bench, row)?;
+        // Dense beside itself is 1x, and needs no judgement.
+        Some((ratio, if vector.is_some() { order } else { Some(Ordering::Less) }, machine.place.clone()))
     };
     let mut table = Table::new(
         "Accuracy beside speed",
@@ -166,21 +184,25 @@ pub(super) fn accuracy(inputs: &[Input], models: &[(Machine, &ModelBench)]) -> R
         let how = if is_dense(eval) { "dense".to_owned() } else { how };
         let speed = if is_dense(eval) || vector.is_some() { speed(eval, vector) } else { None };
         table.rows.push(vec![
-            eval.model.clone(),
+            shown(&eval.model),
             how.clone(),
             eval.dtype.clone(),
             format!("{:.4}", eval.spearman),
             format!("{:.4}", eval.pearson),
             eval.pairs.to_string(),
-            speed.as_ref().map_or_else(|| "-".into(), |s| times(s.0)),
-            eval.environment.command.clone(),
+            speed.as_ref().map_or_else(|| "-".into(), |s| judged((s.0, s.1))),
+            shown(&eval.environment.command),
         ]);
-        let Some((ratio, place)) = speed else { continue };
+        let Some((ratio, order, place)) = speed else { continue };
         let bar = Bar {
             label: how,
             parts: vec![(eval.spearman, Ink::of(if vector.is_some() { "auto" } else { "dense" }, vector))],
             spread: None,
-            text: format!("{:.4} at {}", eval.spearman, times(ratio)),
+            text: match order {
+                Some(Ordering::Less | Ordering::Greater) => format!("{:.4} at {}", eval.spearman, times(ratio)),
+                // The table beside it says it in words.
+                _ => format!("{:.4} at {} (?)", eval.spearman, times(ratio)),
+            },
         };
         let heading = format!("speed end to end on {place}");
         match groups.iter_mut().find(|(name, _)| *name == heading) {
@@ -191,7 +213,11 @@ pub(super) fn accuracy(inputs: &[Input], models: &[(Machine, &ModelBench)]) -> R
     let mut section = Section {
         id: "accuracy".into(),
         title: "Accuracy beside speed".into(),
-        text: vec!["Correlation of the embeddings' cosine similarities with people's scores; higher is better.".into()],
+        text: vec![
+            "Correlation of the embeddings' cosine similarities with people's scores; higher is better. (?) behind a \
+             speed: not told apart from dense's."
+                .into(),
+        ],
         tables: vec![table],
         ..Section::default()
     };

@@ -10,63 +10,97 @@ use crate::report::chart::{Axis, Bar, Bars, Ink, Plot, Series};
 use crate::report::datasheet::CLAIMS;
 
 /// What 2:4 bought on one machine, in a few sentences.
+///
+/// Invariant: each row is in exactly one clause. A figure that praises is of rows that are faster beyond the noise; what
+/// is within it, was not told apart or failed is said to be so.
 pub(super) fn answer(place: &str, entries: &[Entry<'_>]) -> Option<String> {
     let own: Vec<_> = entries.iter().filter(|e| e.machine.own && e.machine.place == place).collect();
     let op = if own.iter().any(|e| e.row.op == "sparse24") { "sparse24" } else { "auto" };
-    let sparse = || own.iter().filter(|e| e.row.op == op);
     let mut said = Vec::new();
     for dtype in distinct(own.iter().map(|e| e.row.dtype.clone())) {
-        // Standard 2:4, and the V that gained most; all others are on the charts.
+        let of = |vector| own.iter().copied().filter(move |e| e.row.op == op && e.row.vector == Some(vector));
+        let rows_of = |vector| of(vector).filter(|e| e.row.dtype == dtype).collect::<Vec<_>>();
+        // Standard 2:4, and the V that gained most; all others are on the charts. What is within noise is as
+        // fast as dense.
         let median_of = |vector| {
-            let rows = sparse().filter(|e| e.row.dtype == dtype && e.row.vector == Some(vector));
-            let mut ratios: Vec<_> = rows.filter_map(|e| e.ratio()).collect();
+            let gain = |e: &Entry<'_>| match e.against_dense() {
+                Some(Ordering::Less | Ordering::Greater) => e.ratio(),
+                _ => e.ratio().map(|_| 1.0),
+            };
+            let mut ratios: Vec<_> = rows_of(vector).into_iter().filter_map(gain).collect();
             Summary::of(&mut ratios).map_or(0.0, |of| of.median)
         };
-        let mut vectors = distinct(sparse().filter(|e| e.row.dtype == dtype).filter_map(|e| e.row.vector));
+        let vectors = own.iter().filter(|e| e.row.op == op && e.row.dtype == dtype).filter_map(|e| e.row.vector);
+        let mut vectors = distinct(vectors);
         vectors.sort_by(|a, b| median_of(*b).total_cmp(&median_of(*a)));
         let best = vectors.first().copied();
         for vector in distinct(vectors.iter().copied().filter(|v| *v == 1).chain(best)) {
-            let rows: Vec<_> = sparse()
-                .filter(|e| e.row.vector == Some(vector) && e.row.dtype == dtype)
-                .filter_map(|e| Some((e, e.ratio()?)))
-                .collect();
-            let Some(best) = rows.iter().max_by(|a, b| a.1.total_cmp(&b.1)) else { continue };
-            let mut ratios: Vec<_> = rows.iter().map(|r| r.1).collect();
-            let Some(Summary { min, median, .. }) = Summary::of(&mut ratios) else { continue };
-            let range = match rows.len() {
-                1 => format!("{} as fast as dense at {}", times(best.1), best.0.row.shape()),
-                many => format!(
-                    "{} to {} as fast as dense (median {} of {many} rows; the most at {})",
-                    times(min),
-                    times(best.1),
-                    times(median),
-                    best.0.row.shape()
-                ),
-            };
-            let lost = |order| {
-                let of = rows.iter().filter(|(e, _)| e.against_dense() == Some(order));
-                let named: Vec<_> = of.map(|(e, r)| format!("{} ({})", e.row.shape(), times(*r))).collect();
-                match named.len() {
-                    0..=4 => named.join(", "),
-                    many => format!("{} and {} more", named[..3].join(", "), many - 3),
-                }
-            };
-            let (slower, same) = (lost(Ordering::Greater), lost(Ordering::Equal));
-            let mut sentence = format!("{dtype}, V={vector}: {range}");
-            if rows.iter().all(|(e, _)| e.against_dense() == Some(Ordering::Less)) {
-                sentence += "; it paid in every row";
+            if let Some(verdict) = verdict(&rows_of(vector)) {
+                said.push(format!("{dtype}, V={vector}: {verdict}"));
             }
-            if !slower.is_empty() {
-                sentence += &format!("; it did not pay at {slower}");
-            }
-            if !same.is_empty() {
-                sentence += &format!("; no difference beyond the spread at {same}");
-            }
-            said.push(sentence);
         }
     }
     (!said.is_empty())
         .then(|| format!("On {place}, 2:4 against this program's own dense product: {}.", said.join(". ")))
+}
+
+/// Where rows of one pattern paid and where not. `None` where nothing was compared.
+fn verdict(rows: &[&Entry<'_>]) -> Option<String> {
+    let judged: Vec<_> = rows.iter().filter_map(|e| Some((*e, e.ratio()?, e.against_dense()))).collect();
+    if judged.is_empty() {
+        return None;
+    }
+    let with = |order| judged.iter().filter(move |(_, _, o)| *o == order).map(|(e, r, _)| (*e, *r)).collect::<Vec<_>>();
+    let named = |of: Vec<(&Entry<'_>, f64)>| {
+        let names: Vec<_> = of.iter().map(|(e, r)| format!("{} ({})", e.row.shape(), times(*r))).collect();
+        match names.len() {
+            0..=4 => names.join(", "),
+            many => format!("{} and {} more", names[..3].join(", "), many - 3),
+        }
+    };
+    let faster = with(Some(Ordering::Less));
+    let least = faster.iter().min_by(|a, b| a.1.total_cmp(&b.1));
+    let most = faster.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+    let failed: Vec<_> = rows.iter().filter(|e| !e.row.verified).map(|e| e.row.shape()).collect();
+    // The rest was not measured against dense.
+    let all = judged.len() + failed.len();
+    let mut clauses = vec![match (least, most) {
+        (Some(least), Some(most)) => {
+            let count = match faster.len() {
+                1 if all == 1 => String::new(),
+                many if many == all => format!("it paid in every one of {all} rows: "),
+                some => format!("it paid in {some} of {all} rows: "),
+            };
+            let figures = match faster.len() {
+                1 => format!("{} as fast as dense at {}", times(most.1), most.0.row.shape()),
+                _ => format!(
+                    "{} to {} as fast as dense, the most at {}",
+                    times(least.1),
+                    times(most.1),
+                    most.0.row.shape()
+                ),
+            };
+            count + &figures
+        }
+        _ => match all {
+            1 => "it did not pay in the one row".to_owned(),
+            many => format!("it paid in none of {many} rows"),
+        },
+    }];
+    for (order, what) in [
+        (Some(Ordering::Greater), "it was slower at"),
+        (Some(Ordering::Equal), "within noise at"),
+        (None, "not judged, for want of a spread:"),
+    ] {
+        let of = with(order);
+        if !of.is_empty() {
+            clauses.push(format!("{what} {}", named(of)));
+        }
+    }
+    if !failed.is_empty() {
+        clauses.push(format!("wrong results, not timed, at {}", failed.join(", ")));
+    }
+    Some(clauses.join("; "))
 }
 
 /// A wide sweep of tokens belongs on the axis of tokens, not among the bars.
@@ -133,7 +167,7 @@ pub(super) fn by_tokens(entries: &[Entry<'_>], places: &[String]) -> Result<Opti
     let mut section = Section {
         id: "tokens".into(),
         title: "Speedup against tokens: where sparse starts to pay".into(),
-        text: vec!["It pays from where on every row is faster beyond its spread.".into()],
+        text: vec!["It pays from where on every row is faster than dense beyond the noise.".into()],
         ..Section::default()
     };
     for place in places {
@@ -152,13 +186,14 @@ pub(super) fn by_tokens(entries: &[Entry<'_>], places: &[String]) -> Result<Opti
                 rows.sort_by_key(|e| e.row.n);
                 let points: Vec<_> = rows.iter().filter_map(|e| Some((e.row.n as f64, e.ratio()?))).collect();
                 let name = what(&op, vector);
-                let pays =
-                    rows.iter().rposition(|e| e.against_dense() != Some(Ordering::Less)).map_or(0, |last| last + 1);
+                // Beyond the last count at which any row does not pay: one shape can stand in several rows.
+                let last = rows.iter().rfind(|e| e.against_dense() != Some(Ordering::Less)).map_or(0, |e| e.row.n);
+                let pays = rows.partition_point(|e| e.row.n <= last);
                 if vector.is_some() {
                     text.push(match points.get(pays) {
                         Some(_) if pays == 0 => format!("{name} paid at every count"),
                         Some((n, _)) => format!("{name} paid from {n} tokens on"),
-                        None => format!("{name} was not faster beyond its spread at the largest count"),
+                        None => format!("{name} was not faster beyond the noise at the largest count"),
                     });
                 }
                 series.push(Series { ink: Ink::of(&op, vector), name, points, joined: true });
@@ -188,7 +223,9 @@ fn ends(series: &[Series]) -> Vec<(f64, f64)> {
 }
 
 /// The products of several programs on the same hardware.
-pub(super) fn programs(entries: &[Entry<'_>], places: &[String]) -> Result<Option<Section>> {
+pub(super) fn programs(entries: &[Entry<'_>]) -> Result<Option<Section>> {
+    let own = |e: &&Entry<'_>| e.machine.own;
+    let hardware = distinct(entries.iter().filter(own).chain(entries).map(|e| e.machine.hardware.clone()));
     let mut section = Section {
         id: "programs".into(),
         title: "Beside other programs on the same hardware".into(),
@@ -203,8 +240,9 @@ pub(super) fn programs(entries: &[Entry<'_>], places: &[String]) -> Result<Optio
         ..Section::default()
     };
     let head = ["shape", "type", "program", "op", "#ms", "#effective, GFLOP/s", "#vs fastest dense", "kernel", "clock"];
-    for place in places {
-        let here: Vec<_> = entries.iter().filter(|e| &e.machine.place == place && e.row.median_ms.is_some()).collect();
+    for place in &hardware {
+        let timed = |e: &&Entry<'_>| &e.machine.hardware == place && e.row.median_ms.is_some();
+        let here: Vec<_> = entries.iter().filter(timed).collect();
         let mut groups = Vec::new();
         let mut table = Table::new(place.clone(), true, &head);
         for layer in distinct(here.iter().map(|e| e.row.layer())) {
@@ -216,7 +254,7 @@ pub(super) fn programs(entries: &[Entry<'_>], places: &[String]) -> Result<Optio
             let fastest = fastest.fold(f64::INFINITY, f64::min);
             let mut once: Vec<(String, &Entry<'_>)> = Vec::new();
             for entry in &rows {
-                let name = format!("{}, {}", entry.machine.program, entry.what());
+                let name = format!("{}, {}", entry.machine.program_run(), entry.what());
                 // A dense row stands in each of a program's files: the fastest counts, as it does for the others.
                 match once.iter_mut().find(|(known, e)| *known == name && e.row.kernel == entry.row.kernel) {
                     Some((_, known)) if entry.row.median_ms < known.row.median_ms => *known = entry,
@@ -237,7 +275,7 @@ pub(super) fn programs(entries: &[Entry<'_>], places: &[String]) -> Result<Optio
                 vec![
                     e.row.shape(),
                     e.row.dtype.clone(),
-                    e.machine.program.clone(),
+                    e.machine.program_run(),
                     e.what(),
                     number(e.row.median_ms, 4),
                     number(e.row.effective_tflops.map(|t| t * 1e3), 3),
@@ -273,7 +311,8 @@ pub(super) fn machines(entries: &[Entry<'_>], places: &[String]) -> Result<Secti
         title: "Hardware side by side, and what was promised".into(),
         text: vec![
             "Every machine against its own dense product, the median over its shapes, and a line from the least to \
-             the most. Machines that measured other shapes are not strictly comparable."
+             the most. The table says how many of the rows are faster and slower beyond the noise. Machines that \
+             measured other shapes are not strictly comparable."
                 .into(),
         ],
         ..Section::default()
@@ -281,7 +320,7 @@ pub(super) fn machines(entries: &[Entry<'_>], places: &[String]) -> Result<Secti
     let mut measured = Table::new(
         "Measured: times as fast as the machine's own dense",
         false,
-        &["machine", "program", "type", "op", "#rows", "#least", "#median", "#most"],
+        &["machine", "program", "type", "op", "#rows", "#faster", "#slower", "#least", "#median", "#most"],
     );
     let mut groups = Vec::new();
     for place in places {
@@ -291,7 +330,10 @@ pub(super) fn machines(entries: &[Entry<'_>], places: &[String]) -> Result<Secti
             (e.machine.program.clone(), e.row.dtype.clone(), e.what(), Ink::of(&e.row.op, e.row.vector), e.machine.own)
         };
         for key in distinct(here.iter().map(|e| kind(e))) {
-            let mut ratios: Vec<_> = here.iter().filter(|e| kind(e) == key).filter_map(|e| e.ratio()).collect();
+            let rows: Vec<_> = here.iter().filter(|e| kind(e) == key).collect();
+            let beyond = |order| rows.iter().filter(|e| e.against_dense() == Some(order)).count();
+            let orders = [Ordering::Less, Ordering::Greater].map(beyond);
+            let mut ratios: Vec<_> = rows.iter().filter_map(|e| e.ratio()).collect();
             let Some(Summary { min, median, max, .. }) = Summary::of(&mut ratios) else { continue };
             let (program, dtype, what, ink, own) = key;
             bars.push(Bar {
@@ -301,8 +343,9 @@ pub(super) fn machines(entries: &[Entry<'_>], places: &[String]) -> Result<Secti
                 text: times(median),
             });
             let figures = [min, median, max].map(times);
-            let row = [place.clone(), program, dtype, what, ratios.len().to_string()];
-            measured.rows.push(row.into_iter().chain(figures).collect());
+            let counts = [ratios.len(), orders[0], orders[1]].map(|count| count.to_string());
+            let row = [place.clone(), program, dtype, what];
+            measured.rows.push(row.into_iter().chain(counts).chain(figures).collect());
         }
         if !bars.is_empty() {
             groups.push((place.clone(), bars));

@@ -1,16 +1,16 @@
 //! Every row as it was measured, and where each file comes from.
 
-use std::cmp::Ordering;
-
 use super::entries::Entry;
-use super::{Input, Section, Table, middle, number, times};
+use super::paths::shown;
+use super::{Input, Section, Table, compared, counted, middle, number, times};
 use crate::report::file::Times;
 
 pub(super) fn all_rows(entries: &[Entry<'_>], inputs: &[Input]) -> Section {
     let mut section = Section { id: "rows".into(), title: "All rows".into(), ..Section::default() };
     section.text.push(
         "ms: the median, and the middle half of the samples (all of them where a file says no more). vs dense: \
-         against the dense row of the same file; \"same\" where the middle halves overlap. err/bound: the largest \
+         against the dense row of the same file; \"same\" where the middle halves overlap, or the \
+         file says that the ratio is noise. err/bound: the largest \
          error over what the arithmetic may lose; 1 is the limit."
             .into(),
     );
@@ -32,17 +32,11 @@ pub(super) fn all_rows(entries: &[Entry<'_>], inputs: &[Input]) -> Section {
     for (at, input) in inputs.iter().enumerate() {
         let rows: Vec<_> = entries.iter().filter(|e| e.file == at).collect();
         let Some(first) = rows.first() else { continue };
-        let caption = format!("{}: {} on {}", input.name, first.machine.program, first.machine.place);
+        let caption = format!("{}: {} on {}", shown(&input.name), first.machine.program, first.machine.place);
         let mut table = Table::new(caption, true, &head);
         table.rows.extend(rows.iter().map(|e| {
             let row = e.row;
-            let verdict = match (e.ratio(), e.against_dense()) {
-                (None, _) => "-",
-                (_, Some(Ordering::Less)) => "faster",
-                (_, Some(Ordering::Greater)) => "slower",
-                (_, Some(Ordering::Equal)) => "same",
-                (_, None) => "spread unknown",
-            };
+            let verdict = if e.ratio().is_some() { compared(e.against_dense()) } else { "-" };
             vec![
                 row.name.clone(),
                 row.shape(),
@@ -52,11 +46,11 @@ pub(super) fn all_rows(entries: &[Entry<'_>], inputs: &[Input]) -> Section {
                 middle(Times::of(row)),
                 number(row.effective_tflops, 3),
                 number(row.executed_tflops, 3),
-                row.speedup_vs_dense.map_or_else(|| "-".into(), times),
+                e.ratio().or(row.speedup_vs_dense).map_or_else(|| "-".into(), times),
                 verdict.into(),
                 number(row.error_over_bound, 2),
                 row.kernel.clone(),
-                row.command.clone(),
+                shown(&row.command),
             ]
         }));
         section.tables.push(table);
@@ -68,25 +62,27 @@ pub(super) fn origins(inputs: &[Input]) -> Section {
     let mut section =
         Section { id: "environment".into(), title: "Environments and commands".into(), ..Section::default() };
     let head = ["file", "program", "device", "driver", "system", "sampling", "commit", "date", "command"];
+    section.text.push("Of paths outside the folder that a command ran in, the last part is shown.".into());
     let mut table = Table::new("Where each file comes from", false, &head);
     for input in inputs {
         let Some(origin) = input.file.origin() else {
             let gap = std::iter::repeat_n("-".to_owned(), head.len() - 2);
-            let row = [input.name.clone()].into_iter().chain(gap).chain([input.file.command().to_owned()]);
+            let row = [shown(&input.name)].into_iter().chain(gap).chain([shown(input.file.command())]);
             table.rows.push(row.collect());
             continue;
         };
         let or = |x: &Option<String>| x.clone().unwrap_or_else(|| "-".into());
         let libraries = origin.libraries.iter().map(|(name, version)| format!(", {name} {version}"));
-        let details: Vec<_> = [origin.simd.clone(), origin.threads.map(|t| format!("{t} threads"))]
+        let details: Vec<_> = [origin.simd.clone(), origin.threads.map(|t| counted(t, "thread"))]
             .into_iter()
             .flatten()
             .chain(origin.shader_checks.iter().map(|c| format!("{c} shaders")))
             .chain(origin.tuning.iter().map(|t| format!("tuning {t}")))
             .collect();
-        let sampling = origin.samples.zip(origin.sample_ms).map(|(n, ms)| format!("{n} samples of {ms} ms or more"));
+        let sampling =
+            origin.samples.zip(origin.sample_ms).map(|(n, ms)| format!("{} of {ms} ms or more", counted(n, "sample")));
         table.rows.push(vec![
-            input.name.clone(),
+            shown(&input.name),
             format!("{} {}{}", origin.program, origin.version, libraries.collect::<String>()),
             format!("{} ({}; {})", origin.device, origin.kind, details.join(", ")),
             [&origin.driver, &origin.backend].map(or).join(", "),
@@ -94,7 +90,7 @@ pub(super) fn origins(inputs: &[Input]) -> Section {
             or(&sampling),
             or(&origin.commit),
             origin.date.clone(),
-            origin.command.clone(),
+            shown(&origin.command),
         ]);
     }
     section.tables.push(table);

@@ -555,6 +555,24 @@ mod tests {
     }
 
     #[test]
+    fn reasons_say_which_drops_are_within_noise() {
+        let noise = |candidates: &[Candidate]| -> Vec<Candidate> {
+            let of = |c: &Candidate| Candidate { within_noise: c.layer == "a" && c.vector.is_some(), ..c.clone() };
+            candidates.iter().map(of).collect()
+        };
+        let (chosen, _) = within(&noise(&ones(&[("a", 0.001), ("b", 0.01)])), 0.1, |_| 0.0);
+        assert_eq!(reason(&chosen, "a"), "V=1: loses 0.0010 (within noise) alone, within its share of 0.0500");
+        assert_eq!(reason(&chosen, "b"), "V=1: loses 0.0100 alone, within its share of 0.0500");
+        let (none, _) = within(&noise(&ones(&[("a", 0.3)])), 0.1, |_| 0.2);
+        assert!(reason(&none, "a").starts_with("stays dense: would lose 0.3000 (within noise) alone"));
+        let both = noise(&[timed("a", (0.01, 8.0), (0.01, 8.0)), timed("b", (0.09, 4.0), (0.09, 4.0))].concat());
+        let fast = for_speedup(&both, 0.02, 20.0 / 12.0).unwrap();
+        assert_eq!(reason(&fast, "a"), "V=1: 2.000 ms less for a drop of 0.0100 (within noise)");
+        let slow = for_speedup(&both, 0.02, 20.0 / 14.0).unwrap();
+        assert!(reason(&slow, "a").contains("less would lose 0.0100 (within noise), and"), "{}", reason(&slow, "a"));
+    }
+
+    #[test]
     fn what_does_not_gain_stays_dense() {
         let slower = for_speedup(&timed("a", (0.0, 12.0), (0.0, 10.5)), 0.02, 2.0).unwrap();
         assert_eq!((names(&slower).as_str(), slower.reached), ("", false));

@@ -196,7 +196,9 @@ fn embeddings_are_those_of_sentence_transformers() {
         let rows = &expected[name];
         assert_eq!((got.cols(), rows[0].len(), model.width()), (width, width, width), "{name}");
         let off = distance(&got, |row, col| rows[row][col]);
-        assert!(off < 5e-6, "{name}: {off:.2e}");
+        // Sums of f32 in another order, in front of a Dense of 240 inputs that are not small: 8e-6. Another pooling, or a
+        // token more or less in it, is above 1e-2.
+        assert!(off < 2e-5, "{name}: {off:.2e}");
     }
 }
 

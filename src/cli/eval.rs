@@ -175,10 +175,14 @@ impl Evaluation {
             ),
         };
         let prompt = self.prompt.as_ref().map_or_else(String::new, |prompt| format!(", prompt {prompt:?}"));
+        let similarity = match self.similarity {
+            "cosine" => String::new(),
+            other => format!(", embeddings compared by {other}"),
+        };
         format!(
-            "{}, {}, on {}\n\
+            "{}, {}, on {}{prompt}{similarity}\n\
              linear layers: {}\n\
-             Spearman {:.4}, Pearson {:.4} over {} pairs, by {}{prompt}\n\
+             Spearman {:.4}, Pearson {:.4} over {} pairs\n\
              {:.0} sentences per second {speed}\n",
             self.model,
             self.dtype,
@@ -187,7 +191,6 @@ impl Evaluation {
             self.spearman,
             self.pearson,
             self.pairs,
-            self.similarity,
             self.sentences_per_second,
         )
     }

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
 use self::file::{Settings, identity, identity_of};
-use self::noise::{Bootstrap, Ranking, Statistic};
+use self::noise::{Bootstrap, Ranking, Statistic, rounded};
 use super::args::{Json, Usage, ensure_usage, lines, name_of, one_stdin, open};
 use super::eval::{Pairs, similarities_of, spearman};
 use super::{Outcome, model, progress, writable};
@@ -274,7 +274,7 @@ impl<'a> Baseline<'a> {
         let embeddings = Model::new(device, checkpoint)?.embed(&metric.texts.ids, batching)?;
         let numbers = metric.numbers(&embeddings, &embeddings)?;
         let bootstrap = Bootstrap::new(metric.statistic(), &numbers);
-        Ok(Self { metric, embeddings, value: metric.value(&numbers)?, bootstrap })
+        Ok(Self { metric, embeddings, value: rounded(metric.value(&numbers)?), bootstrap })
     }
 
     /// The metric's value on the dense model.
@@ -285,7 +285,10 @@ impl<'a> Baseline<'a> {
     /// How much lower the metric is on these embeddings of the same texts.
     fn drop(&self, embeddings: &Matrix) -> sparse24::Result<Drop> {
         let numbers = self.metric.numbers(embeddings, &self.embeddings)?;
-        Ok(Drop { drop: self.value - self.metric.value(&numbers)?, interval: self.bootstrap.interval(&numbers) })
+        Ok(Drop {
+            drop: rounded(self.value - self.metric.value(&numbers)?),
+            interval: self.bootstrap.interval(&numbers),
+        })
     }
 
     /// How much lower the metric is on another model.
@@ -479,12 +482,12 @@ fn text(result: &Sensitivity) -> String {
     let Sensitivity { settings, dense, .. } = result;
     let mut table = Table::new();
     table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-')));
-    table.set_header(["layer", "V", "drop", "95 % interval", "weights", "drop per 1 %"]);
+    table.set_header(["layer", "V", "drop", "95 % interval", "weights", "per 1 %"]);
     let share = |row: &Row| 100.0 * row.weights as f64 / result.linear_weights as f64;
     let mut rows: Vec<&Row> = result.rows.iter().collect();
     rows.sort_by(|a, b| (a.drop / share(a)).total_cmp(&(b.drop / share(b))));
     for row in rows {
-        let interval = |Interval { low, high }: Interval| format!("{low:.4} to {high:.4}");
+        let interval = |Interval { low, high }: Interval| format!("{low:.4}..{high:.4}");
         table.add_row([
             row.layer.clone(),
             row.vector.to_string(),
@@ -504,7 +507,11 @@ fn text(result: &Sensitivity) -> String {
         _ => ("1 - the mean cosine similarity to the dense model's embeddings".to_owned(), "texts"),
     };
     let (noise, all) = (result.rows.iter().filter(|row| row.is_noise()).count(), result.rows.len());
+    let unknown = result.rows.iter().filter(|row| row.within_noise.is_none()).count();
     let order = match noise {
+        0 if unknown > 0 => {
+            format!("{unknown} of {all} drops have no interval: whether they are within noise is not known")
+        }
         0 => "no drop is within noise".to_owned(),
         1 => format!("1 of {all} drops is within noise (~): its place in the order says nothing"),
         _ => format!("{noise} of {all} drops are within noise (~): their order among each other says nothing"),
@@ -513,7 +520,7 @@ fn text(result: &Sensitivity) -> String {
         "{}, {}, on {}, by {}\n\n{}\n\n\
          drop: {metric} with this layer alone pruned; below 0 is a gain\n\
          95 % interval: of the drops on {} resamples of the {drawn}; ~ marks a drop whose interval has 0 in it\n\
-         weights: the layer's share of those of all linear layers; rows are sorted by drop per weight\n\
+         weights: the layer's share of those of all linear layers; rows are sorted by drop per 1 % of them\n\
          {order}\n",
         result.model,
         settings.dtype,

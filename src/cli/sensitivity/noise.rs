@@ -28,6 +28,12 @@ impl Interval {
     }
 }
 
+/// A number to twelve decimals, far below what is measured: with so few digits JSON is read back exactly, so that a run
+/// that was interrupted and goes on writes the same file.
+pub(super) fn rounded(x: f64) -> f64 {
+    (x * 1e12).round() / 1e12
+}
+
 /// A number for each text or pair, and how numbers are drawn from them.
 #[derive(Clone, Debug)]
 pub(super) enum Statistic {
@@ -125,18 +131,18 @@ impl Bootstrap {
         Self { statistic, dense }
     }
 
-    /// The interval of the drop from the dense model's numbers to these. None where the statistic is undefined on half of
-    /// the draws or more, as for two or three pairs.
+    /// The interval of the drop from the dense model's numbers to these. None where the statistic is undefined on
+    /// a quarter of the draws or more, as for two pairs.
     pub(super) fn interval(&self, numbers: &[f64]) -> Option<Interval> {
         let pruned = resampled(&self.statistic, numbers);
         let mut drops: Vec<f64> =
             self.dense.iter().zip(pruned).filter_map(|(dense, pruned)| Some((*dense)? - pruned?)).collect();
-        if drops.len() <= RESAMPLES / 2 {
+        if drops.len() <= RESAMPLES / 4 * 3 {
             return None;
         }
         drops.sort_by(f64::total_cmp);
         let tail = (TAIL * drops.len() as f64) as usize;
-        Some(Interval { low: drops[tail], high: drops[drops.len() - 1 - tail] })
+        Some(Interval { low: rounded(drops[tail]), high: rounded(drops[drops.len() - 1 - tail]) })
     }
 }
 
@@ -155,7 +161,7 @@ mod tests {
     fn correlations_of_copies_are_those_of_the_numbers_written_out() {
         let (x, y) = (numbers(40, 5), numbers(40, 11));
         let mut space = [vec![0.0; 40], vec![0.0; 40]];
-        for round in 1..9 {
+        for round in [1, 2, 3, 5, 6, 7] {
             let counts: Vec<u32> = (0..40).map(|i| (i * round % 4) as u32).collect();
             let copies = |numbers: &[f64]| -> Vec<f64> {
                 numbers.iter().zip(&counts).flat_map(|(&x, &count)| std::iter::repeat_n(x, count as usize)).collect()

@@ -167,7 +167,7 @@ impl Settings {
     pub fn prompt(&self, name: Option<&str>) -> Result<Option<&str>> {
         let Some(name) = name.or(self.default.as_deref()).filter(|name| !name.is_empty()) else { return Ok(None) };
         match self.prompts.get(name) {
-            Some(prompt) => Ok(Some(prompt).map(String::as_str).filter(|prompt| !prompt.is_empty())),
+            Some(prompt) => Ok(Some(prompt.as_str()).filter(|prompt| !prompt.is_empty())),
             None if self.prompts.is_empty() => Err(Error::Invalid(format!("the model has no prompts, so no {name:?}"))),
             None => {
                 let known: Vec<_> = self.prompts.keys().map(|known| format!("{known:?}")).collect();

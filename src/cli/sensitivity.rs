@@ -20,7 +20,7 @@ use self::file::{Settings, identity, identity_of};
 use self::noise::{Bootstrap, Ranking, Statistic, rounded};
 use super::args::{Json, Usage, ensure_usage, lines, name_of, one_stdin, open};
 use super::eval::{Pairs, similarities_of, spearman};
-use super::{Outcome, model, progress, writable};
+use super::{Outcome, model, print, print_json, progress, writable};
 use sparse24::bert::{Batching, Calibration, Checkpoint, Inputs, Model, Probe, Similarity, Sparsity, Times, Tokenizer};
 use sparse24::choose::Candidate;
 use sparse24::engine::Device;
@@ -431,7 +431,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         })?;
         bar.finish_and_clear();
     }
-    args.json.emit(&text(&result), &result)?;
+    // The file is written as the rows come: a finished one stays as it is.
+    match args.json.on_stdout() {
+        true => print_json(&result)?,
+        false => print(&text(&result))?,
+    }
     if let Some(path) = &plot {
         let svg = plot::svg(&result)?;
         write_atomically(path, |file| file.write_all(svg.as_bytes()))?;

@@ -1,6 +1,7 @@
 //! BERT, end to end: from a folder of Hugging Face's to embeddings of texts, on any [`Device`].
 //!
 //! ```text
+//!  a folder           ─► Files       what lies where, prompts, the similarity         files
 //!  config.json        ─► Config      the sizes                                        config
 //!  tokenizer.json     ─► Tokenizer   texts to ids, ids to batches by length           tokens
 //!  model.safetensors  ─► Checkpoint  weights on the host: dense, pruned, compressed   checkpoint
@@ -9,12 +10,14 @@
 //!  ids ────────────────► Model       one Forward for each shape of a batch
 //!                          │  one submission to compute; activations stay on the device
 //!                          ▼
-//!                        embeddings  mean of the last states, of length 1 ◄─ reference, the f64 twin
+//!  modules.json       ─► Pipeline    pooling, Dense, Normalize ...                    pipeline
+//!                          ▼
+//!                        embeddings  ◄─ reference, the f64 twin
 //! ```
 //!
 //! An encoder layer is two GEMMs around attention and two of the feed-forward part, each with bias, GELU and residual in
 //! its epilogue, and two LayerNorms. Its [`Linear`]s have whichever form the checkpoint gives each of them. Padded tokens
-//! go through the GEMMs like others, but no real token attends to them and the mean leaves them out.
+//! go through the GEMMs like others, but no real token attends to them and poolings leave them out.
 //!
 //! On a GPU reading embeddings back is a submission of its own: a copy to memory that the host can see.
 //!
@@ -23,9 +26,11 @@
 mod calibrate;
 mod checkpoint;
 mod config;
+mod files;
 #[cfg(feature = "hub")]
 mod hub;
 mod permute;
+mod pipeline;
 mod probe;
 pub mod reference;
 mod stream;
@@ -33,13 +38,16 @@ mod times;
 mod tokens;
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 pub use calibrate::{Calibration, Inputs, Visit};
-pub use checkpoint::{Checkpoint, Files, LinearTensor, Sparsity};
+pub use checkpoint::{Checkpoint, LinearTensor, Sparsity};
 pub use config::{Config, NAMES, Sizes};
+pub use files::{Files, Settings, Similarity};
 pub use permute::{Kept, Permuted};
+pub use pipeline::{Pipeline, Pooling};
 pub use probe::Probe;
-pub use times::Times;
+pub use times::{Times, time_forwards};
 pub use tokens::{Batch, Batching, Tokenizer, Tokens, batches};
 
 use crate::engine::glue::{Attention, Embed, Indices, LayerNorm, Pool};
@@ -87,6 +95,7 @@ struct Parts {
     types: Tensor,
     norm: NormParts,
     layers: Vec<LayerParts>,
+    pipeline: Pipeline,
 }
 
 #[derive(Clone, Debug)]
@@ -109,6 +118,17 @@ struct LayerParts {
     ffn_in: LinearParts,
     ffn_out: LinearParts,
     output_norm: NormParts,
+}
+
+/// What [`Model::embed_timed`] says of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchTime {
+    /// Texts in it.
+    pub texts: usize,
+    /// Whether its shape was a new one, so that calls were prepared and pipelines compiled for it.
+    pub is_new: bool,
+    /// From its token ids to its embeddings on the host.
+    pub elapsed: Duration,
 }
 
 /// Which share of a forward pass a call belongs to.
@@ -144,6 +164,7 @@ impl Model {
                 .iter()
                 .map(|layer| LayerParts::new(device, &checkpoint.config, layer))
                 .collect::<Result<_>>()?,
+            pipeline: checkpoint.pipeline.clone(),
         };
         Ok(Self { parts: Arc::new(parts), pinned: false, forwards: Mutex::default() })
     }
@@ -178,20 +199,44 @@ impl Model {
         linears.map(|parts| if self.pinned { plan(&parts.linear.pinned()) } else { plan(&parts.linear) }).collect()
     }
 
-    /// Embeddings of texts given as token ids: one row of length 1 each, f32, in their order. Texts go through the model
-    /// in batches by length. An [`Error::Text`] names a text without tokens, with more than the model has positions for,
-    /// with an id outside of the vocabulary, or whose activations are not finite in their type: they overflowed it, or
-    /// sums on the way overflowed f32.
+    /// Features of an embedding.
+    pub fn width(&self) -> usize {
+        self.parts.pipeline.width(self.config().hidden())
+    }
+
+    /// Embeddings of texts given as token ids: one row of [`Model::width`] features each, f32, in their order. Texts go
+    /// through the model in batches by length. An [`Error::Text`] names a text without tokens, with more than the model has positions for,
+    /// with an id outside of the vocabulary, with no token beside its prompt's where these are not pooled, or whose
+    /// activations are not finite in their type: they overflowed it, or sums on the way overflowed f32.
     pub fn embed<T: AsRef<[u32]>>(&self, texts: &[T], batching: Batching) -> Result<Matrix> {
+        self.embed_timed(texts, batching, &mut |_| ())
+    }
+
+    /// [`Model::embed`], which says of every batch how long it took: what a program needs that reports a speed without
+    /// the time in which pipelines are compiled.
+    pub fn embed_timed<T: AsRef<[u32]>>(
+        &self,
+        texts: &[T],
+        batching: Batching,
+        done: &mut dyn FnMut(BatchTime),
+    ) -> Result<Matrix> {
         for (i, text) in texts.iter().enumerate() {
             check_ids(self.config(), text.as_ref()).map_err(|e| e.of_text(i))?;
         }
-        let width = self.config().hidden();
+        let width = self.width();
         let mut all = vec![0.0; checked_mul("embeddings", texts.len(), width)?];
         let lengths: Vec<_> = texts.iter().map(|text| text.as_ref().len()).collect();
         for batch in batches(&lengths, self.config().positions(), batching) {
+            let started = Instant::now();
             let ids: Vec<&[u32]> = batch.texts.iter().map(|&text| texts[text].as_ref()).collect();
-            let embeddings = self.forward(ids.len(), batch.seq)?.embed(&ids)?.elements().to_f32();
+            let (forward, is_new) = self.forward_or_new(ids.len(), batch.seq)?;
+            let embeddings = forward.embed(&ids).map_err(|e| match e {
+                // By its place among all texts.
+                Error::Text { text, cause } => cause.of_text(batch.texts[text]),
+                e => e,
+            })?;
+            done(BatchTime { texts: ids.len(), is_new, elapsed: started.elapsed() });
+            let embeddings = embeddings.elements().to_f32();
             for (&text, from) in batch.texts.iter().zip(embeddings.chunks_exact(width)) {
                 if !from.iter().all(|x| x.is_finite()) {
                     let dtype = self.parts.dtype;
@@ -224,6 +269,11 @@ impl Model {
     /// with it; all of them where memory is short all the same. Their calls and buffers live on as long as anybody
     /// holds them.
     pub fn forward(&self, batch: usize, seq: usize) -> Result<Arc<Forward>> {
+        Ok(self.forward_or_new(batch, seq)?.0)
+    }
+
+    /// [`Model::forward`], and whether it was prepared now.
+    fn forward_or_new(&self, batch: usize, seq: usize) -> Result<(Arc<Forward>, bool)> {
         let tokens = tokens_of(self.config(), batch, seq)?;
         let mut kept = self.forwards.lock().unwrap_or_else(PoisonError::into_inner);
         let found = kept.iter().position(|f| (f.batch(), f.seq()) == (batch, seq));
@@ -250,7 +300,7 @@ impl Model {
             }
         };
         kept.push(Arc::clone(&forward));
-        Ok(forward)
+        Ok((forward, found.is_none()))
     }
 }
 
@@ -350,6 +400,16 @@ impl States {
         device.layer_norm(&LayerNorm { x: sum, gamma: &parts.gamma, beta: &parts.beta, eps: config.eps(), y: hidden })
     }
 
+    /// The call that pools on the device, if the model wants a pooling that this can do, and what a pass ends in: the
+    /// pooled states, or those of all tokens. [`Pipeline::embeddings`] goes on from there.
+    fn exit(&self, device: &Device, config: &Config, pipeline: &Pipeline) -> Result<(Option<Prepared>, Tensor)> {
+        let &Self { batch, seq, ref lengths, hidden: ref x, .. } = self;
+        let Some(normalize) = pipeline.on_device() else { return Ok((None, x.clone())) };
+        let pooled = device.zeros(batch, config.hidden(), DType::F32)?;
+        let call = device.pool(&Pool { x, lengths, batch, seq, normalize, y: &pooled })?;
+        Ok((Some(call), pooled))
+    }
+
     /// The calls of an encoder layer, from `hidden` to `hidden`, with the part that each belongs to.
     fn layer(
         &self,
@@ -432,7 +492,8 @@ pub struct Forward {
     parts: Arc<Parts>,
     entrance: Entrance,
     states: States,
-    embeddings: Tensor,
+    /// What the last call ends in.
+    end: Tensor,
     calls: Vec<Prepared>,
     shares: Vec<Part>,
     /// Held from the writing of ids to the reading of embeddings.
@@ -444,17 +505,14 @@ impl Forward {
         let Parts { device, config, dtype, .. } = &*parts;
         let states = States::new(device, config, *dtype, batch, seq)?;
         let entrance = Entrance::new(&parts, &states)?;
-        let embeddings = device.zeros(batch, config.hidden(), DType::F32)?;
-
         let mut calls: Vec<_> = entrance.calls.iter().map(|call| (Part::Rest, call.clone())).collect();
         for layer in &parts.layers {
             calls.extend(states.layer(device, config, layer, pinned)?);
         }
-        let States { hidden: x, lengths, .. } = &states;
-        let pool = Pool { x, lengths, batch, seq, normalize: true, y: &embeddings };
-        calls.push((Part::Rest, device.pool(&pool)?));
+        let (pool, end) = states.exit(device, config, &parts.pipeline)?;
+        calls.extend(pool.map(|call| (Part::Rest, call)));
         let (shares, calls) = calls.into_iter().unzip();
-        Ok(Self { parts: Arc::clone(&parts), entrance, states, embeddings, calls, shares, turn: Mutex::default() })
+        Ok(Self { parts: Arc::clone(&parts), entrance, states, end, calls, shares, turn: Mutex::default() })
     }
 
     /// Texts of a batch.
@@ -473,7 +531,8 @@ impl Forward {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.write(texts)?;
         self.run()?;
-        self.parts.device.read(&self.embeddings)
+        let lengths: Vec<_> = texts.iter().map(|text| text.as_ref().len()).collect();
+        self.parts.pipeline.embeddings(&self.parts.device.read(&self.end)?, self.seq(), &lengths)
     }
 
     /// Gives the next runs their texts, as many as the batch has, each of 1 to [`Forward::seq`] ids below the
@@ -482,7 +541,7 @@ impl Forward {
         self.entrance.write(&self.parts, &self.states, texts)
     }
 
-    /// Computes hidden states and embeddings of the texts written last, in one submission: on a GPU returns without
+    /// Computes hidden states and [embeddings](Forward::embeddings) of the texts written last, in one submission: on a GPU returns without
     /// waiting.
     pub fn run(&self) -> Result<()> {
         self.parts.device.submit(&self.calls)
@@ -499,8 +558,9 @@ impl Forward {
         &self.states.hidden
     }
 
-    /// The embeddings, `batch x hidden`, f32, each of length 1.
-    pub fn embeddings(&self) -> &Tensor {
-        &self.embeddings
+    /// The embeddings on the device, `batch x hidden`, f32. None where the host computes a part of the way from the last
+    /// states to them, which [`Forward::embed`] does: where the model asks for more than the mean and its normalisation.
+    pub fn embeddings(&self) -> Option<&Tensor> {
+        self.parts.pipeline.all_on_device().then_some(&self.end)
     }
 }

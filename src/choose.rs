@@ -25,10 +25,20 @@ pub struct Candidate {
     pub vector: Option<VectorLen>,
     /// How much lower the metric is with this layer alone in this form; 0 for the layer as it is.
     pub drop: f64,
+    /// Whether the drop is so small for the number of texts that it may as well be none. It is used as it is all the same;
+    /// reasons mention it.
+    pub within_noise: bool,
     /// Weights of the layer, before pruning.
     pub weights: usize,
     /// How long the layer takes in this form, if that was measured.
     pub seconds: Option<f64>,
+}
+
+impl Candidate {
+    /// The drop, for people.
+    fn loss(&self) -> String {
+        format!("{:.4}{}", self.drop, if self.within_noise { " (within noise)" } else { "" })
+    }
 }
 
 /// What was chosen for one layer.
@@ -88,6 +98,7 @@ impl Chosen {
 ///     layer: layer.into(),
 ///     vector: Some(VectorLen::ONE),
 ///     drop,
+///     within_noise: false,
 ///     weights: 100,
 ///     seconds: None,
 /// });
@@ -147,7 +158,7 @@ pub fn within_drop<E: From<Error>>(
     let (taken, drop) = passed;
     let mut choices: Vec<Choice> = layers.iter().map(|layer| layer.stays("no pattern of it was measured")).collect();
     for (place, step) in steps.iter().enumerate() {
-        let alone = format!("would lose {:.4} alone", step.candidate.drop);
+        let alone = format!("would lose {} alone", step.candidate.loss());
         choices[step.at] = match failed {
             _ if place < taken => step.choice(),
             Some((count, drop)) if count == place + 1 => layers[step.at]
@@ -251,7 +262,7 @@ fn layers(candidates: &[Candidate]) -> Result<Vec<Layer<'_>>> {
     let mut layers: Vec<Layer<'_>> = Vec::new();
     let mut places = BTreeMap::new();
     for candidate in candidates {
-        let Candidate { layer: name, vector, drop, weights, seconds } = candidate;
+        let Candidate { layer: name, vector, drop, weights, seconds, .. } = candidate;
         if !drop.is_finite() || seconds.is_some_and(|s| !(s.is_finite() && s >= 0.0)) {
             return Err(Error::Invalid(format!("{}: a drop of {drop}, {seconds:?} seconds", form(name, *vector))));
         }
@@ -303,13 +314,14 @@ impl Step<'_> {
     }
 
     fn choice(&self) -> Choice {
-        let Self { candidate: Candidate { layer, vector, drop, .. }, harmless, share, .. } = self;
+        let Self { candidate, harmless, share, .. } = self;
+        let Candidate { layer, vector, drop, .. } = candidate;
         let share = match harmless {
             true => format!("within its share of {share:.4}"),
             false => format!("above its share of {share:.4}, which others leave unused"),
         };
         let vector_name = vector.map_or_else(String::new, |v| format!("V={v}: "));
-        let reason = format!("{vector_name}loses {drop:.4} alone, {share}");
+        let reason = format!("{vector_name}loses {} alone, {share}", candidate.loss());
         Choice { layer: layer.clone(), vector: *vector, drop: *drop, reason }
     }
 }
@@ -336,8 +348,8 @@ impl<'a> Timed<'a> {
     }
 
     fn choice(&self, chosen: Option<&Candidate>, speedup: f64) -> Choice {
-        if let Some(&Candidate { vector: Some(v), drop, .. }) = chosen {
-            let reason = format!("V={v}: {} less for a drop of {drop:.4}", ms(self.gain(chosen)));
+        if let Some(candidate @ &Candidate { vector: Some(v), drop, .. }) = chosen {
+            let reason = format!("V={v}: {} less for a drop of {}", ms(self.gain(chosen)), candidate.loss());
             return Choice { layer: self.layer.name.to_owned(), vector: Some(v), drop, reason };
         }
         let gain = |c: &&&Candidate| self.gain(Some(**c));
@@ -345,7 +357,7 @@ impl<'a> Timed<'a> {
         self.layer.stays(&match best {
             None => "no pattern of it was measured".to_owned(),
             Some(c) if gain(&c) > 0.0 => {
-                format!("{} less would lose {:.4}, and {speedup}x is reached without it", ms(gain(&c)), c.drop)
+                format!("{} less would lose {}, and {speedup}x is reached without it", ms(gain(&c)), c.loss())
             }
             Some(c) => format!("2:4 takes {} more", ms(-gain(&c))),
         })
@@ -368,7 +380,7 @@ mod tests {
     const ALL: VectorLen = VectorLen::ALL[5];
 
     fn candidate(layer: &str, v: Option<VectorLen>, drop: f64, weights: usize, seconds: Option<f64>) -> Candidate {
-        Candidate { layer: layer.into(), vector: v, drop, weights, seconds }
+        Candidate { layer: layer.into(), vector: v, drop, within_noise: false, weights, seconds }
     }
 
     /// Layers of 100 weights that are measured at V = 1 only.
@@ -540,6 +552,24 @@ mod tests {
         assert_eq!(names(&for_speedup(&candidates, 0.03, 30.0 / 22.0).unwrap()), "ab");
         let candidates = [&timed("a", (-0.01, 9.0), (-0.01, 9.0)), &candidates[6..]].concat();
         assert_eq!(names(&for_speedup(&candidates, 0.02, 20.0 / 14.0).unwrap()), "ab");
+    }
+
+    #[test]
+    fn reasons_say_which_drops_are_within_noise() {
+        let noise = |candidates: &[Candidate]| -> Vec<Candidate> {
+            let of = |c: &Candidate| Candidate { within_noise: c.layer == "a" && c.vector.is_some(), ..c.clone() };
+            candidates.iter().map(of).collect()
+        };
+        let (chosen, _) = within(&noise(&ones(&[("a", 0.001), ("b", 0.01)])), 0.1, |_| 0.0);
+        assert_eq!(reason(&chosen, "a"), "V=1: loses 0.0010 (within noise) alone, within its share of 0.0500");
+        assert_eq!(reason(&chosen, "b"), "V=1: loses 0.0100 alone, within its share of 0.0500");
+        let (none, _) = within(&noise(&ones(&[("a", 0.3)])), 0.1, |_| 0.2);
+        assert!(reason(&none, "a").starts_with("stays dense: would lose 0.3000 (within noise) alone"));
+        let both = noise(&[timed("a", (0.01, 8.0), (0.01, 8.0)), timed("b", (0.09, 4.0), (0.09, 4.0))].concat());
+        let fast = for_speedup(&both, 0.02, 20.0 / 12.0).unwrap();
+        assert_eq!(reason(&fast, "a"), "V=1: 2.000 ms less for a drop of 0.0100 (within noise)");
+        let slow = for_speedup(&both, 0.02, 20.0 / 14.0).unwrap();
+        assert!(reason(&slow, "a").contains("less would lose 0.0100 (within noise), and"), "{}", reason(&slow, "a"));
     }
 
     #[test]

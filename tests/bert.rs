@@ -14,7 +14,9 @@ use std::sync::Arc;
 
 use common::{allocated, callers_device, gpu, seed, submissions};
 use serde_json::json;
-use sparse24::bert::{Batching, Checkpoint, Config, Files, Model, Part, Sparsity, Tokenizer, batches, reference};
+use sparse24::bert::{
+    Batching, Checkpoint, Config, Files, Model, Part, Pipeline, Sparsity, Tokenizer, batches, reference,
+};
 use sparse24::io::{Entry, save};
 use sparse24::{DType, Device, LinearWeights, Mask, Matrix, Op, Sparse24, TensorFile, VectorLen, prune};
 use tempfile::TempDir;
@@ -205,7 +207,10 @@ fn the_calls_of_a_pass_are_told_apart() {
     let count = |part| forward.calls().filter(|(of, _)| *of == part).count();
     // Two layers of four GEMMs, one attention, two norms; embeddings and their norm before, pooling after.
     assert_eq!(Part::ALL.map(count), [8, 2, 7]);
-    assert_eq!((forward.batch(), forward.seq(), forward.embeddings().rows(), forward.hidden().rows()), (3, 5, 3, 15));
+    assert_eq!(
+        (forward.batch(), forward.seq(), forward.embeddings().unwrap().rows(), forward.hidden().rows()),
+        (3, 5, 3, 15)
+    );
 }
 
 #[test]
@@ -631,49 +636,51 @@ fn the_tokenizer_forgets_its_lengths_and_counts_what_it_cuts() {
     assert_eq!(error, "2 special tokens leave no room among 2 tokens");
 }
 
-/// What a folder of Sentence Transformers asks for is done or refused.
+/// The length and the case of texts, as a folder of Sentence Transformers asks for them. Poolings are in tests/pipeline.rs.
 #[test]
-fn another_pooling_is_refused_and_a_shorter_text_asked_for() {
+fn shorter_texts_and_lower_case_are_asked_for_by_the_folder() {
     let dir = TempDir::new().unwrap();
     TinyBert::new(0).write(dir.path());
     let files = || Files::in_folder(dir.path());
     let config = Config::load(files().config).unwrap();
-    assert_eq!((files().pooling, files().sentences), (None, None));
-    assert!(files().check_pooling().is_ok());
-    assert_eq!(files().max_tokens(&config).unwrap(), 24);
+    assert_eq!((files().modules, files().pooling, files().sentences, files().settings), (None, None, None, None));
+    assert_eq!((files().max_tokens(&config).unwrap(), files().lower_case().unwrap()), (24, false));
 
-    std::fs::create_dir(dir.path().join("1_Pooling")).unwrap();
-    let (pooling, sentences) = (dir.path().join("1_Pooling/config.json"), dir.path().join("sentence_bert_config.json"));
-    let asks = |json: serde_json::Value| {
-        std::fs::write(&pooling, json.to_string()).unwrap();
-        let checked = files().check_pooling().map_err(|e| e.to_string());
-        checked.map_err(|e| e.strip_prefix(&format!("{}: ", pooling.display())).unwrap().to_owned())
-    };
-    let refused = |what: &str| Err(format!("asks for {what}; embeddings are made by pooling_mode_mean_tokens alone"));
-    let (mean, cls) = ("pooling_mode_mean_tokens", "pooling_mode_cls_token");
-    assert_eq!(asks(json!({"word_embedding_dimension": 40, mean: true, cls: false})), Ok(()));
-    assert_eq!(asks(json!({"pooling_mode": "mean"})), Ok(()));
-    assert_eq!(asks(json!({mean: false, cls: true})), refused(cls));
-    assert_eq!(asks(json!({mean: true, cls: true})), refused(&format!("{cls} and {mean}")));
-    assert_eq!(asks(json!({mean: false})), refused("no pooling"));
-    assert_eq!(asks(json!({"pooling_mode": "cls"})), refused("pooling_mode \"cls\""));
-    assert_eq!(asks(json!([])), Err("is not a JSON object".into()));
-
+    let sentences = dir.path().join("sentence_bert_config.json");
+    let asks = |json: serde_json::Value| std::fs::write(&sentences, json.to_string()).unwrap();
     let most = |json: serde_json::Value| {
-        std::fs::write(&sentences, json.to_string()).unwrap();
+        asks(json);
         files().max_tokens(&config).map_err(|e| e.to_string())
     };
     assert_eq!(most(json!({"max_seq_length": 7, "do_lower_case": false})), Ok(7));
     assert_eq!((most(json!({"max_seq_length": 512})), most(json!({"max_seq_length": null}))), (Ok(24), Ok(24)));
     let error = format!("{}: max_seq_length is 0, expected a whole number above 0", sentences.display());
     assert_eq!(most(json!({"max_seq_length": 0})), Err(error));
+
+    // A tokenizer that keeps the case has no word for this one.
+    let mut tiny = TinyBert::new(0);
+    tiny.tokenizer["normalizer"]["lowercase"] = json!(false);
+    tiny.write(dir.path());
+    let mut ids = Vec::new();
+    for lower_case in [false, true] {
+        asks(json!({"do_lower_case": lower_case}));
+        let tokenizer = Tokenizer::load(&files().tokenizer, &config).unwrap().lower_case(files().lower_case().unwrap());
+        ids.push(tokenizer.encode(&["Cat"]).unwrap().ids.remove(0));
+    }
+    assert_eq!(ids, [[2, 1, 3], [2, 6, 3]]);
+    asks(json!({"do_lower_case": 1}));
+    let error = format!("{}: do_lower_case is 1, expected true or false", sentences.display());
+    assert_eq!(files().lower_case().unwrap_err().to_string(), error);
 }
 
 /// A mean of zeros has no direction: the twin leaves it, as the devices do.
 #[test]
 fn the_embedding_of_zeros_is_zeros() {
     let states = ndarray::Array2::zeros((3, 4));
-    assert_eq!(reference::pool(&states, [1, 2].into_iter()), ndarray::Array2::<f64>::zeros((2, 4)));
+    assert_eq!(
+        reference::pool(&Pipeline::default(), &states, [1, 2].into_iter()),
+        ndarray::Array2::<f64>::zeros((2, 4))
+    );
 }
 
 #[test]

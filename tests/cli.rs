@@ -443,8 +443,29 @@ fn embed_heeds_pooling_and_length_of_the_folder() {
     assert_eq!(lines[0].1, lines[1].1);
     fs::create_dir(dir.path().join("1_Pooling")).unwrap();
     fs::write(dir.path().join("1_Pooling/config.json"), r#"{"pooling_mode_cls_token": true}"#).unwrap();
+    let (cls, _) = embedded(sparse24(&embed));
+    let far = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(far(&cls[0].1, &lines[0].1) > 1e-2, "the first token's state is not the mean");
+    fs::write(dir.path().join("1_Pooling/config.json"), r#"{"pooling_mode": "median"}"#).unwrap();
     let stderr = sparse24(&embed).refused(1);
-    assert!(stderr.contains("1_Pooling/config.json: asks for pooling_mode_cls_token; "), "{stderr}");
+    assert!(stderr.contains("1_Pooling/config.json: asks for the pooling \"median\", which is "), "{stderr}");
+
+    // A prompt is put in front of a text, and is no part of what is printed.
+    let pooling = r#"{"pooling_mode": "mean"}"#;
+    fs::write(dir.path().join("1_Pooling/config.json"), pooling).unwrap();
+    fs::write(dir.path().join("sentence_bert_config.json"), "{}").unwrap();
+    let plain = embedded(sparse24(&["embed", "--device", "cpu", model, "--text", "the dog cat", "cat"])).0;
+    let prompts = r#"{"prompts": {"q": "the dog "}, "default_prompt_name": "q"}"#;
+    fs::write(dir.path().join("config_sentence_transformers.json"), prompts).unwrap();
+    let cat = ["embed", "--device", "cpu", model, "--text", "cat"];
+    let by_default = embedded(sparse24(&cat)).0;
+    assert_eq!(by_default[0].0, "cat");
+    assert!(far(&by_default[0].1, &plain[0].1) < 1e-6 && far(&by_default[0].1, &plain[1].1) > 1e-2);
+    let named = embedded(sparse24(&[&cat[..], &["--prompt", "q"]].concat())).0;
+    let none = embedded(sparse24(&[&cat[..], &["--prompt", ""]].concat())).0;
+    assert!(far(&named[0].1, &plain[0].1) < 1e-6 && far(&none[0].1, &plain[1].1) < 1e-6);
+    let stderr = sparse24(&[&cat[..], &["--prompt", "x"]].concat()).refused(1);
+    assert_eq!(stderr, "error: --prompt: the model has no prompt \"x\"; it has \"q\"\n");
 }
 
 /// A run whose stdin is this.
@@ -599,7 +620,7 @@ fn eval_prints_correlations_and_writes_them() {
         refused("cat,dog,1\ncat,dog\n"),
         "error: PAIRS: line 2 has 2 columns, expected sentence, sentence, score\n"
     );
-    assert_eq!(refused("cat,dog,1\n"), "error: PAIRS: 1 pairs are too few for a correlation\n");
+    assert_eq!(refused("cat,dog,1\n"), "error: PAIRS: 1 pair is too few for a correlation\n");
     assert_eq!(
         refused("cat,dog,1\ncat,ran,1\n"),
         "error: PAIRS: all scores or all similarities are the same: no correlation\n"
@@ -608,6 +629,150 @@ fn eval_prints_correlations_and_writes_them() {
     let args = ["eval", "--model", dir.path().to_str().unwrap(), "--pairs", pairs.to_str().unwrap()];
     let stderr = sparse24(&args).refused(1);
     assert!(stderr.contains("line 1") || stderr.contains("line: 1"), "{stderr}");
+}
+
+/// What the layers are is said, whether the file has them so or --sparsity made them so.
+#[test]
+fn eval_says_what_the_layers_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let [dense, pruned, mixed, pairs] = ["dense", "pruned", "mixed", "pairs.csv"].map(|name| dir.path().join(name));
+    TinyBert::new(4).write(&dense);
+    fs::write(&pairs, "the cat,the dog,1\ndog,dog,5\nthe cat sat,ran,0.5\n").unwrap();
+    let [dense, pruned, mixed, pairs] = [&dense, &pruned, &mixed, &pairs].map(|path| path.to_str().unwrap());
+    sparse24(&["prune", dense, pruned, "--vector", "8"]).fine();
+    sparse24(&["prune", dense, mixed, "--include", r"layer\.0\.(intermediate|output)", "--vector", "32"]).fine();
+    let eval = |model: &str, more: &[&str]| {
+        let args = ["eval", "--device", "cpu", "--pairs", pairs, model];
+        let text = sparse24(&[&args[..], more].concat()).fine();
+        let json = sparse24(&[&args[..], more, &["--json"]].concat()).fine();
+        (text, serde_json::from_str::<Value>(&json).unwrap())
+    };
+    for (model, more, line, sparsity) in [
+        (dense, &[][..], "dense; 12 of 12 layers", "none"),
+        (pruned, &[], "2:4, V=8, stored; 12 of 12 layers", "8:2:4"),
+        (mixed, &[], "dense; 10 of 12 layers + 2:4, V=32, stored; 2 of 12 layers", "mixed"),
+        (dense, &["--sparsity", "2:4"], "2:4, V=1, pruned by --sparsity; 12 of 12 layers", "2:4"),
+        (dense, &["--sparsity", "2:4", "--vector", "4"], "2:4, V=4, pruned by --sparsity; 12 of 12 layers", "4:2:4"),
+        (dense, &["--sparsity", "4:2:4"], "2:4, V=4, pruned by --sparsity; 12 of 12 layers", "4:2:4"),
+        (
+            mixed,
+            &["--sparsity", "2:4"],
+            "2:4, V=1, pruned by --sparsity; 10 of 12 layers + 2:4, V=32, stored; 2 of 12 layers",
+            "mixed",
+        ),
+    ] {
+        let (text, json) = eval(model, more);
+        assert!(text.contains(&format!("\nlinear layers: {line}\n")), "{text}");
+        assert_eq!(json["sparsity"], sparsity);
+        let layers: u64 = json["linear_layers"].as_array().unwrap().iter().map(|f| f["layers"].as_u64().unwrap()).sum();
+        assert_eq!(layers, 12, "{json}");
+    }
+    let (_, json) = eval(pruned, &[]);
+    assert_eq!(json["linear_layers"], json!([{"form": "2:4", "vector": 8, "stored": true, "layers": 12}]));
+
+    // Flags that clash, or that nothing is pruned by.
+    for (more, why) in [
+        (&["--vector", "4"][..], "--vector 4 is for --sparsity 2:4, which is not given"),
+        (&["--vector", "4", "--sparsity", "none"], "--vector 4 is for --sparsity 2:4, which is not given"),
+        (&["--vector", "4", "--sparsity", "8:2:4"], "--vector 4 and --sparsity 8:2:4 both say how many rows share"),
+    ] {
+        for command in [&["eval", dense, "--pairs", pairs][..], &["embed", dense, "--text", "cat"]] {
+            let stderr = sparse24(&[command, more].concat()).refused(2);
+            assert!(stderr.contains(why), "{stderr}");
+        }
+    }
+}
+
+/// The first batch of each shape is told apart from the others, and nothing is embedded twice.
+#[test]
+fn evals_speed_leaves_out_the_first_batch_of_each_shape() {
+    let dir = tempfile::tempdir().unwrap();
+    TinyBert::new(4).write(dir.path());
+    let model = dir.path().to_str().unwrap();
+    let pairs: String = (0..20).map(|i| format!("the cat,the dog {},{i}\n", "cat ".repeat(i % 3))).collect();
+    let eval = |args: &[&str]| {
+        let all = [&["eval", "--device", "cpu", "--model", model, "--pairs", "-"][..], args].concat();
+        let ran = with_stdin(command(&all), pairs.as_bytes());
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{}", ran.stdout);
+        ran.stdout
+    };
+    let json: Value = serde_json::from_str(&eval(&["--batch", "8", "--json"])).unwrap();
+    // 40 sentences of at most 8 tokens: five batches of one shape.
+    let first = &json["first_batches"];
+    assert_eq!((&first["shapes"], &first["sentences"], &json["pairs_file"]), (&json!(1), &json!(8), &json!("stdin")));
+    let [all, first, speed] =
+        [&json["seconds"], &first["seconds"], &json["sentences_per_second"]].map(|x| x.as_f64().unwrap());
+    assert!(0.0 < first && first < all, "{first} of {all}");
+    assert!((speed * (all - first) - 32.0).abs() < 1e-6, "{json}");
+    let text = eval(&["--batch", "8"]);
+    assert!(text.contains(" sentences per second (32 in ") && text.contains("the first batch of 1 shape, "), "{text}");
+    // One batch is all there is.
+    let text = eval(&["--batch", "64"]);
+    assert!(text.contains("(40 in ") && text.contains("every batch was the first of its shape"), "{text}");
+}
+
+/// Correlations are of the similarity that the model's folder names.
+#[test]
+fn eval_compares_embeddings_as_the_folder_says() {
+    let dir = tempfile::tempdir().unwrap();
+    TinyBert::new(4).write(dir.path());
+    // Embeddings of other lengths than 1, so that it matters.
+    let list = r#"[{"path": "", "type": "sentence_transformers.models.Transformer"},
+                   {"path": "1", "type": "sentence_transformers.models.Pooling"}]"#;
+    fs::write(dir.path().join("modules.json"), list).unwrap();
+    fs::create_dir(dir.path().join("1")).unwrap();
+    fs::write(dir.path().join("1/config.json"), r#"{"pooling_mode": "mean_sqrt_len_tokens"}"#).unwrap();
+    let model = dir.path().to_str().unwrap();
+    let pairs = "the cat,cat cat cat cat the,3\ndog,dog the,5\nthe cat sat,ran,0.5\nmat,cat,2\n";
+    let (lines, _) = embedded(with_stdin(
+        command(&["embed", "--device", "cpu", model, "--input", "-"]),
+        pairs
+            .split([',', '\n'])
+            .enumerate()
+            .filter(|(i, _)| i % 3 < 2)
+            .map(|(_, t)| t.to_owned() + "\n")
+            .collect::<String>()
+            .as_bytes(),
+    ));
+    let scores = [3.0, 5.0, 0.5, 2.0];
+    for (name, of) in [
+        (
+            "cosine",
+            &(|a: &[f64], b: &[f64]| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()) as &dyn Fn(&[f64], &[f64]) -> f64,
+        ),
+        ("dot", &|a, b| dot(a, b)),
+        ("euclidean", &|a, b| -(dot(a, a) + dot(b, b) - 2.0 * dot(a, b)).sqrt()),
+        ("manhattan", &|a, b| -a.iter().zip(b).map(|(a, b)| (a - b).abs()).sum::<f64>()),
+    ] {
+        let settings = format!(r#"{{"similarity_fn_name": "{name}"}}"#);
+        fs::write(dir.path().join("config_sentence_transformers.json"), settings).unwrap();
+        let ran =
+            with_stdin(command(&["eval", "--device", "cpu", model, "--pairs", "-", "--json=-"]), pairs.as_bytes());
+        let json: Value = serde_json::from_str(&ran.stdout).unwrap();
+        let x: Vec<f64> = (0..4).map(|i| of(&lines[2 * i].1, &lines[2 * i + 1].1)).collect();
+        let (mx, my) = (x.iter().sum::<f64>() / 4.0, scores.iter().sum::<f64>() / 4.0);
+        let (x, y): (Vec<_>, Vec<_>) = x.iter().zip(scores).map(|(x, y)| (x - mx, y - my)).unzip();
+        let expected = dot(&x, &y) / (dot(&x, &x) * dot(&y, &y)).sqrt();
+        assert_eq!(json["similarity"], name);
+        let got = json["pearson"].as_f64().unwrap();
+        assert!((got - expected).abs() < 1e-4, "{name}: {got}, {expected}");
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// A dash is stdout, and `--json` another name for it.
+#[test]
+fn embed_writes_to_stdout_by_every_name() {
+    let dir = tempfile::tempdir().unwrap();
+    TinyBert::new(1).write(dir.path());
+    let args = ["embed", "--device", "cpu", dir.path().to_str().unwrap(), "--text", "dog"];
+    let expected = sparse24(&args).fine();
+    for more in [&["--out", "-"][..], &["--out"], &["--json"], &["--json", "-"]] {
+        assert_eq!(sparse24(&[&args[..], more].concat()).fine(), expected, "{more:?}");
+    }
 }
 
 #[test]
@@ -726,8 +891,17 @@ fn a_model_on_the_hub_is_downloaded_once() {
     assert_eq!((lines.len(), stderr.as_str()), (1, ""));
     fs::create_dir(dir.path().join("1_Pooling")).unwrap();
     fs::write(dir.path().join("1_Pooling/config.json"), r#"{"pooling_mode_cls_token": true}"#).unwrap();
+    let (cls, _) = embedded(of_hub(&endpoint, "org/tiny"));
+    assert_ne!(cls, lines);
+    // And the folders that a list names, wherever they are.
+    let list = r#"[{"path": "", "type": "sentence_transformers.models.Transformer"},
+                   {"path": "heads/pool", "type": "sentence_transformers.models.Pooling"}]"#;
+    fs::write(dir.path().join("modules.json"), list).unwrap();
     let stderr = of_hub(&endpoint, "org/tiny").refused(1);
-    assert!(stderr.contains("asks for pooling_mode_cls_token"), "{stderr}");
+    assert!(stderr.contains("heads/pool/config.json"), "{stderr}");
+    fs::create_dir_all(dir.path().join("heads/pool")).unwrap();
+    fs::write(dir.path().join("heads/pool/config.json"), r#"{"pooling_mode": ["cls", "max"]}"#).unwrap();
+    assert_eq!(embedded(of_hub(&endpoint, "org/tiny")).0[0].1.len(), 80);
     let stderr = of_hub(&endpoint, "org/none").refused(1);
     assert!(
         stderr.starts_with("error: there is no folder org/none, and on the hub: org/none, config.json: "),

@@ -217,6 +217,8 @@ fn layers_are_chosen_by_drop_or_by_speed_and_it_says_why() {
     let printed = fine(&[&base[..], &["--max-drop", "0.3", "--vector", "1,8"]].concat());
     let chosen = &report()["chosen"];
     let drop = chosen["metric_drop"].as_f64().unwrap();
+    assert!(chosen["metric_drop_interval"]["low"].as_f64().unwrap() <= drop, "{chosen}");
+    assert!(printed.contains(" (on 95 % of resampled texts "), "{printed}");
     assert!(
         drop <= 0.3 && chosen["metric"] == "cosine" && chosen["metric_dense"].as_f64().unwrap() > 0.999,
         "{chosen}"
@@ -230,6 +232,30 @@ fn layers_are_chosen_by_drop_or_by_speed_and_it_says_why() {
 
     let error = refused(&[&base[..], &["--target-speedup", "1000", "--seq", "8", "--batch", "2"]].concat());
     assert!(error.contains("--target-speedup: 1000x cannot be reached"), "{error}");
+    // That is said before the texts are read, let alone the layers measured on them.
+    let absent = ["prune", &folder, &out, "--input", "nowhere.txt", "--device", "cpu", "--target-speedup", "1000"];
+    let error = refused(&[&absent[..], &["--seq", "8", "--batch", "2"]].concat());
+    assert!(
+        error.contains("1000x cannot be reached") && error.contains("the most that --vector 1 can do on"),
+        "{error}"
+    );
+    // Within reach or not, as the machine has it; a model that is that fast was measured again in the end.
+    let args =
+        [&base[..], &["--target-speedup", "1.0001", "--vector", "1,8,32", "--seq", "8", "--batch", "2"]].concat();
+    let output = Command::new(env!("CARGO_BIN_EXE_sparse24")).args(&args).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    if output.status.success() {
+        let chosen = &report()["chosen"];
+        let [predicted, measured] =
+            ["predicted_speedup", "measured_speedup"].map(|field| chosen[field].as_f64().unwrap());
+        assert!(predicted >= 1.0001 && measured > 0.0, "{chosen}");
+        let line = format!("a forward pass: {predicted:.2}x as fast predicted, {measured:.2}x measured\n");
+        assert!(stdout.contains(&line), "{stdout}");
+        assert_eq!(stderr.contains("warning: the pruned model was measured at"), measured < 1.0001, "{stderr}");
+        fs::remove_dir_all(&out).unwrap();
+    } else {
+        assert!(stderr.contains("1.0001x cannot be reached"), "{stderr}");
+    }
     let idle = refused(&["prune", &folder, &out, "--input", &text]);
     assert!(idle.contains("--pairs and --input are what --max-drop and --target-speedup choose by"), "{idle}");
     let blank = dir.path().join("blank.txt");

@@ -82,7 +82,7 @@ fn rows(json: &Value) -> Vec<(String, u64, f64)> {
 #[test]
 fn the_table_and_both_files_have_every_layer_in_every_pattern_that_fits() {
     let place = Place::new();
-    let text = place.fine("--pairs pairs.csv --vectors 1,4,32 --out out.json --out out.svg");
+    let text = place.fine("--pairs pairs.csv --vector 1,4,32 --json out.json --plot out.svg");
     let json = place.json("out.json");
     assert_eq!(json["schema"], "sparse24-sensitivity/1");
     assert_eq!((&json["settings"]["metric"], &json["settings"]["method"]), (&"spearman".into(), &"magnitude".into()));
@@ -106,18 +106,39 @@ fn the_table_and_both_files_have_every_layer_in_every_pattern_that_fits() {
 
     // Every row is in the table, least harm for its weights first.
     let cells = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let table: Vec<_> = cells.filter(|cells| cells.len() == 6 && cells[0].starts_with("encoder.")).collect();
+    let table: Vec<_> = cells.filter(|cells| cells.len() == 7 && cells[0].starts_with("encoder.")).collect();
     assert_eq!(table.len(), rows.len(), "{text}");
-    let harm: Vec<f64> = table.iter().map(|cells| cells[5].parse().unwrap()).collect();
+    let harm: Vec<f64> = table.iter().map(|cells| cells[6].parse().unwrap()).collect();
     assert!(harm.is_sorted() && harm[0] < harm[harm.len() - 1], "{text}");
     let (layer, v, drop) = &rows[0];
     let row = table.iter().find(|cells| cells[0] == layer && cells[1] == v.to_string()).unwrap();
-    assert_eq!((row[2], row[3]), (format!("{drop:.6}").as_str(), "19.74"));
+    assert_eq!((row[2].trim_start_matches('~'), row[4]), (format!("{drop:.6}").as_str(), "19.74"));
+    // Those within noise are marked: in the table, in what it says below, in the file and in the plot.
+    let noise: Vec<_> = json["rows"].as_array().unwrap().iter().filter(|row| row["within_noise"] == true).collect();
+    assert!(!noise.is_empty(), "eight pairs show the largest drops at most: {text}");
+    assert_eq!(table.iter().filter(|cells| cells[2].starts_with('~')).count(), noise.len(), "{text}");
+    assert!(text.contains(&format!("{} of {} drops ", noise.len(), rows.len())), "{text}");
+    for row in json["rows"].as_array().unwrap() {
+        let [low, drop, high] =
+            [&row["interval"]["low"], &row["drop"], &row["interval"]["high"]].map(|x| x.as_f64().unwrap());
+        assert!(low <= drop && drop <= high, "{row}");
+        assert_eq!(row["within_noise"], low <= 0.0 && 0.0 <= high, "{row}");
+    }
 
     let svg = fs::read_to_string(place.path("out.svg")).unwrap();
     well_formed(&svg);
     let legend = 4;
     assert_eq!(svg.matches("<circle").count(), rows.len() + legend, "{svg}");
+    let hollow =
+        svg.split("<circle").skip(1).filter(|circle| circle.split('>').next().unwrap().contains("fill=\"none\""));
+    assert_eq!(hollow.count(), noise.len(), "{svg}");
+
+    // Every text's embedding is another one: no drop of the cosine is noise.
+    let text = place.fine("--input texts.txt --vector 1 --json cosine.json");
+    assert!(text.contains("\nno drop is within noise\n"), "{text}");
+    for row in place.json("cosine.json")["rows"].as_array().unwrap() {
+        assert!(row["interval"]["low"].as_f64().unwrap() > 0.0 && row["within_noise"] == false, "{row}");
+    }
     for text in ["a &amp; &lt;b&gt;: one linear layer", "encoder.layer.1.output.dense", "V = 32", "(no unit)"] {
         assert!(svg.contains(text), "{text} is not in {svg}");
     }
@@ -150,7 +171,7 @@ fn well_formed(xml: &str) {
 #[test]
 fn drops_are_those_of_a_model_with_that_layer_alone_pruned() {
     let place = Place::new();
-    place.fine("--input texts.txt --vectors 1,32 --out out.json");
+    place.fine("--input texts.txt --vector 1,32 --json out.json");
     let json = place.json("out.json");
     assert_eq!((&json["settings"]["metric"], json["dense"].as_f64().unwrap().round()), (&"cosine".into(), 1.0));
     let files = Files::in_folder(&place.model);
@@ -174,7 +195,7 @@ fn drops_are_those_of_a_model_with_that_layer_alone_pruned() {
 #[test]
 fn an_interrupted_run_goes_on_where_it_stopped() {
     let place = Place::new();
-    let args = "--pairs pairs.csv --vectors 1,4 --out out.json";
+    let args = "--pairs pairs.csv --vector 1,4 --json out.json";
     let text = place.fine(args);
     let whole = fs::read_to_string(place.path("out.json")).unwrap();
 
@@ -194,7 +215,7 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
     TinyBert::new(24).write(&copy);
     fs::copy(place.path("pairs.csv"), place.path("other.csv")).unwrap();
     let copied = Place { dir: place.dir, model: copy };
-    let again = copied.fine("--pairs other.csv --vectors 1,4 --out out.json --out later.svg");
+    let again = copied.fine("--pairs other.csv --vector 1,4 --json out.json --plot later.svg");
     assert_eq!(again.split_once("\n").unwrap().1, text.split_once("\n").unwrap().1);
     assert_eq!(fs::read_to_string(copied.path("out.json")).unwrap(), whole);
     well_formed(&fs::read_to_string(copied.path("later.svg")).unwrap());
@@ -203,10 +224,10 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
 #[test]
 fn other_settings_than_the_files_are_refused_by_name() {
     let place = Place::new();
-    place.fine("--pairs pairs.csv --vectors 4 --out out.json");
+    place.fine("--pairs pairs.csv --vector 4 --json out.json");
     let before = fs::read(place.path("out.json")).unwrap();
     fs::write(place.path("more.csv"), format!("{PAIRS}cat,dog,2\n")).unwrap();
-    let differs = |args: &str| place.refused(&format!("{args} --vectors 4 --out out.json"));
+    let differs = |args: &str| place.refused(&format!("{args} --vector 4 --json out.json"));
     let method = differs("--pairs pairs.csv --method magnitude-l2");
     assert!(method.ends_with("choose another name: method was \"magnitude\", is \"magnitude-l2\"\n"), "{method}");
     let texts = differs("--pairs more.csv");
@@ -236,7 +257,7 @@ fn methods_that_read_inputs_are_calibrated_once_for_all_patterns() {
     let drops = |args: &str| -> Vec<f64> {
         let out = place.path("out.json");
         let _ = fs::remove_file(&out);
-        place.fine(&format!("{args} --input texts.txt --vectors 1,4 --out out.json"));
+        place.fine(&format!("{args} --input texts.txt --vector 1,4 --json out.json"));
         rows(&place.json("out.json")).into_iter().map(|(.., drop)| drop).collect()
     };
     let magnitude = drops("");
@@ -250,24 +271,65 @@ fn methods_that_read_inputs_are_calibrated_once_for_all_patterns() {
 #[test]
 fn what_is_missing_or_of_no_use_is_said() {
     let place = Place::new();
-    for (args, error) in [
-        ("", "--pairs or --input is needed"),
-        ("--pairs none.csv", "cannot read none.csv"),
-        ("--pairs pairs.csv --method wanda", "the method wanda needs --calibration"),
-        ("--pairs pairs.csv --calibration texts.txt", "the method magnitude reads no inputs"),
-        ("--pairs pairs.csv --out out.txt", "out.txt ends neither in .json nor in .svg"),
-        ("--pairs pairs.csv --out a.json --out b.json", "are of one kind"),
-        ("--pairs pairs.csv --sparsity 2:4", "has no dense linear layers to prune"),
+    for (args, code, error) in [
+        ("", 2, "--pairs or --input is needed"),
+        ("--pairs none.csv", 1, "cannot read none.csv"),
+        ("--pairs pairs.csv --method wanda", 2, "the method wanda needs --calibration"),
+        ("--pairs pairs.csv --calibration texts.txt", 2, "the method magnitude reads no inputs"),
+        ("--pairs pairs.csv --json out.txt", 2, "must end in .json"),
+        ("--pairs pairs.csv --plot out.json", 2, "must end in .svg"),
+        ("--pairs - --method wanda --calibration -", 2, "stdin can be read once: --pairs and --calibration are both"),
+        ("--pairs pairs.csv --sparsity 2:4", 1, "has no dense linear layers to prune"),
+        ("--pairs a --input b", 2, "cannot be used with"),
+        ("--vector 3 --pairs pairs.csv", 2, "vector length 3"),
     ] {
-        let stderr = place.refused(args);
+        let (exit, stdout, stderr) = place.run(args);
+        assert_eq!((exit, stdout.as_str()), (code, ""), "{args}: {stderr}");
         assert!(stderr.contains(error), "{args}: {stderr}");
     }
-    for args in ["--pairs a --input b", "--vectors 3 --pairs pairs.csv"] {
-        assert_eq!(place.run(args).0, 2, "{args}");
-    }
     let help = place.fine("--help");
-    assert!(help.contains("Examples:\n  sparse24 sensitivity") && help.contains("--vectors"), "{help}");
+    assert!(help.contains("Examples:\n  sparse24 sensitivity") && help.contains("--vector"), "{help}");
     assert!(!exists_other_than_inputs(place.dir.path()));
+}
+
+/// `-` is stdin and stdout, the old name of --vector works, and a run on another copy of the texts goes on.
+#[test]
+fn pairs_come_from_stdin_and_json_goes_to_stdout() {
+    let place = Place::new();
+    let table = place.fine("--pairs pairs.csv --vector 4 --json out.json");
+    let whole = place.json("out.json");
+    let from_stdin = |args: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
+        command.args(["sensitivity", "--device", "cpu", "--threads", "1"]).arg(&place.model);
+        command.args(args.split_whitespace()).current_dir(&place.dir);
+        command.stdin(fs::File::open(place.path("pairs.csv")).unwrap());
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let json: Value = serde_json::from_str(&from_stdin("--pairs - --vectors 4 --json")).unwrap();
+    assert_eq!(json, whole);
+    assert_eq!(from_stdin("--pairs - --vector 4 --json out.json"), table);
+    assert_eq!(place.json("out.json"), whole);
+}
+
+/// A file from before there were intervals is taken as it is.
+#[test]
+fn rows_without_an_interval_are_shown_without_one() {
+    let place = Place::new();
+    place.fine("--pairs pairs.csv --vector 4 --json out.json");
+    let mut old = place.json("out.json");
+    for row in old["rows"].as_array_mut().unwrap() {
+        let row = row.as_object_mut().unwrap();
+        assert!(row.remove("interval").is_some() && row.remove("within_noise").is_some());
+    }
+    let settings = old["settings"].as_object_mut().unwrap();
+    assert!(settings.remove("similarity").is_some() && settings.remove("prompt").is_some());
+    fs::write(place.path("out.json"), old.to_string()).unwrap();
+    let text = place.fine("--pairs pairs.csv --vector 4 --json out.json --plot out.svg");
+    assert!(text.contains(" — ") && text.contains("\n8 of 8 drops have no interval"), "{text}");
+    assert!(text.lines().all(|line| !line.contains("encoder.") || !line.contains('~')), "{text}");
+    well_formed(&fs::read_to_string(place.path("out.svg")).unwrap());
 }
 
 /// Whether a run that failed left a file behind.

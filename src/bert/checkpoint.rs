@@ -9,101 +9,17 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use serde_json::Value;
-
 use super::config::Config;
+use super::files::Files;
+use super::pipeline::Pipeline;
 use crate::error::{Error, Result, expect_shape};
 use crate::format::Sparse24;
-use crate::io::{Item, Source, Stored, weights_in};
+use crate::io::{Item, Source, Stored};
 use crate::linear::LinearWeights;
 use crate::mask::{Mask, VectorLen};
 use crate::matrix::{DType, Element, Elements, Matrix, each_dtype};
 use crate::measure;
 use crate::prune;
-
-/// Where the parts of a model lie.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Files {
-    /// `config.json`.
-    pub config: PathBuf,
-    /// `tokenizer.json`.
-    pub tokenizer: PathBuf,
-    /// `model.safetensors`, or the index of its shards, `model.safetensors.index.json`.
-    pub weights: PathBuf,
-    /// `1_Pooling/config.json` of Sentence Transformers, if there is one: see [`Files::check_pooling`].
-    pub pooling: Option<PathBuf>,
-    /// `sentence_bert_config.json` of Sentence Transformers, if there is one: see [`Files::max_tokens`].
-    pub sentences: Option<PathBuf>,
-}
-
-/// Where [`Files::pooling`] lies in a folder.
-pub(super) const POOLING: &str = "1_Pooling/config.json";
-/// Where [`Files::sentences`] lies.
-pub(super) const SENTENCES: &str = "sentence_bert_config.json";
-
-impl Files {
-    /// Those of a folder, by the names that Hugging Face gives them. Whether they are there shows when they are read; of
-    /// the optional ones, now.
-    pub fn in_folder(folder: impl AsRef<Path>) -> Self {
-        let folder = folder.as_ref();
-        Self {
-            config: folder.join("config.json"),
-            tokenizer: folder.join("tokenizer.json"),
-            weights: weights_in(folder),
-            pooling: Some(folder.join(POOLING)).filter(|file| file.exists()),
-            sentences: Some(folder.join(SENTENCES)).filter(|file| file.exists()),
-        }
-    }
-
-    /// An error if the model wants another embedding of a text than the mean of its tokens' last states, which is what
-    /// [`Model`](super::Model) makes; it says what is asked for. Fine where nothing is.
-    pub fn check_pooling(&self) -> Result<()> {
-        let Some(path) = &self.pooling else { return Ok(()) };
-        let json = object(path)?;
-        let refused = |asked: String| {
-            Err(Error::file(path, format!("asks for {asked}; embeddings are made by pooling_mode_mean_tokens alone")))
-        };
-        const MEAN: &str = "pooling_mode_mean_tokens";
-        let on = |(key, value): (&String, &Value)| {
-            (key.starts_with("pooling_mode_") && *value == Value::Bool(true)).then(|| key.clone())
-        };
-        let asked: Vec<_> = json.iter().filter_map(on).collect();
-        if json.get(MEAN) == Some(&Value::Bool(false)) && asked.is_empty() {
-            return refused("no pooling".into());
-        }
-        if asked.iter().any(|key| key != MEAN) {
-            return refused(asked.join(" and "));
-        }
-        // As newer versions say it.
-        match json.get("pooling_mode") {
-            Some(mode) if !mode.is_null() && *mode != "mean" => refused(format!("pooling_mode {mode}")),
-            _ => Ok(()),
-        }
-    }
-
-    /// The most tokens of a text: the smaller of what the model has positions for and the `max_seq_length` of
-    /// [`Files::sentences`]. For [`Tokenizer::truncated_at`](super::Tokenizer::truncated_at).
-    pub fn max_tokens(&self, config: &Config) -> Result<usize> {
-        let Some(path) = &self.sentences else { return Ok(config.positions()) };
-        match object(path)?.get("max_seq_length") {
-            None | Some(Value::Null) => Ok(config.positions()),
-            Some(value) => match value.as_u64().filter(|&tokens| tokens > 0) {
-                Some(tokens) => Ok(usize::try_from(tokens).map_or(config.positions(), |t| t.min(config.positions()))),
-                None => Err(Error::file(path, format!("max_seq_length is {value}, expected a whole number above 0"))),
-            },
-        }
-    }
-}
-
-/// A file that holds a JSON object.
-fn object(path: &Path) -> Result<serde_json::Map<String, Value>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    match serde_json::from_str(&text) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => Err(Error::file(path, "is not a JSON object")),
-        Err(e) => Err(Error::file(path, e.to_string())),
-    }
-}
 
 /// What to prune dense linear layers to, by magnitude: `none`, `2:4`, or `V:2:4` where V rows share a pattern.
 ///
@@ -241,6 +157,7 @@ pub struct Checkpoint {
     pub(super) types: Matrix,
     pub(super) norm: Norm,
     pub(super) layers: Vec<Layer>,
+    pub(super) pipeline: Pipeline,
 }
 
 impl Checkpoint {
@@ -250,7 +167,8 @@ impl Checkpoint {
     /// `files.weights` and `over` may be a file, a folder or the index of shards, in any form that a
     /// [`Source`](crate::io::Source) knows. Linear layers that are stored compressed stay so, those with a mask of
     /// torch's keep it to be applied while they are used, and those with a mask of ASP's are compressed if that is 2:4.
-    /// Compressed layers may lack the `.weight` in their names.
+    /// Compressed layers may lack the `.weight` in their names. What follows the encoder is read, too: see
+    /// [`Pipeline::load`] and its errors.
     ///
     /// `over` is asked first for every tensor; what it lacks comes from `files.weights`, which need not be there if it
     /// lacks nothing. Q, K and V become one layer: 2:4 if all three are, with the longest vector that fits them; masked
@@ -288,6 +206,7 @@ impl Checkpoint {
             types: reader.matrix("embeddings.token_type_embeddings.weight", s.types, d)?,
             norm: reader.norm("embeddings.LayerNorm", d)?,
             layers,
+            pipeline: Pipeline::load(files, d)?,
         })
     }
 
@@ -327,6 +246,7 @@ impl Checkpoint {
             types: draw(s.types, d, dtype, 0.0)?,
             norm: Norm { gamma: draw(1, d, DType::F32, 1.0)?, beta: draw(1, d, DType::F32, 0.0)? },
             layers,
+            pipeline: Pipeline::default(),
         })
     }
 
@@ -338,6 +258,16 @@ impl Checkpoint {
     /// Element type of tables and linear weights, and of a model's activations.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// What turns the last states into embeddings.
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
+    }
+
+    /// The same, to be told how many tokens a prompt has ([`Pipeline::set_prompt_tokens`]).
+    pub fn pipeline_mut(&mut self) -> &mut Pipeline {
+        &mut self.pipeline
     }
 
     /// Every linear layer by name, in the order in which they run: `encoder.layer.0.attention.self.qkv` and so on.
@@ -469,7 +399,7 @@ fn find<'a>(source: &'a Source, names: &[&str]) -> Option<&'a Item> {
 }
 
 /// What to take tensors from, in the order in which it is asked, and the type that they are rounded to.
-struct Reader {
+pub(super) struct Reader {
     sources: Vec<Source>,
     /// The model's own file, where there is none.
     absent: Option<PathBuf>,
@@ -477,6 +407,11 @@ struct Reader {
 }
 
 impl Reader {
+    /// One that asks a single source.
+    pub(super) fn of(source: Source, dtype: DType) -> Self {
+        Self { sources: vec![source], absent: None, dtype }
+    }
+
     /// What there is no tensor for.
     fn missing(&self, name: &str, shape: &[usize]) -> Error {
         let files: Vec<_> = self.sources.iter().map(|s| s.path().display().to_string()).collect();
@@ -524,7 +459,7 @@ impl Reader {
         self.tensor(&[name], &[rows, cols], self.dtype)
     }
 
-    fn norm(&self, name: &str, len: usize) -> Result<Norm> {
+    pub(super) fn norm(&self, name: &str, len: usize) -> Result<Norm> {
         // The second names are those of checkpoints converted from TensorFlow.
         let vector = |new: &str, old: &str| {
             self.tensor(&[&format!("{name}.{new}"), &format!("{name}.{old}")], &[len], DType::F32)
@@ -532,7 +467,7 @@ impl Reader {
         Ok(Norm { gamma: vector("weight", "gamma")?, beta: vector("bias", "beta")? })
     }
 
-    fn bias(&self, name: &str, len: usize) -> Result<Matrix> {
+    pub(super) fn bias(&self, name: &str, len: usize) -> Result<Matrix> {
         self.tensor(&[&format!("{name}.bias")], &[len], DType::F32)
     }
 
@@ -541,7 +476,7 @@ impl Reader {
     }
 
     /// The weights of a layer from the first source that has them, in whichever form.
-    fn weights(&self, name: &str, m: usize, k: usize) -> Result<LinearWeights> {
+    pub(super) fn weights(&self, name: &str, m: usize, k: usize) -> Result<LinearWeights> {
         let (source, item) = self.item(&[&format!("{name}.weight"), name], &[m, k])?;
         let named = |e: Error| e.in_tensor(source.path_of(item), &item.name);
         let weights = match item.stored {

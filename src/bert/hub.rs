@@ -3,9 +3,11 @@
 //! Invariant: what was downloaded before is not asked for again (the hub's own cache, `HF_HOME`). The cache does not
 //! remember what a model lacks, so that an optional file that is not in it is asked for each time.
 
+use std::path::{Path, PathBuf};
+
 use hf_hub::api::sync::ApiError;
 
-use super::checkpoint::{Files, POOLING, SENTENCES};
+use super::files::{Files, MODULES, POOLING, SENTENCES, SETTINGS, modules_of};
 use crate::error::{Error, Result};
 
 impl Files {
@@ -28,7 +30,22 @@ impl Files {
         let repository = api.map_err(|e| fail("the hub", e))?.model(name.to_owned());
         let get = |file: &str| repository.get(file).map_err(|e| fail(file, e));
         const WEIGHTS: &str = "model.safetensors";
-        let cached = hf_hub::Cache::from_env().model(name.to_owned()).get(WEIGHTS).is_some();
+        // Names on the hub have slashes on every system.
+        let below = |folder: &Path, file: &str| {
+            let parts = folder.components().filter_map(|part| match part {
+                std::path::Component::Normal(part) => part.to_str(),
+                _ => None,
+            });
+            parts.chain([file]).collect::<Vec<_>>().join("/")
+        };
+        // The folders of the modules, the transformer's first: where there is no list, it is the model's own.
+        let folders = |modules: Option<&Path>| -> Result<Vec<PathBuf>> {
+            let listed = modules.map(modules_of).transpose()?;
+            Ok(listed.map_or(vec![PathBuf::new()], |all| all.into_iter().map(|module| module.folder).collect()))
+        };
+        let cache = hf_hub::Cache::from_env().model(name.to_owned());
+        let known = folders(cache.get(MODULES).as_deref())?;
+        let cached = cache.get(&below(&known[0], WEIGHTS)).is_some();
         let optional = |file: &str| match repository.get(file) {
             Ok(path) => Ok(Some(path)),
             Err(_) if cached => Ok(None),
@@ -36,13 +53,23 @@ impl Files {
             Err(ApiError::RequestError(e)) if e.to_string().ends_with("404") => Ok(None),
             Err(e) => Err(fail(file, e)),
         };
+        let modules = optional(MODULES)?;
+        let folders = folders(modules.as_deref())?;
+        let transformer = &folders[0];
+        // Which of both a module needs is for the pipeline to say, when it reads them.
+        for folder in &folders[1..] {
+            optional(&below(folder, "config.json"))?;
+            optional(&below(folder, WEIGHTS))?;
+        }
         Ok(Self {
-            config: get("config.json")?,
-            tokenizer: get("tokenizer.json")?,
+            config: get(&below(transformer, "config.json"))?,
+            tokenizer: get(&below(transformer, "tokenizer.json"))?,
+            modules,
             pooling: optional(POOLING)?,
-            sentences: optional(SENTENCES)?,
+            sentences: optional(&below(transformer, SENTENCES))?,
+            settings: optional(SETTINGS)?,
             // The last: where the cache has them, it has all.
-            weights: get(WEIGHTS)?,
+            weights: get(&below(transformer, WEIGHTS))?,
         })
     }
 }

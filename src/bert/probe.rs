@@ -9,11 +9,10 @@ use std::sync::Arc;
 use super::checkpoint::{self, Checkpoint};
 use super::stream::Streams;
 use super::{Batching, LayerParts, LinearParts, Model, Parts, States};
-use crate::engine::glue::Pool;
 use crate::engine::{Device, Prepared};
 use crate::error::{Error, Result, checked_mul};
 use crate::linear::LinearWeights;
-use crate::matrix::{DType, Elements, Matrix};
+use crate::matrix::{Elements, Matrix};
 
 /// Texts on their way through a model of which one linear layer at a time is replaced.
 ///
@@ -74,7 +73,7 @@ impl<'a> Probe<'a> {
         let LinearParts { linear: old, .. } = layer.linears_mut()[linear];
         *old = parts.device.linear(weights, old.epilogue());
 
-        let Parts { device, config, dtype, .. } = &*parts;
+        let Parts { device, config, dtype, pipeline, .. } = &*parts;
         let along = |states: &States, layers: &mut dyn Iterator<Item = &LayerParts>| -> Result<Vec<Prepared>> {
             let mut calls = Vec::new();
             for layer in layers {
@@ -93,19 +92,21 @@ impl<'a> Probe<'a> {
             self.streams.set(moved);
             self.at = i;
         }
-        let width = config.hidden();
+        let width = pipeline.width(config.hidden());
         let mut all = vec![0.0; checked_mul("embeddings", self.streams.texts(), width)?];
         let prepare = |states: &States| {
             let mut calls = along(states, &mut [&layer].into_iter().chain(after))?;
-            let &States { batch, seq, ref lengths, hidden: ref x, .. } = states;
-            let embeddings = device.zeros(batch, width, DType::F32)?;
-            calls.push(device.pool(&Pool { x, lengths, batch, seq, normalize: true, y: &embeddings })?);
-            Ok((vec![calls], embeddings))
+            let (pool, end) = states.exit(device, config, pipeline)?;
+            calls.extend(pool);
+            Ok((vec![calls], end))
         };
-        self.streams.run(device, config, *dtype, prepare, |stream, embeddings| {
-            let embeddings: Vec<f32> = embeddings.iter().flat_map(|of| of.elements().to_f32()).collect();
-            for (&text, from) in stream.texts.iter().zip(embeddings.chunks_exact(width)) {
-                all[text * width..][..width].copy_from_slice(from);
+        self.streams.run(device, config, *dtype, prepare, |stream, ends| {
+            let lengths: Vec<_> = stream.lengths.iter().map(|&length| length as usize).collect();
+            for end in &ends {
+                let embeddings = pipeline.embeddings(end, stream.seq, &lengths)?.elements().to_f32();
+                for (&text, from) in stream.texts.iter().zip(embeddings.chunks_exact(width)) {
+                    all[text * width..][..width].copy_from_slice(from);
+                }
             }
             Ok(())
         })?;

@@ -17,9 +17,9 @@ pub(super) struct Stream {
     /// Which texts these are.
     pub(super) texts: Vec<usize>,
     /// Tokens of each.
-    lengths: Vec<u32>,
+    pub(super) lengths: Vec<u32>,
     /// Tokens of each with padding.
-    seq: usize,
+    pub(super) seq: usize,
     /// `texts · seq x hidden`, once for each model that the texts go through.
     pub(super) states: Vec<Matrix>,
 }

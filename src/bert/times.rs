@@ -66,6 +66,42 @@ impl<'a> Subject<'a> {
     }
 }
 
+/// Times whole forward passes of `batch` texts of `seq` tokens by several models, whose samples take turns: the median of
+/// each, in seconds. Linear layers have the form that the planner gives them, as everywhere else.
+///
+/// ```
+/// use sparse24::bert::{Checkpoint, Config, Sizes, Sparsity, time_forwards};
+/// use sparse24::{Activation, DType, Device, VectorLen, measure::Policy};
+/// let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 2, heads: 2, intermediate: 16, positions: 4, types: 1 };
+/// let dense = Checkpoint::random(Config::new(sizes, 1e-12, Activation::Gelu)?, DType::F32, 24)?;
+/// let mut pruned = dense.clone();
+/// pruned.prune(Sparsity::TwoFour(VectorLen::ONE))?;
+/// let times = time_forwards(&Device::cpu()?, &[&dense, &pruned], 2, 4, &Policy::QUICK)?;
+/// assert!(times.len() == 2 && times.iter().all(|&seconds| seconds > 0.0));
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+pub fn time_forwards(
+    device: &Device,
+    checkpoints: &[&Checkpoint],
+    batch: usize,
+    seq: usize,
+    policy: &Policy,
+) -> Result<Vec<f64>> {
+    let forwards: Vec<_> = checkpoints
+        .iter()
+        .map(|checkpoint| Model::new(device, checkpoint)?.forward(batch, seq))
+        .collect::<Result<_>>()?;
+    let subjects = forwards.iter().map(|forward| {
+        let calls = forward.calls().map(|(_, call)| call).collect();
+        Subject::new(device, calls, policy)
+    });
+    let mut subjects: Vec<_> = subjects.collect::<Result<_>>()?;
+    for _ in 0..policy.samples.max(1) {
+        subjects.iter_mut().try_for_each(|subject| subject.sample(device))?;
+    }
+    Ok(subjects.iter_mut().map(|subject| measure::median(&mut subject.samples)).collect())
+}
+
 impl Checkpoint {
     /// Times forward passes of `batch` texts of `seq` tokens, and their linear layers: dense, and pruned in each of these
     /// patterns by magnitude, which takes as long as any other mask. Q, K and V get the longest pattern that

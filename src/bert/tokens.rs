@@ -19,6 +19,9 @@ const MOST_UNUSED: usize = 128;
 pub struct Tokenizer {
     tokenizer: tokenizers::Tokenizer,
     max_tokens: usize,
+    lower_case: bool,
+    /// What is put in front of every text.
+    prompt: String,
 }
 
 /// Texts as token ids.
@@ -50,14 +53,14 @@ impl Tokenizer {
             return Err(fail(format!("the tokenizer has {ids} ids, the model's vocab_size is {rows}")));
         }
         tokenizer.with_padding(None);
-        let whole = Self { tokenizer, max_tokens: usize::MAX };
+        let whole = Self { tokenizer, max_tokens: usize::MAX, lower_case: false, prompt: String::new() };
         whole.truncated_at(config.positions()).map_err(|e| fail(e.to_string()))
     }
 
     /// The same tokenizer, which truncates texts at `tokens` tokens, special ones included, or where it did if that is
     /// less. An error if special tokens alone are as many.
     pub fn truncated_at(self, tokens: usize) -> Result<Self> {
-        let Self { mut tokenizer, max_tokens } = self;
+        let Self { mut tokenizer, max_tokens, lower_case, prompt } = self;
         let max_tokens = max_tokens.min(tokens);
         // The library subtracts without looking.
         let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(false));
@@ -71,7 +74,7 @@ impl Tokenizer {
             direction: TruncationDirection::Right,
         };
         tokenizer.with_truncation(Some(truncation)).map_err(|e| Error::Invalid(e.to_string()))?;
-        Ok(Self { tokenizer, max_tokens })
+        Ok(Self { tokenizer, max_tokens, lower_case, prompt })
     }
 
     /// The most tokens that it makes of a text.
@@ -79,11 +82,45 @@ impl Tokenizer {
         self.max_tokens
     }
 
-    /// The ids of texts, special tokens included: an empty text is its special tokens, `[CLS] [SEP]`. An error for a
+    /// The same tokenizer, which makes texts lower case first, or does not.
+    pub fn lower_case(self, lower_case: bool) -> Self {
+        Self { lower_case, ..self }
+    }
+
+    /// The same tokenizer, which puts a prompt in front of every text, with nothing in between.
+    pub fn with_prompt(self, prompt: &str) -> Self {
+        Self { prompt: prompt.to_owned(), ..self }
+    }
+
+    /// How many tokens at the start of every text are those of the prompt, special ones before it included: as many as
+    /// the prompt alone has, without a special one at its end. For
+    /// [`Pipeline::set_prompt_tokens`](super::Pipeline::set_prompt_tokens).
+    pub fn prompt_tokens(&self) -> Result<usize> {
+        if self.prompt.is_empty() {
+            return Ok(0);
+        }
+        let encoded = self.tokenizer.encode(self.prepared(""), true);
+        let encoded = encoded.map_err(|e| Error::Invalid(format!("cannot tokenize the prompt: {e}")))?;
+        let special_end = encoded.get_special_tokens_mask().last() == Some(&1);
+        Ok(encoded.len() - usize::from(special_end))
+    }
+
+    /// A text as the tokenizer gets it.
+    fn prepared(&self, text: &str) -> String {
+        let text = format!("{}{text}", self.prompt);
+        if self.lower_case { text.to_lowercase() } else { text }
+    }
+
+    /// The ids of texts with their prompt, special tokens included: an empty text is its special tokens, `[CLS] [SEP]`. An error for a
     /// text without any token, which a tokenizer that adds none may give.
     pub fn encode<S: AsRef<str>>(&self, texts: &[S]) -> Result<Tokens> {
-        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
-        let encoded = self.tokenizer.encode_batch_fast(texts, true);
+        let encoded = if self.lower_case || !self.prompt.is_empty() {
+            let texts: Vec<String> = texts.iter().map(|text| self.prepared(text.as_ref())).collect();
+            self.tokenizer.encode_batch_fast(texts, true)
+        } else {
+            let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+            self.tokenizer.encode_batch_fast(texts, true)
+        };
         let encoded = encoded.map_err(|e| Error::Invalid(format!("cannot tokenize: {e}")))?;
         let truncated = encoded.iter().filter(|text| !text.get_overflowing().is_empty()).count();
         let ids: Vec<_> = encoded.iter().map(|text| text.get_ids().to_vec()).collect();

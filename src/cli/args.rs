@@ -180,7 +180,7 @@ pub(super) fn read_lines(input: &Path) -> Result<Vec<String>> {
 
 /// The lines of a text file, without their ends and the byte-order mark that some editors begin it with. An error names
 /// the line that is not UTF-8.
-fn lines(mut from: impl BufRead) -> Result<Vec<String>> {
+pub(super) fn lines(mut from: impl BufRead) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     loop {
         let mut line = Vec::new();

@@ -13,24 +13,29 @@ use super::args::Json;
 use super::bench::command_line;
 use super::{Outcome, args, model, progress};
 use sparse24::Matrix;
+use sparse24::bert::Similarity;
 use sparse24::engine::{Device, DeviceInfo};
 use sparse24::report::Environment;
 
 /// Compare a model's similarities of pairs of sentences with scores that people gave them.
 ///
-/// Reads a CSV file with the columns sentence, sentence, score, prints Spearman's and Pearson's correlation of the
-/// scores with the cosine similarity of the embeddings, and the sentences embedded per second (tokenising included,
-/// loading not). Before the clock starts, the first 4096 sentences are embedded once, so that pipelines are compiled and
-/// weights uploaded. The schema of the JSON is sparse24-eval/1.
+/// Reads a CSV file with the columns sentence, sentence, score, and prints Spearman's and Pearson's correlation of the
+/// scores with the similarity of the embeddings: the cosine, unless the model's folder names another.
+///
+/// The sentences per second are those of all batches but the first of each shape (a shape is a number of sentences and of
+/// tokens): while that one runs, pipelines are compiled and weights uploaded, and its seconds are printed apart. Tokenising
+/// is a part of the seconds, loading the model is not. The schema of the JSON is sparse24-eval/1.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   sparse24 eval --model model/minilm --pairs stsb-dev.csv
-  sparse24 eval --model model/minilm --sparsity 2:4 --pairs stsb-dev.csv --json eval.json")]
+  sparse24 eval --model model/minilm --sparsity 2:4 --vector 32 --pairs stsb-dev.csv --json eval.json")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: model::ModelArgs,
-    /// CSV file, UTF-8: two sentences and a score on each line. A first line whose third column is no number is a
-    /// header.
+    #[command(flatten)]
+    sparsity: model::SparsityArgs,
+    /// CSV file, UTF-8, or `-` for stdin: two sentences and a score on each line. A first line whose third column is no
+    /// number is a header.
     #[arg(long, value_name = "CSV")]
     pairs: PathBuf,
     #[command(flatten)]
@@ -45,7 +50,13 @@ struct Evaluation {
     environment: Environment,
     model: String,
     weights: Option<String>,
+    /// Of all linear layers as they ran: `none`, `2:4`, `V:2:4`, `masked` or `mixed`.
     sparsity: String,
+    linear_layers: Vec<model::Form>,
+    /// What was put in front of every sentence.
+    prompt: Option<String>,
+    /// What of two embeddings the correlations are of.
+    similarity: &'static str,
     dtype: String,
     device: String,
     threads: Option<usize>,
@@ -56,8 +67,20 @@ struct Evaluation {
     pearson: f64,
     sentences: usize,
     truncated: usize,
+    /// Of all sentences, from the first one's tokens to the last one's embedding.
     seconds: f64,
+    /// Of them, those in the first batch of each shape, and the time that these batches took.
+    first_batches: FirstBatches,
+    /// Without the first batches; of all sentences where there are no others.
     sentences_per_second: f64,
+}
+
+/// The first batch of each shape, which compiles pipelines and uploads weights.
+#[derive(Serialize)]
+struct FirstBatches {
+    shapes: usize,
+    sentences: usize,
+    seconds: f64,
 }
 
 /// Two sentences, and how similar they are to people.
@@ -70,48 +93,59 @@ pub(super) struct Pairs {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    let sparsity = args.sparsity.get()?;
     args.json.file()?;
     let Pairs { sentences, scores, lines } = Pairs::read(&args.pairs)?;
-    let encoder = args.model.open()?;
+    let encoder = args.model.open(sparsity)?;
     let environment = Environment::unsampled(&encoder.device, command_line());
     let bar = progress(sentences.len());
     let name = |sentence: usize| format!("{}: line {}", args::name_of(&args.pairs), lines[sentence / 2]);
-    // What each shape of a batch does the first time is a part of loading.
-    encoder.embed(&sentences, 0..sentences.len().min(model::WINDOW), &name)?;
 
+    let similarity = encoder.use_of.similarity;
     let started = Instant::now();
     let mut similarities = Vec::with_capacity(scores.len());
-    let truncated = encoder.windows(&sentences, &bar, &name, |_, embeddings| {
+    let passed = encoder.windows(&sentences, &bar, &name, |_, embeddings| {
         // A window is even: it parts no pair.
         const { assert!(model::WINDOW.is_multiple_of(2)) };
-        similarities.extend(similarities_of(&embeddings));
+        similarities.extend(similarities_of(&embeddings, similarity));
         Ok(())
     })?;
     let seconds = started.elapsed().as_secs_f64();
     bar.finish_and_clear();
-    encoder.warn_of_truncation(truncated, sentences.len());
+    encoder.warn_of_truncation(passed.truncated, sentences.len());
 
-    let constant = || format!("{}: all scores or all similarities are the same: no correlation", args.pairs.display());
+    let pairs_file = args::name_of(&args.pairs);
+    let constant = || format!("{pairs_file}: all scores or all similarities are the same: no correlation");
     let of = &args.model;
+    let first_batches =
+        FirstBatches { shapes: passed.shapes, sentences: passed.first_texts, seconds: passed.first_time.as_secs_f64() };
+    let (timed, in_seconds) = match sentences.len() - first_batches.sentences {
+        0 => (sentences.len(), seconds),
+        others => (others, seconds - first_batches.seconds),
+    };
     let evaluation = Evaluation {
         schema: "sparse24-eval/1",
         version: env!("CARGO_PKG_VERSION"),
         environment,
         model: of.name.get().to_owned(),
         weights: of.weights.as_ref().map(|path| path.display().to_string()),
-        sparsity: of.sparsity.to_string(),
+        sparsity: model::sparsity_of(&encoder.forms),
         dtype: sparse24::DType::from(of.dtype).to_string(),
         device: encoder.device.info().name().to_owned(),
         threads: threads(&encoder.device),
         batch: of.running.batch.get(),
-        pairs_file: args.pairs.display().to_string(),
         pairs: scores.len(),
         spearman: spearman(&similarities, &scores).with_context(constant)?,
         pearson: pearson(&similarities, &scores).with_context(constant)?,
+        pairs_file: pairs_file.clone(),
         sentences: sentences.len(),
-        truncated,
+        truncated: passed.truncated,
         seconds,
-        sentences_per_second: sentences.len() as f64 / seconds,
+        first_batches,
+        sentences_per_second: timed as f64 / in_seconds,
+        linear_layers: encoder.forms,
+        prompt: encoder.use_of.prompt,
+        similarity: similarity.name(),
     };
     args.json.emit(&evaluation.text(), &evaluation)?;
     Ok(Outcome::Fine)
@@ -126,20 +160,38 @@ fn threads(device: &Device) -> Option<usize> {
 
 impl Evaluation {
     fn text(&self) -> String {
+        let Self { sentences, seconds, first_batches: first, .. } = self;
+        let timed = sentences - first.sentences;
+        let shapes = if first.shapes == 1 { "1 shape".to_owned() } else { format!("each of {} shapes", first.shapes) };
+        let speed = match timed {
+            0 => format!(
+                "({sentences} in {seconds:.2} s; every batch was the first of its shape: compiling is included)"
+            ),
+            _ => format!(
+                "({timed} in {:.2} s; {} more in {:.2} s, the first batch of {shapes}, in which pipelines are compiled)",
+                seconds - first.seconds,
+                first.sentences,
+                first.seconds
+            ),
+        };
+        let prompt = self.prompt.as_ref().map_or_else(String::new, |prompt| format!(", prompt {prompt:?}"));
+        let similarity = match self.similarity {
+            "cosine" => String::new(),
+            other => format!(", embeddings compared by {other}"),
+        };
         format!(
-            "{}, sparsity {}, {}, on {}\n\
+            "{}, {}, on {}{prompt}{similarity}\n\
+             linear layers: {}\n\
              Spearman {:.4}, Pearson {:.4} over {} pairs\n\
-             {:.0} sentences per second ({} in {:.2} s)\n",
+             {:.0} sentences per second {speed}\n",
             self.model,
-            self.sparsity,
             self.dtype,
             self.device,
+            model::forms_text(&self.linear_layers),
             self.spearman,
             self.pearson,
             self.pairs,
             self.sentences_per_second,
-            self.sentences,
-            self.seconds
         )
     }
 }
@@ -150,7 +202,7 @@ impl Pairs {
     }
 
     /// Errors name the line on which a row starts.
-    fn parse(mut from: impl Read) -> Result<Self> {
+    pub(super) fn parse(mut from: impl Read) -> Result<Self> {
         let mut bytes = Vec::new();
         from.read_to_end(&mut bytes)?;
         // A row after the last one, which that swallows if its quotes are open.
@@ -195,7 +247,8 @@ impl Pairs {
             }
             first = false;
         }
-        ensure!(pairs.scores.len() >= 2, "{} pairs are too few for a correlation", pairs.scores.len());
+        let count = pairs.scores.len();
+        ensure!(count >= 2, "{count} {} too few for a correlation", if count == 1 { "pair is" } else { "pairs are" });
         Ok(pairs)
     }
 }
@@ -206,15 +259,15 @@ fn ends(text: &[u8]) -> usize {
     text.iter().zip(after).filter(|&(byte, after)| *byte == b'\n' || *byte == b'\r' && after != Some(&b'\n')).count()
 }
 
-/// The cosine similarity of each two embeddings of length 1 that follow each other.
-pub(super) fn similarities_of(embeddings: &Matrix) -> Vec<f64> {
+/// The similarity of each two embeddings that follow each other.
+pub(super) fn similarities_of(embeddings: &Matrix, similarity: Similarity) -> Vec<f64> {
     let numbers = embeddings.elements().to_f32();
     let pairs = numbers.chunks_exact(2 * embeddings.cols());
-    let cosine = |pair: &[f32]| {
+    let of_pair = |pair: &[f32]| {
         let (a, b) = pair.split_at(embeddings.cols());
-        a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+        similarity.of(a, b)
     };
-    pairs.map(cosine).collect()
+    pairs.map(of_pair).collect()
 }
 
 /// Spearman's correlation; `None` where all numbers of one side are the same.
@@ -279,9 +332,9 @@ mod tests {
             ("a,\"b\nb\",1\nc,d\n", "line 3 has 2 columns, expected sentence, sentence, score"),
             ("a,b,1\nc,d,x\n", "line 2: the score \"x\" is not a finite number"),
             ("a,b,nan\nc,d,1\n", "line 1: the score \"nan\" is not a finite number"),
-            ("s,t,score\na,b,1\n", "1 pairs are too few for a correlation"),
+            ("s,t,score\na,b,1\n", "1 pair is too few for a correlation"),
             ("", "0 pairs are too few for a correlation"),
-            ("a,\u{e9},1\n", "1 pairs are too few for a correlation"),
+            ("a,\u{e9},1\n", "1 pair is too few for a correlation"),
             // Quotes that swallow rows, in a column that counts and in one that does not, closed by chance or not.
             ("a b,c d,1,\ncat,d,2\ne,f,3,\"x\ng,h,4\n", "line 3: quotes are opened in this row and not closed"),
             ("a,b,1\nc,\"d,2\ne,f,3", "line 2: quotes are opened in this row and not closed"),

@@ -3,19 +3,20 @@
 //! Invariant: embeddings come in the order of their texts.
 
 use std::num::NonZeroUsize;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use indicatif::ProgressBar;
+use serde::Serialize;
 
-use super::args::ModelName;
+use super::args::{ModelName, ensure_usage};
 use super::shapes::Float;
 use super::{say, tuning};
-use sparse24::bert::{Batching, Checkpoint, Config, Files, Model, Sparsity, Tokenizer};
+use sparse24::bert::{Batching, Checkpoint, Config, Files, Model, Similarity, Sparsity, Tokenizer};
 use sparse24::engine::{Device, Options};
 use sparse24::simd::SimdLevel;
-use sparse24::{DType, Error, Matrix};
+use sparse24::{DType, Error, Matrix, Op, VectorLen};
 
 /// The flags that choose a model and a device.
 #[derive(Clone, Debug, clap::Args)]
@@ -25,14 +26,117 @@ pub(super) struct ModelArgs {
     /// File that is asked first for each tensor: linear layers in the sparse24 format, or other tensors.
     #[arg(long, value_name = "FILE.safetensors")]
     pub(super) weights: Option<PathBuf>,
-    /// Prune the dense linear layers by magnitude: none, 2:4, or V:2:4 where V rows share a pattern.
-    #[arg(long, value_name = "none|2:4|V:2:4", default_value = "none")]
-    pub(super) sparsity: Sparsity,
+    /// Name of the prompt that is put in front of every text, one of those that the model's folder has; '' for none.
+    /// The model's default prompt unless given.
+    #[arg(long, value_name = "NAME")]
+    pub(super) prompt: Option<String>,
     /// Element type of weights and activations.
     #[arg(long, default_value = "f32")]
     pub(super) dtype: Float,
     #[command(flatten)]
     pub(super) running: Running,
+}
+
+/// The flags that prune a model before it runs.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct SparsityArgs {
+    /// Prune the dense linear layers by magnitude, or leave them as they are.
+    #[arg(long, value_name = "none|2:4", default_value = "none", value_parser = Asked::parse)]
+    sparsity: Asked,
+    /// With --sparsity 2:4, how many rows of a layer share one pattern: 1, 2, 4 ... 128; 1 unless given.
+    #[arg(long, value_name = "V")]
+    vector: Option<VectorLen>,
+}
+
+/// The value of --sparsity, and whether it names a vector length itself, as in `32:2:4`.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    sparsity: Sparsity,
+    has_vector: bool,
+}
+
+impl Asked {
+    fn parse(text: &str) -> sparse24::Result<Self> {
+        Ok(Self { sparsity: text.parse()?, has_vector: text.ends_with(":2:4") })
+    }
+}
+
+impl SparsityArgs {
+    /// What both flags ask for together.
+    pub(super) fn get(&self) -> Result<Sparsity> {
+        let Some(vector) = self.vector else { return Ok(self.sparsity.sparsity) };
+        let clash = self.sparsity.has_vector;
+        ensure_usage!(
+            !clash,
+            "--vector {vector} and --sparsity {} both say how many rows share a pattern",
+            self.sparsity.sparsity
+        );
+        ensure_usage!(
+            self.sparsity.sparsity != Sparsity::None,
+            "--vector {vector} is for --sparsity 2:4, which is not given: nothing would be pruned"
+        );
+        Ok(Sparsity::TwoFour(vector))
+    }
+}
+
+/// Linear layers that have one form.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Form {
+    /// `dense`, `2:4` or `masked`.
+    form: &'static str,
+    /// Of 2:4, how many rows share a pattern.
+    vector: Option<usize>,
+    /// Whether the file has them so. Otherwise --sparsity pruned them.
+    stored: bool,
+    /// How many: Q, K and V count as three.
+    layers: usize,
+}
+
+/// The forms of a model's linear layers, in the order in which they occur, as they are or, given what they were before
+/// they were pruned, as they are now.
+fn forms(checkpoint: &Checkpoint, before: &[Op]) -> Vec<Form> {
+    let mut forms: Vec<Form> = Vec::new();
+    for ((name, w), before) in checkpoint.linears().zip(before) {
+        let form = match w.op() {
+            Op::Dense => "dense",
+            Op::Sparse24(_) => "2:4",
+            Op::Masked | Op::Masked24 => "masked",
+        };
+        let (vector, stored) = (w.op().vector().map(VectorLen::get), w.op() == *before);
+        let layers = checkpoint.tensors_of(&name).len();
+        match forms.iter_mut().find(|f| (f.form, f.vector, f.stored) == (form, vector, stored)) {
+            Some(known) => known.layers += layers,
+            None => forms.push(Form { form, vector, stored, layers }),
+        }
+    }
+    forms
+}
+
+/// The forms in a line, such as `2:4, V=32, stored; 36 of 36 layers`.
+pub(super) fn forms_text(forms: &[Form]) -> String {
+    let all: usize = forms.iter().map(|form| form.layers).sum();
+    let one = |form: &Form| {
+        let vector = form.vector.map_or_else(String::new, |v| format!(", V={v}"));
+        let origin = match (form.form, form.stored) {
+            ("dense", _) => "",
+            (_, true) => ", stored",
+            (_, false) => ", pruned by --sparsity",
+        };
+        let layers = if all == 1 { "layer" } else { "layers" };
+        format!("{}{vector}{origin}; {} of {all} {layers}", form.form, form.layers)
+    };
+    forms.iter().map(one).collect::<Vec<_>>().join(" + ")
+}
+
+/// The sparsity of all layers in a word: as --sparsity takes it, or `mixed`.
+pub(super) fn sparsity_of(forms: &[Form]) -> String {
+    match forms {
+        [one] if one.form == "dense" => "none".to_owned(),
+        [Form { form: "2:4", vector: Some(1), .. }] => "2:4".to_owned(),
+        [Form { form: "2:4", vector: Some(v), .. }] => format!("{v}:2:4"),
+        [one] => one.form.to_owned(),
+        _ => "mixed".to_owned(),
+    }
 }
 
 /// The flags that say where a model runs.
@@ -64,6 +168,15 @@ pub(super) struct Loaded {
     pub(super) tokenizer: Tokenizer,
     pub(super) checkpoint: Checkpoint,
     pub(super) batching: Batching,
+    pub(super) use_of: Use,
+    pub(super) forms: Vec<Form>,
+}
+
+/// What a model's folder and --prompt say about its use.
+pub(super) struct Use {
+    /// What is put in front of every text.
+    pub(super) prompt: Option<String>,
+    pub(super) similarity: Similarity,
 }
 
 /// A model that takes texts.
@@ -72,6 +185,20 @@ pub(super) struct Encoder {
     tokenizer: Tokenizer,
     model: Model,
     batching: Batching,
+    pub(super) use_of: Use,
+    pub(super) forms: Vec<Form>,
+}
+
+/// What [`Encoder::windows`] says of the texts and their time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Passed {
+    /// Texts that lost their ends.
+    pub(super) truncated: usize,
+    /// Shapes of batches, and of the first batch of each: its texts, and the time that it took, in which pipelines were
+    /// compiled and weights uploaded.
+    pub(super) shapes: usize,
+    pub(super) first_texts: usize,
+    pub(super) first_time: Duration,
 }
 
 /// Texts that go through the model together: enough for batches of one length, few enough to hold their embeddings.
@@ -79,20 +206,22 @@ pub(super) const WINDOW: usize = 4096;
 
 impl ModelArgs {
     /// Opens the device and uploads the model.
-    pub(super) fn open(&self) -> Result<Encoder> {
-        let Loaded { device, tokenizer, checkpoint, batching } = self.load()?;
+    pub(super) fn open(&self, sparsity: Sparsity) -> Result<Encoder> {
+        let Loaded { device, tokenizer, checkpoint, batching, use_of, forms } = self.load(sparsity)?;
         let model = Model::new(&device, &checkpoint)?;
-        Ok(Encoder { device, tokenizer, model, batching })
+        Ok(Encoder { device, tokenizer, model, batching, use_of, forms })
     }
 
-    /// Opens the device and loads the model.
-    pub(super) fn load(&self) -> Result<Loaded> {
+    /// Opens the device, loads the model and prunes its dense layers.
+    pub(super) fn load(&self, sparsity: Sparsity) -> Result<Loaded> {
         let device = self.running.device()?;
         let files = files(self.name.get())?;
-        files.check_pooling()?;
-        let (tokenizer, mut checkpoint) = read(&files, self.weights.as_deref(), self.dtype.into())?;
-        checkpoint.prune(self.sparsity)?;
-        Ok(Loaded { device, tokenizer, checkpoint, batching: self.running.batching() })
+        let (tokenizer, mut checkpoint, use_of) =
+            read(&files, self.weights.as_deref(), self.dtype.into(), self.prompt.as_deref())?;
+        let before: Vec<Op> = checkpoint.linears().map(|(_, w)| w.op()).collect();
+        checkpoint.prune(sparsity)?;
+        let forms = forms(&checkpoint, &before);
+        Ok(Loaded { device, tokenizer, checkpoint, batching: self.running.batching(), use_of, forms })
     }
 }
 
@@ -127,51 +256,55 @@ pub(super) fn files(model: &str) -> Result<Files> {
     anyhow::bail!("there is no folder {model} (names on the hub need a binary built with --features hub)")
 }
 
-/// Reads a model, with `over` asked first for each tensor.
-pub(super) fn read(files: &Files, over: Option<&Path>, dtype: DType) -> Result<(Tokenizer, Checkpoint)> {
+/// Reads a model, with `over` asked first for each tensor. Texts get the prompt of this name, or the model's default.
+pub(super) fn read(
+    files: &Files,
+    over: Option<&Path>,
+    dtype: DType,
+    prompt: Option<&str>,
+) -> Result<(Tokenizer, Checkpoint, Use)> {
     let config = Config::load(&files.config)?;
+    let settings = files.settings()?;
+    let prompt = settings.prompt(prompt).context("--prompt")?;
     let tokenizer = Tokenizer::load(&files.tokenizer, &config)?.truncated_at(files.max_tokens(&config)?)?;
-    Ok((tokenizer, Checkpoint::load(config, files, over, dtype)?))
+    let tokenizer = tokenizer.lower_case(files.lower_case()?).with_prompt(prompt.unwrap_or_default());
+    let mut checkpoint = Checkpoint::load(config, files, over, dtype)?;
+    checkpoint.pipeline_mut().set_prompt_tokens(tokenizer.prompt_tokens()?);
+    let use_of = Use { prompt: prompt.map(str::to_owned), similarity: settings.similarity() };
+    Ok((tokenizer, checkpoint, use_of))
 }
 
 impl Encoder {
-    /// Embeddings of some of the texts, up to [`WINDOW`], one a row, and how many of them were truncated. An error calls
-    /// a text what `name` makes of its place among all.
-    pub(super) fn embed<S: AsRef<str>>(
-        &self,
-        texts: &[S],
-        window: Range<usize>,
-        name: &dyn Fn(usize) -> String,
-    ) -> Result<(Matrix, usize)> {
-        let first = window.start;
-        let embed = || -> sparse24::Result<_> {
-            let tokens = self.tokenizer.encode(&texts[window])?;
-            Ok((self.model.embed(&tokens.ids, self.batching)?, tokens.truncated))
-        };
-        embed().map_err(|e| match e {
-            Error::Text { text, cause } => anyhow!("{}: {cause}", name(first + text)),
-            e => e.into(),
-        })
-    }
-
-    /// The embeddings of all texts, window by window, and how many texts were truncated. Errors are as in
-    /// [`Encoder::embed`].
+    /// Hands the embeddings of all texts to `done`, [`WINDOW`] texts at a time, one a row. An error calls a text what
+    /// `name` makes of its place among all.
     pub(super) fn windows<S: AsRef<str>>(
         &self,
         texts: &[S],
         bar: &ProgressBar,
         name: &dyn Fn(usize) -> String,
         mut done: impl FnMut(&[S], Matrix) -> Result<()>,
-    ) -> Result<usize> {
-        let mut truncated = 0;
-        for first in (0..texts.len()).step_by(WINDOW) {
-            let window = first..texts.len().min(first + WINDOW);
-            let (embeddings, of_window) = self.embed(texts, window.clone(), name)?;
-            truncated += of_window;
-            bar.inc(window.len() as u64);
-            done(&texts[window], embeddings)?;
+    ) -> Result<Passed> {
+        let mut passed = Passed::default();
+        for (window, texts) in texts.chunks(WINDOW).enumerate() {
+            let mut embed = || -> sparse24::Result<_> {
+                let tokens = self.tokenizer.encode(texts)?;
+                passed.truncated += tokens.truncated;
+                self.model.embed_timed(&tokens.ids, self.batching, &mut |batch| {
+                    bar.inc(batch.texts as u64);
+                    if batch.is_new {
+                        passed.shapes += 1;
+                        passed.first_texts += batch.texts;
+                        passed.first_time += batch.elapsed;
+                    }
+                })
+            };
+            let embeddings = embed().map_err(|e| match e {
+                Error::Text { text, cause } => anyhow!("{}: {cause}", name(window * WINDOW + text)),
+                e => e.into(),
+            })?;
+            done(texts, embeddings)?;
         }
-        Ok(truncated)
+        Ok(passed)
     }
 
     /// [`warn_of_truncation`] by this model's tokenizer.
@@ -184,6 +317,7 @@ impl Encoder {
 pub(super) fn warn_of_truncation(truncated: usize, texts: usize, tokenizer: &Tokenizer) {
     if truncated > 0 {
         let limit = tokenizer.max_tokens();
-        say(&format!("warning: {truncated} of {texts} texts were cut off at the model's limit of {limit} tokens"));
+        let were = if texts == 1 { "text was" } else { "texts were" };
+        say(&format!("warning: {truncated} of {texts} {were} cut off at the model's limit of {limit} tokens"));
     }
 }

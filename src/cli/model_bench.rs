@@ -146,7 +146,7 @@ struct Expected {
 impl Expected {
     fn new(checkpoint: &Checkpoint, texts: &[Vec<u32>]) -> Result<Self> {
         let states = reference::hidden_states(checkpoint, texts)?;
-        let embeddings = reference::pool(&states, texts.iter().map(Vec::len));
+        let embeddings = reference::pool(checkpoint.pipeline(), &states, texts.iter().map(Vec::len));
         Ok(Self { texts: texts.to_vec(), states, embeddings })
     }
 

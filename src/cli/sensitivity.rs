@@ -6,37 +6,42 @@
 //! the settings that it states.
 
 mod file;
+mod noise;
 mod plot;
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
-use self::file::{Row, Settings, identity};
-use super::args::read_lines;
+use self::file::{Settings, identity, identity_of};
+use self::noise::{Bootstrap, Ranking, Statistic, rounded};
+use super::args::{Json, Usage, ensure_usage, lines, name_of, one_stdin, open};
 use super::eval::{Pairs, similarities_of, spearman};
-use super::{Outcome, model, print, progress, writable};
-use sparse24::bert::{Batching, Calibration, Checkpoint, Inputs, Model, Probe, Times, Tokenizer};
+use super::{Outcome, model, print, print_json, progress, writable};
+use sparse24::bert::{Batching, Calibration, Checkpoint, Inputs, Model, Probe, Similarity, Sparsity, Times, Tokenizer};
 use sparse24::choose::Candidate;
 use sparse24::engine::Device;
 use sparse24::io::{Source, write_atomically};
 use sparse24::prune::{Method, SparseGpt, Statistics};
 use sparse24::{Error, LinearWeights, Mask, Mask24, Matrix, Sparse24, VectorLen};
 
-pub(super) use self::file::Sensitivity;
+pub(super) use self::file::{Row, Sensitivity};
+pub(super) use self::noise::Interval;
 
 /// Measure what a model loses when one linear layer alone is pruned, layer by layer and pattern by pattern.
 ///
 /// With --pairs the loss is the drop of Spearman's correlation between people's scores and the similarities of the
 /// embeddings; with --input it is 1 - the mean cosine similarity to the dense model's embeddings. Prints a table, the
-/// least harmful layers for their weights first; Q, K and V are one layer. A run that was interrupted goes on where it
+/// least harmful layers for their weights first; Q, K and V are one layer. A drop is marked where it is within noise: where
+/// the texts, drawn 1000 times anew with replacement, show none as well. A run that was interrupted goes on where it
 /// stopped when it is started again with the same JSON file.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
-  sparse24 sensitivity --model model/minilm --pairs stsb-dev.csv --out minilm.json --out minilm.svg
-  sparse24 sensitivity --model model/minilm --input texts.txt --method sparsegpt --calibration texts.txt --vectors 32")]
+  sparse24 sensitivity --model model/minilm --pairs stsb-dev.csv --json minilm.json --plot minilm.svg
+  sparse24 sensitivity --model model/minilm --input texts.txt --method sparsegpt --calibration texts.txt --vector 32")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: model::ModelArgs,
@@ -45,23 +50,36 @@ pub(crate) struct Args {
     #[command(flatten)]
     pruning: PruningArgs,
     /// Patterns to try: how many rows share one, separated by commas.
-    #[arg(long, value_name = "V,...", value_delimiter = ',', default_value = "1,4,32")]
-    vectors: Vec<VectorLen>,
-    /// Write the result: as JSON (schema sparse24-sensitivity/1) to a name that ends in .json, as a plot to one that
-    /// ends in .svg. May be given twice. What is already in the JSON file, made with the same settings, is not measured
-    /// again, so that the plot of a finished run is drawn at once.
-    #[arg(long, value_name = "FILE.json|FILE.svg")]
-    out: Vec<PathBuf>,
+    #[arg(long, alias = "vectors", value_name = "V,...", value_delimiter = ',', default_value = "1,4,32")]
+    vector: Vec<VectorLen>,
+    /// As the other commands take it. A model that is pruned first has no layers left to try.
+    #[arg(long, value_name = "none|2:4", default_value = "none", hide = true)]
+    sparsity: Sparsity,
+    /// Draw the result: a line for each layer and a dot for each pattern, hollow where the drop is within noise. What is
+    /// already in the --json file, made with the same settings, is not measured again, so that the plot of a finished run
+    /// is drawn at once.
+    #[arg(long, value_name = "FILE.svg", value_parser = plot_name)]
+    plot: Option<PathBuf>,
+    #[command(flatten)]
+    json: Json,
+}
+
+/// The value of --plot. A model's name in its place must not be taken for the file to write.
+fn plot_name(text: &str) -> Result<PathBuf, &'static str> {
+    match Path::new(text).extension() {
+        Some(extension) if extension.eq_ignore_ascii_case("svg") => Ok(text.into()),
+        _ => Err("the file's name must end in .svg"),
+    }
 }
 
 /// The flags that say what a model's quality is.
 #[derive(Clone, Debug, clap::Args)]
 #[group(id = "metric", multiple = false)]
 pub(super) struct MetricArgs {
-    /// CSV file, UTF-8: two sentences and a score that people gave them on each line.
+    /// CSV file, UTF-8, or `-` for stdin: two sentences and a score that people gave them on each line.
     #[arg(long, value_name = "CSV")]
     pub(super) pairs: Option<PathBuf>,
-    /// File with a text on each line, UTF-8.
+    /// File with a text on each line, UTF-8, or `-` for stdin.
     #[arg(long, value_name = "TXT")]
     pub(super) input: Option<PathBuf>,
 }
@@ -72,7 +90,7 @@ pub(super) struct PruningArgs {
     /// How weights are chosen: magnitude, magnitude-l2, random, obd, wanda or sparsegpt.
     #[arg(long, default_value = "magnitude")]
     pub(super) method: Method,
-    /// File with a text on each line, UTF-8: the inputs that obd, wanda and sparsegpt go by.
+    /// File with a text on each line, UTF-8, or `-` for stdin: the inputs that obd, wanda and sparsegpt go by.
     #[arg(long, value_name = "TXT")]
     pub(super) calibration: Option<PathBuf>,
     /// Seed of the method random.
@@ -117,53 +135,79 @@ impl PruningArgs {
         Pruning { method: self.method, seed: self.seed, damping: SparseGpt::new(VectorLen::ONE).damping }
     }
 
-    /// The calibration texts as token ids. An error if the method needs them and there are none, or the other way round.
-    fn read(&self, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
-        let method = self.method;
-        match &self.calibration {
-            Some(path) if method.needs_statistics() => calibration(path, tokenizer),
-            Some(_) => bail!("--calibration: the method {method} reads no inputs"),
-            None if method.needs_statistics() => bail!("the method {method} needs --calibration, a file of texts"),
-            None => Ok(Vec::new()),
-        }
+    /// An error of usage if the method needs calibration texts and there are none, or the other way round.
+    fn check(&self) -> Result<()> {
+        let (method, needed) = (self.method, self.method.needs_statistics());
+        ensure_usage!(needed || self.calibration.is_none(), "--calibration: the method {method} reads no inputs");
+        ensure_usage!(
+            !needed || self.calibration.is_some(),
+            "the method {method} needs --calibration, a file of texts"
+        );
+        Ok(())
     }
 }
 
-/// The texts of a file as token ids: of --calibration. A blank line is no text to learn from.
-pub(super) fn calibration(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
-    let mut texts = read_lines(path).context("--calibration")?;
+/// Texts as token ids, and what tells them from others.
+#[derive(Default)]
+pub(super) struct Texts {
+    pub(super) ids: Vec<Vec<u32>>,
+    identity: String,
+}
+
+/// All of an input, which may be stdin.
+fn whole(input: &Path) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    open(input)?.read_to_end(&mut text).with_context(|| name_of(input))?;
+    Ok(text)
+}
+
+/// The texts of an input: of --calibration. A blank line is no text to learn from.
+pub(super) fn calibration(input: &Path, tokenizer: &Tokenizer) -> Result<Texts> {
+    let text = whole(input).context("--calibration")?;
+    let mut texts = lines(&text[..]).with_context(|| format!("--calibration: {}", name_of(input)))?;
     texts.retain(|text| !text.trim().is_empty());
-    ensure!(!texts.is_empty(), "--calibration: {} has no texts", path.display());
+    ensure!(!texts.is_empty(), "--calibration: {} has no texts", name_of(input));
     let tokens = tokenizer.encode(&texts)?;
     model::warn_of_truncation(tokens.truncated, texts.len(), tokenizer);
-    Ok(tokens.ids)
+    Ok(Texts { ids: tokens.ids, identity: identity_of(&text) })
 }
 
 /// Texts, and what is made of their embeddings.
 pub(super) struct Metric {
-    texts: Vec<Vec<u32>>,
-    /// People's scores of each two texts; without them, embeddings are compared with the dense model's.
-    scores: Option<Vec<f64>>,
+    texts: Texts,
+    /// People's scores of each two texts, and how the embeddings of the two are compared; without them, embeddings are
+    /// compared with the dense model's.
+    scores: Option<(Vec<f64>, Similarity)>,
+}
+
+impl MetricArgs {
+    /// The inputs by their options, for [`one_stdin`].
+    pub(super) fn inputs(&self) -> [(&'static str, Option<&Path>); 2] {
+        [("--pairs", self.pairs.as_deref()), ("--input", self.input.as_deref())]
+    }
 }
 
 impl Metric {
-    /// Reads the texts. An error if neither flag was given.
-    pub(super) fn read(args: &MetricArgs, tokenizer: &Tokenizer) -> Result<Self> {
-        let (texts, scores) = match (&args.pairs, &args.input) {
+    /// Reads the texts. An error of usage if neither flag was given.
+    pub(super) fn read(args: &MetricArgs, tokenizer: &Tokenizer, similarity: Similarity) -> Result<Self> {
+        let (texts, scores, text) = match (&args.pairs, &args.input) {
             (Some(pairs), _) => {
-                let Pairs { sentences, scores, .. } = Pairs::read(pairs).context("--pairs")?;
-                (sentences, Some(scores))
+                let text = whole(pairs).context("--pairs")?;
+                let Pairs { sentences, scores, .. } =
+                    Pairs::parse(&text[..]).with_context(|| format!("--pairs: {}", name_of(pairs)))?;
+                (sentences, Some((scores, similarity)), text)
             }
             (None, Some(input)) => {
-                let texts = read_lines(input).context("--input")?;
-                ensure!(!texts.is_empty(), "--input: {} has no texts", input.display());
-                (texts, None)
+                let text = whole(input).context("--input")?;
+                let texts = lines(&text[..]).with_context(|| format!("--input: {}", name_of(input)))?;
+                ensure!(!texts.is_empty(), "--input: {} has no texts", name_of(input));
+                (texts, None, text)
             }
-            (None, None) => bail!("--pairs or --input is needed: what the model's quality is measured on"),
+            (None, None) => return Err(Usage::new(NO_METRIC)),
         };
         let tokens = tokenizer.encode(&texts)?;
         model::warn_of_truncation(tokens.truncated, texts.len(), tokenizer);
-        Ok(Self { texts: tokens.ids, scores })
+        Ok(Self { texts: Texts { ids: tokens.ids, identity: identity_of(&text) }, scores })
     }
 
     /// `spearman` or `cosine`: a name for the metric.
@@ -171,19 +215,44 @@ impl Metric {
         if self.scores.is_some() { "spearman" } else { "cosine" }
     }
 
-    /// Its value on a model's embeddings, as against those of the dense model: 1 is as good as can be.
-    fn value(&self, embeddings: &Matrix, dense: &Matrix) -> sparse24::Result<f64> {
+    /// A number for each pair or text: how similar a model's embeddings of the two are, or how similar its embedding is to
+    /// the dense model's.
+    fn numbers(&self, embeddings: &Matrix, dense: &Matrix) -> sparse24::Result<Vec<f64>> {
         let numbers = embeddings.elements().to_f32();
         if !numbers.iter().all(|x| x.is_finite()) {
             return Err(Error::Invalid("activations overflow their type".into()));
         }
-        let Some(scores) = &self.scores else {
-            let dots = numbers.iter().zip(dense.elements().to_f32()).map(|(&a, b)| f64::from(a) * f64::from(b));
-            return Ok(dots.sum::<f64>() / embeddings.rows() as f64);
+        let Some((_, similarity)) = &self.scores else {
+            let (width, dense) = (embeddings.cols(), dense.elements().to_f32());
+            let both = numbers.chunks_exact(width).zip(dense.chunks_exact(width));
+            return Ok(both.map(|(a, b)| Similarity::Cosine.of(a, b)).collect());
         };
-        let constant = || Error::Invalid("all scores or all similarities are the same: no correlation".into());
-        spearman(&similarities_of(embeddings), scores).ok_or_else(constant)
+        Ok(similarities_of(embeddings, *similarity))
     }
+
+    /// The metric of such numbers: 1 is as good as can be.
+    fn value(&self, numbers: &[f64]) -> sparse24::Result<f64> {
+        let Some((scores, _)) = &self.scores else { return Ok(numbers.iter().sum::<f64>() / numbers.len() as f64) };
+        let constant = || Error::Invalid("all scores or all similarities are the same: no correlation".into());
+        spearman(numbers, scores).ok_or_else(constant)
+    }
+
+    fn statistic(&self) -> Statistic {
+        match &self.scores {
+            None => Statistic::Mean,
+            Some((scores, _)) => Statistic::Spearman(Ranking::new(scores)),
+        }
+    }
+}
+
+/// Why there is nothing to measure by.
+const NO_METRIC: &str = "--pairs or --input is needed: what the model's quality is measured on";
+
+/// How much lower a metric is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drop {
+    pub(super) drop: f64,
+    pub(super) interval: Option<Interval>,
 }
 
 /// A metric with the dense model's embeddings and its value of them.
@@ -191,6 +260,7 @@ pub(super) struct Baseline<'a> {
     metric: &'a Metric,
     embeddings: Matrix,
     value: f64,
+    bootstrap: Bootstrap,
 }
 
 impl<'a> Baseline<'a> {
@@ -201,9 +271,10 @@ impl<'a> Baseline<'a> {
         checkpoint: &Checkpoint,
         batching: Batching,
     ) -> sparse24::Result<Self> {
-        let embeddings = Model::new(device, checkpoint)?.embed(&metric.texts, batching)?;
-        let value = metric.value(&embeddings, &embeddings)?;
-        Ok(Self { metric, embeddings, value })
+        let embeddings = Model::new(device, checkpoint)?.embed(&metric.texts.ids, batching)?;
+        let numbers = metric.numbers(&embeddings, &embeddings)?;
+        let bootstrap = Bootstrap::new(metric.statistic(), &numbers);
+        Ok(Self { metric, embeddings, value: rounded(metric.value(&numbers)?), bootstrap })
     }
 
     /// The metric's value on the dense model.
@@ -212,8 +283,12 @@ impl<'a> Baseline<'a> {
     }
 
     /// How much lower the metric is on these embeddings of the same texts.
-    fn drop(&self, embeddings: &Matrix) -> sparse24::Result<f64> {
-        Ok(self.value - self.metric.value(embeddings, &self.embeddings)?)
+    fn drop(&self, embeddings: &Matrix) -> sparse24::Result<Drop> {
+        let numbers = self.metric.numbers(embeddings, &self.embeddings)?;
+        Ok(Drop {
+            drop: rounded(self.value - self.metric.value(&numbers)?),
+            interval: self.bootstrap.interval(&numbers),
+        })
     }
 
     /// How much lower the metric is on another model.
@@ -222,8 +297,8 @@ impl<'a> Baseline<'a> {
         device: &Device,
         checkpoint: &Checkpoint,
         batching: Batching,
-    ) -> sparse24::Result<f64> {
-        self.drop(&Model::new(device, checkpoint)?.embed(&self.metric.texts, batching)?)
+    ) -> sparse24::Result<Drop> {
+        self.drop(&Model::new(device, checkpoint)?.embed(&self.metric.texts.ids, batching)?)
     }
 }
 
@@ -265,15 +340,22 @@ impl Subject<'_> {
         for (name, vector) in rows {
             of_layer.entry(name).or_default().push(*vector);
         }
-        let mut probe = Probe::new(device, checkpoint, &baseline.metric.texts, batching)?;
+        let mut probe = Probe::new(device, checkpoint, &baseline.metric.texts.ids, batching)?;
         let mut visit = |name: &str, w: &LinearWeights, statistics: Option<&Statistics>| -> sparse24::Result<()> {
             let Some(vectors) = of_layer.get(name) else { return Ok(()) };
             let w = w.to_dense()?;
             for &vector in vectors {
                 let (pruned, mask) = pruning.prune(name, &w, vector, statistics)?;
                 let embeddings = probe.embed(name, Sparse24::compress(&pruned, &mask)?.into())?;
-                let drop = baseline.drop(&embeddings)?;
-                done(Row { layer: name.to_owned(), vector: vector.get(), weights: w.rows() * w.cols(), drop })?;
+                let Drop { drop, interval } = baseline.drop(&embeddings)?;
+                done(Row {
+                    layer: name.to_owned(),
+                    vector: vector.get(),
+                    weights: w.rows() * w.cols(),
+                    drop,
+                    interval,
+                    within_noise: interval.map(Interval::has_zero),
+                })?;
             }
             Ok(())
         };
@@ -291,58 +373,45 @@ impl Subject<'_> {
 /// What was measured as something to choose from; with times, for a choice by speed.
 pub(super) fn candidates(rows: &[Row], times: Option<&Times>) -> Result<Vec<Candidate>> {
     let mut candidates: Vec<Candidate> = Vec::new();
-    for Row { layer, vector, weights, drop } in rows {
-        let form = |vector: Option<VectorLen>, drop| Candidate {
+    for row in rows {
+        let Row { layer, vector, weights, drop, .. } = row;
+        let form = |vector: Option<VectorLen>, drop, within_noise| Candidate {
             layer: layer.clone(),
             vector,
             drop,
+            within_noise,
             weights: *weights,
             seconds: times.and_then(|times| times.of(layer, vector)),
         };
         if !candidates.iter().any(|c| c.layer == *layer) {
-            candidates.push(form(None, 0.0));
+            candidates.push(form(None, 0.0, false));
         }
-        candidates.push(form(Some(VectorLen::new(*vector)?), *drop));
+        candidates.push(form(Some(VectorLen::new(*vector)?), *drop, row.is_noise()));
     }
     Ok(candidates)
 }
 
-/// The outputs by kind, each checked before the work starts.
-#[derive(Default)]
-struct Outputs {
-    json: Option<PathBuf>,
-    svg: Option<PathBuf>,
-}
-
-impl Outputs {
-    fn new(paths: &[PathBuf]) -> Result<Self> {
-        let mut outputs = Self::default();
-        for path in paths {
-            let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
-            let of = match extension.as_deref() {
-                Some("json") => &mut outputs.json,
-                Some("svg") => &mut outputs.svg,
-                _ => bail!("--out: {} ends neither in .json nor in .svg", path.display()),
-            };
-            if let Some(other) = of.replace(writable(path).context("--out")?) {
-                bail!("--out: {} and {} are of one kind", other.display(), path.display());
-            }
-        }
-        Ok(outputs)
-    }
-}
-
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    let out = Outputs::new(&args.out)?;
-    let model::Loaded { device, tokenizer, checkpoint, batching } = args.model.load()?;
-    let (pruning, calibration) = (args.pruning.pruning(), args.pruning.read(&tokenizer)?);
-    let metric = Metric::read(&args.metric, &tokenizer)?;
-    let subject = Subject { device: &device, checkpoint: &checkpoint, batching, pruning, calibration: &calibration };
-    let mut rows = subject.rows(&args.vectors);
+    args.pruning.check()?;
+    ensure_usage!(args.metric.pairs.is_some() || args.metric.input.is_some(), "{NO_METRIC}");
+    let [pairs, input] = args.metric.inputs();
+    one_stdin(&[pairs, input, ("--calibration", args.pruning.calibration.as_deref())])?;
+    let json = args.json.file()?;
+    let plot = args.plot.as_deref().map(writable).transpose().context("--plot")?;
+
+    let model::Loaded { device, tokenizer, checkpoint, batching, use_of, .. } = args.model.load(args.sparsity)?;
+    let pruning = args.pruning.pruning();
+    let calibrated = args.pruning.calibration.as_deref().map(|path| calibration(path, &tokenizer)).transpose()?;
+    let metric = Metric::read(&args.metric, &tokenizer, use_of.similarity)?;
+    let no_texts = Texts::default();
+    let calibration = &calibrated.as_ref().unwrap_or(&no_texts).ids;
+    let subject = Subject { device: &device, checkpoint: &checkpoint, batching, pruning, calibration };
+    let mut rows = subject.rows(&args.vector);
     ensure!(!rows.is_empty(), "{} has no dense linear layers to prune", args.model.name.get());
 
-    let mut result = Sensitivity::new(args.model.name.get().to_owned(), settings(args, &metric, &device)?);
-    if let Some(path) = out.json.as_deref().filter(|path| path.exists()) {
+    let settings = settings(args, &metric, calibrated.as_ref(), &device, use_of)?;
+    let mut result = Sensitivity::new(args.model.name.get().to_owned(), settings);
+    if let Some(path) = json.as_deref().filter(|path| path.exists()) {
         result.resume(path)?;
         rows.retain(|(layer, vector)| !result.has(layer, *vector));
     }
@@ -358,12 +427,16 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             bar.inc(1);
             result.rows.push(row);
             result.rows.sort_by_key(|row| (order.iter().position(|name| *name == row.layer), row.vector));
-            out.json.as_deref().map_or(Ok(()), |path| result.write(path))
+            json.as_deref().map_or(Ok(()), |path| result.write(path))
         })?;
         bar.finish_and_clear();
     }
-    print(&text(&result))?;
-    if let Some(path) = &out.svg {
+    // The file is written as the rows come: a finished one stays as it is.
+    match args.json.on_stdout() {
+        true => print_json(&result)?,
+        false => print(&text(&result))?,
+    }
+    if let Some(path) = &plot {
         let svg = plot::svg(&result)?;
         write_atomically(path, |file| file.write_all(svg.as_bytes()))?;
     }
@@ -371,15 +444,20 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 }
 
 /// Everything that a row depends on but its layer and pattern.
-fn settings(args: &Args, metric: &Metric, device: &Device) -> Result<Settings> {
+fn settings(
+    args: &Args,
+    metric: &Metric,
+    calibration: Option<&Texts>,
+    device: &Device,
+    use_of: model::Use,
+) -> Result<Settings> {
     let files = model::files(args.model.name.get())?;
-    let of = |path: &Option<PathBuf>| path.as_deref().map(|path| identity(&[path])).transpose();
     // All shards of a model.
     let shards = |path: &Path| -> Result<Vec<PathBuf>> {
         Ok(Source::open(path)?.files().iter().map(|file| file.path().to_owned()).collect())
     };
     let mut model = vec![files.config.clone(), files.tokenizer.clone()];
-    model.extend(files.sentences.clone().filter(|path| path.exists()));
+    model.extend(files.of_sentences()?);
     if files.weights.exists() {
         model.extend(shards(&files.weights)?);
     }
@@ -389,17 +467,17 @@ fn settings(args: &Args, metric: &Metric, device: &Device) -> Result<Settings> {
     Ok(Settings {
         model: paths(&model)?,
         weights: over.as_deref().map(paths).transpose()?,
-        sparsity: args.model.sparsity.to_string(),
+        sparsity: args.sparsity.to_string(),
         dtype: sparse24::DType::from(args.model.dtype).to_string(),
         device: device.info().name().to_owned(),
         method: pruning.method.name().to_owned(),
         seed: (pruning.method == Method::Random).then_some(pruning.seed),
         damping: (pruning.method == Method::SparseGpt).then_some(SparseGpt::new(VectorLen::ONE).damping),
-        calibration: of(&pruning.calibration)?,
+        calibration: calibration.map(|texts| texts.identity.clone()),
         metric: metric.name().to_owned(),
-        texts: identity(
-            &args.metric.pairs.iter().chain(&args.metric.input).map(PathBuf::as_path).collect::<Vec<&Path>>(),
-        )?,
+        similarity: metric.scores.as_ref().map_or(Similarity::Cosine, |(_, similarity)| *similarity).to_string(),
+        prompt: use_of.prompt,
+        texts: metric.texts.identity.clone(),
     })
 }
 
@@ -408,36 +486,51 @@ fn text(result: &Sensitivity) -> String {
     let Sensitivity { settings, dense, .. } = result;
     let mut table = Table::new();
     table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-')));
-    table.set_header(["layer", "V", "drop", "of the weights", "drop per 1 %"]);
+    table.set_header(["layer", "V", "drop", "95 % interval", "weights", "per 1 %"]);
     let share = |row: &Row| 100.0 * row.weights as f64 / result.linear_weights as f64;
     let mut rows: Vec<&Row> = result.rows.iter().collect();
     rows.sort_by(|a, b| (a.drop / share(a)).total_cmp(&(b.drop / share(b))));
     for row in rows {
+        let interval = |Interval { low, high }: Interval| format!("{low:.4}..{high:.4}");
         table.add_row([
             row.layer.clone(),
             row.vector.to_string(),
-            format!("{:.6}", row.drop),
+            format!("{}{:.6}", if row.is_noise() { "~" } else { "" }, row.drop),
+            row.interval.map_or_else(|| "—".to_owned(), interval),
             format!("{:.2} %", share(row)),
             format!("{:.6}", row.drop / share(row)),
         ]);
     }
-    for column in 1..=4 {
+    for column in 1..=5 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    let metric = match settings.metric.as_str() {
-        "spearman" => format!("Spearman's correlation, {dense:.4} dense, less what it is"),
-        _ => "1 - the mean cosine similarity to the dense model's embeddings".to_owned(),
+    let (metric, drawn) = match settings.metric.as_str() {
+        "spearman" => (format!("Spearman's correlation, {dense:.4} dense, less what it is"), "pairs"),
+        _ => ("1 - the mean cosine similarity to the dense model's embeddings".to_owned(), "texts"),
+    };
+    let (noise, all) = (result.rows.iter().filter(|row| row.is_noise()).count(), result.rows.len());
+    let unknown = result.rows.iter().filter(|row| row.within_noise.is_none()).count();
+    let order = match noise {
+        0 if unknown > 0 => {
+            format!("{unknown} of {all} drops have no interval: whether they are within noise is not known")
+        }
+        0 => "no drop is within noise".to_owned(),
+        1 => format!("1 of {all} drops is within noise (~): its place in the order says nothing"),
+        _ => format!("{noise} of {all} drops are within noise (~): their order among each other says nothing"),
     };
     format!(
         "{}, {}, on {}, by {}\n\n{}\n\n\
          drop: {metric} with this layer alone pruned; below 0 is a gain\n\
-         of the weights: of those of all linear layers; rows are sorted by drop per weight\n",
+         95 % interval: of the drops on {} resamples of the {drawn}; ~ marks a drop whose interval has 0 in it\n\
+         weights: the layer's share of those of all linear layers; rows are sorted by drop per 1 % of them\n\
+         {order}\n",
         result.model,
         settings.dtype,
         settings.device,
         settings.method,
-        table.trim_fmt()
+        table.trim_fmt(),
+        result.resamples,
     )
 }

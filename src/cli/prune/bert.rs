@@ -6,9 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Args, Choice, NOTHING, Reason, Reordered, Row, Run};
-use crate::cli::sensitivity::{Baseline, Metric, Subject, calibration, candidates};
-use crate::cli::{model, progress};
-use sparse24::bert::{Calibration, Checkpoint, Inputs, Tokenizer};
+use crate::cli::args::one_stdin;
+use crate::cli::sensitivity::{Baseline, Drop, Metric, Row as SensitivityRow, Subject, calibration, candidates};
+use crate::cli::{model, progress, say};
+use sparse24::bert::{Calibration, Checkpoint, Inputs, Similarity, Times, Tokenizer, time_forwards};
 use sparse24::measure::Policy;
 use sparse24::prune::Statistics;
 use sparse24::prune::permute::Budget;
@@ -19,6 +20,7 @@ struct Bert<'a> {
     args: &'a Args,
     device: Device,
     tokenizer: Tokenizer,
+    similarity: Similarity,
     texts: Vec<Vec<u32>>,
 }
 
@@ -31,29 +33,42 @@ pub(super) fn prune(args: &Args) -> Result<Run> {
     let folder = folder.with_context(|| {
         format!("{}: a BERT's folder is needed, with its config and tokenizer, to run it", args.input().display())
     })?;
+    let [pairs, input] = args.metric.inputs();
+    one_stdin(&[pairs, input, ("--calibration", args.calibration.as_deref())])?;
     let files = model::files(folder)?;
-    if args.chooses() {
-        // What it chooses by is what the model's embeddings do.
-        files.check_pooling()?;
-    }
-    let (tokenizer, mut checkpoint) = model::read(&files, None, DType::F32)?;
+    let (tokenizer, mut checkpoint, use_of) = model::read(&files, None, DType::F32, None)?;
     let selected = selected(args, &checkpoint)?;
     let device = args.running.device()?;
-    let texts = args.calibration.as_deref().map_or(Ok(Vec::new()), |path| calibration(path, &tokenizer))?;
-    let bert = Bert { args, device, tokenizer, texts };
+    let texts = args.calibration.as_deref().map(|path| calibration(path, &tokenizer)).transpose()?;
+    let bert = Bert { args, device, tokenizer, similarity: use_of.similarity, texts: texts.unwrap_or_default().ids };
+    // Neither the order of channels nor the method changes how long a layer takes.
+    let times = args.target_speedup.map(|speedup| bert.times(&checkpoint, &selected, speedup)).transpose()?;
 
     let permuted = match args.permute {
         Some(seconds) => bert.reorder(&mut checkpoint, seconds)?,
         None => Vec::new(),
     };
-    let (vectors, chosen) = if args.chooses() {
-        let (vectors, chosen) = bert.choose(&checkpoint, &selected)?;
+    let (vectors, mut chosen) = if args.chooses() {
+        let (vectors, chosen) = bert.choose(&checkpoint, &selected, times.as_ref())?;
         (vectors, Some(chosen))
     } else {
         let fitting = |name: &String| (name.clone(), checkpoint.fitting_vector(name, args.vector()));
         (selected.iter().map(fitting).collect(), None)
     };
+    let dense = times.is_some().then(|| checkpoint.clone());
     let (rows, tokens) = bert.prune(&mut checkpoint, &vectors)?;
+    if let (Some(dense), Some(chosen)) = (&dense, &mut chosen) {
+        let (batch, seq) = bert.shape();
+        let [before, after] = time_forwards(&bert.device, &[dense, &checkpoint], batch, seq, &Policy::TUNING)?[..]
+        else {
+            bail!("a forward pass was not timed");
+        };
+        let measured = before / after;
+        if let Some(asked) = args.target_speedup.filter(|&asked| measured < asked) {
+            say(&format!("warning: the pruned model was measured at {measured:.2}x, and {asked}x was asked for"));
+        }
+        chosen.measured_speedup = Some(measured);
+    }
     Ok(Run { checkpoint: Some(checkpoint), rows, permuted, chosen, tokens })
 }
 
@@ -77,6 +92,47 @@ fn selected(args: &Args, checkpoint: &Checkpoint) -> Result<Vec<String>> {
 }
 
 impl Bert<'_> {
+    /// Texts and tokens of the forward pass that is timed.
+    fn shape(&self) -> (usize, usize) {
+        (self.args.running.batching().texts, self.args.seq as usize)
+    }
+
+    /// How long the layers take. An error if that is too long even with the fastest pattern of every selected layer: said
+    /// before anything else is done.
+    fn times(&self, checkpoint: &Checkpoint, selected: &[String], speedup: f64) -> Result<Times> {
+        let (batch, seq) = self.shape();
+        let times = checkpoint.times(&self.device, batch, seq, &self.args.vector, &Policy::TUNING)?;
+        let subject = self.subject(checkpoint);
+        let rows = subject.rows(&self.args.vector).into_iter().filter(|(name, _)| selected.contains(name));
+        // Nothing is lost yet: only whether it can be reached is asked.
+        let free = |(layer, vector): (String, VectorLen)| SensitivityRow {
+            layer,
+            vector: vector.get(),
+            weights: 1,
+            drop: 0.0,
+            interval: None,
+            within_noise: None,
+        };
+        let most = choose::for_speedup(
+            &candidates(&rows.map(free).collect::<Vec<_>>(), Some(&times))?,
+            times.forward,
+            speedup,
+        )?;
+        ensure!(
+            most.reached,
+            "--target-speedup: {}, and that is the most that --vector {} can do on {}",
+            most.summary,
+            self.args.vector.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+            self.device.info().name()
+        );
+        Ok(times)
+    }
+
+    fn subject<'a>(&'a self, checkpoint: &'a Checkpoint) -> Subject<'a> {
+        let Self { args, device, texts: calibration, .. } = self;
+        Subject { device, checkpoint, batching: args.running.batching(), pruning: args.pruning(), calibration }
+    }
+
     fn how(&self, gram: bool, inputs: Inputs) -> Calibration {
         Calibration { batching: self.args.running.batching(), gram, inputs }
     }
@@ -141,14 +197,14 @@ impl Bert<'_> {
             .collect())
     }
 
-    /// Finds out which layers are pruned, and how: by what each loses alone, and what all chosen lose together or save.
-    fn choose(&self, checkpoint: &Checkpoint, selected: &[String]) -> Result<(Vectors, Choice)> {
+    /// Finds out which layers are pruned, and how: by what each loses alone, and what all chosen lose together or, given
+    /// the times of layers, save.
+    fn choose(&self, checkpoint: &Checkpoint, selected: &[String], times: Option<&Times>) -> Result<(Vectors, Choice)> {
         let args = self.args;
         let batching = args.running.batching();
-        let metric = Metric::read(&args.metric, &self.tokenizer)?;
+        let metric = Metric::read(&args.metric, &self.tokenizer, self.similarity)?;
         let baseline = Baseline::new(&metric, &self.device, checkpoint, batching)?;
-        let Self { device, texts: calibration, .. } = self;
-        let subject = Subject { device, checkpoint, batching, pruning: args.pruning(), calibration };
+        let subject = self.subject(checkpoint);
         let mut alone = subject.rows(&args.vector);
         alone.retain(|(name, _)| selected.contains(name));
         ensure!(!alone.is_empty(), "--include and --exclude select no linear layer that is dense still");
@@ -161,30 +217,33 @@ impl Bert<'_> {
         })?;
         bar.finish_and_clear();
 
-        let together = |vectors: &BTreeMap<&str, VectorLen>| -> Result<f64> {
-            let owned = vectors.iter().map(|(&name, &v)| (name.to_owned(), v)).collect();
+        // The last ones that were measured are not always those that are chosen.
+        let mut known: Vec<(Vectors, Drop)> = Vec::new();
+        let mut together = |vectors: &BTreeMap<&str, VectorLen>| -> Result<f64> {
+            let owned: Vectors = vectors.iter().map(|(&name, &v)| (name.to_owned(), v)).collect();
             let mut pruned = checkpoint.clone();
             self.prune(&mut pruned, &owned)?;
-            Ok(baseline.drop_of(&self.device, &pruned, batching)?)
+            let drop = baseline.drop_of(&self.device, &pruned, batching)?;
+            known.push((owned, drop));
+            Ok(drop.drop)
         };
-        let (chosen, drop, speedup) = match (args.max_drop, args.target_speedup) {
-            (Some(most), _) => {
-                let chosen = choose::within_drop(&candidates(&measured, None)?, most, together)?;
-                let drop = chosen.drop;
-                (chosen, drop, None)
-            }
-            (None, Some(speedup)) => {
-                let (batch, seq) = (batching.texts, args.seq as usize);
-                let times = checkpoint.times(&self.device, batch, seq, &args.vector, &Policy::TUNING)?;
-                let chosen = choose::for_speedup(&candidates(&measured, Some(&times))?, times.forward, speedup)?;
+        let (chosen, predicted) = match (args.max_drop, args.target_speedup, times) {
+            (Some(most), ..) => (choose::within_drop(&candidates(&measured, None)?, most, together)?, None),
+            (None, Some(speedup), Some(times)) => {
+                let chosen = choose::for_speedup(&candidates(&measured, Some(times))?, times.forward, speedup)?;
                 ensure!(chosen.reached, "--target-speedup: {}", chosen.summary);
-                let drop = together(&chosen.vectors())?;
+                together(&chosen.vectors())?;
                 let predicted = chosen.seconds.map(|seconds| times.forward / seconds);
-                (chosen, drop, predicted)
+                (chosen, predicted)
             }
-            (None, None) => bail!("neither --max-drop nor --target-speedup says what to choose by"),
+            _ => bail!("neither --max-drop nor --target-speedup says what to choose by"),
         };
-        let vectors = chosen.vectors().into_iter().map(|(name, v)| (name.to_owned(), v)).collect();
+        let vectors: Vectors = chosen.vectors().into_iter().map(|(name, v)| (name.to_owned(), v)).collect();
+        let Drop { drop, interval } = match known.iter().find(|(of, _)| *of == vectors) {
+            Some((_, drop)) => *drop,
+            // No layer at all.
+            None => Drop { drop: 0.0, interval: None },
+        };
         let layers = chosen.layers.into_iter().map(|choose::Choice { layer, vector, drop, reason }| Reason {
             name: layer,
             vector: vector.map(VectorLen::get),
@@ -197,7 +256,9 @@ impl Bert<'_> {
             metric: metric.name(),
             metric_dense: baseline.value(),
             metric_drop: drop,
-            predicted_speedup: speedup,
+            metric_drop_interval: interval,
+            predicted_speedup: predicted,
+            measured_speedup: None,
         };
         Ok((vectors, choice))
     }

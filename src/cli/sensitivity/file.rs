@@ -9,6 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::noise::{Interval, RESAMPLES};
 use sparse24::VectorLen;
 use sparse24::io::write_atomically;
 
@@ -27,6 +28,9 @@ pub(in crate::cli) struct Sensitivity {
     pub(super) dense: f64,
     /// Weights of all linear layers.
     pub(super) linear_weights: usize,
+    /// How often texts were drawn for an interval.
+    #[serde(default)]
+    pub(super) resamples: usize,
     pub(super) rows: Vec<Row>,
 }
 
@@ -47,6 +51,12 @@ pub(super) struct Settings {
     pub(super) calibration: Option<String>,
     /// `spearman` or `cosine`.
     pub(super) metric: String,
+    /// What of two embeddings `spearman` correlates; the cosine unless said.
+    #[serde(default = "cosine")]
+    pub(super) similarity: String,
+    /// What is put in front of every text.
+    #[serde(default)]
+    pub(super) prompt: Option<String>,
     pub(super) texts: String,
 }
 
@@ -59,6 +69,23 @@ pub(in crate::cli) struct Row {
     pub(in crate::cli) weights: usize,
     /// How much lower the metric is.
     pub(in crate::cli) drop: f64,
+    /// What 95 % of the drops on resampled texts lie in, and whether zero does. Files of earlier versions lack both, and
+    /// so does a row whose texts are too few.
+    #[serde(default)]
+    pub(in crate::cli) interval: Option<Interval>,
+    #[serde(default)]
+    pub(in crate::cli) within_noise: Option<bool>,
+}
+
+impl Row {
+    /// Whether the drop may be none, as far as is known.
+    pub(in crate::cli) fn is_noise(&self) -> bool {
+        self.within_noise == Some(true)
+    }
+}
+
+fn cosine() -> String {
+    "cosine".to_owned()
 }
 
 impl Sensitivity {
@@ -72,6 +99,7 @@ impl Sensitivity {
             settings,
             dense: f64::NAN,
             linear_weights: 0,
+            resamples: RESAMPLES,
             rows: Vec::new(),
         }
     }
@@ -111,8 +139,7 @@ impl Sensitivity {
 /// What tells the contents of files from others: their size, and a checksum that changes by mistake only, not against
 /// intent.
 pub(super) fn identity(paths: &[&Path]) -> Result<String> {
-    let mut crc = crc32fast::Hasher::new();
-    let mut bytes = 0u64;
+    let mut contents = Contents::default();
     let mut buffer = vec![0; 1 << 20];
     for path in paths {
         let failed = || format!("cannot read {}", path.display());
@@ -120,12 +147,33 @@ pub(super) fn identity(paths: &[&Path]) -> Result<String> {
         loop {
             match file.read(&mut buffer).with_context(failed)? {
                 0 => break,
-                count => {
-                    crc.update(&buffer[..count]);
-                    bytes += count as u64;
-                }
+                count => contents.add(&buffer[..count]),
             }
         }
     }
-    Ok(format!("{bytes} bytes, crc32 {:08x}", crc.finalize()))
+    Ok(contents.identity())
+}
+
+/// [`identity`] of what was read already.
+pub(super) fn identity_of(text: &[u8]) -> String {
+    let mut contents = Contents::default();
+    contents.add(text);
+    contents.identity()
+}
+
+#[derive(Default)]
+struct Contents {
+    crc: crc32fast::Hasher,
+    bytes: u64,
+}
+
+impl Contents {
+    fn add(&mut self, text: &[u8]) {
+        self.crc.update(text);
+        self.bytes += text.len() as u64;
+    }
+
+    fn identity(self) -> String {
+        format!("{} bytes, crc32 {:08x}", self.bytes, self.crc.finalize())
+    }
 }

@@ -1,10 +1,12 @@
-//! The plot of a sensitivity analysis: one line for each layer, from the first at the top, and a dot for each pattern.
+//! The plot of a sensitivity analysis: one line for each layer, from the first at the top, and a dot for each pattern,
+//! with the interval that it lies in; hollow where the drop is within noise.
 
 use anyhow::{Result, anyhow};
 use plotters::coord::ranged1d::SegmentValue;
 use plotters::prelude::*;
 
 use super::file::{Row, Sensitivity};
+use super::noise::Interval;
 use sparse24::VectorLen;
 
 /// Colours that people of all colour vision tell apart (Okabe and Ito, "Color Universal Design", 2008), one for each V
@@ -34,7 +36,8 @@ pub(in crate::cli) fn svg(result: &Sensitivity) -> Result<String> {
 
 fn draw(result: &Sensitivity, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
     let layers = layers(&result.rows);
-    let drops = result.rows.iter().map(|row| row.drop);
+    let ends = |row: &Row| row.interval.map_or([row.drop; 3], |Interval { low, high }| [low, row.drop, high]);
+    let drops = result.rows.iter().flat_map(ends);
     let (low, high) = drops.fold((0f64, 0f64), |(low, high), x| (low.min(x), high.max(x)));
     let span = (high - low).max(1e-9);
     // Room on the right for the legend, so that it covers no dot.
@@ -55,6 +58,7 @@ fn draw(result: &Sensitivity, svg: &mut String) -> Result<(), Box<dyn std::error
         "spearman" => format!("drop of Spearman's correlation from {:.4} (no unit)", result.dense),
         _ => "1 - mean cosine similarity to the dense embeddings (no unit)".to_owned(),
     };
+    let x = format!("{x}; bars: 95 % intervals; hollow: within noise");
     chart
         .configure_mesh()
         .x_desc(x)
@@ -74,10 +78,18 @@ fn draw(result: &Sensitivity, svg: &mut String) -> Result<(), Box<dyn std::error
         if rows.is_empty() {
             continue;
         }
-        let dots = rows.into_iter().filter_map(|row| {
+        let line = |row: &Row| {
             let at = layers.iter().rposition(|layer| *layer == row.layer)?;
-            let centre = (row.drop, SegmentValue::CenterOf(layers.len() - 1 - at));
-            Some(Circle::new(centre, 5, colour.filled()))
+            Some(SegmentValue::CenterOf(layers.len() - 1 - at))
+        };
+        let bars = rows.iter().filter_map(|row| {
+            let (Interval { low, high }, line) = (row.interval?, line(row)?);
+            Some(PathElement::new([(low, line.clone()), (high, line)], colour.mix(0.6)))
+        });
+        chart.draw_series(bars)?;
+        let dots = rows.iter().filter_map(|row| {
+            let style = if row.is_noise() { ShapeStyle::from(&colour) } else { colour.filled() };
+            Some(Circle::new((row.drop, line(row)?), 5, style))
         });
         chart
             .draw_series(dots)?

@@ -1,0 +1,216 @@
+//! How much a drop owes to the texts that it was measured on: the bootstrap (Efron 1979).
+//!
+//! The texts, or pairs of texts, are drawn anew with replacement, and the drop is computed on what was drawn, over and
+//! over. The dense and the pruned model are compared on the same draw each time, so that what is hard for both does not
+//! count as noise. Invariant: a seed fixes the draws, so that the same measurement has the same interval.
+
+use rand_pcg::Pcg64;
+use rand_pcg::rand_core::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
+
+/// How often texts are drawn.
+pub(super) const RESAMPLES: usize = 1000;
+const SEED: u64 = 24;
+/// Of the resamples, those that lie below the interval, and those above.
+const TAIL: f64 = 0.025;
+
+/// The range that 95 % of the resamples' drops lie in.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+pub(in crate::cli) struct Interval {
+    pub(in crate::cli) low: f64,
+    pub(in crate::cli) high: f64,
+}
+
+impl Interval {
+    /// Whether the drop may as well be none.
+    pub(in crate::cli) fn has_zero(self) -> bool {
+        self.low <= 0.0 && 0.0 <= self.high
+    }
+}
+
+/// A number to twelve decimals, far below what is measured: with so few digits JSON is read back exactly, so that a run
+/// that was interrupted and goes on writes the same file.
+pub(super) fn rounded(x: f64) -> f64 {
+    (x * 1e12).round() / 1e12
+}
+
+/// A number for each text or pair, and how numbers are drawn from them.
+#[derive(Clone, Debug)]
+pub(super) enum Statistic {
+    /// Their mean.
+    Mean,
+    /// Spearman's correlation with these.
+    Spearman(Ranking),
+}
+
+/// The order of numbers.
+#[derive(Clone, Debug)]
+pub(super) struct Ranking {
+    /// Indices of the numbers, from the smallest.
+    order: Vec<usize>,
+    /// Where in `order` each run of equal numbers ends.
+    ends: Vec<usize>,
+}
+
+impl Ranking {
+    pub(super) fn new(numbers: &[f64]) -> Self {
+        let mut order: Vec<usize> = (0..numbers.len()).collect();
+        order.sort_by(|&a, &b| numbers[a].total_cmp(&numbers[b]));
+        let mut ends = Vec::new();
+        for run in order.chunk_by(|&a, &b| numbers[a] == numbers[b]) {
+            ends.push(ends.last().copied().unwrap_or(0) + run.len());
+        }
+        Self { order, ends }
+    }
+
+    /// The rank of each number among so many copies of each, equal ones sharing the mean of their ranks.
+    fn ranks(&self, counts: &[u32], ranks: &mut [f64]) {
+        let (mut start, mut below) = (0, 0);
+        for &end in &self.ends {
+            let run = &self.order[start..end];
+            let copies: u32 = run.iter().map(|&i| counts[i]).sum();
+            let mean = f64::from(below) + f64::from(copies + 1) / 2.0;
+            run.iter().for_each(|&i| ranks[i] = mean);
+            below += copies;
+            start = end;
+        }
+    }
+}
+
+/// Spearman's correlation of numbers of which there are so many copies each; `None` where one side is constant.
+fn spearman(x: &Ranking, y: &Ranking, counts: &[u32], space: &mut [Vec<f64>; 2]) -> Option<f64> {
+    let [rx, ry] = space;
+    x.ranks(counts, rx);
+    y.ranks(counts, ry);
+    // Shared ranks leave the sum of all ranks as it is.
+    let mean = (f64::from(counts.iter().sum::<u32>()) + 1.0) / 2.0;
+    let (mut xy, mut xx, mut yy) = (0.0, 0.0, 0.0);
+    for ((&x, &y), &count) in rx.iter().zip(ry.iter()).zip(counts) {
+        let (x, y, count) = (x - mean, y - mean, f64::from(count));
+        xy += count * x * y;
+        xx += count * x * x;
+        yy += count * y * y;
+    }
+    (xx > 0.0 && yy > 0.0).then(|| xy / (xx * yy).sqrt())
+}
+
+/// The values of a statistic on each resample.
+fn resampled(statistic: &Statistic, numbers: &[f64]) -> Vec<Option<f64>> {
+    let n = numbers.len();
+    let mut draw = Pcg64::seed_from_u64(SEED);
+    let own = Ranking::new(numbers);
+    let (mut counts, mut space) = (vec![0u32; n], [vec![0.0; n], vec![0.0; n]]);
+    let value = |_| {
+        counts.fill(0);
+        for _ in 0..n {
+            // The high half of a product: an index below n, as good as uniform for any number of texts.
+            let at = (u128::from(draw.next_u64()) * n as u128) >> 64;
+            counts[at as usize] += 1;
+        }
+        match statistic {
+            Statistic::Mean => {
+                let sum: f64 = numbers.iter().zip(&counts).map(|(x, &count)| x * f64::from(count)).sum();
+                Some(sum / n as f64)
+            }
+            Statistic::Spearman(scores) => spearman(&own, scores, &counts, &mut space),
+        }
+    };
+    (0..RESAMPLES).map(value).collect()
+}
+
+/// What drops are compared with: the dense model's numbers, on the same draws.
+#[derive(Clone, Debug)]
+pub(super) struct Bootstrap {
+    statistic: Statistic,
+    dense: Vec<Option<f64>>,
+}
+
+impl Bootstrap {
+    pub(super) fn new(statistic: Statistic, dense: &[f64]) -> Self {
+        let dense = resampled(&statistic, dense);
+        Self { statistic, dense }
+    }
+
+    /// The interval of the drop from the dense model's numbers to these. None where the statistic is undefined on
+    /// a quarter of the draws or more, as for two pairs.
+    pub(super) fn interval(&self, numbers: &[f64]) -> Option<Interval> {
+        let pruned = resampled(&self.statistic, numbers);
+        let mut drops: Vec<f64> =
+            self.dense.iter().zip(pruned).filter_map(|(dense, pruned)| Some((*dense)? - pruned?)).collect();
+        if drops.len() <= RESAMPLES / 4 * 3 {
+            return None;
+        }
+        drops.sort_by(f64::total_cmp);
+        let tail = (TAIL * drops.len() as f64) as usize;
+        Some(Interval { low: rounded(drops[tail]), high: rounded(drops[drops.len() - 1 - tail]) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::eval;
+
+    /// Numbers without a pattern, some of them equal.
+    fn numbers(n: usize, step: usize) -> Vec<f64> {
+        (0..n).map(|i| ((i * step + i * i) % 23) as f64 / 7.0).collect()
+    }
+
+    /// Copies counted instead of written out.
+    #[test]
+    fn correlations_of_copies_are_those_of_the_numbers_written_out() {
+        let (x, y) = (numbers(40, 5), numbers(40, 11));
+        let mut space = [vec![0.0; 40], vec![0.0; 40]];
+        for round in [1, 2, 3, 5, 6, 7] {
+            let counts: Vec<u32> = (0..40).map(|i| (i * round % 4) as u32).collect();
+            let copies = |numbers: &[f64]| -> Vec<f64> {
+                numbers.iter().zip(&counts).flat_map(|(&x, &count)| std::iter::repeat_n(x, count as usize)).collect()
+            };
+            let expected = eval::spearman(&copies(&x), &copies(&y)).unwrap_or(f64::NAN);
+            let got = spearman(&Ranking::new(&x), &Ranking::new(&y), &counts, &mut space).unwrap_or(f64::NAN);
+            assert!((got - expected).abs() < 1e-12, "{got}, {expected}");
+        }
+        let (one, mut counts) = (Ranking::new(&x), vec![0; 40]);
+        counts[3] = 40;
+        assert_eq!(spearman(&one, &one, &counts, &mut space), None);
+    }
+
+    /// For a mean of independent numbers the interval is known: about two standard errors to either side.
+    #[test]
+    fn the_interval_of_a_mean_is_that_of_its_standard_error() {
+        let n = 400;
+        let noise: Vec<f64> = (0..n).map(|i| f64::from((i * 7919 % 1009) as u16) / 1009.0 - 0.5).collect();
+        let dense = vec![1.0; n];
+        let mean = noise.iter().sum::<f64>() / n as f64;
+        let deviation = (noise.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n as f64).sqrt();
+        let bootstrap = Bootstrap::new(Statistic::Mean, &dense);
+        for shift in [0.0, 0.1] {
+            let pruned: Vec<f64> = noise.iter().map(|x| 1.0 - x - shift).collect();
+            let interval = bootstrap.interval(&pruned).unwrap_or(Interval { low: f64::NAN, high: f64::NAN });
+            let half = 1.96 * deviation / (n as f64).sqrt();
+            for (got, expected) in [(interval.low, mean + shift - half), (interval.high, mean + shift + half)] {
+                assert!((got - expected).abs() < 0.1 * half, "{interval:?}: {expected}");
+            }
+            assert_eq!(interval.has_zero(), shift == 0.0, "{interval:?}");
+        }
+        assert_eq!(bootstrap.interval(&dense), Some(Interval { low: 0.0, high: 0.0 }));
+    }
+
+    /// What both models find hard is no noise: a small, even loss is seen although the correlation itself is uncertain.
+    #[test]
+    fn models_are_compared_on_the_same_draws() {
+        let scores: Vec<f64> = (0..200).map(f64::from).collect();
+        let wide: Vec<f64> = scores.iter().enumerate().map(|(i, x)| x + ((i * 89) % 211) as f64).collect();
+        let worse: Vec<f64> = wide.iter().enumerate().map(|(i, x)| x + ((i * 37) % 61) as f64).collect();
+        let statistic = || Statistic::Spearman(Ranking::new(&scores));
+        let paired = Bootstrap::new(statistic(), &wide).interval(&worse).map(|i| i.high - i.low).unwrap_or(f64::NAN);
+        let alone = resampled(&statistic(), &wide);
+        let spread = |of: fn(f64, f64) -> f64| alone.iter().flatten().copied().reduce(of).unwrap_or(f64::NAN);
+        assert!(paired < 0.6 * (spread(f64::max) - spread(f64::min)), "{paired}");
+        // Two pairs: half of the draws are one pair twice.
+        assert_eq!(
+            Bootstrap::new(Statistic::Spearman(Ranking::new(&[1.0, 2.0])), &[1.0, 2.0]).interval(&[2.0, 1.0]),
+            None
+        );
+    }
+}

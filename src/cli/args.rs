@@ -24,7 +24,7 @@ pub(super) const DASH: &str = "-";
 pub(crate) struct Usage(String);
 
 impl Usage {
-    pub(super) fn new(reason: impl Into<String>) -> anyhow::Error {
+    pub(super) fn error(reason: impl Into<String>) -> anyhow::Error {
         Self(reason.into()).into()
     }
 }
@@ -41,7 +41,7 @@ impl std::error::Error for Usage {}
 macro_rules! ensure_usage {
     ($condition:expr, $($reason:tt)+) => {
         if !$condition {
-            return Err($crate::cli::args::Usage::new(format!($($reason)+)));
+            return Err($crate::cli::args::Usage::error(format!($($reason)+)));
         }
     };
 }
@@ -142,8 +142,8 @@ impl InOut {
         let (from, to) = match (&self.model, &self.paths[..]) {
             (None, [from, to]) => (from, to),
             (Some(from), [to]) => (from, to),
-            (None, _) => return Err(Usage::new("OUT is missing: the file or folder to write")),
-            (Some(_), _) => return Err(Usage::new("IN is given twice: by --model and by position")),
+            (None, _) => return Err(Usage::error("OUT is missing: the file or folder to write")),
+            (Some(_), _) => return Err(Usage::error("IN is given twice: by --model and by position")),
         };
         ensure_usage!(from != Path::new(DASH), "IN is a file or a folder: `-` cannot be read from its end");
         ensure_usage!(to != Path::new(DASH), "OUT is a file or a folder: `-` cannot be written to in any order");

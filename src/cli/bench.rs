@@ -220,7 +220,7 @@ impl Args {
                 _ => "is no kernel of the chosen operations here",
             };
             let names = names.join(", ");
-            return Err(Usage::new(format!("--plan: {wanted} {why}; for {m}x{n}x{k} there are {names}")));
+            return Err(Usage::error(format!("--plan: {wanted} {why}; for {m}x{n}x{k} there are {names}")));
         }
         Ok(requests)
     }

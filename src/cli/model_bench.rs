@@ -178,7 +178,7 @@ pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Res
     let order: Vec<_> = operations.iter().map(|(op, _)| *op).collect();
     operations.sort_by_key(|(op, _)| order.iter().position(|o| o == op));
     if operations.iter().any(|(op, _)| *op == Op::Masked24) {
-        return Err(Usage::new("--ops: masked24 is measured on single layers only"));
+        return Err(Usage::error("--ops: masked24 is measured on single layers only"));
     }
     if let Some(earlier) = earlier {
         let keys: Vec<_> = operations.iter().map(|&(op, choice)| Key::new(op, choice, dtype)).collect();
@@ -189,7 +189,7 @@ pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Res
     let config = *checkpoint.config();
     if seq > config.positions() {
         let most = plural(config.positions(), "token");
-        return Err(Usage::new(format!("--seq: {}, and {name} takes at most {most}", plural(seq, "token"))));
+        return Err(Usage::error(format!("--seq: {}, and {name} takes at most {most}", plural(seq, "token"))));
     }
     let samples = ids(&config, &sample_lengths(&config, seq), args.seed() ^ SAMPLES)?;
     let timed = ids(&config, &vec![seq; batch], args.seed())?;

@@ -64,7 +64,7 @@ impl Args {
                 Ok(asked)
             }
             (Some(form), None) | (None, Some(form)) => Ok(form),
-            (None, None) => Err(Usage::new(format!("--out: {out} ends in neither .html nor .md: give --format"))),
+            (None, None) => Err(Usage::error(format!("--out: {out} ends in neither .html nor .md: give --format"))),
         }
     }
 }

@@ -203,7 +203,7 @@ impl Metric {
                 ensure!(!texts.is_empty(), "--input: {} has no texts", name_of(input));
                 (texts, None, text)
             }
-            (None, None) => return Err(Usage::new(NO_METRIC)),
+            (None, None) => return Err(Usage::error(NO_METRIC)),
         };
         let tokens = tokenizer.encode(&texts)?;
         model::warn_of_truncation(tokens.truncated, texts.len(), tokenizer);

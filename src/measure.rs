@@ -77,13 +77,8 @@ impl Policy {
         deadline: None,
     };
     /// Three short samples: enough to see that everything runs.
-    pub const QUICK: Self = Self {
-        sample: Duration::from_millis(2),
-        samples: 3,
-        most_samples: 3,
-        warm_up: Duration::ZERO,
-        deadline: None,
-    };
+    pub const QUICK: Self =
+        Self { sample: Duration::from_millis(2), samples: 3, most_samples: 3, warm_up: Duration::ZERO, deadline: None };
     /// Five samples of 10 ms or more: enough to choose between kernels, of which there are dozens.
     pub const TUNING: Self = Self {
         sample: Duration::from_millis(10),

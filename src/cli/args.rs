@@ -24,6 +24,7 @@ pub(super) const DASH: &str = "-";
 pub(crate) struct Usage(String);
 
 impl Usage {
+    #[allow(clippy::new_ret_no_self, reason = "it is only ever returned as an error of any kind")]
     pub(super) fn new(reason: impl Into<String>) -> anyhow::Error {
         Self(reason.into()).into()
     }

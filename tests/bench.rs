@@ -102,6 +102,12 @@ fn weights_are_the_files_2d_float_tensors() {
     assert!(stdout.contains("layer") && !stdout.contains("layer.values"), "{stdout}");
     let (_, stderr) = exits(1, &[&quick[..], &[text(&plain), "--filter", "none such"]].concat());
     assert!(stderr.contains("plain.safetensors") && stderr.contains("none such"), "{stderr}");
+    // Other people's forms, too: a matrix each of a pruned model's as compressed-tensors stores them.
+    for folder in ["ct_ckpt_sparse24_f16", "ct_ckpt_bitmask_f16"] {
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(folder);
+        let (stdout, _) = exits(0, &[&quick[..], &[text(&file), "--filter", "up"]].concat());
+        assert!(stdout.contains("up.weight") && !stdout.contains("compressed"), "{stdout}");
+    }
 }
 
 /// What a terminal of 100 columns shows of the longest names, and where more of it is.

@@ -14,7 +14,8 @@ use super::output::Output;
 use super::shapes::{self, Float, Layer, OpName, Shape};
 use super::{Outcome, compare, model_bench, progress, say, tuning};
 use sparse24::engine::{Device, DeviceInfo, Options};
-use sparse24::io::{Dtype, TensorFile};
+use sparse24::error::printable;
+use sparse24::io::{self, Dtype, Item};
 use sparse24::kernel::{Kernel, ShaderChecks};
 use sparse24::mask::VectorLen;
 use sparse24::matrix::DType;
@@ -22,7 +23,6 @@ use sparse24::measure::{self, Case, Ceilings, Choice, Policy, Request};
 use sparse24::plan::{CpuWay, Plan};
 use sparse24::problem::{Op, Problem};
 use sparse24::report::compare::{Key, Scope};
-use sparse24::report::sheet::printable;
 use sparse24::report::{Environment, Report, Skipped, plural};
 use sparse24::simd::SimdLevel;
 
@@ -239,7 +239,7 @@ impl Args {
     }
 
     /// What is to be measured: `--shapes`, or the tensors of `--weights`.
-    fn sources(&self, file: Option<&TensorFile>) -> Result<Vec<Source>> {
+    fn sources(&self, file: Option<&io::Source>) -> Result<Vec<Source>> {
         if let Some(file) = file {
             let mut sources = Vec::new();
             for name in self.tensors(file)? {
@@ -250,20 +250,11 @@ impl Args {
         Ok(shapes::layers(&self.shapes, &self.tokens).into_iter().map(Source::Random).collect())
     }
 
-    /// Names of the matrices of a file: its 2-D float tensors, and those that it holds compressed.
-    fn tensors(&self, file: &TensorFile) -> Result<Vec<String>> {
-        let compressed = file.sparse24_names()?;
-        let is_part = |name: &str| {
-            let parent = name.strip_suffix(".values").or_else(|| name.strip_suffix(".meta"));
-            parent.is_some_and(|p| compressed.iter().any(|c| c == p))
-        };
-        let dense = file.tensors().filter(|t| {
-            matches!(t.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
-                && t.shape.len() == 2
-                && !t.shape.contains(&0)
-                && !is_part(&t.name)
-        });
-        let mut names: Vec<_> = dense.map(|t| t.name.clone()).chain(compressed.iter().cloned()).collect();
+    /// Names of the matrices of a file: its 2-D float tensors, in whichever form they are stored.
+    fn tensors(&self, file: &io::Source) -> Result<Vec<String>> {
+        let float = |item: &&Item| matches!(item.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
+        let matrices = file.items().filter(float).filter(|item| item.matrix().is_some_and(|(m, k)| m > 0 && k > 0));
+        let mut names: Vec<_> = matrices.map(|item| item.name.clone()).collect();
         names.sort();
         if let Some(filter) = &self.filter {
             names.retain(|name| filter.is_match(name));
@@ -276,16 +267,12 @@ impl Args {
     }
 
     /// Shape and element type of a layer, without its weights.
-    fn shape_of(&self, source: &Source, file: Option<&TensorFile>) -> Result<(usize, usize, usize, DType)> {
+    fn shape_of(&self, source: &Source, file: Option<&io::Source>) -> Result<(usize, usize, usize, DType)> {
         let (m, n, k, own) = match (source, file) {
-            (Source::Tensor { name, n }, Some(file)) if file.sparse24_names()?.contains(name) => {
-                let w = file.sparse24(name)?;
-                (w.m(), *n, w.k(), w.dtype())
-            }
             (Source::Tensor { name, n }, Some(file)) => {
-                let info = file.info(name)?;
-                let own = if info.dtype == Dtype::F16 { DType::F16 } else { DType::F32 };
-                (info.shape[0], *n, info.shape[1], own)
+                let item = of_file(file, name)?;
+                let (m, k) = item.matrix().with_context(|| format!("{} is no matrix", printable(name)))?;
+                (m, *n, k, if item.dtype == Dtype::F16 { DType::F16 } else { DType::F32 })
             }
             (Source::Random(Layer { m, n, k, .. }), _) => (*m, *n, *k, DType::F32),
             (Source::Tensor { name, .. }, None) => bail!("no file to take {name} from"),
@@ -296,18 +283,14 @@ impl Args {
     }
 
     /// Brings a layer into memory.
-    fn load(&self, source: &Source, file: Option<&TensorFile>) -> Result<Case> {
+    fn load(&self, source: &Source, file: Option<&io::Source>) -> Result<Case> {
         match (source, file) {
             (Source::Random(Layer { name, m, n, k }), _) => {
                 let dtype = self.dtype();
                 Ok(Case::random(name, *m, *n, *k, dtype, self.seed)?)
             }
             (Source::Tensor { name, n }, Some(file)) => {
-                let w = if file.sparse24_names()?.contains(name) {
-                    file.sparse24(name)?.decompress()
-                } else {
-                    file.matrix(name)?
-                };
+                let w = file.matrix(of_file(file, name)?)?;
                 let own = if w.dtype() == DType::Bf16 { DType::F32 } else { w.dtype() };
                 let w = w.cast(self.dtype.map_or(own, DType::from));
                 if let Some(at) = w.elements().to_f32().iter().position(|x| !x.is_finite()) {
@@ -413,7 +396,7 @@ struct Work {
 impl Work {
     /// Leaves out a tensor, and says so. What was asked for as such is not left out: its error ends the run, as a lost
     /// device does.
-    fn skip(&mut self, source: &Source, file: Option<&TensorFile>, error: anyhow::Error) -> Result<()> {
+    fn skip(&mut self, source: &Source, file: Option<&io::Source>, error: anyhow::Error) -> Result<()> {
         let lost = matches!(error.downcast_ref(), Some(sparse24::Error::DeviceLost(_)));
         match source {
             Source::Tensor { name, .. } if !lost && !error.is::<Usage>() => {
@@ -427,7 +410,7 @@ impl Work {
     }
 
     /// An error if tensors were left out, whose place is after the results of the others.
-    fn complete(skipped: &[Skipped], file: Option<&TensorFile>) -> Result<()> {
+    fn complete(skipped: &[Skipped], file: Option<&io::Source>) -> Result<()> {
         match (skipped.len(), file) {
             (0, _) | (_, None) => Ok(()),
             (n, Some(file)) => bail!("{}: {} could not be measured", file.path().display(), plural(n, "tensor")),
@@ -436,7 +419,7 @@ impl Work {
 }
 
 /// What errors call a layer.
-fn named(source: &Source, file: Option<&TensorFile>) -> String {
+fn named(source: &Source, file: Option<&io::Source>) -> String {
     match (source, file) {
         (Source::Tensor { .. }, Some(file)) => format!("{}: {source}", file.path().display()),
         _ => source.to_string(),
@@ -454,13 +437,19 @@ fn is_cpu_kernel(name: &str) -> bool {
     name.starts_with("cpu_") || ways.iter().any(|way| way.name() == name)
 }
 
+/// A tensor that was listed.
+fn of_file<'a>(file: &'a io::Source, name: &str) -> Result<&'a Item> {
+    let item = file.item(name);
+    item.with_context(|| format!("{}: there is no tensor {}", file.path().display(), printable(name)))
+}
+
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     args.output.check()?;
     let earlier = args.earlier()?;
     if let Some(model) = &args.model {
         return model_bench::run(args, model, earlier.as_ref());
     }
-    let file = args.weights.as_deref().map(TensorFile::open).transpose()?;
+    let file = args.weights.as_deref().map(io::Source::open).transpose()?;
     let file = file.as_ref();
     let sources = args.sources(file)?;
     let (device, policy, environment) = args.environment()?;
@@ -504,7 +493,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let mut rows = Vec::new();
     for (done, Job { source, requests }) in jobs.iter().enumerate() {
         let measured = args.load(source, file).and_then(|case| {
-            bar.set_message(printable(&case.name));
+            bar.set_message(printable(&case.name).into_owned());
             let dtype = case.w.dtype();
             let measured = measure::run(
                 &device,

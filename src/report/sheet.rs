@@ -7,6 +7,8 @@ use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
+use crate::error::printable;
+
 /// Columns of a terminal that text fits.
 pub const WIDTH: usize = 100;
 
@@ -60,7 +62,8 @@ impl Sheet {
     /// One more row, with a cell for every column, shown or not. The group may have no name.
     pub fn push<const N: usize>(&mut self, group: &str, cells: [String; N]) {
         debug_assert_eq!(N, self.columns.len());
-        self.rows.push((printable(group), cells.iter().map(|cell| printable(cell)).collect()));
+        let cells = cells.iter().map(|cell| printable(cell).into_owned());
+        self.rows.push((printable(group).into_owned(), cells.collect()));
     }
 
     fn shown(&self, wide: bool) -> Vec<usize> {
@@ -195,15 +198,6 @@ impl Page {
         }
         text
     }
-}
-
-/// The same with control characters escaped: a name from a file must not command a terminal.
-pub fn printable(text: &str) -> String {
-    let mut out = String::new();
-    for c in text.chars() {
-        if c.is_control() { out.extend(c.escape_debug()) } else { out.push(c) }
-    }
-    out
 }
 
 /// The beginning and the end of a name that is too long.

@@ -40,8 +40,11 @@ use sparse24::simd::SimdLevel;
   sparse24 bench --format md                             # a table to paste
   sparse24 bench --compare before.json --fail-slower 5   # exit code 3 if slower
 
-Exit codes: 0 all rows are verified; 1 an error, or a tensor of --weights could not be measured (the others are
-printed); 2 wrong options; 3 a row failed verification, or is slower than --fail-slower allows.",
+Exit codes:
+  0  every row is verified
+  1  an error, or tensors of --weights that could not be measured beside others
+  2  wrong options
+  3  a row failed verification, or is slower than --fail-slower allows",
     mut_arg("json", |json| json.alias("out"))
 )]
 pub(crate) struct Args {

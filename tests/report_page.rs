@@ -104,7 +104,7 @@ fn the_page_is_whole_legible_and_alone() {
     let sensitivity = dir.path().join("sensitivity.json");
     let row = |at: usize| {
         let layer = format!("encoder.layer.{}.attention.self.query", at / 2);
-        let vector = if at % 2 == 0 { 1 } else { 32 };
+        let vector = if at.is_multiple_of(2) { 1 } else { 32 };
         json!({ "layer": layer, "vector": vector, "weights": 1000, "drop": 0.01 * at as f64 - 0.005 })
     };
     let made_up = json!({

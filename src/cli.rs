@@ -173,11 +173,6 @@ fn size(bytes: u64) -> String {
     format!("{number} {unit}")
 }
 
-/// A number of things: `1 layer`, `2 layers`.
-fn count(number: usize, thing: &str) -> String {
-    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
-}
-
 /// A progress bar of `steps` on stderr, if that is a terminal; else one that shows nothing.
 fn progress(steps: usize) -> ProgressBar {
     let target =

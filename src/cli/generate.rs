@@ -8,8 +8,9 @@ use clap::Command;
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use super::{Outcome, count, print};
+use super::{Outcome, print};
 use sparse24::io::write_atomically;
+use sparse24::report::plural;
 
 /// Print a completion script for a shell.
 #[derive(Clone, Debug, clap::Args)]
@@ -57,7 +58,7 @@ pub(super) fn pages(args: &Pages, grammar: Command) -> Result<Outcome> {
         write_atomically(Path::new(folder).join(name), |file| file.write_all(text.as_bytes()))?;
         written += 1;
     }
-    print(&format!("{} in {}\n", count(written, "page"), folder.display()))?;
+    print(&format!("{} in {}\n", plural(written, "page"), folder.display()))?;
     Ok(Outcome::Fine)
 }
 

@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::args::{Json, ensure_usage};
 use super::bench::command_line;
 use super::shapes::{self, Float, Layer, OpName, Shape};
-use super::{Outcome, count, progress, say, tuning};
+use super::{Outcome, progress, say, tuning};
 use sparse24::engine::{Device, Options};
 use sparse24::kernel::ShaderChecks;
 use sparse24::mask::VectorLen;
@@ -24,7 +24,7 @@ use sparse24::matrix::DType;
 use sparse24::measure::{self, Case, Ceilings, Deadline, Policy, Trial};
 use sparse24::plan::{Plan, Tuned, Tuning};
 use sparse24::problem::{Op, Problem};
-use sparse24::report::Environment;
+use sparse24::report::{Environment, plural};
 use sparse24::tune::{self, Cache, Key, Tried};
 
 /// Find out by measurement which kernel is best on this device, for later runs to use.
@@ -217,7 +217,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         if !policy.has_time_for(pace.preparation(problem) + pace.step) {
             continue;
         }
-        steps.operation(&format!("{} of {operations}: {name}: {}", at + 1, count(candidates, "candidate")));
+        steps.operation(&format!("{} of {operations}: {name}: {}", at + 1, plural(candidates, "candidate")));
         let policy = until(&pace);
         pace.begin();
         // The operations of a layer follow one another.
@@ -253,7 +253,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let file = (!cache.entries().is_empty()).then(|| folder.join(cache.key().file_name()));
     let mut text = table(&tasks);
     if let Some(file) = &file {
-        text += &format!("{} in {}\n", count(cache.entries().len(), "operation"), file.display());
+        text += &format!("{} in {}\n", plural(cache.entries().len(), "operation"), file.display());
     }
     args.json.emit(&text, &Run::new(environment, args, Some(&cache), &tasks, started))?;
     let undone = tasks.iter().filter(|task| task.status() == Status::NotTuned).count();
@@ -552,8 +552,8 @@ fn table(tasks: &[Task]) -> String {
     }
     format!(
         "{}\n\nms: median of a call; vs untuned: time of the kernel that would run without tuning, over this one's\n\
-         tried: kernels that were verified and timed, of those that are worth it where time ran out; cached, begun: by\n\
-         an earlier run, which came to its end or did not; wrong: those whose result was not right; kernel: the fastest\n",
+         tried: kernels that were verified and timed, of how many where time ran out, or what became of them in an\n\
+         earlier run; wrong: those whose result was not right; kernel: the fastest\n",
         table.trim_fmt()
     )
 }

@@ -23,7 +23,7 @@ use serde::Serialize;
 use self::entries::Machine;
 use super::chart::{self, Chart};
 use super::file::{File, ModelBench, Times};
-use super::significant;
+use super::{plural, significant};
 use crate::error::{Error, Result};
 
 /// A file, and what to call it.
@@ -128,7 +128,7 @@ impl Page {
         sections.push(sources::origins(inputs));
         let mut notes: Vec<_> = failures.iter().map(|f| format!("Failed, not timed: {f}.")).collect();
         let machines: Vec<_> = entries.iter().map(|e| &e.machine).chain(models.iter().map(|(m, _)| m)).collect();
-        for place in distinct(machines.iter().filter(|m| m.kind == "software").map(|m| &m.place)) {
+        for place in distinct(machines.iter().filter(|m| m.kind == "software").map(|m| &m.hardware)) {
             notes.push(format!(
                 "{place} is a software driver: it computes on the processor and says nothing about a GPU."
             ));
@@ -233,11 +233,6 @@ fn compared(order: Option<Ordering>) -> &'static str {
         Some(Ordering::Equal) => "same",
         None => "spread unknown",
     }
-}
-
-/// `1 thread`, `2 threads`.
-fn counted(number: usize, thing: &str) -> String {
-    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
 fn number(x: Option<f64>, digits: usize) -> String {

@@ -9,7 +9,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use super::paths::shown;
-use super::{Input, counted};
+use super::{Input, plural};
 use crate::error::{Error, Result};
 use crate::report::file::{Bench, File, ModelBench, ModelRow, Origin, Row, Times};
 
@@ -50,7 +50,7 @@ impl Machine {
 }
 
 fn hardware(input: &Input, origin: &Origin) -> String {
-    let threads = origin.threads.map(|t| format!(", {}", counted(t, "thread")));
+    let threads = origin.threads.map(|t| format!(", {}", plural(t, "thread")));
     match &input.machine {
         Some(name) => name.clone(),
         None => origin.device.clone() + &threads.unwrap_or_default(),
@@ -258,7 +258,7 @@ fn dense_pass<'a>(bench: &'a ModelBench, row: &ModelRow) -> Option<&'a ModelRow>
     bench.rows.iter().filter(|d| d.op == "dense").min_by(|a, b| miss(a).total_cmp(&miss(b)))
 }
 
-/// How a pass compares with its dense one: times as fast, and whether that is beyond the spread, as in [`Entry`].
+/// How a pass compares with its dense one: times as fast, and whether that is beyond the noise, as in [`Entry`].
 pub(super) fn pass_against_dense(bench: &ModelBench, row: &ModelRow) -> Option<(f64, Option<Ordering>)> {
     let dense = dense_pass(bench, row)?;
     let ratio = dense.median_ms? / row.median_ms?;
@@ -274,7 +274,7 @@ pub(super) fn one_device_a_name(inputs: &[Input]) -> Result<()> {
         let (first, of) = *known.entry(machine).or_insert((input, origin));
         if (&of.device, of.threads) != (&origin.device, origin.threads) {
             let name = |origin: &Origin| match origin.threads {
-                Some(threads) => format!("{} with {}", origin.device, counted(threads, "thread")),
+                Some(threads) => format!("{} with {}", origin.device, plural(threads, "thread")),
                 None => origin.device.clone(),
             };
             let (of, own) = (name(of), name(origin));

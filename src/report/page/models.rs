@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use super::entries::{Machine, batches, last, model_what, pass_against_dense, what};
 use super::paths::shown;
-use super::{Input, Section, Table, compared, counted, distinct, middle, number, numbered, times};
+use super::{Input, Section, Table, compared, distinct, middle, number, numbered, plural, times};
 use crate::error::Result;
 use crate::report::chart::{Bar, Bars, Ink};
 use crate::report::file::{Eval, File, ModelBench, ModelRow, Parts, Prune, Times};
@@ -21,7 +21,7 @@ pub(super) fn models_answer(models: &[(Machine, &ModelBench)]) -> Option<String>
                 |r: &ModelRow| Some(format!("{} {}", what(&r.op, r.vector), judged(pass_against_dense(model, r)?)));
             let rows: Vec<_> = rows.filter_map(said).collect();
             let ModelBench { model, batch, seq, .. } = model;
-            let (texts, tokens) = (counted(*batch, "text"), counted(*seq, "token"));
+            let (texts, tokens) = (plural(*batch, "text"), plural(*seq, "token"));
             let model = shown(model);
             (!rows.is_empty())
                 .then(|| format!("{model} with {texts} of {tokens} on {}: {}", machine.place, rows.join(", ")))
@@ -123,7 +123,7 @@ pub(super) fn end_to_end(models: &[(Machine, &ModelBench)]) -> Result<Option<Sec
         let names = ["linear layers", "attention", "the rest"].into_iter().enumerate();
         let chart = Bars {
             unit: "ms of a forward pass".into(),
-            groups: vec![(format!("{} of {}", counted(batch, "text"), counted(seq, "token")), bars)],
+            groups: vec![(format!("{} of {}", plural(batch, "text"), plural(seq, "token")), bars)],
             marks: Vec::new(),
             legend: names.map(|(at, name)| (Ink::Part(at), name.to_owned())).collect(),
         };

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::entries::{Machine, batches, model_what, what};
-use super::{Input, Section, Table, compared, counted, distinct, middle, number, numbered, times};
+use super::{Input, Section, Table, compared, distinct, middle, number, numbered, plural, times};
 use crate::error::Result;
 use crate::measure::Summary;
 use crate::report::chart::{Bar, Bars, Ink};
@@ -147,7 +147,7 @@ pub(super) fn changes(inputs: &[Input], runs: &[Option<String>]) -> Result<(Opti
 /// What became of the rows from one run to another.
 #[derive(Default)]
 struct Tally {
-    /// Ratios beyond the spread, and what they are of.
+    /// Ratios beyond the noise, and what they are of.
     faster: Vec<(f64, String)>,
     slower: Vec<(f64, String)>,
     same: usize,
@@ -183,6 +183,6 @@ impl Tally {
         if self.unknown > 0 {
             clauses.push(format!("{} not judged, for want of a spread or of one clock", self.unknown));
         }
-        (rows > 0).then(|| format!("{place} against {base}, of {}: {}.", counted(rows, "row"), clauses.join("; ")))
+        (rows > 0).then(|| format!("{place} against {base}, of {}: {}.", plural(rows, "row"), clauses.join("; ")))
     }
 }

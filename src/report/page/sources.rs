@@ -2,7 +2,7 @@
 
 use super::entries::Entry;
 use super::paths::shown;
-use super::{Input, Section, Table, compared, counted, middle, number, times};
+use super::{Input, Section, Table, compared, middle, number, plural, times};
 use crate::report::file::Times;
 
 pub(super) fn all_rows(entries: &[Entry<'_>], inputs: &[Input]) -> Section {
@@ -73,14 +73,14 @@ pub(super) fn origins(inputs: &[Input]) -> Section {
         };
         let or = |x: &Option<String>| x.clone().unwrap_or_else(|| "-".into());
         let libraries = origin.libraries.iter().map(|(name, version)| format!(", {name} {version}"));
-        let details: Vec<_> = [origin.simd.clone(), origin.threads.map(|t| counted(t, "thread"))]
+        let details: Vec<_> = [origin.simd.clone(), origin.threads.map(|t| plural(t, "thread"))]
             .into_iter()
             .flatten()
             .chain(origin.shader_checks.iter().map(|c| format!("{c} shaders")))
             .chain(origin.tuning.iter().map(|t| format!("tuning {t}")))
             .collect();
         let sampling =
-            origin.samples.zip(origin.sample_ms).map(|(n, ms)| format!("{} of {ms} ms or more", counted(n, "sample")));
+            origin.samples.zip(origin.sample_ms).map(|(n, ms)| format!("{} of {ms} ms or more", plural(n, "sample")));
         table.rows.push(vec![
             shown(&input.name),
             format!("{} {}{}", origin.program, origin.version, libraries.collect::<String>()),

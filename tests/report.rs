@@ -322,7 +322,9 @@ fn headline(rows: &[(f64, f64, f64)]) -> String {
 #[test]
 fn the_headline_does_not_praise_noise() {
     let narrow = |ms| (ms, 0.99, 1.01);
-    let cases: [(&[(f64, f64, f64)], &str); 8] = [
+    /// Milliseconds, and the shares of them that the samples begin and end at.
+    type Sampled = (f64, f64, f64);
+    let cases: [(&[Sampled], &str); 8] = [
         (&[narrow(0.5)], "2.00x as fast as dense at 32x8x32."),
         (&[narrow(0.98)], "it did not pay in the one row; within noise at 32x8x32 (1.02x)."),
         // The highest ratio of all is noise.

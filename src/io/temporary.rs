@@ -7,6 +7,10 @@
 //! ends, however that happens, so that what is not locked was left behind. Without such locks (not on Unix, and on file
 //! systems that have none) nothing of another process is touched.
 //!
+//! A network file system that is mounted with locks of each machine's own does not show which processes of another
+//! machine live: two machines should not write in one folder there at the same time. What is lost by it is the result
+//! that is being written, with an error, and nothing that was there before.
+//!
 //! Invariant: nothing appears under its own name before it is complete, and nothing that a living process is writing is
 //! removed.
 

@@ -57,7 +57,7 @@ pub(crate) enum Outcome {
     name = "sparse24",
     version,
     args_conflicts_with_subcommands = true,
-    after_help = "`sparse24 COMMAND --help` says more and shows examples; `--version` also tells commit, features and SIMD.
+    after_help = "`sparse24 COMMAND --help` says more and shows examples; `--version` tells commit, features and SIMD.
 
 Results go to stdout, all else to stderr. Colours follow NO_COLOR. Exit codes: 0 fine, 1 an error,
 2 a wrong command line, 3 a result that is wrong, or slower than --fail-slower allows."

@@ -28,18 +28,19 @@ Examples:
   # a pruned file for torch's sparse tensor cores, but for the head
   sparse24 convert pruned.safetensors cutlass.safetensors --to cutlass --exclude lm_head
 
-What is read, whatever the form: dense weights with zeros; sparse24's own files; sparse-24-bitmask and
-sparse-bitmask of compressed-tensors; torch's pair of values and metadata (CUTLASS); weights with a mask of
-torch.nn.utils.prune or of NVIDIA's ASP, which is applied. Types: f32, f16, bf16, f8 (e4m3, e5m2), i8, u8;
-matrices of other types are copied.
+What is read, whatever the form: dense weights with zeros; sparse24's own files; sparse-24-bitmask
+and sparse-bitmask of compressed-tensors; torch's pair of values and metadata (CUTLASS); weights
+with a mask of torch.nn.utils.prune or of NVIDIA's ASP, which is applied. Types: f32, f16, bf16,
+f8 (e4m3, e5m2), i8, u8; matrices of other types are copied.
 
-Dense matrices that are not 2:4 stay dense, and what a sparse-bitmask holds that is not 2:4 becomes dense. A
-matrix that its form or the folder's config says is 2:4 and is not, is an error, but for --to dense; --exclude
-leaves it as it is. Matrices that are stored as in x out (GPT-2's Conv1D, Keras' and Flax' kernels) are 2:4 along
-their rows, if at all; they stay dense.
+Dense matrices that are not 2:4 stay dense, and what a sparse-bitmask holds that is not 2:4
+becomes dense. A matrix that its form or the folder's config says is 2:4 and is not, is an error,
+but for --to dense; --exclude leaves it as it is. Matrices that are stored as in x out (GPT-2's
+Conv1D, Keras' and Flax' kernels) are 2:4 along their rows, if at all; they stay dense.
 
-Of a folder everything comes along but hidden files and other forms of the old model's weights (pytorch_model.bin,
-onnx/), which are named. Weights of further modules in folders within (2_Dense/) are copied.";
+Of a folder everything comes along but hidden files and other forms of the old model's weights
+(pytorch_model.bin, onnx/), which are named. Weights of further modules in folders within
+(2_Dense/) are copied.";
 
 /// Store a model's 2:4 weights in another form: sparse24's own, dense, bitmask (compressed-tensors) or cutlass (torch).
 ///

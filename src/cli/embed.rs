@@ -18,8 +18,8 @@ use sparse24::io::write_atomically;
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   sparse24 embed --model model/minilm --text 'The cat sat on the mat.'
-  sparse24 embed --model model/minilm --sparsity 2:4 --vector 32 --input texts.txt --out embeddings.jsonl
-  cut -f 2 notes.tsv | sparse24 embed --model model/minilm --device cpu --input - > embeddings.jsonl")]
+  sparse24 embed model/minilm --sparsity 2:4 --vector 32 --input texts.txt --out embeddings.jsonl
+  cut -f 2 notes.tsv | sparse24 embed model/minilm --device cpu --input - > embeddings.jsonl")]
 #[command(group = clap::ArgGroup::new("texts").required(true).args(["text", "input"]))]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -28,7 +28,7 @@ use sparse24::report::Environment;
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   sparse24 eval --model model/minilm --pairs stsb-dev.csv
-  sparse24 eval --model model/minilm --sparsity 2:4 --vector 32 --pairs stsb-dev.csv --json eval.json")]
+  sparse24 eval model/minilm --sparsity 2:4 --vector 32 --pairs stsb-dev.csv --json eval.json")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: model::ModelArgs,

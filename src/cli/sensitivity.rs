@@ -40,7 +40,7 @@ pub(super) use self::noise::Interval;
 /// stopped when it is started again with the same JSON file.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
-  sparse24 sensitivity --model model/minilm --pairs stsb-dev.csv --json minilm.json --plot minilm.svg
+  sparse24 sensitivity model/minilm --pairs stsb-dev.csv --json minilm.json --plot minilm.svg
   sparse24 sensitivity model/minilm --input a.txt --method sparsegpt --calibration b.txt --vector 32")]
 pub(crate) struct Args {
     #[command(flatten)]

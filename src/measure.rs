@@ -49,7 +49,7 @@ pub struct Policy {
     /// Number of samples.
     pub samples: usize,
     /// Number of samples at most, where the median of fewer is [noisy](noise).
-    pub most_samples: usize,
+    pub max_samples: usize,
     /// Time spent on untimed calls first, at least one of them.
     pub warm_up: Duration,
     /// When [`race`] and [`ceilings`] are to end.
@@ -72,18 +72,18 @@ impl Policy {
     pub const FULL: Self = Self {
         sample: Duration::from_millis(20),
         samples: 10,
-        most_samples: 30,
+        max_samples: 30,
         warm_up: Duration::from_millis(100),
         deadline: None,
     };
     /// Three short samples: enough to see that everything runs.
     pub const QUICK: Self =
-        Self { sample: Duration::from_millis(2), samples: 3, most_samples: 3, warm_up: Duration::ZERO, deadline: None };
+        Self { sample: Duration::from_millis(2), samples: 3, max_samples: 3, warm_up: Duration::ZERO, deadline: None };
     /// Five samples of 10 ms or more: enough to choose between kernels, of which there are dozens.
     pub const TUNING: Self = Self {
         sample: Duration::from_millis(10),
         samples: 5,
-        most_samples: 5,
+        max_samples: 5,
         warm_up: Duration::from_millis(20),
         deadline: None,
     };
@@ -192,9 +192,9 @@ pub struct Record {
     pub q1_ms: Option<f64>,
     /// A quarter of the samples is as slow as this or slower.
     pub q3_ms: Option<f64>,
-    /// Where the true median lies with a probability of 95 % (see [`noise`]): from here
+    /// Lower end of the 95 % bootstrap interval of the median, in milliseconds (see [`noise`]).
     pub median_low_ms: Option<f64>,
-    /// to here.
+    /// Upper end of that interval.
     pub median_high_ms: Option<f64>,
     /// Whether that is too wide for the median to be believed.
     pub noisy: bool,
@@ -221,9 +221,9 @@ pub struct Record {
     pub memory_share: Option<f64>,
     /// Median of the row with op `dense`, same shape, type and file, over this row's; `None` without such a row.
     pub speedup_vs_dense: Option<f64>,
-    /// Where the true ratio lies with a probability of 95 %: from here
+    /// Lower end of the 95 % bootstrap interval of the ratio.
     pub speedup_low: Option<f64>,
-    /// to here.
+    /// Upper end of that interval.
     pub speedup_high: Option<f64>,
     /// Whether that is too wide for the ratio to be believed, or does not say which of the two is faster.
     pub speedup_noisy: bool,

@@ -31,7 +31,7 @@ pub(crate) fn claim(bytes: usize, what: impl FnOnce() -> String) -> Result<()> {
     }
 }
 
-/// The bytes of `rows * cols` elements, which are there.
+/// [`claim`] for `rows * cols` elements of `element` bytes each.
 pub(crate) fn claim_matrix(what: &str, rows: usize, cols: usize, element: usize) -> Result<()> {
     let bytes = checked_mul(&format!("{what} bytes"), checked_mul(what, rows, cols)?, element)?;
     claim(bytes, || format!("{what} of {rows} x {cols}"))

@@ -17,7 +17,7 @@ use crate::measure::noise::{Interval, MEDIAN_BOUND, RATIO_BOUND};
 use crate::measure::{Ceilings, Policy, Record};
 use crate::plan::Tuning;
 use crate::simd::SimdLevel;
-use sheet::{Page, Sheet, Shown};
+use sheet::{Printout, Sheet, Shown};
 
 /// Name and version of the JSON that [`Report::to_json`] writes. Fields may be added to it, never renamed.
 pub const SCHEMA: &str = "sparse24-bench/1";
@@ -80,7 +80,7 @@ pub struct Environment {
 struct Sampling {
     seed: u64,
     samples: usize,
-    most_samples: usize,
+    max_samples: usize,
     sample_ms: f64,
 }
 
@@ -88,7 +88,7 @@ impl Environment {
     /// Describes a run on `device`, with the tuning that it has now, that starts now.
     pub fn new(device: &Device, policy: &Policy, seed: u64, command: String) -> Self {
         let sample_ms = policy.sample.as_secs_f64() * 1e3;
-        let sampling = Sampling { seed, samples: policy.samples, most_samples: policy.most_samples, sample_ms };
+        let sampling = Sampling { seed, samples: policy.samples, max_samples: policy.max_samples, sample_ms };
         Self { sampling: Some(sampling), ..Self::unsampled(device, command) }
     }
 
@@ -134,7 +134,7 @@ impl Environment {
 
     /// Least and most samples, and the milliseconds of each, where there are any.
     pub fn sampling(&self) -> Option<(usize, usize, f64)> {
-        self.sampling.as_ref().map(|s| (s.samples, s.most_samples, s.sample_ms))
+        self.sampling.as_ref().map(|s| (s.samples, s.max_samples, s.sample_ms))
     }
 }
 
@@ -186,7 +186,7 @@ impl Report {
     }
 
     /// The run for people: what was measured on what, the rows, and what the columns mean.
-    pub fn page(&self) -> Page {
+    pub fn page(&self) -> Printout {
         let env = &self.environment;
         let checks = env.shader_checks.map(|c| format!("{c} shaders"));
         let driver = env.driver.iter().zip(&env.backend).map(|(d, b)| format!("{} adapter, {b}, {d}", env.kind));
@@ -259,7 +259,7 @@ impl Report {
             format!("of peak (--wide): the larger share of the ceilings, a: executed operations of f32 multiply-adds (coop kernels: of cooperative matrices), m: the operands' bytes of the {of_memory}"),
             "err/bound: largest error over what f32 arithmetic may lose, 1 is the limit; MB: weights on the device; spread: (slowest - fastest) / median".to_owned(),
         ];
-        Page {
+        Printout {
             head: vec![head],
             sheet,
             notes,

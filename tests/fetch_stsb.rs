@@ -3,7 +3,7 @@
 //! It needs bash and python3; where one is missing, nothing is tested.
 
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says what it skips")]
 
 use std::fs;
 use std::path::Path;
@@ -43,6 +43,7 @@ fn write(
 fn every_download_gives_the_same_pairs_and_a_cut_one_none() {
     let there = |program: &str| Command::new(program).arg("--version").output().is_ok_and(|o| o.status.success());
     if !there("bash") || !there("python3") {
+        eprintln!("skipped: no bash or no python3");
         return;
     }
     let place = TempDir::new().unwrap();

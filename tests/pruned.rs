@@ -339,7 +339,7 @@ fn conv1d_weights_are_pruned_along_their_rows_or_refused() {
     io::save_matrices(at("gpt/model.safetensors"), &weights).unwrap();
     fs::write(at("gpt/config.json"), r#"{"model_type": "gpt2"}"#).unwrap();
     let stderr = refused(&["prune", &at("gpt"), &at("out")]);
-    let says = "tensor h.0.mlp.c_fc.weight: is stored as in x out, and so are 1 more, which native has no place for: \
+    let says = "tensor h.0.mlp.c_fc.weight: is stored as in x out, and 1 more is, which native has no place for: \
                 prune --to dense, or --exclude 'c_fc|c_proj'\n";
     assert!(stderr.ends_with(says), "{stderr}");
     assert!(!Path::new(&at("out")).exists());

@@ -90,7 +90,9 @@ fn every_command_of_the_readme_runs() {
                 .unwrap();
             eprintln!("{:6.1} s: {command}", started.elapsed().as_secs_f64());
             let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-            assert!(output.status.success(), "{command}\n{}\n{stdout}\n{stderr}", output.status);
+            // Between two runs of a busy machine more may lie than their noise tells.
+            let slower = command.contains("--fail-slower") && output.status.code() == Some(3);
+            assert!(output.status.success() || slower, "{command}\n{}\n{stdout}\n{stderr}", output.status);
             ran += 1;
         }
     }
@@ -108,6 +110,7 @@ fn what_the_readme_links_to_is_there() {
             links += 1;
         }
     }
+    assert!(!README.contains("@@"), "a figure of the README is still to be filled in");
     assert!(links >= 3, "only {links} links");
 }
 

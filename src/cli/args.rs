@@ -146,7 +146,10 @@ impl InOut {
             (Some(_), _) => return Err(Usage::error("IN is given twice: by --model and by position")),
         };
         ensure_usage!(from != Path::new(DASH), "IN is a file or a folder: `-` cannot be read from its end");
-        ensure_usage!(to != Path::new(DASH), "OUT is a file or a folder: `-` cannot be written to in any order");
+        ensure_usage!(
+            to != Path::new(DASH),
+            "OUT is a file or a folder: it is written out of order, which `-` does not allow"
+        );
         Ok((from, to))
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! Invariant: a signal that was ignored before stays ignored, so that `nohup` keeps its promise.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Whether a signal has come.
@@ -20,11 +21,19 @@ pub(super) fn watch() {
 
     let ignored = ignored();
     let signals = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
+    let signals: Vec<_> = signals.collect();
+    // Files on a disk that is gone may never be removed: the second signal ends the process at once.
+    let second = Arc::new(AtomicBool::new(false));
+    for &signal in &signals {
+        let _ = signal_hook::flag::register_conditional_default(signal, Arc::clone(&second));
+    }
     // Without a handler the signals end the process, which is no reason not to run.
     let Ok(mut signals) = Signals::new(signals) else { return };
-    std::thread::spawn(move || {
+    // Without a thread they do nothing until the command ends.
+    let _ = std::thread::Builder::new().spawn(move || {
         if let Some(signal) = signals.forever().next() {
             ENDING.store(true, Ordering::SeqCst);
+            second.store(true, Ordering::SeqCst);
             sparse24::io::discard_temporaries();
             let _ = emulate_default_handler(signal);
             std::process::exit(128 + signal);

@@ -26,7 +26,7 @@ use sparse24::engine::{Device, DeviceInfo, Prepared, Timing};
 use sparse24::measure::noise::{self, Estimate};
 use sparse24::measure::{Choice, Policy, Summary};
 use sparse24::report::compare::{Key, Scope};
-use sparse24::report::sheet::{Page, Sheet, Shown};
+use sparse24::report::sheet::{Printout, Sheet, Shown};
 use sparse24::report::{self, Environment, MODEL_SCHEMA, or_dash, plural, significant};
 use sparse24::{DType, Matrix, Op, VectorLen, measure};
 
@@ -442,7 +442,7 @@ fn distinct(all: impl Iterator<Item = String>) -> Vec<String> {
 
 impl Report {
     /// The run for people: the rows, and how much faster GEMMs alone can make the model.
-    fn page(&self, device: &Device) -> Page {
+    fn page(&self, device: &Device) -> Printout {
         let info = device.info();
         let on = match &info {
             DeviceInfo::Cpu(cpu) => format!("{}, {}", cpu.name, plural(cpu.threads, "thread")),
@@ -532,7 +532,7 @@ impl Report {
             report::noise_legend(),
             "MB: linear weights on the device; spread: (slowest - fastest) / median".to_owned(),
         ];
-        Page {
+        Printout {
             head: vec![head],
             sheet,
             notes,

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::args::{Json, ensure_usage};
 use super::{print, say};
 use sparse24::report::csv;
-use sparse24::report::sheet::Page;
+use sparse24::report::sheet::Printout;
 
 /// `--format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -72,7 +72,7 @@ impl Output {
     }
 
     /// Prints a run, and writes its file if one was asked for.
-    pub(super) fn emit<T: Serialize>(&self, run: &impl Serialize, rows: &[T], page: &Page) -> Result<()> {
+    pub(super) fn emit<T: Serialize>(&self, run: &impl Serialize, rows: &[T], page: &Printout) -> Result<()> {
         let text = match self.format() {
             Format::Table => page.text(self.wide, self.legend),
             Format::Md => page.markdown(self.wide, self.legend),

@@ -213,6 +213,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let spared = Regex::new(SPARED)?;
     let started = Instant::now();
     let source = Source::open(input)?;
+    // Converting in place loses nothing; pruning would lose the weights that go.
+    rewrite::refuse_own_files(&source, output, false)?;
     let in_by_out = in_by_out(&source, rewrite::config_of(input)?.as_ref());
     let folder = match input.is_dir() {
         true => Some(NewFolder::create(output)?),
@@ -327,7 +329,6 @@ impl Args {
             ("--pairs", self.metric.pairs.as_deref()),
             ("--input", self.metric.input.as_deref()),
         ])?;
-        // Converting in place loses nothing; pruning would lose the weights that go.
         let same = input.canonicalize().ok().zip(output.canonicalize().ok()).is_some_and(|(from, to)| from == to);
         ensure_usage!(!same, "{} is to be read and written: choose another name", input.display());
         Ok(())
@@ -384,7 +385,11 @@ impl Args {
                 let modules = modules.into_iter().collect::<Vec<_>>().join("|");
                 let reason = format!(
                     "is stored as in x out{}, which {} has no place for: prune --to dense, or --exclude '{modules}'",
-                    if all.len() > 1 { format!(", and so are {} more", all.len() - 1) } else { String::new() },
+                    match all.len() - 1 {
+                        0 => String::new(),
+                        1 => ", and 1 more is".to_owned(),
+                        more => format!(", and {more} more are"),
+                    },
                     self.to,
                 );
                 return Err(fail(sparse24::Error::Invalid(reason)).into());

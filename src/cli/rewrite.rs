@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
+
+use super::args::ensure_usage;
 use serde_json::Value;
 
 use super::say;
@@ -99,6 +101,22 @@ pub(super) fn write(
         }
     }
     Ok(writer.finish()?)
+}
+
+/// An error if the output would take the place of a file that is read: one of several, without which the others are no
+/// model, or any, unless `in_place`.
+pub(super) fn refuse_own_files(source: &Source, output: &Path, in_place: bool) -> Result<()> {
+    let Ok(output) = output.canonicalize() else { return Ok(()) };
+    let is_output = |path: &Path| path.canonicalize().is_ok_and(|path| path == output);
+    let several = !source.files().iter().any(|file| file.path() == source.path());
+    let read = source.files().iter().map(|file| file.path()).chain([source.path()]).any(is_output);
+    // A folder is refused where it is made.
+    ensure_usage!(
+        !read || output.is_dir() || in_place && !several,
+        "{} is to be read and written: choose another name",
+        output.display()
+    );
+    Ok(())
 }
 
 /// How each item is stored when it has been written.

@@ -107,6 +107,9 @@ impl NewFolder {
         if taken && !empty {
             return Err(Error::file(path, "exists already; name a new folder, or an empty one"));
         }
+        // An empty folder is replaced: under its own name, not under `.` or that of a link to it.
+        let path = if taken { path.canonicalize().map_err(|e| Error::io(path, e))? } else { path.to_path_buf() };
+        let path = path.as_path();
         // The error itself would name the temporary folder.
         let folder = TemporaryFolder::beside(path);
         let folder = folder.map_err(|e| Error::file(path, format!("cannot be written: {}", e.kind())))?;

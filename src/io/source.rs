@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::layout::{self, Layout, Raw24, Spec24};
-use super::{Dtype, FORMAT, TensorFile, TensorInfo};
+use super::{Dtype, FORMAT, Spec, TensorFile, TensorInfo};
 use crate::error::{Error, Result, checked_mul};
 use crate::mask::{Mask, VectorLen};
 use crate::matrix::{DType, Elements, Matrix};
+use crate::memory;
 
 /// The weights of a folder.
 const WEIGHTS: &str = "model.safetensors";
@@ -263,6 +264,11 @@ impl Source {
 
     /// The little-endian bytes of an item when it is dense, a mask applied. It need not be 2:4.
     pub fn dense(&self, item: &Item) -> Result<Vec<u8>> {
+        // A bitmask may be a small part of what it stands for.
+        if item.stored != Stored::Dense {
+            let bytes = Spec::new(&*item.name, item.dtype, &item.shape).bytes().map_err(|e| self.at(item, e))?;
+            memory::claim(bytes, || "its elements".to_owned()).map_err(|e| self.at(item, e))?;
+        }
         match item.stored {
             Stored::Dense => self.part(item, 0),
             Stored::Bitmask if !Layout::takes(item.dtype) => {
@@ -306,6 +312,8 @@ impl Source {
     /// then: for those of [`in_by_out`](super::in_by_out).
     pub fn transposed(&self, item: &Item) -> Result<(usize, usize, Vec<u8>)> {
         let (m, k) = self.two_dimensions(item)?;
+        // `dense` asks for the one copy, and this for the other.
+        memory::claim_matrix("its transpose", m, k, item.dtype.bitsize() / 8).map_err(|e| self.at(item, e))?;
         Ok((k, m, super::transpose(m, k, item.dtype.bitsize() / 8, &self.dense(item)?)))
     }
 
@@ -372,6 +380,8 @@ impl Source {
 
     fn ones(&self, item: &Item) -> Result<Vec<bool>> {
         let info = self.part_info(item, 1)?;
+        let elements = info.bytes * 8 / info.dtype.bitsize().max(1);
+        memory::claim(elements, || "its mask".to_owned()).map_err(|e| self.at(item, e))?;
         let ones = layout::ones(info.dtype, &self.part(item, 1)?);
         ones.map_err(|e| e.in_tensor(self.path_of_tensor(&item.parts[1]), &item.parts[1]))
     }

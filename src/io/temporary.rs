@@ -24,9 +24,9 @@ use std::time::Duration;
 use tempfile::{Builder, NamedTempFile, TempDir};
 
 /// What temporary names start with. [`RANDOM`] letters and digits follow.
-const PREFIX: &str = ".sparse24-";
+const PREFIX: &str = ".sparse24-unfinished-";
 /// Letters and digits of a temporary name that are drawn at random.
-const RANDOM: usize = 6;
+const RANDOM: usize = 16;
 /// How often something is tried again that another process or thread was in the way of.
 const TRIES: usize = 100;
 
@@ -244,16 +244,22 @@ mod tests {
     fn leftovers_go_and_what_is_being_written_stays() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        fs::create_dir_all(at(".sparse24-aB3dE6/1_Pooling")).unwrap();
-        fs::write(at(".sparse24-aB3dE6/model.safetensors"), "left").unwrap();
-        fs::write(at(".sparse24-000000"), "left").unwrap();
+        fs::create_dir_all(at(".sparse24-unfinished-aB3dE6aB3dE6aB3d/1_Pooling")).unwrap();
+        fs::write(at(".sparse24-unfinished-aB3dE6aB3dE6aB3d/model.safetensors"), "left").unwrap();
+        fs::write(at(".sparse24-unfinished-0000000000000000"), "left").unwrap();
         // Names that only look like it, and links, are somebody else's.
         fs::create_dir(at("elsewhere")).unwrap();
-        fs::create_dir(at(".sparse24-notes")).unwrap();
-        fs::write(at(".sparse24-abc-ef"), "").unwrap();
-        fs::write(at(".sparse24-abcdefg"), "").unwrap();
-        std::os::unix::fs::symlink(at("elsewhere"), at(".sparse24-link00")).unwrap();
-        let theirs = [".sparse24-abc-ef", ".sparse24-abcdefg", ".sparse24-link00", ".sparse24-notes", "elsewhere"];
+        fs::create_dir(at(".sparse24-tuning")).unwrap();
+        fs::write(at(".sparse24-unfinished-abcdefgh-jklmnop"), "").unwrap();
+        fs::write(at(".sparse24-unfinished-work"), "").unwrap();
+        std::os::unix::fs::symlink(at("elsewhere"), at(".sparse24-unfinished-link000000000000")).unwrap();
+        let theirs = [
+            ".sparse24-tuning",
+            ".sparse24-unfinished-abcdefgh-jklmnop",
+            ".sparse24-unfinished-link000000000000",
+            ".sparse24-unfinished-work",
+            "elsewhere",
+        ];
         let names = || {
             let mut names: Vec<_> =
                 fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();

@@ -10,7 +10,7 @@
 //! The rules, which everything that shows a time or a ratio goes by:
 //!
 //! - A median is *noisy* if its interval reaches further than [`MEDIAN_BOUND`] of it to either side. Sampling goes on
-//!   while one is, up to [`Policy::most_samples`]: a disturbance of a second or two is outlasted, a machine that is
+//!   while one is, up to [`Policy::max_samples`]: a disturbance of a second or two is outlasted, a machine that is
 //!   never quiet is not waited for.
 //! - A ratio is *noisy* if its interval has 1 in it, so that the samples do not say which of the two is faster; or if it
 //!   reaches further than [`RATIO_BOUND`] of the ratio to either side. A ratio has the noise of two medians.
@@ -125,7 +125,7 @@ impl Estimate {
     }
 }
 
-/// Samples so many subjects in turns: `policy.samples` rounds, and more, up to `policy.most_samples`, while the median of
+/// Samples so many subjects in turns: `policy.samples` rounds, and more, up to `policy.max_samples`, while the median of
 /// one of them is noisy. Returns the samples of each, in the order of the rounds, which `sample` takes: it is given the
 /// round and the subject. `progress` is called with the number of rounds done.
 ///
@@ -134,7 +134,7 @@ impl Estimate {
 /// let quiet = noise::rounds(&Policy::FULL, 2, |_, subject| Ok::<_, ()>(1.0 + subject as f64), |_| {}).unwrap();
 /// assert_eq!(quiet, [vec![1.0; 10], vec![2.0; 10]]);
 /// let wild = noise::rounds(&Policy::FULL, 1, |round, _| Ok::<_, ()>(1.0 + (round % 2) as f64), |_| {}).unwrap();
-/// assert_eq!(wild[0].len(), Policy::FULL.most_samples);
+/// assert_eq!(wild[0].len(), Policy::FULL.max_samples);
 /// ```
 pub fn rounds<E>(
     policy: &Policy,
@@ -145,7 +145,7 @@ pub fn rounds<E>(
     let mut samples = vec![Vec::new(); subjects];
     let noisy = |of: &Vec<f64>| Estimate::of_median(of).is_some_and(|median| median.noisy);
     let mut round = 0;
-    while round < policy.samples || round < policy.most_samples && samples.iter().any(noisy) {
+    while round < policy.samples || round < policy.max_samples && samples.iter().any(noisy) {
         for (subject, samples) in samples.iter_mut().enumerate() {
             samples.push(sample(round, subject)?);
         }
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn sampling_goes_on_while_there_is_noise_and_ends_at_its_bound() {
-        let policy = Policy { samples: 10, most_samples: 30, ..Policy::FULL };
+        let policy = Policy { samples: 10, max_samples: 30, ..Policy::FULL };
         // A neighbour who leaves after the eighth round disturbs the first samples of the second subject.
         let sample = |round: usize, subject: usize| {
             let disturbed = subject == 1 && round < 8;
@@ -245,7 +245,7 @@ mod tests {
 
         let never_quiet = rounds(&policy, 1, |round, _| Ok::<_, String>(1.0 + (round % 5) as f64), |_| {});
         assert_eq!(never_quiet.unwrap()[0].len(), 30);
-        let quick = Policy { samples: 3, most_samples: 3, ..Policy::QUICK };
+        let quick = Policy { samples: 3, max_samples: 3, ..Policy::QUICK };
         assert_eq!(rounds(&quick, 1, |round, _| Ok::<_, String>(1.0 + round as f64), |_| {}).unwrap()[0].len(), 3);
         let failed = rounds(&policy, 1, |round, _| if round == 4 { Err("lost") } else { Ok(1.0) }, |_| {});
         assert_eq!(failed, Err("lost"));

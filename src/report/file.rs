@@ -342,7 +342,7 @@ pub struct Sensitivity {
     /// Weights of all linear layers.
     pub linear_weights: usize,
     /// In the order in which the layers run.
-    pub rows: Vec<Drop>,
+    pub rows: Vec<LayerDrop>,
 }
 
 /// How layers were pruned, and what the loss was measured by.
@@ -356,7 +356,7 @@ pub struct SensitivitySettings {
 
 /// One layer alone in one pattern.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Drop {
+pub struct LayerDrop {
     /// Its name.
     pub layer: String,
     /// How many rows share a pattern.
@@ -607,9 +607,11 @@ impl Times {
         if self.median.is_none() || self.min.is_none() {
             return Err("verified, and has no median_ms or min_ms".into());
         }
-        if let Some((low, high)) = self.interval.filter(|(low, high)| !(0.0 < *low && low <= high && *high < f64::MAX))
-        {
-            return Err(format!("median_low_ms {low} and median_high_ms {high} are no interval"));
+        let around = |low: f64, high: f64| {
+            0.0 < low && high < f64::MAX && self.median.is_some_and(|median| low <= median && median <= high)
+        };
+        if let Some((low, high)) = self.interval.filter(|&(low, high)| !around(low, high)) {
+            return Err(format!("median_low_ms {low} and median_high_ms {high} are no interval around median_ms"));
         }
         let known: Vec<f64> = all.into_iter().flatten().collect();
         match known.iter().all(|t| t.is_finite() && *t > 0.0) && known.is_sorted() {
@@ -660,7 +662,7 @@ impl Sensitivity {
     fn parse(json: &Value) -> Result<Self> {
         let settings = part(json, "settings")?;
         let linear_weights: usize = part(json, "linear_weights")?;
-        let check = |row: &Drop| -> Checked {
+        let check = |row: &LayerDrop| -> Checked {
             VectorLen::new(row.vector).map_err(|e| e.to_string())?;
             if row.weights == 0 || row.weights > linear_weights {
                 return Err(format!("{} weights of {linear_weights} in all linear layers", row.weights));

@@ -156,7 +156,7 @@ impl Sheet {
 
 /// A table and what is said about it, a paragraph to an item.
 #[derive(Clone, Debug)]
-pub struct Page {
+pub struct Printout {
     /// What was measured, on what.
     pub head: Vec<String>,
     /// The figures.
@@ -171,7 +171,7 @@ pub struct Page {
     pub source: String,
 }
 
-impl Page {
+impl Printout {
     /// The page as text, of lines that fit [`WIDTH`] unless `wide`.
     pub fn text(&self, wide: bool, legend: bool) -> String {
         let mut text: String = self.head.iter().map(|line| wrapped(line)).collect();
@@ -236,7 +236,7 @@ pub(super) fn wrapped(paragraph: &str) -> String {
 mod tests {
     use super::*;
 
-    fn page(names: &[&str]) -> Page {
+    fn page(names: &[&str]) -> Printout {
         let mut sheet = Sheet::new("layer")
             .words("shape", Shown::Always)
             .numbers("ms", Shown::Narrow)
@@ -247,7 +247,7 @@ mod tests {
         }
         let line = |text: &str| vec![text.to_owned()];
         let (head, notes) = (line("on a device"), line("a note"));
-        Page { head, sheet, notes, wide_notes: line("of wide"), legend: line("ms: time"), source: "build".into() }
+        Printout { head, sheet, notes, wide_notes: line("of wide"), legend: line("ms: time"), source: "build".into() }
     }
 
     #[test]

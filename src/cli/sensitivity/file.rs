@@ -125,7 +125,13 @@ impl Sensitivity {
                 differ.map(|(field, value)| format!("{field} was {}, is {value}", old[field])).collect();
             bail!("{}: {}", name(), differ.join("; "));
         }
-        *self = Self { version: std::mem::take(&mut self.version), model: std::mem::take(&mut self.model), ..known };
+        *self = Self {
+            version: std::mem::take(&mut self.version),
+            model: std::mem::take(&mut self.model),
+            // Of the rows to come: files of earlier versions have rows without intervals.
+            resamples: self.resamples,
+            ..known
+        };
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use super::paths::shown;
 use super::{Input, Section, Table, distinct, numbered};
 use crate::error::Result;
 use crate::report::chart::{Bar, Bars, Ink};
-use crate::report::file::{Drop, File, Sensitivity};
+use crate::report::file::{File, LayerDrop, Sensitivity};
 
 pub(super) fn layers(inputs: &[Input]) -> Result<Option<Section>> {
     let files: Vec<_> = inputs
@@ -36,7 +36,7 @@ pub(super) fn layers(inputs: &[Input]) -> Result<Option<Section>> {
         let title = format!("{}, {}", last(model), settings.method);
         let of_dense = dense.map_or_else(String::new, |dense| format!(", {dense:.4} when dense"));
         section.text.push(format!("{}: {title}; the drop of {metric}{of_dense}.", shown(&input.name)));
-        let noise = |row: &Drop| match row.within_noise {
+        let noise = |row: &LayerDrop| match row.within_noise {
             Some(true) => "within noise",
             Some(false) => "beyond noise",
             None => "-",
@@ -60,7 +60,7 @@ pub(super) fn layers(inputs: &[Input]) -> Result<Option<Section>> {
             }));
         }
         let group = |vector: &usize| {
-            let bar = |row: &Drop| Bar {
+            let bar = |row: &LayerDrop| Bar {
                 label: row.layer.clone(),
                 parts: vec![(row.drop.max(0.0), Ink::Vector(vector.max(&1).ilog2() as usize))],
                 spread: None,

@@ -146,15 +146,16 @@ pub fn commit() -> Option<String> {
 
 fn git_commit() -> Option<String> {
     let tree = env!("CARGO_MANIFEST_DIR");
-    let git = std::process::Command::new("git")
-        .args(["-C", tree, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
-        .env_remove("GIT_DIR")
-        .env_remove("GIT_WORK_TREE")
-        .stderr(std::process::Stdio::null())
-        .output()
-        .ok()?;
-    let text = String::from_utf8(git.stdout).ok()?;
-    Some(text.trim().to_owned()).filter(|t| git.status.success() && !t.is_empty())
+    let git = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("git");
+        command.args(["-C", tree]).args(arguments).env_remove("GIT_DIR").env_remove("GIT_WORK_TREE");
+        let output = command.stderr(std::process::Stdio::null()).output().ok()?;
+        String::from_utf8(output.stdout).ok().filter(|_| output.status.success())
+    };
+    // Sources unpacked within another repository, as a package may be, are not at its commit.
+    git(&["ls-files", "--error-unmatch", "Cargo.toml"])?;
+    let text = git(&["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])?;
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
 impl Report {

@@ -285,7 +285,7 @@ fn it_pays_from_where_on_it_is_faster_beyond_the_spread() {
 #[test]
 fn it_pays_from_a_count_on_in_every_row_of_it() {
     let mut run = run();
-    let counts = [(1, 2.0), (4, 2.0), (16, 0.5), (16, 2.0), (64, 0.5)];
+    let counts = [(1, 2.0), (4, 2.0), (16, 2.0), (16, 0.5), (64, 0.5)];
     let rows = counts.iter().enumerate().flat_map(|(at, &(n, ms))| {
         let mut pair = [row("dense", None, (32, n, 32), 1.0, 1.0), row("sparse24", Some(4), (32, n, 32), ms, 1.0)];
         pair.iter_mut().for_each(|row| row["name"] = json!(format!("layer {at}")));

@@ -385,7 +385,7 @@ impl Args {
                 let modules = modules.into_iter().collect::<Vec<_>>().join("|");
                 let reason = format!(
                     "is stored as in x out{}, which {} has no place for: prune --to dense, or --exclude '{modules}'",
-                    match all.len() - 1 {
+                    match all.len().saturating_sub(1) {
                         0 => String::new(),
                         1 => ", and 1 more is".to_owned(),
                         more => format!(", and {more} more are"),

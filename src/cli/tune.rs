@@ -246,7 +246,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
             cache.insert_unfinished(problem, tuned, tried.untried());
             cache.save(&folder)?;
         }
-        *found = Some(Found::Tried { tried, from_untuned });
+        // Where the time was over at once, what an earlier run found still holds.
+        let nothing = tried.trials().iter().all(|(_, trial)| *trial == Trial::Untried);
+        if found.is_none() || !nothing {
+            *found = Some(Found::Tried { tried, from_untuned });
+        }
     }
     steps.end();
 

@@ -24,7 +24,7 @@ pub(super) fn long() -> String {
          commit:   {commit}\n\
          features: {}\n\
          SIMD:     {simd}, the widest of this machine\n\
-         wgpu:     {}\n\
+         wgpu:     {} in Cargo.lock\n\
          target:   {} {}\n",
         env!("CARGO_PKG_VERSION"),
         features.join(", "),

@@ -10,6 +10,9 @@ async (device, programs) => {
     const compute = { module, entryPoint: "main", constants };
     await device.createComputePipelineAsync({ layout: "auto", compute });
   };
+  // All modules are created before the first of them is waited for. What is wrong with them is asked of each.
+  device.pushErrorScope("validation");
   const lines = programs.map(program => refusal(program).catch(e => e.message).then(why => why && `${program.name}: ${why}`));
+  await device.popErrorScope();
   return (await Promise.all(lines)).filter(Boolean);
 }

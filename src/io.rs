@@ -601,6 +601,17 @@ pub fn write_atomically(path: impl AsRef<Path>, write: impl FnOnce(&mut dyn Writ
     file.persist(path).map_err(io)
 }
 
+/// Why there can be nothing at `path`: the error itself would name the temporary file beside it.
+fn cannot_write(path: &Path, e: &io::Error) -> Error {
+    let reason = match (e.kind(), path.parent()) {
+        (io::ErrorKind::NotFound, Some(folder)) => {
+            format!("cannot be written: there is no folder {}", folder.display())
+        }
+        (kind, _) => format!("cannot be written: {kind}"),
+    };
+    Error::file(path, reason)
+}
+
 /// Where a file will be written, checked before the work for it starts: a new name or a regular file, through symbolic
 /// links, in a folder that takes new files.
 pub fn writable(path: impl AsRef<Path>) -> Result<PathBuf> {
@@ -609,7 +620,6 @@ pub fn writable(path: impl AsRef<Path>) -> Result<PathBuf> {
     if target.exists() && !target.is_file() {
         return Err(Error::file(path, "is not a regular file"));
     }
-    // The error itself would name the temporary file.
-    TemporaryFile::beside(&target).map_err(|e| Error::file(path, format!("cannot be written: {}", e.kind())))?;
+    TemporaryFile::beside(&target).map_err(|e| cannot_write(path, &e))?;
     Ok(target)
 }

@@ -135,7 +135,7 @@ fn noise_that_was_seen_fails_nothing() {
     let (stdout, stderr) = exits(0, &[&RUN[..], &["--compare", text(&old), "--fail-slower", "5"]].concat());
     assert!(stdout.ends_with("of 4 rows 0 slower, 0 faster, 0 unchanged, 4 noisy, 0 not compared\n"), "{stdout}");
     assert_eq!(stderr.matches("noisy: shape 64x8x64 ").count(), 4, "{stderr}");
-    assert!(stderr.ends_with("4 rows too noisy to count as slower: measure again on a quiet machine\n"), "{stderr}");
+    assert!(stderr.ends_with("4 rows too noisy to be judged: measure again on a quiet machine\n"), "{stderr}");
 }
 
 /// Nothing on stdout: nothing was measured.

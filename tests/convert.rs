@@ -894,3 +894,40 @@ fn results_are_json_where_that_is_asked_for_and_names_obey_nobody() {
         assert!(refused(sparse24(args), 2).contains(says), "{args:?}");
     }
 }
+
+/// What is read is not taken away: neither a shard by what is made of it or of its neighbour, nor a folder by an output
+/// that would lie in it, nor a run by its report.
+#[test]
+fn outputs_do_not_take_the_place_of_what_is_read() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    TinyBert::new(1).write(&at("model"));
+    shard(&at("model"));
+    let [one, two] =
+        ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"].map(|name| at("model").join(name));
+    let before = fs::read(&two).unwrap();
+    let index = at("model/model.safetensors.index.json");
+    for from in [&one, &two, &index] {
+        let arguments = ["prune", from.to_str().unwrap(), two.to_str().unwrap()];
+        let said = refused(sparse24(&arguments), 2);
+        assert!(said.contains("choose another"), "{said}");
+        let said = refused(convert(from, &two, "dense", &[]), 2);
+        assert!(said.contains("choose another"), "{said}");
+    }
+    for inside in ["model/out", "model/model.safetensors"] {
+        let said = refused(convert(&at("model"), &at(inside), "dense", &[]), 2);
+        assert!(said.contains("lies within") && !at(inside).exists(), "{said}");
+    }
+    assert_eq!(fs::read(&two).unwrap(), before);
+    // A folder may lie beside another whose name begins alike, and a file alone is converted in its place.
+    fine(convert(&at("model"), &at("model-dense"), "dense", &[]));
+    let alone = at("model-dense/model.safetensors");
+    fine(convert(&alone, &alone, "dense", &[]));
+
+    let run = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results/2026-11-25-peers/numpy-threads1.json");
+    fs::copy(run, at("run.json")).unwrap();
+    let run = at("run.json");
+    let arguments = ["report", run.to_str().unwrap(), "--format", "md", "--out", run.to_str().unwrap()];
+    let said = refused(sparse24(&arguments), 2);
+    assert!(said.contains("is to be read and written") && json(&run).is_object(), "{said}");
+}

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 use regex::Regex;
 
-use super::args::Usage;
+use super::args::{Usage, ensure_usage};
 use super::output::Output;
 use super::shapes::{self, Float, Layer, OpName, Shape};
 use super::{Outcome, compare, model_bench, progress, say, tuning};
@@ -62,12 +62,12 @@ pub(crate) struct Args {
     /// weights of that model's sizes.
     #[arg(long, value_name = "DIR|NAME", conflicts_with_all = ["shapes", "tokens", "weights", "plan"])]
     model: Option<String>,
-    /// Texts of a batch of the --model.
-    #[arg(long, value_name = "B", default_value = "32", requires = "model")]
-    batch: NonZeroUsize,
-    /// Tokens of each of its texts.
-    #[arg(long, value_name = "S", default_value = "64", requires = "model")]
-    seq: NonZeroUsize,
+    /// Texts of a batch of the --model; 32 unless given.
+    #[arg(long, value_name = "B")]
+    batch: Option<NonZeroUsize>,
+    /// Tokens of each of its texts; 64 unless given.
+    #[arg(long, value_name = "S")]
+    seq: Option<NonZeroUsize>,
     /// Element type of weights, activations and output; f32, or with --weights the file's own (bf16 as f32), unless
     /// given.
     #[arg(long)]
@@ -98,7 +98,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE.safetensors", conflicts_with = "shapes")]
     weights: Option<PathBuf>,
     /// Take only tensors whose name matches.
-    #[arg(long, value_name = "REGEX", requires = "weights")]
+    #[arg(long, value_name = "REGEX")]
     filter: Option<Regex>,
     /// Seed of the random weights and activations.
     #[arg(long, default_value_t = 24)]
@@ -152,7 +152,7 @@ impl fmt::Display for Source {
 impl Args {
     /// Texts of a batch and tokens of a text, for `--model`.
     pub(super) fn batch_and_seq(&self) -> (usize, usize) {
-        (self.batch.get(), self.seq.get())
+        (self.batch.map_or(32, NonZeroUsize::get), self.seq.map_or(64, NonZeroUsize::get))
     }
 
     pub(super) fn dtype(&self) -> DType {
@@ -448,6 +448,13 @@ fn of_file<'a>(file: &'a io::Source, name: &str) -> Result<&'a Item> {
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     args.output.check()?;
+    // clap's `requires` is not asked where the option that is required clashes with one that is given.
+    let of_model = args.batch.is_some() || args.seq.is_some();
+    ensure_usage!(args.model.is_some() || !of_model, "--batch and --seq are of a whole model: --model is missing");
+    ensure_usage!(
+        args.weights.is_some() || args.filter.is_none(),
+        "--filter is of a file's tensors: --weights is missing"
+    );
     let earlier = args.earlier()?;
     if let Some(model) = &args.model {
         return model_bench::run(args, model, earlier.as_ref());

@@ -76,9 +76,7 @@ impl Earlier<'_> {
         }
         match comparison.noisy().count() {
             0 => {}
-            some => {
-                say(&format!("{} too noisy to count as slower: measure again on a quiet machine", plural(some, "row")))
-            }
+            some => say(&format!("{} too noisy to be judged: measure again on a quiet machine", plural(some, "row"))),
         }
         Ok(if comparison.slower().next().is_some() { Outcome::Slower } else { Outcome::Fine })
     }

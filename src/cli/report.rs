@@ -76,6 +76,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     ensure_usage!(dashes < 2, "stdin can be read once: {dashes} of the files are `-`");
     let out = if args.out == Path::new(DASH) { None } else { Some(writable(&args.out).context("--out")?) };
     let inputs: Vec<_> = given.into_iter().map(Given::read).collect::<Result<_>>()?;
+    let read = |file: &str| Given::of(file).path.canonicalize().is_ok_and(|path| Some(path) == out);
+    ensure_usage!(!args.files.iter().any(|file| read(file)), "--out: {} is to be read and written", args.out.display());
     let page = Page::new(&inputs)?;
     match (out, form) {
         (None, Format::Html) => print(&page.html()?)?,

@@ -106,7 +106,17 @@ pub(super) fn write(
 /// An error if the output would take the place of a file that is read: one of several, without which the others are no
 /// model, or any, unless `in_place`.
 pub(super) fn refuse_own_files(source: &Source, output: &Path, in_place: bool) -> Result<()> {
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let (from, within) = (source.path().canonicalize().ok(), folder.canonicalize().ok());
+    let inside = from.filter(|from| from.is_dir()).zip(within).is_some_and(|(from, within)| within.starts_with(from));
+    ensure_usage!(
+        !inside,
+        "{} lies within {}, which is read: choose another place",
+        output.display(),
+        source.path().display()
+    );
     let Ok(output) = output.canonicalize() else { return Ok(()) };
+    ensure_usage!(!is_shard(&output), "{} is a shard of a model: choose another name", output.display());
     let is_output = |path: &Path| path.canonicalize().is_ok_and(|path| path == output);
     let several = !source.files().iter().any(|file| file.path() == source.path());
     let read = source.files().iter().map(|file| file.path()).chain([source.path()]).any(is_output);
@@ -117,6 +127,15 @@ pub(super) fn refuse_own_files(source: &Source, output: &Path, in_place: bool) -
         output.display()
     );
     Ok(())
+}
+
+/// Whether the index beside a file names it.
+fn is_shard(path: &Path) -> bool {
+    let index = std::fs::read(path.with_file_name("model.safetensors.index.json"));
+    let index: Option<Value> = index.ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let files = index.as_ref().and_then(|index| index.get("weight_map")?.as_object());
+    let name = path.file_name().and_then(|name| name.to_str());
+    files.is_some_and(|files| files.values().any(|file| file.as_str() == name && name.is_some()))
 }
 
 /// How each item is stored when it has been written.

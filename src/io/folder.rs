@@ -9,6 +9,7 @@
 //! Invariant: a new folder appears complete or not at all.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -110,9 +111,7 @@ impl NewFolder {
         // An empty folder is replaced: under its own name, not under `.` or that of a link to it.
         let path = if taken { path.canonicalize().map_err(|e| Error::io(path, e))? } else { path.to_path_buf() };
         let path = path.as_path();
-        // The error itself would name the temporary folder.
-        let folder = TemporaryFolder::beside(path);
-        let folder = folder.map_err(|e| Error::file(path, format!("cannot be written: {}", e.kind())))?;
+        let folder = TemporaryFolder::beside(path).map_err(|e| super::cannot_write(path, &e))?;
         Ok(Self { folder, path: path.to_path_buf() })
     }
 
@@ -151,7 +150,10 @@ impl NewFolder {
                 write_atomically(path, |out| out.write_all(text.as_bytes()))?;
             }
         }
-        self.folder.persist(&self.path).map_err(|e| Error::io(&self.path, e))?;
+        self.folder.persist(&self.path).map_err(|e| match e.kind() {
+            ErrorKind::DirectoryNotEmpty => Error::file(&self.path, "exists already: it was made by another meanwhile"),
+            _ => Error::io(&self.path, e),
+        })?;
         Ok(left_out)
     }
 }

@@ -63,10 +63,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR|NAME", conflicts_with_all = ["shapes", "tokens", "weights", "plan"])]
     model: Option<String>,
     /// Texts of a batch of the --model; 32 unless given.
-    #[arg(long, value_name = "B")]
+    #[arg(long, value_name = "B", requires = "model")]
     batch: Option<NonZeroUsize>,
     /// Tokens of each of its texts; 64 unless given.
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", requires = "model")]
     seq: Option<NonZeroUsize>,
     /// Element type of weights, activations and output; f32, or with --weights the file's own (bf16 as f32), unless
     /// given.
@@ -98,7 +98,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE.safetensors", conflicts_with = "shapes")]
     weights: Option<PathBuf>,
     /// Take only tensors whose name matches.
-    #[arg(long, value_name = "REGEX")]
+    #[arg(long, value_name = "REGEX", requires = "weights")]
     filter: Option<Regex>,
     /// Seed of the random weights and activations.
     #[arg(long, default_value_t = 24)]

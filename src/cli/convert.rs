@@ -136,7 +136,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     args.json.file()?;
     let source = Source::open(input)?;
     // Nothing is lost by taking the place of the input, but a shard belongs to others.
-    rewrite::refuse_own_files(&source, output, true)?;
+    rewrite::refuse_own_files(input, &source, output, true)?;
     let bytes = |path: &Path| {
         Ok::<_, anyhow::Error>(std::fs::metadata(path).with_context(|| path.display().to_string())?.len())
     };

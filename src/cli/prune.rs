@@ -214,7 +214,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let started = Instant::now();
     let source = Source::open(input)?;
     // Converting in place loses nothing; pruning would lose the weights that go.
-    rewrite::refuse_own_files(&source, output, false)?;
+    rewrite::refuse_own_files(input, &source, output, false)?;
     let in_by_out = in_by_out(&source, rewrite::config_of(input)?.as_ref());
     let folder = match input.is_dir() {
         true => Some(NewFolder::create(output)?),

@@ -105,16 +105,11 @@ pub(super) fn write(
 
 /// An error if the output would take the place of a file that is read: one of several, without which the others are no
 /// model, or any, unless `in_place`.
-pub(super) fn refuse_own_files(source: &Source, output: &Path, in_place: bool) -> Result<()> {
+pub(super) fn refuse_own_files(input: &Path, source: &Source, output: &Path, in_place: bool) -> Result<()> {
     let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let (from, within) = (source.path().canonicalize().ok(), folder.canonicalize().ok());
+    let (from, within) = (input.canonicalize().ok(), folder.canonicalize().ok());
     let inside = from.filter(|from| from.is_dir()).zip(within).is_some_and(|(from, within)| within.starts_with(from));
-    ensure_usage!(
-        !inside,
-        "{} lies within {}, which is read: choose another place",
-        output.display(),
-        source.path().display()
-    );
+    ensure_usage!(!inside, "{} lies within {}, which is read: choose another place", output.display(), input.display());
     let Ok(output) = output.canonicalize() else { return Ok(()) };
     ensure_usage!(!is_shard(&output), "{} is a shard of a model: choose another name", output.display());
     let is_output = |path: &Path| path.canonicalize().is_ok_and(|path| path == output);

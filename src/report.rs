@@ -430,7 +430,7 @@ pub fn noise_note(rows: usize) -> Option<String> {
     })
 }
 
-/// What [`NOISE`] means.
+/// What the mark of noise, `~`, means.
 pub fn noise_legend() -> String {
     format!(
         "{NOISE}: noise. A time whose median is not known to {:.0} %; a ratio that is not known to {:.0} %, or that may as \

@@ -2,7 +2,10 @@
 //! the specification refuses, and then a browser is the first to say so.
 //!
 //! Modules of cooperative matrices are left out: they are in naga's own dialect. Chromium's SwiftShader has no f16, so
-//! Dawn's null driver compiles what needs it. Each test is skipped aloud where its compiler is missing.
+//! Dawn's null driver compiles what needs it. Each test is skipped aloud where its compiler is missing. Shaders are the
+//! same whatever the features are, so that one pass of the tests is enough.
+
+#![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and says what it skips and saw")]
 
 #[path = "common/browser.rs"]

@@ -116,7 +116,7 @@ bundle() {
     fi
     commit=$(git describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null) || commit=unknown
     {
-        say "version: $("$dir/sparse24" --version)"
+        say "version: $("$dir/sparse24" -V)"
         say "commit: $commit"
         say "built: $(date -u +%Y-%m-%dT%H:%M:%SZ) with $(rustc --version), $(uname -sm)"
     } >"$dir/BUNDLE"
@@ -216,7 +216,7 @@ if [[ -z ${XDG_RUNTIME_DIR:-} ]]; then
 fi
 
 # What the binaries were built from.
-version=$(sparse24 --version) || die "sparse24 does not run here"
+version=$(sparse24 -V) || die "sparse24 does not run here"
 commit='' built=''
 if [[ -e $bin/BUNDLE ]]; then
     while IFS= read -r line; do

@@ -118,7 +118,7 @@ fn what_a_callers_device_lacks_is_said() {
     let lacks = default.refused();
     let kernels = |what: &str| lacks.iter().filter(|(lack, _)| lack.contains(what)).map(|(_, n)| n).sum::<usize>();
     assert!(kernels("f16 in shaders") > 100, "{lacks:?}");
-    assert!(kernels("workgroup memory (it has 16384)") > 100, "{lacks:?}");
+    assert!(kernels("workgroup memory (it has 16384)") > 50, "{lacks:?}");
     assert!(lacks.is_sorted_by_key(|&(_, kernels)| std::cmp::Reverse(kernels)), "{lacks:?}");
     let explained = default.plan(&Problem::linear(Op::Dense, 512, 512, 512, DType::F32)).unwrap().explain();
     assert!(explained.contains("needs"), "{explained}");

@@ -344,7 +344,7 @@ bounded() {
 bench() {
     local name=$1 code=0 rows line command
     shift
-    command=(sparse24 bench --device "$selector" ${quick:+--quick} ${cache[@]+"${cache[@]}"} "$@" --json "$name.json")
+    command=(sparse24 bench --device "$selector" ${quick:+--quick} ${cache[@]+"${cache[@]}"} "$@" --wide --legend --json "$name.json")
     # Something of this part runs, whatever else of it was left out.
     [[ $status != skipped ]] || status=ok
     bounded 600 "$name.txt" "${command[@]}" || code=$?
@@ -748,10 +748,11 @@ summary() {
         say
         say "## What the columns mean"
         say '```text'
+        # The legend is the last part of the text.
+        local within=''
         while IFS= read -r line; do
-            case $line in
-                'of peak:'* | 'effective:'* | 'vs dense:'* | 'err/bound:'* | 'ms:'* | 'verified:'* | numbers*) say "$line" ;;
-            esac
+            if [[ $line == 'm x n x k: '* ]]; then within=1; fi
+            if [[ -n $within ]]; then say "$line"; fi
         done <"$legend"
         say '```'
     fi

@@ -76,15 +76,19 @@ fn a_quick_run_leaves_json_tables_and_a_summary() {
         let rows = run["rows"].as_array().unwrap();
         assert!(!rows.is_empty() && rows.iter().all(|row| row["verified"] == true), "{file}");
         assert!(run["ceilings"]["fma_f32_tflops"].as_f64().unwrap() > 0.0);
-        assert!(fs::read_to_string(out.join(format!("{file}.txt"))).unwrap().contains("rows verified"));
+        assert!(fs::read_to_string(out.join(format!("{file}.txt"))).unwrap().contains(" verified\n"));
     }
     assert_eq!(json(&out.join("devices.json"))["schema"], "sparse24-devices/1");
     assert!(fs::read_to_string(out.join("env.txt")).unwrap().contains("processor: "));
 
     let summary = fs::read_to_string(out.join("README.md")).unwrap();
-    for part in
-        ["## Ceilings\nOf `ceilings.json`", "128x128x128", "| square-f32 | ok |", "- correctness: not asked for"]
-    {
+    for part in [
+        "## Ceilings\nOf `ceilings.json`",
+        "128x128x128",
+        "| square-f32 | ok |",
+        "- correctness: not asked for",
+        "vs dense: this device's own",
+    ] {
         assert!(summary.contains(part), "{part:?} is missing from\n{summary}");
     }
     assert_eq!(summary.contains("square-f16: the adapter has no f16"), !f16, "{summary}");

@@ -17,9 +17,9 @@ pub const WIDTH: usize = 100;
 pub enum Shown {
     /// Always.
     Always,
-    /// Where there is little room.
+    /// Only without `--wide`.
     Narrow,
-    /// Where there is much.
+    /// Only with `--wide`.
     Wide,
 }
 

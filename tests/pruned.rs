@@ -1,7 +1,7 @@
 //! `sparse24 prune` as its users run it: any file, a BERT's folder, every method and form, and what it refuses.
 
 #![cfg(feature = "cli")]
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says what it skips")]
 
 #[path = "common/tiny_bert.rs"]
 mod tiny_bert;
@@ -14,6 +14,7 @@ use serde_json::Value;
 use sparse24::bert::{Checkpoint, Config, Files, reference};
 use sparse24::io::{Source, Stored};
 use sparse24::prune::Method;
+use sparse24::simd::SimdLevel;
 use sparse24::{DType, LinearWeights, Matrix, Sparse24, io, prune};
 use tiny_bert::{TinyBert, WORDS};
 
@@ -203,6 +204,32 @@ fn another_order_of_channels_is_another_file_of_the_same_model() {
     assert!((&one - &other).iter().all(|x| x.abs() < 1e-9));
 }
 
+/// Layers of 320 and 1280 features, whose 2:4 at V = 32 saves far more time than is asked for, wherever the CPU device
+/// has vector instructions of its own.
+#[test]
+fn a_speed_within_reach_is_predicted_and_then_measured() {
+    if !SimdLevel::Avx2.is_supported() {
+        eprintln!("skipped: no AVX2, without which 2:4 need not be faster");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (folder, text, out, json) = (at("wide"), at("texts.txt"), at("out"), at("report.json"));
+    TinyBert::of_width(11, 320, 1280).write(Path::new(&folder));
+    fs::write(&text, "the cat sat on the mat.\nthe dogs ran.\na cat ran on the mats\n").unwrap();
+    let base = ["prune", &folder, &out, "--input", &text, "--device", "cpu", "--threads", "1", "--json", &json];
+    let asked = ["--target-speedup", "1.05", "--vector", "32", "--seq", "24", "--batch", "8"];
+    let (code, stdout, stderr) = ran(&[&base[..], &asked].concat());
+    assert_eq!(code, 0, "{stdout}\n{stderr}");
+    let report: Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+    let chosen = &report["chosen"];
+    let [predicted, measured] = ["predicted_speedup", "measured_speedup"].map(|field| chosen[field].as_f64().unwrap());
+    assert!(predicted >= 1.05 && measured > 0.0, "{chosen}");
+    let line = format!("a forward pass: {predicted:.2}x as fast predicted, {measured:.2}x measured\n");
+    assert!(stdout.contains(&line), "{stdout}");
+    assert_eq!(stderr.contains("warning: the pruned model was measured at"), measured < 1.05, "{stderr}");
+}
+
 #[test]
 fn layers_are_chosen_by_drop_or_by_speed_and_it_says_why() {
     let dir = tempfile::tempdir().unwrap();
@@ -239,23 +266,6 @@ fn layers_are_chosen_by_drop_or_by_speed_and_it_says_why() {
         error.contains("1000x cannot be reached") && error.contains("the most that --vector 1 can do on"),
         "{error}"
     );
-    // Within reach or not, as the machine has it; a model that is that fast was measured again in the end.
-    let args =
-        [&base[..], &["--target-speedup", "1.0001", "--vector", "1,8,32", "--seq", "8", "--batch", "2"]].concat();
-    let output = Command::new(env!("CARGO_BIN_EXE_sparse24")).args(&args).output().unwrap();
-    let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-    if output.status.success() {
-        let chosen = &report()["chosen"];
-        let [predicted, measured] =
-            ["predicted_speedup", "measured_speedup"].map(|field| chosen[field].as_f64().unwrap());
-        assert!(predicted >= 1.0001 && measured > 0.0, "{chosen}");
-        let line = format!("a forward pass: {predicted:.2}x as fast predicted, {measured:.2}x measured\n");
-        assert!(stdout.contains(&line), "{stdout}");
-        assert_eq!(stderr.contains("warning: the pruned model was measured at"), measured < 1.0001, "{stderr}");
-        fs::remove_dir_all(&out).unwrap();
-    } else {
-        assert!(stderr.contains("1.0001x cannot be reached"), "{stderr}");
-    }
     let idle = refused(&["prune", &folder, &out, "--input", &text]);
     assert!(idle.contains("--pairs and --input are what --max-drop and --target-speedup choose by"), "{idle}");
     let blank = dir.path().join("blank.txt");

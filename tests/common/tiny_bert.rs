@@ -28,7 +28,12 @@ impl TinyBert {
     /// 40 features: no multiple of 32, so that kernels pad k, in 5 heads of 8; 72 between the feed-forward layers; 24
     /// positions. Weights reach 0.4, so that attention is far from uniform.
     pub fn new(seed: u64) -> Self {
-        let (words, d, inner, positions) = (WORDS.len(), 40, 72, 24);
+        Self::of_width(seed, 40, 72)
+    }
+
+    /// The same with `d` features, a multiple of 5, and `inner` ones between the feed-forward layers.
+    pub fn of_width(seed: u64, d: usize, inner: usize) -> Self {
+        let (words, positions) = (WORDS.len(), 24);
         let config = json!({
             "architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu", "hidden_size": d,
             "intermediate_size": inner, "layer_norm_eps": 1e-12, "max_position_embeddings": positions,

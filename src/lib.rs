@@ -150,6 +150,7 @@
 //! | `dtype.rs` `matrix.rs` `mask.rs` `problem.rs` | what stages pass on: element types, matrices, bit masks, one GEMM with its epilogue |
 //! | `format.rs` `groups.rs` | the format: its specification, compress, decompress, validate; groups of four, many at a time |
 //! | `prune.rs` `prune/` | which weights stay: magnitude, Wanda, second order, SparseGPT; statistics; orders of channels |
+//! | `memory.rs` `bootstrap.rs` | memory, asked for before it is taken; what data leave open of a figure |
 //! | `choose.rs` | which layers to prune, by what may be lost or by time |
 //! | `io.rs` `io/` | safetensors, shards, folders, and everybody's 2:4 layouts |
 //! | `reference.rs` `reference/` | the f64 oracle and the error bound |
@@ -168,6 +169,7 @@
 
 #[cfg(feature = "bert")]
 pub mod bert;
+pub mod bootstrap;
 pub mod choose;
 mod cpu;
 mod dtype;

@@ -19,9 +19,10 @@ use super::args::{InOut, Json, ensure_usage, one_stdin};
 use super::bench::command_line;
 use super::inspect::many;
 use super::rewrite::{self, Fate, Fates, Made};
-use super::sensitivity::{Interval, MetricArgs, Pruning};
+use super::sensitivity::{MetricArgs, Pruning};
 use super::{Outcome, model, progress, size, writable};
 use sparse24::bert::{Checkpoint, Inputs, LinearTensor};
+use sparse24::bootstrap::Interval;
 use sparse24::error::printable;
 use sparse24::io::{Dtype, Item, Layout, NewFolder, Raw24, Source, Spec24, Stored, in_by_out, transpose};
 use sparse24::prune::{Method, SparseGpt, Statistics};
@@ -589,6 +590,13 @@ impl Report {
 }
 
 impl Choice {
+    /// Notes how many times as fast the pruned model was measured to be. Returns a warning if that is less than asked.
+    fn measured(&mut self, speedup: f64, asked: Option<f64>) -> Option<String> {
+        self.measured_speedup = Some(speedup);
+        let asked = asked.filter(|&asked| speedup < asked)?;
+        Some(format!("warning: the pruned model was measured at {speedup:.2}x, and {asked}x was asked for"))
+    }
+
     fn text(&self) -> String {
         let mut text = String::new();
         for Reason { name, reason, .. } in &self.layers {
@@ -607,5 +615,33 @@ impl Choice {
             text += &format!("a forward pass: {predicted:.2}x as fast predicted, {measured:.2}x measured\n");
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which speed a machine reaches no test knows; what is said of it does not depend on that.
+    #[test]
+    fn a_measured_speedup_is_said_and_warned_of_below_what_was_asked() {
+        let mut choice = Choice {
+            layers: Vec::new(),
+            summary: "all layers".to_owned(),
+            metric: "spearman",
+            metric_dense: 0.9,
+            metric_drop: 0.1,
+            metric_drop_interval: None,
+            predicted_speedup: Some(1.52),
+            measured_speedup: None,
+        };
+        assert!(!choice.text().contains("forward pass"), "{}", choice.text());
+        let warning = choice.measured(1.376, Some(1.5));
+        let said = "warning: the pruned model was measured at 1.38x, and 1.5x was asked for";
+        assert_eq!(warning.as_deref(), Some(said));
+        let text = choice.text();
+        assert!(text.ends_with("\na forward pass: 1.52x as fast predicted, 1.38x measured\n"), "{text}");
+        assert_eq!(choice.measured(1.5, Some(1.5)), None);
+        assert_eq!(choice.measured(0.5, None), None);
     }
 }

@@ -22,6 +22,7 @@ use super::args::{Json, Usage, ensure_usage, lines, name_of, one_stdin, open};
 use super::eval::{Pairs, similarities_of, spearman};
 use super::{Outcome, model, print, print_json, progress, writable};
 use sparse24::bert::{Batching, Calibration, Checkpoint, Inputs, Model, Probe, Similarity, Sparsity, Times, Tokenizer};
+use sparse24::bootstrap::Interval;
 use sparse24::choose::Candidate;
 use sparse24::engine::Device;
 use sparse24::io::{Source, write_atomically};
@@ -29,7 +30,6 @@ use sparse24::prune::{Method, SparseGpt, Statistics};
 use sparse24::{Error, LinearWeights, Mask, Mask24, Matrix, Sparse24, VectorLen};
 
 pub(super) use self::file::{Row, Sensitivity};
-pub(super) use self::noise::Interval;
 
 /// Measure what a model loses when one linear layer alone is pruned, layer by layer and pattern by pattern.
 ///

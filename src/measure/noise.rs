@@ -1,11 +1,9 @@
 //! What samples leave open: an interval for a median and one for a ratio of medians, and when these are too wide.
 //!
 //! On a shared machine most samples of a call are alike and some are far off, so nothing here assumes how times are
-//! distributed. Intervals are those of the bootstrap: rounds of samples are drawn anew, with replacement, a thousand
-//! times, and what the middle 95 % of the medians span is the interval (Efron, "Bootstrap Methods: Another Look at the
-//! Jackknife", 1979). A round has one sample of every row, taken next to each other, and is drawn as a whole: what
-//! slows down all rows of a round alike widens the interval of a median and not that of a ratio. Draws are seeded, so
-//! the same samples give the same interval.
+//! distributed. Intervals are those of the [bootstrap](crate::bootstrap) over rounds of samples. A round has one sample
+//! of every row, taken next to each other, and is drawn as a whole: what slows down all rows of a round alike widens
+//! the interval of a median and not that of a ratio.
 //!
 //! The rules, which everything that shows a time or a ratio goes by:
 //!
@@ -15,31 +13,15 @@
 //! - A ratio is *noisy* if its interval has 1 in it, so that the samples do not say which of the two is faster; or if it
 //!   reaches further than [`RATIO_BOUND`] of the ratio to either side. A ratio has the noise of two medians.
 
-use rand_pcg::Pcg64;
-use rand_pcg::rand_core::{Rng, SeedableRng};
-
 use super::{Policy, median};
+pub use crate::bootstrap::Interval;
+use crate::bootstrap::resampled;
 
 /// How far the interval of a median may reach from it, as a share of it.
 pub const MEDIAN_BOUND: f64 = 0.05;
 
 /// How far the interval of a ratio may reach from it, as a share of it.
 pub const RATIO_BOUND: f64 = 0.1;
-
-/// Draws of a bootstrap: enough for the ends of an interval to be good to a percentage point or two of probability.
-const DRAWS: usize = 1000;
-
-/// Draws beyond either end of an interval: a fortieth each leaves 95 %.
-const BEYOND: usize = DRAWS / 40;
-
-/// Where a figure lies with a probability of about 95 %.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Interval {
-    /// Its lower end.
-    pub low: f64,
-    /// Its upper end.
-    pub high: f64,
-}
 
 impl Interval {
     /// The interval of the median of some samples; `None` if there are none.
@@ -51,7 +33,7 @@ impl Interval {
     /// assert!(Interval::of_median(&[2.0, 2.0, 2.0, 2.0, 9.0, 2.0, 2.0, 2.0, 2.0, 2.0]).unwrap().high < 2.1);
     /// ```
     pub fn of_median(samples: &[f64]) -> Option<Self> {
-        Self::of(samples.len(), |rounds, drawn| {
+        Self::of_rounds(samples.len(), |rounds, drawn| {
             drawn.extend(rounds.iter().map(|&round| samples[round]));
             median(drawn)
         })
@@ -63,7 +45,7 @@ impl Interval {
         if over.len() != under.len() {
             return None;
         }
-        Self::of(over.len(), |rounds, drawn| {
+        Self::of_rounds(over.len(), |rounds, drawn| {
             drawn.extend(rounds.iter().map(|&round| over[round]));
             let above = median(drawn);
             drawn.clear();
@@ -73,27 +55,12 @@ impl Interval {
     }
 
     /// The interval of what `figure` makes of some rounds. It is lent an empty buffer for samples.
-    fn of(rounds: usize, mut figure: impl FnMut(&[usize], &mut Vec<f64>) -> f64) -> Option<Self> {
-        if rounds == 0 {
-            return None;
-        }
-        let mut rng = Pcg64::seed_from_u64(24);
-        let (mut drawn, mut samples) = (vec![0; rounds], Vec::with_capacity(rounds));
-        let mut figures: Vec<f64> = (0..DRAWS)
-            .map(|_| {
-                // The remainder favours the first rounds by less than one in 2³².
-                drawn.fill_with(|| (rng.next_u64() % rounds as u64) as usize);
-                samples.clear();
-                figure(&drawn, &mut samples)
-            })
-            .collect();
-        figures.sort_by(f64::total_cmp);
-        Some(Self { low: figures[BEYOND], high: figures[DRAWS - 1 - BEYOND] })
-    }
-
-    /// How far it reaches from a figure, to the side where it reaches further, as a share of the figure.
-    pub fn reach(self, figure: f64) -> f64 {
-        (self.high - figure).max(figure - self.low) / figure
+    fn of_rounds(rounds: usize, mut figure: impl FnMut(&[usize], &mut Vec<f64>) -> f64) -> Option<Self> {
+        let mut samples = Vec::with_capacity(rounds);
+        Self::of(resampled(rounds, |drawn| {
+            samples.clear();
+            figure(drawn, &mut samples)
+        }))
     }
 }
 
@@ -158,6 +125,9 @@ pub fn rounds<E>(
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use rand_pcg::Pcg64;
+    use rand_pcg::rand_core::{Rng, SeedableRng};
+
     use super::*;
 
     /// Samples of a machine that is slow by a factor in some rounds, and off by `jitter` in each.

@@ -63,11 +63,9 @@ pub(super) fn prune(args: &Args) -> Result<Run> {
         else {
             bail!("a forward pass was not timed");
         };
-        let measured = before / after;
-        if let Some(asked) = args.target_speedup.filter(|&asked| measured < asked) {
-            say(&format!("warning: the pruned model was measured at {measured:.2}x, and {asked}x was asked for"));
+        if let Some(warning) = chosen.measured(before / after, args.target_speedup) {
+            say(&warning);
         }
-        chosen.measured_speedup = Some(measured);
     }
     Ok(Run { checkpoint: Some(checkpoint), rows, permuted, chosen, tokens })
 }

@@ -9,8 +9,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::noise::{Interval, RESAMPLES};
 use sparse24::VectorLen;
+use sparse24::bootstrap::{DRAWS, Interval};
 use sparse24::io::write_atomically;
 
 /// Fields may be added to it, never renamed.
@@ -99,7 +99,7 @@ impl Sensitivity {
             settings,
             dense: f64::NAN,
             linear_weights: 0,
-            resamples: RESAMPLES,
+            resamples: DRAWS,
             rows: Vec::new(),
         }
     }

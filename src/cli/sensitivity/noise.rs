@@ -1,32 +1,9 @@
-//! How much a drop owes to the texts that it was measured on: the bootstrap (Efron 1979).
+//! How much a drop owes to the texts that it was measured on: the [bootstrap](sparse24::bootstrap) over them.
 //!
-//! The texts, or pairs of texts, are drawn anew with replacement, and the drop is computed on what was drawn, over and
-//! over. The dense and the pruned model are compared on the same draw each time, so that what is hard for both does not
-//! count as noise. Invariant: a seed fixes the draws, so that the same measurement has the same interval.
+//! The texts, or pairs of texts, are drawn anew, and the drop is computed on what was drawn. Invariant: the dense and
+//! the pruned model are compared on the same draws, so that what is hard for both does not count as noise.
 
-use rand_pcg::Pcg64;
-use rand_pcg::rand_core::{Rng, SeedableRng};
-use serde::{Deserialize, Serialize};
-
-/// How often texts are drawn.
-pub(super) const RESAMPLES: usize = 1000;
-const SEED: u64 = 24;
-/// Of the resamples, those that lie below the interval, and those above.
-const TAIL: f64 = 0.025;
-
-/// The range that 95 % of the resamples' drops lie in.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
-pub(in crate::cli) struct Interval {
-    pub(in crate::cli) low: f64,
-    pub(in crate::cli) high: f64,
-}
-
-impl Interval {
-    /// Whether the drop may as well be none.
-    pub(in crate::cli) fn has_zero(self) -> bool {
-        self.low <= 0.0 && 0.0 <= self.high
-    }
-}
+use sparse24::bootstrap::{DRAWS, Interval};
 
 /// A number to twelve decimals, far below what is measured: with so few digits JSON is read back exactly, so that a run
 /// that was interrupted and goes on writes the same file.
@@ -94,28 +71,19 @@ fn spearman(x: &Ranking, y: &Ranking, counts: &[u32], space: &mut [Vec<f64>; 2])
     (xx > 0.0 && yy > 0.0).then(|| xy / (xx * yy).sqrt())
 }
 
-/// The values of a statistic on each resample.
+/// The values of a statistic on each draw.
 fn resampled(statistic: &Statistic, numbers: &[f64]) -> Vec<Option<f64>> {
     let n = numbers.len();
-    let mut draw = Pcg64::seed_from_u64(SEED);
     let own = Ranking::new(numbers);
     let (mut counts, mut space) = (vec![0u32; n], [vec![0.0; n], vec![0.0; n]]);
-    let value = |_| {
-        counts.fill(0);
-        for _ in 0..n {
-            // The high half of a product: an index below n, as good as uniform for any number of texts.
-            let at = (u128::from(draw.next_u64()) * n as u128) >> 64;
-            counts[at as usize] += 1;
+    sparse24::bootstrap::resampled(n, |drawn| match statistic {
+        Statistic::Mean => Some(drawn.iter().map(|&at| numbers[at]).sum::<f64>() / n as f64),
+        Statistic::Spearman(scores) => {
+            counts.fill(0);
+            drawn.iter().for_each(|&at| counts[at] += 1);
+            spearman(&own, scores, &counts, &mut space)
         }
-        match statistic {
-            Statistic::Mean => {
-                let sum: f64 = numbers.iter().zip(&counts).map(|(x, &count)| x * f64::from(count)).sum();
-                Some(sum / n as f64)
-            }
-            Statistic::Spearman(scores) => spearman(&own, scores, &counts, &mut space),
-        }
-    };
-    (0..RESAMPLES).map(value).collect()
+    })
 }
 
 /// What drops are compared with: the dense model's numbers, on the same draws.
@@ -135,14 +103,13 @@ impl Bootstrap {
     /// a quarter of the draws or more, as for two pairs.
     pub(super) fn interval(&self, numbers: &[f64]) -> Option<Interval> {
         let pruned = resampled(&self.statistic, numbers);
-        let mut drops: Vec<f64> =
+        let drops: Vec<f64> =
             self.dense.iter().zip(pruned).filter_map(|(dense, pruned)| Some((*dense)? - pruned?)).collect();
-        if drops.len() <= RESAMPLES / 4 * 3 {
+        if drops.len() <= DRAWS / 4 * 3 {
             return None;
         }
-        drops.sort_by(f64::total_cmp);
-        let tail = (TAIL * drops.len() as f64) as usize;
-        Some(Interval { low: rounded(drops[tail]), high: rounded(drops[drops.len() - 1 - tail]) })
+        let Interval { low, high } = Interval::of(drops)?;
+        Some(Interval { low: rounded(low), high: rounded(high) })
     }
 }
 

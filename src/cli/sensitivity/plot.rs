@@ -6,8 +6,8 @@ use plotters::coord::ranged1d::SegmentValue;
 use plotters::prelude::*;
 
 use super::file::{Row, Sensitivity};
-use super::noise::Interval;
 use sparse24::VectorLen;
+use sparse24::bootstrap::Interval;
 
 /// Colours that people of all colour vision tell apart (Okabe and Ito, "Color Universal Design", 2008), one for each V
 /// of the format.

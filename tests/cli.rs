@@ -840,7 +840,12 @@ fn hub(folder: &Path) -> std::net::SocketAddr {
             let head: Vec<_> =
                 BufReader::new(&stream).lines().map_while(Result::ok).take_while(|l| !l.is_empty()).collect();
             let Some(path) = head.first().and_then(|line| line.split(' ').nth(1)) else { continue };
-            let Some(name) = path.strip_prefix("/org/tiny/resolve/main/") else { continue };
+            let Some(name) = path.strip_prefix("/org/tiny/resolve/main/") else {
+                // Of a model that is not there, or is not for everybody, the hub says neither.
+                let _ =
+                    stream.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                continue;
+            };
             let Ok(file) = fs::read(folder.join(name)) else {
                 let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
                 continue;
@@ -904,7 +909,8 @@ fn a_model_on_the_hub_is_downloaded_once() {
     assert_eq!(embedded(of_hub(&endpoint, "org/tiny")).0[0].1.len(), 80);
     let stderr = of_hub(&endpoint, "org/none").refused(1);
     assert!(
-        stderr.starts_with("error: there is no folder org/none, and on the hub: org/none, config.json: "),
+        stderr.starts_with("error: there is no folder org/none, and on the hub: org/none, modules.json: ")
+            && stderr.contains("401"),
         "{stderr}"
     );
 }

@@ -12,9 +12,15 @@
 //! | | 2:4 | the same, gathering the activations that a code selects: half the multiply-adds |
 //! | | 2:4, V < 8 | as `lanes_…` too: 32 neighbouring threads gather for the same tokens |
 //! | [`Way::Expand`] | 2:4, V < 8 | expands codes on the way to workgroup memory: dense arithmetic, sparse bytes |
-//! | [`Way::Branch`] | 2:4, V ≤ 4 | activations in registers, a branch on a pattern that is uniform in the workgroup |
 //! | [`Way::Gemv`] | all | up to eight tokens read every weight once, activations in workgroup memory |
 //! | [`Way::Coop`] | all, f16 | cooperative matrices: 2:4 gathers from V = 16 on, and expands below |
+//!
+//! # Tried and rejected
+//! Short patterns by a branch: a thread held the four activations of a group for eight tokens in registers, and one of
+//! six leaves, chosen by a code that is uniform in the workgroup, named its registers. No word was gathered, and a CUDA
+//! twin promised 1.06 to 0.85 instructions per dense multiply-add at V = 1 to 4. Real compilers keep no 128 sums across
+//! six leaves: Mesa 22.3's ACO spilt up to 274 registers on RDNA3, Mesa 26's compiler for Apple's GPUs up to 460, and
+//! on NVIDIA NAK executes several times the instructions of the dense kernel.
 //!
 //! # Specialisation
 //! Shaders are valid WGSL whose named `const`s and `alias`es (tile sizes, element types, vector length) the host
@@ -252,8 +258,6 @@ pub enum Way {
     Tile(Tile),
     /// Register tiles over 2:4 weights that are expanded as they are loaded.
     Expand(Tile),
-    /// Short patterns by a uniform branch: 16 features x 512 tokens.
-    Branch,
     /// A panel of 32 features x a few tokens; `slices` runs of 32 threads share the panel's k.
     Gemv {
         /// Tokens per workgroup: 1, 4 or 8.
@@ -270,13 +274,10 @@ impl Way {
     pub fn of(op: Op, storage: DType) -> Vec<Self> {
         let mut ways: Vec<_> = Tile::ALL.map(Self::Tile).into();
         if let Op::Sparse24(v) = op {
-            // From eight rows on a gather reads no more than the dense kernel; up to four a branch may pay.
+            // From eight rows on a gather reads no more than the dense kernel.
             if v.get() < 8 {
                 ways.push(Self::Tile(Tile::LANES));
                 ways.extend(Tile::ALL.map(Self::Expand));
-            }
-            if v.get() <= 4 {
-                ways.push(Self::Branch);
             }
         }
         ways.extend([1, 4, 8].into_iter().flat_map(|tokens| [8, 32].map(|slices| Self::Gemv { tokens, slices })));
@@ -295,7 +296,6 @@ impl Way {
     pub const fn tile(self) -> (u32, u32) {
         match self {
             Self::Tile(tile) | Self::Expand(tile) => (tile.m, tile.n),
-            Self::Branch => (16, 512),
             Self::Gemv { tokens, .. } => (PANEL as u32, tokens),
             Self::Coop(tile) => (tile.m, tile.n),
         }
@@ -305,7 +305,6 @@ impl Way {
     pub const fn threads(self) -> u32 {
         match self {
             Self::Tile(tile) | Self::Expand(tile) => tile.threads(),
-            Self::Branch => 64,
             Self::Gemv { slices, .. } => 32 * slices,
             Self::Coop(tile) => tile.threads(),
         }
@@ -319,7 +318,6 @@ impl fmt::Display for Way {
             Self::Tile(tile) if tile.across == 32 => write!(f, "lanes_{m}x{n}x16"),
             Self::Tile(_) => write!(f, "{m}x{n}x16"),
             Self::Expand(_) => write!(f, "expand_{m}x{n}x16"),
-            Self::Branch => write!(f, "branch_{m}x{n}x16"),
             Self::Gemv { slices, .. } => write!(f, "gemv_{m}x{n}_t{}", 32 * slices),
             Self::Coop(tile) => write!(f, "coop_{m}x{n}x{}_t{}", CoopTile::K, tile.threads()),
         }
@@ -419,7 +417,6 @@ impl Kernel {
                 let (w_rows, x_pad, codes) = if gathers { (8, 8, tile.m) } else { (16, 0, 0) };
                 2 * 4 * (w_rows * tile.m + 16 * (tile.n + x_pad) + codes)
             }
-            Way::Branch => 4 * 16 * 512,
             Way::Gemv { .. } => 32 << 10,
             Way::Coop(tile) => {
                 // Rows of k and 16 bytes, and a stage of 16 x 20 f32 per subgroup.
@@ -484,12 +481,6 @@ impl Kernel {
                 // Loading and stashing take about a tenth of a dense multiply-add's slot, of sparse weights as of dense
                 // ones.
                 applied * instructions.max(passes) / (per * features * quads * 4.0) + 0.1
-            }
-            Way::Branch => {
-                // See shaders/gemm_sparse24_branch.wgsl: a constant part, and one for each of the 16 features'
-                // patterns.
-                let patterns = 16.0 / self.op.vector().map_or(1, VectorLen::get) as f64;
-                0.778 + 0.0175 * patterns
             }
             Way::Gemv { tokens, .. } => {
                 let tokens = f64::from(tokens);
@@ -586,13 +577,6 @@ impl Kernel {
                     }
                     Op::Sparse24(_) => text.push(include_str!("../shaders/gemm_sparse24_expand.wgsl")),
                 }
-            }
-            Way::Branch => {
-                text.push(include_str!("../shaders/gemm_sparse24_branch.wgsl"));
-                let vector = self.op.vector().map_or(1, VectorLen::get);
-                text.set("const VECTOR_ROWS: u32", vector)?;
-                text.set("const PATTERNS: u32", 16 / vector)?;
-                text.set("const UNIT_PAIRS: u32", unit / 2)?;
             }
             Way::Gemv { tokens, slices } => {
                 text.push(match tokens {

@@ -839,9 +839,10 @@ mod tests {
         // Expanded weights are multiplied like dense ones; gathered ones half as often.
         let problem = Problem::linear(sparse(1), 256, 256, 256, DType::F32);
         let expand = Way::Expand(crate::kernel::Tile::ALL[0]);
+        let lanes = Way::named(problem.op, problem.storage, "lanes_128x128x16").unwrap();
         let executed =
             |way| Plan::gpu_with(&problem, &caps(), way, 1).unwrap().executed_flops() / problem.effective_flops();
-        assert_eq!((executed(expand), executed(Way::Branch)), (1.0, 0.5));
+        assert_eq!((executed(expand), executed(lanes)), (1.0, 0.5));
     }
 
     #[test]
@@ -849,12 +850,13 @@ mod tests {
         let problem = Problem::linear(sparse(1), 4096, 4096, 4096, DType::F32);
         let dense = Problem { op: Op::Dense, ..problem };
         let mut tuning = Tuning::default();
-        tuning.insert(&problem, Tuned { n: 4096, way: Way::Branch, splits: 1, seconds: 1e-3 });
+        let lanes = Way::named(problem.op, problem.storage, "lanes_128x128x16").unwrap();
+        tuning.insert(&problem, Tuned { n: 4096, way: lanes, splits: 1, seconds: 1e-3 });
         let way = |n| Plan::gpu(&Problem { n, ..problem }, &caps(), &tuning).unwrap().way();
-        assert_eq!(way(4096), "branch_16x512x16");
-        assert_eq!(way(3000), "branch_16x512x16");
+        assert_eq!(way(4096), "lanes_128x128x16");
+        assert_eq!(way(3000), "lanes_128x128x16");
         // Too far to tell anything.
-        assert_ne!(way(2000), "branch_16x512x16");
+        assert_ne!(way(2000), "lanes_128x128x16");
         // One measured time and one estimate cannot be compared, two measured ones can.
         assert_eq!(Plan::gpu_or_dense(&problem, &caps(), &tuning).unwrap().weights(), Op::Dense);
         tuning

@@ -688,7 +688,7 @@ mod tests {
             (Box::new(|json| *json = json!([])), "has no schema"),
             (Box::new(entry("way", json!("64x64x17"))), "entry 1: way is \"64x64x17\""),
             // A way of another operation.
-            (Box::new(entry("way", json!("branch_16x512x16"))), "way"),
+            (Box::new(entry("way", json!("lanes_128x128x16"))), "way"),
             (Box::new(entry("splits", json!(0))), "splits is 0"),
             (Box::new(entry("splits", json!(17))), "splits is 17"),
             (Box::new(entry("seconds", json!(-1e-3))), "seconds is -0.001"),

@@ -101,7 +101,6 @@ fn shader_files_are_valid_as_they_stand() {
         &[gemm, words, tile, tile_dense, include_str!("../shaders/gemm_masked.wgsl")],
         &[gemm, words, tile, include_str!("../shaders/gemm_sparse24.wgsl")],
         &[gemm, words, tile, tile_dense, include_str!("../shaders/gemm_sparse24_expand.wgsl")],
-        &[gemm, words, include_str!("../shaders/gemm_sparse24_branch.wgsl")],
         &[gemm, include_str!("../shaders/shared/tokens4.wgsl"), gemv, include_str!("../shaders/gemv_dense.wgsl")],
         &[gemm, tokens, gemv, include_str!("../shaders/gemv_dense.wgsl")],
         &[gemm, words, tokens, gemv, include_str!("../shaders/gemv_masked.wgsl")],

@@ -171,6 +171,8 @@
 pub mod bert;
 pub mod bootstrap;
 pub mod choose;
+#[cfg(feature = "compile")]
+pub mod compile;
 mod cpu;
 mod dtype;
 pub mod engine;

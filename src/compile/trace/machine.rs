@@ -1,0 +1,1319 @@
+//! The interpreter behind [`super::run`]: naga's IR, executed by all threads of a workgroup in lock step.
+//!
+//! A value is held for all lanes at once, component by component: component `c` of lane `l` is word `c * lanes + l`. A
+//! component is 32 bits: an integer, a bool as 0 or 1, an f32, or an f16 widened to f32 and rounded after every
+//! operation. Vectors, arrays and structs are their components in order. Control flow is a mask of active lanes.
+//! Inactive lanes compute, too, and what they compute is never read: they touch no memory.
+//!
+//! A cooperative matrix is spread over 32 consecutive lanes: element q = 32 e + lane is component e, row q % rows,
+//! column q / rows.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use half::f16;
+use naga::proc::TypeResolution;
+use naga::valid::{FunctionInfo, ModuleInfo};
+use naga::{
+    AddressSpace, ArraySize, BinaryOperator, Binding, Block, BuiltIn, CooperativeData, Expression, Function, Handle,
+    Literal, MathFunction, Module, RelationalFunction, Scalar, ScalarKind, Statement, SwitchValue, TypeInner,
+    UnaryOperator,
+};
+
+use super::{Access, FIRST_SUBGROUP, INACTIVE, Launch, Loop, Trace};
+use crate::error::{Error, Result};
+
+/// Lanes over which a cooperative matrix is spread.
+const MATRIX_LANES: usize = 32;
+
+/// A loop that runs longer than this is taken for one that does not end.
+const MOST_ITERATIONS: u64 = 1 << 24;
+
+type Lanes = Rc<Vec<u32>>;
+type Mask = Vec<bool>;
+
+#[derive(Clone)]
+enum Value {
+    Data(Lanes),
+    Pointer(Pointer),
+}
+
+/// Where something is: in bytes for memory, in components for registers.
+#[derive(Clone)]
+struct Pointer {
+    root: Root,
+    offset: Offset,
+}
+
+#[derive(Clone, Copy)]
+enum Root {
+    /// A global variable in memory, by its index.
+    Memory(usize),
+    /// A variable of the threads' own.
+    Registers(usize),
+}
+
+#[derive(Clone)]
+enum Offset {
+    Same(u32),
+    Each(Lanes),
+}
+
+impl Offset {
+    fn of(&self, lane: usize) -> u32 {
+        match self {
+            Self::Same(offset) => *offset,
+            Self::Each(offsets) => offsets[lane],
+        }
+    }
+}
+
+/// A global variable that is not the threads' own.
+struct Memory {
+    name: String,
+    binding: Option<u32>,
+    space: AddressSpace,
+    bytes: Vec<u8>,
+    /// Byte of workgroup memory at which it starts.
+    base: u32,
+}
+
+/// A function being executed.
+struct Frame<'m> {
+    function: &'m Function,
+    info: &'m FunctionInfo,
+    values: Vec<Option<Value>>,
+    arguments: Vec<Value>,
+    /// Where its variables are among the registers.
+    locals: Vec<usize>,
+    /// Number of the chain of calls that led here.
+    path: usize,
+    returned: Mask,
+    result: Option<Vec<u32>>,
+}
+
+/// A vector or scalar within a larger type: what one access reads or writes.
+struct Part {
+    /// In bytes, from the start of the type.
+    offset: u32,
+    components: usize,
+    scalar: Scalar,
+}
+
+/// A loop of the program, reached by one chain of calls.
+struct Node {
+    parent: Option<usize>,
+    function: String,
+    iterations: u64,
+}
+
+pub(super) struct Machine<'m> {
+    module: &'m Module,
+    info: &'m ModuleInfo,
+    lanes: usize,
+    workgroup: [u32; 3],
+    grid: [u32; 3],
+    /// By the index of their global variable.
+    roots: Vec<Root>,
+    memories: Vec<Memory>,
+    registers: Vec<Vec<u32>>,
+    /// By the chain of calls and the statement's address.
+    paths: HashMap<(usize, usize), usize>,
+    loops: HashMap<(usize, usize), usize>,
+    nodes: Vec<Node>,
+    /// By the chain of calls, the expression or statement, and its part.
+    sites: HashMap<(usize, usize, usize), u32>,
+    trace: Trace,
+}
+
+fn invalid(what: impl Into<String>) -> Error {
+    Error::Invalid(what.into())
+}
+
+fn unknown(what: &impl std::fmt::Debug) -> Error {
+    let mut text = format!("{what:?}");
+    text.truncate(text.char_indices().nth(160).map_or(text.len(), |(at, _)| at));
+    invalid(format!("the tracer does not know {text}"))
+}
+
+/// Identity of a statement, which lies still while the module is borrowed.
+fn address(statement: &Statement) -> usize {
+    std::ptr::from_ref(statement).addr()
+}
+
+fn float(bits: u32) -> f32 {
+    f32::from_bits(bits)
+}
+
+fn any(mask: &[bool]) -> bool {
+    mask.contains(&true)
+}
+
+/// Applies a function to the components of two operands, of which one may be a scalar.
+fn zip(lanes: usize, left: &[u32], right: &[u32], f: impl Fn(u32, u32) -> u32) -> Vec<u32> {
+    match (left.len(), right.len()) {
+        (l, r) if l == r => left.iter().zip(right).map(|(&a, &b)| f(a, b)).collect(),
+        (l, _) if l == lanes => right.iter().enumerate().map(|(i, &b)| f(left[i % lanes], b)).collect(),
+        _ => left.iter().enumerate().map(|(i, &a)| f(a, right[i % lanes])).collect(),
+    }
+}
+
+fn map(operand: &[u32], f: impl Fn(u32) -> u32) -> Vec<u32> {
+    operand.iter().map(|&a| f(a)).collect()
+}
+
+fn to_f16(bits: u32) -> u32 {
+    f16::from_f32(float(bits)).to_f32().to_bits()
+}
+
+fn scalar_of(inner: &TypeInner) -> Result<Scalar> {
+    inner.scalar().ok_or_else(|| unknown(inner))
+}
+
+impl<'m> Machine<'m> {
+    pub(super) fn new(module: &'m Module, info: &'m ModuleInfo, launch: Launch) -> Result<Self> {
+        let entry = module.entry_points.first().ok_or_else(|| invalid("a module without an entry point"))?;
+        let lanes = entry.workgroup_size.iter().product::<u32>() as usize;
+        let mut layouter = naga::proc::Layouter::default();
+        layouter.update(module.to_ctx()).map_err(|e| invalid(e.to_string()))?;
+        let Launch { mut bindings, workgroup, grid } = launch;
+        let (mut roots, mut memories, mut registers) = (Vec::new(), Vec::new(), Vec::new());
+        let mut base = 0u32;
+        for (_, variable) in module.global_variables.iter() {
+            let name = variable.name.clone().unwrap_or_default();
+            if variable.init.is_some() {
+                return Err(unknown(variable));
+            }
+            let size = layouter[variable.ty].size as usize;
+            let binding = variable.binding.as_ref().map(|at| at.binding);
+            let start = base;
+            let bytes = match variable.space {
+                AddressSpace::WorkGroup => {
+                    // Variables follow each other in the order of the text, each at a multiple of 16.
+                    base += (size as u32).next_multiple_of(16);
+                    vec![0; size]
+                }
+                // A binding that is not given has no bytes, so that any use of it is an error that names it.
+                AddressSpace::Uniform | AddressSpace::Storage { .. } => {
+                    let given = bindings.iter_mut().find(|(number, _)| Some(*number) == binding);
+                    given.map_or_else(Vec::new, |(_, bytes)| std::mem::take(bytes))
+                }
+                AddressSpace::Private => {
+                    roots.push(Root::Registers(registers.len()));
+                    registers.push(vec![0; components(module, &module.types[variable.ty].inner)? * lanes]);
+                    continue;
+                }
+                space => return Err(unknown(&space)),
+            };
+            roots.push(Root::Memory(memories.len()));
+            memories.push(Memory { name, binding, space: variable.space, bytes, base: start });
+        }
+        Ok(Self {
+            module,
+            info,
+            lanes,
+            workgroup,
+            grid,
+            roots,
+            memories,
+            registers,
+            paths: HashMap::new(),
+            loops: HashMap::new(),
+            nodes: Vec::new(),
+            sites: HashMap::new(),
+            trace: Trace { threads: lanes, ..Trace::default() },
+        })
+    }
+
+    pub(super) fn run(mut self) -> Result<Trace> {
+        let module = self.module;
+        let entry = &module.entry_points[0];
+        self.survey(&entry.function, &entry.function.body, 0, None);
+        let mut arguments = Vec::new();
+        for argument in &entry.function.arguments {
+            arguments.push(Value::Data(Rc::new(self.builtin(argument)?)));
+        }
+        let active = vec![true; self.lanes];
+        self.call(&entry.function, self.info.get_entry_point(0), arguments, 0, &active)?;
+        self.trace.loops = self.tree(None);
+        let bound = |memory: Memory| memory.binding.map(|number| (number, memory.bytes));
+        self.trace.bindings = self.memories.into_iter().filter_map(bound).collect();
+        Ok(self.trace)
+    }
+
+    /// Numbers the chains of calls and the loops, in the order of the program.
+    fn survey(&mut self, function: &'m Function, block: &'m Block, path: usize, parent: Option<usize>) {
+        let module = self.module;
+        for statement in block.iter() {
+            match statement {
+                Statement::Block(block) => self.survey(function, block, path, parent),
+                Statement::If { accept, reject, .. } => {
+                    self.survey(function, accept, path, parent);
+                    self.survey(function, reject, path, parent);
+                }
+                Statement::Switch { cases, .. } => {
+                    for case in cases {
+                        self.survey(function, &case.body, path, parent);
+                    }
+                }
+                Statement::Loop { body, continuing, .. } => {
+                    let node = self.nodes.len();
+                    let name = function.name.clone().unwrap_or_else(|| "main".to_owned());
+                    self.nodes.push(Node { parent, function: name, iterations: 0 });
+                    self.loops.insert((path, address(statement)), node);
+                    self.survey(function, body, path, Some(node));
+                    self.survey(function, continuing, path, Some(node));
+                }
+                Statement::Call { function: callee, .. } => {
+                    let next = self.paths.len() + 1;
+                    self.paths.insert((path, address(statement)), next);
+                    let callee = &module.functions[*callee];
+                    self.survey(callee, &callee.body, next, parent);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn tree(&self, parent: Option<usize>) -> Vec<Loop> {
+        let children = self.nodes.iter().enumerate().filter(|(_, node)| node.parent == parent);
+        children
+            .map(|(at, node)| Loop {
+                function: node.function.clone(),
+                iterations: node.iterations,
+                inner: self.tree(Some(at)),
+            })
+            .collect()
+    }
+
+    fn builtin(&self, argument: &naga::FunctionArgument) -> Result<Vec<u32>> {
+        let lanes = self.lanes;
+        let same = |values: [u32; 3]| values.iter().flat_map(|&v| std::iter::repeat_n(v, lanes)).collect();
+        let size = self.module.entry_points[0].workgroup_size;
+        let along = |lane: u32| [lane % size[0], lane / size[0] % size[1], lane / size[0] / size[1]];
+        let each = |f: &dyn Fn(u32, usize) -> u32| {
+            (0..3).flat_map(|c| (0..lanes as u32).map(move |lane| f(lane, c))).collect::<Vec<_>>()
+        };
+        Ok(match argument.binding {
+            Some(Binding::BuiltIn(BuiltIn::WorkGroupId)) => same(self.workgroup),
+            Some(Binding::BuiltIn(BuiltIn::NumWorkGroups)) => same(self.grid),
+            Some(Binding::BuiltIn(BuiltIn::LocalInvocationIndex)) => (0..lanes as u32).collect(),
+            Some(Binding::BuiltIn(BuiltIn::LocalInvocationId)) => each(&|lane, c| along(lane)[c]),
+            Some(Binding::BuiltIn(BuiltIn::GlobalInvocationId)) => {
+                each(&|lane, c| self.workgroup[c] * size[c] + along(lane)[c])
+            }
+            _ => return Err(unknown(argument)),
+        })
+    }
+
+    fn call(
+        &mut self,
+        function: &'m Function,
+        info: &'m FunctionInfo,
+        arguments: Vec<Value>,
+        path: usize,
+        active: &Mask,
+    ) -> Result<Option<Lanes>> {
+        let depth = self.registers.len();
+        let mut frame = Frame {
+            function,
+            info,
+            values: vec![None; function.expressions.len()],
+            arguments,
+            locals: Vec::new(),
+            path,
+            returned: vec![false; self.lanes],
+            result: None,
+        };
+        for (_, variable) in function.local_variables.iter() {
+            let contents = match variable.init {
+                Some(init) => self.data(&mut frame, init, active)?.to_vec(),
+                None => vec![0; components(self.module, &self.module.types[variable.ty].inner)? * self.lanes],
+            };
+            frame.locals.push(self.registers.len());
+            self.registers.push(contents);
+        }
+        let (mut running, mut continued) = (active.clone(), vec![false; self.lanes]);
+        self.block(&mut frame, &function.body, &mut running, &mut continued)?;
+        self.registers.truncate(depth);
+        Ok(frame.result.map(Rc::new))
+    }
+
+    /// Executes a block for the lanes that are active. Those that leave it early are no longer active afterwards, and
+    /// are in `continued` if they wait for the innermost loop's continuing part.
+    fn block(
+        &mut self,
+        frame: &mut Frame<'m>,
+        block: &'m Block,
+        active: &mut Mask,
+        continued: &mut Mask,
+    ) -> Result<()> {
+        if !any(active) {
+            return Ok(());
+        }
+        for statement in block.iter() {
+            let branches = match statement {
+                Statement::Emit(range) => {
+                    for handle in range.clone() {
+                        let value = self.evaluate(frame, handle, active)?;
+                        frame.values[handle.index()] = Some(value);
+                    }
+                    false
+                }
+                Statement::Block(inner) => {
+                    self.block(frame, inner, active, continued)?;
+                    true
+                }
+                Statement::If { condition, accept, reject } => {
+                    let condition = self.data(frame, *condition, active)?;
+                    let chosen = |wanted: bool| {
+                        active.iter().zip(condition.iter()).map(|(&on, &c)| on && (c != 0) == wanted).collect::<Mask>()
+                    };
+                    let (mut then, mut otherwise) = (chosen(true), chosen(false));
+                    self.block(frame, accept, &mut then, continued)?;
+                    self.block(frame, reject, &mut otherwise, continued)?;
+                    for (lane, on) in active.iter_mut().enumerate() {
+                        *on = then[lane] || otherwise[lane];
+                    }
+                    true
+                }
+                Statement::Switch { selector, cases } => {
+                    self.switch(frame, *selector, cases, active, continued)?;
+                    true
+                }
+                Statement::Loop { body, continuing, break_if } => {
+                    let at = self.loops.get(&(frame.path, address(statement))).copied();
+                    let at = at.ok_or_else(|| invalid("a loop that was not surveyed"))?;
+                    self.repeat(frame, (body, continuing, *break_if), at, active)?;
+                    true
+                }
+                Statement::Break => {
+                    active.fill(false);
+                    true
+                }
+                Statement::Continue => {
+                    continued.iter_mut().zip(active.iter()).for_each(|(c, &on)| *c |= on);
+                    active.fill(false);
+                    true
+                }
+                Statement::Return { value } => {
+                    if let Some(value) = value {
+                        let value = self.data(frame, *value, active)?;
+                        let lanes = self.lanes;
+                        let result = frame.result.get_or_insert_with(|| vec![0; value.len()]);
+                        for (at, slot) in result.iter_mut().enumerate() {
+                            if active[at % lanes] {
+                                *slot = value[at];
+                            }
+                        }
+                    }
+                    frame.returned.iter_mut().zip(active.iter()).for_each(|(r, &on)| *r |= on);
+                    active.fill(false);
+                    true
+                }
+                Statement::ControlBarrier(_) => {
+                    if active.contains(&false) {
+                        return Err(invalid("a barrier that only some threads of the workgroup reach"));
+                    }
+                    false
+                }
+                Statement::MemoryBarrier(_) => false,
+                Statement::Store { pointer, value } => {
+                    let target = self.pointer(frame, *pointer, active)?;
+                    let inner = pointee(self.module, frame, *pointer)?;
+                    let value = self.data(frame, *value, active)?;
+                    self.store(frame.path, address(statement), &target, &inner, &value, active)?;
+                    false
+                }
+                Statement::CooperativeStore { target, data } => {
+                    self.store_matrix(frame, address(statement), *target, *data, active)?;
+                    false
+                }
+                Statement::Call { function, arguments, result } => {
+                    let path = self.paths.get(&(frame.path, address(statement))).copied();
+                    let path = path.ok_or_else(|| invalid("a call that was not surveyed"))?;
+                    let mut values = Vec::with_capacity(arguments.len());
+                    for &argument in arguments {
+                        values.push(self.value(frame, argument, active)?);
+                    }
+                    let callee = &self.module.functions[*function];
+                    let returned = self.call(callee, &self.info[*function], values, path, active)?;
+                    if let Some(result) = result {
+                        let value = returned.ok_or_else(|| invalid("a function that returned nothing"))?;
+                        frame.values[result.index()] = Some(Value::Data(value));
+                    }
+                    false
+                }
+                other => return Err(unknown(other)),
+            };
+            if branches && !any(active) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn switch(
+        &mut self,
+        frame: &mut Frame<'m>,
+        selector: Handle<Expression>,
+        cases: &'m [naga::SwitchCase],
+        active: &mut Mask,
+        continued: &mut Mask,
+    ) -> Result<()> {
+        let selector = self.data(frame, selector, active)?;
+        let word = |case: &naga::SwitchCase| match case.value {
+            SwitchValue::I32(value) => Some(value.cast_unsigned()),
+            SwitchValue::U32(value) => Some(value),
+            SwitchValue::Default => None,
+        };
+        // The case of each lane: the one that names its value, else the default.
+        let default = cases.iter().position(|case| word(case).is_none());
+        let chosen: Vec<_> =
+            selector.iter().map(|&value| cases.iter().position(|case| word(case) == Some(value)).or(default)).collect();
+        let mut through = vec![false; self.lanes];
+        let mut left = vec![false; self.lanes];
+        for (at, case) in cases.iter().enumerate() {
+            let mut running: Mask =
+                (0..self.lanes).map(|lane| active[lane] && (through[lane] || chosen[lane] == Some(at))).collect();
+            let entered = running.clone();
+            let before = continued.clone();
+            self.block(frame, &case.body, &mut running, continued)?;
+            through.fill(false);
+            for lane in 0..self.lanes {
+                if case.fall_through {
+                    through[lane] = running[lane];
+                }
+                // Whoever neither returned nor continued leaves the switch here, by its end or by a break.
+                let gone = frame.returned[lane] || (continued[lane] && !before[lane]);
+                left[lane] |= entered[lane] && !gone && !through[lane];
+            }
+        }
+        for (lane, on) in active.iter_mut().enumerate() {
+            *on = *on && (left[lane] || chosen[lane].is_none());
+        }
+        Ok(())
+    }
+
+    fn repeat(
+        &mut self,
+        frame: &mut Frame<'m>,
+        (body, continuing, break_if): (&'m Block, &'m Block, Option<Handle<Expression>>),
+        at: usize,
+        active: &mut Mask,
+    ) -> Result<()> {
+        let mut running = active.clone();
+        let mut rounds = 0u64;
+        while any(&running) {
+            rounds += 1;
+            if rounds > MOST_ITERATIONS {
+                return Err(invalid(format!("a loop of {} does not end", self.nodes[at].function)));
+            }
+            let mut continued = vec![false; self.lanes];
+            let first = FIRST_SUBGROUP.min(self.lanes);
+            let entered = any(&running[..first]);
+            self.block(frame, body, &mut running, &mut continued)?;
+            running.iter_mut().zip(&continued).for_each(|(on, &c)| *on |= c);
+            // The last entry into the body only to leave it by its own test is no iteration.
+            if entered && any(&running[..first]) {
+                self.nodes[at].iterations += 1;
+            }
+            self.block(frame, continuing, &mut running, &mut vec![false; self.lanes])?;
+            if let (Some(condition), true) = (break_if, any(&running)) {
+                let condition = self.data(frame, condition, &running)?;
+                running.iter_mut().zip(condition.iter()).for_each(|(on, &c)| *on &= c == 0);
+            }
+        }
+        active.iter_mut().zip(&frame.returned).for_each(|(on, &gone)| *on &= !gone);
+        Ok(())
+    }
+
+    fn value(&mut self, frame: &mut Frame<'m>, handle: Handle<Expression>, active: &Mask) -> Result<Value> {
+        if let Some(value) = &frame.values[handle.index()] {
+            return Ok(value.clone());
+        }
+        // Only what needs no place in the order of statements may be evaluated when it is asked for.
+        if !frame.function.expressions[handle].needs_pre_emit() {
+            return Err(invalid("an expression is used before it is emitted"));
+        }
+        let value = self.evaluate(frame, handle, active)?;
+        frame.values[handle.index()] = Some(value.clone());
+        Ok(value)
+    }
+
+    fn data(&mut self, frame: &mut Frame<'m>, handle: Handle<Expression>, active: &Mask) -> Result<Lanes> {
+        match self.value(frame, handle, active)? {
+            Value::Data(data) => Ok(data),
+            Value::Pointer(_) => Err(invalid("a pointer where a value is expected")),
+        }
+    }
+
+    fn pointer(&mut self, frame: &mut Frame<'m>, handle: Handle<Expression>, active: &Mask) -> Result<Pointer> {
+        match self.value(frame, handle, active)? {
+            Value::Pointer(pointer) => Ok(pointer),
+            Value::Data(_) => Err(invalid("a value where a pointer is expected")),
+        }
+    }
+
+    fn broadcast(&self, words: &[u32]) -> Value {
+        Value::Data(Rc::new(words.iter().flat_map(|&w| std::iter::repeat_n(w, self.lanes)).collect()))
+    }
+
+    fn evaluate(&mut self, frame: &mut Frame<'m>, handle: Handle<Expression>, active: &Mask) -> Result<Value> {
+        let lanes = self.lanes;
+        let module = self.module;
+        let inner = |of: Handle<Expression>| frame.info[of].ty.inner_with(&module.types);
+        let out = match frame.function.expressions[handle] {
+            Expression::Literal(literal) => return Ok(self.broadcast(&[word(literal)?])),
+            Expression::Constant(constant) => {
+                return Ok(self.broadcast(&constant_words(module, module.constants[constant].init)?));
+            }
+            Expression::ZeroValue(ty) => vec![0; components(module, &module.types[ty].inner)? * lanes],
+            Expression::FunctionArgument(at) => return Ok(frame.arguments[at as usize].clone()),
+            Expression::GlobalVariable(variable) => {
+                let root = self.roots[variable.index()];
+                return Ok(Value::Pointer(Pointer { root, offset: Offset::Same(0) }));
+            }
+            Expression::LocalVariable(variable) => {
+                let root = Root::Registers(frame.locals[variable.index()]);
+                return Ok(Value::Pointer(Pointer { root, offset: Offset::Same(0) }));
+            }
+            Expression::Compose { components: ref parts, .. } => {
+                let mut out = Vec::new();
+                for &part in parts {
+                    out.extend_from_slice(&self.data(frame, part, active)?);
+                }
+                out
+            }
+            Expression::Splat { size, value } => self.data(frame, value, active)?.repeat(size as usize),
+            Expression::Swizzle { size, vector, pattern } => {
+                let vector = self.data(frame, vector, active)?;
+                let chosen = pattern[..size as usize].iter().map(|&p| p as usize);
+                chosen.flat_map(|c| vector[c * lanes..(c + 1) * lanes].iter().copied()).collect()
+            }
+            Expression::Access { base, index } => {
+                let index = self.data(frame, index, active)?;
+                let base_value = self.value(frame, base, active)?;
+                return self.access(frame, base, base_value, &index, active);
+            }
+            Expression::AccessIndex { base, index } => {
+                let base_value = self.value(frame, base, active)?;
+                return self.access_index(frame, base, base_value, index);
+            }
+            Expression::Load { pointer } => {
+                let source = self.pointer(frame, pointer, active)?;
+                let inner = pointee(module, frame, pointer)?;
+                self.load(frame.path, handle.index(), &source, &inner, active)?
+            }
+            Expression::ArrayLength(pointer) => {
+                let Pointer { root: Root::Memory(at), .. } = self.pointer(frame, pointer, active)? else {
+                    return Err(invalid("the length of an array in registers"));
+                };
+                let TypeInner::Array { stride, .. } = pointee(module, frame, pointer)? else {
+                    return Err(invalid("the length of no array"));
+                };
+                return Ok(self.broadcast(&[self.memories[at].bytes.len() as u32 / stride]));
+            }
+            Expression::Unary { op, expr } => {
+                let kind = scalar_of(inner(expr))?.kind;
+                let operand = self.data(frame, expr, active)?;
+                match (op, kind) {
+                    (UnaryOperator::Negate, ScalarKind::Float) => map(&operand, |a| (-float(a)).to_bits()),
+                    (UnaryOperator::Negate, ScalarKind::Sint | ScalarKind::Uint) => map(&operand, u32::wrapping_neg),
+                    (UnaryOperator::LogicalNot, _) => map(&operand, |a| u32::from(a == 0)),
+                    (UnaryOperator::BitwiseNot, _) => map(&operand, |a| !a),
+                    _ => return Err(unknown(&frame.function.expressions[handle])),
+                }
+            }
+            Expression::Binary { op, left, right } => {
+                let scalar = scalar_of(inner(left))?;
+                let is_matrix = |of| matches!(inner(of), TypeInner::CooperativeMatrix { .. } | TypeInner::Matrix { .. });
+                if is_matrix(left) || is_matrix(right) {
+                    return Err(unknown(&frame.function.expressions[handle]));
+                }
+                let (left, right) = (self.data(frame, left, active)?, self.data(frame, right, active)?);
+                binary(lanes, op, scalar, &left, &right)?
+            }
+            Expression::Select { condition, accept, reject } => {
+                let condition = self.data(frame, condition, active)?;
+                let (accept, reject) = (self.data(frame, accept, active)?, self.data(frame, reject, active)?);
+                let wide = condition.len() == accept.len();
+                let on = |i: usize| condition[if wide { i } else { i % lanes }] != 0;
+                (0..accept.len()).map(|i| if on(i) { accept[i] } else { reject[i] }).collect()
+            }
+            Expression::Relational { fun, argument } => {
+                let operand = self.data(frame, argument, active)?;
+                let over = |all: bool| {
+                    let each = |lane: usize| operand[lane..].iter().step_by(lanes).all(|&a| (a != 0) == all);
+                    (0..lanes).map(|lane| u32::from(each(lane) == all)).collect()
+                };
+                match fun {
+                    RelationalFunction::All => over(true),
+                    RelationalFunction::Any => over(false),
+                    RelationalFunction::IsNan => map(&operand, |a| u32::from(float(a).is_nan())),
+                    RelationalFunction::IsInf => map(&operand, |a| u32::from(float(a).is_infinite())),
+                }
+            }
+            Expression::Math { fun, arg, arg1, arg2, arg3 } => {
+                let scalar = scalar_of(inner(arg))?;
+                let mut operands = Vec::new();
+                for operand in [Some(arg), arg1, arg2, arg3].into_iter().flatten() {
+                    operands.push(self.data(frame, operand, active)?);
+                }
+                math(lanes, fun, scalar, &operands)?
+            }
+            Expression::As { expr, kind, convert } => {
+                let from = scalar_of(inner(expr))?;
+                let operand = self.data(frame, expr, active)?;
+                convert_to(from, kind, convert, &operand)?
+            }
+            Expression::CooperativeLoad { data, .. } => {
+                let ty = inner(handle).clone();
+                self.load_matrix(frame, handle.index(), &ty, data, active)?
+            }
+            Expression::CooperativeMultiplyAdd { a, b, c } => {
+                let (TypeInner::CooperativeMatrix { rows, columns: depth, .. }, TypeInner::CooperativeMatrix { columns, .. }) =
+                    (inner(a), inner(b))
+                else {
+                    return Err(unknown(&frame.function.expressions[handle]));
+                };
+                let shape = (*rows as usize, *columns as usize, *depth as usize);
+                let scalar = scalar_of(inner(c))?;
+                let (a, b) = (self.data(frame, a, active)?, self.data(frame, b, active)?);
+                let c = self.data(frame, c, active)?;
+                multiply_add(lanes, shape, scalar, &a, &b, &c)
+            }
+            ref other => return Err(unknown(other)),
+        };
+        Ok(Value::Data(Rc::new(out)))
+    }
+
+    /// An element that each lane chooses.
+    fn access(
+        &self,
+        frame: &Frame<'m>,
+        base: Handle<Expression>,
+        value: Value,
+        index: &[u32],
+        active: &Mask,
+    ) -> Result<Value> {
+        let module = self.module;
+        match value {
+            Value::Pointer(Pointer { root, offset }) => {
+                let inner = pointee(module, frame, base)?;
+                let in_memory = matches!(root, Root::Memory(_));
+                let (count, step) = match inner {
+                    TypeInner::Array { base, size, stride } => {
+                        let count = match size {
+                            ArraySize::Constant(count) => Some(count.get()),
+                            _ => None,
+                        };
+                        let step = match in_memory {
+                            true => stride,
+                            false => components(module, &module.types[base].inner)? as u32,
+                        };
+                        (count, step)
+                    }
+                    TypeInner::Vector { size, scalar } => {
+                        (Some(size as u32), if in_memory { u32::from(scalar.width) } else { 1 })
+                    }
+                    other => return Err(unknown(&other)),
+                };
+                let stray = |lane: &usize| active[*lane] && count.is_some_and(|count| index[*lane] >= count);
+                if let Some(lane) = (0..self.lanes).find(stray) {
+                    return Err(invalid(format!(
+                        "lane {lane} takes element {} of {} in {}",
+                        index[lane],
+                        count.unwrap_or_default(),
+                        self.root_name(root)
+                    )));
+                }
+                let offsets = (0..self.lanes).map(|l| offset.of(l).wrapping_add(index[l].wrapping_mul(step))).collect();
+                Ok(Value::Pointer(Pointer { root, offset: Offset::Each(Rc::new(offsets)) }))
+            }
+            Value::Data(data) => {
+                let element = match frame.info[base].ty.inner_with(&module.types) {
+                    TypeInner::Vector { .. } => 1,
+                    TypeInner::Array { base, .. } => components(module, &module.types[*base].inner)?,
+                    other => return Err(unknown(other)),
+                };
+                let count = data.len() / self.lanes / element;
+                if let Some(lane) = (0..self.lanes).find(|&l| active[l] && index[l] as usize >= count) {
+                    return Err(invalid(format!("lane {lane} takes element {} of a value of {count}", index[lane])));
+                }
+                let at = |c: usize, lane: usize| ((index[lane] as usize).min(count - 1) * element + c) * self.lanes + lane;
+                let out = (0..element).flat_map(|c| (0..self.lanes).map(move |lane| (c, lane)));
+                Ok(Value::Data(Rc::new(out.map(|(c, lane)| data[at(c, lane)]).collect())))
+            }
+        }
+    }
+
+    /// The same element or member for all lanes.
+    fn access_index(&self, frame: &Frame<'m>, base: Handle<Expression>, value: Value, index: u32) -> Result<Value> {
+        let module = self.module;
+        let of = |ty: Handle<naga::Type>| components(module, &module.types[ty].inner);
+        match value {
+            Value::Pointer(Pointer { root, offset }) => {
+                let in_memory = matches!(root, Root::Memory(_));
+                let step = match pointee(module, frame, base)? {
+                    TypeInner::Array { stride, .. } if in_memory => index * stride,
+                    TypeInner::Array { base, .. } => index * of(base)? as u32,
+                    TypeInner::Vector { scalar, .. } if in_memory => index * u32::from(scalar.width),
+                    TypeInner::Vector { .. } => index,
+                    TypeInner::Struct { members, .. } if in_memory => members[index as usize].offset,
+                    TypeInner::Struct { members, .. } => {
+                        let before = members[..index as usize].iter().map(|member| of(member.ty));
+                        before.sum::<Result<usize>>()? as u32
+                    }
+                    other => return Err(unknown(&other)),
+                };
+                let offset = match offset {
+                    Offset::Same(offset) => Offset::Same(offset + step),
+                    Offset::Each(offsets) => Offset::Each(Rc::new(map(&offsets, |o| o.wrapping_add(step)))),
+                };
+                Ok(Value::Pointer(Pointer { root, offset }))
+            }
+            Value::Data(data) => {
+                let index = index as usize;
+                let (start, len) = match frame.info[base].ty.inner_with(&module.types) {
+                    TypeInner::Vector { .. } => (index, 1),
+                    TypeInner::Array { base, .. } => (index * of(*base)?, of(*base)?),
+                    TypeInner::Struct { members, .. } => {
+                        let before = members[..index].iter().map(|member| of(member.ty));
+                        (before.sum::<Result<usize>>()?, of(members[index].ty)?)
+                    }
+                    other => return Err(unknown(other)),
+                };
+                Ok(Value::Data(Rc::new(data[start * self.lanes..(start + len) * self.lanes].to_vec())))
+            }
+        }
+    }
+
+    fn root_name(&self, root: Root) -> String {
+        match root {
+            Root::Memory(at) => match self.memories[at].binding {
+                Some(binding) => format!("{} (binding {binding})", self.memories[at].name),
+                None => self.memories[at].name.clone(),
+            },
+            Root::Registers(_) => "a variable of its own".to_owned(),
+        }
+    }
+
+    /// Notes an access of memory and returns the byte of the variable that each lane means.
+    fn touch(
+        &mut self,
+        (path, site, part): (usize, usize, usize),
+        at: usize,
+        bytes: u32,
+        write: bool,
+        offsets: &[Option<u32>],
+    ) -> Result<()> {
+        let memory = &self.memories[at];
+        let len = memory.bytes.len() as u64;
+        for (lane, offset) in offsets.iter().enumerate() {
+            if let Some(offset) = offset.filter(|&o| u64::from(o) + u64::from(bytes) > len) {
+                let does = if write { "writes" } else { "reads" };
+                let name = self.root_name(Root::Memory(at));
+                return Err(invalid(format!("lane {lane} {does} {bytes} bytes at {offset} of {name}, which has {len}")));
+            }
+        }
+        let active = offsets.iter().flatten().count() as u64;
+        match memory.space {
+            AddressSpace::WorkGroup => {
+                let next = self.sites.len() as u32;
+                let site = *self.sites.entry((path, site, part)).or_insert(next);
+                let base = memory.base;
+                self.trace.addresses.extend(offsets.iter().map(|o| o.map_or(INACTIVE, |o| base + o)));
+                self.trace.accesses.push(Access { site, bytes, write });
+            }
+            AddressSpace::Storage { .. } if write => self.trace.stored_bytes += active * u64::from(bytes),
+            AddressSpace::Storage { .. } => self.trace.loaded_bytes += active * u64::from(bytes),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn offsets(&self, pointer: &Pointer, plus: u32, active: &Mask) -> Vec<Option<u32>> {
+        let each = active.iter().enumerate();
+        each.map(|(lane, &on)| on.then(|| pointer.offset.of(lane).wrapping_add(plus))).collect()
+    }
+
+    fn load(
+        &mut self,
+        path: usize,
+        site: usize,
+        pointer: &Pointer,
+        inner: &TypeInner,
+        active: &Mask,
+    ) -> Result<Vec<u32>> {
+        let lanes = self.lanes;
+        match pointer.root {
+            Root::Registers(at) => {
+                let count = components(self.module, inner)?;
+                let register = &self.registers[at];
+                match &pointer.offset {
+                    Offset::Same(offset) => {
+                        let start = *offset as usize * lanes;
+                        Ok(register[start..start + count * lanes].to_vec())
+                    }
+                    Offset::Each(offsets) => {
+                        // Inactive lanes may point anywhere.
+                        let read = |c: usize, lane: usize| {
+                            let at = (offsets[lane] as usize + c) * lanes + lane;
+                            if active[lane] { register[at] } else { 0 }
+                        };
+                        Ok((0..count * lanes).map(|at| read(at / lanes, at % lanes)).collect())
+                    }
+                }
+            }
+            Root::Memory(at) => {
+                let mut out = Vec::new();
+                for (number, part) in parts(self.module, inner)?.into_iter().enumerate() {
+                    let bytes = part.components as u32 * u32::from(part.scalar.width);
+                    let offsets = self.offsets(pointer, part.offset, active);
+                    // Loads have even numbers, stores odd ones.
+                    self.touch((path, 2 * site, number), at, bytes, false, &offsets)?;
+                    let memory = &self.memories[at].bytes;
+                    for c in 0..part.components {
+                        for offset in &offsets {
+                            out.push(match offset {
+                                Some(offset) => {
+                                    read(memory, *offset as usize + c * usize::from(part.scalar.width), part.scalar)?
+                                }
+                                None => 0,
+                            });
+                        }
+                    }
+                }
+                Ok(out)
+            }
+        }
+    }
+
+    fn store(
+        &mut self,
+        path: usize,
+        site: usize,
+        pointer: &Pointer,
+        inner: &TypeInner,
+        value: &[u32],
+        active: &Mask,
+    ) -> Result<()> {
+        let lanes = self.lanes;
+        match pointer.root {
+            Root::Registers(at) => {
+                let register = &mut self.registers[at];
+                for c in 0..value.len() / lanes {
+                    for (lane, _) in active.iter().enumerate().filter(|&(_, &on)| on) {
+                        register[(pointer.offset.of(lane) as usize + c) * lanes + lane] = value[c * lanes + lane];
+                    }
+                }
+            }
+            Root::Memory(at) => {
+                let mut first = 0;
+                for (number, part) in parts(self.module, inner)?.into_iter().enumerate() {
+                    let width = usize::from(part.scalar.width);
+                    let offsets = self.offsets(pointer, part.offset, active);
+                    self.touch((path, 2 * site + 1, number), at, (part.components * width) as u32, true, &offsets)?;
+                    let memory = &mut self.memories[at].bytes;
+                    for c in 0..part.components {
+                        for (lane, offset) in offsets.iter().enumerate() {
+                            let Some(offset) = offset else { continue };
+                            let word = value[(first + c) * lanes + lane];
+                            write(memory, *offset as usize + c * width, part.scalar, word)?;
+                        }
+                    }
+                    first += part.components;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the elements of a cooperative matrix are: the variable, the bytes from one line of contiguous elements to
+    /// the next, and for each subgroup the byte of the first element, or none where the subgroup is inactive.
+    fn matrix_place(
+        &mut self,
+        frame: &mut Frame<'m>,
+        data: CooperativeData,
+        active: &Mask,
+    ) -> Result<(usize, usize, Vec<Option<usize>>)> {
+        let pointer = self.pointer(frame, data.pointer, active)?;
+        let Root::Memory(at) = pointer.root else {
+            return Err(invalid("a cooperative matrix in registers"));
+        };
+        let element: usize = parts(self.module, &pointee(self.module, frame, data.pointer)?)?
+            .iter()
+            .map(|part| part.components * usize::from(part.scalar.width))
+            .sum();
+        let strides = self.data(frame, data.stride, active)?;
+        let mut starts = Vec::new();
+        let mut stride = None;
+        for first in (0..self.lanes).step_by(MATRIX_LANES) {
+            let lanes = first..(first + MATRIX_LANES).min(self.lanes);
+            let same = |lane: usize| {
+                active[lane] == active[first]
+                    && (!active[lane]
+                        || (pointer.offset.of(lane) == pointer.offset.of(first)
+                            && *stride.get_or_insert(strides[lane]) == strides[lane]))
+            };
+            if lanes.len() < MATRIX_LANES || !lanes.clone().all(same) {
+                return Err(invalid("a cooperative matrix that the lanes of a subgroup do not agree on"));
+            }
+            starts.push(active[first].then(|| pointer.offset.of(first) as usize));
+        }
+        Ok((at, stride.unwrap_or_default() as usize * element, starts))
+    }
+
+    fn load_matrix(
+        &mut self,
+        frame: &mut Frame<'m>,
+        site: usize,
+        ty: &TypeInner,
+        data: CooperativeData,
+        active: &Mask,
+    ) -> Result<Vec<u32>> {
+        let TypeInner::CooperativeMatrix { rows, columns, scalar, .. } = *ty else { return Err(unknown(ty)) };
+        let (rows, columns, width) = (rows as usize, columns as usize, usize::from(scalar.width));
+        let (at, stride, starts) = self.matrix_place(frame, data, active)?;
+        let (lines, line) = if data.row_major { (rows, columns) } else { (columns, rows) };
+        // Sixteen bytes per lane, the lines of one column of such units after each other.
+        let units = lines * line * width / 16;
+        for round in 0..units.div_ceil(MATRIX_LANES) {
+            let offsets: Vec<_> = (0..self.lanes)
+                .map(|lane| {
+                    let unit = round * MATRIX_LANES + lane % MATRIX_LANES;
+                    let start = starts[lane / MATRIX_LANES].filter(|_| unit < units)?;
+                    Some((start + unit % lines * stride + unit / lines * 16) as u32)
+                })
+                .collect();
+            self.touch((frame.path, 2 * site, round), at, 16, false, &offsets)?;
+        }
+        let memory = &self.memories[at].bytes;
+        let mut out = vec![0; rows * columns / MATRIX_LANES * self.lanes];
+        for (at, word) in out.iter_mut().enumerate() {
+            let lane = at % self.lanes;
+            let q = at / self.lanes * MATRIX_LANES + lane % MATRIX_LANES;
+            let Some(start) = starts[lane / MATRIX_LANES] else { continue };
+            let (row, column) = (q % rows, q / rows);
+            let (line, along) = if data.row_major { (row, column) } else { (column, row) };
+            *word = read(memory, start + line * stride + along * width, scalar)?;
+        }
+        Ok(out)
+    }
+
+    fn store_matrix(
+        &mut self,
+        frame: &mut Frame<'m>,
+        site: usize,
+        matrix: Handle<Expression>,
+        data: CooperativeData,
+        active: &Mask,
+    ) -> Result<()> {
+        let ty = frame.info[matrix].ty.inner_with(&self.module.types);
+        let TypeInner::CooperativeMatrix { rows, columns, scalar, .. } = *ty else { return Err(unknown(ty)) };
+        let (rows, columns, width) = (rows as usize, columns as usize, usize::from(scalar.width));
+        let values = self.data(frame, matrix, active)?;
+        let (at, stride, starts) = self.matrix_place(frame, data, active)?;
+        let offset = |start: usize, row: usize, column: usize| {
+            let (line, along) = if data.row_major { (row, column) } else { (column, row) };
+            start + line * stride + along * width
+        };
+        // The usual layout in registers: eight rows of four lanes with two neighbouring columns each, in blocks of 8 x 8.
+        for e in 0..rows * columns / MATRIX_LANES {
+            let offsets: Vec<_> = (0..self.lanes)
+                .map(|lane| {
+                    let (l, block) = (lane % MATRIX_LANES, e / 2);
+                    let row = l / 4 + 8 * (block % (rows / 8));
+                    let column = 2 * (l % 4) + e % 2 + 8 * (block / (rows / 8));
+                    starts[lane / MATRIX_LANES].map(|start| offset(start, row, column) as u32)
+                })
+                .collect();
+            self.touch((frame.path, 2 * site + 1, e), at, width as u32, true, &offsets)?;
+        }
+        let memory = &mut self.memories[at].bytes;
+        for (at, &word) in values.iter().enumerate() {
+            let lane = at % self.lanes;
+            let q = at / self.lanes * MATRIX_LANES + lane % MATRIX_LANES;
+            let Some(start) = starts[lane / MATRIX_LANES] else { continue };
+            write(memory, offset(start, q % rows, q / rows), scalar, word)?;
+        }
+        Ok(())
+    }
+}
+
+/// What an expression points to.
+fn pointee(module: &Module, frame: &Frame<'_>, pointer: Handle<Expression>) -> Result<TypeInner> {
+    let resolved: &TypeResolution = &frame.info[pointer].ty;
+    Ok(match *resolved.inner_with(&module.types) {
+        TypeInner::Pointer { base, .. } => module.types[base].inner.clone(),
+        TypeInner::ValuePointer { size: Some(size), scalar, .. } => TypeInner::Vector { size, scalar },
+        TypeInner::ValuePointer { size: None, scalar, .. } => TypeInner::Scalar(scalar),
+        ref other => return Err(unknown(other)),
+    })
+}
+
+/// 32-bit words that a value of a type takes per lane.
+fn components(module: &Module, inner: &TypeInner) -> Result<usize> {
+    Ok(match *inner {
+        TypeInner::Scalar(_) => 1,
+        TypeInner::Vector { size, .. } => size as usize,
+        TypeInner::Array { base, size: ArraySize::Constant(count), .. } => {
+            count.get() as usize * components(module, &module.types[base].inner)?
+        }
+        TypeInner::Struct { ref members, .. } => {
+            members.iter().map(|member| components(module, &module.types[member.ty].inner)).sum::<Result<usize>>()?
+        }
+        TypeInner::CooperativeMatrix { columns, rows, .. } => columns as usize * rows as usize / MATRIX_LANES,
+        ref other => return Err(unknown(other)),
+    })
+}
+
+/// The vectors and scalars of a type in memory, in order.
+fn parts(module: &Module, inner: &TypeInner) -> Result<Vec<Part>> {
+    fn walk(module: &Module, inner: &TypeInner, offset: u32, out: &mut Vec<Part>) -> Result<()> {
+        match *inner {
+            TypeInner::Scalar(scalar) => out.push(Part { offset, components: 1, scalar }),
+            TypeInner::Vector { size, scalar } => out.push(Part { offset, components: size as usize, scalar }),
+            TypeInner::Array { base, size: ArraySize::Constant(count), stride } => {
+                for at in 0..count.get() {
+                    walk(module, &module.types[base].inner, offset + at * stride, out)?;
+                }
+            }
+            TypeInner::Struct { ref members, .. } => {
+                for member in members {
+                    walk(module, &module.types[member.ty].inner, offset + member.offset, out)?;
+                }
+            }
+            ref other => return Err(unknown(other)),
+        }
+        Ok(())
+    }
+    let mut out = Vec::new();
+    walk(module, inner, 0, &mut out)?;
+    Ok(out)
+}
+
+/// A scalar of memory as a word. The range has been checked.
+fn read(memory: &[u8], at: usize, scalar: Scalar) -> Result<u32> {
+    match (scalar.width, scalar.kind) {
+        (4, ScalarKind::Float | ScalarKind::Sint | ScalarKind::Uint) => {
+            Ok(u32::from_le_bytes([memory[at], memory[at + 1], memory[at + 2], memory[at + 3]]))
+        }
+        (2, ScalarKind::Float) => Ok(f16::from_le_bytes([memory[at], memory[at + 1]]).to_f32().to_bits()),
+        _ => Err(unknown(&scalar)),
+    }
+}
+
+fn write(memory: &mut [u8], at: usize, scalar: Scalar, word: u32) -> Result<()> {
+    match (scalar.width, scalar.kind) {
+        (4, ScalarKind::Float | ScalarKind::Sint | ScalarKind::Uint) => {
+            memory[at..at + 4].copy_from_slice(&word.to_le_bytes());
+        }
+        (2, ScalarKind::Float) => memory[at..at + 2].copy_from_slice(&f16::from_f32(float(word)).to_le_bytes()),
+        _ => return Err(unknown(&scalar)),
+    }
+    Ok(())
+}
+
+fn word(literal: Literal) -> Result<u32> {
+    Ok(match literal {
+        Literal::F32(value) => value.to_bits(),
+        Literal::F16(value) => value.to_f32().to_bits(),
+        Literal::U32(value) => value,
+        Literal::I32(value) => value.cast_unsigned(),
+        Literal::Bool(value) => u32::from(value),
+        other => return Err(unknown(&other)),
+    })
+}
+
+/// The components of a constant of the module.
+fn constant_words(module: &Module, handle: Handle<Expression>) -> Result<Vec<u32>> {
+    Ok(match module.global_expressions[handle] {
+        Expression::Literal(literal) => vec![word(literal)?],
+        Expression::Constant(constant) => constant_words(module, module.constants[constant].init)?,
+        Expression::ZeroValue(ty) => vec![0; components(module, &module.types[ty].inner)?],
+        Expression::Splat { size, value } => constant_words(module, value)?.repeat(size as usize),
+        Expression::Compose { components: ref parts, .. } => {
+            let parts = parts.iter().map(|&part| constant_words(module, part));
+            parts.collect::<Result<Vec<_>>>()?.concat()
+        }
+        ref other => return Err(unknown(other)),
+    })
+}
+
+fn binary(lanes: usize, op: BinaryOperator, scalar: Scalar, left: &[u32], right: &[u32]) -> Result<Vec<u32>> {
+    use BinaryOperator as Op;
+    let floats = |f: fn(f32, f32) -> f32| {
+        let out = zip(lanes, left, right, |a, b| f(float(a), float(b)).to_bits());
+        if scalar.width == 2 { map(&out, to_f16) } else { out }
+    };
+    let truths = |f: fn(f32, f32) -> bool| zip(lanes, left, right, |a, b| u32::from(f(float(a), float(b))));
+    let signed = |f: fn(i32, i32) -> bool| {
+        zip(lanes, left, right, |a, b| u32::from(f(a.cast_signed(), b.cast_signed())))
+    };
+    Ok(match (scalar.kind, op) {
+        (ScalarKind::Float, Op::Add) => floats(|a, b| a + b),
+        (ScalarKind::Float, Op::Subtract) => floats(|a, b| a - b),
+        (ScalarKind::Float, Op::Multiply) => floats(|a, b| a * b),
+        (ScalarKind::Float, Op::Divide) => floats(|a, b| a / b),
+        (ScalarKind::Float, Op::Modulo) => floats(|a, b| a % b),
+        (ScalarKind::Float, Op::Equal) => truths(|a, b| a == b),
+        (ScalarKind::Float, Op::NotEqual) => truths(|a, b| a != b),
+        (ScalarKind::Float, Op::Less) => truths(|a, b| a < b),
+        (ScalarKind::Float, Op::LessEqual) => truths(|a, b| a <= b),
+        (ScalarKind::Float, Op::Greater) => truths(|a, b| a > b),
+        (ScalarKind::Float, Op::GreaterEqual) => truths(|a, b| a >= b),
+        (ScalarKind::Sint | ScalarKind::Uint, Op::Add) => zip(lanes, left, right, u32::wrapping_add),
+        (ScalarKind::Sint | ScalarKind::Uint, Op::Subtract) => zip(lanes, left, right, u32::wrapping_sub),
+        (ScalarKind::Sint | ScalarKind::Uint, Op::Multiply) => zip(lanes, left, right, u32::wrapping_mul),
+        // WGSL's own values for a division by zero.
+        (ScalarKind::Uint, Op::Divide) => zip(lanes, left, right, |a, b| a.checked_div(b).unwrap_or(a)),
+        (ScalarKind::Uint, Op::Modulo) => zip(lanes, left, right, |a, b| a.checked_rem(b).unwrap_or(0)),
+        (ScalarKind::Sint, Op::Divide) => zip(lanes, left, right, |a, b| {
+            a.cast_signed().checked_div(b.cast_signed()).map_or(a, i32::cast_unsigned)
+        }),
+        (ScalarKind::Sint, Op::Modulo) => zip(lanes, left, right, |a, b| {
+            a.cast_signed().checked_rem(b.cast_signed()).map_or(0, i32::cast_unsigned)
+        }),
+        (ScalarKind::Sint | ScalarKind::Uint | ScalarKind::Bool, Op::Equal) => {
+            zip(lanes, left, right, |a, b| u32::from(a == b))
+        }
+        (ScalarKind::Sint | ScalarKind::Uint | ScalarKind::Bool, Op::NotEqual) => {
+            zip(lanes, left, right, |a, b| u32::from(a != b))
+        }
+        (ScalarKind::Uint, Op::Less) => zip(lanes, left, right, |a, b| u32::from(a < b)),
+        (ScalarKind::Uint, Op::LessEqual) => zip(lanes, left, right, |a, b| u32::from(a <= b)),
+        (ScalarKind::Uint, Op::Greater) => zip(lanes, left, right, |a, b| u32::from(a > b)),
+        (ScalarKind::Uint, Op::GreaterEqual) => zip(lanes, left, right, |a, b| u32::from(a >= b)),
+        (ScalarKind::Sint, Op::Less) => signed(|a, b| a < b),
+        (ScalarKind::Sint, Op::LessEqual) => signed(|a, b| a <= b),
+        (ScalarKind::Sint, Op::Greater) => signed(|a, b| a > b),
+        (ScalarKind::Sint, Op::GreaterEqual) => signed(|a, b| a >= b),
+        (ScalarKind::Sint | ScalarKind::Uint | ScalarKind::Bool, Op::And | Op::LogicalAnd) => {
+            zip(lanes, left, right, |a, b| a & b)
+        }
+        (ScalarKind::Sint | ScalarKind::Uint | ScalarKind::Bool, Op::InclusiveOr | Op::LogicalOr) => {
+            zip(lanes, left, right, |a, b| a | b)
+        }
+        (ScalarKind::Sint | ScalarKind::Uint, Op::ExclusiveOr) => zip(lanes, left, right, |a, b| a ^ b),
+        (ScalarKind::Sint | ScalarKind::Uint, Op::ShiftLeft) => zip(lanes, left, right, u32::wrapping_shl),
+        (ScalarKind::Uint, Op::ShiftRight) => zip(lanes, left, right, u32::wrapping_shr),
+        (ScalarKind::Sint, Op::ShiftRight) => {
+            zip(lanes, left, right, |a, b| a.cast_signed().wrapping_shr(b).cast_unsigned())
+        }
+        other => return Err(unknown(&other)),
+    })
+}
+
+fn math(lanes: usize, fun: MathFunction, scalar: Scalar, operands: &[Lanes]) -> Result<Vec<u32>> {
+    use MathFunction as Fun;
+    let arg = |at: usize| operands.get(at).map(|o| o.as_slice()).ok_or_else(|| unknown(&fun));
+    let first = arg(0)?;
+    let round = |out: Vec<u32>| if scalar.width == 2 { map(&out, to_f16) } else { out };
+    let unary = |f: fn(f32) -> f32| round(map(first, |a| f(float(a)).to_bits()));
+    let is = |kind: ScalarKind| scalar.kind == kind;
+    let pick = |f: fn(f32, f32) -> f32, u: fn(u32, u32) -> u32, s: fn(i32, i32) -> i32, a: &[u32], b: &[u32]| {
+        match scalar.kind {
+            ScalarKind::Float => zip(lanes, a, b, |a, b| f(float(a), float(b)).to_bits()),
+            ScalarKind::Sint => zip(lanes, a, b, |a, b| s(a.cast_signed(), b.cast_signed()).cast_unsigned()),
+            _ => zip(lanes, a, b, u),
+        }
+    };
+    Ok(match fun {
+        Fun::Abs if is(ScalarKind::Float) => unary(f32::abs),
+        Fun::Abs if is(ScalarKind::Sint) => map(first, |a| a.cast_signed().unsigned_abs()),
+        Fun::Abs => first.to_vec(),
+        Fun::Min => pick(f32::min, u32::min, i32::min, first, arg(1)?),
+        Fun::Max => pick(f32::max, u32::max, i32::max, first, arg(1)?),
+        Fun::Clamp => {
+            let least = pick(f32::max, u32::max, i32::max, first, arg(1)?);
+            pick(f32::min, u32::min, i32::min, &least, arg(2)?)
+        }
+        Fun::Exp if is(ScalarKind::Float) => unary(f32::exp),
+        Fun::Exp2 if is(ScalarKind::Float) => unary(f32::exp2),
+        Fun::Log if is(ScalarKind::Float) => unary(f32::ln),
+        Fun::Log2 if is(ScalarKind::Float) => unary(f32::log2),
+        Fun::Sqrt if is(ScalarKind::Float) => unary(f32::sqrt),
+        Fun::InverseSqrt if is(ScalarKind::Float) => unary(|a| 1.0 / a.sqrt()),
+        Fun::Tanh if is(ScalarKind::Float) => unary(f32::tanh),
+        Fun::Floor if is(ScalarKind::Float) => unary(f32::floor),
+        Fun::Ceil if is(ScalarKind::Float) => unary(f32::ceil),
+        Fun::Trunc if is(ScalarKind::Float) => unary(f32::trunc),
+        Fun::Round if is(ScalarKind::Float) => unary(f32::round_ties_even),
+        Fun::Fma if is(ScalarKind::Float) => {
+            let (b, c) = (arg(1)?, arg(2)?);
+            round((0..first.len()).map(|i| float(first[i]).mul_add(float(b[i]), float(c[i])).to_bits()).collect())
+        }
+        Fun::Dot if is(ScalarKind::Float) => {
+            let other = arg(1)?;
+            let sum = |lane: usize| -> f32 {
+                (lane..first.len()).step_by(lanes).map(|at| float(first[at]) * float(other[at])).sum()
+            };
+            round((0..lanes).map(|lane| sum(lane).to_bits()).collect())
+        }
+        Fun::CountOneBits => map(first, u32::count_ones),
+        Fun::Unpack2x16float => {
+            let half = |shift: u32| first.iter().map(move |&a| f16::from_bits((a >> shift) as u16).to_f32().to_bits());
+            half(0).chain(half(16)).collect()
+        }
+        Fun::Pack2x16float => {
+            let half = |at: usize| u32::from(f16::from_f32(float(first[at])).to_bits());
+            (0..lanes).map(|lane| half(lane) | half(lanes + lane) << 16).collect()
+        }
+        other => return Err(unknown(&other)),
+    })
+}
+
+/// A conversion to another kind and width, or without a width another reading of the same bits.
+fn convert_to(from: Scalar, kind: ScalarKind, width: Option<u8>, operand: &[u32]) -> Result<Vec<u32>> {
+    use ScalarKind::{Bool, Float, Sint, Uint};
+    Ok(match (from.kind, kind, width) {
+        (_, _, None) if from.width == 4 => operand.to_vec(),
+        (_, Bool, Some(_)) => {
+            map(operand, |a| u32::from(if from.kind == Float { float(a) != 0.0 } else { a != 0 }))
+        }
+        (Float, Float, Some(2)) => map(operand, to_f16),
+        (Float, Float, Some(4)) => operand.to_vec(),
+        (Float, Uint, Some(4)) => map(operand, |a| float(a) as u32),
+        (Float, Sint, Some(4)) => map(operand, |a| (float(a) as i32).cast_unsigned()),
+        (Uint | Bool, Float, Some(width @ (2 | 4))) => {
+            let out = map(operand, |a| (a as f32).to_bits());
+            if width == 2 { map(&out, to_f16) } else { out }
+        }
+        (Sint, Float, Some(width @ (2 | 4))) => {
+            let out = map(operand, |a| (a.cast_signed() as f32).to_bits());
+            if width == 2 { map(&out, to_f16) } else { out }
+        }
+        (Uint | Sint | Bool, Uint | Sint, Some(4)) => operand.to_vec(),
+        other => return Err(unknown(&other)),
+    })
+}
+
+/// C + A · B of each subgroup, where A is `m x k` and B `k x n`.
+fn multiply_add(
+    lanes: usize,
+    (m, n, k): (usize, usize, usize),
+    scalar: Scalar,
+    a: &[u32],
+    b: &[u32],
+    c: &[u32],
+) -> Vec<u32> {
+    // Element (row, column) of a matrix of so many rows that a subgroup's lanes hold.
+    let at = |first: usize, rows: usize, row: usize, column: usize| {
+        let q = column * rows + row;
+        q / MATRIX_LANES * lanes + first + q % MATRIX_LANES
+    };
+    let mut out = c.to_vec();
+    for first in (0..lanes).step_by(MATRIX_LANES) {
+        for column in 0..n {
+            for row in 0..m {
+                let products = (0..k).map(|i| float(a[at(first, m, row, i)]) * float(b[at(first, k, i, column)]));
+                let slot = &mut out[at(first, m, row, column)];
+                let sum = (float(*slot) + products.sum::<f32>()).to_bits();
+                *slot = if scalar.width == 2 { to_f16(sum) } else { sum };
+            }
+        }
+    }
+    out
+}

@@ -238,8 +238,10 @@ impl Tile {
     }
 
     /// For gathers by short patterns: 32 neighbours own different features of the same 16 tokens, so that whatever
-    /// their patterns are, they read at most four addresses at once. Untried on a GPU: it pays only where reads of 16
-    /// bytes are merged over 32 threads, not over eight.
+    /// their patterns are, they read at most three addresses at once, in different banks. Untried on a GPU. Reads of 16
+    /// bytes are served by eights of a subgroup wherever that is documented, so it saves few passes of workgroup memory
+    /// (574 for 598 per step and subgroup of 32 on NVIDIA's at V = 1, traced by `compile::trace`), but all conflicts
+    /// where eight threads that are served together are no neighbours, as may be on RDNA 2 and 3 (574 for 1058).
     const LANES: Self = Self { m: 128, n: 128, feature_quads: 1, token_quads: 4, across: 32 };
 
     /// The registered tiles, largest first: one for large problems, and smaller ones to fill a device with less.

@@ -20,7 +20,7 @@ use naga::{
     UnaryOperator,
 };
 
-use super::{Access, FIRST_SUBGROUP, INACTIVE, Launch, Loop, Trace};
+use super::{Access, FIRST_SUBGROUP, INACTIVE, Launch, Loop, Trace, Variable};
 use crate::error::{Error, Result};
 
 /// Lanes over which a cooperative matrix is spread.
@@ -74,8 +74,9 @@ struct Memory {
     binding: Option<u32>,
     space: AddressSpace,
     bytes: Vec<u8>,
-    /// Byte of workgroup memory at which it starts.
+    /// Byte of workgroup memory at which it starts, and its number among the variables there.
     base: u32,
+    variable: usize,
 }
 
 /// A function being executed.
@@ -179,6 +180,7 @@ impl<'m> Machine<'m> {
         let Launch { mut bindings, workgroup, grid } = launch;
         let (mut roots, mut memories, mut registers) = (Vec::new(), Vec::new(), Vec::new());
         let mut base = 0u32;
+        let mut variables = Vec::new();
         for (_, variable) in module.global_variables.iter() {
             let name = variable.name.clone().unwrap_or_default();
             if variable.init.is_some() {
@@ -187,9 +189,11 @@ impl<'m> Machine<'m> {
             let size = layouter[variable.ty].size as usize;
             let binding = variable.binding.as_ref().map(|at| at.binding);
             let start = base;
+            let number = variables.len();
             let bytes = match variable.space {
                 AddressSpace::WorkGroup => {
                     // Variables follow each other in the order of the text, each at a multiple of 16.
+                    variables.push(Variable { name: name.clone(), start, bytes: size as u32 });
                     base += (size as u32).next_multiple_of(16);
                     vec![0; size]
                 }
@@ -206,7 +210,7 @@ impl<'m> Machine<'m> {
                 space => return Err(unknown(&space)),
             };
             roots.push(Root::Memory(memories.len()));
-            memories.push(Memory { name, binding, space: variable.space, bytes, base: start });
+            memories.push(Memory { name, binding, space: variable.space, bytes, base: start, variable: number });
         }
         Ok(Self {
             module,
@@ -221,7 +225,7 @@ impl<'m> Machine<'m> {
             loops: HashMap::new(),
             nodes: Vec::new(),
             sites: HashMap::new(),
-            trace: Trace { threads: lanes, ..Trace::default() },
+            trace: Trace { threads: lanes, variables, ..Trace::default() },
         })
     }
 
@@ -532,9 +536,14 @@ impl<'m> Machine<'m> {
         if let Some(value) = &frame.values[handle.index()] {
             return Ok(value.clone());
         }
-        // Only what needs no place in the order of statements may be evaluated when it is asked for.
-        if !frame.function.expressions[handle].needs_pre_emit() {
-            return Err(invalid("an expression is used before it is emitted"));
+        // What needs no place in the order of statements is evaluated when it is asked for. Initial values of variables
+        // are made of constants without being emitted; they are not kept.
+        match frame.function.expressions[handle] {
+            Expression::Compose { .. } | Expression::Splat { .. } => return self.evaluate(frame, handle, active),
+            ref other if !other.needs_pre_emit() => {
+                return Err(invalid("an expression is used before it is emitted"));
+            }
+            _ => {}
         }
         let value = self.evaluate(frame, handle, active)?;
         frame.values[handle.index()] = Some(value.clone());
@@ -627,8 +636,11 @@ impl<'m> Machine<'m> {
             }
             Expression::Binary { op, left, right } => {
                 let scalar = scalar_of(inner(left))?;
-                let is_matrix = |of| matches!(inner(of), TypeInner::CooperativeMatrix { .. } | TypeInner::Matrix { .. });
-                if is_matrix(left) || is_matrix(right) {
+                let is_matrix =
+                    |of| matches!(inner(of), TypeInner::CooperativeMatrix { .. } | TypeInner::Matrix { .. });
+                let is_scalar = |of| matches!(inner(of), TypeInner::Scalar(_));
+                // A matrix may be scaled; products with vectors and matrices are no product of components.
+                if (is_matrix(left) && !is_scalar(right)) || (is_matrix(right) && !is_scalar(left)) {
                     return Err(unknown(&frame.function.expressions[handle]));
                 }
                 let (left, right) = (self.data(frame, left, active)?, self.data(frame, right, active)?);
@@ -654,6 +666,15 @@ impl<'m> Machine<'m> {
                     RelationalFunction::IsInf => map(&operand, |a| u32::from(float(a).is_infinite())),
                 }
             }
+            Expression::Math { fun: MathFunction::Transpose, arg, .. } => {
+                let TypeInner::Matrix { columns, rows, .. } = *inner(arg) else {
+                    return Err(unknown(&frame.function.expressions[handle]));
+                };
+                let (columns, rows) = (columns as usize, rows as usize);
+                let matrix = self.data(frame, arg, active)?;
+                let turned = (0..rows).flat_map(|row| (0..columns).map(move |column| column * rows + row));
+                turned.flat_map(|c| matrix[c * lanes..(c + 1) * lanes].iter().copied()).collect()
+            }
             Expression::Math { fun, arg, arg1, arg2, arg3 } => {
                 let scalar = scalar_of(inner(arg))?;
                 let mut operands = Vec::new();
@@ -672,8 +693,10 @@ impl<'m> Machine<'m> {
                 self.load_matrix(frame, handle.index(), &ty, data, active)?
             }
             Expression::CooperativeMultiplyAdd { a, b, c } => {
-                let (TypeInner::CooperativeMatrix { rows, columns: depth, .. }, TypeInner::CooperativeMatrix { columns, .. }) =
-                    (inner(a), inner(b))
+                let (
+                    TypeInner::CooperativeMatrix { rows, columns: depth, .. },
+                    TypeInner::CooperativeMatrix { columns, .. },
+                ) = (inner(a), inner(b))
                 else {
                     return Err(unknown(&frame.function.expressions[handle]));
                 };
@@ -741,7 +764,8 @@ impl<'m> Machine<'m> {
                 if let Some(lane) = (0..self.lanes).find(|&l| active[l] && index[l] as usize >= count) {
                     return Err(invalid(format!("lane {lane} takes element {} of a value of {count}", index[lane])));
                 }
-                let at = |c: usize, lane: usize| ((index[lane] as usize).min(count - 1) * element + c) * self.lanes + lane;
+                let at =
+                    |c: usize, lane: usize| ((index[lane] as usize).min(count - 1) * element + c) * self.lanes + lane;
                 let out = (0..element).flat_map(|c| (0..self.lanes).map(move |lane| (c, lane)));
                 Ok(Value::Data(Rc::new(out.map(|(c, lane)| data[at(c, lane)]).collect())))
             }
@@ -760,6 +784,7 @@ impl<'m> Machine<'m> {
                     TypeInner::Array { base, .. } => index * of(base)? as u32,
                     TypeInner::Vector { scalar, .. } if in_memory => index * u32::from(scalar.width),
                     TypeInner::Vector { .. } => index,
+                    TypeInner::Matrix { rows, .. } if !in_memory => index * rows as u32,
                     TypeInner::Struct { members, .. } if in_memory => members[index as usize].offset,
                     TypeInner::Struct { members, .. } => {
                         let before = members[..index as usize].iter().map(|member| of(member.ty));
@@ -777,6 +802,7 @@ impl<'m> Machine<'m> {
                 let index = index as usize;
                 let (start, len) = match frame.info[base].ty.inner_with(&module.types) {
                     TypeInner::Vector { .. } => (index, 1),
+                    TypeInner::Matrix { rows, .. } => (index * *rows as usize, *rows as usize),
                     TypeInner::Array { base, .. } => (index * of(*base)?, of(*base)?),
                     TypeInner::Struct { members, .. } => {
                         let before = members[..index].iter().map(|member| of(member.ty));
@@ -814,7 +840,9 @@ impl<'m> Machine<'m> {
             if let Some(offset) = offset.filter(|&o| u64::from(o) + u64::from(bytes) > len) {
                 let does = if write { "writes" } else { "reads" };
                 let name = self.root_name(Root::Memory(at));
-                return Err(invalid(format!("lane {lane} {does} {bytes} bytes at {offset} of {name}, which has {len}")));
+                return Err(invalid(format!(
+                    "lane {lane} {does} {bytes} bytes at {offset} of {name}, which has {len}"
+                )));
             }
         }
         let active = offsets.iter().flatten().count() as u64;
@@ -822,9 +850,9 @@ impl<'m> Machine<'m> {
             AddressSpace::WorkGroup => {
                 let next = self.sites.len() as u32;
                 let site = *self.sites.entry((path, site, part)).or_insert(next);
-                let base = memory.base;
+                let Memory { base, variable, .. } = *memory;
                 self.trace.addresses.extend(offsets.iter().map(|o| o.map_or(INACTIVE, |o| base + o)));
-                self.trace.accesses.push(Access { site, bytes, write });
+                self.trace.accesses.push(Access { site, variable, bytes, write });
             }
             AddressSpace::Storage { .. } if write => self.trace.stored_bytes += active * u64::from(bytes),
             AddressSpace::Storage { .. } => self.trace.loaded_bytes += active * u64::from(bytes),
@@ -1058,6 +1086,7 @@ fn components(module: &Module, inner: &TypeInner) -> Result<usize> {
     Ok(match *inner {
         TypeInner::Scalar(_) => 1,
         TypeInner::Vector { size, .. } => size as usize,
+        TypeInner::Matrix { columns, rows, .. } => columns as usize * rows as usize,
         TypeInner::Array { base, size: ArraySize::Constant(count), .. } => {
             count.get() as usize * components(module, &module.types[base].inner)?
         }
@@ -1149,9 +1178,8 @@ fn binary(lanes: usize, op: BinaryOperator, scalar: Scalar, left: &[u32], right:
         if scalar.width == 2 { map(&out, to_f16) } else { out }
     };
     let truths = |f: fn(f32, f32) -> bool| zip(lanes, left, right, |a, b| u32::from(f(float(a), float(b))));
-    let signed = |f: fn(i32, i32) -> bool| {
-        zip(lanes, left, right, |a, b| u32::from(f(a.cast_signed(), b.cast_signed())))
-    };
+    let signed =
+        |f: fn(i32, i32) -> bool| zip(lanes, left, right, |a, b| u32::from(f(a.cast_signed(), b.cast_signed())));
     Ok(match (scalar.kind, op) {
         (ScalarKind::Float, Op::Add) => floats(|a, b| a + b),
         (ScalarKind::Float, Op::Subtract) => floats(|a, b| a - b),
@@ -1170,12 +1198,12 @@ fn binary(lanes: usize, op: BinaryOperator, scalar: Scalar, left: &[u32], right:
         // WGSL's own values for a division by zero.
         (ScalarKind::Uint, Op::Divide) => zip(lanes, left, right, |a, b| a.checked_div(b).unwrap_or(a)),
         (ScalarKind::Uint, Op::Modulo) => zip(lanes, left, right, |a, b| a.checked_rem(b).unwrap_or(0)),
-        (ScalarKind::Sint, Op::Divide) => zip(lanes, left, right, |a, b| {
-            a.cast_signed().checked_div(b.cast_signed()).map_or(a, i32::cast_unsigned)
-        }),
-        (ScalarKind::Sint, Op::Modulo) => zip(lanes, left, right, |a, b| {
-            a.cast_signed().checked_rem(b.cast_signed()).map_or(0, i32::cast_unsigned)
-        }),
+        (ScalarKind::Sint, Op::Divide) => {
+            zip(lanes, left, right, |a, b| a.cast_signed().checked_div(b.cast_signed()).map_or(a, i32::cast_unsigned))
+        }
+        (ScalarKind::Sint, Op::Modulo) => {
+            zip(lanes, left, right, |a, b| a.cast_signed().checked_rem(b.cast_signed()).map_or(0, i32::cast_unsigned))
+        }
         (ScalarKind::Sint | ScalarKind::Uint | ScalarKind::Bool, Op::Equal) => {
             zip(lanes, left, right, |a, b| u32::from(a == b))
         }
@@ -1270,9 +1298,7 @@ fn convert_to(from: Scalar, kind: ScalarKind, width: Option<u8>, operand: &[u32]
     use ScalarKind::{Bool, Float, Sint, Uint};
     Ok(match (from.kind, kind, width) {
         (_, _, None) if from.width == 4 => operand.to_vec(),
-        (_, Bool, Some(_)) => {
-            map(operand, |a| u32::from(if from.kind == Float { float(a) != 0.0 } else { a != 0 }))
-        }
+        (_, Bool, Some(_)) => map(operand, |a| u32::from(if from.kind == Float { float(a) != 0.0 } else { a != 0 })),
         (Float, Float, Some(2)) => map(operand, to_f16),
         (Float, Float, Some(4)) => operand.to_vec(),
         (Float, Uint, Some(4)) => map(operand, |a| float(a) as u32),
@@ -1316,4 +1342,196 @@ fn multiply_add(
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    /// What a shader of 64 threads leaves in binding 0, which has so many words, and its trace.
+    fn execute(body: &str, words: usize) -> Result<(Vec<u32>, Trace)> {
+        let text = format!(
+            "enable f16;
+             @group(0) @binding(0) var<storage, read_write> out: array<u32>;
+             var<workgroup> shared_words: array<u32, 64>;
+             {body}"
+        );
+        let module = naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
+        let flags = naga::valid::ValidationFlags::all();
+        let info = naga::valid::Validator::new(flags, naga::valid::Capabilities::all()).validate(&module).unwrap();
+        let launch = Launch { bindings: vec![(0, vec![0; 4 * words])], workgroup: [0; 3], grid: [1; 3] };
+        let trace = Machine::new(&module, &info, launch)?.run()?;
+        let out = trace.binding(0).unwrap().as_chunks::<4>().0.iter().map(|&b| u32::from_le_bytes(b)).collect();
+        Ok((out, trace))
+    }
+
+    /// The same for a `fn f(lane: u32) -> u32`, a word per thread.
+    fn each(f: &str) -> Vec<u32> {
+        let main = "@compute @workgroup_size(64)
+            fn main(@builtin(local_invocation_index) lane: u32) { out[lane] = f(lane); }";
+        execute(&format!("{f} {main}"), 64).unwrap().0
+    }
+
+    fn twin(f: impl Fn(u32) -> u32) -> Vec<u32> {
+        (0..64).map(f).collect()
+    }
+
+    #[test]
+    fn lanes_go_their_own_ways_and_meet_again() {
+        // Loops that lanes leave by return, at different times.
+        let collatz = "fn f(lane: u32) -> u32 {
+            var n = lane;
+            var steps = 0u;
+            loop {
+                if n <= 1u { return steps; }
+                if n % 2u == 0u { n /= 2u; } else { n = 3u * n + 1u; }
+                steps++;
+            }
+            return 0u;
+        }";
+        let expected = |lane: u32| {
+            let (mut n, mut steps) = (lane, 0);
+            while n > 1 {
+                n = if n.is_multiple_of(2) { n / 2 } else { 3 * n + 1 };
+                steps += 1;
+            }
+            steps
+        };
+        assert_eq!(each(collatz), twin(expected));
+        // Continue and break, in a loop around a loop, and a test at the end of the body.
+        let nested = "fn f(lane: u32) -> u32 {
+            var sum = 0u;
+            for (var i = 0u; i < lane; i++) {
+                if i % 3u == 0u { continue; }
+                var j = i;
+                loop {
+                    if j > 30u { break; }
+                    sum += j;
+                    continuing { j += 7u; break if sum > 500u; }
+                }
+                if sum > 600u { break; }
+                sum += 1u;
+            }
+            return sum;
+        }";
+        let expected = |lane: u32| {
+            let mut sum = 0;
+            for i in (0..lane).filter(|i| i % 3 != 0) {
+                let mut j = i;
+                while j <= 30 {
+                    sum += j;
+                    j += 7;
+                    if sum > 500 {
+                        break;
+                    }
+                }
+                if sum > 600 {
+                    break;
+                }
+                sum += 1;
+            }
+            sum
+        };
+        assert_eq!(each(nested), twin(expected));
+        // A switch that lanes leave by its end, by break, by return, and by the continue of the loop around it.
+        let switch = "fn f(lane: u32) -> u32 {
+            var sum = 0u;
+            for (var i = 0u; i < 4u; i++) {
+                switch (lane + i) % 5u {
+                    case 0u: { if lane > 50u { return 1000u + i; } }
+                    case 1u, 2u: { if lane < 20u { break; } sum += 10u; }
+                    case 3u: { continue; }
+                    default: { sum += 100u; }
+                }
+                sum += 1u;
+            }
+            return sum;
+        }";
+        let expected = |lane: u32| {
+            let mut sum = 0;
+            for i in 0..4 {
+                match (lane + i) % 5 {
+                    0 if lane > 50 => return 1000 + i,
+                    0 => {}
+                    1 | 2 if lane < 20 => {}
+                    1 | 2 => sum += 10,
+                    3 => continue,
+                    _ => sum += 100,
+                }
+                sum += 1;
+            }
+            sum
+        };
+        assert_eq!(each(switch), twin(expected));
+    }
+
+    #[test]
+    fn values_are_those_of_wgsl() {
+        let integers = "fn f(lane: u32) -> u32 {
+            let a = i32(lane) - 32;
+            let b = vec3(a, a * a, -7).zyx;
+            let c = (b / 5) ^ (b % vec3(3, 4, 5)) ^ (b >> vec3(1u));
+            var table = array<i32, 3>(c.x, c.y, c.z);
+            table[lane % 3u] += select(1, 100, a < 0);
+            return u32(table[0] + 3 * table[1]) + (lane << 3u) + u32(max(table[2], -3)) + ~lane;
+        }";
+        let expected = |lane: u32| {
+            let a = lane.cast_signed() - 32;
+            let b = [-7, a * a, a];
+            let mut table = [0, 1, 2].map(|i| (b[i] / 5) ^ (b[i] % [3, 4, 5][i]) ^ (b[i] >> 1));
+            table[lane as usize % 3] += if a < 0 { 100 } else { 1 };
+            (table[0] + 3 * table[1])
+                .cast_unsigned()
+                .wrapping_add(lane << 3)
+                .wrapping_add(table[2].max(-3).cast_unsigned())
+                .wrapping_add(!lane)
+        };
+        assert_eq!(each(integers), twin(expected));
+        let floats = "fn f(lane: u32) -> u32 {
+            let h = f32(f16(f32(lane) * 0.37)) * 0.5;
+            let m = transpose(mat2x3<f32>(vec3(h, 1.0, 2.0), vec3(3.0, h, 5.0)));
+            let v = unpack2x16float(pack2x16float(vec2(h, m[1].y + m[2].x)));
+            return bitcast<u32>(dot(v, vec2(1.5, -2.0))) ^ u32(fma(h, 3.0, 1.0));
+        }";
+        let expected = |lane: u32| {
+            let h = f16::from_f32(lane as f32 * 0.37).to_f32() * 0.5;
+            let [x, y] = [h, h + 2.0].map(|v| f16::from_f32(v).to_f32());
+            (x * 1.5 + y * -2.0).to_bits() ^ (h.mul_add(3.0, 1.0) as u32)
+        };
+        assert_eq!(each(floats), twin(expected));
+    }
+
+    #[test]
+    fn accesses_have_the_addresses_of_their_lanes() {
+        let body = "@compute @workgroup_size(64)
+            fn main(@builtin(local_invocation_index) lane: u32) {
+                shared_words[63u - lane] = lane;
+                workgroupBarrier();
+                if lane % 2u == 1u { out[lane] = shared_words[lane / 2u]; }
+            }";
+        let (out, trace) = execute(body, 64).unwrap();
+        assert_eq!(out, twin(|lane| if lane % 2 == 1 { 63 - lane / 2 } else { 0 }));
+        let found: Vec<_> = trace.each().map(|(access, lanes)| (access, lanes.collect::<Vec<_>>())).collect();
+        let store = Access { site: 0, variable: 0, bytes: 4, write: true };
+        let load = Access { site: 1, variable: 0, bytes: 4, write: false };
+        assert_eq!(found[0], (store, (0..64).map(|lane| Some(4 * (63 - lane))).collect()));
+        assert_eq!(found[1], (load, (0..64).map(|lane| (lane % 2 == 1).then_some(4 * (lane / 2))).collect()));
+        assert_eq!((found.len(), trace.loaded_bytes, trace.stored_bytes), (2, 0, 4 * 32));
+    }
+
+    #[test]
+    fn what_a_gpu_would_not_survive_is_an_error() {
+        let error = |body: &str| {
+            let main = format!(
+                "@compute @workgroup_size(64) fn main(@builtin(local_invocation_index) lane: u32) {{ {body} }}"
+            );
+            execute(&main, 64).unwrap_err().to_string()
+        };
+        assert!(error("if lane < 3u { workgroupBarrier(); }").contains("barrier"));
+        assert!(error("shared_words[lane + 1u] = 0u;").contains("lane 63 takes element 64 of 64 in shared_words"));
+        assert!(error("out[2u * lane] = 0u;").contains("lane 32 writes 4 bytes at 256 of out (binding 0)"));
+        assert!(error("var a = array<u32, 2>(1u, 2u); out[0] = a[lane];").contains("lane 2"));
+        assert!(error("out[0] = u32(sin(f32(lane)));").contains("Sin"));
+    }
 }

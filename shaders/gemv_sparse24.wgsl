@@ -6,9 +6,12 @@
 //
 // Bytes against the dense kernel's, V = 1: 0.531 for f32, 0.5625 for f16, so at most 1.88 and 1.78 times its speed.
 // Predicted for f16 and eight tokens, from the instructions of a CUDA twin (sm_90, read, not timed) at 18.6 bytes per
-// clock and SM: a word of 32 k of 32 features takes 62 clocks for its bytes, 68 for its instructions and 40 of
-// workgroup memory, against 110, 100 and 72 in the dense kernel: about 1.6 times dense, with issue as the limit. (If
-// the hardware serves reads of 16 bytes by eights of a subgroup, workgroup memory limits both, at 136 and 264.)
+// clock and SM: a word of 32 k of 32 features takes 62 clocks for its bytes and 68 for its instructions, against 110
+// and 100 in the dense kernel. Workgroup memory takes longer (traced, src/compile/trace.rs). 16 bytes go back to each
+// of 32 lanes in four clocks, on NVIDIA's hardware in two if lanes come in equal pairs, as they do in the dense kernel
+// and from V = 2 on. So on NVIDIA's a word takes 136 clocks in both kernels at V = 1, which is no gain, and 72 from
+// V = 2 on, 1.9 times dense; on RDNA 136 against 264. Four tokens take half of that, less than the bytes of dense
+// weights: 1.6 times dense. One token reads 4 bytes at a time, in 20 clocks against 36, and bytes alone decide.
 
 const SWIZZLE: u32 = select(0xffaa5500u, 0u, TOKEN_LANES == 1u);
 

@@ -15,14 +15,15 @@
 // - A hardware load of 8 x 8 reads 16 bytes of each of eight consecutive rows. DEPTH is a multiple of 16, so a row is
 //   an odd number of 16-byte units and those eight reads cover all 32 banks once.
 // - Weights are stashed by runs of 32 lanes that hold one unit of 32 consecutive features, which is how a panel lies in
-//   memory: 512 contiguous bytes read, and again eight consecutive rows per 128 bytes written.
+//   memory: 512 contiguous bytes read, and again eight consecutive rows per 128 bytes written. That holds if the
+//   compiler makes one store of a unit's two halves; of 8 bytes each they take twice the passes.
 // - Activations are read by the row: TILE_K / 8 neighbouring lanes read contiguous bytes of one token. The rows that
 //   make up 128 written bytes are taken 8 / SPREAD apart, since neighbouring ones would overlap in the 16 bytes by
 //   which a row is longer.
 // - Sums leave through `stage`, f32, a block of 16 tokens x 16 features per subgroup, since a cooperative
 //   matrix has no accessible elements. Rows are longer by 4: a lane of the usual register layout stores to tokens two
-//   apart, whose banks then differ by 8, and neighbouring lanes to neighbouring features. The tiles' memory cannot
-//   serve: WGSL gives it one type.
+//   apart, whose banks then differ by 8, and neighbouring lanes to neighbouring features. Where they are read back, 32
+//   lanes meet in four of the banks, which takes two passes. The tiles' memory cannot serve: WGSL gives it one type.
 // Bytes: 16 * (DEPTH / 8 + 1) * BUFFERS * (TILE_M + PATTERNS * TILE_N) + 64 * 20 * THREADS / 32.
 //
 // Predicted for 128 x 128 x 32, 4 x 4 blocks, 4 subgroups, f16 dense: per step a subgroup issues 64 hardware

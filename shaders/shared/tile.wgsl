@@ -14,7 +14,8 @@
 // Memory has k contiguous, so a thread loads a 4 x 4 block (four 4-element reads along k) and stashes its transpose
 // (four writes along features or tokens).
 // - Weights: column u * THREADS_M + tm holds the quad FEATURE_QUADS * tm + u of features: neighbouring threads read
-//   neighbouring columns.
+//   neighbouring columns. With two quads per thread, stores of neighbouring threads alternate between two runs of
+//   columns and meet in pairs in the same banks: two passes for one, a thirtieth of a dense step's passes.
 // - Activations: column c of the rows of quad q is at c ^ 2q. Neighbouring threads load neighbouring q and so write
 //   rows four apart, which without the exclusive or would lie in the same banks. X_PAD spreads the four rows of a 2:4
 //   group, among which the threads of a subgroup choose.

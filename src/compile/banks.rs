@@ -48,7 +48,7 @@ pub struct Rules {
     pub banks: u32,
     /// Schedulers (SIMDs, partitions of a multiprocessor) that share these banks.
     pub schedulers: u32,
-    /// Bytes of the widest access that the compiler makes: wider ones are split. 16 unless set by [`Rules::widest`].
+    /// Bytes of the widest access that the compiler makes: wider ones are split. 16 unless set by [`Rules::with_widest`].
     pub widest: u32,
     /// What is assumed because nobody documents it; empty where there are sources for all that matters.
     pub assumed: &'static str,
@@ -102,7 +102,7 @@ impl Rules {
 
     /// The same for a compiler that makes no access wider than so many bytes (4, 8 or 16). ACO reads 8 bytes at a time
     /// where it cannot prove an alignment of 16.
-    pub const fn widest(self, bytes: u32) -> Self {
+    pub const fn with_widest(self, bytes: u32) -> Self {
         Self { widest: bytes, ..self }
     }
 
@@ -120,7 +120,7 @@ impl Rules {
         let mut done = 0;
         // Powers of two, none wider than the compiler's widest.
         while done < bytes {
-            let left = (bytes - done).min(self.widest);
+            let left = (bytes - done).min(self.widest.max(1));
             let piece = 1 << left.ilog2();
             for lanes in addresses.chunks(LANES) {
                 total += self.piece(lanes, done, piece, write);
@@ -262,13 +262,13 @@ mod tests {
         // Eight neighbours fill the banks once; CDNA's first phase, lanes 0 to 3 and 20 to 23, meets in half of them.
         let half = |lane: u32| 16 * (lane % 8) + 256 * (lane / 8);
         assert_eq!((read(Rules::RDNA4, 16, half), read(Rules::RDNA3, 16, half)), (4, 4));
-        let clash = |lane: u32| 16 * (lane % 4) + 64 * (lane / 4 % 2 ^ lane / 16) + 256 * (lane / 8);
+        let clash = |lane: u32| 16 * (lane % 4) + 64 * ((lane / 4 % 2) ^ (lane / 16)) + 256 * (lane / 8);
         assert_eq!((read(Rules::RDNA4, 16, clash), read(Rules::RDNA3, 16, clash)), (4, 8));
     }
 
     #[test]
     fn a_split_access_may_conflict_where_a_whole_one_does_not() {
-        let rules = Rules::RDNA3.widest(8);
+        let rules = Rules::RDNA3.with_widest(8);
         // Halves of neighbouring 16 bytes: 16 lanes meet in half of the banks, twice.
         assert_eq!((read(Rules::RDNA3, 16, |lane| 16 * lane), read(rules, 16, |lane| 16 * lane)), (4, 8));
         // Eight addresses for all: each half of 16 lanes asks every second pair of banks for one word.

@@ -497,7 +497,7 @@ mod tests {
     /// and for RDNA 3 by halves of them, too.
     #[test]
     fn passes_of_a_step_are_these() {
-        const RULES: [Rules; 5] = [Rules::ADA, Rules::RDNA3, Rules::RDNA3.widest(8), Rules::RDNA4, Rules::APPLE];
+        const RULES: [Rules; 5] = [Rules::ADA, Rules::RDNA3, Rules::RDNA3.with_widest(8), Rules::RDNA4, Rules::APPLE];
         let tile = |op, expected| (op, DType::F32, "128x128x16", expected);
         let half = |op, way, expected| (op, DType::F16, way, expected);
         for (op, storage, way, expected) in [

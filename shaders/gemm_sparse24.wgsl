@@ -54,28 +54,25 @@ fn multiply(sums: ptr<function, array<vec4<f32>, SUMS>>, at: Place, half: u32) {
     }
     for (var g = 0u; g < K_QUADS; g++) {
         let column = at.tn ^ (2u * g);
-        var a0: array<vec4<f32>, FEATURE_QUADS>;
-        var a1: array<vec4<f32>, FEATURE_QUADS>;
+        let group = (half * TILE_K + 4u * g) * X_STRIDE + column;
+        // One kept value of the group after the other, so that few of both operands are held at once.
         // unroll
-        for (var u = 0u; u < FEATURE_QUADS; u++) {
-            let slot = (half * W_ROWS + 2u * g) * M_QUADS + u * THREADS_M + at.tm;
-            a0[u] = w_tile[slot];
-            a1[u] = w_tile[slot + M_QUADS];
-        }
-        // unroll
-        for (var p = 0u; p < PATTERNS; p++) {
-            let code = codes[p] >> (4u * g);
-            let group = (half * TILE_K + 4u * g) * X_STRIDE + column;
-            let row0 = group + (code & 3u) * X_STRIDE;
-            let row1 = group + ((code >> 2u) & 3u) * X_STRIDE;
+        for (var r = 0u; r < 2u; r++) {
+            var a: array<vec4<f32>, FEATURE_QUADS>;
             // unroll
-            for (var v = 0u; v < TOKEN_QUADS; v++) {
-                let b0 = x_tile[row0 + v * THREADS_N];
-                let b1 = x_tile[row1 + v * THREADS_N];
+            for (var u = 0u; u < FEATURE_QUADS; u++) {
+                a[u] = w_tile[(half * W_ROWS + 2u * g + r) * M_QUADS + u * THREADS_M + at.tm];
+            }
+            // unroll
+            for (var p = 0u; p < PATTERNS; p++) {
+                let row = group + ((codes[p] >> (4u * g + 2u * r)) & 3u) * X_STRIDE;
                 // unroll
-                for (var i = 0u; i < SHARE; i++) {
-                    (*sums)[(p * SHARE + i) * TOKEN_QUADS + v] += a0[(p * SHARE + i) / 4u][(p * SHARE + i) % 4u] * b0;
-                    (*sums)[(p * SHARE + i) * TOKEN_QUADS + v] += a1[(p * SHARE + i) / 4u][(p * SHARE + i) % 4u] * b1;
+                for (var v = 0u; v < TOKEN_QUADS; v++) {
+                    let b = x_tile[row + v * THREADS_N];
+                    // unroll
+                    for (var i = 0u; i < SHARE; i++) {
+                        (*sums)[(p * SHARE + i) * TOKEN_QUADS + v] += a[(p * SHARE + i) / 4u][(p * SHARE + i) % 4u] * b;
+                    }
                 }
             }
         }

@@ -16,6 +16,7 @@ mod eval;
 mod generate;
 mod inspect;
 mod interrupt;
+mod kernels;
 mod model;
 mod model_bench;
 mod output;
@@ -76,6 +77,7 @@ enum Command {
     Embed(Box<embed::Args>),
     Eval(Box<eval::Args>),
     Inspect(inspect::Args),
+    Kernels(kernels::Args),
     Man(generate::Pages),
     Prune(Box<prune::Args>),
     Report(report::Args),
@@ -112,6 +114,7 @@ fn command() -> Result<Outcome> {
         Some(Command::Embed(args)) => embed::run(&args),
         Some(Command::Eval(args)) => eval::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::Kernels(args)) => kernels::run(&args),
         Some(Command::Man(args)) => generate::pages(&args, Cli::command()),
         Some(Command::Prune(args)) => prune::run(&args),
         Some(Command::Report(args)) => report::run(&args),

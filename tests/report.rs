@@ -617,6 +617,58 @@ fn sensitivity_has_its_charts_and_tables() {
     exits(folder.path(), 0, &["report", "begun.json", "--out", "page.html"]);
 }
 
+/// What compilers make of kernels is on the page as what it is: no times, and the best schedule of each operation.
+#[test]
+fn compiled_kernels_have_a_section_marked_static() {
+    let kernel = |name: &str, spills: f64| json!({ "kernel": name, "refused": null, "spills": spills });
+    let ratio = |name: &str, k: usize, best: f64| json!({ "kernel": name, "k": k, "best": ["gemm_dense-f32f32-128x128x16-none", best] });
+    let names = ["gemm_sparse24-f32f32-v32-128x128x16-none", "gemm_sparse24-f32f32-v32-64x64x16-none"];
+    let few = "gemm_sparse24-f32f32-v1-gemv_32x4_t256-none";
+    let compiled = json!({
+        "schema": "sparse24-compile/1", "version": "0.1.0", "command": "sparse24 kernels --compile",
+        "device": { "name": "Radeon <x>", "driver": "radv Mesa 99", "architecture": "rdna3", "assumed": "that" },
+        "kernels": [kernel(names[0], 0.0), kernel(names[1], 2.0), kernel(few, 0.0),
+                    { "kernel": "pool-f32f32-quads", "refused": "no <reason>" }],
+        "ratios": [ratio(names[1], 768, 1.25), ratio(names[0], 768, 1.7345), ratio(names[0], 4096, 1.8), ratio(few, 768, 1.5)],
+    });
+    let folder = folder(&[("c.json", &compiled), ("run.json", &run())]);
+    for files in [&["c.json"][..], &["run.json", "c.json"]] {
+        exits(folder.path(), 0, &[&["report"], files, &["--out", "page.html"]].concat());
+        let page = read(&folder, "page.html");
+        let section = section(&page, "compilers");
+        for text in [
+            "static, not timed",
+            "Radeon &lt;x",
+            "3 kernels compiled, 1 refused, 1 with spills",
+            "Assumed",
+            "1.73",
+            "1.80",
+            "sparse24 V=32",
+            "sparse24 V=1, 4 tokens",
+            "1.50",
+        ] {
+            assert!(section.contains(text), "{text} is missing: {section}");
+        }
+        // The slower schedule of the same operation.
+        assert!(!section.contains("1.25"), "{section}");
+    }
+    type Spoil = fn(&mut Value);
+    let cases: [(Spoil, &str); 5] = [
+        (|c| c["kernels"] = json!([]), "has no kernels"),
+        (|c| c["ratios"][0]["kernel"] = json!("gemm_other"), "gemm_other was not compiled"),
+        (|c| c["ratios"][0]["best"][1] = json!(0.0), "at k = 768"),
+        (|c| drop(c["kernels"][0].as_object_mut().unwrap().remove("refused")), "missing field `refused`"),
+        (|c| c["schema"] = json!("sparse24-compile/2"), "newer"),
+    ];
+    for (spoil, said) in cases {
+        let mut bad = compiled.clone();
+        spoil(&mut bad);
+        std::fs::write(folder.path().join("bad.json"), bad.to_string()).unwrap();
+        let stderr = exits(folder.path(), 1, &["report", "bad.json", "--out", "no.html"]);
+        assert!(stderr.contains("bad.json: ") && stderr.contains(said), "{said}: {stderr}");
+    }
+}
+
 /// Commands, models, files and messages tell neither of users nor of what else lies on a machine.
 #[test]
 fn no_path_of_a_machine_is_on_the_page() {

@@ -23,6 +23,10 @@ environment:
                         failure
   SPARSE24_DAWN         folder of npm's package webgpu (Dawn for node), which compiles the shaders that need f16; unset:
                         that test is skipped
+  SPARSE24_MESA         root of a Debian tree with Mesa 26 or newer and its shims, made by
+                          debootstrap --variant=minbase --include=mesa-vulkan-drivers,mesa-drm-shim,libvulkan1 sid DIR
+                        Real GPU compilers then take every kernel, and lavapipe runs cooperative matrices; unset: those
+                        tests are skipped
   CARGO_TARGET_DIR      as for cargo
 
 For the GPU tests on a GPU of the machine, by a part of its name:
@@ -186,6 +190,20 @@ else
     say "==> tests of f16 shaders in Dawn: not found: skipped (SPARSE24_DAWN, see --help)"
 fi
 
+# A newer Mesa runs in this system by its own loader, which cargo starts the tests with.
+on_mesa=()
+if [[ -n ${SPARSE24_MESA:-} ]]; then
+    libraries=$SPARSE24_MESA/usr/lib/x86_64-linux-gnu
+    loader=$SPARSE24_MESA/lib64/ld-linux-x86-64.so.2
+    manifest=$SPARSE24_MESA/usr/share/vulkan/icd.d/lvp_icd.json
+    [[ -e $loader && -e $manifest ]] || die "SPARSE24_MESA=$SPARSE24_MESA does not hold Mesa's drivers for x86-64"
+    on_mesa=("${on_gpu[@]}" SPARSE24_TEST_DEVICE=llvmpipe SPARSE24_REQUIRE_COOPERATIVE=1
+        VK_DRIVER_FILES="$manifest" VK_ICD_FILENAMES="$manifest"
+        CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$loader --library-path $libraries")
+else
+    say "==> real GPU compilers, and cooperative matrices on lavapipe 26: no tree: skipped (SPARSE24_MESA, see --help)"
+fi
+
 # The tests that need a GPU are ignored unless asked for, so that a machine without one never seems to have passed them.
 gpu_tests=(cargo test --locked --test bert --test gemm --test glue --test gpu --test pipeline --test sparsify --test tune
     -- --ignored)
@@ -211,6 +229,11 @@ if [[ $(uname -s) == Linux ]]; then
     step "tests" "${on_lavapipe[@]}" cargo test --locked
     step "GPU tests, lavapipe" "${on_lavapipe[@]}" "${gpu_tests[@]}"
     step "benches/gpu.sh, lavapipe" "${on_lavapipe[@]}" "${suite_test[@]}"
+    if ((${#on_mesa[@]} > 0)); then
+        step "cooperative matrices, lavapipe 26" "${on_mesa[@]}" cargo test --locked --test gemm --test glue -- \
+            --ignored cooperative
+        step "real GPU compilers" cargo test --locked --test compilers -- --ignored --nocapture
+    fi
     if [[ -n $swiftshader ]]; then
         step "GPU tests, SwiftShader" "${on_swiftshader[@]}" "${gpu_tests[@]}"
     else

@@ -4,10 +4,11 @@ use sparse24::report::commit;
 use sparse24::simd::SimdLevel;
 
 /// Cargo features that the binary was built with, by name.
-const FEATURES: [(&str, bool); 4] = [
+const FEATURES: [(&str, bool); 5] = [
     ("avx512", cfg!(feature = "avx512")),
     ("bert", cfg!(feature = "bert")),
     ("cli", cfg!(feature = "cli")),
+    ("compile", cfg!(feature = "compile")),
     ("hub", cfg!(feature = "hub")),
 ];
 

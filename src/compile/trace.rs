@@ -209,10 +209,10 @@ pub fn passes(kernel: &Kernel, rules: &Rules, subgroup: usize) -> Result<Line> {
 }
 
 /// Seed of the operands that [`passes`] traces.
-const SEED: u64 = 24;
+pub(super) const SEED: u64 = 24;
 
 /// The line through two costs, each at its k.
-fn line((k0, cost0): (usize, f64), (k1, cost1): (usize, f64)) -> Line {
+pub(super) fn line((k0, cost0): (usize, f64), (k1, cost1): (usize, f64)) -> Line {
     let per_k16 = (cost1 - cost0) * 16.0 / (k1 - k0) as f64;
     Line { fixed: cost0 - per_k16 * k0 as f64 / 16.0, per_k16 }
 }

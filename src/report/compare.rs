@@ -175,6 +175,7 @@ impl Run {
             File::Eval(_) => return no_times("sparse24-eval/1"),
             File::Prune(_) => return no_times("sparse24-prune/1"),
             File::Sensitivity(_) => return no_times("sparse24-sensitivity/1"),
+            File::Compile(_) => return no_times("sparse24-compile/1"),
         })
     }
 

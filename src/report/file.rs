@@ -32,11 +32,19 @@ pub enum File {
     Prune(Prune),
     /// `sparse24-sensitivity/1`: what a model loses when one layer alone is pruned.
     Sensitivity(Sensitivity),
+    /// `sparse24-compile/1`: what a driver's compiler made of the kernels.
+    Compile(Compile),
 }
 
 /// The schemas that are read, in version 1.
-const SCHEMAS: [&str; 5] =
-    ["sparse24-bench", "sparse24-model-bench", "sparse24-eval", "sparse24-prune", "sparse24-sensitivity"];
+const SCHEMAS: [&str; 6] = [
+    "sparse24-bench",
+    "sparse24-model-bench",
+    "sparse24-eval",
+    "sparse24-prune",
+    "sparse24-sensitivity",
+    "sparse24-compile",
+];
 
 /// A run of single products.
 #[derive(Clone, Debug)]
@@ -370,6 +378,58 @@ pub struct LayerDrop {
     pub within_noise: Option<bool>,
 }
 
+/// What a driver's compiler made of the kernels, without running them.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Compile {
+    /// How it was made.
+    pub command: String,
+    /// On what.
+    pub device: CompileDevice,
+    /// In the order of the registry.
+    pub kernels: Vec<CompiledKernel>,
+    /// Estimates against the dense kernel's; none where the rates or the machine code are not known.
+    #[serde(default)]
+    pub ratios: Vec<StaticRatio>,
+}
+
+/// A device that kernels were compiled for.
+#[derive(Clone, Debug, Deserialize)]
+pub struct CompileDevice {
+    /// Its driver's name for it; a pretended one may have none.
+    pub name: String,
+    /// Driver and version.
+    pub driver: String,
+    /// Whose rates the estimates are by.
+    pub architecture: Option<String>,
+    /// What is taken for granted of them.
+    #[serde(default)]
+    pub assumed: String,
+}
+
+/// One kernel.
+#[derive(Clone, Debug, Deserialize)]
+pub struct CompiledKernel {
+    /// Its name.
+    pub kernel: String,
+    /// Why the driver did not compile it.
+    #[serde(deserialize_with = "present")]
+    pub refused: Option<String>,
+    /// Registers or instructions that go to memory.
+    #[serde(default)]
+    pub spills: Option<f64>,
+}
+
+/// How a kernel's estimate compares with the dense one's.
+#[derive(Clone, Debug, Deserialize)]
+pub struct StaticRatio {
+    /// The kernel.
+    pub kernel: String,
+    /// Input features.
+    pub k: usize,
+    /// The fastest dense kernel by the same estimate, and its cycles over this one's.
+    pub best: Option<(String, f64)>,
+}
+
 /// A field that may be null, but not absent.
 fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(from: D) -> std::result::Result<Option<T>, D::Error> {
     Option::deserialize(from)
@@ -387,7 +447,7 @@ impl File {
         match self {
             Self::Bench(bench) => Some(&bench.environment),
             Self::Model(model) => Some(&model.environment),
-            Self::Eval(_) | Self::Prune(_) | Self::Sensitivity(_) => None,
+            Self::Eval(_) | Self::Prune(_) | Self::Sensitivity(_) | Self::Compile(_) => None,
         }
     }
 
@@ -400,6 +460,7 @@ impl File {
             Self::Eval(eval) => &eval.environment.command,
             Self::Prune(prune) => &prune.command,
             Self::Sensitivity(_) => "-",
+            Self::Compile(compile) => &compile.command,
         }
     }
 
@@ -408,7 +469,8 @@ impl File {
         let json: Value = serde_json::from_str(text).map_err(|e| Error::Invalid(format!("not JSON: {e}")))?;
         let schema = json.get("schema").and_then(Value::as_str).ok_or_else(|| {
             Error::Invalid(
-                "has no schema: a JSON file of `sparse24 bench`, `eval`, `prune` or `sensitivity` begins with one"
+                "has no schema: a JSON file of `sparse24 bench`, `eval`, `prune`, `sensitivity` or `kernels --compile` \
+                 begins with one"
                     .into(),
             )
         })?;
@@ -418,6 +480,7 @@ impl File {
             "sparse24-eval/1" => fields("", json).map(Self::Eval),
             "sparse24-prune/1" => fields("", json).map(Self::Prune),
             "sparse24-sensitivity/1" => Sensitivity::parse(&json).map(Self::Sensitivity),
+            "sparse24-compile/1" => Compile::parse(json).map(Self::Compile),
             other => {
                 let (name, version) = other.rsplit_once('/').unwrap_or((other, ""));
                 let newer = SCHEMAS.contains(&name) && version.parse::<u32>().is_ok_and(|v| v > 1);
@@ -675,6 +738,24 @@ impl Sensitivity {
         };
         let rows = rows(json, check)?;
         Ok(Self { model: part(json, "model")?, settings, dense: part(json, "dense")?, linear_weights, rows })
+    }
+}
+
+impl Compile {
+    fn parse(json: Value) -> Result<Self> {
+        let compile: Self = fields("", json)?;
+        if compile.kernels.is_empty() {
+            return Err(Error::Invalid("has no kernels".into()));
+        }
+        let unknown = |r: &&StaticRatio| !compile.kernels.iter().any(|k| k.kernel == r.kernel && k.refused.is_none());
+        if let Some(ratio) = compile.ratios.iter().find(unknown) {
+            return Err(Error::Invalid(format!("ratios: {} was not compiled", ratio.kernel)));
+        }
+        let sound = |r: &StaticRatio| r.k > 0 && r.best.as_ref().is_none_or(|(_, x)| *x > 0.0);
+        if let Some(ratio) = compile.ratios.iter().find(|r| !sound(r)) {
+            return Err(Error::Invalid(format!("ratios: {} is of {:?} at k = {}", ratio.kernel, ratio.best, ratio.k)));
+        }
+        Ok(compile)
     }
 }
 

@@ -4,6 +4,7 @@
 //! figure on it stands in one of the files, or is computed from such; what was not measured is marked as such. Text
 //! from files is escaped, by the templates and in the charts.
 
+mod compilers;
 mod entries;
 mod models;
 mod paths;
@@ -117,6 +118,7 @@ impl Page {
         sections.extend(changes);
         sections.extend(models::accuracy(inputs, &models)?);
         sections.extend(sensitivity::layers(inputs)?);
+        sections.extend(compilers::compilers(inputs));
         if sections.is_empty() {
             return Err(Error::Invalid(
                 "none of the files holds a measurement: they say how models were pruned".into(),

@@ -1489,14 +1489,15 @@ mod tests {
         };
         assert_eq!(each(integers), twin(expected));
         let floats = "fn f(lane: u32) -> u32 {
-            let h = f32(f16(f32(lane) * 0.37)) * 0.5;
+            let h = f32(f16(f32(lane) * 0.37) * 0.3h + 1.1h);
             let m = transpose(mat2x3<f32>(vec3(h, 1.0, 2.0), vec3(3.0, h, 5.0)));
             let v = unpack2x16float(pack2x16float(vec2(h, m[1].y + m[2].x)));
             return bitcast<u32>(dot(v, vec2(1.5, -2.0))) ^ u32(fma(h, 3.0, 1.0));
         }";
         let expected = |lane: u32| {
-            let h = f16::from_f32(lane as f32 * 0.37).to_f32() * 0.5;
-            let [x, y] = [h, h + 2.0].map(|v| f16::from_f32(v).to_f32());
+            let half = |value: f32| f16::from_f32(value).to_f32();
+            let h = half(half(half(lane as f32 * 0.37) * half(0.3)) + half(1.1));
+            let [x, y] = [h, h + 2.0].map(half);
             (x * 1.5 + y * -2.0).to_bits() ^ (h.mul_add(3.0, 1.0) as u32)
         };
         assert_eq!(each(floats), twin(expected));
@@ -1518,6 +1519,29 @@ mod tests {
         assert_eq!(found[0], (store, (0..64).map(|lane| Some(4 * (63 - lane))).collect()));
         assert_eq!(found[1], (load, (0..64).map(|lane| (lane % 2 == 1).then_some(4 * (lane / 2))).collect()));
         assert_eq!((found.len(), trace.loaded_bytes, trace.stored_bytes), (2, 0, 4 * 32));
+    }
+
+    #[test]
+    fn variables_follow_each_other_and_accesses_merge_where_they_are_aligned() {
+        let body = "var<workgroup> pairs: array<vec2<u32>, 64>;
+            @compute @workgroup_size(64)
+            fn main(@builtin(local_invocation_index) lane: u32) {
+                pairs[lane] = vec2(lane);
+                workgroupBarrier();
+                out[lane] = shared_words[1] + shared_words[2] + shared_words[3] + pairs[63u - lane].y;
+            }";
+        let (out, trace) = execute(body, 64).unwrap();
+        assert_eq!(out, twin(|lane| 63 - lane));
+        let variables: Vec<_> = trace.variables.iter().map(|v| (v.name.as_str(), v.start, v.bytes)).collect();
+        assert_eq!(variables, [("shared_words", 0, 256), ("pairs", 256, 512)]);
+        let shown = |trace: &Trace| -> Vec<_> {
+            trace.each().map(|(a, mut lanes)| (a.variable, a.bytes, lanes.nth(1).flatten())).collect()
+        };
+        let last = (1, 4, Some(256 + 8 * 62 + 4));
+        let each = [(1, 8, Some(264)), (0, 4, Some(4)), (0, 4, Some(8)), (0, 4, Some(12)), last];
+        assert_eq!(shown(&trace), each);
+        // Words 1 and 2 do not start at a multiple of 8; words 2 and 3 do.
+        assert_eq!(shown(&trace.merged(16)), [each[0], each[1], (0, 8, Some(8)), last]);
     }
 
     #[test]

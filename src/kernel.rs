@@ -9,8 +9,8 @@
 //! | way | operations | what it does |
 //! |---|---|---|
 //! | [`Way::Tile`] | dense, masked | register tiles over a k-major copy of both operands in workgroup memory |
-//! | | 2:4 | the same, gathering the activations that a code selects: half the multiply-adds |
-//! | | 2:4, V < 8 | as `lanes_…` too: 32 neighbouring threads gather for the same tokens |
+//! | | 2:4, V > 1 | the same, gathering the activations that a code selects: half the multiply-adds |
+//! | | 2:4, V = 2, 4 | as `lanes_…` too: 32 neighbouring threads gather for the same tokens |
 //! | [`Way::Expand`] | 2:4, V < 8 | expands codes on the way to workgroup memory: dense arithmetic, sparse bytes |
 //! | [`Way::Gemv`] | all | up to eight tokens read every weight once, activations in workgroup memory |
 //! | [`Way::Coop`] | all, f16 | cooperative matrices: 2:4 gathers from V = 16 on, and expands below |
@@ -21,6 +21,10 @@
 //! twin promised 1.06 to 0.85 instructions per dense multiply-add at V = 1 to 4. Real compilers keep no 128 sums across
 //! six leaves: Mesa 22.3's ACO spilt up to 274 registers on RDNA3, Mesa 26's compiler for Apple's GPUs up to 460, and
 //! on NVIDIA NAK executes several times the instructions of the dense kernel.
+//!
+//! Gathers at V = 1: every multiply-add reads a word of its own, and workgroup memory, not issue, is what they wait for.
+//! By the addresses of their lanes (the module `compile`) they are 0.3 to 0.9 of dense on all of AMD's, NVIDIA's, Apple's
+//! and Adreno's architectures that were compiled for, in every tile, where [`Way::Expand`] is 0.9 to 1.0.
 //!
 //! # Specialisation
 //! Shaders are valid WGSL whose named `const`s and `alias`es (tile sizes, element types, vector length) the host
@@ -240,8 +244,8 @@ impl Tile {
     /// For gathers by short patterns: 32 neighbours own different features of the same 16 tokens, so that whatever
     /// their patterns are, they read at most three addresses at once, in different banks. Untried on a GPU. Reads of 16
     /// bytes are served by eights of a subgroup wherever that is documented, so it saves few passes of workgroup memory
-    /// (574 for 598 per step and subgroup of 32 on NVIDIA's at V = 1, traced by `compile::trace`), but all conflicts
-    /// where eight threads that are served together are no neighbours, as may be on RDNA 2 and 3 (574 for 1058).
+    /// (178 for 211 per step and subgroup of 32 on NVIDIA's at V = 4, traced by `compile::trace`), but all conflicts
+    /// where eight threads that are served together are no neighbours, as may be on RDNA 2 and 3 (178 for 328).
     const LANES: Self = Self { m: 128, n: 128, feature_quads: 1, token_quads: 4, across: 32 };
 
     /// The registered tiles, largest first: one for large problems, and smaller ones to fill a device with less.
@@ -274,15 +278,19 @@ pub enum Way {
 impl Way {
     /// The ways that are registered for an operation on elements of a type.
     pub fn of(op: Op, storage: DType) -> Vec<Self> {
-        let mut ways: Vec<_> = Tile::ALL.map(Self::Tile).into();
-        if let Op::Sparse24(v) = op {
-            // From eight rows on a gather reads no more than the dense kernel.
-            if v.get() < 8 {
-                ways.push(Self::Tile(Tile::LANES));
-                ways.extend(Tile::ALL.map(Self::Expand));
-            }
+        let mut ways = Vec::new();
+        let short = op.vector().map(VectorLen::get).filter(|&v| v < 8);
+        // One row alone gathers too much for its multiply-adds: see "Tried and rejected".
+        if short != Some(1) {
+            ways.extend(Tile::ALL.map(Self::Tile));
         }
-        ways.extend([1, 4, 8].into_iter().flat_map(|tokens| [8, 32].map(|slices| Self::Gemv { tokens, slices })));
+        if let Some(v) = short {
+            ways.extend((v > 1).then_some(Self::Tile(Tile::LANES)));
+            ways.extend(Tile::ALL.map(Self::Expand));
+        }
+        // A mask needs registers beside the weights, of which Adreno has too few for 1024 threads.
+        let many = if matches!(op, Op::Masked | Op::Masked24) { 16 } else { 32 };
+        ways.extend([1, 4, 8].into_iter().flat_map(|tokens| [8, many].map(|slices| Self::Gemv { tokens, slices })));
         if storage == DType::F16 {
             ways.extend(CoopTile::of(op).iter().map(|&tile| Self::Coop(tile)));
         }

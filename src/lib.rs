@@ -87,8 +87,8 @@
 //! With few tokens a layer costs the bytes of its weights, and 2:4 saves almost half of them whatever V is: the GEMV
 //! kernels read every weight once. With many tokens it costs multiply-adds. Halving them pays only if what selects the
 //! activations is cheap beside them: from V = 8 on a gathered activation serves all features of a thread, and the
-//! gathering kernel reads no more workgroup memory than the dense one does; at V = 1 every multiply-add reads a word of
-//! its own. On cooperative matrices (tensor cores) a gathered block serves the rows that share its pattern, so V should
+//! gathering kernel reads no more workgroup memory than the dense one does; at V = 1 every multiply-add would read a
+//! word of its own. On cooperative matrices (tensor cores) a gathered block serves the rows that share its pattern, so V should
 //! be a subgroup's rows or more. Where no kernel wins, 2:4 weights can still be kept and expanded on the way to
 //! workgroup memory, at dense speed. On a CPU a multiply-add takes its activations from memory at no extra cost, so
 //! that gathering pays at V = 1, too. [`kernel`] lists the GPU's ways and [`plan::CpuWay`] the CPU's, [`plan`] chooses
@@ -113,6 +113,9 @@
 //! [`measure`] verifies, then times. Its records, those of other programs and of other machines can be compared and put
 //! on one page: the module `report` (feature `cli`).
 //!
+//! What a driver's compiler makes of the kernels, registers, spills and the instructions of their inner loops, can be
+//! seen without a GPU, on devices that Mesa's drivers pretend to have: the module `compile` (feature `compile`).
+//!
 //! # Inside another program
 //! A program that owns a wgpu device opens it with [`Device::descriptor`], wraps it with [`Device::from_wgpu`], its
 //! buffers with [`Tensor::from_buffer`], and records layers into its own encoders with [`engine::GpuCall::record`]:
@@ -132,7 +135,7 @@
 //! # Limits
 //! - No GPU has been timed yet: the planner's estimates rest on instructions counted in CUDA twins, and
 //!   cooperative-matrix kernels have never run on hardware that has them.
-//! - On a GPU at V = 1 and 2 with many tokens no kernel is expected to beat dense by much; [`Linear`] takes dense
+//! - On a GPU at V = 1 with many tokens no kernel beats dense, and at V = 2 few are expected to; [`Linear`] takes dense
 //!   weights there. "Never slower than dense" is as good as the estimates until [`tune`] has measured.
 //! - On the CPU the dense baseline is the `gemm` crate, fed with 256 k at a time up to 256 tokens, or for up to four
 //!   tokens a kernel of this crate. On a GPU it is a kernel of this crate, which on software drivers loses to others:
@@ -161,6 +164,7 @@
 //! | `cpu.rs` `cpu/` `simd.rs` | the CPU device: layouts of weights, 2:4 and dense kernels, epilogue; vector instructions |
 //! | `engine.rs` `engine/` | what an embedder calls: upload, prepare, run |
 //! | `linear.rs` | a layer in whichever form runs it best |
+//! | `compile.rs` `compile/` | what GPU compilers make of the kernels, without a GPU: machine code, banks, an estimate |
 //! | `bert.rs` `bert/` | BERT: config, tokens, checkpoint, forward pass, and its f64 twin |
 //! | `measure.rs` | verify, time, record, ceilings |
 //! | `report.rs` `report/` | table and JSON; files read back and checked, runs compared, the page and its charts, claims |

@@ -837,7 +837,7 @@ mod tests {
         assert!(plan.explain().contains("dense weights, because") && plan.way() == "dense_128x128x16");
         assert_eq!(plan.executed_flops(), plan.problem().effective_flops());
         // Expanded weights are multiplied like dense ones; gathered ones half as often.
-        let problem = Problem::linear(sparse(1), 256, 256, 256, DType::F32);
+        let problem = Problem::linear(sparse(2), 256, 256, 256, DType::F32);
         let expand = Way::Expand(crate::kernel::Tile::ALL[0]);
         let lanes = Way::named(problem.op, problem.storage, "lanes_128x128x16").unwrap();
         let executed =
@@ -850,13 +850,13 @@ mod tests {
         let problem = Problem::linear(sparse(1), 4096, 4096, 4096, DType::F32);
         let dense = Problem { op: Op::Dense, ..problem };
         let mut tuning = Tuning::default();
-        let lanes = Way::named(problem.op, problem.storage, "lanes_128x128x16").unwrap();
-        tuning.insert(&problem, Tuned { n: 4096, way: lanes, splits: 1, seconds: 1e-3 });
+        let way = Way::named(problem.op, problem.storage, "expand_32x32x16").unwrap();
+        tuning.insert(&problem, Tuned { n: 4096, way, splits: 1, seconds: 1e-3 });
         let way = |n| Plan::gpu(&Problem { n, ..problem }, &caps(), &tuning).unwrap().way();
-        assert_eq!(way(4096), "lanes_128x128x16");
-        assert_eq!(way(3000), "lanes_128x128x16");
+        assert_eq!(way(4096), "expand_32x32x16");
+        assert_eq!(way(3000), "expand_32x32x16");
         // Too far to tell anything.
-        assert_ne!(way(2000), "lanes_128x128x16");
+        assert_ne!(way(2000), "expand_32x32x16");
         // One measured time and one estimate cannot be compared, two measured ones can.
         assert_eq!(Plan::gpu_or_dense(&problem, &caps(), &tuning).unwrap().weights(), Op::Dense);
         tuning
@@ -901,7 +901,7 @@ mod tests {
             (Op::Dense, 1000, 300, 1000, 1),
             (sparse(64), 5000, 70, 512, 4),
             (Op::Masked, 64, 9000, 1000, 2),
-            (sparse(1), 100, 1, 2048, 16),
+            (sparse(2), 100, 1, 2048, 16),
         ] {
             let problem = Problem::linear(op, m, n, k, DType::F32);
             let way = Way::Tile(crate::kernel::Tile::ALL[1]);

@@ -10,6 +10,9 @@
 // kernel every lane of a run reads the same address; with 2:4 codes the lanes choose among the four k of a group, which
 // lie in different banks. That is what lanes along features buy: with lanes along k a gather would read 32 different
 // addresses. The sums of the slices take its place at the end.
+//
+// Occupancy, threads per core at least: rdna2 1024, rdna3 1024, rdna4 1024, ampere 1024, ada 1024, apple-m1 1024, adreno
+// 256. A thread holds its sums and 32 k of weights on their way, at most 32 words.
 
 // Elements of a 16-byte unit of weights: 4 for f32, 8 for f16.
 const UNIT: u32 = 4u;

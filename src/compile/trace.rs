@@ -369,7 +369,7 @@ mod tests {
             (Op::Dense, DType::F16, "64x64x16"),
             (Op::Masked, DType::F32, "32x32x16"),
             (Op::Masked24, DType::F16, "32x32x16"),
-            (sparse(1), DType::F32, "32x32x16"),
+            (sparse(2), DType::F32, "32x32x16"),
             (sparse(4), DType::F16, "128x32x16"),
             (sparse(1), DType::F32, "expand_32x32x16"),
             (sparse(2), DType::F16, "lanes_128x128x16"),
@@ -426,7 +426,7 @@ mod tests {
         let trips =
             |kernel: Kernel, k: usize| gemm(&kernel, k, SEED).unwrap().loops.iter().map(trips).collect::<Vec<_>>();
         // A step is 16 k, of four quads or groups; without k nothing runs.
-        for op in [Op::Dense, sparse(1), sparse(32)] {
+        for op in [Op::Dense, sparse(2), sparse(32)] {
             let tile = kernel(op, DType::F32, "64x64x16");
             assert_eq!(trips(tile, 96), [(6, vec![24])], "{op}");
             assert_eq!(trips(tile, 0), [(0, vec![0])], "{op}");
@@ -444,7 +444,7 @@ mod tests {
 
     #[test]
     fn bytes_of_storage_are_those_of_the_tiles() {
-        let trace = gemm(&kernel(sparse(1), DType::F16, "64x64x16"), 64, SEED).unwrap();
+        let trace = gemm(&kernel(sparse(2), DType::F16, "64x64x16"), 64, SEED).unwrap();
         // Kept values and activations once, and for every 16 k and block of weights the words of its four features.
         let words = 4 * (64 / 16) * (2 * 64);
         assert_eq!(trace.loaded_bytes, 2 * 64 * 32 + 2 * 64 * 64 + words);
@@ -453,7 +453,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_an_error_that_names_it() {
-        let kernel = kernel(sparse(1), DType::F32, "32x32x16");
+        let kernel = kernel(sparse(2), DType::F32, "32x32x16");
         let launch = || Operands::new(&kernel, (32, 32, 32), SEED).unwrap().launch(&kernel).unwrap();
         let error = |launch: Launch| run(&Program::Gemm(kernel), launch).unwrap_err().to_string();
         let without = |number: u32| {
@@ -509,8 +509,7 @@ mod tests {
             tile(sparse(8), [146.5, 207.75, 156.0, 148.0, 374.0]),
             tile(sparse(4), [210.5, 327.75, 222.0, 214.0, 568.5]),
             tile(sparse(2), [341.25, 568.0, 354.0, 346.0, 955.5]),
-            tile(sparse(1), [597.5, 1058.25, 618.0, 610.0, 1735.0]),
-            (sparse(1), DType::F32, "lanes_128x128x16", [574.0, 574.0, 618.0, 574.0, 1621.0]),
+            (sparse(2), DType::F32, "lanes_128x128x16", [310.0, 310.0, 354.0, 310.0, 870.5]),
             (sparse(4), DType::F32, "lanes_128x128x16", [178.0, 178.0, 222.0, 178.0, 493.0]),
             (sparse(1), DType::F32, "expand_128x128x16", [216.0, 280.0, 288.0, 280.0, 576.0]),
             (Op::Dense, DType::F32, "64x64x16", [184.0, 216.0, 224.0, 216.0, 448.0]),
@@ -548,10 +547,10 @@ mod tests {
         for (op, storage, way) in [
             (Op::Dense, DType::F32, "64x64x16"),
             (sparse(128), DType::F32, "64x64x16"),
-            (sparse(1), DType::F32, "64x64x16"),
+            (sparse(2), DType::F32, "64x64x16"),
             (sparse(1), DType::F32, "expand_64x64x16"),
             (sparse(1), DType::F16, "gemv_32x8_t256"),
-            (Op::Masked, DType::F32, "gemv_32x1_t1024"),
+            (Op::Masked, DType::F32, "gemv_32x1_t512"),
             (Op::Dense, DType::F16, "coop_64x64x32_t128"),
         ] {
             let kernel = kernel(op, storage, way);
@@ -559,7 +558,7 @@ mod tests {
                 let line = passes(&kernel, &rules, 32).unwrap();
                 let third = 3 * traced_k(&kernel)[1];
                 let cost = rules.total(&gemm(&kernel, third, SEED).unwrap(), 32) as f64;
-                let slack = if op == sparse(1) { 0.02 } else { 1e-9 };
+                let slack = if op == sparse(1) || op == sparse(2) { 0.02 } else { 1e-9 };
                 assert!((line.at(third) / cost - 1.0).abs() < slack, "{kernel}, {}: {line:?}, {cost}", rules.name);
             }
         }
@@ -576,8 +575,8 @@ mod tests {
         let dense = traced(Op::Dense, DType::F32, "128x128x16", 64);
         assert_eq!((different(&dense, "w_tile"), different(&dense, "x_tile")), (8, 4));
         // A gather among four rows for each of four quads of tokens; of one quad where 32 threads share it.
-        assert!((4..=16).contains(&different(&traced(sparse(1), DType::F32, "128x128x16", 64), "x_tile")));
-        assert!(different(&traced(sparse(1), DType::F32, "lanes_128x128x16", 64), "x_tile") <= 3);
+        assert!((4..=16).contains(&different(&traced(sparse(2), DType::F32, "128x128x16", 64), "x_tile")));
+        assert!(different(&traced(sparse(2), DType::F32, "lanes_128x128x16", 64), "x_tile") <= 3);
         // 128 bytes a pass: no read conflicts where eight neighbours share a phase. Per k two reads of each tile.
         let way = "128x128x16";
         for name in ["w_tile", "x_tile"] {
@@ -587,7 +586,7 @@ mod tests {
         // runs, meet in pairs.
         assert_eq!(k16(Op::Dense, way, Rules::RDNA4, true, "x_tile"), 0.5 * 4.0 * 4.0);
         assert_eq!(k16(Op::Dense, way, Rules::RDNA4, true, "w_tile"), 2.0 * 0.5 * 4.0 * 4.0);
-        assert_eq!(k16(sparse(1), way, Rules::RDNA4, true, "x_tile"), 0.5 * 4.0 * 4.0);
+        assert_eq!(k16(sparse(2), way, Rules::RDNA4, true, "x_tile"), 0.5 * 4.0 * 4.0);
     }
 
     /// shaders/gemm_sparse24.wgsl.
@@ -597,13 +596,13 @@ mod tests {
             let reads = |k| part(&traced(sparse(v), DType::F32, "128x128x16", k), rules, false, &["w_tile", "x_tile"]);
             (reads(192) - reads(64)) / 32.0
         };
-        for (v, expected) in [(1, 144.0), (2, 80.0), (4, 48.0), (8, 32.0), (32, 32.0)] {
+        for (v, expected) in [(2, 80.0), (4, 48.0), (8, 32.0), (32, 32.0)] {
             assert_eq!(group(v, Rules::RDNA4), expected, "V = {v}");
             assert!(group(v, Rules::ADA) <= expected, "V = {v}");
         }
         // NVIDIA packs what pairs of lanes share: from V = 16 on all gathers, below only what random codes give.
         assert_eq!((group(16, Rules::ADA), group(32, Rules::ADA)), (24.0, 24.0));
-        assert!(group(8, Rules::ADA) > 31.0 && group(1, Rules::ADA) > 140.0);
+        assert!(group(8, Rules::ADA) > 31.0 && group(2, Rules::ADA) > 76.0);
         // Half of the multiply-adds, from V = 8 on half of the reads.
         let reads =
             |op| traced(op, DType::F32, "128x128x16", 64).each().filter(|(a, _)| !a.write && a.bytes == 16).count();

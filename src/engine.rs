@@ -315,9 +315,9 @@ pub struct Options {
     pub simd: Option<SimdLevel>,
     /// Whether a GPU's shaders keep naga's run-time checks. The kernels guard their own accesses.
     pub checks: ShaderChecks,
-    /// Whether a GPU acts out cooperative matrices in plain WGSL: to check those kernels where there is no such
+    /// Cooperative matrices that a GPU acts out in plain WGSL, if any: to check those kernels where there is no such
     /// hardware. No plan chooses them then; [`Plan::gpu_with`] does.
-    pub emulate_cooperative: bool,
+    pub emulate_cooperative: Option<CoopUnit>,
     /// Whether a GPU's shaders get their loops over registers unrolled; for `None` as [`Caps::unrolls`] says.
     pub unroll: Option<bool>,
     /// Whether a GPU holds tiles of cooperative matrices as scalars; for `None` as [`Caps::cooperative_scalars`] says.
@@ -331,7 +331,7 @@ impl Default for Options {
             threads: None,
             simd: None,
             checks: ShaderChecks::Trusted,
-            emulate_cooperative: false,
+            emulate_cooperative: None,
             unroll: None,
             cooperative_scalars: None,
         }

@@ -272,7 +272,7 @@ impl std::fmt::Debug for Gpu {
 impl Adapter {
     /// Opens the adapter with all its limits and the features that kernels use.
     ///
-    /// With `emulate`, kernels of cooperative matrices run in plain WGSL, whatever the adapter has. `unroll` overrides
+    /// With `emulate`, kernels of such cooperative matrices run in plain WGSL, whatever the adapter has. `unroll` overrides
     /// the adapter's kind, and `scalars` how their tiles are held.
     ///
     /// Else the adapter's cooperative matrices are put to the test, unless its driver is refused by name: kernels use
@@ -281,7 +281,7 @@ impl Adapter {
     pub(crate) fn open(
         mut self,
         checks: ShaderChecks,
-        emulate: bool,
+        emulate: Option<CoopUnit>,
         unroll: Option<bool>,
         scalars: Option<bool>,
     ) -> Result<Gpu> {
@@ -290,10 +290,12 @@ impl Adapter {
         caps.cooperative_scalars = scalars.unwrap_or(caps.cooperative_scalars);
         let offered = CoopUnit::ALL.into_iter().any(|unit| caps.cooperative.contains(&unit.shape()));
         let offered = offered && self.adapter.features().contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
-        let tested = offered && !emulate && caps.cooperative_refused.is_none();
+        let tested = offered && emulate.is_none() && caps.cooperative_refused.is_none();
         let mut descriptor = descriptor(&self.adapter);
-        if emulate {
+        if let Some(unit) = emulate {
             self.info.caps.emulates_cooperative = true;
+            self.info.caps.cooperative = vec![unit.shape()];
+            self.info.caps.cooperative_lanes = Some(unit.lanes());
             self.info.caps.cooperative_refused = None;
         } else if tested {
             descriptor.required_features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;

@@ -131,9 +131,6 @@ pub struct Caps {
 impl Caps {
     /// Whether kernels of this unit run; if not, what is missing.
     pub(crate) fn has(&self, unit: CoopUnit) -> std::result::Result<(), String> {
-        if self.emulates_cooperative {
-            return Ok(());
-        }
         let shape = unit.shape();
         if !CoopUnit::ALL.into_iter().any(|unit| self.cooperative.contains(&unit.shape())) {
             return Err("cooperative matrices of 8x8x8 or 16x16x16 f16->f32".into());
@@ -853,7 +850,8 @@ pub(crate) fn check_result(edge: u32, y: &[f32]) -> std::result::Result<u32, Str
         let (w_row, x_row) = (edge * (subgroup % CHECK_BLOCKS), edge * ((subgroup + 1) % CHECK_BLOCKS));
         for t in 0..edge {
             for f in 0..edge {
-                let products = (0..CoopTile::K as usize).map(|k| number(w_row + f, k, 7, 3) * number(x_row + t, k, 5, 4));
+                let products =
+                    (0..CoopTile::K as usize).map(|k| number(w_row + f, k, 7, 3) * number(x_row + t, k, 5, 4));
                 let (expected, got) = (products.sum::<f32>(), sums.get((subgroup * edge + t) * edge + f).copied());
                 if got != Some(expected) {
                     let got = got.unwrap_or(f32::NAN);

@@ -32,8 +32,10 @@ fn parse(kernel: &Program) -> naga::Module {
 }
 
 fn validate(kernel: &Program, module: &naga::Module) -> naga::valid::ModuleInfo {
-    let capabilities =
-        Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32 | Capabilities::COOPERATIVE_MATRIX | Capabilities::SUBGROUP;
+    let capabilities = Capabilities::SHADER_FLOAT16
+        | Capabilities::SHADER_FLOAT16_IN_FLOAT32
+        | Capabilities::COOPERATIVE_MATRIX
+        | Capabilities::SUBGROUP;
     Validator::new(ValidationFlags::all(), capabilities)
         .validate(module)
         .unwrap_or_else(|e| panic!("{kernel}: {}", e.emit_to_string(&kernel.source().unwrap())))
@@ -130,12 +132,22 @@ fn shader_files_are_valid_as_they_stand() {
         &[coop, coop_quads, gemm, words, coop_main, include_str!("../shaders/gemm_sparse24_coop.wgsl")],
         &[coop, coop_scalars, gemm, words, coop_main, include_str!("../shaders/gemm_sparse24_coop.wgsl")],
         &[emulated, coop_quads, gemm, words, coop_main, include_str!("../shaders/gemm_sparse24_coop.wgsl")],
-        &[coop, coop_quads, gemm, words, coop_main, coop_dense, include_str!("../shaders/gemm_sparse24_coop_expand.wgsl")],
+        &[
+            coop,
+            coop_quads,
+            gemm,
+            words,
+            coop_main,
+            coop_dense,
+            include_str!("../shaders/gemm_sparse24_coop_expand.wgsl"),
+        ],
     ] {
         let text = parts.join("\n");
         let module = naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
-        let capabilities =
-            Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32 | Capabilities::COOPERATIVE_MATRIX | Capabilities::SUBGROUP;
+        let capabilities = Capabilities::SHADER_FLOAT16
+            | Capabilities::SHADER_FLOAT16_IN_FLOAT32
+            | Capabilities::COOPERATIVE_MATRIX
+            | Capabilities::SUBGROUP;
         Validator::new(ValidationFlags::all(), capabilities).validate(&module).unwrap();
     }
 }

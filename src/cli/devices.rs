@@ -192,7 +192,9 @@ impl Entry {
                     (None, Some(lanes)) => {
                         format!("{}; tried, in subgroups of {lanes}", f.cooperative_matrix.join(", "))
                     }
-                    (None, None) => format!("{}; not used: no kernel is made for these", f.cooperative_matrix.join(", ")),
+                    (None, None) => {
+                        format!("{}; not used: no kernel is made for these", f.cooperative_matrix.join(", "))
+                    }
                 };
                 let memory = size(f.workgroup_memory_bytes.into());
                 let kind = match self.kind {

@@ -15,6 +15,13 @@
 //! | [`Way::Gemv`] | all | up to eight tokens read every weight once, activations in workgroup memory |
 //! | [`Way::Coop`] | all, f16 | cooperative matrices: 2:4 gathers from V = 16 on, and expands below |
 //!
+//! # Cooperative matrices
+//! Drivers differ in the blocks that they multiply and in the lanes of a subgroup, which no API tells. One text serves
+//! all: a [`CoopUnit`] brings in both, with its tiles. [`Caps::cooperative_lanes`] is what [`Program::CoopCheck`] saw when
+//! the device was opened: it multiplies blocks of whole numbers from different places in workgroup memory, in a
+//! workgroup like the kernels' own. Wrong products, and drivers that are known to be wrong, are left in
+//! [`Caps::cooperative_refused`].
+//!
 //! # Tried and rejected
 //! Short patterns by a branch: a thread held the four activations of a group for eight tokens in registers, and one of
 //! six leaves, chosen by a code that is uniform in the workgroup, named its registers. No word was gathered, and a CUDA
@@ -1143,5 +1150,47 @@ mod tests {
     fn loops_of_unknown_length_are_refused() {
         let text = "// unroll\nfor (var i = 0u; i < M; i++) {}";
         assert!(unroll(text, text).unwrap_err().to_string().contains("unrolled"));
+    }
+
+    /// What a driver writes that is right but for one thing.
+    fn checked(edge: usize, width: usize, x_block: impl Fn(usize) -> usize) -> Vec<f32> {
+        let number = |row: usize, k: usize, a: usize, b: usize| ((row * a + k * b + row * row) % 11) as f32 - 5.0;
+        let mut y = vec![width as f32; CHECK_THREADS];
+        for s in 0..CHECK_THREADS / width {
+            for (t, f) in (0..edge * edge).map(|e| (e / edge, e % edge)) {
+                let (w, x) = (edge * (s % 4) + f, edge * x_block(s) + t);
+                y.push((0..32).map(|k| number(w, k, 7, 3) * number(x, k, 5, 4)).sum());
+            }
+        }
+        y.resize(check_len(edge as u32), f32::NAN);
+        y
+    }
+
+    #[test]
+    fn a_driver_that_multiplies_as_it_should_tells_its_width() {
+        for unit in CoopUnit::ALL {
+            let y = checked(unit.edge() as usize, unit.lanes() as usize, |s| (s + 1) % 4);
+            assert_eq!(check_result(unit.edge(), &y), Ok(unit.lanes()), "{unit}");
+        }
+    }
+
+    #[test]
+    fn a_driver_that_multiplies_wrongly_is_found_out() {
+        // Loads that return the first block, whichever is asked for; and none at all.
+        for unit in CoopUnit::ALL {
+            let (edge, lanes) = (unit.edge(), unit.lanes() as usize);
+            let wrong = check_result(edge, &checked(edge as usize, lanes, |_| 0)).unwrap_err();
+            assert!(wrong.contains("in place of"), "{wrong}");
+            let zeros = [vec![lanes as f32; CHECK_THREADS], vec![0.0; check_len(edge) - CHECK_THREADS]].concat();
+            assert!(check_result(edge, &zeros).is_err());
+        }
+        // One wrong element of the last subgroup; widths that differ, and that make no sense.
+        let mut y = checked(16, 32, |s| (s + 1) % 4);
+        y[CHECK_THREADS + 4 * 256 - 1] += 1.0;
+        assert!(check_result(16, &y).is_err());
+        let mut y = checked(16, 32, |s| (s + 1) % 4);
+        y[127] = 64.0;
+        assert!(check_result(16, &y).unwrap_err().contains("differ in width"));
+        assert!(check_result(16, &vec![0.0; check_len(16)]).is_err() && check_result(8, &[]).is_err());
     }
 }

@@ -129,7 +129,7 @@ pub struct LayerNorm<'a> {
 /// GPU a workgroup holds those of a few keys at a time, and on the CPU a thread those of 16 queries, so `seq` is
 /// bounded by `qkv` alone.
 ///
-/// A GPU with cooperative matrices multiplies f16 heads of 32 or 64 features by them, and rounds the weights of a sum
+/// A GPU whose cooperative matrices pay multiplies f16 heads of 32 or 64 features by them, and rounds the weights of a sum
 /// to f16 for that. Of heads of more than 64 features a GPU computes the scores anew for each 64.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {

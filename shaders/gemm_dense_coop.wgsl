@@ -10,6 +10,6 @@ fn fetch_word(feature: u32, k: u32) -> u32 {
 
 fn stash_w(cell: Cell, unit: Unit, half: u32) {
     let at = (half * TILE_M + cell.row) * STRIDE + 2u * cell.unit;
-    w_tile[at] = unit.low;
-    w_tile[at + 1u] = unit.high;
+    hold_w(at, unit.low);
+    hold_w(at + 1u, unit.high);
 }

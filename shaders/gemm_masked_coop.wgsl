@@ -30,6 +30,6 @@ fn stash_w(cell: Cell, unit: Unit, half: u32) {
     let at = (half * TILE_M + cell.row) * STRIDE + 2u * cell.unit;
     // k of a step is a multiple of 32, so a unit's eight bits are those of its number.
     let mask = unit.word >> (8u * (cell.unit % 4u));
-    w_tile[at] = masked(unit.low, mask);
-    w_tile[at + 1u] = masked(unit.high, mask >> 4u);
+    hold_w(at, masked(unit.low, mask));
+    hold_w(at + 1u, masked(unit.high, mask >> 4u));
 }

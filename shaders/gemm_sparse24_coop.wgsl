@@ -14,7 +14,7 @@
 // activations, 8 bytes from each unit of 16; pattern p's copy follows that of p - 1. Tile, grid, way through k and
 // residues: shared/coop.wgsl. Padding along k multiplies a zero value.
 //
-// Copies of the activations take workgroup memory: `CoopTile::of` in src/kernel.rs lists the tiles that fit 48 KiB for
+// Copies of the activations take workgroup memory: `CoopTile::of` in src/kernel.rs lists the tiles that fit for
 // each number of patterns.
 //
 // Predicted for 128 x 128 x 32 at one pattern, per subgroup and step: 32 hardware multiply-adds for the dense kernel's
@@ -29,8 +29,8 @@ fn fetch_word(feature: u32, k: u32) -> u32 {
 
 fn stash_w(cell: Cell, unit: Unit, half: u32) {
     let at = (half * TILE_M + cell.row) * STRIDE + 2u * cell.unit;
-    w_tile[at] = unit.low;
-    w_tile[at + 1u] = unit.high;
+    hold_w(at, unit.low);
+    hold_w(at + 1u, unit.high);
 }
 
 // All units of activations that a thread brings have the same number along k, and so the same word.
@@ -50,6 +50,6 @@ fn stash_x(cell: Cell, unit: Unit, words: Words, half: u32) {
     for (var p = 0u; p < PATTERNS; p++) {
         let codes = words[p] >> (8u * (cell.unit % 4u));
         let at = ((half * PATTERNS + p) * TILE_N + cell.row) * STRIDE + cell.unit;
-        x_tile[at] = Quad(kept(unit.low, codes), kept(unit.high, codes >> 4u));
+        hold_x(at, Quad(kept(unit.low, codes), kept(unit.high, codes >> 4u)));
     }
 }

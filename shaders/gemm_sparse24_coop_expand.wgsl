@@ -30,8 +30,8 @@ fn stash_w(cell: Cell, unit: Unit, half: u32) {
     let at = (half * TILE_M + cell.row) * STRIDE + 4u * cell.unit;
     // k of a step is a multiple of 32, so a unit's four codes are those of its number.
     let codes = unit.word >> (16u * (cell.unit % 2u));
-    w_tile[at] = expanded(unit.low.xy, codes);
-    w_tile[at + 1u] = expanded(unit.low.zw, codes >> 4u);
-    w_tile[at + 2u] = expanded(unit.high.xy, codes >> 8u);
-    w_tile[at + 3u] = expanded(unit.high.zw, codes >> 12u);
+    hold_w(at, expanded(unit.low.xy, codes));
+    hold_w(at + 1u, expanded(unit.low.zw, codes >> 4u));
+    hold_w(at + 2u, expanded(unit.high.xy, codes >> 8u));
+    hold_w(at + 3u, expanded(unit.high.zw, codes >> 12u));
 }

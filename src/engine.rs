@@ -22,7 +22,7 @@ use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
 use crate::format::Sparse24;
 pub use crate::gpu::{AdapterInfo, AdapterKind};
 use crate::gpu::{Binding, Dispatch, Gpu, Scratch, adapters};
-use crate::kernel::{Caps, Kernel, PROBE_CHAINS, PROBE_ROUNDS, Params, Program, ShaderChecks};
+use crate::kernel::{Caps, CoopUnit, Kernel, PROBE_CHAINS, PROBE_ROUNDS, Params, Program, ShaderChecks};
 use crate::layout;
 use crate::mask::{Mask, Mask24};
 use crate::matrix::{DType, Element, Elements, Matrix};
@@ -315,17 +315,26 @@ pub struct Options {
     pub simd: Option<SimdLevel>,
     /// Whether a GPU's shaders keep naga's run-time checks. The kernels guard their own accesses.
     pub checks: ShaderChecks,
-    /// Whether a GPU acts out cooperative matrices in plain WGSL: to check those kernels where there is no such
+    /// Cooperative matrices that a GPU acts out in plain WGSL, if any: to check those kernels where there is no such
     /// hardware. No plan chooses them then; [`Plan::gpu_with`] does.
-    pub emulate_cooperative: bool,
+    pub emulate_cooperative: Option<CoopUnit>,
     /// Whether a GPU's shaders get their loops over registers unrolled; for `None` as [`Caps::unrolls`] says.
     pub unroll: Option<bool>,
+    /// Whether a GPU holds tiles of cooperative matrices as scalars; for `None` as [`Caps::cooperative_scalars`] says.
+    pub cooperative_scalars: Option<bool>,
 }
 
 impl Default for Options {
     /// All cores, trusted shaders.
     fn default() -> Self {
-        Self { threads: None, simd: None, checks: ShaderChecks::Trusted, emulate_cooperative: false, unroll: None }
+        Self {
+            threads: None,
+            simd: None,
+            checks: ShaderChecks::Trusted,
+            emulate_cooperative: None,
+            unroll: None,
+            cooperative_scalars: None,
+        }
     }
 }
 
@@ -367,8 +376,8 @@ impl Device {
         };
         Ok(Self(match adapter {
             Some(adapter) => {
-                let Options { checks, emulate_cooperative, unroll, .. } = options;
-                Inner::Gpu(Arc::new(adapter.open(checks, emulate_cooperative, unroll)?))
+                let Options { checks, emulate_cooperative, unroll, cooperative_scalars, .. } = options;
+                Inner::Gpu(Arc::new(adapter.open(checks, emulate_cooperative, unroll, cooperative_scalars)?))
             }
             None => Inner::Cpu(Arc::new(Cpu::new(options.threads, options.simd)?)),
         }))
@@ -404,11 +413,11 @@ impl Device {
     }
 
     /// What kernels need that this device lacks, and how many kernels need it, form and epilogue left out: the most
-    /// kernels first. Empty on the CPU device.
+    /// kernels first. Those of cooperative matrices count where a device has none that kernels are made for. Empty on the CPU device.
     pub fn refused(&self) -> Vec<(String, usize)> {
         let Some(caps) = self.caps() else { return Vec::new() };
         let mut lacks: BTreeMap<String, usize> = BTreeMap::new();
-        for kernel in Kernel::all().filter(Kernel::is_plain) {
+        for kernel in Kernel::all().filter(|kernel| kernel.is_plain() && caps.misses(kernel.way())) {
             if let Err(lack) = kernel.supported_by(caps) {
                 *lacks.entry(lack).or_default() += 1;
             }
@@ -787,7 +796,11 @@ impl Device {
         let caps = &gpu.info().caps;
         let program = match probe {
             Probe::Fma(dtype) => Program::ProbeFma(dtype),
-            Probe::Cooperative => Program::ProbeCoop,
+            Probe::Cooperative => {
+                let unit = CoopUnit::ALL.into_iter().find(|&unit| Program::ProbeCoop(unit).supported_by(caps).is_ok());
+                let Some(unit) = unit else { return Ok(None) };
+                Program::ProbeCoop(unit)
+            }
             Probe::Copy(_) => Program::ProbeCopy,
             // Memory that is written too bounds a GPU's kernels as well.
             Probe::Read(_) => return Ok(None),
@@ -797,11 +810,13 @@ impl Device {
         }
         let (params, workgroups, x, y, work) = match probe {
             Probe::Cooperative => {
+                let Program::ProbeCoop(unit) = program else { return Ok(None) };
                 let workgroups = (4 * caps.busy_threads).div_ceil(128).min(caps.grid);
-                // A block of sums per chain and subgroup: 8 f32 per chain and thread.
-                let threads = workgroups as usize * 128;
-                let work = (threads / 32) as f64 * (2 * 4096 * PROBE_CHAINS * PROBE_ROUNDS) as f64;
-                (Params::default(), workgroups, 16, threads * 8 * PROBE_CHAINS * 4, work)
+                // A block of f32 sums per chain and subgroup.
+                let edge = unit.edge() as usize;
+                let chains = workgroups as usize * (128 / unit.lanes() as usize) * PROBE_CHAINS;
+                let work = chains as f64 * (2 * edge.pow(3) * PROBE_ROUNDS) as f64;
+                (Params::default(), workgroups, 16, chains * edge * edge * 4, work)
             }
             Probe::Fma(_) => {
                 // Four times what keeps the device busy, so that the last round of workgroups weighs little.

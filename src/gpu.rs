@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::kernel::{Caps, CoopShape, Program, Rates, ShaderChecks};
+use crate::kernel::{Caps, CoopShape, CoopUnit, Params, Program, Rates, ShaderChecks, check_len, check_result};
 use crate::plan::Tuning;
 
 /// What kind of hardware an adapter is.
@@ -124,15 +124,20 @@ fn caps(
         wgpu::CooperativeScalarType::I32 => "i32",
         wgpu::CooperativeScalarType::U32 => "u32",
     };
+    let cooperative: Vec<_> = cooperative
+        .iter()
+        .map(|p| CoopShape { m: p.m_size, n: p.n_size, k: p.k_size, ab: scalar(p.ab_type), c: scalar(p.cr_type) })
+        .collect();
+    let rates = rates(info.device_type, &cooperative);
     Caps {
         f16: features.contains(wgpu::Features::SHADER_F16),
         subgroups: features
             .contains(wgpu::Features::SUBGROUP)
             .then_some((info.subgroup_min_size, info.subgroup_max_size)),
-        cooperative: cooperative
-            .iter()
-            .map(|p| CoopShape { m: p.m_size, n: p.n_size, k: p.k_size, ab: scalar(p.ab_type), c: scalar(p.cr_type) })
-            .collect(),
+        cooperative,
+        cooperative_lanes: None,
+        cooperative_refused: known_wrong(info).map(str::to_owned),
+        cooperative_scalars: info.backend == wgpu::Backend::Metal,
         emulates_cooperative: false,
         unrolls: !info.name.contains("SwiftShader"),
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
@@ -146,20 +151,45 @@ fn caps(
             wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other => 1 << 13,
             wgpu::DeviceType::Cpu => 512,
         },
-        rates: rates(info.device_type),
+        rates,
         // Kernels index elements of two bytes and more with u32.
         binding_bytes: limits.max_storage_buffer_binding_size.min(1 << 32),
         buffer_bytes: limits.max_buffer_size,
     }
 }
 
+/// Why a driver's cooperative matrices are not used whatever they compute in [`Program::CoopCheck`], for drivers that
+/// are known to be wrong or useless. Sources: Mesa's issue 15932 with cubecl's pull request 1444, and llama.cpp's pull
+/// request 24404.
+fn known_wrong(info: &wgpu::AdapterInfo) -> Option<&'static str> {
+    const INTEL: u32 = 0x8086;
+    if info.vendor != INTEL {
+        return None;
+    }
+    let name = info.name.to_lowercase();
+    // Device numbers of Panther Lake and Wildcat Lake; Mesa names their GPUs after the processors.
+    let numbered = matches!(info.device, 0xb080..=0xb0bf | 0xfd80..=0xfd8f);
+    let xe3 = numbered || ["(ptl)", "(wcl)", "xe3"].iter().any(|part| name.contains(part));
+    if xe3 && info.backend == wgpu::Backend::Vulkan && info.driver.to_lowercase().contains("mesa") {
+        return Some("Mesa's driver for Intel's Xe3 loads the first block of workgroup memory, whichever is asked for");
+    }
+    if name.contains("a770") {
+        return Some("up to a thousand times slower than plain arithmetic on Intel's Arc A770");
+    }
+    None
+}
+
 /// What a device of a kind does per second, roughly: a large discrete GPU, a laptop's integrated one, two cores.
-fn rates(kind: wgpu::DeviceType) -> Rates {
-    let (fma, cooperative, memory, cache, dispatch) = match kind {
+fn rates(kind: wgpu::DeviceType, shapes: &[CoopShape]) -> Rates {
+    let (fma, cooperative, memory, cache, dispatch): (f64, f64, f64, f64, f64) = match kind {
         wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::VirtualGpu => (2e13, 1e14, 2e12, 4e12, 3e-6),
         wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other => (1e12, 4e12, 6e10, 2e11, 1e-5),
         wgpu::DeviceType::Cpu => (2.5e9, 2.5e9, 8e9, 2e10, 5e-5),
     };
+    // GPUs whose blocks are no larger than 8, Apple's, multiply them in their plain units: what is saved is
+    // instructions, which makes up for the half of the rate that `Kernel::effort` counts on, and little more.
+    let large = CoopUnit::ALL.into_iter().any(|unit| unit.edge() > 8 && shapes.contains(&unit.shape()));
+    let cooperative = if large || shapes.is_empty() { cooperative } else { cooperative.min(2.0 * fma) };
     Rates { fma, cooperative, memory, cache, dispatch }
 }
 
@@ -242,20 +272,36 @@ impl std::fmt::Debug for Gpu {
 impl Adapter {
     /// Opens the adapter with all its limits and the features that kernels use.
     ///
-    /// With `emulate`, kernels of cooperative matrices run in plain WGSL, whatever the adapter has. `unroll` overrides
-    /// the adapter's kind.
+    /// With `emulate`, kernels of such cooperative matrices run in plain WGSL, whatever the adapter has. `unroll` overrides
+    /// the adapter's kind, and `scalars` how their tiles are held.
+    ///
+    /// Else the adapter's cooperative matrices are put to the test, unless its driver is refused by name: kernels use
+    /// them only where it multiplies as it should, in subgroups of the width that was seen then.
     #[allow(unsafe_code, reason = "cooperative matrices are experimental in wgpu")]
-    pub(crate) fn open(mut self, checks: ShaderChecks, emulate: bool, unroll: Option<bool>) -> Result<Gpu> {
-        self.info.caps.unrolls = unroll.unwrap_or(self.info.caps.unrolls);
+    pub(crate) fn open(
+        mut self,
+        checks: ShaderChecks,
+        emulate: Option<CoopUnit>,
+        unroll: Option<bool>,
+        scalars: Option<bool>,
+    ) -> Result<Gpu> {
+        let caps = &mut self.info.caps;
+        caps.unrolls = unroll.unwrap_or(caps.unrolls);
+        caps.cooperative_scalars = scalars.unwrap_or(caps.cooperative_scalars);
+        let offered = CoopUnit::ALL.into_iter().any(|unit| caps.cooperative.contains(&unit.shape()));
+        let offered = offered && self.adapter.features().contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+        let tested = offered && emulate.is_none() && caps.cooperative_refused.is_none();
         let mut descriptor = descriptor(&self.adapter);
-        if emulate {
+        if let Some(unit) = emulate {
             self.info.caps.emulates_cooperative = true;
-            self.info.caps.cooperative = vec![CoopShape::KERNELS];
-        } else if self.adapter.features().contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+            self.info.caps.cooperative = vec![unit.shape()];
+            self.info.caps.cooperative_lanes = Some(unit.lanes());
+            self.info.caps.cooperative_refused = None;
+        } else if tested {
             descriptor.required_features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
             // SAFETY: what is experimental is used by this crate's own coop shaders alone, whose every load and store
             // lies within workgroup memory or the bound output, and whose results each test and each benchmark row
-            // checks. Gain: not measured yet; the hardware's ratio is in the ceilings of a run.
+            // checks; `check_cooperative` has seen a product come out right before any of them runs. Gain: not measured yet; the hardware's ratio is in the ceilings of a run.
             descriptor.experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
         }
         let (device, queue) = pollster::block_on(self.adapter.request_device(&descriptor))
@@ -271,7 +317,11 @@ impl Adapter {
         device.on_uncaptured_error(Arc::new(move |error| {
             lock(&slot).get_or_insert_with(|| error.to_string());
         }));
-        Gpu::new(device, queue, self.info, checks, lost)
+        let mut gpu = Gpu::new(device, queue, self.info, checks, lost)?;
+        if tested {
+            gpu.check_cooperative();
+        }
+        Ok(gpu)
     }
 }
 
@@ -481,6 +531,41 @@ impl Gpu {
         staging.unmap();
         *slot = Some(staging);
         Ok(data)
+    }
+
+    /// Finds out what the driver's cooperative matrices are worth, and leaves it in the capabilities. What fails here
+    /// fails no one: there are other kernels.
+    fn check_cooperative(&mut self) {
+        let mut found = None;
+        for edge in [8, 16] {
+            let program = Program::CoopCheck { edge };
+            if program.supported_by(&self.info.caps).is_err() {
+                continue;
+            }
+            match (self.run_check(&program, edge), found) {
+                (Ok(lanes), None) => found = Some(lanes),
+                (Ok(lanes), Some(other)) if lanes == other => {}
+                (Ok(lanes), Some(other)) => {
+                    let refused = format!("its subgroups are {other} lanes wide for one shape and {lanes} for another");
+                    self.info.caps.cooperative_refused = Some(refused);
+                }
+                (Err(refused), _) => self.info.caps.cooperative_refused = Some(refused),
+            }
+        }
+        self.info.caps.cooperative_lanes = found.filter(|_| self.info.caps.cooperative_refused.is_none());
+    }
+
+    fn run_check(&self, program: &Program, edge: u32) -> std::result::Result<u32, String> {
+        let bytes = 4 * check_len(edge);
+        let run = || {
+            let y = self.buffer("check", bytes, None)?;
+            let operands = [None, None, None, None, None, Some(Binding::whole(&y))];
+            let dispatch = self.dispatch(program, [1, 1, 1], &Params::default(), &operands)?;
+            self.submit(std::iter::once(&dispatch))?;
+            self.read(&y, bytes)
+        };
+        let read = run().map_err(|e| e.to_string())?;
+        check_result(edge, &bytemuck::pod_collect_to_vec(&read))
     }
 
     /// Waits for everything submitted so far.
@@ -718,4 +803,57 @@ fn is_lost(device: &wgpu::Device) -> bool {
         buffer.get_mapped_range_mut(..).is_ok()
     });
     !mapped && error.is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(vendor: u32, device: u32, name: &str, driver: &str, backend: wgpu::Backend) -> wgpu::AdapterInfo {
+        let mut info = wgpu::AdapterInfo::new(wgpu::DeviceType::IntegratedGpu, backend);
+        (info.vendor, info.device) = (vendor, device);
+        (info.name, info.driver) = (name.to_owned(), driver.to_owned());
+        info
+    }
+
+    #[test]
+    fn drivers_known_to_be_wrong_are_refused_by_name() {
+        const MESA: &str = "Intel open-source Mesa driver";
+        let refused = |vendor, device, name: &str, driver: &str, backend| {
+            known_wrong(&info(vendor, device, name, driver, backend)).unwrap_or_default()
+        };
+        use wgpu::Backend::{Dx12, Vulkan};
+        assert!(refused(0x8086, 0xb080, "Intel(R) Graphics (PTL)", MESA, Vulkan).contains("Xe3"));
+        // By its number alone, and by its name alone.
+        assert!(refused(0x8086, 0xb0a0, "Intel(R) Arc(TM) B390", MESA, Vulkan).contains("Xe3"));
+        assert!(refused(0x8086, 1, "Intel(R) Graphics (WCL)", MESA, Vulkan).contains("Xe3"));
+        for name in ["Intel(R) Arc(tm) A770 Graphics (DG2)", "Intel(R) Arc(TM) A770 Graphics"] {
+            assert!(refused(0x8086, 0x56a0, name, "Intel Corporation", Vulkan).contains("A770"), "{name}");
+        }
+        for (vendor, device, name, driver, backend) in [
+            // Intel's own driver, and its GPUs before and after that are not known to be wrong.
+            (0x8086, 0xb080, "Intel(R) Arc(TM) B390 GPU", "Intel Corporation", Vulkan),
+            (0x8086, 0xb080, "Intel(R) Arc(TM) B390 GPU", MESA, Dx12),
+            (0x8086, 0xe20b, "Intel(R) Arc(tm) B580 Graphics (BMG G21)", MESA, Vulkan),
+            (0x8086, 0x64a0, "Intel(R) Arc(tm) Graphics (LNL)", MESA, Vulkan),
+            // Other vendors' numbers are their own.
+            (0x10de, 0xb080, "NVIDIA A770", "NVIDIA", Vulkan),
+            (0x10005, 0, "llvmpipe (LLVM 22.1.0, 256 bits)", "llvmpipe", Vulkan),
+            (0x1002, 0x744c, "AMD Radeon RX 7900 XTX (RADV NAVI31)", "radv", Vulkan),
+        ] {
+            assert_eq!(known_wrong(&info(vendor, device, name, driver, backend)), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn cooperative_matrices_promise_something_only_where_hardware_has_them() {
+        let shape = |edge: usize| CoopUnit::ALL.into_iter().find(|u| u.edge() as usize == edge).map(CoopUnit::shape);
+        let ratio = |kind, edge| {
+            let rates = rates(kind, shape(edge).as_slice());
+            rates.cooperative / rates.fma
+        };
+        assert!(ratio(wgpu::DeviceType::Cpu, 8) <= 1.0);
+        assert!((ratio(wgpu::DeviceType::IntegratedGpu, 8) - 2.0).abs() < 1e-9);
+        assert!(ratio(wgpu::DeviceType::DiscreteGpu, 16) > 2.0);
+    }
 }

@@ -15,6 +15,13 @@
 //! | [`Way::Gemv`] | all | up to eight tokens read every weight once, activations in workgroup memory |
 //! | [`Way::Coop`] | all, f16 | cooperative matrices: 2:4 gathers from V = 16 on, and expands below |
 //!
+//! # Cooperative matrices
+//! Drivers differ in the blocks that they multiply and in the lanes of a subgroup, which no API tells. One text serves
+//! all: a [`CoopUnit`] brings in both, with its tiles. [`Caps::cooperative_lanes`] is what [`Program::CoopCheck`] saw when
+//! the device was opened: it multiplies blocks of whole numbers from different places in workgroup memory, in a
+//! workgroup like the kernels' own. Wrong products, and drivers that are known to be wrong, are left in
+//! [`Caps::cooperative_refused`].
+//!
 //! # Tried and rejected
 //! Short patterns by a branch: a thread held the four activations of a group for eight tokens in registers, and one of
 //! six leaves, chosen by a code that is uniform in the workgroup, named its registers. No word was gathered, and a CUDA
@@ -101,6 +108,13 @@ pub struct Caps {
     pub subgroups: Option<(u32, u32)>,
     /// Cooperative-matrix shapes.
     pub cooperative: Vec<CoopShape>,
+    /// Lanes of the subgroups that multiply cooperative matrices. No API tells: a probe finds out when a device is
+    /// opened, and whether the results are right. `None` until then, and where they are not used.
+    pub cooperative_lanes: Option<u32>,
+    /// Why cooperative matrices are not used though the driver offers shapes that kernels take.
+    pub cooperative_refused: Option<String>,
+    /// Whether tiles of cooperative matrices are held as scalars in workgroup memory, as Metal's loads want it.
+    pub cooperative_scalars: bool,
     /// Whether cooperative matrices are acted out in plain WGSL: right, but slow, so that no planner chooses them.
     pub emulates_cooperative: bool,
     /// Whether shaders get their marked loops unrolled. SwiftShader's do not: it compiles a kernel in 50 ms rolled, in
@@ -123,6 +137,30 @@ pub struct Caps {
     pub binding_bytes: u64,
     /// Bytes of one buffer.
     pub buffer_bytes: u64,
+}
+
+impl Caps {
+    /// Whether kernels of this unit run; if not, what is missing.
+    pub(crate) fn has(&self, unit: CoopUnit) -> std::result::Result<(), String> {
+        let shape = unit.shape();
+        if !CoopUnit::ALL.into_iter().any(|unit| self.cooperative.contains(&unit.shape())) {
+            return Err("cooperative matrices of 8x8x8 or 16x16x16 f16->f32".into());
+        }
+        match (&self.cooperative_refused, self.cooperative_lanes) {
+            (Some(why), _) => Err(format!("cooperative matrices other than this driver's: {why}")),
+            (None, Some(lanes)) if lanes == unit.lanes && self.cooperative.contains(&shape) => Ok(()),
+            (None, _) => Err(format!("cooperative matrices of {shape} in subgroups of {}", unit.lanes)),
+        }
+    }
+
+    /// Whether a kernel of this way may tell what a device lacks: where one unit of cooperative matrices runs, the
+    /// kernels of the others are not missed.
+    pub(crate) fn misses(&self, way: Way) -> bool {
+        match way {
+            Way::Coop(tile) => self.has(tile.unit).is_ok() || !CoopUnit::ALL.into_iter().any(|u| self.has(u).is_ok()),
+            _ => true,
+        }
+    }
 }
 
 /// What a device can do per second, for the planner's estimates.
@@ -155,21 +193,96 @@ pub struct CoopShape {
     pub c: &'static str,
 }
 
-impl CoopShape {
-    /// The one that the kernels are written for.
-    pub(crate) const KERNELS: Self = Self { m: 16, n: 16, k: 16, ab: "f16", c: "f32" };
-}
-
 impl fmt::Display for CoopShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}x{}x{} {}->{}", self.m, self.n, self.k, self.ab, self.c)
     }
 }
 
-/// A tile of cooperative matrices: a workgroup owns `m x n` outputs and walks k by 32, a subgroup of 32 owns `frags_m x
-/// frags_n` blocks of 16 x 16.
+/// What multiplies cooperative matrices: blocks of `edge x edge x edge`, f16 factors and f32 sums, by subgroups of so
+/// many lanes. Its name (`Display`) is `8s32` for edge 8 and 32 lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CoopUnit {
+    edge: u32,
+    lanes: u32,
+}
+
+impl CoopUnit {
+    /// Those that kernels are registered for: llvmpipe of Mesa 26, Apple's GPUs, NVIDIA's and RDNA's in wave32, and RDNA's
+    /// in wave64, which is what RADV makes of a pipeline unless it is told otherwise.
+    pub const ALL: [Self; 4] = [
+        Self { edge: 8, lanes: 8 },
+        Self { edge: 8, lanes: 32 },
+        Self { edge: 16, lanes: 32 },
+        Self { edge: 16, lanes: 64 },
+    ];
+
+    /// Rows and columns of a block.
+    pub const fn edge(self) -> u32 {
+        self.edge
+    }
+
+    /// Lanes of a subgroup.
+    pub const fn lanes(self) -> u32 {
+        self.lanes
+    }
+
+    /// What a driver must list.
+    pub const fn shape(self) -> CoopShape {
+        CoopShape { m: self.edge, n: self.edge, k: self.edge, ab: "f16", c: "f32" }
+    }
+
+    /// Brings EDGE and LANES into a text, and the types of the instructions where it has them.
+    fn specialise(self, primitives: Primitives, text: &mut Text) -> Result<()> {
+        let Self { edge, lanes } = self;
+        text.set("const EDGE: u32", edge as usize)?;
+        text.set("const LANES: u32", lanes as usize)?;
+        if !primitives.emulated {
+            for (alias, element, role) in [("FragmentA", "f16", "A"), ("FragmentB", "f16", "B"), ("Sum", "f32", "C")] {
+                text.replace(&format!("alias {alias}"), &format!("coop_mat{edge}x{edge}<{element}, {role}>"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for CoopUnit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}s{}", self.edge, self.lanes)
+    }
+}
+
+/// Whose cooperative matrices a text gets.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Primitives {
+    /// Acted out in plain WGSL.
+    emulated: bool,
+    /// Tiles held as scalars.
+    scalars: bool,
+}
+
+impl Primitives {
+    /// The hardware's, with tiles held as vectors.
+    const NATIVE: Self = Self { emulated: false, scalars: false };
+
+    /// Those of a device.
+    const fn of(caps: &Caps) -> Self {
+        Self { emulated: caps.emulates_cooperative, scalars: caps.cooperative_scalars }
+    }
+
+    /// Puts their texts before another one: directives come first.
+    fn precede(self, text: &mut Text) {
+        let own = if self.emulated { COOP_EMULATED } else { COOP_NATIVE };
+        let held = if self.scalars { COOP_SCALARS } else { COOP_QUADS };
+        text.0 = format!("{own}\n{held}\n{}", text.0.trim_start_matches(ENABLE_F16));
+    }
+}
+
+/// A tile of cooperative matrices: a workgroup owns `m x n` outputs and walks k by 32, a subgroup owns `frags_m x
+/// frags_n` blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CoopTile {
+    unit: CoopUnit,
     m: u32,
     n: u32,
     frags_m: u32,
@@ -181,36 +294,36 @@ pub struct CoopTile {
 impl CoopTile {
     const K: u32 = 32;
 
-    const fn new(m: u32, n: u32, frags_m: u32, frags_n: u32, buffers: u32) -> Self {
-        assert!(m.is_multiple_of(16 * frags_m) && n.is_multiple_of(16 * frags_n));
-        Self { m, n, frags_m, frags_n, buffers }
-    }
-
-    /// The tiles registered for an operation, within 48 KiB of workgroup memory, at least one of them within 32.
-    fn of(op: Op) -> &'static [Self] {
-        // A copy of the activations for each pattern of a tile's features takes memory from the tile.
-        const DENSE: [CoopTile; 4] = [
-            CoopTile::new(128, 128, 4, 4, 2),
-            CoopTile::new(256, 128, 4, 4, 1),
-            CoopTile::new(128, 128, 4, 2, 1),
-            CoopTile::new(64, 64, 2, 2, 2),
-        ];
-        const V128: [CoopTile; 3] =
-            [CoopTile::new(128, 128, 4, 4, 2), CoopTile::new(128, 256, 4, 4, 2), CoopTile::new(64, 64, 2, 2, 2)];
-        const V64: [CoopTile; 2] = [CoopTile::new(128, 128, 4, 4, 2), CoopTile::new(64, 64, 2, 2, 2)];
-        const V32: [CoopTile; 2] = [CoopTile::new(128, 128, 4, 4, 1), CoopTile::new(64, 64, 2, 2, 2)];
-        const V16: [CoopTile; 2] = [CoopTile::new(128, 64, 4, 2, 1), CoopTile::new(64, 64, 2, 2, 1)];
-        match op.vector().map(VectorLen::get) {
-            Some(128) => &V128,
-            Some(64) => &V64,
-            Some(32) => &V32,
-            Some(16) => &V16,
-            _ => &DENSE,
-        }
+    /// The tiles registered for an operation and unit: for blocks of 16 within 48 KiB of workgroup memory, at least one
+    /// of them within 32; for blocks of 8 all within 32, which is what the devices that have them offer. Tiles of one
+    /// kind differ by unit in the blocks of a subgroup, so that each lane keeps at most 128 sums in registers, and each
+    /// thread brings a whole 16-byte unit of each operand per step.
+    fn of(op: Op, unit: CoopUnit) -> impl Iterator<Item = Self> {
+        // m, n, frags_m, frags_n, buffers. A copy of the activations for each pattern of a tile's features takes memory
+        // from the tile.
+        type Sizes = (u32, u32, u32, u32, u32);
+        let vector = op.vector().map_or(1, VectorLen::get);
+        let sizes: &[Sizes] = match (unit.edge, unit.lanes > 32, vector) {
+            (8, _, 128 | 64) if unit.lanes >= 32 => &[(128, 64, 8, 4, 2), (64, 64, 4, 4, 2), (32, 32, 2, 4, 2)],
+            (8, _, 1..=8) if unit.lanes >= 32 => &[(128, 64, 8, 4, 1), (64, 64, 4, 4, 2), (32, 32, 2, 4, 2)],
+            (8, ..) => &[(64, 64, 4, 4, 2), (32, 32, 2, 4, 2)],
+            (_, false, 128) => &[(128, 128, 4, 4, 2), (128, 256, 4, 4, 2), (64, 64, 2, 2, 2)],
+            (_, false, 64) => &[(128, 128, 4, 4, 2), (64, 64, 2, 2, 2)],
+            (_, false, 32) => &[(128, 128, 4, 4, 1), (64, 64, 2, 2, 2)],
+            (_, false, 16) => &[(128, 64, 4, 2, 1), (64, 64, 2, 2, 1)],
+            (_, false, _) => &[(128, 128, 4, 4, 2), (256, 128, 4, 4, 1), (128, 128, 4, 2, 1), (64, 64, 2, 2, 2)],
+            (_, true, 128) => &[(128, 128, 4, 4, 2), (128, 256, 8, 4, 2), (64, 64, 4, 2, 2)],
+            (_, true, 64) => &[(128, 128, 4, 4, 2), (64, 64, 4, 2, 2)],
+            (_, true, 32) => &[(128, 128, 4, 4, 1), (64, 64, 4, 2, 2)],
+            (_, true, 16) => &[(128, 64, 4, 2, 1), (64, 64, 4, 2, 1)],
+            (_, true, _) => &[(128, 128, 4, 4, 2), (256, 128, 4, 4, 1), (128, 128, 8, 4, 1), (64, 64, 4, 2, 2)],
+        };
+        sizes.iter().map(move |&(m, n, frags_m, frags_n, buffers)| Self { unit, m, n, frags_m, frags_n, buffers })
     }
 
     const fn threads(self) -> u32 {
-        32 * (self.m / (16 * self.frags_m)) * (self.n / (16 * self.frags_n))
+        let Self { unit, m, n, frags_m, frags_n, .. } = self;
+        unit.lanes * (m / (unit.edge * frags_m)) * (n / (unit.edge * frags_n))
     }
 
     /// Patterns among the features of a tile.
@@ -292,7 +405,7 @@ impl Way {
         let many = if matches!(op, Op::Masked | Op::Masked24) { 16 } else { 32 };
         ways.extend([1, 4, 8].into_iter().flat_map(|tokens| [8, many].map(|slices| Self::Gemv { tokens, slices })));
         if storage == DType::F16 {
-            ways.extend(CoopTile::of(op).iter().map(|&tile| Self::Coop(tile)));
+            ways.extend(CoopUnit::ALL.into_iter().flat_map(|unit| CoopTile::of(op, unit).map(Self::Coop)));
         }
         ways
     }
@@ -329,7 +442,7 @@ impl fmt::Display for Way {
             Self::Tile(_) => write!(f, "{m}x{n}x16"),
             Self::Expand(_) => write!(f, "expand_{m}x{n}x16"),
             Self::Gemv { slices, .. } => write!(f, "gemv_{m}x{n}_t{}", 32 * slices),
-            Self::Coop(tile) => write!(f, "coop_{m}x{n}x{}_t{}", CoopTile::K, tile.threads()),
+            Self::Coop(tile) => write!(f, "coop{}_{m}x{n}x{}_t{}", tile.unit, CoopTile::K, tile.threads()),
         }
     }
 }
@@ -429,10 +542,11 @@ impl Kernel {
             }
             Way::Gemv { .. } => 32 << 10,
             Way::Coop(tile) => {
-                // Rows of k and 16 bytes, and a stage of 16 x 20 f32 per subgroup.
+                // Rows of k and 16 bytes, and a stage of a block of f32 per subgroup, its rows longer by four.
+                let CoopUnit { edge, lanes } = tile.unit;
                 let depth = CoopTile::K / if self.gathers() { 2 } else { 1 };
                 let rows = tile.m + tile.patterns(self.op) * tile.n;
-                16 * (depth / 8 + 1) * tile.buffers * rows + 64 * 20 * tile.threads() / 32
+                16 * (depth / 8 + 1) * tile.buffers * rows + 4 * edge * (edge + 4) * tile.threads() / lanes
             }
         }
     }
@@ -516,14 +630,8 @@ impl Kernel {
         if !caps.f16 && (self.storage == DType::F16 || self.output == DType::F16) {
             return Err("f16 in shaders".into());
         }
-        if matches!(self.way, Way::Coop(_)) {
-            let wanted = CoopShape::KERNELS;
-            if !caps.cooperative.contains(&wanted) {
-                return Err(format!("cooperative matrices of {wanted}"));
-            }
-            if caps.subgroups != Some((32, 32)) && !caps.emulates_cooperative {
-                return Err("subgroups of 32".into());
-            }
+        if let Way::Coop(tile) = self.way {
+            caps.has(tile.unit)?;
         }
         let (threads, bytes) = (self.way.threads(), self.workgroup_bytes());
         if threads > caps.workgroup_threads {
@@ -538,10 +646,10 @@ impl Kernel {
     /// The specialised WGSL, as a GPU gets it. An error only if a shader lacks a name that it is to be specialised by,
     /// which the tests rule out.
     pub fn source(&self) -> Result<String> {
-        self.text(COOP_NATIVE)?.finish(true)
+        self.text(Primitives::NATIVE)?.finish(true)
     }
 
-    fn text(&self, primitives: &str) -> Result<Text> {
+    fn text(&self, primitives: Primitives) -> Result<Text> {
         let mut text = Text::new(&[GEMM], self.storage, self.output)?;
         if self.op != Op::Dense || matches!(self.way, Way::Coop(_)) {
             text.push(include_str!("../shaders/shared/words.wgsl"));
@@ -614,9 +722,9 @@ impl Kernel {
         Ok(text)
     }
 
-    fn coop_text(&self, tile: CoopTile, primitives: &str, text: &mut Text) -> Result<()> {
-        // Directives come first, in the primitives.
-        text.0 = format!("{primitives}\n{}", text.0.trim_start_matches(ENABLE_F16));
+    fn coop_text(&self, tile: CoopTile, primitives: Primitives, text: &mut Text) -> Result<()> {
+        primitives.precede(text);
+        tile.unit.specialise(primitives, text)?;
         text.push(include_str!("../shaders/shared/coop.wgsl"));
         if !self.gathers() {
             text.push(include_str!("../shaders/shared/coop_dense.wgsl"));
@@ -634,7 +742,7 @@ impl Kernel {
         let unit_k = if matches!(self.op, Op::Sparse24(_)) { 16 } else { 8 };
         let patterns = if self.gathers() { tile.patterns(self.op) } else { 1 };
         // Runs of a subgroup's features that share a pattern.
-        let runs = (16 * tile.frags_m * patterns / tile.m).max(1);
+        let runs = (tile.unit.edge * tile.frags_m * patterns / tile.m).max(1);
         for (name, value) in [
             ("TILE_M", tile.m),
             ("TILE_N", tile.n),
@@ -644,7 +752,7 @@ impl Kernel {
             ("FRAGS_M", tile.frags_m),
             ("FRAGS_N", tile.frags_n),
             ("SUMS", tile.frags_m * tile.frags_n),
-            ("K_STEPS", depth / 16),
+            ("K_STEPS", depth / tile.unit.edge),
             ("W_STEPS", tile.m * (CoopTile::K / unit_k) / tile.threads()),
             ("X_STEPS", tile.n * (CoopTile::K / 8) / tile.threads()),
             ("BUFFERS", tile.buffers),
@@ -713,7 +821,12 @@ pub enum Program {
     /// Multiply-adds in registers (shaders/probe_fma.wgsl).
     ProbeFma(DType),
     /// Cooperative matrices (shaders/probe_coop.wgsl).
-    ProbeCoop,
+    ProbeCoop(CoopUnit),
+    /// Whether cooperative matrices are right, and how wide their subgroups are (shaders/coop_check.wgsl).
+    CoopCheck {
+        /// Rows and columns of a block.
+        edge: u32,
+    },
     /// A copy (shaders/probe_copy.wgsl).
     ProbeCopy,
     /// What runs between the GEMMs of a transformer.
@@ -726,9 +839,52 @@ pub enum Program {
 pub(crate) const PROBE_CHAINS: usize = 8;
 pub(crate) const PROBE_ROUNDS: usize = 512;
 
+/// Invocations of the check of cooperative matrices: a multiple of 64, as the kernels have, since drivers choose the width
+/// of subgroups by that, too.
+const CHECK_THREADS: usize = 128;
+/// Blocks along features and tokens in that check.
+const CHECK_BLOCKS: usize = 4;
+
+/// Number of f32 that [`Program::CoopCheck`] writes, at most.
+pub(crate) const fn check_len(edge: u32) -> usize {
+    CHECK_THREADS + CHECK_THREADS / 8 * (edge * edge) as usize
+}
+
+/// What [`Program::CoopCheck`] has found: the lanes of a subgroup, or what is wrong.
+pub(crate) fn check_result(edge: u32, y: &[f32]) -> std::result::Result<u32, String> {
+    let edge = edge as usize;
+    let (widths, sums) = y.split_at(CHECK_THREADS.min(y.len()));
+    let width = widths.first().map_or(0, |&w| w as usize);
+    if widths.len() < CHECK_THREADS || widths.iter().any(|&w| w as usize != width) {
+        return Err("its subgroups differ in width within a workgroup".into());
+    }
+    if !(8..=CHECK_THREADS).contains(&width) || !CHECK_THREADS.is_multiple_of(width) {
+        return Err(format!("its subgroups of {width} take no part of a workgroup"));
+    }
+    // The numbers of shaders/coop_check.wgsl.
+    let number = |row: usize, k: usize, a: usize, b: usize| ((row * a + k * b + row * row) % 11) as f32 - 5.0;
+    for subgroup in 0..CHECK_THREADS / width {
+        let (w_row, x_row) = (edge * (subgroup % CHECK_BLOCKS), edge * ((subgroup + 1) % CHECK_BLOCKS));
+        for t in 0..edge {
+            for f in 0..edge {
+                let products =
+                    (0..CoopTile::K as usize).map(|k| number(w_row + f, k, 7, 3) * number(x_row + t, k, 5, 4));
+                let (expected, got) = (products.sum::<f32>(), sums.get((subgroup * edge + t) * edge + f).copied());
+                if got != Some(expected) {
+                    let got = got.unwrap_or(f32::NAN);
+                    return Err(format!("it multiplies blocks of whole numbers to {got} in place of {expected}"));
+                }
+            }
+        }
+    }
+    Ok(width as u32)
+}
+
 const ENABLE_F16: &str = "enable f16;\n";
 const COOP_NATIVE: &str = include_str!("../shaders/shared/coop_native.wgsl");
 const COOP_EMULATED: &str = include_str!("../shaders/shared/coop_emulated.wgsl");
+const COOP_QUADS: &str = include_str!("../shaders/shared/coop_quads.wgsl");
+const COOP_SCALARS: &str = include_str!("../shaders/shared/coop_scalars.wgsl");
 const GEMM: &str = include_str!("../shaders/shared/gemm.wgsl");
 
 impl Program {
@@ -742,9 +898,10 @@ impl Program {
                 .into_iter()
                 .flat_map(move |output| Epilogue::all().map(move |epilogue| Self::Reduce { form, output, epilogue }))
         });
-        let probes = FLOATS.map(Self::ProbeFma).into_iter().chain([Self::ProbeCoop, Self::ProbeCopy]);
+        let probes = FLOATS.map(Self::ProbeFma).into_iter().chain([Self::ProbeCopy]);
+        let coop = CoopUnit::ALL.map(Self::ProbeCoop).into_iter().chain([8, 16].map(|edge| Self::CoopCheck { edge }));
         let conversions = sparsify::Conversion::all().map(Self::Conversion);
-        pack.chain(reduce).chain(probes).chain(glue::Glue::all().map(Self::Glue)).chain(conversions)
+        pack.chain(reduce).chain(probes).chain(coop).chain(glue::Glue::all().map(Self::Glue)).chain(conversions)
     }
 
     /// The part that decides its text. Programs that differ in form and epilogue alone share a module.
@@ -767,16 +924,15 @@ impl Program {
 
     /// The specialised WGSL, as a GPU gets it: see [`Kernel::source`].
     pub fn source(&self) -> Result<String> {
-        self.text(COOP_NATIVE)?.finish(true)
+        self.text(Primitives::NATIVE)?.finish(true)
     }
 
     /// The specialised WGSL as a device with these capabilities gets it.
     pub fn source_for(&self, caps: &Caps) -> Result<String> {
-        let primitives = if caps.emulates_cooperative { COOP_EMULATED } else { COOP_NATIVE };
-        self.text(primitives)?.finish(caps.unrolls)
+        self.text(Primitives::of(caps))?.finish(caps.unrolls)
     }
 
-    fn text(&self, primitives: &str) -> Result<Text> {
+    fn text(&self, primitives: Primitives) -> Result<Text> {
         match *self {
             Self::Gemm(kernel) => kernel.text(primitives),
             Self::Pack { storage, .. } => Text::new(&[GEMM, include_str!("../shaders/pack_x.wgsl")], storage, storage),
@@ -789,10 +945,21 @@ impl Program {
                 text.set("const ROUNDS: u32", PROBE_ROUNDS)?;
                 Ok(text)
             }
-            Self::ProbeCoop => {
+            Self::ProbeCoop(unit) => {
                 let mut text = Text(include_str!("../shaders/probe_coop.wgsl").to_owned());
+                primitives.precede(&mut text);
+                unit.specialise(primitives, &mut text)?;
                 text.set("const CHAINS: u32", PROBE_CHAINS)?;
                 text.set("const ROUNDS: u32", PROBE_ROUNDS)?;
+                Ok(text)
+            }
+            Self::CoopCheck { edge } => {
+                let mut text = Text(include_str!("../shaders/coop_check.wgsl").to_owned());
+                primitives.precede(&mut text);
+                // How wide a subgroup is does not concern the instructions.
+                CoopUnit { edge, lanes: 32 }.specialise(primitives, &mut text)?;
+                text.set("const THREADS: u32", CHECK_THREADS)?;
+                text.set("const K_STEPS: u32", CoopTile::K as usize / edge as usize)?;
                 Ok(text)
             }
             Self::ProbeCopy => Ok(Text(include_str!("../shaders/probe_copy.wgsl").to_owned())),
@@ -808,7 +975,8 @@ impl Program {
             Self::Pack { form, .. } => overrides(form, Epilogue::NONE),
             Self::Reduce { form, epilogue, .. } => overrides(form, epilogue),
             Self::ProbeFma(_) => overrides(Form::Linear, Epilogue::NONE),
-            Self::ProbeCoop => vec![("FACTOR", 0.007_812_5)],
+            Self::ProbeCoop(_) => vec![("FACTOR", 0.007_812_5)],
+            Self::CoopCheck { .. } => vec![("ONE", 1.0)],
             Self::ProbeCopy => vec![("COPIES", 4.0)],
             Self::Glue(glue) => glue.overrides(),
             Self::Conversion(conversion) => conversion.overrides(),
@@ -822,10 +990,19 @@ impl Program {
             Self::Pack { storage, .. } => storage == DType::F16,
             Self::Reduce { output, .. } => output == DType::F16,
             Self::ProbeFma(dtype) => dtype == DType::F16,
-            Self::ProbeCoop => {
-                let wanted = CoopShape::KERNELS;
-                let native = caps.cooperative.contains(&wanted) && caps.subgroups == Some((32, 32));
-                return if native { Ok(()) } else { Err(format!("cooperative matrices of {wanted}")) };
+            // The matrices' own speed is what is asked for, and what they are.
+            Self::ProbeCoop(_) | Self::CoopCheck { .. } if caps.emulates_cooperative => {
+                return Err("cooperative matrices that are not acted out".into());
+            }
+            Self::ProbeCoop(unit) => return caps.has(unit),
+            Self::CoopCheck { edge } => {
+                let shape = CoopUnit { edge, lanes: 32 }.shape();
+                return match (caps.cooperative.contains(&shape), caps.subgroups) {
+                    (false, _) => Err(format!("cooperative matrices of {shape}")),
+                    (true, None) => Err("subgroups in shaders".into()),
+                    (true, Some(_)) if !caps.f16 => Err("f16 in shaders".into()),
+                    (true, Some(_)) => Ok(()),
+                };
             }
             Self::ProbeCopy => false,
             Self::Glue(glue) => return glue.supported_by(caps),
@@ -842,7 +1019,8 @@ impl fmt::Display for Program {
             Self::Pack { form, storage } => write!(f, "pack_x-{storage}-{}", form.name()),
             Self::Reduce { form, output, epilogue } => write!(f, "reduce-{output}-{epilogue}-{}", form.name()),
             Self::ProbeFma(dtype) => write!(f, "probe_fma-{dtype}"),
-            Self::ProbeCoop => f.write_str("probe_coop"),
+            Self::ProbeCoop(unit) => write!(f, "probe_coop{unit}"),
+            Self::CoopCheck { edge } => write!(f, "coop_check-{edge}"),
             Self::ProbeCopy => f.write_str("probe_copy"),
             Self::Glue(glue) => glue.fmt(f),
             Self::Conversion(conversion) => conversion.fmt(f),
@@ -982,5 +1160,47 @@ mod tests {
     fn loops_of_unknown_length_are_refused() {
         let text = "// unroll\nfor (var i = 0u; i < M; i++) {}";
         assert!(unroll(text, text).unwrap_err().to_string().contains("unrolled"));
+    }
+
+    /// What a driver writes that is right but for one thing.
+    fn checked(edge: usize, width: usize, x_block: impl Fn(usize) -> usize) -> Vec<f32> {
+        let number = |row: usize, k: usize, a: usize, b: usize| ((row * a + k * b + row * row) % 11) as f32 - 5.0;
+        let mut y = vec![width as f32; CHECK_THREADS];
+        for s in 0..CHECK_THREADS / width {
+            for (t, f) in (0..edge * edge).map(|e| (e / edge, e % edge)) {
+                let (w, x) = (edge * (s % 4) + f, edge * x_block(s) + t);
+                y.push((0..32).map(|k| number(w, k, 7, 3) * number(x, k, 5, 4)).sum());
+            }
+        }
+        y.resize(check_len(edge as u32), f32::NAN);
+        y
+    }
+
+    #[test]
+    fn a_driver_that_multiplies_as_it_should_tells_its_width() {
+        for unit in CoopUnit::ALL {
+            let y = checked(unit.edge() as usize, unit.lanes() as usize, |s| (s + 1) % 4);
+            assert_eq!(check_result(unit.edge(), &y), Ok(unit.lanes()), "{unit}");
+        }
+    }
+
+    #[test]
+    fn a_driver_that_multiplies_wrongly_is_found_out() {
+        // Loads that return the first block, whichever is asked for; and none at all.
+        for unit in CoopUnit::ALL {
+            let (edge, lanes) = (unit.edge(), unit.lanes() as usize);
+            let wrong = check_result(edge, &checked(edge as usize, lanes, |_| 0)).unwrap_err();
+            assert!(wrong.contains("in place of"), "{wrong}");
+            let zeros = [vec![lanes as f32; CHECK_THREADS], vec![0.0; check_len(edge) - CHECK_THREADS]].concat();
+            assert!(check_result(edge, &zeros).is_err());
+        }
+        // One wrong element of the last subgroup; widths that differ, and that make no sense.
+        let mut y = checked(16, 32, |s| (s + 1) % 4);
+        y[CHECK_THREADS + 4 * 256 - 1] += 1.0;
+        assert!(check_result(16, &y).is_err());
+        let mut y = checked(16, 32, |s| (s + 1) % 4);
+        y[127] = 64.0;
+        assert!(check_result(16, &y).unwrap_err().contains("differ in width"));
+        assert!(check_result(16, &vec![0.0; check_len(16)]).is_err() && check_result(8, &[]).is_err());
     }
 }

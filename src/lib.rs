@@ -129,12 +129,17 @@
 //! (operation, vector length, way, tile, storage type) against the same reference on two software drivers, with
 //! epilogues, forms and output types in rotation (`SPARSE24_TEST_ALL=1` takes the whole product of 20,000), compile
 //! every shader in Tint, the compiler of browsers, and hold the format bit for bit against files made by torch and
-//! compressed-tensors. Kernels of cooperative matrices are validated and compiled, and run with the matrices acted out
-//! in plain WGSL where their tiles fit the driver's workgroup memory.
+//! compressed-tensors. Kernels of cooperative matrices run with the matrices acted out in plain WGSL where their tiles
+//! fit the driver's workgroup memory, and those of 8x8x8 blocks by llvmpipe's own matrices, which it has from Mesa 26 on.
+//! On any device a probe multiplies blocks of whole numbers first: a driver that gets them wrong, or is known to be
+//! wrong, has no cooperative matrices here.
 //!
 //! # Limits
 //! - No GPU has been timed yet: the planner's estimates rest on instructions counted in CUDA twins, and
-//!   cooperative-matrix kernels have never run on hardware that has them.
+//!   cooperative-matrix kernels have never run on hardware that has them: those of 16x16x16 blocks and of subgroups of 32
+//!   and 64 only acted out. What naga writes for Metal has never been compiled there.
+//! - A device that its owner has opened ([`Device::from_wgpu`]) runs no cooperative matrices: wgpu tells their shapes of
+//!   an adapter alone.
 //! - On a GPU at V = 1 with many tokens no kernel beats dense, and at V = 2 few are expected to; [`Linear`] takes dense
 //!   weights there. "Never slower than dense" is as good as the estimates until [`tune`] has measured.
 //! - On the CPU the dense baseline is the `gemm` crate, fed with 256 k at a time up to 256 tokens, or for up to four

@@ -248,7 +248,9 @@ impl Plan {
         for way in Way::of(problem.op, problem.storage) {
             let kernel = Kernel::new(problem, way)?;
             if let Err(lack) = kernel.supported_by(caps) {
-                refused.push((way, lack));
+                if caps.misses(way) {
+                    refused.push((way, lack));
+                }
                 continue;
             }
             for splits in splits_worth_trying(problem) {
@@ -279,8 +281,14 @@ impl Plan {
         if let Some(next) = candidates.iter().find(|c| c.kernel.way() != method.kernel.way()) {
             let _ = write!(reason, "; next {} {}", next.kernel.way(), time(next.estimate.seconds()));
         }
+        // The kernels of cooperative matrices are many, and lack the same.
+        let mut told = HashSet::new();
         for (way, lack) in refused {
-            let _ = write!(reason, "; {way} needs {lack}");
+            let subject = if matches!(way, Way::Coop(_)) { "coop".to_owned() } else { way.to_string() };
+            let said = format!("; {subject} needs {lack}");
+            if told.insert(said.clone()) {
+                reason += &said;
+            }
         }
         Ok(Self { problem: *problem, method: Method::Gpu(method), basis: Basis::Estimated, reason })
     }
@@ -790,6 +798,9 @@ mod tests {
             f16: true,
             subgroups: Some((32, 32)),
             cooperative: vec![CoopShape { m: 16, n: 16, k: 16, ab: "f16", c: "f32" }],
+            cooperative_lanes: Some(32),
+            cooperative_refused: None,
+            cooperative_scalars: false,
             emulates_cooperative: false,
             unrolls: true,
             timestamps: false,
@@ -817,7 +828,7 @@ mod tests {
         assert_eq!(plan(Op::Dense, 4096, 4096, 4096, DType::F32).way(), "128x128x16");
         assert!(plan(sparse(1), 14336, 1, 4096, DType::F16).way().starts_with("gemv_32x1"));
         assert!(plan(Op::Dense, 14336, 7, 4096, DType::F32).way().starts_with("gemv_32x8"));
-        assert!(plan(Op::Dense, 4096, 4096, 4096, DType::F16).way().starts_with("coop_"));
+        assert!(plan(Op::Dense, 4096, 4096, 4096, DType::F16).way().starts_with("coop16s32_"));
         // Little output and much k: parts of k are summed apart, to fill the device.
         assert!(plan(Op::Dense, 256, 256, 16384, DType::F32).way().contains('/'));
     }
@@ -888,9 +899,32 @@ mod tests {
         let half = Problem { storage: DType::F16, output: DType::F16, ..problem };
         let no_f16 = Caps { f16: false, ..caps() };
         assert!(Plan::gpu(&half, &no_f16, &Tuning::default()).unwrap_err().to_string().contains("f16"));
-        // Subgroups of another width cannot run the kernels of cooperative matrices, which count lanes by 32.
-        let wide = Caps { subgroups: Some((32, 64)), ..caps() };
-        assert!(!Plan::gpu(&half, &wide, &Tuning::default()).unwrap().way().contains("coop"));
+    }
+
+    /// Kernels of cooperative matrices count lanes: they follow what the probe has seen, not what the device allows.
+    #[test]
+    fn cooperative_matrices_are_planned_for_the_width_that_was_seen() {
+        let half = Problem::linear(sparse(32), 4096, 4096, 4096, DType::F16);
+        let plan = |caps: Caps| Plan::gpu(&half, &caps, &Tuning::default()).unwrap();
+        let explained = |caps: Caps| {
+            let plan = plan(caps);
+            assert!(!plan.way().contains("coop"), "{}", plan.explain());
+            plan.explain()
+        };
+        let wide = plan(Caps { subgroups: Some((32, 64)), cooperative_lanes: Some(64), ..caps() });
+        assert!(wide.way().starts_with("coop16s64_"), "{}", wide.explain());
+        assert!(!wide.explain().contains("needs cooperative"), "{}", wide.explain());
+        // A width that no kernel counts by, a driver that was refused, and none that was asked.
+        let odd = explained(Caps { cooperative_lanes: Some(16), ..caps() });
+        assert!(odd.contains("coop needs cooperative matrices of 16x16x16 f16->f32 in subgroups of 64"), "{odd}");
+        let wrong = Caps { cooperative_lanes: None, cooperative_refused: Some("all wrong".into()), ..caps() };
+        let wrong = explained(wrong);
+        assert_eq!(wrong.matches("coop needs cooperative matrices other than this driver's: all wrong").count(), 1);
+        let none = explained(Caps { cooperative: Vec::new(), cooperative_lanes: None, ..caps() });
+        assert!(none.contains("coop needs cooperative matrices of 8x8x8 or 16x16x16 f16->f32"), "{none}");
+        // Not where they promise nothing, as on a processor.
+        let slow = Rates { cooperative: 2e13, ..caps().rates };
+        assert!(!plan(Caps { rates: slow, ..caps() }).way().contains("coop"));
     }
 
     /// Every output is written by one step, every step's operands fit a binding, and splits and pieces cover k and m.

@@ -10,11 +10,12 @@ use common::{Data, allocated, callers_device, gpu, matrix, rng, seed, submission
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::Rng;
 use sparse24::kernel::glue::{AttentionTile, Glue};
+use sparse24::kernel::{Caps, CoopUnit, Rates};
 use sparse24::reference::Verdict;
 use sparse24::reference::glue::{self as oracle, Expectation};
 use sparse24::{
     Attention, DType, Device, Elements, Embed, Error, Indices, Io, LayerNorm, Matrix, Op, Options, Pool, Prepared,
-    Problem, Tensor,
+    Problem, Tensor, Tuning,
 };
 
 /// Pairs of input and output types that the device computes on: all of them on the CPU, for case `i` f32 and one other
@@ -200,7 +201,8 @@ const ATTENTIONS: [(usize, usize, usize, usize); 17] = [
 
 fn attention_agrees_with_the_oracle(device: &Device) {
     let seed = seed();
-    let coop = device.caps().is_some_and(|caps| !caps.cooperative.is_empty());
+    let pays = |rates: Rates| rates.cooperative > rates.fma;
+    let coop = device.caps().is_some_and(|caps| caps.cooperative_lanes.is_some() && pays(caps.rates));
     for (i, sizes) in ATTENTIONS.into_iter().enumerate() {
         for types in types(device, i) {
             // What a device may choose cooperative matrices for.
@@ -664,19 +666,11 @@ fn a_repeated_forward_allocates_nothing_and_submits_once() {
     layer.expect(&device, seq, heads);
 }
 
-/// The kernel of cooperative matrices, with those acted out in plain WGSL: every index it computes is its own.
-#[test]
-#[ignore = "needs a GPU"]
-fn cooperative_attention_agrees_with_the_oracle_when_acted_out() {
-    let Some(device) = gpu() else { return };
-    if !device.caps().unwrap().f16 {
-        eprintln!("skipped: no f16");
-        return;
-    }
-    // Rolled: llvmpipe takes a minute to compile such a kernel unrolled, some seconds as it stands.
-    let options = Options { emulate_cooperative: true, unroll: Some(false), ..Default::default() };
-    let device = Device::open(device.info().name(), options).unwrap();
+/// Attention by the cooperative matrices of a device.
+fn cooperative_attention_agrees(device: &Device, unit: CoopUnit) {
     let caps = device.caps().unwrap();
+    let rates = device.tuning().rates.unwrap_or(caps.rates);
+    let caps = Caps { rates, ..caps.clone() };
     let seed = seed();
     let mut tiles = Vec::new();
     // Queries around 32 and 64, keys around 16, 32 and 64, several steps of keys, one query.
@@ -685,16 +679,58 @@ fn cooperative_attention_agrees_with_the_oracle_when_acted_out() {
             .into_iter()
             .enumerate()
     {
-        let tile = AttentionTile::choose(batch * heads, seq, head_dim, DType::F16, caps).unwrap();
-        assert!(tile.is_cooperative(), "{tile}");
+        let tile = AttentionTile::choose(batch * heads, seq, head_dim, DType::F16, &caps).unwrap();
+        assert_eq!(tile.unit(), Some(unit), "{tile}");
         tiles.push(tile.to_string());
         let output = if i == 0 { DType::F32 } else { DType::F16 };
-        attention_agrees(&device, (batch, seq, heads, head_dim), (DType::F16, output), DType::F16, seed + i as u64);
+        attention_agrees(device, (batch, seq, heads, head_dim), (DType::F16, output), DType::F16, seed + i as u64);
     }
-    the_largest_score_takes_it_all(&device, 6e4, DType::F16);
-    for tile in ["coop_64x32x32", "coop_32x32x32", "coop_32x64x64"] {
-        assert!(tiles.iter().any(|t| t == tile), "{tile} has not run: {tiles:?}");
+    the_largest_score_takes_it_all(device, 6e4, DType::F16);
+    // Within 32 KiB of workgroup memory.
+    for tile in ["64x32x32", "32x32x32", "32x64x64"].map(|tile| format!("coop{unit}_{tile}")) {
+        assert!(tiles.contains(&tile) || caps.workgroup_memory > 32 << 10, "{tile} has not run: {tiles:?}");
     }
+}
+
+/// The kernels of cooperative matrices, with those acted out in plain WGSL: every index they compute is their own.
+#[test]
+#[ignore = "needs a GPU"]
+fn cooperative_attention_agrees_with_the_oracle_when_acted_out() {
+    let Some(device) = gpu() else { return };
+    if !device.caps().unwrap().f16 {
+        eprintln!("skipped: no f16");
+        return;
+    }
+    for (i, unit) in CoopUnit::ALL.into_iter().enumerate() {
+        // Rolled: llvmpipe takes a minute to compile such a kernel unrolled, some seconds as it stands.
+        let options = Options {
+            emulate_cooperative: Some(unit),
+            cooperative_scalars: Some(i % 2 == 1),
+            unroll: Some(false),
+            ..Default::default()
+        };
+        cooperative_attention_agrees(&Device::open(device.info().name(), options).unwrap(), unit);
+    }
+}
+
+/// The same by the instructions of a device that has them. Where its plain arithmetic is faster, it is told otherwise.
+#[test]
+#[ignore = "needs a GPU"]
+fn cooperative_attention_agrees_with_the_oracle() {
+    let Some(under_test) = gpu() else { return };
+    let Some(lanes) = under_test.caps().unwrap().cooperative_lanes else {
+        assert!(std::env::var_os("SPARSE24_REQUIRE_COOPERATIVE").is_none(), "cooperative matrices are required");
+        eprintln!("skipped: no cooperative matrices");
+        return;
+    };
+    let shapes = &under_test.caps().unwrap().cooperative;
+    let has = |unit: &CoopUnit| unit.lanes() == lanes && shapes.contains(&unit.shape());
+    let unit = CoopUnit::ALL.into_iter().find(has).unwrap();
+    let options = Options { unroll: (lanes == 8).then_some(false), ..Default::default() };
+    let device = Device::open(under_test.info().name(), options).unwrap();
+    let rates = device.caps().unwrap().rates;
+    device.set_tuning(Tuning::new(Some(Rates { cooperative: 10.0 * rates.fma, ..rates })));
+    cooperative_attention_agrees(&device, unit);
 }
 
 /// A kernel that exists has a shader: what has none is refused when it is made, with what is wrong.

@@ -32,8 +32,10 @@ fn parse(kernel: &Program) -> naga::Module {
 }
 
 fn validate(kernel: &Program, module: &naga::Module) -> naga::valid::ModuleInfo {
-    let capabilities =
-        Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32 | Capabilities::COOPERATIVE_MATRIX;
+    let capabilities = Capabilities::SHADER_FLOAT16
+        | Capabilities::SHADER_FLOAT16_IN_FLOAT32
+        | Capabilities::COOPERATIVE_MATRIX
+        | Capabilities::SUBGROUP;
     Validator::new(ValidationFlags::all(), capabilities)
         .validate(module)
         .unwrap_or_else(|e| panic!("{kernel}: {}", e.emit_to_string(&kernel.source().unwrap())))
@@ -89,6 +91,9 @@ fn shader_files_are_valid_as_they_stand() {
     let tokens = include_str!("../shaders/shared/tokens1.wgsl");
     let gemv = include_str!("../shaders/shared/gemv.wgsl");
     let coop = include_str!("../shaders/shared/coop_native.wgsl");
+    let coop_quads = include_str!("../shaders/shared/coop_quads.wgsl");
+    let coop_scalars = include_str!("../shaders/shared/coop_scalars.wgsl");
+    let emulated = include_str!("../shaders/shared/coop_emulated.wgsl");
     let coop_main = include_str!("../shaders/shared/coop.wgsl");
     let coop_dense = include_str!("../shaders/shared/coop_dense.wgsl");
     let glue = include_str!("../shaders/shared/glue.wgsl");
@@ -109,26 +114,40 @@ fn shader_files_are_valid_as_they_stand() {
         &[gemm, include_str!("../shaders/reduce.wgsl")],
         &[gemm, include_str!("../shaders/probe_fma.wgsl")],
         &[include_str!("../shaders/probe_copy.wgsl")],
-        &[include_str!("../shaders/probe_coop.wgsl")],
+        &[coop, coop_quads, include_str!("../shaders/probe_coop.wgsl")],
+        &[coop, coop_quads, include_str!("../shaders/coop_check.wgsl")],
         &[glue, include_str!("../shaders/embed.wgsl")],
         &[glue, quads, include_str!("../shaders/layer_norm.wgsl")],
         &[glue, scalars, include_str!("../shaders/layer_norm.wgsl")],
         &[glue, quads, attention, include_str!("../shaders/attention.wgsl")],
         &[glue, scalars, attention, include_str!("../shaders/attention.wgsl")],
-        &[coop, glue, quads, attention, include_str!("../shaders/attention_coop.wgsl")],
+        &[coop, coop_quads, glue, quads, attention, include_str!("../shaders/attention_coop.wgsl")],
+        &[emulated, coop_scalars, glue, quads, attention, include_str!("../shaders/attention_coop.wgsl")],
         &[glue, quads, include_str!("../shaders/pool.wgsl")],
         &[glue, scalars, include_str!("../shaders/pool.wgsl")],
         &[sparse24, include_str!("../shaders/sparsify.wgsl")],
         &[sparse24, include_str!("../shaders/densify.wgsl")],
-        &[coop, gemm, words, coop_main, coop_dense, include_str!("../shaders/gemm_dense_coop.wgsl")],
-        &[coop, gemm, words, coop_main, coop_dense, include_str!("../shaders/gemm_masked_coop.wgsl")],
-        &[coop, gemm, words, coop_main, include_str!("../shaders/gemm_sparse24_coop.wgsl")],
-        &[coop, gemm, words, coop_main, coop_dense, include_str!("../shaders/gemm_sparse24_coop_expand.wgsl")],
+        &[coop, coop_quads, gemm, words, coop_main, coop_dense, include_str!("../shaders/gemm_dense_coop.wgsl")],
+        &[coop, coop_quads, gemm, words, coop_main, coop_dense, include_str!("../shaders/gemm_masked_coop.wgsl")],
+        &[coop, coop_quads, gemm, words, coop_main, include_str!("../shaders/gemm_sparse24_coop.wgsl")],
+        &[coop, coop_scalars, gemm, words, coop_main, include_str!("../shaders/gemm_sparse24_coop.wgsl")],
+        &[emulated, coop_quads, gemm, words, coop_main, include_str!("../shaders/gemm_sparse24_coop.wgsl")],
+        &[
+            coop,
+            coop_quads,
+            gemm,
+            words,
+            coop_main,
+            coop_dense,
+            include_str!("../shaders/gemm_sparse24_coop_expand.wgsl"),
+        ],
     ] {
         let text = parts.join("\n");
         let module = naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
-        let capabilities =
-            Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32 | Capabilities::COOPERATIVE_MATRIX;
+        let capabilities = Capabilities::SHADER_FLOAT16
+            | Capabilities::SHADER_FLOAT16_IN_FLOAT32
+            | Capabilities::COOPERATIVE_MATRIX
+            | Capabilities::SUBGROUP;
         Validator::new(ValidationFlags::all(), capabilities).validate(&module).unwrap();
     }
 }
@@ -179,9 +198,17 @@ fn params_are_laid_out_as_the_host_writes_them() {
         ("tiles_n", offset_of!(Params, tiles_n)),
         ("k_given", offset_of!(Params, k_given)),
     ];
-    // The copy declares the two that it reads, and the probe of cooperative matrices none.
-    let others =
-        |p: &Program| matches!(p, Program::ProbeCopy | Program::ProbeCoop | Program::Glue(_) | Program::Conversion(_));
+    // The copy declares the two that it reads, and the probes of cooperative matrices none.
+    let others = |p: &Program| {
+        matches!(
+            p,
+            Program::ProbeCopy
+                | Program::ProbeCoop(_)
+                | Program::CoopCheck { .. }
+                | Program::Glue(_)
+                | Program::Conversion(_)
+        )
+    };
     for kernel in modules().filter(|p| !others(p)) {
         assert_eq!(params_of(&kernel), (named(&expected), size_of::<Params>()), "{kernel}");
     }

@@ -1,9 +1,10 @@
 // The cooperative-matrix kernels' way through k. The family's file says how operands are stashed in workgroup memory
 // (`fetch_word`, `stash_w`, `fetch_pattern`, `stash_x`), coop_native.wgsl how subgroups multiply.
 //
-// Tile: a workgroup owns TILE_M features x TILE_N tokens and walks k in steps of TILE_K; a subgroup of 32 lanes owns
-// FRAGS_M x FRAGS_N blocks of 16 x 16 of it, their sums in registers: 8 registers per lane and block. Storage is f16,
-// sums are f32. Dispatch grid, splits, order of tiles, residues along m and n: shared/gemm.wgsl.
+// Tile: a workgroup owns TILE_M features x TILE_N tokens and walks k in steps of TILE_K; a subgroup of LANES lanes owns
+// FRAGS_M x FRAGS_N blocks of EDGE x EDGE of it, their sums in registers: EDGE * EDGE / LANES registers per lane and
+// block. EDGE and LANES are those of coop_native.wgsl, which comes first. Storage is f16, sums are f32. Dispatch grid,
+// splits, order of tiles, residues along m and n: shared/gemm.wgsl.
 //
 // Pipeline: a step's operands wait in registers; they are stashed in workgroup memory, the next step's are sent for,
 // and the step is multiplied while those are on their way. With BUFFERS = 2 steps alternate between two halves of
@@ -11,7 +12,7 @@
 // before; with 1, for tiles that would not fit twice, a second barrier follows the multiplying.
 //
 // Workgroup memory: both tiles are rows of DEPTH values along k, one row per feature, or per token and pattern, plus 16
-// bytes.
+// bytes. Places are counted in vec4s of f16; coop_quads.wgsl or coop_scalars.wgsl says how they are held.
 // - A hardware load of 8 x 8 reads 16 bytes of each of eight consecutive rows. DEPTH is a multiple of 16, so a row is
 //   an odd number of 16-byte units and those eight reads cover all 32 banks once.
 // - Weights are stashed by runs of 32 lanes that hold one unit of 32 consecutive features, which is how a panel lies in
@@ -20,13 +21,13 @@
 // - Activations are read by the row: TILE_K / 8 neighbouring lanes read contiguous bytes of one token. The rows that
 //   make up 128 written bytes are taken 8 / SPREAD apart, since neighbouring ones would overlap in the 16 bytes by
 //   which a row is longer.
-// - Sums leave through `stage`, f32, a block of 16 tokens x 16 features per subgroup, since a cooperative
-//   matrix has no accessible elements. Rows are longer by 4: a lane of the usual register layout stores to tokens two
-//   apart, whose banks then differ by 8, and neighbouring lanes to neighbouring features. Where they are read back, 32
-//   lanes meet in four of the banks, which takes two passes. The tiles' memory cannot serve: WGSL gives it one type.
-// Bytes: 16 * (DEPTH / 8 + 1) * BUFFERS * (TILE_M + PATTERNS * TILE_N) + 64 * 20 * THREADS / 32.
+// - Sums leave through `stage`, f32, a block of EDGE tokens x EDGE features per subgroup, since a cooperative matrix has
+//   no accessible elements. Rows are longer by 4: a lane of the usual register layout stores to tokens two apart, whose
+//   banks then differ by 8, and neighbouring lanes to neighbouring features. Where rows of 16 are read back, 32 lanes
+//   meet in four of the banks, which takes two passes. The tiles' memory cannot serve: WGSL gives it one type.
+// Bytes: 16 * (DEPTH / 8 + 1) * BUFFERS * (TILE_M + PATTERNS * TILE_N) + 4 * EDGE * (EDGE + 4) * THREADS / LANES.
 //
-// Predicted for 128 x 128 x 32, 4 x 4 blocks, 4 subgroups, f16 dense: per step a subgroup issues 64 hardware
+// Predicted for subgroups of 32, blocks of 16, 128 x 128 x 32, 4 x 4 blocks, 4 subgroups, f16 dense: per step a subgroup issues 64 hardware
 // multiply-adds (16 x 8 x 16, 2048 each), 16 loads of a fragment, 16 loads and 16 stores of 8 bytes or half as many of
 // 16, about 60 integer instructions and a barrier: about 170 issue slots for 64 x 8 cycles of a tensor unit that does
 // 256 multiply-adds per cycle. The fragments are 8 KiB per subgroup and step, so all four subgroups take 256 of those
@@ -34,6 +35,9 @@
 // that rate, 17 at 540 multiply-adds per cycle. Registers: 128 for sums, 32 for operands on their way, 20 to 32 for
 // fragments, so two workgroups of 128 per SM. Expected limits are those bytes and the latency that two subgroups per
 // scheduler leave uncovered, not issue.
+//
+// Occupancy, threads per core at least: rdna3 256, rdna4 256, ampere 256, ada 256. That is one workgroup or two: a tile's
+// sums and fragments leave room for no more.
 
 const TILE_M: u32 = 128u;
 const TILE_N: u32 = 128u;
@@ -42,7 +46,7 @@ const TILE_K: u32 = 32u;
 const DEPTH: u32 = 32u;
 // k that a 16-byte unit of a weight panel spans: 8, or 16 for kept values.
 const UNIT_K: u32 = 8u;
-// 16 x 16 blocks per subgroup.
+// Blocks of EDGE x EDGE per subgroup.
 const FRAGS_M: u32 = 4u;
 const FRAGS_N: u32 = 4u;
 const SUMS: u32 = 16u;
@@ -54,16 +58,16 @@ const X_STEPS: u32 = 4u;
 // Halves of workgroup memory, 1 or 2.
 const BUFFERS: u32 = 2u;
 // Patterns that the tile's features have, a copy of the activations for each; patterns among a subgroup's features; and
-// blocks of 16 features that share one.
+// blocks of EDGE features that share one.
 const PATTERNS: u32 = 1u;
 const RUNS: u32 = 1u;
 const RUN_FRAGS: u32 = 4u;
 
-const SUBGROUP_M: u32 = 16u * FRAGS_M;
-const SUBGROUP_N: u32 = 16u * FRAGS_N;
+const SUBGROUP_M: u32 = EDGE * FRAGS_M;
+const SUBGROUP_N: u32 = EDGE * FRAGS_N;
 const SUBGROUPS_M: u32 = TILE_M / SUBGROUP_M;
 const SUBGROUPS_N: u32 = TILE_N / SUBGROUP_N;
-const THREADS: u32 = 32u * SUBGROUPS_M * SUBGROUPS_N;
+const THREADS: u32 = LANES * SUBGROUPS_M * SUBGROUPS_N;
 const W_UNITS: u32 = TILE_K / UNIT_K;
 const X_UNITS: u32 = TILE_K / 8u;
 const PATTERN_M: u32 = TILE_M / PATTERNS;
@@ -71,26 +75,24 @@ const PATTERN_M: u32 = TILE_M / PATTERNS;
 const SPREAD: u32 = max(64u / DEPTH, 1u);
 // Lengths of rows, in vec4s and in f32s.
 const STRIDE: u32 = DEPTH / 4u + 2u;
-const STAGE_STRIDE: u32 = 20u;
-const STAGE_SIZE: u32 = 16u * STAGE_STRIDE;
+const STAGE_STRIDE: u32 = EDGE + 4u;
+const STAGE_SIZE: u32 = EDGE * STAGE_STRIDE;
 
 const_assert TILE_M % SUBGROUP_M == 0u && TILE_N % SUBGROUP_N == 0u && SUMS == FRAGS_M * FRAGS_N;
-const_assert TILE_K == 32u && DEPTH == 16u * K_STEPS && (DEPTH == TILE_K || 2u * DEPTH == TILE_K);
+const_assert TILE_K == 32u && DEPTH == EDGE * K_STEPS && (DEPTH == TILE_K || 2u * DEPTH == TILE_K);
 const_assert W_STEPS * THREADS == TILE_M * W_UNITS && X_STEPS * THREADS == TILE_N * X_UNITS;
 const_assert RUNS * RUN_FRAGS == FRAGS_M && (BUFFERS == 1u || BUFFERS == 2u);
 // A run must lie within one pattern, and differ from its neighbour's only where there are several.
-const_assert PATTERN_M % (16u * RUN_FRAGS) == 0u && (RUNS == 1u || PATTERN_M == 16u * RUN_FRAGS);
+const_assert PATTERN_M % (EDGE * RUN_FRAGS) == 0u && (RUNS == 1u || PATTERN_M == EDGE * RUN_FRAGS);
 const_assert SPREAD <= 8u && THREADS % X_UNITS == 0u;
-
-alias Quad = vec4<f16>;
 
 @group(0) @binding(1) var<storage, read> w: array<Quad>;
 @group(0) @binding(2) var<storage, read> bits: array<u32>;
 @group(0) @binding(3) var<storage, read> x: array<Quad>;
 
-var<workgroup> w_tile: array<Quad, BUFFERS * TILE_M * STRIDE>;
-var<workgroup> x_tile: array<Quad, BUFFERS * PATTERNS * TILE_N * STRIDE>;
-var<workgroup> stage: array<f32, THREADS / 32u * STAGE_SIZE>;
+var<workgroup> w_tile: array<Held, HELD * BUFFERS * TILE_M * STRIDE>;
+var<workgroup> x_tile: array<Held, HELD * BUFFERS * PATTERNS * TILE_N * STRIDE>;
+var<workgroup> stage: array<f32, THREADS / LANES * STAGE_SIZE>;
 
 // Eight f16 along k on their way, and for weights the word of mask bits or codes that covers them.
 struct Unit {
@@ -145,7 +147,7 @@ fn main(
     let feature0 = tile.x * TILE_M;
     let token0 = tile.y * TILE_N;
     // The subgroup's place in the tile.
-    let subgroup = lane / 32u;
+    let subgroup = lane / LANES;
     let sub_m = subgroup % SUBGROUPS_M * SUBGROUP_M;
     let sub_n = subgroup / SUBGROUPS_M * SUBGROUP_N;
     let k_end = min(params.k, (workgroup.z + 1u) * params.k_split);
@@ -201,16 +203,16 @@ fn main(
         for (var kk = 0u; kk < K_STEPS; kk++) {
             // unroll
             for (var r = 0u; r < RUNS; r++) {
-                let pattern = (sub_m + 16u * RUN_FRAGS * r) / PATTERN_M;
+                let pattern = (sub_m + EDGE * RUN_FRAGS * r) / PATTERN_M;
                 let x_row = (half * PATTERNS + pattern) * TILE_N + sub_n;
                 var b: array<FragmentB, FRAGS_N>;
                 // unroll
                 for (var j = 0u; j < FRAGS_N; j++) {
-                    b[j] = load_b((x_row + 16u * j) * STRIDE + 4u * kk, lane);
+                    b[j] = load_b((x_row + EDGE * j) * STRIDE + EDGE / 4u * kk, lane);
                 }
                 // unroll
                 for (var i = 0u; i < RUN_FRAGS; i++) {
-                    let a = load_a((w_row + 16u * (r * RUN_FRAGS + i)) * STRIDE + 4u * kk, lane);
+                    let a = load_a((w_row + EDGE * (r * RUN_FRAGS + i)) * STRIDE + EDGE / 4u * kk, lane);
                     // unroll
                     for (var j = 0u; j < FRAGS_N; j++) {
                         sums[(r * RUN_FRAGS + i) * FRAGS_N + j] =
@@ -235,11 +237,11 @@ fn main(
         for (var i = 0u; i < FRAGS_M; i++) {
             stage_sum(sums[i * FRAGS_N + j], stage0, lane);
             workgroupBarrier();
-            for (var e = lane % 32u; e < 256u; e += 32u) {
-                let f = select(e / 16u, e % 16u, LINEAR);
-                let t = select(e % 16u, e / 16u, LINEAR);
-                let feature = feature0 + sub_m + 16u * i + f;
-                store(feature, token0 + sub_n + 16u * j + t, workgroup.z, stage[stage0 + t * STAGE_STRIDE + f]);
+            for (var e = lane % LANES; e < EDGE * EDGE; e += LANES) {
+                let f = select(e / EDGE, e % EDGE, LINEAR);
+                let t = select(e % EDGE, e / EDGE, LINEAR);
+                let feature = feature0 + sub_m + EDGE * i + f;
+                store(feature, token0 + sub_n + EDGE * j + t, workgroup.z, stage[stage0 + t * STAGE_STRIDE + f]);
             }
             workgroupBarrier();
         }

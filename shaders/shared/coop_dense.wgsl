@@ -7,6 +7,6 @@ fn fetch_pattern(p: u32, lane: u32, feature0: u32, k0: u32) -> u32 {
 
 fn stash_x(cell: Cell, unit: Unit, words: Words, half: u32) {
     let at = (half * TILE_N + cell.row) * STRIDE + 2u * cell.unit;
-    x_tile[at] = unit.low;
-    x_tile[at + 1u] = unit.high;
+    hold_x(at, unit.low);
+    hold_x(at + 1u, unit.high);
 }

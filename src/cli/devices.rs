@@ -62,6 +62,10 @@ struct Features {
     subgroup_min: Option<u32>,
     subgroup_max: Option<u32>,
     cooperative_matrix: Vec<String>,
+    /// Lanes of the subgroups that multiply those, where that was tried and came out right.
+    cooperative_matrix_lanes: Option<u32>,
+    /// Why those are not used.
+    cooperative_matrix_refused: Option<String>,
     timestamps: bool,
     workgroup_memory_bytes: u32,
     workgroup_threads: u32,
@@ -86,7 +90,16 @@ impl Listing {
             |a: &AdapterInfo, b: &AdapterInfo| (&a.name, &a.backend, &a.driver) == (&b.name, &b.backend, &b.driver);
         let auto = auto.and_then(|auto| adapters.iter().position(|a| same(a, &auto)));
         let names: Vec<_> = adapters.iter().map(|a| a.name.clone()).collect();
-        let gpus = adapters.into_iter().enumerate().map(|(i, a)| Entry::gpu(a, selector(&names, i), auto == Some(i)));
+        let gpus = adapters.into_iter().enumerate().map(|(i, adapter)| {
+            let device = selector(&names, i);
+            // What cooperative matrices are worth is found out when a device is opened.
+            let opened = match &device {
+                Some(name) if !adapter.caps.cooperative.is_empty() => Device::gpu(name).ok(),
+                _ => None,
+            };
+            let caps = opened.as_ref().and_then(Device::caps).unwrap_or(&adapter.caps).clone();
+            Entry::gpu(AdapterInfo { caps, ..adapter }, device, auto == Some(i))
+        });
         let mut devices: Vec<_> = gpus.collect();
         devices.push(Entry::cpu(Device::cpu()?.info(), auto.is_none()));
         let auto = devices.iter().find(|d| d.auto).and_then(|d| d.device.clone());
@@ -126,6 +139,8 @@ impl Entry {
             subgroup_min: caps.subgroups.map(|s| s.0),
             subgroup_max: caps.subgroups.map(|s| s.1),
             cooperative_matrix: caps.cooperative.iter().map(ToString::to_string).collect(),
+            cooperative_matrix_lanes: caps.cooperative_lanes,
+            cooperative_matrix_refused: caps.cooperative_refused,
             timestamps: caps.timestamps,
             workgroup_memory_bytes: caps.workgroup_memory,
             workgroup_threads: caps.workgroup_threads,
@@ -171,9 +186,15 @@ impl Entry {
                     (Some(min), Some(max)) => format!("{min} to {max}"),
                     _ => "no".into(),
                 };
-                let shapes = match &f.cooperative_matrix[..] {
-                    [] => "no".into(),
-                    shapes => shapes.join(", "),
+                let shapes = match (&f.cooperative_matrix_refused, f.cooperative_matrix_lanes) {
+                    _ if f.cooperative_matrix.is_empty() => "no".into(),
+                    (Some(why), _) => format!("{}; not used: {why}", f.cooperative_matrix.join(", ")),
+                    (None, Some(lanes)) => {
+                        format!("{}; tried, in subgroups of {lanes}", f.cooperative_matrix.join(", "))
+                    }
+                    (None, None) => {
+                        format!("{}; not used: no kernel is made for these", f.cooperative_matrix.join(", "))
+                    }
                 };
                 let memory = size(f.workgroup_memory_bytes.into());
                 let kind = match self.kind {

@@ -378,10 +378,10 @@ mod tests {
             (sparse(1), DType::F16, "gemv_32x8_t256"),
             (sparse(128), DType::F32, "gemv_32x4_t1024"),
             (Op::Masked24, DType::F16, "gemv_32x4_t256"),
-            (Op::Dense, DType::F16, "coop_64x64x32_t128"),
-            (Op::Masked24, DType::F16, "coop_64x64x32_t128"),
-            (sparse(1), DType::F16, "coop_64x64x32_t128"),
-            (sparse(16), DType::F16, "coop_64x64x32_t128"),
+            (Op::Dense, DType::F16, "coop16s32_64x64x32_t128"),
+            (Op::Masked24, DType::F16, "coop16s32_64x64x32_t128"),
+            (sparse(1), DType::F16, "coop16s32_64x64x32_t128"),
+            (sparse(16), DType::F16, "coop16s32_64x64x32_t128"),
         ] {
             let kernel = kernel(op, storage, way);
             let (m, n) = kernel.way().tile();
@@ -438,7 +438,7 @@ mod tests {
         // The first of eight runs takes the 33rd word, too.
         assert_eq!(trips(gemv, 1024 + 32), [(2, vec![2, 5]), (8, vec![])]);
         // A step of 32 k; each of 2 x 2 blocks leaves in 256 elements for 32 lanes.
-        let coop = kernel(Op::Dense, DType::F16, "coop_64x64x32_t128");
+        let coop = kernel(Op::Dense, DType::F16, "coop16s32_64x64x32_t128");
         assert_eq!(trips(coop, 96), [(3, vec![]), (8, vec![]), (8, vec![]), (8, vec![]), (8, vec![])]);
     }
 
@@ -521,9 +521,9 @@ mod tests {
             half(Op::Dense, "gemv_32x8_t256", [8.5, 16.5, 17.0, 16.5, 33.0]),
             half(sparse(1), "gemv_32x8_t256", [8.5, 8.5, 9.0, 8.5, 24.12]),
             half(sparse(32), "gemv_32x8_t256", [4.5, 8.5, 9.0, 8.5, 17.0]),
-            half(Op::Dense, "coop_128x128x32_t128", [64.0, 96.0, 96.0, 64.0, 128.0]),
-            half(sparse(128), "coop_128x128x32_t128", [28.0, 44.0, 44.0, 28.0, 56.0]),
-            half(sparse(1), "coop_128x128x32_t128", [64.0, 96.0, 96.0, 64.0, 128.0]),
+            half(Op::Dense, "coop16s32_128x128x32_t128", [64.0, 96.0, 96.0, 64.0, 128.0]),
+            half(sparse(128), "coop16s32_128x128x32_t128", [28.0, 44.0, 44.0, 28.0, 56.0]),
+            half(sparse(1), "coop16s32_128x128x32_t128", [64.0, 96.0, 96.0, 64.0, 128.0]),
         ] {
             let kernel = kernel(op, storage, way);
             let subgroups = f64::from(kernel.way().threads() / 32);
@@ -551,7 +551,7 @@ mod tests {
             (sparse(1), DType::F32, "expand_64x64x16"),
             (sparse(1), DType::F16, "gemv_32x8_t256"),
             (Op::Masked, DType::F32, "gemv_32x1_t512"),
-            (Op::Dense, DType::F16, "coop_64x64x32_t128"),
+            (Op::Dense, DType::F16, "coop16s32_64x64x32_t128"),
         ] {
             let kernel = kernel(op, storage, way);
             for rules in Rules::ALL {
@@ -652,7 +652,7 @@ mod tests {
     #[test]
     fn cooperative_tiles_lie_in_banks_as_their_header_says() {
         let k32 = |rules, write, names: &[&str], widest| {
-            let way = "coop_128x128x32_t128";
+            let way = "coop16s32_128x128x32_t128";
             let cost = |k| part(&traced(Op::Dense, DType::F16, way, k).merged(widest), rules, write, names);
             (cost(128) - cost(64)) / 2.0
         };
@@ -662,7 +662,7 @@ mod tests {
         assert_eq!(k32(Rules::RDNA4, true, &["w_tile", "x_tile"], 16), 8.0 * 4.0);
         assert_eq!(k32(Rules::RDNA4, true, &["w_tile", "x_tile"], 8), 8.0 * 8.0);
         // Sums are stored without conflicts, and read back in two passes.
-        let trace = traced(Op::Dense, DType::F16, "coop_128x128x32_t128", 32);
+        let trace = traced(Op::Dense, DType::F16, "coop16s32_128x128x32_t128", 32);
         assert_eq!(part(&trace, Rules::RDNA4, true, &["stage"]), 16.0 * 8.0);
         assert_eq!(part(&trace, Rules::RDNA4, false, &["stage"]), 16.0 * 8.0 * 2.0);
     }

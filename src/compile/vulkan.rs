@@ -11,7 +11,7 @@ use std::ffi::CStr;
 
 use ash::vk;
 
-use super::spirv::Lowered;
+use super::spirv::{self, Lowered};
 use crate::error::{Error, Result};
 use crate::kernel::{Caps, CoopShape, Program, Rates};
 
@@ -233,7 +233,22 @@ impl Compiler {
         let (driver, version, caps) = describe(&entry, physical, f16, cooperative);
         let prints_code = driver.contains("Honeykrisp")
             && std::env::var("AGX_MESA_DEBUG").is_ok_and(|options| options.split(',').any(|o| o == "shaders"));
-        Ok(Self { entry, device, executables, bindings, layout, name, driver, version, caps, prints_code })
+        let mut compiler =
+            Self { entry, device, executables, bindings, layout, name, driver, version, caps, prints_code };
+        compiler.caps.cooperative_lanes = compiler.cooperative_lanes()?;
+        Ok(compiler)
+    }
+
+    /// Lanes of a subgroup in pipelines that use cooperative matrices; `None` if it has none that kernels are made for.
+    fn cooperative_lanes(&self) -> Result<Option<u32>> {
+        for edge in [16, 8] {
+            let program = Program::CoopCheck { edge };
+            if program.supported_by(&self.caps).is_ok() {
+                let lowered = spirv::lower(&program, self.version)?;
+                return Ok(Some(self.executable(&program, &lowered, false)?.subgroup));
+            }
+        }
+        Ok(None)
     }
 
     /// Name of the device, as its driver has it. A pretended one may have none.
@@ -443,6 +458,10 @@ fn describe(entry: &Loaded, physical: vk::PhysicalDevice, f16: bool, cooperative
         f16,
         subgroups: Some((subgroups.min_subgroup_size, subgroups.max_subgroup_size)),
         cooperative: shapes.iter().filter_map(shape).collect(),
+        // What a pipeline with such matrices has is seen when one was made.
+        cooperative_lanes: None,
+        cooperative_refused: None,
+        cooperative_scalars: false,
         emulates_cooperative: false,
         unrolls: true,
         timestamps: false,

@@ -52,8 +52,8 @@ use super::{Device, Inner, Prepared, Tensor, TensorStore, Work, bind, foreign, r
 use crate::cpu::{AttentionShape, Cpu};
 use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
 use crate::gpu::{Binding, Gpu};
-use crate::kernel::Program;
 use crate::kernel::glue::{AttentionTile, Glue, GlueParams, NORM_TOKENS, THREADS};
+use crate::kernel::{Caps, Program};
 use crate::matrix::{DType, Element};
 use crate::plan::grid;
 
@@ -129,7 +129,7 @@ pub struct LayerNorm<'a> {
 /// GPU a workgroup holds those of a few keys at a time, and on the CPU a thread those of 16 queries, so `seq` is
 /// bounded by `qkv` alone.
 ///
-/// A GPU with cooperative matrices multiplies f16 heads of 32 or 64 features by them, and rounds the weights of a sum
+/// A GPU whose cooperative matrices pay multiplies f16 heads of 32 or 64 features by them, and rounds the weights of a sum
 /// to f16 for that. Of heads of more than 64 features a GPU computes the scores anew for each 64.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
@@ -332,6 +332,7 @@ impl Device {
         let head_dim = width / heads;
         if let Inner::Gpu(gpu) = &self.0 {
             let caps = &gpu.info().caps;
+            let caps = &Caps { rates: gpu.tuning().rates.unwrap_or(caps.rates), ..caps.clone() };
             let all_heads = checked_mul("heads", batch, heads)?;
             let tile = AttentionTile::choose(all_heads, seq, head_dim, qkv.dtype, caps);
             let tile = tile.map_err(|lacks| Error::MissingFeature {

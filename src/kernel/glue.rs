@@ -8,7 +8,7 @@ use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Caps, CoopShape, ENABLE_F16, Text};
+use super::{Caps, CoopUnit, Primitives, Text};
 use crate::error::{Error, Result};
 use crate::matrix::DType;
 
@@ -71,26 +71,27 @@ impl Access {
 pub struct AttentionTile {
     queries: u32,
     depth: u32,
-    cooperative: bool,
+    cooperative: Option<CoopUnit>,
 }
 
 impl AttentionTile {
     /// The registered tiles, those of cooperative matrices last. The fourth fits the 16 KiB of workgroup memory that
-    /// WebGPU grants everywhere.
-    pub const ALL: [Self; 8] = {
-        let mut all = [Self { queries: 0, depth: 0, cooperative: false }; 8];
+    /// WebGPU grants everywhere. Of each unit of cooperative matrices all but the first tile fit 32 KiB.
+    pub const ALL: [Self; 4 * (1 + CoopUnit::ALL.len())] = {
+        let mut all = [Self { queries: 0, depth: 0, cooperative: None }; 4 * (1 + CoopUnit::ALL.len())];
         let mut i = 0;
-        while i < 8 {
+        while i < all.len() {
             let queries = if i % 2 == 0 { 64 } else { 32 };
             let depth = if i % 4 < 2 { 64 } else { 32 };
-            all[i] = Self { queries, depth, cooperative: i >= 4 };
+            let cooperative = if i < 4 { None } else { Some(CoopUnit::ALL[i / 4 - 1]) };
+            all[i] = Self { queries, depth, cooperative };
             i += 1;
         }
         all
     };
 
     /// The tile for so many sequences and heads in all, on a device: of cooperative matrices for f16 and heads that are
-    /// as deep as a tile, where the device has them or acts them out; else as deep as a head, so that its scores are
+    /// as deep as a tile, where the device acts them out or has them and they are faster than its plain arithmetic; else as deep as a head, so that its scores are
     /// computed once; and with 64 queries, so that keys and values are read half as often, unless there are no more
     /// than 32, or too few workgroups for the device. If none fits, what the device lacks for the least one.
     pub fn choose(
@@ -105,8 +106,9 @@ impl AttentionTile {
         let few = (heads as u64).saturating_mul(seq.div_ceil(64) as u64) < u64::from(caps.busy_threads / 1024);
         let queries = if seq <= 32 || few { 32 } else { 64 };
         let suits = |tile: &Self| tile.suits(head_dim, storage);
-        let fits = |tile: &Self| tile.supported_by(caps).is_ok();
-        let distance = |tile: &Self| (!tile.cooperative, tile.depth != depth, tile.queries != queries);
+        let pays = caps.emulates_cooperative || caps.rates.cooperative > caps.rates.fma;
+        let fits = |tile: &Self| tile.supported_by(caps).is_ok() && (pays || !tile.is_cooperative());
+        let distance = |tile: &Self| (tile.cooperative.is_none(), tile.depth != depth, tile.queries != queries);
         let best = Self::ALL.into_iter().filter(suits).filter(fits).min_by_key(distance);
         best.ok_or_else(|| match Self::ALL.into_iter().filter(suits).min_by_key(|tile| tile.workgroup_bytes()) {
             Some(least) => least.supported_by(caps).err().unwrap_or_default(),
@@ -116,43 +118,46 @@ impl AttentionTile {
 
     /// Whether it computes heads of so many features of this type.
     fn suits(self, head_dim: usize, storage: DType) -> bool {
-        !self.cooperative || (storage == DType::F16 && self.depth as usize == head_dim)
+        self.cooperative.is_none() || (storage == DType::F16 && self.depth as usize == head_dim)
     }
 
     /// Whether it multiplies by cooperative matrices. Weights are rounded to f16 then.
     pub const fn is_cooperative(self) -> bool {
+        self.cooperative.is_some()
+    }
+
+    /// What multiplies, where that is cooperative matrices.
+    pub const fn unit(self) -> Option<CoopUnit> {
         self.cooperative
     }
 
     /// Keys of a step.
     const fn keys(self) -> u32 {
-        if self.cooperative { self.depth } else { 32 }
+        if self.is_cooperative() { self.depth } else { 32 }
     }
 
     /// Invocations per workgroup.
     pub const fn threads(self) -> u32 {
-        // Of 32 lanes for 16 queries, or of 8 along keys for 4.
-        2 * self.queries
+        match self.cooperative {
+            // A subgroup for as many queries as a block has rows.
+            Some(unit) => unit.lanes() * (self.queries / unit.edge()),
+            // 8 along keys for 4 queries.
+            None => 2 * self.queries,
+        }
     }
 
     /// Bytes of workgroup memory that a workgroup takes.
     pub const fn workgroup_bytes(self) -> u32 {
         let Self { queries, depth, cooperative } = self;
-        if cooperative {
+        if cooperative.is_some() {
             return 16 * (depth / 4 + 2) * (depth + queries) + 80 * queries;
         }
         4 * (queries * depth + self.keys() * (depth + queries))
     }
 
     fn supported_by(self, caps: &Caps) -> std::result::Result<(), String> {
-        if self.cooperative {
-            let wanted = CoopShape::KERNELS;
-            if !caps.cooperative.contains(&wanted) {
-                return Err(format!("cooperative matrices of {wanted}"));
-            }
-            if caps.subgroups != Some((32, 32)) && !caps.emulates_cooperative {
-                return Err("subgroups of 32".into());
-            }
+        if let Some(unit) = self.cooperative {
+            caps.has(unit)?;
         }
         let (threads, bytes) = (self.threads(), self.workgroup_bytes());
         if threads > caps.workgroup_threads {
@@ -173,8 +178,10 @@ impl AttentionTile {
 
 impl fmt::Display for AttentionTile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let coop = if self.cooperative { "coop_" } else { "" };
-        write!(f, "{coop}{}x{}x{}", self.queries, self.keys(), self.depth)
+        if let Some(unit) = self.cooperative {
+            write!(f, "coop{unit}_")?;
+        }
+        write!(f, "{}x{}x{}", self.queries, self.keys(), self.depth)
     }
 }
 
@@ -291,7 +298,7 @@ impl Glue {
             let embed = std::iter::once(Self::embed(3, storage, output));
             let norms = WIDTHS.map(|width| Self::layer_norm(width, storage, output));
             let attention = AttentionTile::ALL.into_iter().flat_map(move |tile| {
-                let depths = if tile.cooperative { &[tile.depth][..] } else { &WIDTHS };
+                let depths = if tile.is_cooperative() { &[tile.depth][..] } else { &WIDTHS };
                 let depths: Vec<_> = depths.iter().copied().filter(|&d| tile.suits(d as usize, storage)).collect();
                 depths.into_iter().map(move |head_dim| Self::attention(tile, head_dim, storage, output))
             });
@@ -322,14 +329,14 @@ impl Glue {
         }
     }
 
-    pub(super) fn text(self, primitives: &str) -> Result<Text> {
+    pub(super) fn text(self, primitives: Primitives) -> Result<Text> {
         const GLUE: &str = include_str!("../../shaders/shared/glue.wgsl");
         const ATTENTION: &str = include_str!("../../shaders/shared/attention.wgsl");
         let (storage, output) = self.types();
         let parts: &[&str] = match self.0 {
             Kind::Embed { .. } => &[GLUE, include_str!("../../shaders/embed.wgsl")],
             Kind::LayerNorm { access, .. } => &[GLUE, access.text(), include_str!("../../shaders/layer_norm.wgsl")],
-            Kind::Attention { tile, access, .. } if tile.cooperative => {
+            Kind::Attention { tile, access, .. } if tile.is_cooperative() => {
                 &[GLUE, access.text(), ATTENTION, include_str!("../../shaders/attention_coop.wgsl")]
             }
             Kind::Attention { access, .. } => {
@@ -343,11 +350,16 @@ impl Glue {
             let (quads, keys) = (depth / 4, tile.keys());
             let steps = |pieces: u32| pieces.div_ceil(tile.threads());
             let common = [("QUERIES", queries), ("DEPTH", depth)];
-            let own = if cooperative {
-                // Directives come first, in the primitives.
-                text.0 = format!("{primitives}\n{}", text.0.trim_start_matches(ENABLE_F16));
+            let own = if let Some(unit) = cooperative {
+                primitives.precede(&mut text);
+                unit.specialise(primitives, &mut text)?;
+                let sharers = unit.lanes() / unit.edge();
                 vec![
-                    ("BLOCKS", depth / 16),
+                    ("BLOCKS", depth / unit.edge()),
+                    ("SPAN_BLOCKS", 16 / unit.edge()),
+                    ("SPANS", depth / 16),
+                    ("LANE_QUADS", 4 / sharers),
+                    ("SHARERS", sharers),
                     ("Q_STEPS", steps(queries * quads)),
                     ("K_STEPS", steps(keys * quads)),
                     ("V_STEPS", steps(quads * quads)),

@@ -15,8 +15,10 @@ pub(crate) fn module(program: &Program) -> Result<(naga::Module, ModuleInfo)> {
     let fail = |e: String| Error::Gpu { what: format!("compile {program}"), reason: e };
     let source = program.source()?;
     let module = naga::front::wgsl::parse_str(&source).map_err(|e| fail(e.emit_to_string(&source)))?;
-    let capabilities =
-        Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32 | Capabilities::COOPERATIVE_MATRIX;
+    let capabilities = Capabilities::SHADER_FLOAT16
+        | Capabilities::SHADER_FLOAT16_IN_FLOAT32
+        | Capabilities::COOPERATIVE_MATRIX
+        | Capabilities::SUBGROUP;
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .map_err(|e| fail(e.emit_to_string(&source)))?;

@@ -25,7 +25,7 @@
 //   then their exponentials, of which every thread adds up its queries' sums along with the products. Both are computed
 //   eight times over, for 1/8 of the step's instructions and without anything to pass around.
 //
-// Occupancy, threads per core at least: rdna2 512, rdna3 512, rdna4 512, ampere 768, ada 768, apple-m1 384, adreno 128.
+// Occupancy, threads per core at least: rdna2 256, rdna3 256, rdna4 256, ampere 768, ada 768, apple-m1 384, adreno 128.
 // Of a tile's registers 4 * SUMS are sums and 16 scores; the rest are addresses and what is on its way.
 //
 // Residues: rows and features past the end are read as zeros. A key past the length gets the lowest score there is for

@@ -7,12 +7,12 @@
 // blocks a subgroup takes. (naga takes the builtin without the directive `enable subgroups`, which it does not know.)
 //
 // Computation: W and X are ROWS x 32 whole numbers. Subgroup s multiplies features and tokens of its own, from EDGE *
-// (s % BLOCKS) and EDGE * ((s + 1) % BLOCKS) on, over all 32 k, so a driver that loads another place shows. Whole numbers:
-// every sum is exact.
+// (s % BLOCKS) and EDGE * ((s + 1) % BLOCKS) on, over all 32 k, so a driver that loads another place shows. Whole
+// numbers: every sum is exact.
 //
 // Output `y`: for each thread the subgroup's width; then for each subgroup the sums of its blocks, features contiguous.
-// Dispatch: one workgroup. Workgroup memory: rows of 32 f16 and 16 bytes, as in shared/coop.wgsl, and a block of sums per
-// subgroup, of which there are at most SUBGROUPS.
+// Dispatch: one workgroup. Workgroup memory: rows of 32 f16 and 16 bytes, as in shared/coop.wgsl, and a block of sums
+// per subgroup, of which there are at most SUBGROUPS.
 
 // A module without overrides is compiled before it is known to be trusted.
 override ONE: f32 = 1.0;

@@ -8,18 +8,19 @@
 // The SHARE = min(VECTOR, THREAD_M) features of a thread that share a pattern share the gathered activations too: per
 // group and pattern a thread reads 2 * TOKEN_QUADS vec4s of activations for 8 * TOKEN_QUADS * SHARE multiply-adds. From
 // V = 8 on that is as much as the dense kernel reads. (NVIDIA's hardware packs a read in which lanes come in equal
-// pairs: the dense kernel's reads of activations always do, gathers from V = 16 on.) At V = 1 it
-// would be a word per multiply-add, which loses to dense everywhere, and is not registered.
+// pairs: the dense kernel's reads of activations always do, gathers from V = 16 on.) At V = 1
+// it would be a word per multiply-add, which loses to dense everywhere, and is not registered.
 //
 // Workgroup memory: the weight tile has a row per kept value; the codes of a step's four groups, a word per feature,
 // lie beside it. Tile and way through k: shared/tile.wgsl; grid and residues: shared/gemm.wgsl. Padding along k
 // multiplies a zero value.
 //
-// By real compilers' machine code and the addresses of all lanes (`sparse24 kernels --compile`; static, not timed): in the
-// 128 x 128 tile 1.6 to 2.0 times dense from V = 8 on, 1.1 to 1.9 at V = 4, 0.6 to 1.5 at V = 2. At V = 2 and 4 workgroup
-// memory decides: hardware serves reads of 16 bytes by eights of a subgroup, so the reads of a group take 80 and 48
-// passes, and a step of four groups with its codes and stores 341 and 211 on NVIDIA's (traced, src/compile/trace.rs). On
-// RDNA 2 and 3 it may be up to 1.8 times as many, since which eight lanes are served together is not public.
+// By real compilers' machine code and the addresses of all lanes (`sparse24 kernels --compile`; static, not timed): in
+// the 128 x 128 tile 1.5 to 2.0 times dense from V = 8 on, 1.0 to 1.9 at V = 4, 0.6 to 1.5 at V = 2. At V = 2 and 4
+// workgroup memory decides: hardware serves reads of 16 bytes by eights of a subgroup, so the reads of a group take 80
+// and 48 passes, and a step of four groups with its codes and stores 341 and 211 on NVIDIA's (traced,
+// src/compile/trace.rs). On RDNA 2 and 3 it may be up to 1.8 times as many, since which eight lanes are served together
+// is not public.
 
 // Features of a thread that share a pattern, and patterns of a thread.
 const SHARE: u32 = 2u;

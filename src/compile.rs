@@ -28,14 +28,13 @@ mod vulkan;
 use serde::Serialize;
 
 pub use architecture::Architecture;
-pub use estimate::{Cycles, Estimate};
 pub(crate) use spirv::module;
 pub use spirv::spirv;
 pub use vulkan::Compiler;
 
 use crate::kernel::{Kernel, Program, Way};
-use crate::matrix::DType;
 use crate::problem::{Epilogue, Form, Op};
+use estimate::Cost;
 use isa::{Counts, Dialect, Loop};
 
 /// Input features that estimates are made for: BERT-base's and a large language model's.
@@ -69,7 +68,7 @@ pub struct Compiled {
     /// Why there is no `code`, or no estimate.
     pub note: Option<String>,
     /// For GEMMs whose machine code is understood, on an architecture whose rates are known.
-    pub estimates: Vec<EstimateRecord>,
+    pub estimates: Vec<StaticEstimate>,
     /// The representations that the driver gives, by their names; not in the record.
     #[serde(skip)]
     pub representations: Vec<(String, String)>,
@@ -77,10 +76,11 @@ pub struct Compiled {
     program: Option<Program>,
 }
 
-/// Instructions of machine code: the step, which is the loop with the most multiply-adds, and all else.
+/// Instructions of machine code. Of a GEMM with an estimate the step is what 16 k take; else it is one round of the loop
+/// with the most multiply-adds, and what is in it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct CodeSummary {
-    /// One round of the step, and what runs once or less often.
+    /// The step.
     pub step: Mix,
     /// All else.
     pub prologue: Mix,
@@ -99,14 +99,14 @@ pub struct Mix {
     pub shared: f64,
 }
 
-/// An [`Estimate`], as it is stored.
+/// The static estimate of a GEMM over one k: prologue + trips x step, each the larger of issue and passes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct EstimateRecord {
+pub struct StaticEstimate {
     /// Input features.
     pub k: usize,
-    /// Rounds of the step.
+    /// Steps of 16 k.
     pub trips: f64,
-    /// Cycles of a core's schedulers for one round, per workgroup.
+    /// Cycles of a core's schedulers for one step, per workgroup.
     pub step_issue: f64,
     /// Cycles of its workgroup memory.
     pub step_passes: f64,
@@ -118,16 +118,16 @@ pub struct EstimateRecord {
     pub cycles_per_output: f64,
 }
 
-impl From<&Estimate> for EstimateRecord {
-    fn from(e: &Estimate) -> Self {
+impl StaticEstimate {
+    fn new(cost: &Cost, k: usize) -> Self {
         Self {
-            k: e.k,
-            trips: e.trips,
-            step_issue: e.step.issue,
-            step_passes: e.step.passes,
-            prologue_issue: e.prologue.issue,
-            prologue_passes: e.prologue.passes,
-            cycles_per_output: e.cycles_per_output(),
+            k,
+            trips: cost.trips(k),
+            step_issue: cost.step.issue,
+            step_passes: cost.step.passes,
+            prologue_issue: cost.prologue.issue,
+            prologue_passes: cost.prologue.passes,
+            cycles_per_output: cost.cycles_per_output(k),
         }
     }
 }
@@ -144,7 +144,7 @@ impl From<&Counts> for Mix {
 }
 
 impl CodeSummary {
-    fn new(code: &Loop) -> Self {
+    fn of_loops(code: &Loop) -> Self {
         fn all(of: &Loop, counts: &mut Counts) {
             counts.merge(&of.counts, 1.0);
             of.inner.iter().for_each(|inner| all(inner, counts));
@@ -218,17 +218,29 @@ impl Compiler {
         let subgroup = executable.subgroup;
         compiled.subgroup = Some(subgroup);
         compiled.read_statistics(&executable.statistics, subgroup);
-        compiled.statistics = executable.statistics;
+        // Numbers of pipelines say nothing, and lose digits as floats.
+        compiled.statistics = executable.statistics.into_iter().filter(|(name, _)| !name.contains("ash")).collect();
         let code = executable.representations.iter().find_map(|(name, text)| Some((Dialect::of(name)?, text)));
         match code.map(|(dialect, text)| isa::parse(dialect, text)) {
-            None => compiled.note = Some("the driver gives no machine code".into()),
+            None => {
+                let apple = if self.driver().contains("Honeykrisp") {
+                    ": it prints it where AGX_MESA_DEBUG=shaders is set"
+                } else {
+                    ""
+                };
+                compiled.note = Some(format!("the driver gives no machine code{apple}"));
+            }
             Some(Err(e)) => compiled.note = Some(e),
             Some(Ok(parsed)) => {
-                compiled.code = Some(CodeSummary::new(&parsed.whole));
+                compiled.code = Some(CodeSummary::of_loops(&parsed.whole));
                 if let (Program::Gemm(kernel), Some(architecture)) = (program, architecture) {
-                    let device = estimate::Target { architecture, subgroup, widest: parsed.widest_load };
-                    match estimate::estimates(kernel, &parsed.whole, device, &DEPTHS) {
-                        Ok(estimates) => compiled.estimates = estimates.iter().map(EstimateRecord::from).collect(),
+                    let target = estimate::Target { architecture, subgroup, widest: parsed.widest_load };
+                    match estimate::cost(kernel, &parsed.whole, target) {
+                        Ok(cost) => {
+                            let (step, prologue) = ((&cost.step_counts).into(), (&cost.prologue_counts).into());
+                            compiled.code = Some(CodeSummary { step, prologue });
+                            compiled.estimates = DEPTHS.iter().map(|&k| StaticEstimate::new(&cost, k)).collect();
+                        }
                         Err(e) => compiled.note = Some(e.to_string()),
                     }
                 }
@@ -245,10 +257,10 @@ impl Compiled {
         let get = |name: &str| statistics.iter().find(|(n, _)| n == name).map(|&(_, value)| value);
         let lanes = f64::from(subgroup);
         if let Some(registers) = get("VGPRs") {
-            // RADV. A compute unit has two SIMDs.
+            // RADV counts a subgroup of 64 as two of 32. A compute unit has two SIMDs.
             self.registers = Some(registers);
             self.spills = get("Spilled VGPRs").map(|spilled| spilled + get("Scratch size").unwrap_or(0.0) / 4.0);
-            self.resident_threads = get("Subgroups per SIMD").map(|subgroups| 2.0 * subgroups * lanes);
+            self.resident_threads = get("Subgroups per SIMD").map(|subgroups| 2.0 * subgroups * 32.0);
         } else if let Some(registers) = get("Number of GPRs") {
             // NVK.
             self.registers = Some(registers);
@@ -267,16 +279,14 @@ impl Compiled {
         }
     }
 
-    /// Whether the driver refused it, spilled registers to memory, or leaves a core less than the header states.
-    pub fn failed(&self) -> bool {
-        let fewer =
-            self.resident_threads.zip(self.stated_threads).is_some_and(|(holds, stated)| holds < f64::from(stated));
-        self.refused.is_some() || self.spills.is_some_and(|spills| spills > 0.0) || fewer
+    /// Whether a core holds fewer threads of it than its header states.
+    pub fn fits_fewer(&self) -> bool {
+        self.resident_threads.zip(self.stated_threads).is_some_and(|(holds, stated)| holds < f64::from(stated))
     }
 
-    /// What was compiled.
-    pub fn program(&self) -> Option<&Program> {
-        self.program.as_ref()
+    /// Whether the driver refused it, spilled registers to memory, or leaves a core less than the header states.
+    pub fn failed(&self) -> bool {
+        self.refused.is_some() || self.spills.is_some_and(|spills| spills > 0.0) || self.fits_fewer()
     }
 
     /// Cycles per output for a k that was estimated.
@@ -314,9 +324,13 @@ pub fn ratios(compiled: &[Compiled]) -> Vec<Ratio> {
         Some(Program::Gemm(kernel)) => Some(kernel),
         _ => None,
     };
-    let dense = |storage: DType, k: usize| {
+    let alike = |a: &Kernel, b: &Kernel| {
+        let rest = |k: &Kernel| (k.storage(), k.output(), k.form(), k.epilogue());
+        rest(a) == rest(b)
+    };
+    let dense = |like: Kernel, k: usize| {
         compiled.iter().filter_map(move |c| {
-            let kernel = gemm(c).filter(|d| d.op() == Op::Dense && d.storage() == storage)?;
+            let kernel = gemm(c).filter(|d| d.op() == Op::Dense && alike(d, &like))?;
             Some((kernel, c.cycles_per_output(k)?))
         })
     };
@@ -325,10 +339,9 @@ pub fn ratios(compiled: &[Compiled]) -> Vec<Ratio> {
         let Some(kernel) = gemm(c).filter(|kernel| kernel.op() != Op::Dense) else { continue };
         for &k in &DEPTHS {
             let Some(cycles) = c.cycles_per_output(k) else { continue };
-            let same = dense(kernel.storage(), k).find(|(d, _)| tile(d.way()) == tile(kernel.way()));
+            let same = dense(kernel, k).find(|(d, _)| tile(d.way()) == tile(kernel.way()));
             let few = tokens(kernel.way());
-            let best =
-                dense(kernel.storage(), k).filter(|(d, _)| tokens(d.way()) == few).min_by(|a, b| a.1.total_cmp(&b.1));
+            let best = dense(kernel, k).filter(|(d, _)| tokens(d.way()) == few).min_by(|a, b| a.1.total_cmp(&b.1));
             let against = |d: (Kernel, f64)| (d.0.to_string(), d.1 / cycles);
             found.push(Ratio { kernel: c.kernel.clone(), k, same: same.map(against), best: best.map(against) });
         }
@@ -360,7 +373,8 @@ mod tests {
 
     #[test]
     fn headers_state_occupancy_by_architecture() {
-        let source = "// Tile: x.\n// Occupancy, threads per core at least: rdna2 1024,\n// apple-m1 384, ada 512. More: ampere 1.\n";
+        let source = "// Tile: x.\n// Occupancy, threads per core at least: rdna2 1024,\n// apple-m1 384, ada 512. More: \
+                      ampere 1.\n";
         let stated = |architecture| stated_threads(source, architecture);
         assert_eq!((stated(Architecture::Rdna2), stated(Architecture::AppleM1)), (Some(1024), Some(384)));
         assert_eq!((stated(Architecture::Ada), stated(Architecture::Ampere)), (Some(512), None));
@@ -392,9 +406,9 @@ mod tests {
             (compiled.registers, compiled.spills, compiled.resident_threads, compiled.failed())
         };
         let radv = [("VGPRs", 120.0), ("Spilled VGPRs", 0.0), ("Scratch size", 0.0), ("Subgroups per SIMD", 8.0)];
-        assert_eq!(read(&radv, 64), (Some(120.0), Some(0.0), Some(1024.0), false));
+        assert_eq!(read(&radv, 64), (Some(120.0), Some(0.0), Some(512.0), false));
         let spilled = [("VGPRs", 120.0), ("Spilled VGPRs", 3.0), ("Scratch size", 16.0), ("Subgroups per SIMD", 8.0)];
-        assert_eq!(read(&spilled, 64), (Some(120.0), Some(7.0), Some(1024.0), true));
+        assert_eq!(read(&spilled, 64), (Some(120.0), Some(7.0), Some(512.0), true));
         let nvk =
             [("Number of GPRs", 112.0), ("Spills to memory", 0.0), ("Fills from memory", 0.0), ("Max warps/SM", 8.0)];
         // Half of what is stated.

@@ -311,7 +311,8 @@ pub struct Options {
     /// Threads of the CPU device; one per core for `None`.
     pub threads: Option<usize>,
     /// Vector instructions of the CPU device's kernels; the widest that the processor has for `None`. The `gemm` crate,
-    /// which multiplies dense weights there, takes the widest whatever is asked for (AVX-512 with the feature `avx512`).
+    /// which multiplies dense weights there, takes the widest whatever is asked for (AVX-512 with the feature
+    /// `avx512`).
     pub simd: Option<SimdLevel>,
     /// Whether a GPU's shaders keep naga's run-time checks. The kernels guard their own accesses.
     pub checks: ShaderChecks,
@@ -413,7 +414,8 @@ impl Device {
     }
 
     /// What kernels need that this device lacks, and how many kernels need it, form and epilogue left out: the most
-    /// kernels first. Those of cooperative matrices count where a device has none that kernels are made for. Empty on the CPU device.
+    /// kernels first. Those of cooperative matrices count where a device has none that kernels are made for. Empty on
+    /// the CPU device.
     pub fn refused(&self) -> Vec<(String, usize)> {
         let Some(caps) = self.caps() else { return Vec::new() };
         let mut lacks: BTreeMap<String, usize> = BTreeMap::new();

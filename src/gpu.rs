@@ -273,8 +273,8 @@ impl std::fmt::Debug for Gpu {
 impl Adapter {
     /// Opens the adapter with all its limits and the features that kernels use.
     ///
-    /// With `emulate`, kernels of such cooperative matrices run in plain WGSL, whatever the adapter has. `unroll` overrides
-    /// the adapter's kind, and `scalars` how their tiles are held.
+    /// With `emulate`, kernels of such cooperative matrices run in plain WGSL, whatever the adapter has. `unroll`
+    /// overrides the adapter's kind, and `scalars` how their tiles are held.
     ///
     /// Else the adapter's cooperative matrices are put to the test, unless its driver is refused by name: kernels use
     /// them only where it multiplies as it should, in subgroups of the width that was seen then.
@@ -302,7 +302,8 @@ impl Adapter {
             descriptor.required_features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
             // SAFETY: what is experimental is used by this crate's own coop shaders alone, whose every load and store
             // lies within workgroup memory or the bound output, and whose results each test and each benchmark row
-            // checks; `check_cooperative` has seen a product come out right before any of them runs. Gain: not measured yet; the hardware's ratio is in the ceilings of a run.
+            // checks; `check_cooperative` has seen a product come out right before any of them runs. Gain: not measured
+            // yet; the hardware's ratio is in the ceilings of a run.
             descriptor.experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
         }
         let (device, queue) = pollster::block_on(self.adapter.request_device(&descriptor))
@@ -648,11 +649,10 @@ impl Gpu {
             // arrays are indexed below their constant sizes, gathers by 2-bit positions within a group; every loop
             // counts up to a finite bound; divisors are constants or numbers of tiles and features that are not zero
             // where anything is dispatched; workgroup memory is written before it is read. Kernels between the GEMMs
-            // bound every id by its table's rows and every length by the rows of a sequence where they read it. Those that
-            // prune and decompress guard rows, columns and words by the sizes of W, from which the sizes of all that is
-            // bound follow; positions have two bits. Gain:
-            // none on llvmpipe that its noise would show since loops are unrolled (benches/results/2026-11-23-llvmpipe;
-            // 3.8 to 4.0 times before), not measured on a GPU.
+            // bound every id by its table's rows and every length by the rows of a sequence where they read it. Those
+            // that prune and decompress guard rows, columns and words by the sizes of W, from which the sizes of all
+            // that is bound follow; positions have two bits. Gain: none on llvmpipe that its noise would show since
+            // loops are unrolled (benches/results/2026-11-23-llvmpipe; 3.8 to 4.0 times before), not measured on a GPU.
             ShaderChecks::Trusted => unsafe {
                 self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
             },

@@ -17,8 +17,8 @@
 //!
 //! # Cooperative matrices
 //! Drivers differ in the blocks that they multiply and in the lanes of a subgroup, which no API tells. One text serves
-//! all: a [`CoopUnit`] brings in both, with its tiles. [`Caps::cooperative_lanes`] is what [`Program::CoopCheck`] saw when
-//! the device was opened: it multiplies blocks of whole numbers from different places in workgroup memory, in a
+//! all: a [`CoopUnit`] brings in both, with its tiles. [`Caps::cooperative_lanes`] is what [`Program::CoopCheck`] saw
+//! when the device was opened: it multiplies blocks of whole numbers from different places in workgroup memory, in a
 //! workgroup like the kernels' own. Wrong products, and drivers that are known to be wrong, are left in
 //! [`Caps::cooperative_refused`].
 //!
@@ -29,9 +29,9 @@
 //! six leaves: Mesa 22.3's ACO spilt up to 274 registers on RDNA3, Mesa 26's compiler for Apple's GPUs up to 460, and
 //! on NVIDIA NAK executes several times the instructions of the dense kernel.
 //!
-//! Gathers at V = 1: every multiply-add reads a word of its own, and workgroup memory, not issue, is what they wait for.
-//! By the addresses of their lanes (the module `compile`) they are 0.3 to 0.9 of dense on all of AMD's, NVIDIA's, Apple's
-//! and Adreno's architectures that were compiled for, in every tile, where [`Way::Expand`] is 0.9 to 1.0.
+//! Gathers at V = 1: every multiply-add reads a word of its own, and workgroup memory, not issue, is what they wait
+//! for. By the addresses of their lanes (the module `compile`) they are 0.3 to 0.9 of dense on all of AMD's, NVIDIA's,
+//! Apple's and Adreno's architectures that were compiled for, in every tile, where [`Way::Expand`] is 0.9 to 1.0.
 //!
 //! # Specialisation
 //! Shaders are valid WGSL whose named `const`s and `alias`es (tile sizes, element types, vector length) the host
@@ -208,8 +208,8 @@ pub struct CoopUnit {
 }
 
 impl CoopUnit {
-    /// Those that kernels are registered for: llvmpipe of Mesa 26, Apple's GPUs, NVIDIA's and RDNA's in wave32, and RDNA's
-    /// in wave64, which is what RADV makes of a pipeline unless it is told otherwise.
+    /// Those that kernels are registered for: llvmpipe of Mesa 26, Apple's GPUs, NVIDIA's and RDNA's in wave32, and
+    /// RDNA's in wave64, which is what RADV makes of a pipeline unless it is told otherwise.
     pub const ALL: [Self; 4] = [
         Self { edge: 8, lanes: 8 },
         Self { edge: 8, lanes: 32 },
@@ -839,8 +839,8 @@ pub enum Program {
 pub(crate) const PROBE_CHAINS: usize = 8;
 pub(crate) const PROBE_ROUNDS: usize = 512;
 
-/// Invocations of the check of cooperative matrices: a multiple of 64, as the kernels have, since drivers choose the width
-/// of subgroups by that, too.
+/// Invocations of the check of cooperative matrices: a multiple of 64, as the kernels have, since drivers choose the
+/// width of subgroups by that, too.
 const CHECK_THREADS: usize = 128;
 /// Blocks along features and tokens in that check.
 const CHECK_BLOCKS: usize = 4;

@@ -88,9 +88,9 @@
 //! kernels read every weight once. With many tokens it costs multiply-adds. Halving them pays only if what selects the
 //! activations is cheap beside them: from V = 8 on a gathered activation serves all features of a thread, and the
 //! gathering kernel reads no more workgroup memory than the dense one does; at V = 1 every multiply-add would read a
-//! word of its own. On cooperative matrices (tensor cores) a gathered block serves the rows that share its pattern, so V should
-//! be a subgroup's rows or more. Where no kernel wins, 2:4 weights can still be kept and expanded on the way to
-//! workgroup memory, at dense speed. On a CPU a multiply-add takes its activations from memory at no extra cost, so
+//! word of its own. On cooperative matrices (tensor cores) a gathered block serves the rows that share its pattern, so
+//! V should be a subgroup's rows or more. Where no kernel wins, 2:4 weights can still be kept and expanded on the way
+//! to workgroup memory, at dense speed. On a CPU a multiply-add takes its activations from memory at no extra cost, so
 //! that gathering pays at V = 1, too. [`kernel`] lists the GPU's ways and [`plan::CpuWay`] the CPU's, [`plan`] chooses
 //! by estimate, [`tune`] by measurement, and [`Plan::explain`] says why.
 //!
@@ -130,16 +130,16 @@
 //! epilogues, forms and output types in rotation (`SPARSE24_TEST_ALL=1` takes the whole product of 20,000), compile
 //! every shader in Tint, the compiler of browsers, and hold the format bit for bit against files made by torch and
 //! compressed-tensors. Kernels of cooperative matrices run with the matrices acted out in plain WGSL where their tiles
-//! fit the driver's workgroup memory, and those of 8x8x8 blocks by llvmpipe's own matrices, which it has from Mesa 26 on.
-//! On any device a probe multiplies blocks of whole numbers first: a driver that gets them wrong, or is known to be
+//! fit the driver's workgroup memory, and those of 8x8x8 blocks by llvmpipe's own matrices, which it has from Mesa 26
+//! on. On any device a probe multiplies blocks of whole numbers first: a driver that gets them wrong, or is known to be
 //! wrong, has no cooperative matrices here.
 //!
 //! # Limits
 //! - No GPU has been timed yet: the planner's estimates rest on instructions counted in CUDA twins, and
-//!   cooperative-matrix kernels have never run on hardware that has them: those of 16x16x16 blocks and of subgroups of 32
-//!   and 64 only acted out. What naga writes for Metal has never been compiled there.
-//! - A device that its owner has opened ([`Device::from_wgpu`]) runs no cooperative matrices: wgpu tells their shapes of
-//!   an adapter alone.
+//!   cooperative-matrix kernels have never run on hardware that has them: those of 16x16x16 blocks and of subgroups of
+//!   32 and 64 only acted out. What naga writes for Metal has never been compiled there.
+//! - A device that its owner has opened ([`Device::from_wgpu`]) runs no cooperative matrices: wgpu tells their shapes
+//!   of an adapter alone.
 //! - On a GPU at V = 1 with many tokens no kernel beats dense, and at V = 2 few are expected to; [`Linear`] takes dense
 //!   weights there. "Never slower than dense" is as good as the estimates until [`tune`] has measured.
 //! - On the CPU the dense baseline is the `gemm` crate, fed with 256 k at a time up to 256 tokens, or for up to four

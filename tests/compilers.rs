@@ -22,22 +22,28 @@ struct Pretended {
     driver: &'static str,
     shim: &'static str,
     environment: &'static [(&'static str, &'static str)],
+    /// Whether it has cooperative matrices that kernels are made for.
+    cooperative: bool,
+    /// Threads that a core holds of the smallest kernels, where nothing else tells the chip.
+    most_threads: Option<f64>,
 }
 
 const NVK: &[(&str, &str)] = &[("NVK_I_WANT_A_BROKEN_VULKAN_DRIVER", "1")];
 
 const DEVICES: [Pretended; 7] = [
-    radeon("rdna2", "NAVI21", &[("AMDGPU_GPU_ID", "navi21")]),
-    radeon("rdna3", "NAVI31", &[("AMDGPU_GPU_ID", "navi31")]),
-    radeon("rdna4", "GFX1201", &[("AMDGPU_GPU_ID", "gfx1201")]),
-    nvidia("ampere", &[("NOUVEAU_CHIPSET", "170")]),
-    nvidia("ada", &[("NOUVEAU_CHIPSET", "190")]),
+    radeon("rdna2", "NAVI21", false, &[("AMDGPU_GPU_ID", "navi21")]),
+    radeon("rdna3", "NAVI31", true, &[("AMDGPU_GPU_ID", "navi31")]),
+    radeon("rdna4", "GFX1201", true, &[("AMDGPU_GPU_ID", "gfx1201")]),
+    nvidia("ampere", 2048.0, &[("NOUVEAU_CHIPSET", "170")]),
+    nvidia("ada", 1536.0, &[("NOUVEAU_CHIPSET", "190")]),
     Pretended {
         architecture: "apple-m1",
         name: "Apple M1",
         driver: "asahi_icd.json",
         shim: "libasahi_noop_drm_shim.so",
         environment: &[("AGX_MESA_DEBUG", "shaders")],
+        cooperative: false,
+        most_threads: None,
     },
     Pretended {
         architecture: "adreno",
@@ -45,22 +51,28 @@ const DEVICES: [Pretended; 7] = [
         driver: "freedreno_icd.json",
         shim: "libfreedreno_noop_drm_shim.so",
         environment: &[("FD_GPU_ID", "740")],
+        cooperative: false,
+        most_threads: None,
     },
 ];
 
-const fn radeon(architecture: &'static str, name: &'static str, environment: &'static [(&str, &str)]) -> Pretended {
-    Pretended { architecture, name, driver: "radeon_icd.json", shim: "libamdgpu_noop_drm_shim.so", environment }
+type Environment = &'static [(&'static str, &'static str)];
+
+const fn radeon(
+    architecture: &'static str,
+    name: &'static str,
+    cooperative: bool,
+    environment: Environment,
+) -> Pretended {
+    let (driver, shim) = ("radeon_icd.json", "libamdgpu_noop_drm_shim.so");
+    Pretended { architecture, name, driver, shim, environment, cooperative, most_threads: None }
 }
 
 /// A pretended one has no name of its own.
-const fn nvidia(architecture: &'static str, environment: &'static [(&str, &str)]) -> Pretended {
-    Pretended {
-        architecture,
-        name: "NVK",
-        driver: "nouveau_icd.json",
-        shim: "libnouveau_noop_drm_shim.so",
-        environment,
-    }
+const fn nvidia(architecture: &'static str, most_threads: f64, environment: Environment) -> Pretended {
+    let (driver, shim) = ("nouveau_icd.json", "libnouveau_noop_drm_shim.so");
+    let most_threads = Some(most_threads);
+    Pretended { architecture, name: "NVK", driver, shim, environment, cooperative: true, most_threads }
 }
 
 /// The version of Mesa by which ratios were recorded: another one's compilers may be better or worse.
@@ -204,15 +216,9 @@ fn bars(architecture: &str) -> &'static [(&'static str, usize, f64)] {
     }
 }
 
-/// The root of the tree with newer drivers, `None` if the test is to be skipped.
-fn tree() -> Option<PathBuf> {
-    match std::env::var_os("SPARSE24_MESA") {
-        Some(root) => Some(root.into()),
-        None => {
-            eprintln!("skipped: SPARSE24_MESA is not set");
-            None
-        }
-    }
+/// The root of the tree with newer drivers. Who asks for these tests has one.
+fn tree() -> PathBuf {
+    std::env::var_os("SPARSE24_MESA").map(PathBuf::from).unwrap_or_else(|| panic!("SPARSE24_MESA is not set"))
 }
 
 /// This program's binary, run with the libraries of the tree and a driver on its pretended device.
@@ -287,18 +293,28 @@ fn faults(run: &Value, device: &Pretended) -> Vec<String> {
 }
 
 fn device_compiles_every_kernel(architecture: &str) {
-    let Some(root) = tree() else { return };
+    let root = tree();
     let device = DEVICES.iter().find(|d| d.architecture == architecture).unwrap();
     let started = std::time::Instant::now();
-    let arguments = ["kernels", "--compile", "--json", "--architecture", architecture];
-    let (code, stdout, stderr) = sparse24(&root, device, &arguments);
+    // The names of most devices tell.
+    let told: &[&str] = if device.name == "NVK" { &["--architecture", architecture] } else { &[] };
+    let (code, stdout, stderr) = sparse24(&root, device, &[&["kernels", "--compile", "--json"], told].concat());
     assert!(matches!(code, Some(0 | 3)), "{code:?}\n{stderr}");
     let run: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout:.500}\n{stderr}"));
     assert_eq!(run["schema"], "sparse24-compile/1");
     let kernels = run["kernels"].as_array().unwrap().len();
     eprintln!("{architecture}: {kernels} kernels, {} s", started.elapsed().as_secs());
-    // All that need no cooperative matrices.
-    assert!(kernels >= 350, "only {kernels} kernels are left");
+    // All that need no cooperative matrices, and those that do where a device has them.
+    let cooperative =
+        run["kernels"].as_array().unwrap().iter().filter(|k| k["kernel"].as_str().unwrap().contains("-coop"));
+    let cooperative = cooperative.count();
+    assert!(kernels - cooperative >= 350, "only {kernels} kernels are left");
+    assert_eq!(cooperative > 40, device.cooperative, "{cooperative} kernels of cooperative matrices");
+    // What tells the two of NVIDIA's apart: warps of a multiprocessor.
+    if let Some(most) = device.most_threads {
+        let threads = run["kernels"].as_array().unwrap().iter().filter_map(|k| k["resident_threads"].as_f64());
+        assert_eq!(threads.fold(0.0, f64::max), most, "{architecture}");
+    }
     if let Some(folder) = std::env::var_os("SPARSE24_COMPILED") {
         std::fs::write(Path::new(&folder).join(format!("{architecture}.json")), format!("{run}\n")).unwrap();
     }

@@ -621,11 +621,13 @@ fn sensitivity_has_its_charts_and_tables() {
 #[test]
 fn compiled_kernels_have_a_section_marked_static() {
     let kernel = |name: &str, spills: f64| json!({ "kernel": name, "refused": null, "spills": spills });
-    let ratio = |name: &str, k: usize, best: f64| json!({ "kernel": name, "k": k, "best": ["gemm_dense-f32f32-128x128x16-none", best] });
+    let dense = "gemm_dense-f32f32-128x128x16-none";
+    let ratio = |name: &str, k: usize, best: f64| json!({ "kernel": name, "k": k, "best": [dense, best] });
     let names = ["gemm_sparse24-f32f32-v32-128x128x16-none", "gemm_sparse24-f32f32-v32-64x64x16-none"];
     let few = "gemm_sparse24-f32f32-v1-gemv_32x4_t256-none";
     let compiled = json!({
-        "schema": "sparse24-compile/1", "version": "0.1.0", "command": "sparse24 kernels --compile",
+        "schema": "sparse24-compile/1", "program": "sparse24", "version": "0.1.0", "commit": "abcdef",
+        "date": "2026-11-29T00:00:00Z", "command": "sparse24 kernels --compile",
         "device": { "name": "Radeon <x>", "driver": "radv Mesa 99", "architecture": "rdna3", "assumed": "that" },
         "kernels": [kernel(names[0], 0.0), kernel(names[1], 2.0), kernel(few, 0.0),
                     { "kernel": "pool-f32f32-quads", "refused": "no <reason>" }],

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 const COLUMNS: usize = 100;
 
 /// Commands that run as they are.
-const COMPLETE: [&str; 5] = ["bench", "devices", "help", "man", "tune"];
+const COMPLETE: [&str; 6] = ["bench", "devices", "help", "kernels", "man", "tune"];
 
 fn sparse24(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));

@@ -21,23 +21,23 @@
 // - Activations are read by the row: TILE_K / 8 neighbouring lanes read contiguous bytes of one token. The rows that
 //   make up 128 written bytes are taken 8 / SPREAD apart, since neighbouring ones would overlap in the 16 bytes by
 //   which a row is longer.
-// - Sums leave through `stage`, f32, a block of EDGE tokens x EDGE features per subgroup, since a cooperative matrix has
-//   no accessible elements. Rows are longer by 4: a lane of the usual register layout stores to tokens two apart, whose
-//   banks then differ by 8, and neighbouring lanes to neighbouring features. Where rows of 16 are read back, 32 lanes
-//   meet in four of the banks, which takes two passes. The tiles' memory cannot serve: WGSL gives it one type.
+// - Sums leave through `stage`, f32, a block of EDGE tokens x EDGE features per subgroup, since a cooperative matrix
+//   has no accessible elements. Rows are longer by 4: a lane of the usual register layout stores to tokens two apart,
+//   whose banks then differ by 8, and neighbouring lanes to neighbouring features. Where rows of 16 are read back, 32
+//   lanes meet in four of the banks, which takes two passes. The tiles' memory cannot serve: WGSL gives it one type.
 // Bytes: 16 * (DEPTH / 8 + 1) * BUFFERS * (TILE_M + PATTERNS * TILE_N) + 4 * EDGE * (EDGE + 4) * THREADS / LANES.
 //
-// Predicted for subgroups of 32, blocks of 16, 128 x 128 x 32, 4 x 4 blocks, 4 subgroups, f16 dense: per step a subgroup issues 64 hardware
-// multiply-adds (16 x 8 x 16, 2048 each), 16 loads of a fragment, 16 loads and 16 stores of 8 bytes or half as many of
-// 16, about 60 integer instructions and a barrier: about 170 issue slots for 64 x 8 cycles of a tensor unit that does
-// 256 multiply-adds per cycle. The fragments are 8 KiB per subgroup and step, so all four subgroups take 256 of those
-// 512 cycles at 128 bytes per cycle. From the second-level cache come 16 KiB per step, 32 bytes per cycle and SM at
-// that rate, 17 at 540 multiply-adds per cycle. Registers: 128 for sums, 32 for operands on their way, 20 to 32 for
-// fragments, so two workgroups of 128 per SM. Expected limits are those bytes and the latency that two subgroups per
-// scheduler leave uncovered, not issue.
+// Predicted for subgroups of 32, blocks of 16, 128 x 128 x 32, 4 x 4 blocks, 4 subgroups, f16 dense: per step a
+// subgroup issues 64 hardware multiply-adds (16 x 8 x 16, 2048 each), 16 loads of a fragment, 16 loads and 16 stores of
+// 8 bytes or half as many of 16, about 60 integer instructions and a barrier: about 170 issue slots for 64 x 8 cycles
+// of a tensor unit that does 256 multiply-adds per cycle. The fragments are 8 KiB per subgroup and step, so all four
+// subgroups take 256 of those 512 cycles at 128 bytes per cycle. From the second-level cache come 16 KiB per step, 32
+// bytes per cycle and SM at that rate, 17 at 540 multiply-adds per cycle. Registers: 128 for sums, 32 for operands on
+// their way, 20 to 32 for fragments, so two workgroups of 128 per SM. Expected limits are those bytes and the latency
+// that two subgroups per scheduler leave uncovered, not issue.
 //
-// Occupancy, threads per core at least: rdna3 256, rdna4 256, ampere 256, ada 256. That is one workgroup or two: a tile's
-// sums and fragments leave room for no more.
+// Occupancy, threads per core at least: rdna3 256, rdna4 256, ampere 256, ada 256. That is one workgroup or two: a
+// tile's sums and fragments leave room for no more.
 
 const TILE_M: u32 = 128u;
 const TILE_N: u32 = 128u;

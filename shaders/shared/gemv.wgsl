@@ -11,7 +11,7 @@
 // lie in different banks. That is what lanes along features buy: with lanes along k a gather would read 32 different
 // addresses. The sums of the slices take its place at the end.
 //
-// Occupancy, threads per core at least: rdna2 1024, rdna3 1024, rdna4 1024, ampere 1024, ada 1024, apple-m1 1024, adreno
+// Occupancy, threads per core at least: rdna2 512, rdna3 512, rdna4 512, ampere 1024, ada 1024, apple-m1 1024, adreno
 // 256. A thread holds its sums and 32 k of weights on their way, at most 32 words.
 
 // Elements of a 16-byte unit of weights: 4 for f32, 8 for f16.

@@ -20,9 +20,9 @@
 //   rows four apart, which without the exclusive or would lie in the same banks. X_PAD spreads the four rows of a 2:4
 //   group, among which the threads of a subgroup choose.
 //
-// Occupancy, threads per core at least: rdna2 512, rdna3 768, rdna4 768, ampere 512, ada 512, apple-m1 384, adreno 128.
-// That is two workgroups or more of AMD's and NVIDIA's, one of the others: of a 128 x 128 tile a thread holds 64 sums, 16
-// to 20 words on their way, and 12 to 16 that it multiplies.
+// Occupancy, threads per core at least: rdna2 384, rdna3 384, rdna4 384, ampere 512, ada 512, apple-m1 384, adreno 128.
+// That is one workgroup or two of 256 threads: of a 128 x 128 tile a thread holds 64 sums, 16 to 20 words on their way,
+// and 12 to 16 that it multiplies.
 
 const TILE_M: u32 = 64u;
 const TILE_N: u32 = 64u;

@@ -93,11 +93,15 @@ impl Listing {
         let gpus = adapters.into_iter().enumerate().map(|(i, adapter)| {
             let device = selector(&names, i);
             // What cooperative matrices are worth is found out when a device is opened.
-            let opened = match &device {
-                Some(name) if !adapter.caps.cooperative.is_empty() => Device::gpu(name).ok(),
-                _ => None,
-            };
-            let caps = opened.as_ref().and_then(Device::caps).unwrap_or(&adapter.caps).clone();
+            let mut caps = adapter.caps.clone();
+            match &device {
+                _ if caps.cooperative.is_empty() => {}
+                None => caps.cooperative_refused = Some("not tried, since the device cannot be named".into()),
+                Some(name) => match Device::gpu(name) {
+                    Ok(opened) => caps = opened.caps().cloned().unwrap_or(caps),
+                    Err(e) => caps.cooperative_refused = Some(e.to_string()),
+                },
+            }
             Entry::gpu(AdapterInfo { caps, ..adapter }, device, auto == Some(i))
         });
         let mut devices: Vec<_> = gpus.collect();

@@ -2,9 +2,10 @@
 //!
 //! Invariant: nothing is run on a device here, and every figure says so.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use super::args::ensure_usage;
@@ -22,18 +23,20 @@ use sparse24::report::{commit, plural};
 ///
 /// With --compile every kernel that the device can run is compiled by its Vulkan driver, and described: registers,
 /// spills to memory, threads that fit a core at once, and where the driver gives its machine code (Mesa's do), the
-/// instructions of the innermost loop and a static estimate of its cycles: the larger of issue and workgroup-memory
-/// passes. Nothing is run, so that Mesa's pretended devices do as well as real ones. The schema of the JSON is
-/// sparse24-compile/1, and without --compile sparse24-kernels/1.
+/// instructions of 16 k and a static estimate of their cycles: the larger of issue and workgroup-memory passes. Nothing
+/// is run, so that Mesa's pretended devices do as well as real ones. The schema of the JSON is sparse24-compile/1, and
+/// without --compile sparse24-kernels/1.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   sparse24 kernels                                    # one kernel of each shader text
-  sparse24 kernels v32-128x128 --dump wgsl            # WGSL and SPIR-V of those with this in their names
+  sparse24 kernels v32-128x128 --dump wgsl            # WGSL and SPIR-V of those with this name part
   sparse24 kernels --compile --json compiled.json     # by the first Vulkan driver that tells
-  sparse24 kernels dense,v32 --compile --device Radeon --dump code    # and its machine code
+  sparse24 kernels dense,v32 --compile --device Radeon --dump code    # its machine code, too
 
+Drivers that compute on the processor, such as llvmpipe and SwiftShader, do not tell what they compile.
 Mesa's driver for Apple's GPUs prints its machine code only where AGX_MESA_DEBUG=shaders is set.
-Exit code 3: the driver refused a kernel, or spilled registers to memory.")]
+Exit code 3: the driver refused a kernel, spilled registers to memory, or leaves a core fewer threads
+than the kernel's header states.")]
 pub(crate) struct Args {
     /// Parts of names: kernels that have one of them. [default: all]
     #[arg(value_name = "PART,...", value_delimiter = ',')]
@@ -50,7 +53,8 @@ pub(crate) struct Args {
     /// Part of a Vulkan device's name. [default: the first one]
     #[arg(long, value_name = "NAME", requires = "compile")]
     device: Option<String>,
-    /// Whose rates estimates are by, where the device's name does not tell.
+    /// Whose rates estimates are by, where the device's name does not tell: rdna2, rdna3, rdna4, ampere (GA100, the A100
+    /// alone), ada, apple-m1, adreno.
     #[arg(long, value_name = "NAME", requires = "compile", value_parser = architecture)]
     architecture: Option<Architecture>,
     #[command(flatten)]
@@ -76,6 +80,9 @@ struct Run {
     #[serde(skip_serializing_if = "Option::is_none")]
     device: Option<DeviceRecord>,
     kernels: Vec<Entry>,
+    /// What kernels need that the device lacks, and how many.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    lacking: BTreeMap<String, usize>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ratios: Vec<Ratio>,
 }
@@ -97,20 +104,25 @@ enum Entry {
     Compiled(Box<Compiled>),
 }
 
-/// A line of the table and of the CSV.
+/// A line of the table and of the CSV. Estimates are for the largest k.
 #[derive(Serialize)]
 struct Row {
     kernel: String,
+    refused: Option<String>,
     subgroup: Option<u32>,
-    threads: Option<u32>,
-    workgroup_bytes: Option<u32>,
+    threads: u32,
+    workgroup_bytes: u32,
     registers: Option<f64>,
     spills: Option<f64>,
     resident_threads: Option<f64>,
+    stated_threads: Option<u32>,
     step_instructions: Option<f64>,
     step_multiply_adds: Option<f64>,
+    k: Option<usize>,
     step_issue: Option<f64>,
     step_passes: Option<f64>,
+    prologue_issue: Option<f64>,
+    prologue_passes: Option<f64>,
     cycles_per_output: Option<f64>,
     of_dense: Option<f64>,
     note: Option<String>,
@@ -118,12 +130,15 @@ struct Row {
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     args.output.check()?;
+    let programs = args.programs();
+    ensure_usage!(!programs.is_empty(), "no kernel has {} in its name", args.parts.join(" or "));
+    for part in args.parts.iter().filter(|part| !programs.iter().any(|p| p.to_string().contains(part.as_str()))) {
+        say(&format!("no kernel has {part} in its name"));
+    }
+    let compiler = args.compile.then(|| Compiler::open(args.device.as_deref())).transpose()?;
     if let Some(dir) = &args.dump {
         std::fs::create_dir_all(dir).with_context(|| format!("--dump {}", dir.display()))?;
     }
-    let programs = args.programs();
-    ensure_usage!(!programs.is_empty(), "no kernel has {} in its name", args.parts.join(" or "));
-    let compiler = args.compile.then(|| Compiler::open(args.device.as_deref())).transpose()?;
     match &compiler {
         None => args.list(&programs),
         Some(compiler) => args.compiled(compiler, programs),
@@ -150,6 +165,7 @@ impl Args {
             command: command_line(),
             device,
             kernels,
+            lacking: BTreeMap::new(),
             ratios: Vec::new(),
         }
     }
@@ -176,9 +192,25 @@ impl Args {
     }
 
     fn compiled(&self, compiler: &Compiler, programs: Vec<Program>) -> Result<Outcome> {
-        let architecture = self.architecture.or_else(|| Architecture::of(compiler.name()));
-        let (programs, without): (Vec<_>, Vec<_>) =
-            programs.into_iter().partition(|program| program.supported_by(compiler.caps()).is_ok());
+        let known = Architecture::of(compiler.name());
+        if let (Some(asked), Some(known)) = (self.architecture, known) {
+            ensure_usage!(asked == known, "--architecture {asked}: {} is of {known}", compiler.name());
+        }
+        let architecture = self.architecture.or(known);
+        let mut lacking: BTreeMap<String, usize> = BTreeMap::new();
+        let mut programs = programs;
+        programs.retain(|program| match program.supported_by(compiler.caps()) {
+            Ok(()) => true,
+            Err(lack) => {
+                *lacking.entry(lack).or_default() += 1;
+                false
+            }
+        });
+        let lacks: Vec<_> =
+            lacking.iter().map(|(lack, count)| format!("{} need {lack}", plural(*count, "kernel"))).collect();
+        if programs.is_empty() {
+            bail!("{} can run none of these: {}", compiler.name(), lacks.join("; "));
+        }
         let bar = progress(programs.len());
         let mut all = Vec::with_capacity(programs.len());
         for program in &programs {
@@ -186,7 +218,7 @@ impl Args {
             let mut compiled = compiler.compile(program, architecture);
             self.dump(program, compiler.vulkan())?;
             for (name, text) in std::mem::take(&mut compiled.representations) {
-                self.write(&format!("{program}.{}.txt", name.replace([' ', '/'], "_")), text.as_bytes())?;
+                self.write(&format!("{program}.{}.txt", name.replace([' ', '/', '(', ')'], "_")), text.as_bytes())?;
             }
             all.push(compiled);
             bar.inc(1);
@@ -202,13 +234,13 @@ impl Args {
             assumed,
         };
         let rows: Vec<Row> = all.iter().map(|compiled| Row::new(compiled, &ratios)).collect();
-        let page = page(&device, &rows, &all, without.len());
+        let page = page(&device, &rows, &all, lacks);
         let failed = all.iter().any(Compiled::failed);
         let entries = all.into_iter().map(|compiled| Entry::Compiled(Box::new(compiled))).collect();
-        let run = Run { ratios, ..self.run_of("sparse24-compile/1", Some(device), entries) };
+        let run = Run { ratios, lacking, ..self.run_of("sparse24-compile/1", Some(device), entries) };
         self.output.emit(&run, &rows, &page)?;
         if failed {
-            say("a kernel was refused, or spills registers to memory");
+            say("a kernel was refused, spills registers, or leaves a core fewer threads than its header states");
         }
         Ok(if failed { Outcome::VerificationFailed } else { Outcome::Fine })
     }
@@ -237,25 +269,31 @@ impl Row {
         let estimate = compiled.estimates.iter().find(|e| Some(e.k) == deepest);
         Self {
             kernel: compiled.kernel.clone(),
+            refused: compiled.refused.clone(),
             subgroup: compiled.subgroup,
-            threads: Some(compiled.threads),
-            workgroup_bytes: Some(compiled.workgroup_bytes),
+            threads: compiled.threads,
+            workgroup_bytes: compiled.workgroup_bytes,
             registers: compiled.registers,
             spills: compiled.spills,
             resident_threads: compiled.resident_threads,
+            stated_threads: compiled.stated_threads,
             step_instructions: compiled.code.map(|code| code.step.instructions),
             step_multiply_adds: compiled.code.map(|code| code.step.multiply_adds),
+            k: estimate.map(|e| e.k),
             step_issue: estimate.map(|e| e.step_issue),
             step_passes: estimate.map(|e| e.step_passes),
+            prologue_issue: estimate.map(|e| e.prologue_issue),
+            prologue_passes: estimate.map(|e| e.prologue_passes),
             cycles_per_output: estimate.map(|e| e.cycles_per_output),
             of_dense: ratio.and_then(|r| r.same.as_ref()).map(|(_, ratio)| *ratio),
-            note: compiled.refused.clone().or_else(|| compiled.note.clone()),
+            note: compiled.note.clone(),
         }
     }
 }
 
-fn page(device: &DeviceRecord, rows: &[Row], all: &[Compiled], without: usize) -> Printout {
-    let number = |value: Option<f64>, decimals: usize| value.map_or("-".into(), |v| format!("{v:.decimals$}"));
+fn page(device: &DeviceRecord, rows: &[Row], all: &[Compiled], lacks: Vec<String>) -> Printout {
+    // Of zero there is no negative one.
+    let number = |value: Option<f64>, decimals: usize| value.map_or("-".into(), |v| format!("{:.decimals$}", v + 0.0));
     let whole = |value: Option<u32>| value.map_or("-".into(), |v| v.to_string());
     let mut sheet = Sheet::new("")
         .words("kernel", Shown::Always)
@@ -265,10 +303,11 @@ fn page(device: &DeviceRecord, rows: &[Row], all: &[Compiled], without: usize) -
         .numbers("regs", Shown::Always)
         .numbers("spills", Shown::Always)
         .numbers("fit", Shown::Always)
-        .numbers("step", Shown::Always)
-        .numbers("FMA", Shown::Always)
-        .numbers("issue", Shown::Always)
-        .numbers("passes", Shown::Always)
+        .numbers("step", Shown::Wide)
+        .numbers("FMA", Shown::Wide)
+        .numbers("issue", Shown::Wide)
+        .numbers("passes", Shown::Wide)
+        .numbers("cycles", Shown::Always)
         .numbers("/dense", Shown::Always)
         .words("note", Shown::Wide);
     for row in rows {
@@ -277,8 +316,8 @@ fn page(device: &DeviceRecord, rows: &[Row], all: &[Compiled], without: usize) -
             [
                 row.kernel.trim_start_matches("gemm_").to_owned(),
                 whole(row.subgroup),
-                whole(row.threads),
-                whole(row.workgroup_bytes),
+                row.threads.to_string(),
+                row.workgroup_bytes.to_string(),
                 number(row.registers, 0),
                 number(row.spills, 0),
                 number(row.resident_threads, 0),
@@ -286,26 +325,53 @@ fn page(device: &DeviceRecord, rows: &[Row], all: &[Compiled], without: usize) -
                 number(row.step_multiply_adds, 0),
                 number(row.step_issue, 0),
                 number(row.step_passes, 0),
+                number(row.cycles_per_output, 2),
                 number(row.of_dense, 2),
-                row.note.clone().unwrap_or_default(),
+                row.refused.clone().or_else(|| row.note.clone()).unwrap_or_default(),
             ],
         );
     }
-    let refused: Vec<_> = all.iter().filter(|c| c.refused.is_some()).map(|c| c.kernel.clone()).collect();
-    let spilled: Vec<_> = all.iter().filter(|c| c.spills.is_some_and(|s| s > 0.0)).map(|c| c.kernel.clone()).collect();
+    let names = |wanted: &dyn Fn(&Compiled) -> bool| -> Vec<&str> {
+        all.iter().filter(|c| wanted(c)).map(|c| c.kernel.as_str()).collect()
+    };
+    let refused = names(&|c| c.refused.is_some());
+    let spilled = names(&|c| c.spills.is_some_and(|s| s > 0.0));
     let mut notes = vec![format!(
-        "{} compiled, {} refused, {} with spills to memory; {without} need what the device lacks.",
+        "{} compiled, {} refused, {} with spills to memory.",
         plural(all.len() - refused.len(), "kernel"),
         refused.len(),
         spilled.len()
     )];
-    for (what, names) in [("refused", refused), ("spills", spilled)] {
+    let fewer = names(&Compiled::fits_fewer);
+    for (what, names) in [("refused", refused), ("spills", spilled), ("fewer threads than the header states", fewer)] {
         if !names.is_empty() {
             notes.push(format!("{what}: {}", names.join(", ")));
         }
     }
-    notes.push("Static: nothing was run or timed.".into());
-    let rates = device.architecture.map_or("unknown: name it by --architecture for estimates".into(), str::to_owned);
+    if !lacks.is_empty() {
+        notes.push(format!("The device lacks something: {}.", lacks.join("; ")));
+    }
+    let mut reasons: Vec<&str> = all.iter().filter_map(|c| c.note.as_deref()).collect();
+    reasons.sort_unstable();
+    reasons.dedup();
+    if let [reason, others @ ..] = &reasons[..] {
+        let more = if others.is_empty() { String::new() } else { format!(" (and {} more, see --wide)", others.len()) };
+        notes.push(format!("No estimate for some: {reason}{more}."));
+    }
+    if rows
+        .iter()
+        .any(|row| row.cycles_per_output.is_some() && row.of_dense.is_none() && !row.kernel.contains("_dense"))
+    {
+        notes.push(
+            "/dense needs the dense kernel of the same tile and type beside it: add its part, or leave all out.".into(),
+        );
+    }
+    notes.push(
+        "Static: nothing was run or timed. A GEMV waits for the bytes of its weights, which are not in it.".into(),
+    );
+    let rates = device
+        .architecture
+        .map_or_else(|| "unknown: name it by --architecture for estimates (see --help)".into(), str::to_owned);
     let assumed = if device.assumed.is_empty() { String::new() } else { format!("; assumed: {}", device.assumed) };
     Printout {
         head: vec![
@@ -316,16 +382,18 @@ fn page(device: &DeviceRecord, rows: &[Row], all: &[Compiled], without: usize) -
         notes,
         wide_notes: Vec::new(),
         legend: vec![
+            "kernel: without the gemm_ that names of GEMMs begin with.".into(),
             "regs: 32-bit registers of a lane. spills: registers or instructions that go to memory. fit: threads that a \
-             core holds at once."
+             core holds at once, by the driver."
                 .into(),
-            "step: instructions of the loop with the most multiply-adds, one round; FMA: of these, multiply-adds per \
-             lane (cooperative matrices have none)."
+            "step: instructions of 16 k, of a GEMM without an estimate of one round of its inner loop; FMA: of these, \
+             multiply-adds per lane (cooperative matrices have none)."
                 .into(),
-            "issue, passes: cycles of a core for one round of a workgroup, by its schedulers and by its workgroup \
-             memory; the larger counts."
+            "issue, passes: cycles of a core for 16 k of a workgroup, by its schedulers and by its workgroup memory; \
+             the larger counts."
                 .into(),
-            "/dense: the dense kernel's cycles over this one's at k = 4096, in the same tile; above 1 it is faster."
+            "cycles: of a core for each output at k = 4096. /dense: the cycles of the dense kernel of the same tile \
+             over these; above 1 this one is faster."
                 .into(),
         ],
         source: format!("sparse24 {}", env!("CARGO_PKG_VERSION")),

@@ -31,7 +31,7 @@ pub enum Architecture {
     Rdna3,
     /// AMD, Radeon RX 9000.
     Rdna4,
-    /// NVIDIA GA100: A100.
+    /// NVIDIA GA100, the A100. Not GA10x, whose multiprocessors have Ada's rates.
     Ampere,
     /// NVIDIA AD10x: RTX 40, L4, L40.
     Ada,
@@ -81,8 +81,8 @@ impl Architecture {
             () if has(&["navi2", "gfx103"]) => Some(Self::Rdna2),
             () if has(&["navi3", "gfx11", "phoenix", "strix"]) => Some(Self::Rdna3),
             () if has(&["navi4", "gfx12"]) => Some(Self::Rdna4),
-            () if has(&["ga100", "a100"]) => Some(Self::Ampere),
-            () if has(&["nvk ad10", "rtx 40", "nvidia l4"]) => Some(Self::Ada),
+            () if has(&["ga100", "nvidia a100"]) => Some(Self::Ampere),
+            () if has(&["ad10", "geforce rtx 40", "nvidia l4"]) => Some(Self::Ada),
             () if has(&["apple m1", "g13"]) => Some(Self::AppleM1),
             () if has(&["adreno (tm) 7"]) => Some(Self::Adreno),
             () => None,
@@ -106,6 +106,7 @@ impl Architecture {
     pub const fn assumed(self) -> &'static str {
         match self {
             Self::Rdna3 | Self::Rdna4 => "waves of 64 do all floating point in one cycle",
+            Self::Ada => "cooperative matrices at the rate of workstation boards, GeForce boards have half",
             Self::Adreno => "one instruction of 64 lanes per cycle and scheduler, special functions at a quarter of it",
             _ => "",
         }
@@ -184,5 +185,31 @@ impl Architecture {
 impl std::fmt::Display for Architecture {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_known_by_whole_names() {
+        for (name, expected) in [
+            ("AMD Radeon RX 7900 XTX (RADV NAVI31)", Some(Architecture::Rdna3)),
+            ("AMD Radeon Graphics (RADV GFX1201)", Some(Architecture::Rdna4)),
+            ("AMD Radeon RX 6800 (RADV NAVI21)", Some(Architecture::Rdna2)),
+            ("NVIDIA A100-SXM4-80GB", Some(Architecture::Ampere)),
+            ("NVIDIA GeForce RTX 4090", Some(Architecture::Ada)),
+            ("Apple M1 (G13G A0)", Some(Architecture::AppleM1)),
+            ("Turnip Adreno (TM) 740", Some(Architecture::Adreno)),
+            // Turing, GA107, GA102, Vega, and one without a name.
+            ("Quadro RTX 4000", None),
+            ("NVIDIA RTX A1000", None),
+            ("NVIDIA GeForce RTX 3090", None),
+            ("AMD Radeon VII (RADV VEGA20)", None),
+            ("NVK", None),
+        ] {
+            assert_eq!(Architecture::of(name), expected, "{name}");
+        }
     }
 }

@@ -1,18 +1,18 @@
-//! What an access of workgroup memory costs, by the rules of an architecture: the cycles for which it holds the memory's
-//! pipe, here called *passes*.
+//! What an access of workgroup memory costs, by the rules of an architecture: the cycles for which it holds the
+//! memory's pipe, here called *passes*.
 //!
 //! Workgroup memory lies in banks of 32-bit words, neighbouring words in neighbouring banks, and a bank gives one word
 //! per cycle. A subgroup's access is served in *phases*, runs of lanes whose words could fill all banks once: 32 lanes
-//! of 4 bytes, 16 of 8 or 8 of 16 where there are 32 banks. A phase takes as many passes as the worst bank has different
-//! words asked of it, at least one; lanes that ask for the same word are served together. [`Rules::passes`] counts
-//! that, from the addresses of one subgroup's lanes. Nothing here is measured, and where sources are silent or disagree
-//! the rule is the one with more passes. Invariant: pure functions of their arguments.
+//! of 4 bytes, 16 of 8 or 8 of 16 where there are 32 banks. A phase takes as many passes as the worst bank has
+//! different words asked of it, at least one; lanes that ask for the same word are served together. [`Rules::passes`]
+//! counts that, from the addresses of one subgroup's lanes. Nothing here is measured, and where sources are silent or
+//! disagree the rule is the one with more passes. Invariant: pure functions of their arguments.
 //!
 //! # Rules and their sources
-//! - All: two lanes in one word do not conflict, whatever bytes of it they mean and whether they read or write (CUDA C++
-//!   Programming Guide, "Shared Memory" of compute capability 5.x and later; the others are taken to do the same). An
-//!   access of 12 bytes is one of 8 and one of 4. A phase without an active lane costs a pass as long as one of the 32
-//!   lanes around it is active: that hardware skips it is documented nowhere.
+//! - All: two lanes in one word do not conflict, whatever bytes of it they mean and whether they read or write (CUDA
+//!   C++ Programming Guide, "Shared Memory" of compute capability 5.x and later; the others are taken to do the same).
+//!   An access of 12 bytes is one of 8 and one of 4. A phase without an active lane costs a pass as long as one of the
+//!   32 lanes around it is active: that hardware skips it is documented nowhere.
 //! - NVIDIA Ampere, Ada: 32 banks, and 128 bytes per cycle on the way back to registers. Phases of 8 and 16 bytes are
 //!   half and quarter warps: NVIDIA's slides on cuTENSOR (GTC 2019, S9593, pointed to in
 //!   <https://github.com/Dao-AILab/flash-attention/issues/738>). Loads are twice as fast if in every pair of lanes that
@@ -20,15 +20,15 @@
 //!   <https://forums.developer.nvidia.com/t/unexpected-shared-memory-bank-conflict/77228>, said of compute capability
 //!   7.0 to 7.5 and taken to hold since. So 16 bytes that all lanes share take two passes, not one.
 //! - AMD RDNA 2, 3, 4: a compute unit has 32 banks (the instruction-set guides: 64 per workgroup processor, 32 for each
-//!   pair of SIMDs). 32, 16 and 8 lanes per phase of 4, 8 and 16 bytes, as AMD's own model has it for everything but one
-//!   CDNA 4 (`LDSBankModel.cpp` of rocRoller, <https://github.com/ROCm/rocm-libraries/pull/2157>). Which eight lanes
-//!   share a phase of a 16-byte load changed with RDNA 4, where they follow each other:
+//!   pair of SIMDs). 32, 16 and 8 lanes per phase of 4, 8 and 16 bytes, as AMD's own model has it for everything but
+//!   one CDNA 4 (`LDSBankModel.cpp` of rocRoller, <https://github.com/ROCm/rocm-libraries/pull/2157>). Which eight
+//!   lanes share a phase of a 16-byte load changed with RDNA 4, where they follow each other:
 //!   <https://github.com/triton-lang/triton/pull/11365>. Before it only CDNA's are public: lanes 0 to 3 go with 20 to
-//!   23, 4 to 7 with 16 to 19, and so on. Whether RDNA 2 and 3 have those or others nobody says, so such a load costs the
-//!   worse of the two. A subgroup of 64 is two of 32, of which an inactive one is skipped.
+//!   23, 4 to 7 with 16 to 19, and so on. Whether RDNA 2 and 3 have those or others nobody says, so such a load costs
+//!   the worse of the two. A subgroup of 64 is two of 32, of which an inactive one is skipped.
 //! - Apple M1 (family 7): Apple documents nothing, and those who measured found it narrow without saying how many banks
-//!   there are (<https://github.com/philipturner/metal-benchmarks>; its issue 2 takes them for 16). Assumed: 16 banks, so
-//!   64 bytes per cycle and core, and phases of 16 lanes of 4 bytes, 8 of 8 and 4 of 16.
+//!   there are (<https://github.com/philipturner/metal-benchmarks>; its issue 2 takes them for 16). Assumed: 16 banks,
+//!   so 64 bytes per cycle and core, and phases of 16 lanes of 4 bytes, 8 of 8 and 4 of 16.
 //! - Qualcomm Adreno: nothing is public. Assumed: as Apple's, the narrowest of the others.
 
 use crate::compile::trace::Trace;
@@ -48,7 +48,8 @@ pub struct Rules {
     pub banks: u32,
     /// Schedulers (SIMDs, partitions of a multiprocessor) that share these banks.
     pub schedulers: u32,
-    /// Bytes of the widest access that the compiler makes: wider ones are split. 16 unless set by [`Rules::with_widest`].
+    /// Bytes of the widest access that the compiler makes: wider ones are split. 16 unless set by
+    /// [`Rules::with_widest`].
     pub widest: u32,
     /// What is assumed because nobody documents it; empty where there are sources for all that matters.
     pub assumed: &'static str,

@@ -1,65 +1,66 @@
 //! What a GEMM kernel's machine code costs, without running it: prologue + trips x step.
 //!
-//! A *step* is one round of the innermost loop that does most of the multiply-adds; all else, before it, after it and
-//! around it, is the *prologue*. Either costs the larger of *issue* (its instructions by the rates of
-//! [`Architecture`]) and *workgroup-memory passes* (its accesses, traced lane by lane: [`trace`]). Neither term can be
-//! traded for the other: a gather reads 16 bytes for every four multiply-adds, and looks better than it is by
-//! instructions alone.
+//! A *step* is 16 k: all that grows with k, wherever in the code it stands. The *prologue* is all else, the epilogue
+//! among it. Either costs the larger of *issue* (its instructions by the rates of [`Architecture`]) and
+//! *workgroup-memory passes* (its accesses, traced lane by lane: [`trace`]). Neither term can be traded for the other: a
+//! gather reads 16 bytes for every four multiply-adds, and looks better than it is by instructions alone.
 //!
-//! Left out are latencies, waits for buffers, and the caches: two kernels of one tile that wait for the same bytes can be
-//! compared by it, and where arithmetic limits. Invariant: the trips of every loop are those that the shader makes when
-//! it is executed; where the loops of machine code are not those of the shader, there is no estimate.
+//! Left out are latencies, the bytes that buffers give, and the caches: two kernels of one tile that wait for the same
+//! bytes can be compared by it, and where arithmetic limits. A GEMV waits for the bytes of its weights.
+//!
+//! Invariant: the rounds of every loop are those that the shader makes when it is executed, and the multiply-adds of a
+//! step are those of its tile, counted in the machine code. Where loops or multiply-adds do not come out, as after an
+//! unrolling that was not understood, there is no estimate.
 
 use super::architecture::Architecture;
 use super::isa::{Counts, Loop};
-use super::trace;
+use super::trace::{self, Trace};
 use crate::error::{Error, Result};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Way};
+use crate::problem::Op;
+
+/// Input features of a step.
+const STEP: f64 = 16.0;
 
 /// Cycles that one workgroup keeps a core busy.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Cycles {
+pub(super) struct Cycles {
     /// Of its schedulers' busiest pipe.
-    pub issue: f64,
+    pub(super) issue: f64,
     /// Of its workgroup memory.
-    pub passes: f64,
+    pub(super) passes: f64,
 }
 
 impl Cycles {
     /// What limits: the larger of both.
-    pub fn total(&self) -> f64 {
+    pub(super) fn total(&self) -> f64 {
         self.issue.max(self.passes)
     }
 }
 
-/// The cost of a kernel for a problem of one k.
+/// The cost of a kernel, and the instructions that it is of.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Estimate {
-    /// Input features.
-    pub k: usize,
-    /// Rounds of the step's loop that a subgroup makes.
-    pub trips: f64,
-    /// One round.
-    pub step: Cycles,
-    /// All else.
-    pub prologue: Cycles,
-    /// Outputs of the workgroup.
-    pub outputs: f64,
+pub(super) struct Cost {
+    /// For 16 k.
+    pub(super) step: Cycles,
+    /// For all that does not grow with k.
+    pub(super) prologue: Cycles,
+    pub(super) step_counts: Counts,
+    pub(super) prologue_counts: Counts,
+    /// Outputs of a workgroup.
+    outputs: f64,
 }
 
-impl Estimate {
-    /// Cycles of a core for each output.
-    pub fn cycles_per_output(&self) -> f64 {
-        (self.prologue.total() + self.trips * self.step.total()) / self.outputs
+impl Cost {
+    /// Steps over so many input features.
+    pub(super) fn trips(&self, k: usize) -> f64 {
+        k as f64 / STEP
     }
-}
 
-/// A loop of the machine code beside the one of the shader that it is.
-struct Matched<'a> {
-    code: &'a Loop,
-    /// Rounds of all its runs together.
-    rounds: f64,
-    inner: Vec<Matched<'a>>,
+    /// Cycles of a core for each output over so many input features.
+    pub(super) fn cycles_per_output(&self, k: usize) -> f64 {
+        (self.prologue.total() + self.trips(k) * self.step.total()) / self.outputs
+    }
 }
 
 /// What a kernel was compiled for.
@@ -67,75 +68,81 @@ struct Matched<'a> {
 pub(super) struct Target {
     pub(super) architecture: Architecture,
     pub(super) subgroup: u32,
-    /// Bytes of the widest access of workgroup memory.
+    /// Bytes of the widest load of workgroup memory.
     pub(super) widest: u32,
 }
 
-/// Estimates a kernel over each number of input features, from its machine code.
-pub(super) fn estimates(kernel: &Kernel, code: &Loop, target: Target, depths: &[usize]) -> Result<Vec<Estimate>> {
+/// The cost of a kernel by its machine code.
+pub(super) fn cost(kernel: &Kernel, code: &Loop, target: Target) -> Result<Cost> {
     let Target { architecture, subgroup, widest } = target;
-    let [short, long] = trace::traced_k(kernel);
-    let traces = [trace::gemm(kernel, short, trace::SEED)?, trace::gemm(kernel, long, trace::SEED)?];
-    let rules = architecture.rules().with_widest(widest);
-    let cost = |at: usize| rules.total(&traces[at], subgroup as usize) as f64;
-    let line = trace::line((short, cost(0)), (long, cost(1)));
-    let subgroups = f64::from(kernel.way().threads()) / f64::from(subgroup);
-    let share = subgroups / f64::from(rules.schedulers);
-    let issue = |counts: &Counts| architecture.issue(counts, subgroup).cycles() * share;
-    let (m, n) = kernel.way().tile();
-    let estimate = |&k: &usize| {
-        let whole = matched(code, 1.0, &traces.each_ref().map(|t| (1, t.loops.as_slice())), (short, long), k)
-            .map_err(|e| Error::Invalid(format!("{kernel}: {e}")))?;
-        let mut step: Option<&Matched<'_>> = None;
-        most_work(&whole, &mut step);
-        let Some(step) = step else {
-            return Err(Error::Invalid(format!("{kernel}: no loop of its machine code multiplies")));
-        };
-        let (mut all, mut one) = (Counts::default(), Counts::default());
-        sum(&whole, 1.0, &mut all);
-        sum(step, 1.0 / step.rounds, &mut one);
-        all.merge(&one, -step.rounds);
-        Ok(Estimate {
-            k,
-            trips: step.rounds,
-            // What grows with k are the step's passes.
-            step: Cycles { issue: issue(&one), passes: line.per_k16 * k as f64 / 16.0 / step.rounds },
-            prologue: Cycles { issue: issue(&all), passes: line.fixed.max(0.0) },
-            outputs: f64::from(m) * f64::from(n),
-        })
-    };
-    depths.iter().map(estimate).collect()
-}
-
-/// The loop with the most multiply-adds over all its rounds.
-fn most_work<'a, 'b>(within: &'b Matched<'a>, best: &mut Option<&'b Matched<'a>>) {
-    for inner in &within.inner {
-        let work = |m: &Matched<'_>| m.rounds * (m.code.counts.multiply_adds() + m.code.counts.matrix());
-        if work(inner) > best.map_or(0.0, work) {
-            *best = Some(inner);
-        }
-        most_work(inner, best);
+    let invalid = |what: String| Error::Invalid(format!("{kernel}: {what}"));
+    if subgroup == 0 {
+        return Err(invalid("the driver does not tell its subgroups".into()));
     }
+    let depths = trace::traced_k(kernel);
+    // Neighbouring accesses count as one, for dense kernels as for others: the best that a compiler makes of them.
+    let traced = |k: usize| Ok::<_, Error>(trace::gemm(kernel, k, trace::SEED)?.merged(16));
+    let traces = [traced(depths[0])?, traced(depths[1])?];
+    let rules = architecture.rules().with_widest(widest);
+    let line = trace::line_of(&traces, depths, &rules, subgroup as usize);
+
+    let mut counts = [Counts::default(), Counts::default()];
+    for (at, counts) in counts.iter_mut().enumerate() {
+        add_up(
+            code,
+            1.0,
+            [(1, &traces[0]), (1, &traces[1])].map(|(n, t): (u64, &Trace)| (n, &t.loops[..])),
+            at,
+            counts,
+        )
+        .map_err(invalid)?;
+    }
+    let [short, long] = counts;
+    let mut step_counts = Counts::default();
+    let share = STEP / (depths[1] - depths[0]) as f64;
+    step_counts.merge(&long, share);
+    step_counts.merge(&short, -share);
+    let mut prologue_counts = short;
+    prologue_counts.merge(&step_counts, -(depths[0] as f64) / STEP);
+
+    let subgroups = f64::from(kernel.way().threads()) / f64::from(subgroup);
+    let issue =
+        |counts: &Counts| architecture.issue(counts, subgroup).cycles() * subgroups / f64::from(rules.schedulers);
+    let (m, n) = kernel.way().tile();
+    let outputs = f64::from(m) * f64::from(n);
+    let found = match kernel.way() {
+        Way::Coop(_) => step_counts.matrix() * subgroups,
+        _ => step_counts.multiply_adds() * f64::from(kernel.way().threads()),
+    };
+    let gathers = matches!(kernel.op(), Op::Sparse24(_)) && !kernel.expands();
+    let expected = outputs * STEP * if gathers { 0.5 } else { 1.0 };
+    if (found / expected - 1.0).abs() > 0.02 {
+        return Err(invalid(format!("its machine code has {:.2} of the multiply-adds of its tile", found / expected)));
+    }
+    Ok(Cost {
+        step: Cycles { issue: issue(&step_counts), passes: line.per_k16 },
+        prologue: Cycles { issue: issue(&prologue_counts).max(0.0), passes: line.fixed.max(0.0) },
+        step_counts,
+        prologue_counts,
+        outputs,
+    })
 }
 
-/// Instructions of a loop and all in it, for all rounds, times a factor.
-fn sum(of: &Matched<'_>, factor: f64, counts: &mut Counts) {
-    counts.merge(&of.code.counts, of.rounds * factor);
-    of.inner.iter().for_each(|inner| sum(inner, factor, counts));
-}
-
-/// Finds for every loop of the machine code the one of the shader. Compilers keep loops in order, and unroll some with
-/// a known, small number of rounds: those of the shader that make the same number of rounds whatever k is, each time
-/// that they are met, and of these the ones with the fewest are taken to be gone until as many are left. `shader` has,
-/// for either traced k, how often the loops are met and the loops.
-fn matched<'a>(
-    code: &'a Loop,
+/// Adds up the instructions of a loop of the machine code that makes so many rounds, and of those in it, in the trace
+/// number `at`. `shader` has, for both traces, how often the shader's loops are met and the loops.
+///
+/// Compilers keep loops in order, and unroll some with a known, small number of rounds: those of the shader that make
+/// the same number of rounds whatever k is, each time that they are met, and of these the ones with the fewest are taken
+/// to be gone until as many are left.
+fn add_up(
+    code: &Loop,
     rounds: f64,
-    shader: &[(u64, &[trace::Loop]); 2],
-    (short, long): (usize, usize),
-    k: usize,
-) -> std::result::Result<Matched<'a>, String> {
-    let [(met_short, fewer), (met_long, more)] = *shader;
+    shader: [(u64, &[trace::Loop]); 2],
+    at: usize,
+    counts: &mut Counts,
+) -> std::result::Result<(), String> {
+    counts.merge(&code.counts, rounds);
+    let [(met_short, fewer), (met_long, more)] = shader;
     let pairs: Vec<_> = fewer.iter().zip(more).collect();
     let mut left: Vec<usize> = (0..pairs.len()).collect();
     while left.len() > code.inner.len() {
@@ -148,21 +155,72 @@ fn matched<'a>(
             })
             .min_by_key(|&(_, &at)| pairs[at].0.iterations);
         match unrolled.map(|(place, _)| place) {
-            Some(place) => {
-                left.remove(place);
-            }
+            Some(place) => left.remove(place),
             None => break,
-        }
+        };
     }
     if left.len() != code.inner.len() {
         return Err(format!("its machine code has {} loops where the shader has {}", code.inner.len(), left.len()));
     }
-    let inner = left.iter().zip(&code.inner).map(|(&at, code)| {
-        let (a, b) = pairs[at];
-        let (fewer, more) = (a.iterations as f64, b.iterations as f64);
-        let rounds = fewer + (more - fewer) * (k as f64 - short as f64) / (long as f64 - short as f64);
-        let inner = [(a.iterations, a.inner.as_slice()), (b.iterations, b.inner.as_slice())];
-        matched(code, rounds, &inner, (short, long), k)
-    });
-    Ok(Matched { code, rounds, inner: inner.collect::<std::result::Result<_, String>>()? })
+    for (&pair, inner) in left.iter().zip(&code.inner) {
+        let (a, b) = pairs[pair];
+        let rounds = [a.iterations, b.iterations][at] as f64;
+        let loops = [(a.iterations, a.inner.as_slice()), (b.iterations, b.inner.as_slice())];
+        add_up(inner, rounds, loops, at, counts)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::super::isa::Class;
+    use super::*;
+    use crate::matrix::DType;
+    use crate::problem::{Epilogue, Form};
+
+    fn dense() -> Kernel {
+        let wanted = |k: &Kernel| k.op() == Op::Dense && k.storage() == DType::F32 && k.way().to_string() == "64x64x16";
+        Kernel::all()
+            .find(|k| wanted(k) && k.is_plain() && k.form() == Form::Linear && k.epilogue() == Epilogue::NONE)
+            .unwrap()
+    }
+
+    /// Machine code with so many multiply-adds in a loop for 16 k, in an inner loop of four rounds or unrolled.
+    fn code(multiply_adds: f64, unrolled: bool) -> Loop {
+        let loop_of = |class, count, inner| Loop { counts: Counts(vec![(class, count)]), inner };
+        let step = match unrolled {
+            true => loop_of(Class::MultiplyAdd(1), multiply_adds, vec![]),
+            false => loop_of(Class::Integer, 10.0, vec![loop_of(Class::MultiplyAdd(1), multiply_adds / 4.0, vec![])]),
+        };
+        loop_of(Class::Integer, 100.0, vec![step])
+    }
+
+    #[test]
+    fn a_step_is_sixteen_k_wherever_its_instructions_stand() {
+        let target = Target { architecture: Architecture::Ada, subgroup: 32, widest: 16 };
+        // A thread of the 64 x 64 tile has 32 outputs.
+        let unrolled = cost(&dense(), &code(512.0, true), target).unwrap();
+        assert_eq!(unrolled.step_counts.multiply_adds(), 512.0);
+        let rolled = cost(&dense(), &code(512.0, false), target).unwrap();
+        assert_eq!(rolled.step_counts.multiply_adds(), 512.0);
+        assert_eq!(rolled.step_counts.instructions(), 522.0);
+        assert_eq!((rolled.prologue_counts.instructions(), unrolled.prologue_counts.instructions()), (100.0, 100.0));
+        // 128 threads are four subgroups, one for each scheduler.
+        assert_eq!((unrolled.step.issue, unrolled.trips(4096)), (512.0, 256.0));
+        let per_output = (unrolled.prologue.total() + 256.0 * unrolled.step.total()) / 4096.0;
+        assert_eq!(unrolled.cycles_per_output(4096), per_output);
+    }
+
+    #[test]
+    fn loops_and_multiply_adds_that_do_not_come_out_are_errors() {
+        let target = Target { architecture: Architecture::Ada, subgroup: 32, widest: 16 };
+        let error = |code: &Loop, target| cost(&dense(), code, target).unwrap_err().to_string();
+        // Twice unrolled, but for the loop.
+        assert!(error(&code(1024.0, true), target).contains("2.00 of the multiply-adds"));
+        let mut three = code(512.0, true);
+        three.inner.extend([code(1.0, true), code(1.0, true)]);
+        assert!(error(&three, target).contains("loops where the shader has"));
+        assert!(error(&code(512.0, true), Target { subgroup: 0, ..target }).contains("subgroups"));
+    }
 }

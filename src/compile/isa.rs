@@ -6,7 +6,8 @@
 //!
 //! How often a block runs for once through the code that surrounds it is its *share*: 1 where no branch skips it, 1
 //! also for the body of an `if` without `else` (the guards of prefetches and stores, which hold nearly always), and one
-//! half for either side of an `if` with `else` (a thread brings weights or activations, not both).
+//! half for either side of an `if` with `else` (a thread brings weights or activations, not both). A side that neither
+//! reads, writes nor multiplies is where a loop is left: then the other side counts whole.
 
 use std::collections::HashMap;
 
@@ -73,6 +74,14 @@ struct Block {
     /// Whether its branch chooses between two sides of which a lane takes one, though both are skipped like an `if`
     /// without `else`.
     alternative: bool,
+}
+
+impl Block {
+    /// Whether it reads, writes or multiplies.
+    fn works(&self) -> bool {
+        let work = |c: &Class| matches!(c, Class::MultiplyAdd(_) | Class::Matrix(_) | Class::Shared | Class::Global);
+        self.instructions.iter().any(work)
+    }
 }
 
 /// A loop, and what runs in it outside of inner loops.
@@ -286,6 +295,8 @@ fn aco_class(text: &str, name: &str) -> Option<Class> {
             }
         }
         "v" if has("wmma") => Class::Matrix(16 * 16 * 16),
+        // A conversion is written as a multiply-add with 1 and 0.
+        "v" if has("v_fma_mix") && (text.contains(", 1.0,") || text.contains("neg(0)")) => Class::Convert,
         "v" if has("v_pk_fma") || has("v_dot2") => Class::MultiplyAdd(2),
         "v" if ["v_fma", "v_mad_f", "v_mac_f"].iter().any(|p| name.starts_with(p)) => Class::MultiplyAdd(1),
         "v" if ["_mul_lo_u32", "_mul_hi_", "_mad_u64", "_mad_co_u64", "_mul_lo_i32"].iter().any(|&p| has(p)) => {
@@ -373,8 +384,7 @@ fn nak_class(result: &str, name: &str) -> Option<Class> {
             let mut sizes = shape.split(['n', 'k']).map(|size| size.parse::<u32>().ok());
             Class::Matrix(sizes.next()?? * sizes.next()?? * sizes.next()??)
         }
-        "fadd" | "fmul" | "fmnmx" | "fsetp" | "fset" | "fsel" | "hadd2" | "hmul2" | "hmnmx2" | "hsetp2" | "fswzadd"
-        | "fchk" => Class::Float,
+        "fadd" | "fmul" | "hadd2" | "hmul2" | "fswzadd" | "fchk" => Class::Float,
         "mufu" => Class::Special,
         "f2f" | "f2i" | "i2f" | "f2fp" | "i2i" | "frnd" => Class::Convert,
         "mov" | "sel" | "prmt" | "s2r" | "cs2r" | "r2ur" | "redux" | "shfl" | "vote" | "p2r" | "r2p"
@@ -387,6 +397,8 @@ fn nak_class(result: &str, name: &str) -> Option<Class> {
             }
         }
         "imad" | "imad64" if !uniform => Class::Product,
+        // Comparisons of floats are the integers' unit's.
+        "fmnmx" | "fsetp" | "fset" | "fsel" | "hmnmx2" | "hsetp2" => Class::Integer,
         "iadd3" | "iadd2" | "lea" | "lop3" | "lop2" | "shf" | "shl" | "shr" | "isetp" | "imnmx" | "iabs" | "sel"
         | "prmt" | "plop3" | "bmsk" | "flo" | "popc" | "brev" | "sgxt" | "imad" | "imad64" | "psetp" | "bfe"
         | "bfi" => {
@@ -777,8 +789,11 @@ fn shares(blocks: &[Block], next: &[Vec<usize>], order: &[usize]) -> Vec<f64> {
         let from = above[at];
         let always = std::iter::successors(Some(from), |&b| (b < end).then(|| meets[b])).any(|b| b == at);
         let branch = &blocks[order[from]];
-        let skipped = next[order[from]].iter().any(|&to| place[to] == meets[from]) && !branch.alternative;
-        shares[order[at]] = shares[order[from]] * if always || skipped { 1.0 } else { 0.5 };
+        let sides = &next[order[from]];
+        let skipped = sides.iter().any(|&to| place[to] == meets[from]) && !branch.alternative;
+        let idle = |side: usize| !blocks[side].works() && next[side].len() == 1 && place[next[side][0]] == meets[from];
+        let whole = always || skipped || sides.iter().any(|&to| place[to] != at && idle(to));
+        shares[order[at]] = shares[order[from]] * if whole { 1.0 } else { 0.5 };
     }
     shares
 }
@@ -795,12 +810,32 @@ mod tests {
     /// A loop with two sides, of which a wave takes one, in the order in which ACO puts it: test at the end.
     #[test]
     fn acos_loops_are_found_wherever_their_test_is() {
-        let code = "BB0:\n\ts_mov_b32 s0, 0 ; be\n\ts_branch BB4 ; bf\nBB1:\n\tv_cmpx_gt_u32_e32 0x80, v0 ; 7d\n\ts_cbranch_execz BB2 ; bf\n\
-                    \tds_load_b128 v[0:3], v4 ; d8\nBB2:\n\ts_and_not1_b64 exec, -1, exec ; 91\n\ts_cbranch_execz BB3 ; bf\n\
-                    \tds_store_b128 v4, v[0:3] ; d8\nBB3:\n\tv_dual_fmac_f32 v0, v1, v2 :: v_dual_mul_f32 v3, v4, v5 ; ca\n\
-                    \tv_fmac_f32_e32 v0, v1, v2 ; 56\nBB4:\n\ts_cmp_lt_u32 s0, s1 ; bf\n\ts_cbranch_scc1 BB1 ; bf\nBB5:\n\
-                    \tbuffer_store_b32 v0, v1, s[0:3], 0 ; e0\n\ts_endpgm ; bf\n\ts_code_end ; bf\n";
-        let parsed = parse(Dialect::Aco, code).unwrap();
+        let code = [
+            "BB0:",
+            "\ts_mov_b32 s0, 0 ; be",
+            "\ts_branch BB4 ; bf",
+            "BB1:",
+            "\tv_cmpx_gt_u32_e32 0x80, v0 ; 7d",
+            "\ts_cbranch_execz BB2 ; bf",
+            "\tds_load_b128 v[0:3], v4 ; d8",
+            "BB2:",
+            "\ts_and_not1_b64 exec, -1, exec ; 91",
+            "\ts_cbranch_execz BB3 ; bf",
+            "\tds_store_b128 v4, v[0:3] ; d8",
+            "BB3:",
+            "\tv_dual_fmac_f32 v0, v1, v2 :: v_dual_mul_f32 v3, v4, v5 ; ca",
+            "\tv_fmac_f32_e32 v0, v1, v2 ; 56",
+            "BB4:",
+            "\ts_cmp_lt_u32 s0, s1 ; bf",
+            "\ts_cbranch_scc1 BB1 ; bf",
+            "BB5:",
+            "\tbuffer_store_b32 v0, v1, s[0:3], 0 ; e0",
+            "\ts_endpgm ; bf",
+            "\ts_code_end ; bf",
+            "",
+        ]
+        .join("\n");
+        let parsed = parse(Dialect::Aco, &code).unwrap();
         let [step] = &parsed.whole.inner[..] else { panic!("{:?}", parsed.whole) };
         assert_eq!((step.counts.multiply_adds(), counts(step, Class::MultiplyAdd(1))), (2.0, 2.0));
         // Either side counts half.
@@ -839,13 +874,45 @@ mod tests {
         assert_eq!(whole.counts.instructions(), 2.0);
     }
 
+    /// NAK leaves a loop from a side of its own, which only sets what comes out of it.
+    #[test]
+    fn a_side_that_only_leaves_the_loop_halves_nothing() {
+        let block =
+            |number: usize, body: &str, to: &str| format!("block {number} L{number} [] -> {{\n{body}}} -> [{to}]\n");
+        let code = [
+            block(0, "      r0        = mov rZ // delay=1\n", "1"),
+            block(1, "@!p0              bra L3 // delay=1\n", "2, 3"),
+            block(2, &"      r4        = mov r1 // delay=1\n".repeat(9), "4"),
+            block(3, &"      r1        = ffma.ftz r2 r3 r1 // delay=1\n".repeat(32), "4"),
+            block(4, "@!p1              bra L1 // delay=1\n", "5, 1"),
+            block(5, "                  exit // delay=1\n", ""),
+        ]
+        .concat();
+        let whole = parse(Dialect::Nak, &code).unwrap().whole;
+        let [step] = &whole.inner[..] else { panic!("{whole:?}") };
+        assert_eq!((step.counts.multiply_adds(), counts(step, Class::Move)), (32.0, 4.5));
+    }
+
     /// Repeated and idle cycles count, and so does what follows a loop that is left at its head.
     #[test]
     fn adrenos_repeats_and_idle_cycles_count() {
-        let code = "Native code for unnamed CL shader\n@const(c12.x) 0x4f7ffffe\nmov.u32u32 r0.x, 0\nl7:\n(ss)br p0.x, #l9\n\
-                    (sy)(rpt3)mad.f32 r1.x, r2.x, r3.x, r1.x\n(nop2) add.u r0.x, r0.x, 1\njump #l7\nl9:\nstib.b.untyped.1d.u32.1.imm.base0 r0.x, r1.x, 6\n\
-                    end\nnop\n; CL prog 22/1\n";
-        let whole = parse(Dialect::Ir3, code).unwrap().whole;
+        let code = [
+            "Native code for unnamed CL shader",
+            "@const(c12.x) 0x4f7ffffe",
+            "mov.u32u32 r0.x, 0",
+            "l7:",
+            "(ss)br p0.x, #l9",
+            "(sy)(rpt3)mad.f32 r1.x, r2.x, r3.x, r1.x",
+            "(nop2) add.u r0.x, r0.x, 1",
+            "jump #l7",
+            "l9:",
+            "stib.b.untyped.1d.u32.1.imm.base0 r0.x, r1.x, 6",
+            "end",
+            "nop",
+            "; CL prog 22/1",
+        ]
+        .join("\n");
+        let whole = parse(Dialect::Ir3, &code).unwrap().whole;
         let [step] = &whole.inner[..] else { panic!("{whole:?}") };
         assert_eq!((step.counts.multiply_adds(), step.counts.instructions()), (4.0, 4.0 + 3.0 + 2.0));
         assert_eq!(whole.counts.instructions(), 3.0);
@@ -854,11 +921,20 @@ mod tests {
     /// Jumps are relative, and what prepares the constants is left out.
     #[test]
     fn apples_jumps_are_relative() {
-        let code = "shader: MESA_SHADER_COMPUTE\n   0: 62000000               ldimm    r0l, 0\n   4: 522c9e822508           while    $r79, r12, 1, ult\n\
-                      a: 20c026350000           jmp_none 22\n  10: 3a29              ffma     r1, r2, r3, r1\n  12: 3800                   wait     a\n\
-                     1a: 00c0dacaffff           jmp_any  -22\n  20: 520e00000000           pop_exec 1\n  26: 8800                   stop\n\
-                      0: 0501900d00c43200       load     r0_r1, du0, 9\n";
-        let whole = parse(Dialect::Agx, code).unwrap().whole;
+        let code = [
+            "shader: MESA_SHADER_COMPUTE",
+            "   0: 62000000               ldimm    r0l, 0",
+            "   4: 522c9e822508           while    $r79, r12, 1, ult",
+            "   a: 20c026350000           jmp_none 22",
+            "  10: 3a29                   ffma     r1, r2, r3, r1",
+            "  12: 3800                   wait     a",
+            "  1a: 00c0dacaffff           jmp_any  -22",
+            "  20: 520e00000000           pop_exec 1",
+            "  26: 8800                   stop",
+            "   0: 0501900d00c43200       load     r0_r1, du0, 9",
+        ]
+        .join("\n");
+        let whole = parse(Dialect::Agx, &code).unwrap().whole;
         let [step] = &whole.inner[..] else { panic!("{whole:?}") };
         assert_eq!((step.counts.multiply_adds(), step.counts.instructions()), (1.0, 4.0));
         assert_eq!(counts(&whole, Class::Global), 0.0);

@@ -120,11 +120,12 @@ impl Trace {
         self.bindings.iter().find(|(at, _)| *at == number).map(|(_, bytes)| bytes.as_slice())
     }
 
-    /// The same trace as a compiler has it that merges accesses: one that follows another, for the same lanes and of the
-    /// bytes right behind, is made one with it as long as they are together of 8 or 16 bytes, no wider than `widest` and
-    /// aligned to their size. Compilers see no further than their own analysis does, so this is the best of them.
+    /// The same trace as a compiler has it that merges accesses: one that follows another, for the same lanes and of
+    /// the bytes right behind, is made one with it as long as they are together of 8 or 16 bytes, no wider than
+    /// `widest` and aligned to their size. Compilers see no further than their own analysis does, so this is the best
+    /// of them.
     #[must_use]
-    pub fn merged(&self, widest: u32) -> Self {
+    pub(super) fn merged(&self, widest: u32) -> Self {
         let mut trace = Self { accesses: Vec::new(), addresses: Vec::new(), ..self.clone() };
         // Pairs of 4 become 8, then pairs of 8 become 16.
         let mut from = self.clone();
@@ -166,8 +167,8 @@ pub fn run(program: &Program, launch: Launch) -> Result<Trace> {
 }
 
 /// Executes the one workgroup of a GEMM whose output is a single whole tile of the kernel, over `k` input features (a
-/// multiple of 32). Weights and activations are uniform in [-1, 1), 2:4 patterns and masks random, all of them functions
-/// of `seed`: every legal code is equally likely.
+/// multiple of 32). Weights and activations are uniform in [-1, 1), 2:4 patterns and masks random, all of them
+/// functions of `seed`: every legal code is equally likely.
 pub fn gemm(kernel: &Kernel, k: usize, seed: u64) -> Result<Trace> {
     let (m, n) = kernel.way().tile();
     Operands::new(kernel, (m as usize, n as usize, k), seed)?.trace(kernel)
@@ -176,43 +177,34 @@ pub fn gemm(kernel: &Kernel, k: usize, seed: u64) -> Result<Trace> {
 /// What a kernel's accesses of workgroup memory cost, as a line over k: cycles of the memory's pipe per workgroup, all
 /// its subgroups together.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Line {
+pub(super) struct Line {
     /// Whatever k is: the sums of a GEMV's slices, the stage through which cooperative matrices leave.
-    pub fixed: f64,
+    pub(super) fixed: f64,
     /// For each 16 k, which is one step of a register tile and half of one of a cooperative kernel.
-    pub per_k16: f64,
+    pub(super) per_k16: f64,
 }
 
-impl Line {
-    /// Passes over `k` input features.
-    pub fn at(&self, k: usize) -> f64 {
-        self.fixed + self.per_k16 * k as f64 / 16.0
-    }
-}
-
-/// The k that [`passes`] traces. Between them every run of threads of a GEMV has the same work, and codes enough are
+/// The k that estimates trace. Between them every run of threads of a GEMV has the same work, and codes enough are
 /// drawn that an average over random patterns is steady.
-pub fn traced_k(kernel: &Kernel) -> [usize; 2] {
+pub(super) fn traced_k(kernel: &Kernel) -> [usize; 2] {
     match kernel.way() {
         Way::Gemv { slices, .. } => [32, 64].map(|k| k * slices as usize),
         Way::Tile(_) | Way::Expand(_) | Way::Coop(_) => [64, 192],
     }
 }
 
-/// What a kernel's accesses of workgroup memory cost by the rules of an architecture, whose subgroups have so many
-/// lanes: the line through two traces. At V = 1 to 4 conflicts depend on the codes, and this is an average over random
-/// ones.
-pub fn passes(kernel: &Kernel, rules: &Rules, subgroup: usize) -> Result<Line> {
-    let [short, long] = traced_k(kernel);
-    let cost = |k: usize| Ok::<_, Error>(rules.total(&gemm(kernel, k, SEED)?, subgroup) as f64);
-    Ok(line((short, cost(short)?), (long, cost(long)?)))
+/// What accesses of workgroup memory cost by the rules of an architecture, whose subgroups have so many lanes: the line
+/// through two traces. At V = 2 and 4 conflicts depend on the codes, and this is an average over random ones.
+pub(super) fn line_of(traces: &[Trace; 2], [short, long]: [usize; 2], rules: &Rules, subgroup: usize) -> Line {
+    let cost = |trace: &Trace| rules.total(trace, subgroup) as f64;
+    line((short, cost(&traces[0])), (long, cost(&traces[1])))
 }
 
-/// Seed of the operands that [`passes`] traces.
+/// Seed of the operands that are traced.
 pub(super) const SEED: u64 = 24;
 
 /// The line through two costs, each at its k.
-pub(super) fn line((k0, cost0): (usize, f64), (k1, cost1): (usize, f64)) -> Line {
+fn line((k0, cost0): (usize, f64), (k1, cost1): (usize, f64)) -> Line {
     let per_k16 = (cost1 - cost0) * 16.0 / (k1 - k0) as f64;
     Line { fixed: cost0 - per_k16 * k0 as f64 / 16.0, per_k16 }
 }
@@ -382,6 +374,9 @@ mod tests {
             (Op::Masked24, DType::F16, "coop16s32_64x64x32_t128"),
             (sparse(1), DType::F16, "coop16s32_64x64x32_t128"),
             (sparse(16), DType::F16, "coop16s32_64x64x32_t128"),
+            (sparse(32), DType::F16, "coop16s64_64x64x32_t128"),
+            (Op::Dense, DType::F16, "coop8s8_64x64x32_t32"),
+            (sparse(128), DType::F16, "coop8s32_64x64x32_t128"),
         ] {
             let kernel = kernel(op, storage, way);
             let (m, n) = kernel.way().tile();
@@ -473,6 +468,12 @@ mod tests {
         assert!(gemm(&kernel, 40, SEED).unwrap_err().to_string().contains("k = 40"));
     }
 
+    fn passes(kernel: &Kernel, rules: &Rules, subgroup: usize) -> Result<Line> {
+        let depths = traced_k(kernel);
+        let traces = [gemm(kernel, depths[0], SEED)?, gemm(kernel, depths[1], SEED)?];
+        Ok(line_of(&traces, depths, rules, subgroup))
+    }
+
     fn traced(op: Op, storage: DType, way: &str, k: usize) -> Trace {
         gemm(&kernel(op, storage, way), k, SEED).unwrap()
     }
@@ -538,7 +539,6 @@ mod tests {
         // The function that others call says the same.
         let dense = passes(&kernel(Op::Dense, DType::F32, "128x128x16"), &Rules::ADA, 32).unwrap();
         assert_eq!(dense, Line { fixed: 0.0, per_k16: 8.0 * 216.0 });
-        assert_eq!(dense.at(64), 4.0 * 8.0 * 216.0);
     }
 
     /// A third k lies on the line through the two: exactly, unless conflicts depend on random codes.
@@ -559,7 +559,11 @@ mod tests {
                 let third = 3 * traced_k(&kernel)[1];
                 let cost = rules.total(&gemm(&kernel, third, SEED).unwrap(), 32) as f64;
                 let slack = if op == sparse(1) || op == sparse(2) { 0.02 } else { 1e-9 };
-                assert!((line.at(third) / cost - 1.0).abs() < slack, "{kernel}, {}: {line:?}, {cost}", rules.name);
+                assert!(
+                    ((line.fixed + line.per_k16 * third as f64 / 16.0) / cost - 1.0).abs() < slack,
+                    "{kernel}, {}: {line:?}, {cost}",
+                    rules.name
+                );
             }
         }
     }

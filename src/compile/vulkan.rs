@@ -24,7 +24,6 @@ const BINDINGS: u32 = 8;
 
 /// A driver that tells what it compiles to, on a device that may be real or pretended.
 pub struct Compiler {
-    entry: Loaded,
     device: ash::Device,
     executables: ash::khr::pipeline_executable_properties::Device,
     bindings: vk::DescriptorSetLayout,
@@ -35,6 +34,8 @@ pub struct Compiler {
     caps: Caps,
     /// Whether the driver prints machine code on stdout, as Mesa's for Apple's GPUs does if it is told to.
     prints_code: bool,
+    // Fields are dropped in order, after the device was destroyed: the instance last.
+    _loaded: Loaded,
 }
 
 /// The loader and an instance of it.
@@ -79,7 +80,7 @@ impl Loaded {
         // SAFETY: the instance is alive, and so are devices that it lists. Gain: names to choose by.
         let devices = unsafe { self.instance.enumerate_physical_devices() }.map_err(failed("list Vulkan devices"))?;
         let name = |device| {
-            // SAFETY: as above.
+            // SAFETY: as above. Gain: as above.
             let properties = unsafe { self.instance.get_physical_device_properties(device) };
             text(&properties.device_name)
         };
@@ -89,7 +90,8 @@ impl Loaded {
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        // SAFETY: the instance was made once, and what was made of it was destroyed by its owner before.
+        // SAFETY: the instance was made once, and what was made of it was destroyed by its owner before. Gain: as
+        // above.
         unsafe { self.instance.destroy_instance(None) };
     }
 }
@@ -123,13 +125,22 @@ impl Compiler {
 
     fn on(entry: Loaded, physical: vk::PhysicalDevice, name: String) -> Result<Self> {
         let instance = &entry.instance;
-        // SAFETY: the physical device is one of this living instance. Gain: which extensions can be asked for.
+        // SAFETY: the physical device is one of this living instance. Gain: structures of Vulkan 1.3 are used below.
+        let version = unsafe { instance.get_physical_device_properties(physical) }.api_version;
+        if version < vk::API_VERSION_1_3 {
+            return Err(Error::MissingFeature { device: name, feature: "Vulkan 1.3".into() });
+        }
+        // SAFETY: as above. Gain: which extensions can be asked for.
         let extensions = unsafe { instance.enumerate_device_extension_properties(physical) }
             .map_err(failed("list Vulkan extensions"))?;
         let has =
             |wanted: &CStr| extensions.iter().any(|e| e.extension_name_as_c_str().is_ok_and(|name| name == wanted));
         if !has(EXECUTABLES) {
-            return Err(Error::MissingFeature { device: name, feature: EXECUTABLES.to_string_lossy().into_owned() });
+            let feature = format!(
+                "{}: Mesa's drivers for GPUs and others have it, those that compute on the processor do not",
+                EXECUTABLES.to_string_lossy()
+            );
+            return Err(Error::MissingFeature { device: name, feature });
         }
         let (cooperative, robustness) = (has(COOPERATIVE), has(ROBUSTNESS));
 
@@ -209,6 +220,23 @@ impl Compiler {
             unsafe { instance.create_device(physical, &info, None) }.map_err(failed(&format!("open {name}")))?;
         let executables = ash::khr::pipeline_executable_properties::Device::new(instance, &device);
 
+        let (driver, version, mut caps) = describe(&entry, physical, f16, cooperative);
+        if !varying {
+            caps.subgroups = None;
+        }
+        let prints_code = driver.contains("Honeykrisp")
+            && std::env::var("AGX_MESA_DEBUG").is_ok_and(|options| options.split(',').any(|o| o == "shaders"));
+        // From here on dropping it gives everything back; null handles are destroyed without effect.
+        let (bindings, layout) = (vk::DescriptorSetLayout::null(), vk::PipelineLayout::null());
+        let mut compiler =
+            Self { device, executables, bindings, layout, name, driver, version, caps, prints_code, _loaded: entry };
+        compiler.lay_out_bindings()?;
+        compiler.look_at_cooperative();
+        Ok(compiler)
+    }
+
+    /// Makes the layout that every program's pipeline has.
+    fn lay_out_bindings(&mut self) -> Result<()> {
         let entries: Vec<_> = (0..BINDINGS)
             .map(|binding| {
                 vk::DescriptorSetLayoutBinding::default()
@@ -222,33 +250,36 @@ impl Compiler {
             })
             .collect();
         let info = vk::DescriptorSetLayoutCreateInfo::default().bindings(&entries);
-        // SAFETY: the device was made above and lives. On an error the process keeps the device: opening fails once.
-        // Gain: pipelines need a layout.
-        let bindings =
-            unsafe { device.create_descriptor_set_layout(&info, None) }.map_err(failed("lay out bindings"))?;
-        let sets = [bindings];
+        // SAFETY: the device lives, and `entries` until the call returns. Gain: pipelines need a layout.
+        self.bindings =
+            unsafe { self.device.create_descriptor_set_layout(&info, None) }.map_err(failed("lay out bindings"))?;
+        let sets = [self.bindings];
         let info = vk::PipelineLayoutCreateInfo::default().set_layouts(&sets);
         // SAFETY: as above, and so does the layout of the bindings.
-        let layout = unsafe { device.create_pipeline_layout(&info, None) }.map_err(failed("lay out bindings"))?;
-        let (driver, version, caps) = describe(&entry, physical, f16, cooperative);
-        let prints_code = driver.contains("Honeykrisp")
-            && std::env::var("AGX_MESA_DEBUG").is_ok_and(|options| options.split(',').any(|o| o == "shaders"));
-        let mut compiler =
-            Self { entry, device, executables, bindings, layout, name, driver, version, caps, prints_code };
-        compiler.caps.cooperative_lanes = compiler.cooperative_lanes()?;
-        Ok(compiler)
+        self.layout = unsafe { self.device.create_pipeline_layout(&info, None) }.map_err(failed("lay out bindings"))?;
+        Ok(())
     }
 
-    /// Lanes of a subgroup in pipelines that use cooperative matrices; `None` if it has none that kernels are made for.
-    fn cooperative_lanes(&self) -> Result<Option<u32>> {
+    /// Finds out the lanes of a subgroup in pipelines that use cooperative matrices. What fails here fails no other
+    /// kernel, as when a device is opened to run them.
+    fn look_at_cooperative(&mut self) {
+        let mut found = Vec::new();
         for edge in [16, 8] {
             let program = Program::CoopCheck { edge };
-            if program.supported_by(&self.caps).is_ok() {
-                let lowered = spirv::lower(&program, self.version)?;
-                return Ok(Some(self.executable(&program, &lowered, false)?.subgroup));
+            if program.supported_by(&self.caps).is_err() {
+                continue;
+            }
+            let made = spirv::lower(&program, self.version).and_then(|l| self.executable(&program, &l, false));
+            match made {
+                Ok(executable) => found.push(executable.subgroup),
+                Err(e) => self.caps.cooperative_refused = Some(e.to_string()),
             }
         }
-        Ok(None)
+        found.dedup();
+        self.caps.cooperative_lanes = match found[..] {
+            [lanes] if self.caps.cooperative_refused.is_none() => Some(lanes),
+            _ => None,
+        };
     }
 
     /// Name of the device, as its driver has it. A pretended one may have none.
@@ -293,18 +324,19 @@ impl Compiler {
         let info = [vk::ComputePipelineCreateInfo::default().stage(stage).layout(self.layout).flags(flags)];
         // SAFETY: module and layout live; the layout has every binding that programs declare. Gain: as above.
         let make = || unsafe { self.device.create_compute_pipelines(vk::PipelineCache::null(), &info, None) };
-        let (made, printed) = if code && self.prints_code { printed_by(make)? } else { (make(), String::new()) };
+        let (made, printed) = if code && self.prints_code { printed_by(make) } else { (make(), Ok(String::new())) };
         // SAFETY: a module may be destroyed once its pipelines are made. Gain: thousands of them are compiled.
         unsafe { self.device.destroy_shader_module(module, None) };
         let made = made.map_err(|(_, e)| failed(&what)(e))?;
         let Some(&pipeline) = made.first() else {
             return Err(Error::Gpu { what, reason: "no pipeline was made".into() });
         };
-        let executable = self.describe(pipeline, code).map_err(failed(&what)).map(|mut executable| {
+        let executable = self.describe(pipeline, code).map_err(failed(&what)).and_then(|mut executable| {
+            let printed = printed?;
             if executable.representations.is_empty() && !printed.is_empty() {
                 executable.representations.push(("AGX assembly".into(), printed));
             }
-            executable
+            Ok(executable)
         });
         // SAFETY: the pipeline was made above, is used nowhere else, and was never run. Gain: as above.
         unsafe { self.device.destroy_pipeline(pipeline, None) };
@@ -320,7 +352,7 @@ impl Compiler {
         for (index, executable) in (0..).zip(&executables) {
             all.subgroup = executable.subgroup_size;
             let info = vk::PipelineExecutableInfoKHR::default().pipeline(pipeline).executable_index(index);
-            // SAFETY: as above.
+            // SAFETY: as above. Gain: as above.
             for statistic in unsafe { self.executables.get_pipeline_executable_statistics(&info) }? {
                 // SAFETY: `format` says which field of the union is meant. Gain: as above.
                 let value = unsafe {
@@ -350,14 +382,16 @@ impl Compiler {
         // SAFETY: as in `describe`; without an array the driver only counts. Gain: the machine code.
         unsafe { get(device, info, &mut count, std::ptr::null_mut()) }.result()?;
         let mut found = vec![vk::PipelineExecutableInternalRepresentationKHR::default(); count as usize];
-        // SAFETY: the array has `count` elements, whose data is null, so that the driver tells their sizes.
+        // SAFETY: the array has `count` elements, whose data is null, so that the driver tells their sizes. Gain: as
+        // above.
         unsafe { get(device, info, &mut count, found.as_mut_ptr()) }.result()?;
         found.truncate(count as usize);
         let mut contents: Vec<Vec<u8>> = found.iter().map(|r| vec![0; r.data_size]).collect();
         for (representation, content) in found.iter_mut().zip(&mut contents) {
             representation.p_data = content.as_mut_ptr().cast();
         }
-        // SAFETY: each element points to memory of the size that the driver asked for, which lives until the end.
+        // SAFETY: each element points to memory of the size that the driver asked for, which lives until the end. Gain:
+        // as above.
         unsafe { get(device, info, &mut count, found.as_mut_ptr()) }.result()?;
         let text_of = |content: &[u8]| {
             let end = content.iter().position(|&b| b == 0).unwrap_or(content.len());
@@ -369,13 +403,13 @@ impl Compiler {
 
 impl Drop for Compiler {
     fn drop(&mut self) {
-        // SAFETY: each handle was made once, is used by nobody else, and nothing runs on the device.
+        // SAFETY: each handle was made once, is used by nobody else, and nothing runs on the device. Gain: nothing is
+        // left behind.
         unsafe {
             self.device.destroy_pipeline_layout(self.layout, None);
             self.device.destroy_descriptor_set_layout(self.bindings, None);
             self.device.destroy_device(None);
         }
-        let _ = &self.entry;
     }
 }
 
@@ -385,43 +419,46 @@ impl std::fmt::Debug for Compiler {
     }
 }
 
-/// What a call prints on the process's stdout, in place of its appearing there. Other threads should not print meanwhile.
+/// What a call gives, and what it prints on the process's stdout, which does not appear there. Other threads should not
+/// print meanwhile.
 #[cfg(unix)]
-fn printed_by<T>(call: impl FnOnce() -> T) -> Result<(T, String)> {
+fn printed_by<T>(call: impl FnOnce() -> T) -> (T, Result<String>) {
     use std::io::{Read, Seek, SeekFrom, Write};
     use std::os::fd::AsRawFd;
 
     let fail =
         |cause: std::io::Error| Error::Gpu { what: "read what the driver prints".into(), reason: cause.to_string() };
-    let last = || fail(std::io::Error::last_os_error());
-    let mut file = tempfile::tempfile().map_err(fail)?;
-    std::io::stdout().flush().map_err(fail)?;
+    let file = std::io::stdout().flush().and_then(|()| tempfile::tempfile());
+    let mut file = match file {
+        Ok(file) => file,
+        Err(e) => return (call(), Err(fail(e))),
+    };
     // SAFETY: plain calls of the C library on open descriptors; `saved` is closed once. C's own buffers are flushed
     // before and after, so that nothing ends up on the wrong side. Gain: the only way to Honeykrisp's machine code.
-    let (result, restored) = unsafe {
+    let (result, moved) = unsafe {
         libc::fflush(std::ptr::null_mut());
         let saved = libc::dup(1);
-        if saved < 0 || libc::dup2(file.as_raw_fd(), 1) < 0 {
-            return Err(last());
-        }
+        let moved = saved >= 0 && libc::dup2(file.as_raw_fd(), 1) >= 0;
         let result = call();
         libc::fflush(std::ptr::null_mut());
-        let restored = libc::dup2(saved, 1);
-        libc::close(saved);
-        (result, restored)
+        let back = !moved || libc::dup2(saved, 1) >= 0;
+        if saved >= 0 {
+            libc::close(saved);
+        }
+        (result, moved && back)
     };
-    if restored < 0 {
-        return Err(last());
+    if !moved {
+        return (result, Err(fail(std::io::Error::last_os_error())));
     }
     let mut text = Vec::new();
-    file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_end(&mut text)).map_err(fail)?;
-    Ok((result, String::from_utf8_lossy(&text).into_owned()))
+    let read = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_end(&mut text));
+    (result, read.map(|_| String::from_utf8_lossy(&text).into_owned()).map_err(fail))
 }
 
 /// Drivers of other systems hand over what they have.
 #[cfg(not(unix))]
-fn printed_by<T>(call: impl FnOnce() -> T) -> Result<(T, String)> {
-    Ok((call(), String::new()))
+fn printed_by<T>(call: impl FnOnce() -> T) -> (T, Result<String>) {
+    (call(), Ok(String::new()))
 }
 
 /// Driver, version of Vulkan, and capabilities of a device, in the words of wgpu's limits.

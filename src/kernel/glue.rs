@@ -91,9 +91,10 @@ impl AttentionTile {
     };
 
     /// The tile for so many sequences and heads in all, on a device: of cooperative matrices for f16 and heads that are
-    /// as deep as a tile, where the device acts them out or has them and they are faster than its plain arithmetic; else as deep as a head, so that its scores are
-    /// computed once; and with 64 queries, so that keys and values are read half as often, unless there are no more
-    /// than 32, or too few workgroups for the device. If none fits, what the device lacks for the least one.
+    /// as deep as a tile, where the device acts them out or has them and they are faster than its plain arithmetic;
+    /// else as deep as a head, so that its scores are computed once; and with 64 queries, so that keys and values are
+    /// read half as often, unless there are no more than 32, or too few workgroups for the device. If none fits, what
+    /// the device lacks for the least one.
     pub fn choose(
         heads: usize,
         seq: usize,

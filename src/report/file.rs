@@ -381,6 +381,15 @@ pub struct LayerDrop {
 /// What a driver's compiler made of the kernels, without running them.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Compile {
+    /// What made it.
+    pub program: String,
+    /// Its version.
+    pub version: String,
+    /// Commit of its sources.
+    #[serde(default)]
+    pub commit: Option<String>,
+    /// When, RFC 3339.
+    pub date: String,
     /// How it was made.
     pub command: String,
     /// On what.

@@ -145,7 +145,9 @@ impl Page {
             .chain(models::models_answer(&models))
             .chain(changed)
             .collect();
+        let only_compiled = inputs.iter().all(|input| matches!(input.file, File::Compile(_)));
         let title = match &distinct(machines.iter().map(|m| &m.hardware))[..] {
+            [] if only_compiled => "2:4 sparsity: what compilers make of the kernels".to_owned(),
             [] => "2:4 sparsity: what pruning costs".to_owned(),
             [one] => format!("2:4 sparsity, measured on {one}"),
             many => format!("2:4 sparsity, measured in {} set-ups of device and threads", many.len()),

@@ -182,7 +182,8 @@ impl Printout {
             text.push('\n');
             self.legend.iter().for_each(|line| text += &wrapped(line));
         } else {
-            let more = if wide { "" } else { ", --wide shows more of them" };
+            let hides = self.sheet.shown(true) != self.sheet.shown(false);
+            let more = if wide || !hides { "" } else { ", --wide shows more of them" };
             let _ = writeln!(text, "--legend explains the columns{more}");
         }
         text

@@ -5,8 +5,8 @@
 //! operation. Vectors, arrays and structs are their components in order. Control flow is a mask of active lanes.
 //! Inactive lanes compute, too, and what they compute is never read: they touch no memory.
 //!
-//! A cooperative matrix is spread over 32 consecutive lanes: element q = 32 e + lane is component e, row q % rows,
-//! column q / rows.
+//! A cooperative matrix is spread over the consecutive lanes of a subgroup, which the shader's constant LANES tells:
+//! element q = LANES e + lane is component e, row q % rows, column q / rows.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -22,9 +22,6 @@ use naga::{
 
 use super::{Access, FIRST_SUBGROUP, INACTIVE, Launch, Loop, Trace, Variable};
 use crate::error::{Error, Result};
-
-/// Lanes over which a cooperative matrix is spread.
-const MATRIX_LANES: usize = 32;
 
 /// A loop that runs longer than this is taken for one that does not end.
 const MOST_ITERATIONS: u64 = 1 << 24;
@@ -112,6 +109,8 @@ pub(super) struct Machine<'m> {
     module: &'m Module,
     info: &'m ModuleInfo,
     lanes: usize,
+    /// Lanes over which a cooperative matrix is spread.
+    matrix_lanes: usize,
     workgroup: [u32; 3],
     grid: [u32; 3],
     /// By the index of their global variable.
@@ -216,6 +215,7 @@ impl<'m> Machine<'m> {
             module,
             info,
             lanes,
+            matrix_lanes: matrix_lanes(module),
             workgroup,
             grid,
             roots,
@@ -704,7 +704,7 @@ impl<'m> Machine<'m> {
                 let scalar = scalar_of(inner(c))?;
                 let (a, b) = (self.data(frame, a, active)?, self.data(frame, b, active)?);
                 let c = self.data(frame, c, active)?;
-                multiply_add(lanes, shape, scalar, &a, &b, &c)
+                multiply_add((lanes, self.matrix_lanes), shape, scalar, &a, &b, &c)
             }
             ref other => return Err(unknown(other)),
         };
@@ -977,15 +977,15 @@ impl<'m> Machine<'m> {
         let strides = self.data(frame, data.stride, active)?;
         let mut starts = Vec::new();
         let mut stride = None;
-        for first in (0..self.lanes).step_by(MATRIX_LANES) {
-            let lanes = first..(first + MATRIX_LANES).min(self.lanes);
+        for first in (0..self.lanes).step_by(self.matrix_lanes) {
+            let lanes = first..(first + self.matrix_lanes).min(self.lanes);
             let same = |lane: usize| {
                 active[lane] == active[first]
                     && (!active[lane]
                         || (pointer.offset.of(lane) == pointer.offset.of(first)
                             && *stride.get_or_insert(strides[lane]) == strides[lane]))
             };
-            if lanes.len() < MATRIX_LANES || !lanes.clone().all(same) {
+            if lanes.len() < self.matrix_lanes || !lanes.clone().all(same) {
                 return Err(invalid("a cooperative matrix that the lanes of a subgroup do not agree on"));
             }
             starts.push(active[first].then(|| pointer.offset.of(first) as usize));
@@ -1007,22 +1007,22 @@ impl<'m> Machine<'m> {
         let (lines, line) = if data.row_major { (rows, columns) } else { (columns, rows) };
         // Sixteen bytes per lane, the lines of one column of such units after each other.
         let units = lines * line * width / 16;
-        for round in 0..units.div_ceil(MATRIX_LANES) {
+        for round in 0..units.div_ceil(self.matrix_lanes) {
             let offsets: Vec<_> = (0..self.lanes)
                 .map(|lane| {
-                    let unit = round * MATRIX_LANES + lane % MATRIX_LANES;
-                    let start = starts[lane / MATRIX_LANES].filter(|_| unit < units)?;
+                    let unit = round * self.matrix_lanes + lane % self.matrix_lanes;
+                    let start = starts[lane / self.matrix_lanes].filter(|_| unit < units)?;
                     Some((start + unit % lines * stride + unit / lines * 16) as u32)
                 })
                 .collect();
             self.touch((frame.path, 2 * site, round), at, 16, false, &offsets)?;
         }
         let memory = &self.memories[at].bytes;
-        let mut out = vec![0; rows * columns / MATRIX_LANES * self.lanes];
+        let mut out = vec![0; rows * columns / self.matrix_lanes * self.lanes];
         for (at, word) in out.iter_mut().enumerate() {
             let lane = at % self.lanes;
-            let q = at / self.lanes * MATRIX_LANES + lane % MATRIX_LANES;
-            let Some(start) = starts[lane / MATRIX_LANES] else { continue };
+            let q = at / self.lanes * self.matrix_lanes + lane % self.matrix_lanes;
+            let Some(start) = starts[lane / self.matrix_lanes] else { continue };
             let (row, column) = (q % rows, q / rows);
             let (line, along) = if data.row_major { (row, column) } else { (column, row) };
             *word = read(memory, start + line * stride + along * width, scalar)?;
@@ -1047,14 +1047,15 @@ impl<'m> Machine<'m> {
             let (line, along) = if data.row_major { (row, column) } else { (column, row) };
             start + line * stride + along * width
         };
-        // The usual layout in registers: eight rows of four lanes with two neighbouring columns each, in blocks of 8 x 8.
-        for e in 0..rows * columns / MATRIX_LANES {
+        // The usual layout in registers: rows of four lanes with two neighbouring columns each, 8 columns wide.
+        let tall = self.matrix_lanes / 4;
+        for e in 0..rows * columns / self.matrix_lanes {
             let offsets: Vec<_> = (0..self.lanes)
                 .map(|lane| {
-                    let (l, block) = (lane % MATRIX_LANES, e / 2);
-                    let row = l / 4 + 8 * (block % (rows / 8));
-                    let column = 2 * (l % 4) + e % 2 + 8 * (block / (rows / 8));
-                    starts[lane / MATRIX_LANES].map(|start| offset(start, row, column) as u32)
+                    let (l, block) = (lane % self.matrix_lanes, e / 2);
+                    let row = l / 4 + tall * (block % (rows / tall));
+                    let column = 2 * (l % 4) + e % 2 + 8 * (block / (rows / tall));
+                    starts[lane / self.matrix_lanes].map(|start| offset(start, row, column) as u32)
                 })
                 .collect();
             self.touch((frame.path, 2 * site + 1, e), at, width as u32, true, &offsets)?;
@@ -1062,8 +1063,8 @@ impl<'m> Machine<'m> {
         let memory = &mut self.memories[at].bytes;
         for (at, &word) in values.iter().enumerate() {
             let lane = at % self.lanes;
-            let q = at / self.lanes * MATRIX_LANES + lane % MATRIX_LANES;
-            let Some(start) = starts[lane / MATRIX_LANES] else { continue };
+            let q = at / self.lanes * self.matrix_lanes + lane % self.matrix_lanes;
+            let Some(start) = starts[lane / self.matrix_lanes] else { continue };
             write(memory, offset(start, q % rows, q / rows), scalar, word)?;
         }
         Ok(())
@@ -1081,6 +1082,15 @@ fn pointee(module: &Module, frame: &Frame<'_>, pointer: Handle<Expression>) -> R
     })
 }
 
+/// What a module's constant LANES says; 32 where there is none.
+fn matrix_lanes(module: &Module) -> usize {
+    let lanes = module.constants.iter().find(|(_, constant)| constant.name.as_deref() == Some("LANES"));
+    match lanes.map(|(_, constant)| &module.global_expressions[constant.init]) {
+        Some(&Expression::Literal(Literal::U32(lanes))) if lanes > 0 => lanes as usize,
+        _ => 32,
+    }
+}
+
 /// 32-bit words that a value of a type takes per lane.
 fn components(module: &Module, inner: &TypeInner) -> Result<usize> {
     Ok(match *inner {
@@ -1093,7 +1103,7 @@ fn components(module: &Module, inner: &TypeInner) -> Result<usize> {
         TypeInner::Struct { ref members, .. } => {
             members.iter().map(|member| components(module, &module.types[member.ty].inner)).sum::<Result<usize>>()?
         }
-        TypeInner::CooperativeMatrix { columns, rows, .. } => columns as usize * rows as usize / MATRIX_LANES,
+        TypeInner::CooperativeMatrix { columns, rows, .. } => columns as usize * rows as usize / matrix_lanes(module),
         ref other => return Err(unknown(other)),
     })
 }
@@ -1318,7 +1328,7 @@ fn convert_to(from: Scalar, kind: ScalarKind, width: Option<u8>, operand: &[u32]
 
 /// C + A · B of each subgroup, where A is `m x k` and B `k x n`.
 fn multiply_add(
-    lanes: usize,
+    (lanes, matrix_lanes): (usize, usize),
     (m, n, k): (usize, usize, usize),
     scalar: Scalar,
     a: &[u32],
@@ -1328,10 +1338,10 @@ fn multiply_add(
     // Element (row, column) of a matrix of so many rows that a subgroup's lanes hold.
     let at = |first: usize, rows: usize, row: usize, column: usize| {
         let q = column * rows + row;
-        q / MATRIX_LANES * lanes + first + q % MATRIX_LANES
+        q / matrix_lanes * lanes + first + q % matrix_lanes
     };
     let mut out = c.to_vec();
-    for first in (0..lanes).step_by(MATRIX_LANES) {
+    for first in (0..lanes).step_by(matrix_lanes) {
         for column in 0..n {
             for row in 0..m {
                 let products = (0..k).map(|i| float(a[at(first, m, row, i)]) * float(b[at(first, k, i, column)]));

@@ -1,10 +1,10 @@
-//! What compilers make of the kernels: statics of machine code, never times.
+//! What compilers make of the kernels: static figures read off machine code, never times.
 
 use super::paths::shown;
 use super::{Input, Section, Table};
 use crate::report::file::{Compile, File};
 
-/// Lines of a file's table at most: of each operation, vector length and type the best schedule.
+/// The fastest schedule of one operation, vector length, type and k.
 struct Best<'a> {
     what: String,
     storage: &'a str,
@@ -29,18 +29,23 @@ pub(super) fn compilers(inputs: &[Input]) -> Option<Section> {
         id: "compilers".into(),
         title: "What compilers make of it (static, not timed)".into(),
         text: vec![
-            "Nothing here was run: a driver compiled each kernel, perhaps for a device that it was only made to see, and \
-             the figures are read off its machine code. An estimate is prologue + trips x step, a step the larger of \
-             instruction issue by the architecture's documented rates and of workgroup-memory passes by its banks; it \
-             knows no latencies and no caches. Mesa's compilers are not NVIDIA's own nor Apple's. A ratio is the dense \
-             kernel's cycles per output over those of the kernel named, the fastest of its operation against the fastest \
-             dense one by the same estimate; kernels for few tokens stand apart."
+            "Nothing here was run: a driver compiled each kernel, perhaps for a device that it was only made to \
+             see, and the figures are read off its machine code. An estimate is prologue + trips x step, a step \
+             the larger of instruction issue by the architecture's rates and of workgroup-memory passes by its \
+             banks; it knows no latencies, no caches and not the bytes that come from memory, which kernels for \
+             few tokens wait for. Mesa's compilers are not NVIDIA's own nor Apple's. A ratio is the cycles per \
+             output of the fastest dense kernel over those of the kernel named, the fastest of its operation by \
+             the same estimate; kernels for few tokens stand apart."
                 .into(),
         ],
         ..Section::default()
     };
     for (input, compile) in files {
         let Compile { device, kernels, .. } = compile;
+        let file = match &input.machine {
+            Some(machine) => format!("{machine} ({})", shown(&input.name)),
+            None => shown(&input.name),
+        };
         let refused = kernels.iter().filter(|k| k.refused.is_some()).count();
         let spilled = kernels.iter().filter(|k| k.spills.is_some_and(|s| s > 0.0)).count();
         let name = if device.name.is_empty() { "a device without a name" } else { &device.name };
@@ -50,13 +55,12 @@ pub(super) fn compilers(inputs: &[Input]) -> Option<Section> {
             assumed => format!(" Assumed, since nobody documents it: {assumed}."),
         };
         section.text.push(format!(
-            "{}: {name}, {}; rates of {rates}; {} kernels compiled, {refused} refused, {spilled} with spills to \
+            "{file}: {name}, {}; rates of {rates}; {} kernels compiled, {refused} refused, {spilled} with spills to \
              memory.{assumed}",
-            shown(&input.name),
             device.driver,
             kernels.len() - refused
         ));
-        let title = format!("{}: {name}, {}", shown(&input.name), device.driver);
+        let title = format!("{file}: {name}, {}", device.driver);
         let head = ["op", "dtype", "#k", "#static ratio to dense", "kernel", "dense kernel"];
         let mut table = Table::new(title, false, &head);
         table.rows.extend(best(compile).into_iter().map(|b| {
@@ -69,7 +73,9 @@ pub(super) fn compilers(inputs: &[Input]) -> Option<Section> {
                 b.dense.to_owned(),
             ]
         }));
-        section.tables.push(table);
+        if !table.rows.is_empty() {
+            section.tables.push(table);
+        }
     }
     Some(section)
 }

@@ -3,7 +3,7 @@
 use super::entries::Entry;
 use super::paths::shown;
 use super::{Input, Section, Table, compared, middle, number, plural, times};
-use crate::report::file::Times;
+use crate::report::file::{File, Times};
 
 pub(super) fn all_rows(entries: &[Entry<'_>], inputs: &[Input]) -> Section {
     let mut section = Section { id: "rows".into(), title: "All rows".into(), ..Section::default() };
@@ -65,6 +65,21 @@ pub(super) fn origins(inputs: &[Input]) -> Section {
     section.text.push("Of paths outside the folder that a command ran in, the last part is shown.".into());
     let mut table = Table::new("Where each file comes from", false, &head);
     for input in inputs {
+        if let File::Compile(compile) = &input.file {
+            let gap = || "-".to_owned();
+            table.rows.push(vec![
+                shown(&input.name),
+                format!("{} {}", compile.program, compile.version),
+                format!("{} (compiled for, nothing run)", compile.device.name),
+                compile.device.driver.clone(),
+                gap(),
+                gap(),
+                compile.commit.clone().unwrap_or_else(gap),
+                compile.date.clone(),
+                shown(&compile.command),
+            ]);
+            continue;
+        }
         let Some(origin) = input.file.origin() else {
             let gap = std::iter::repeat_n("-".to_owned(), head.len() - 2);
             let row = [shown(&input.name)].into_iter().chain(gap).chain([shown(input.file.command())]);

@@ -16,7 +16,7 @@
 // multiplies a zero value.
 //
 // By real compilers' machine code and the addresses of all lanes (`sparse24 kernels --compile`; static, not timed): in
-// the 128 x 128 tile 1.5 to 2.0 times dense from V = 8 on, 1.0 to 1.9 at V = 4, 0.6 to 1.5 at V = 2. At V = 2 and 4
+// the 128 x 128 tile 1.5 to 2.0 times dense from V = 8 on, 1.0 to 1.9 at V = 4, 0.6 to 1.7 at V = 2. At V = 2 and 4
 // workgroup memory decides: hardware serves reads of 16 bytes by eights of a subgroup, so the reads of a group take 80
 // and 48 passes, and a step of four groups with its codes and stores 341 and 211 on NVIDIA's (traced,
 // src/compile/trace.rs). On RDNA 2 and 3 it may be up to 1.8 times as many, since which eight lanes are served together

@@ -3,9 +3,9 @@
 //!
 //! [`run`] executes naga's IR of a program (the module that a driver gets, its overrides replaced by their values) for
 //! all threads of a workgroup in lock step. Nothing is estimated: addresses are those that the shader computes from
-//! real parameters and operands, 2:4 codes among them. [`gemm`] makes these for a GEMM kernel, and rules of an architecture count what
-//! the accesses cost by the rules of an architecture. Invariant: what is not understood, and what is out of bounds, is
-//! an error.
+//! real parameters and operands, 2:4 codes among them. [`gemm`] makes these for a GEMM kernel;
+//! [`banks`](super::banks) counts what the accesses cost by the rules of an architecture. Invariant: what is not
+//! understood, and what is out of bounds, is an error.
 //!
 //! # What is not what a compiler makes of it
 //! - An access is one of the shader's text: a scalar or a vector. A compiler may merge neighbouring ones, split one in

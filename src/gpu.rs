@@ -195,7 +195,7 @@ fn rates(kind: wgpu::DeviceType, shapes: &[CoopShape]) -> Rates {
 }
 
 /// Bindings of every kernel, by number: parameters, two for weights, X, bias, residual, Y, and one more.
-const BINDINGS: u32 = 8;
+pub(crate) const BINDINGS: u32 = 8;
 /// The one that is written.
 const OUTPUT: u32 = 6;
 /// The one that is written, too, by programs that say so, and read by others.

@@ -13,14 +13,12 @@ use ash::vk;
 
 use super::spirv::{self, Lowered};
 use crate::error::{Error, Result};
+use crate::gpu::BINDINGS;
 use crate::kernel::{Caps, CoopShape, Program, Rates};
 
 const EXECUTABLES: &CStr = ash::khr::pipeline_executable_properties::NAME;
 const COOPERATIVE: &CStr = ash::khr::cooperative_matrix::NAME;
 const ROBUSTNESS: &CStr = ash::ext::robustness2::NAME;
-
-/// Bindings of every program: src/gpu.rs.
-const BINDINGS: u32 = 8;
 
 /// A driver that tells what it compiles to, on a device that may be real or pretended.
 pub struct Compiler {

@@ -4,21 +4,22 @@
 //! component is 32 bits: an integer, a bool as 0 or 1, an f32, or an f16 widened to f32 and rounded after every
 //! operation. Vectors, arrays and structs are their components in order. Control flow is a mask of active lanes.
 //! Inactive lanes compute, too, and what they compute is never read: they touch no memory.
-//!
-//! A cooperative matrix is spread over the consecutive lanes of a subgroup, which the shader's constant LANES tells:
-//! element q = LANES e + lane is component e, row q % rows, column q / rows.
+
+mod arithmetic;
+mod matrix;
 
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use half::f16;
 use naga::proc::TypeResolution;
 use naga::valid::{FunctionInfo, ModuleInfo};
 use naga::{
-    AddressSpace, ArraySize, BinaryOperator, Binding, Block, BuiltIn, CooperativeData, Expression, Function, Handle,
-    Literal, MathFunction, Module, RelationalFunction, Scalar, ScalarKind, Statement, SwitchValue, TypeInner,
-    UnaryOperator,
+    AddressSpace, ArraySize, Binding, Block, BuiltIn, Expression, Function, Handle, MathFunction, Module,
+    RelationalFunction, Scalar, ScalarKind, Statement, SwitchValue, TypeInner, UnaryOperator,
 };
+
+use arithmetic::{binary, convert_to, float, map, math, read, word, write};
+use matrix::{matrix_lanes, multiply_add};
 
 use super::{Access, FIRST_SUBGROUP, INACTIVE, Launch, Loop, Trace, Variable};
 use crate::error::{Error, Result};
@@ -141,29 +142,8 @@ fn address(statement: &Statement) -> usize {
     std::ptr::from_ref(statement).addr()
 }
 
-fn float(bits: u32) -> f32 {
-    f32::from_bits(bits)
-}
-
 fn any(mask: &[bool]) -> bool {
     mask.contains(&true)
-}
-
-/// Applies a function to the components of two operands, of which one may be a scalar.
-fn zip(lanes: usize, left: &[u32], right: &[u32], f: impl Fn(u32, u32) -> u32) -> Vec<u32> {
-    match (left.len(), right.len()) {
-        (l, r) if l == r => left.iter().zip(right).map(|(&a, &b)| f(a, b)).collect(),
-        (l, _) if l == lanes => right.iter().enumerate().map(|(i, &b)| f(left[i % lanes], b)).collect(),
-        _ => left.iter().enumerate().map(|(i, &a)| f(a, right[i % lanes])).collect(),
-    }
-}
-
-fn map(operand: &[u32], f: impl Fn(u32) -> u32) -> Vec<u32> {
-    operand.iter().map(|&a| f(a)).collect()
-}
-
-fn to_f16(bits: u32) -> u32 {
-    f16::from_f32(float(bits)).to_f32().to_bits()
 }
 
 fn scalar_of(inner: &TypeInner) -> Result<Scalar> {
@@ -957,118 +937,6 @@ impl<'m> Machine<'m> {
         }
         Ok(())
     }
-
-    /// Where the elements of a cooperative matrix are: the variable, the bytes from one line of contiguous elements to
-    /// the next, and for each subgroup the byte of the first element, or none where the subgroup is inactive.
-    fn matrix_place(
-        &mut self,
-        frame: &mut Frame<'m>,
-        data: CooperativeData,
-        active: &Mask,
-    ) -> Result<(usize, usize, Vec<Option<usize>>)> {
-        let pointer = self.pointer(frame, data.pointer, active)?;
-        let Root::Memory(at) = pointer.root else {
-            return Err(invalid("a cooperative matrix in registers"));
-        };
-        let element: usize = parts(self.module, &pointee(self.module, frame, data.pointer)?)?
-            .iter()
-            .map(|part| part.components * usize::from(part.scalar.width))
-            .sum();
-        let strides = self.data(frame, data.stride, active)?;
-        let mut starts = Vec::new();
-        let mut stride = None;
-        for first in (0..self.lanes).step_by(self.matrix_lanes) {
-            let lanes = first..(first + self.matrix_lanes).min(self.lanes);
-            let same = |lane: usize| {
-                active[lane] == active[first]
-                    && (!active[lane]
-                        || (pointer.offset.of(lane) == pointer.offset.of(first)
-                            && *stride.get_or_insert(strides[lane]) == strides[lane]))
-            };
-            if lanes.len() < self.matrix_lanes || !lanes.clone().all(same) {
-                return Err(invalid("a cooperative matrix that the lanes of a subgroup do not agree on"));
-            }
-            starts.push(active[first].then(|| pointer.offset.of(first) as usize));
-        }
-        Ok((at, stride.unwrap_or_default() as usize * element, starts))
-    }
-
-    fn load_matrix(
-        &mut self,
-        frame: &mut Frame<'m>,
-        site: usize,
-        ty: &TypeInner,
-        data: CooperativeData,
-        active: &Mask,
-    ) -> Result<Vec<u32>> {
-        let TypeInner::CooperativeMatrix { rows, columns, scalar, .. } = *ty else { return Err(unknown(ty)) };
-        let (rows, columns, width) = (rows as usize, columns as usize, usize::from(scalar.width));
-        let (at, stride, starts) = self.matrix_place(frame, data, active)?;
-        let (lines, line) = if data.row_major { (rows, columns) } else { (columns, rows) };
-        // Sixteen bytes per lane, the lines of one column of such units after each other.
-        let units = lines * line * width / 16;
-        for round in 0..units.div_ceil(self.matrix_lanes) {
-            let offsets: Vec<_> = (0..self.lanes)
-                .map(|lane| {
-                    let unit = round * self.matrix_lanes + lane % self.matrix_lanes;
-                    let start = starts[lane / self.matrix_lanes].filter(|_| unit < units)?;
-                    Some((start + unit % lines * stride + unit / lines * 16) as u32)
-                })
-                .collect();
-            self.touch((frame.path, 2 * site, round), at, 16, false, &offsets)?;
-        }
-        let memory = &self.memories[at].bytes;
-        let mut out = vec![0; rows * columns / self.matrix_lanes * self.lanes];
-        for (at, word) in out.iter_mut().enumerate() {
-            let lane = at % self.lanes;
-            let q = at / self.lanes * self.matrix_lanes + lane % self.matrix_lanes;
-            let Some(start) = starts[lane / self.matrix_lanes] else { continue };
-            let (row, column) = (q % rows, q / rows);
-            let (line, along) = if data.row_major { (row, column) } else { (column, row) };
-            *word = read(memory, start + line * stride + along * width, scalar)?;
-        }
-        Ok(out)
-    }
-
-    fn store_matrix(
-        &mut self,
-        frame: &mut Frame<'m>,
-        site: usize,
-        matrix: Handle<Expression>,
-        data: CooperativeData,
-        active: &Mask,
-    ) -> Result<()> {
-        let ty = frame.info[matrix].ty.inner_with(&self.module.types);
-        let TypeInner::CooperativeMatrix { rows, columns, scalar, .. } = *ty else { return Err(unknown(ty)) };
-        let (rows, columns, width) = (rows as usize, columns as usize, usize::from(scalar.width));
-        let values = self.data(frame, matrix, active)?;
-        let (at, stride, starts) = self.matrix_place(frame, data, active)?;
-        let offset = |start: usize, row: usize, column: usize| {
-            let (line, along) = if data.row_major { (row, column) } else { (column, row) };
-            start + line * stride + along * width
-        };
-        // The usual layout in registers: rows of four lanes with two neighbouring columns each, 8 columns wide.
-        let tall = self.matrix_lanes / 4;
-        for e in 0..rows * columns / self.matrix_lanes {
-            let offsets: Vec<_> = (0..self.lanes)
-                .map(|lane| {
-                    let (l, block) = (lane % self.matrix_lanes, e / 2);
-                    let row = l / 4 + tall * (block % (rows / tall));
-                    let column = 2 * (l % 4) + e % 2 + 8 * (block / (rows / tall));
-                    starts[lane / self.matrix_lanes].map(|start| offset(start, row, column) as u32)
-                })
-                .collect();
-            self.touch((frame.path, 2 * site + 1, e), at, width as u32, true, &offsets)?;
-        }
-        let memory = &mut self.memories[at].bytes;
-        for (at, &word) in values.iter().enumerate() {
-            let lane = at % self.lanes;
-            let q = at / self.lanes * self.matrix_lanes + lane % self.matrix_lanes;
-            let Some(start) = starts[lane / self.matrix_lanes] else { continue };
-            write(memory, offset(start, q % rows, q / rows), scalar, word)?;
-        }
-        Ok(())
-    }
 }
 
 /// What an expression points to.
@@ -1080,15 +948,6 @@ fn pointee(module: &Module, frame: &Frame<'_>, pointer: Handle<Expression>) -> R
         TypeInner::ValuePointer { size: None, scalar, .. } => TypeInner::Scalar(scalar),
         ref other => return Err(unknown(other)),
     })
-}
-
-/// What a module's constant LANES says; 32 where there is none.
-fn matrix_lanes(module: &Module) -> usize {
-    let lanes = module.constants.iter().find(|(_, constant)| constant.name.as_deref() == Some("LANES"));
-    match lanes.map(|(_, constant)| &module.global_expressions[constant.init]) {
-        Some(&Expression::Literal(Literal::U32(lanes))) if lanes > 0 => lanes as usize,
-        _ => 32,
-    }
 }
 
 /// 32-bit words that a value of a type takes per lane.
@@ -1133,39 +992,6 @@ fn parts(module: &Module, inner: &TypeInner) -> Result<Vec<Part>> {
     Ok(out)
 }
 
-/// A scalar of memory as a word. The range has been checked.
-fn read(memory: &[u8], at: usize, scalar: Scalar) -> Result<u32> {
-    match (scalar.width, scalar.kind) {
-        (4, ScalarKind::Float | ScalarKind::Sint | ScalarKind::Uint) => {
-            Ok(u32::from_le_bytes([memory[at], memory[at + 1], memory[at + 2], memory[at + 3]]))
-        }
-        (2, ScalarKind::Float) => Ok(f16::from_le_bytes([memory[at], memory[at + 1]]).to_f32().to_bits()),
-        _ => Err(unknown(&scalar)),
-    }
-}
-
-fn write(memory: &mut [u8], at: usize, scalar: Scalar, word: u32) -> Result<()> {
-    match (scalar.width, scalar.kind) {
-        (4, ScalarKind::Float | ScalarKind::Sint | ScalarKind::Uint) => {
-            memory[at..at + 4].copy_from_slice(&word.to_le_bytes());
-        }
-        (2, ScalarKind::Float) => memory[at..at + 2].copy_from_slice(&f16::from_f32(float(word)).to_le_bytes()),
-        _ => return Err(unknown(&scalar)),
-    }
-    Ok(())
-}
-
-fn word(literal: Literal) -> Result<u32> {
-    Ok(match literal {
-        Literal::F32(value) => value.to_bits(),
-        Literal::F16(value) => value.to_f32().to_bits(),
-        Literal::U32(value) => value,
-        Literal::I32(value) => value.cast_unsigned(),
-        Literal::Bool(value) => u32::from(value),
-        other => return Err(unknown(&other)),
-    })
-}
-
 /// The components of a constant of the module.
 fn constant_words(module: &Module, handle: Handle<Expression>) -> Result<Vec<u32>> {
     Ok(match module.global_expressions[handle] {
@@ -1181,182 +1007,11 @@ fn constant_words(module: &Module, handle: Handle<Expression>) -> Result<Vec<u32
     })
 }
 
-fn binary(lanes: usize, op: BinaryOperator, scalar: Scalar, left: &[u32], right: &[u32]) -> Result<Vec<u32>> {
-    use BinaryOperator as Op;
-    let floats = |f: fn(f32, f32) -> f32| {
-        let out = zip(lanes, left, right, |a, b| f(float(a), float(b)).to_bits());
-        if scalar.width == 2 { map(&out, to_f16) } else { out }
-    };
-    let truths = |f: fn(f32, f32) -> bool| zip(lanes, left, right, |a, b| u32::from(f(float(a), float(b))));
-    let signed =
-        |f: fn(i32, i32) -> bool| zip(lanes, left, right, |a, b| u32::from(f(a.cast_signed(), b.cast_signed())));
-    Ok(match (scalar.kind, op) {
-        (ScalarKind::Float, Op::Add) => floats(|a, b| a + b),
-        (ScalarKind::Float, Op::Subtract) => floats(|a, b| a - b),
-        (ScalarKind::Float, Op::Multiply) => floats(|a, b| a * b),
-        (ScalarKind::Float, Op::Divide) => floats(|a, b| a / b),
-        (ScalarKind::Float, Op::Modulo) => floats(|a, b| a % b),
-        (ScalarKind::Float, Op::Equal) => truths(|a, b| a == b),
-        (ScalarKind::Float, Op::NotEqual) => truths(|a, b| a != b),
-        (ScalarKind::Float, Op::Less) => truths(|a, b| a < b),
-        (ScalarKind::Float, Op::LessEqual) => truths(|a, b| a <= b),
-        (ScalarKind::Float, Op::Greater) => truths(|a, b| a > b),
-        (ScalarKind::Float, Op::GreaterEqual) => truths(|a, b| a >= b),
-        (ScalarKind::Sint | ScalarKind::Uint, Op::Add) => zip(lanes, left, right, u32::wrapping_add),
-        (ScalarKind::Sint | ScalarKind::Uint, Op::Subtract) => zip(lanes, left, right, u32::wrapping_sub),
-        (ScalarKind::Sint | ScalarKind::Uint, Op::Multiply) => zip(lanes, left, right, u32::wrapping_mul),
-        // WGSL's own values for a division by zero.
-        (ScalarKind::Uint, Op::Divide) => zip(lanes, left, right, |a, b| a.checked_div(b).unwrap_or(a)),
-        (ScalarKind::Uint, Op::Modulo) => zip(lanes, left, right, |a, b| a.checked_rem(b).unwrap_or(0)),
-        (ScalarKind::Sint, Op::Divide) => {
-            zip(lanes, left, right, |a, b| a.cast_signed().checked_div(b.cast_signed()).map_or(a, i32::cast_unsigned))
-        }
-        (ScalarKind::Sint, Op::Modulo) => {
-            zip(lanes, left, right, |a, b| a.cast_signed().checked_rem(b.cast_signed()).map_or(0, i32::cast_unsigned))
-        }
-        (ScalarKind::Sint | ScalarKind::Uint | ScalarKind::Bool, Op::Equal) => {
-            zip(lanes, left, right, |a, b| u32::from(a == b))
-        }
-        (ScalarKind::Sint | ScalarKind::Uint | ScalarKind::Bool, Op::NotEqual) => {
-            zip(lanes, left, right, |a, b| u32::from(a != b))
-        }
-        (ScalarKind::Uint, Op::Less) => zip(lanes, left, right, |a, b| u32::from(a < b)),
-        (ScalarKind::Uint, Op::LessEqual) => zip(lanes, left, right, |a, b| u32::from(a <= b)),
-        (ScalarKind::Uint, Op::Greater) => zip(lanes, left, right, |a, b| u32::from(a > b)),
-        (ScalarKind::Uint, Op::GreaterEqual) => zip(lanes, left, right, |a, b| u32::from(a >= b)),
-        (ScalarKind::Sint, Op::Less) => signed(|a, b| a < b),
-        (ScalarKind::Sint, Op::LessEqual) => signed(|a, b| a <= b),
-        (ScalarKind::Sint, Op::Greater) => signed(|a, b| a > b),
-        (ScalarKind::Sint, Op::GreaterEqual) => signed(|a, b| a >= b),
-        (ScalarKind::Sint | ScalarKind::Uint | ScalarKind::Bool, Op::And | Op::LogicalAnd) => {
-            zip(lanes, left, right, |a, b| a & b)
-        }
-        (ScalarKind::Sint | ScalarKind::Uint | ScalarKind::Bool, Op::InclusiveOr | Op::LogicalOr) => {
-            zip(lanes, left, right, |a, b| a | b)
-        }
-        (ScalarKind::Sint | ScalarKind::Uint, Op::ExclusiveOr) => zip(lanes, left, right, |a, b| a ^ b),
-        (ScalarKind::Sint | ScalarKind::Uint, Op::ShiftLeft) => zip(lanes, left, right, u32::wrapping_shl),
-        (ScalarKind::Uint, Op::ShiftRight) => zip(lanes, left, right, u32::wrapping_shr),
-        (ScalarKind::Sint, Op::ShiftRight) => {
-            zip(lanes, left, right, |a, b| a.cast_signed().wrapping_shr(b).cast_unsigned())
-        }
-        other => return Err(unknown(&other)),
-    })
-}
-
-fn math(lanes: usize, fun: MathFunction, scalar: Scalar, operands: &[Lanes]) -> Result<Vec<u32>> {
-    use MathFunction as Fun;
-    let arg = |at: usize| operands.get(at).map(|o| o.as_slice()).ok_or_else(|| unknown(&fun));
-    let first = arg(0)?;
-    let round = |out: Vec<u32>| if scalar.width == 2 { map(&out, to_f16) } else { out };
-    let unary = |f: fn(f32) -> f32| round(map(first, |a| f(float(a)).to_bits()));
-    let is = |kind: ScalarKind| scalar.kind == kind;
-    let pick = |f: fn(f32, f32) -> f32, u: fn(u32, u32) -> u32, s: fn(i32, i32) -> i32, a: &[u32], b: &[u32]| {
-        match scalar.kind {
-            ScalarKind::Float => zip(lanes, a, b, |a, b| f(float(a), float(b)).to_bits()),
-            ScalarKind::Sint => zip(lanes, a, b, |a, b| s(a.cast_signed(), b.cast_signed()).cast_unsigned()),
-            _ => zip(lanes, a, b, u),
-        }
-    };
-    Ok(match fun {
-        Fun::Abs if is(ScalarKind::Float) => unary(f32::abs),
-        Fun::Abs if is(ScalarKind::Sint) => map(first, |a| a.cast_signed().unsigned_abs()),
-        Fun::Abs => first.to_vec(),
-        Fun::Min => pick(f32::min, u32::min, i32::min, first, arg(1)?),
-        Fun::Max => pick(f32::max, u32::max, i32::max, first, arg(1)?),
-        Fun::Clamp => {
-            let least = pick(f32::max, u32::max, i32::max, first, arg(1)?);
-            pick(f32::min, u32::min, i32::min, &least, arg(2)?)
-        }
-        Fun::Exp if is(ScalarKind::Float) => unary(f32::exp),
-        Fun::Exp2 if is(ScalarKind::Float) => unary(f32::exp2),
-        Fun::Log if is(ScalarKind::Float) => unary(f32::ln),
-        Fun::Log2 if is(ScalarKind::Float) => unary(f32::log2),
-        Fun::Sqrt if is(ScalarKind::Float) => unary(f32::sqrt),
-        Fun::InverseSqrt if is(ScalarKind::Float) => unary(|a| 1.0 / a.sqrt()),
-        Fun::Tanh if is(ScalarKind::Float) => unary(f32::tanh),
-        Fun::Floor if is(ScalarKind::Float) => unary(f32::floor),
-        Fun::Ceil if is(ScalarKind::Float) => unary(f32::ceil),
-        Fun::Trunc if is(ScalarKind::Float) => unary(f32::trunc),
-        Fun::Round if is(ScalarKind::Float) => unary(f32::round_ties_even),
-        Fun::Fma if is(ScalarKind::Float) => {
-            let (b, c) = (arg(1)?, arg(2)?);
-            round((0..first.len()).map(|i| float(first[i]).mul_add(float(b[i]), float(c[i])).to_bits()).collect())
-        }
-        Fun::Dot if is(ScalarKind::Float) => {
-            let other = arg(1)?;
-            let sum = |lane: usize| -> f32 {
-                (lane..first.len()).step_by(lanes).map(|at| float(first[at]) * float(other[at])).sum()
-            };
-            round((0..lanes).map(|lane| sum(lane).to_bits()).collect())
-        }
-        Fun::CountOneBits => map(first, u32::count_ones),
-        Fun::Unpack2x16float => {
-            let half = |shift: u32| first.iter().map(move |&a| f16::from_bits((a >> shift) as u16).to_f32().to_bits());
-            half(0).chain(half(16)).collect()
-        }
-        Fun::Pack2x16float => {
-            let half = |at: usize| u32::from(f16::from_f32(float(first[at])).to_bits());
-            (0..lanes).map(|lane| half(lane) | half(lanes + lane) << 16).collect()
-        }
-        other => return Err(unknown(&other)),
-    })
-}
-
-/// A conversion to another kind and width, or without a width another reading of the same bits.
-fn convert_to(from: Scalar, kind: ScalarKind, width: Option<u8>, operand: &[u32]) -> Result<Vec<u32>> {
-    use ScalarKind::{Bool, Float, Sint, Uint};
-    Ok(match (from.kind, kind, width) {
-        (_, _, None) if from.width == 4 => operand.to_vec(),
-        (_, Bool, Some(_)) => map(operand, |a| u32::from(if from.kind == Float { float(a) != 0.0 } else { a != 0 })),
-        (Float, Float, Some(2)) => map(operand, to_f16),
-        (Float, Float, Some(4)) => operand.to_vec(),
-        (Float, Uint, Some(4)) => map(operand, |a| float(a) as u32),
-        (Float, Sint, Some(4)) => map(operand, |a| (float(a) as i32).cast_unsigned()),
-        (Uint | Bool, Float, Some(width @ (2 | 4))) => {
-            let out = map(operand, |a| (a as f32).to_bits());
-            if width == 2 { map(&out, to_f16) } else { out }
-        }
-        (Sint, Float, Some(width @ (2 | 4))) => {
-            let out = map(operand, |a| (a.cast_signed() as f32).to_bits());
-            if width == 2 { map(&out, to_f16) } else { out }
-        }
-        (Uint | Sint | Bool, Uint | Sint, Some(4)) => operand.to_vec(),
-        other => return Err(unknown(&other)),
-    })
-}
-
-/// C + A · B of each subgroup, where A is `m x k` and B `k x n`.
-fn multiply_add(
-    (lanes, matrix_lanes): (usize, usize),
-    (m, n, k): (usize, usize, usize),
-    scalar: Scalar,
-    a: &[u32],
-    b: &[u32],
-    c: &[u32],
-) -> Vec<u32> {
-    // Element (row, column) of a matrix of so many rows that a subgroup's lanes hold.
-    let at = |first: usize, rows: usize, row: usize, column: usize| {
-        let q = column * rows + row;
-        q / matrix_lanes * lanes + first + q % matrix_lanes
-    };
-    let mut out = c.to_vec();
-    for first in (0..lanes).step_by(matrix_lanes) {
-        for column in 0..n {
-            for row in 0..m {
-                let products = (0..k).map(|i| float(a[at(first, m, row, i)]) * float(b[at(first, k, i, column)]));
-                let slot = &mut out[at(first, m, row, column)];
-                let sum = (float(*slot) + products.sum::<f32>()).to_bits();
-                *slot = if scalar.width == 2 { to_f16(sum) } else { sum };
-            }
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use half::f16;
+
     use super::*;
 
     /// What a shader of 64 threads leaves in binding 0, which has so many words, and its trace.

@@ -35,7 +35,7 @@ pub use vulkan::Compiler;
 use crate::kernel::{Kernel, Program, Way};
 use crate::problem::{Epilogue, Form, Op};
 use estimate::Cost;
-use isa::{Counts, Dialect, Loop};
+use isa::{Counts, Loop};
 
 /// Input features that estimates are made for: BERT-base's and a large language model's.
 pub const DEPTHS: [usize; 2] = [768, 4096];
@@ -220,8 +220,7 @@ impl Compiler {
         compiled.read_statistics(&executable.statistics, subgroup);
         // Numbers of pipelines say nothing, and lose digits as floats.
         compiled.statistics = executable.statistics.into_iter().filter(|(name, _)| !name.contains("ash")).collect();
-        let code = executable.representations.iter().find_map(|(name, text)| Some((Dialect::of(name)?, text)));
-        match code.map(|(dialect, text)| isa::parse(dialect, text)) {
+        match isa::parse(&executable.representations) {
             None => {
                 let apple = if self.driver().contains("Honeykrisp") {
                     ": it prints it where AGX_MESA_DEBUG=shaders is set"

@@ -203,6 +203,51 @@ fn faults(run: &Value, device: &Pretended) -> Vec<String> {
     faults
 }
 
+/// The judgement itself, on what was recorded: nothing is wrong with it, and whatever is made wrong is named.
+#[test]
+fn what_is_wrong_with_compiled_kernels_is_named() {
+    let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results/2026-11-29-compilers");
+    for device in &DEVICES {
+        let text = std::fs::read_to_string(recorded.join(format!("{}.json", device.architecture))).unwrap();
+        let run: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(faults(&run, device), [""; 0]);
+
+        const KERNEL: &str = "gemm_sparse24-f32f32-v32-128x128x16-none";
+        let at = |list: &str| run[list].as_array().unwrap().iter().position(|k| k["kernel"] == KERNEL).unwrap();
+        let (kernel, ratio) = (at("kernels"), at("ratios"));
+        type Spoil<'a> = &'a dyn Fn(&mut Value);
+        let cases: [(Spoil<'_>, &str); 8] = [
+            (&|run| run["kernels"][kernel]["refused"] = "why".into(), "is refused: why"),
+            (&|run| run["kernels"][kernel]["spills"] = 1.0.into(), "spills Some(1.0)"),
+            (&|run| run["kernels"][kernel]["spills"] = Value::Null, "spills None"),
+            (&|run| run["kernels"][kernel]["note"] = "unknown instruction".into(), "unknown instruction"),
+            (&|run| run["kernels"][kernel]["estimates"] = Vec::<Value>::new().into(), "has no estimate"),
+            (&|run| run["kernels"][kernel]["resident_threads"] = 32.0.into(), "a core holds 32 threads"),
+            (&|run| run["kernels"][kernel]["stated_threads"] = Value::Null, "states no occupancy"),
+            (
+                &|run| {
+                    let same = &mut run["ratios"][ratio]["same"][1];
+                    *same = (same.as_f64().unwrap() - 0.03).into();
+                },
+                "of dense at k = 768",
+            ),
+        ];
+        for (spoil, said) in cases {
+            let mut spoilt = run.clone();
+            spoil(&mut spoilt);
+            let found = faults(&spoilt, device);
+            assert!(found.len() == 1 && found[0].contains(KERNEL) && found[0].contains(said), "{said}: {found:?}");
+        }
+        // Of another version of Mesa ratios are not judged, all else is.
+        let mut newer = run.clone();
+        newer["device"]["driver"] = "radv Mesa 99.0.0".into();
+        newer["ratios"] = Vec::<Value>::new().into();
+        assert_eq!(faults(&newer, device), [""; 0]);
+        newer["kernels"][kernel]["spills"] = 2.0.into();
+        assert_eq!(faults(&newer, device).len(), 1);
+    }
+}
+
 fn device_compiles_every_kernel(architecture: &str) {
     let root = tree();
     let device = DEVICES.iter().find(|d| d.architecture == architecture).unwrap();

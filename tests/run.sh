@@ -215,6 +215,7 @@ suite_test=(cargo test --locked --test gpu_sh -- --ignored)
 step "format" cargo fmt --check
 step "lints" cargo clippy --locked --all-targets -- -D warnings
 step "lints, library alone" cargo clippy --locked --all-targets --no-default-features -- -D warnings
+step "lints, compilers alone" cargo clippy --locked --all-targets --no-default-features --features compile -- -D warnings
 step "lints, with the hub" cargo clippy --locked --all-targets --features hub -- -D warnings
 # The peers' Rust crate by its default feature: the others take ten minutes to compile. Python's syntax, where it is.
 step "peers in Rust" cargo clippy --locked --manifest-path benches/peers/rust/Cargo.toml -- -D warnings

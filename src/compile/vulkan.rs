@@ -332,7 +332,7 @@ impl Compiler {
         let executable = self.describe(pipeline, code).map_err(failed(&what)).and_then(|mut executable| {
             let printed = printed?;
             if executable.representations.is_empty() && !printed.is_empty() {
-                executable.representations.push(("AGX assembly".into(), printed));
+                executable.representations.push((super::isa::PRINTED.to_owned(), printed));
             }
             Ok(executable)
         });

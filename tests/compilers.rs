@@ -3,7 +3,7 @@
 //!
 //! Needs a Debian tree with Mesa 26 or newer and its shims (SPARSE24_MESA names its root; tests/run.sh says how), whose
 //! loader runs this program's binary with that tree's libraries. Ignored unless asked for. SPARSE24_COMPILED names a
-//! folder for the JSON of every device.
+//! folder for the JSON of every device, which is made if there is none.
 #![cfg(all(feature = "cli", target_os = "linux"))]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and says what it measured")]
 
@@ -126,7 +126,9 @@ const RATIOS: [(&str, usize, [f64; 7]); 34] = [
 
 /// The root of the tree with newer drivers. Who asks for these tests has one.
 fn tree() -> PathBuf {
-    std::env::var_os("SPARSE24_MESA").map(PathBuf::from).unwrap_or_else(|| panic!("SPARSE24_MESA is not set"))
+    let root = std::env::var_os("SPARSE24_MESA").unwrap_or_else(|| panic!("SPARSE24_MESA is not set"));
+    // Drivers are loaded from elsewhere, too.
+    std::fs::canonicalize(&root).unwrap_or_else(|e| panic!("SPARSE24_MESA={}: {e}", root.display()))
 }
 
 /// This program's binary, run with the libraries of the tree and a driver on its pretended device.
@@ -272,6 +274,7 @@ fn device_compiles_every_kernel(architecture: &str) {
         assert_eq!(threads.fold(0.0, f64::max), most, "{architecture}");
     }
     if let Some(folder) = std::env::var_os("SPARSE24_COMPILED") {
+        std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(Path::new(&folder).join(format!("{architecture}.json")), format!("{run}\n")).unwrap();
     }
     let faults = faults(&run, device);

@@ -275,6 +275,9 @@ impl Compiled {
             self.registers = Some(4.0 * vectors);
             self.spills = get("STP Count").zip(get("LDP Count")).map(|(a, b)| a + b);
             self.resident_threads = get("Max Waves Per Core").map(|waves| waves * lanes);
+        } else {
+            // NVIDIA's own driver, which tells this much alone. Of others there is what they call it, in `statistics`.
+            self.registers = get("Register Count");
         }
     }
 
@@ -416,6 +419,7 @@ mod tests {
         assert_eq!(read(&apple, 32), (Some(111.5), Some(1.0), Some(512.0), true));
         let adreno = [("Registers used", 48.0), ("STP Count", 0.0), ("LDP Count", 0.0), ("Max Waves Per Core", 8.0)];
         assert_eq!(read(&adreno, 64), (Some(192.0), Some(0.0), Some(512.0), false));
+        assert_eq!(read(&[("Register Count", 96.0), ("Binary Size", 9.0)], 32), (Some(96.0), None, None, false));
         // A driver that tells nothing fails nothing.
         assert_eq!(read(&[], 32), (None, None, None, false));
     }

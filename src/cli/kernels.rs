@@ -351,6 +351,10 @@ fn page(device: &DeviceRecord, rows: &[Row], all: &[Compiled], lacks: Vec<String
     if !lacks.is_empty() {
         notes.push(format!("The device lacks something: {}.", lacks.join("; ")));
     }
+    if all.iter().any(|c| c.refused.is_none() && c.spills.is_none()) {
+        notes
+            .push("The driver does not tell what it spills; all that it tells is in the JSON, as `statistics`.".into());
+    }
     let mut reasons: Vec<&str> = all.iter().filter_map(|c| c.note.as_deref()).collect();
     reasons.sort_unstable();
     reasons.dedup();

@@ -1,5 +1,5 @@
 // Whether a driver's cooperative matrices can be trusted, and how wide their subgroups are: run once when a device is
-// opened, before any kernel is compiled. Twin: `check_result` of src/kernel/coop.rs.
+// opened, before any kernel is compiled. Twin: `check_result` of src/kernels/coop.rs.
 //
 // No API tells what a driver makes of a pipeline: RADV chooses between subgroups of 32 and 64 for each, and wgpu can
 // ask for neither. So this one looks like the kernels to it: tiles in workgroup memory, the primitives of

@@ -14,7 +14,7 @@
 // activations, 8 bytes from each unit of 16; pattern p's copy follows that of p - 1. Tile, grid, way through k and
 // residues: shared/coop.wgsl. Padding along k multiplies a zero value.
 //
-// Copies of the activations take workgroup memory: `CoopTile::of` in src/kernel/coop.rs lists the tiles that fit for
+// Copies of the activations take workgroup memory: `CoopTile::of` in src/kernels/coop.rs lists the tiles that fit for
 // each number of patterns.
 //
 // Predicted for 128 x 128 x 32 at one pattern, per subgroup and step: 32 hardware multiply-adds for the dense kernel's

@@ -32,7 +32,7 @@ pub(crate) use spirv::module;
 pub use spirv::spirv;
 pub use vulkan::Compiler;
 
-use crate::kernel::{Kernel, Program, Way};
+use crate::kernels::{Kernel, Program, Schedule};
 use crate::problem::{Epilogue, Form, Op};
 use estimate::Cost;
 use isa::{Counts, Loop};
@@ -341,9 +341,9 @@ pub fn ratios(compiled: &[Compiled]) -> Vec<Ratio> {
         let Some(kernel) = gemm(c).filter(|kernel| kernel.op() != Op::Dense) else { continue };
         for &k in &DEPTHS {
             let Some(cycles) = c.cycles_per_output(k) else { continue };
-            let same = dense(kernel, k).find(|(d, _)| tile(d.way()) == tile(kernel.way()));
-            let few = tokens(kernel.way());
-            let best = dense(kernel, k).filter(|(d, _)| tokens(d.way()) == few).min_by(|a, b| a.1.total_cmp(&b.1));
+            let same = dense(kernel, k).find(|(d, _)| tile(d.schedule()) == tile(kernel.schedule()));
+            let few = tokens(kernel.schedule());
+            let best = dense(kernel, k).filter(|(d, _)| tokens(d.schedule()) == few).min_by(|a, b| a.1.total_cmp(&b.1));
             let against = |d: (Kernel, f64)| (d.0.to_string(), d.1 / cycles);
             found.push(Ratio { kernel: c.kernel.clone(), k, same: same.map(against), best: best.map(against) });
         }
@@ -352,21 +352,21 @@ pub fn ratios(compiled: &[Compiled]) -> Vec<Ratio> {
 }
 
 /// Tokens of a kernel for few of them.
-fn tokens(way: Way) -> Option<u32> {
-    match way {
-        Way::Gemv { tokens, .. } => Some(tokens),
+fn tokens(schedule: Schedule) -> Option<u32> {
+    match schedule {
+        Schedule::Gemv { tokens, .. } => Some(tokens),
         _ => None,
     }
 }
 
 /// What makes two kernels go about it alike: family, tile and threads.
-fn tile(way: Way) -> (u8, (u32, u32), u32) {
-    let family = match way {
-        Way::Tile(_) | Way::Expand(_) => 0,
-        Way::Gemv { .. } => 1,
-        Way::Coop(_) => 2,
+fn tile(schedule: Schedule) -> (u8, (u32, u32), u32) {
+    let family = match schedule {
+        Schedule::Tile(_) | Schedule::Expand(_) => 0,
+        Schedule::Gemv { .. } => 1,
+        Schedule::Coop(_) => 2,
     };
-    (family, way.tile(), way.threads())
+    (family, schedule.tile(), schedule.threads())
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ pub(crate) use self::sparsify::Parts;
 pub(crate) use self::weights::CpuWeights;
 use crate::error::{Error, Result};
 use crate::matrix::{Element, Elements, Matrix, each_dtype};
-use crate::plan::{CpuCaps, CpuWay};
+use crate::plan::{CpuCaps, CpuSchedule};
 use crate::problem::{Epilogue, Form, Problem};
 use crate::simd::{Loaded, Simd, SimdLevel};
 
@@ -213,7 +213,7 @@ impl Cpu {
     }
 
     /// Computes the whole output. The caller has checked every shape and that the way is one of the weights'.
-    pub(crate) fn run(&self, problem: &Problem, way: CpuWay, operands: &CpuOperands<'_>, y: &mut Elements) {
+    pub(crate) fn run(&self, problem: &Problem, schedule: CpuSchedule, operands: &CpuOperands<'_>, y: &mut Elements) {
         if y.is_empty() {
             return;
         }
@@ -221,18 +221,18 @@ impl Cpu {
         let CpuOperands { weights, bias, residual, .. } = *operands;
         let x = operands.x.elements();
         pool.enter(|| {
-            if let (CpuWeights::Dense(w), CpuWay::GemmCrate) = (weights, way)
+            if let (CpuWeights::Dense(w), CpuSchedule::GemmCrate) = (weights, schedule)
                 && let (Elements::F32(y), Epilogue::NONE) = (&mut *y, problem.epilogue)
             {
                 return dense::by_crate(pool, scratch, problem, w, x, y);
             }
             let Some(finish) = Finish::new(problem, bias, residual, y, pool.simd) else { return };
-            match (weights, way) {
-                (CpuWeights::Dense(w), CpuWay::GemmCrate) => {
+            match (weights, schedule) {
+                (CpuWeights::Dense(w), CpuSchedule::GemmCrate) => {
                     dense::by_crate_and_finish(pool, scratch, problem, w, x, &finish);
                 }
                 (CpuWeights::Dense(w), _) => dense::columns(pool, scratch, problem, w, x, &finish),
-                (CpuWeights::Sparse24(w), CpuWay::Gemv) => sparse::gemv(pool, scratch, problem, w, x, &finish),
+                (CpuWeights::Sparse24(w), CpuSchedule::Gemv) => sparse::gemv(pool, scratch, problem, w, x, &finish),
                 (CpuWeights::Sparse24(w), _) => sparse::gather(pool, scratch, problem, w, x, &finish),
             }
         });

@@ -22,12 +22,12 @@ use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
 use crate::format::Sparse24;
 pub use crate::gpu::{AdapterInfo, AdapterKind};
 use crate::gpu::{Binding, Dispatch, Gpu, Scratch, adapters};
-use crate::kernel::{Caps, CoopUnit, Kernel, PROBE_CHAINS, PROBE_ROUNDS, Params, Program, ShaderChecks};
+use crate::kernels::{Caps, CoopUnit, Kernel, PROBE_CHAINS, PROBE_ROUNDS, Params, Program, ShaderChecks};
 use crate::layout;
 use crate::mask::{Mask, Mask24};
 use crate::matrix::{DType, Element, Elements, Matrix};
 use crate::memory;
-use crate::plan::{Activations, CpuCaps, CpuWay, Method, Plan, Step, Target, Tuning, WeightOperand};
+use crate::plan::{Activations, CpuCaps, CpuSchedule, Method, Plan, Step, Target, Tuning, WeightOperand};
 use crate::problem::{Op, Problem};
 use crate::simd::SimdLevel;
 
@@ -206,7 +206,7 @@ impl Work {
 #[derive(Debug)]
 struct CpuCall {
     problem: Problem,
-    way: CpuWay,
+    schedule: CpuSchedule,
     weights: Arc<RwLock<CpuWeights>>,
     x: Arc<RwLock<Matrix>>,
     bias: Option<Arc<RwLock<Matrix>>>,
@@ -227,7 +227,7 @@ impl CpuCall {
             bias: bias.as_ref().and_then(|b| f32::of(b.elements())),
             residual: residual.as_ref().map(|r| r.elements()),
         };
-        cpu.run(&self.problem, self.way, &operands, y.elements_mut());
+        cpu.run(&self.problem, self.schedule, &operands, y.elements_mut());
     }
 }
 
@@ -419,7 +419,7 @@ impl Device {
     pub fn refused(&self) -> Vec<(String, usize)> {
         let Some(caps) = self.caps() else { return Vec::new() };
         let mut lacks: BTreeMap<String, usize> = BTreeMap::new();
-        for kernel in Kernel::all().filter(|kernel| kernel.is_plain() && caps.misses(kernel.way())) {
+        for kernel in Kernel::all().filter(|kernel| kernel.is_plain() && caps.misses(kernel.schedule())) {
             if let Err(lack) = kernel.supported_by(caps) {
                 *lacks.entry(lack).or_default() += 1;
             }
@@ -715,7 +715,7 @@ impl Device {
                 };
                 Work::Cpu(Arc::new(CpuCall {
                     problem: *problem,
-                    way: method.way(),
+                    schedule: method.schedule(),
                     weights: Arc::clone(store),
                     x: matrix(io.x)?,
                     bias: io.bias.map(matrix).transpose()?,

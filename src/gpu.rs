@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::kernel::{Caps, CoopShape, CoopUnit, Params, Program, Rates, ShaderChecks, check_len, check_result};
+use crate::kernels::{Caps, CoopShape, CoopUnit, Params, Program, Rates, ShaderChecks, check_len, check_result};
 use crate::plan::Tuning;
 
 /// What kind of hardware an adapter is.

@@ -31,7 +31,7 @@
 //!                                                                     tune: the best way, kept in a file
 //! ```
 //! Each stage is a module of that name, and each arrow a type of its own. Imports run downward only: [`measure`] stands
-//! on [`engine`], that on the devices, those on [`plan`], [`kernel`] and [`mod@format`]. [`mod@reference`] imports
+//! on [`engine`], that on the devices, those on [`plan`], [`kernels`] and [`mod@format`]. [`mod@reference`] imports
 //! nothing that it checks.
 //!
 //! # The words
@@ -91,7 +91,7 @@
 //! word of its own. On cooperative matrices (tensor cores) a gathered block serves the rows that share its pattern, so
 //! V should be a subgroup's rows or more. Where no kernel wins, 2:4 weights can still be kept and expanded on the way
 //! to workgroup memory, at dense speed. On a CPU a multiply-add takes its activations from memory at no extra cost, so
-//! that gathering pays at V = 1, too. [`kernel`] lists the GPU's ways and [`plan::CpuWay`] the CPU's, [`plan`] chooses
+//! that gathering pays at V = 1, too. [`kernels`] lists the GPU's ways and [`plan::CpuSchedule`] the CPU's, [`plan`] chooses
 //! by estimate, [`tune`] by measurement, and [`Plan::explain`] says why.
 //!
 //! # Which weights go
@@ -163,7 +163,7 @@
 //! | `io.rs` `io/` | safetensors, shards, folders, and everybody's 2:4 layouts |
 //! | `reference.rs` `reference/` | the f64 oracle and the error bound |
 //! | `layout.rs` | how weights lie in GPU memory: panels, and pieces that fit a binding |
-//! | `kernel.rs` `kernel/` | the list of GPU kernels, their names and their WGSL (`shaders/`) |
+//! | `kernels.rs` `kernels/` | the list of GPU kernels, their names and their WGSL (`shaders/`) |
 //! | `plan.rs` `plan/` | problem + capabilities (+ measured times) → plan, explained |
 //! | `gpu.rs` | the GPU: the only file that talks to wgpu's devices |
 //! | `cpu.rs` `cpu/` `simd.rs` | the CPU device: layouts of weights, 2:4 and dense kernels, epilogue; vector instructions |
@@ -190,7 +190,7 @@ pub mod format;
 mod gpu;
 mod groups;
 pub mod io;
-pub mod kernel;
+pub mod kernels;
 mod layout;
 pub mod linear;
 pub mod mask;

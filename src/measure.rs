@@ -171,7 +171,7 @@ pub struct Record {
     /// Name of the kernel.
     pub kernel: String,
     /// Its way and tile on a GPU, with `/splits` of k if there are several; on the CPU a
-    /// [`CpuWay`](crate::plan::CpuWay).
+    /// [`CpuSchedule`](crate::plan::CpuSchedule).
     /// `dense_` in front where an `auto` row uses dense weights.
     pub tile: String,
     /// How the kernel was chosen: `estimated` or `measured` by the planner, or `asked` for by name.
@@ -865,7 +865,7 @@ fn record(case: &Case, request: &Request, device: &Device, verdict: &Verdict, co
         accumulate: "f32",
         vector: op.vector().map(VectorLen::get),
         kernel: plan.kernel_name(),
-        tile: plan.way(),
+        tile: plan.schedule(),
         chosen: plan.basis().name(),
         shader_checks: device.shader_checks().map(|c| c.name()),
         device: info.name().to_owned(),

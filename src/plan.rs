@@ -11,9 +11,9 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::ops::Range;
 
-pub use self::cpu::{CpuCaps, CpuMethod, CpuWay};
+pub use self::cpu::{CpuCaps, CpuMethod, CpuSchedule};
 use crate::error::{Error, Result, checked_mul};
-use crate::kernel::{Caps, Kernel, Params, Program, Rates, Way};
+use crate::kernels::{Caps, Kernel, Params, Program, Rates, Schedule};
 use crate::layout;
 use crate::matrix::DType;
 use crate::problem::{Form, Op, Problem};
@@ -147,7 +147,7 @@ pub struct Tuned {
     /// Tokens.
     pub n: usize,
     /// The way.
-    pub way: Way,
+    pub schedule: Schedule,
     /// Splits of k.
     pub splits: usize,
     /// Median seconds of a call.
@@ -245,11 +245,11 @@ impl Plan {
         let caps = &Caps { rates: tuning.rates.unwrap_or(caps.rates), ..caps.clone() };
         let mut candidates = Vec::new();
         let mut refused = Vec::new();
-        for way in Way::of(problem.op, problem.storage) {
-            let kernel = Kernel::new(problem, way)?;
+        for schedule in Schedule::of(problem.op, problem.storage) {
+            let kernel = Kernel::new(problem, schedule)?;
             if let Err(lack) = kernel.supported_by(caps) {
-                if caps.misses(way) {
-                    refused.push((way, lack));
+                if caps.misses(schedule) {
+                    refused.push((schedule, lack));
                 }
                 continue;
             }
@@ -266,7 +266,7 @@ impl Plan {
         lacks.dedup();
         let tuned = tuning.get(problem);
         let measured = tuned.and_then(|t| {
-            let found = candidates.iter().find(|c| c.kernel.way() == t.way && c.splits == t.splits)?;
+            let found = candidates.iter().find(|c| c.kernel.schedule() == t.schedule && c.splits == t.splits)?;
             Some((found.clone(), t))
         });
         if let Some((method, tuned)) = measured {
@@ -278,13 +278,13 @@ impl Plan {
             return Err(Error::MissingFeature { device: "the device".into(), feature: lacks.join("; ") });
         };
         let mut reason = format!("lowest estimate, {}", time(method.estimate.seconds()));
-        if let Some(next) = candidates.iter().find(|c| c.kernel.way() != method.kernel.way()) {
-            let _ = write!(reason, "; next {} {}", next.kernel.way(), time(next.estimate.seconds()));
+        if let Some(next) = candidates.iter().find(|c| c.kernel.schedule() != method.kernel.schedule()) {
+            let _ = write!(reason, "; next {} {}", next.kernel.schedule(), time(next.estimate.seconds()));
         }
         // The kernels of cooperative matrices are many, and lack the same.
         let mut told = HashSet::new();
-        for (way, lack) in refused {
-            let subject = if matches!(way, Way::Coop(_)) { "coop".to_owned() } else { way.to_string() };
+        for (schedule, lack) in refused {
+            let subject = if matches!(schedule, Schedule::Coop(_)) { "coop".to_owned() } else { schedule.to_string() };
             let said = format!("; {subject} needs {lack}");
             if told.insert(said.clone()) {
                 reason += &said;
@@ -306,10 +306,10 @@ impl Plan {
         // Measured against measured, at the same number of tokens; else estimated against estimated, which must promise
         // something to be believed, and more where one of the two was measured and may be better than its estimate.
         let measured = |plan: &Self, problem| tuning.get(problem).filter(|_| plan.basis == Basis::Measured);
-        let estimated = |plan: &Self| (plan.way(), plan.estimated_seconds());
+        let estimated = |plan: &Self| (plan.schedule(), plan.estimated_seconds());
         let (basis, margin, times) = match (measured(&own, problem), measured(&dense, &as_dense)) {
             (Some(s), Some(d)) if s.n == d.n => {
-                (Basis::Measured, 0.99, [(own.way(), s.seconds), (dense.way(), d.seconds)])
+                (Basis::Measured, 0.99, [(own.schedule(), s.seconds), (dense.schedule(), d.seconds)])
             }
             (None, None) => (Basis::Estimated, ESTIMATE_MARGIN, [&own, &dense].map(estimated)),
             _ => {
@@ -342,23 +342,23 @@ impl Plan {
 
     /// The plan with the given way and splits of k, for tests, tuning and `bench --plan`. An error if it is none of the
     /// operation's, or the device cannot run it.
-    pub fn gpu_with(problem: &Problem, caps: &Caps, way: Way, splits: usize) -> Result<Self> {
-        let kernel = Kernel::new(problem, way)?;
+    pub fn gpu_with(problem: &Problem, caps: &Caps, schedule: Schedule, splits: usize) -> Result<Self> {
+        let kernel = Kernel::new(problem, schedule)?;
         kernel.supported_by(caps).map_err(|feature| Error::MissingFeature { device: kernel.to_string(), feature })?;
         let method = GpuMethod::new(problem, kernel, splits, caps)?;
-        let reason = format!("{way} was asked for");
+        let reason = format!("{schedule} was asked for");
         Ok(Self { problem: *problem, method: Method::Gpu(method), basis: Basis::Asked, reason })
     }
 
     /// Every plan that [`Plan::gpu`] chooses from, with the problem's own weights.
     pub fn gpu_candidates(problem: &Problem, caps: &Caps) -> Vec<Self> {
-        let ways = Way::of(problem.op, problem.storage).into_iter();
-        let plans = ways.flat_map(|way| splits_worth_trying(problem).map(move |splits| (way, splits)));
+        let schedules = Schedule::of(problem.op, problem.storage).into_iter();
+        let plans = schedules.flat_map(|schedule| splits_worth_trying(problem).map(move |splits| (schedule, splits)));
         let mut plans: Vec<_> =
-            plans.filter_map(|(way, splits)| Self::gpu_with(problem, caps, way, splits).ok()).collect();
+            plans.filter_map(|(schedule, splits)| Self::gpu_with(problem, caps, schedule, splits).ok()).collect();
         // Of the splits that were asked for, several can come to the same number.
         let mut seen = HashSet::new();
-        plans.retain(|plan| seen.insert(plan.way()));
+        plans.retain(|plan| seen.insert(plan.schedule()));
         plans.sort_by(|a, b| a.estimated_seconds().total_cmp(&b.estimated_seconds()));
         plans
     }
@@ -372,7 +372,7 @@ impl Plan {
         };
         let mut reason = format!("lowest estimate, {}", time(best.estimated_seconds()));
         if let Some(next) = others.first() {
-            let _ = write!(reason, "; next {} {}", next.way(), time(next.estimated_seconds()));
+            let _ = write!(reason, "; next {} {}", next.schedule(), time(next.estimated_seconds()));
         }
         Ok(Self { basis: Basis::Estimated, reason, ..best.clone() })
     }
@@ -391,10 +391,11 @@ impl Plan {
             checked_mul(&format!("{what} bytes"), checked_mul(what, padded(a)?, padded(b)?)?, 8)?;
         }
         let plan = |method: CpuMethod| {
-            let reason = format!("{} was asked for", method.way());
+            let reason = format!("{} was asked for", method.schedule());
             Self { problem: *problem, method: Method::Cpu(method), basis: Basis::Asked, reason }
         };
-        let methods = CpuWay::of(op).into_iter().filter_map(|way| CpuMethod::new(problem, op, way, caps));
+        let methods =
+            CpuSchedule::of(op).into_iter().filter_map(|schedule| CpuMethod::new(problem, op, schedule, caps));
         let mut plans: Vec<_> = methods.map(plan).collect();
         plans.sort_by(|a, b| a.estimated_seconds().total_cmp(&b.estimated_seconds()));
         Ok(plans)
@@ -408,7 +409,7 @@ impl Plan {
             return Ok(own);
         }
         let dense = Self::cpu(&Problem { op: Op::Dense, ..*problem }, caps)?;
-        let times = [&own, &dense].map(|plan| (plan.way(), plan.estimated_seconds()));
+        let times = [&own, &dense].map(|plan| (plan.schedule(), plan.estimated_seconds()));
         Ok(own.or_dense(dense, Basis::Estimated, ESTIMATE_MARGIN, times))
     }
 
@@ -449,21 +450,21 @@ impl Plan {
         match &self.method {
             Method::Gpu(GpuMethod { kernel, splits: 1, .. }) => kernel.to_string(),
             Method::Gpu(GpuMethod { kernel, splits, .. }) => format!("{kernel}-split{splits}"),
-            Method::Cpu(CpuMethod { op, way, simd, .. }) => {
+            Method::Cpu(CpuMethod { op, schedule, simd, .. }) => {
                 let Problem { storage, epilogue, .. } = self.problem;
                 let vector = op.vector().map(|v| format!("-v{v}")).unwrap_or_default();
-                format!("cpu_{}-{storage}f32{vector}-{way}_{simd}-{epilogue}", op.kernel_name())
+                format!("cpu_{}-{storage}f32{vector}-{schedule}_{simd}-{epilogue}", op.kernel_name())
             }
         }
     }
 
-    /// What tells the kernels of one operation apart: way and tile on a GPU, a [`CpuWay`] on the CPU.
-    pub fn way(&self) -> String {
+    /// What tells the kernels of one operation apart: way and tile on a GPU, a [`CpuSchedule`] on the CPU.
+    pub fn schedule(&self) -> String {
         let dense = if self.weights() == self.problem.op { "" } else { "dense_" };
         match &self.method {
-            Method::Gpu(GpuMethod { kernel, splits: 1, .. }) => format!("{dense}{}", kernel.way()),
-            Method::Gpu(GpuMethod { kernel, splits, .. }) => format!("{dense}{}/{splits}", kernel.way()),
-            Method::Cpu(method) => format!("{dense}{}", method.way()),
+            Method::Gpu(GpuMethod { kernel, splits: 1, .. }) => format!("{dense}{}", kernel.schedule()),
+            Method::Gpu(GpuMethod { kernel, splits, .. }) => format!("{dense}{}/{splits}", kernel.schedule()),
+            Method::Cpu(method) => format!("{dense}{}", method.schedule()),
         }
     }
 
@@ -588,28 +589,28 @@ impl GpuMethod {
 
     /// Workgroups, if they ran over the problem in one piece.
     fn tiles(&self, problem: &Problem) -> (f64, f64) {
-        let (m, n) = self.kernel.way().tile();
+        let (m, n) = self.kernel.schedule().tile();
         (problem.m.div_ceil(m as usize) as f64, problem.n.div_ceil(n as usize) as f64)
     }
 
     /// How long it should take, from what it does and what the device can do.
     fn estimate(&self, problem: &Problem, caps: &Caps) -> Estimate {
         let (rates, effort) = (caps.rates, self.kernel.effort());
-        let (tile_m, tile_n) = self.kernel.way().tile();
+        let (tile_m, tile_n) = self.kernel.schedule().tile();
         let (tiles_m, tiles_n) = self.tiles(problem);
         let k = problem.k.next_multiple_of(layout::WORD) as f64;
         let padded = tiles_m * f64::from(tile_m) * tiles_n * f64::from(tile_n) * k;
         // Threads with many sums hide more latency each: every 16 of them count as a thread.
-        let threads = f64::from(self.kernel.way().threads());
-        let weight = match self.kernel.way() {
-            Way::Gemv { .. } => 1.0,
+        let threads = f64::from(self.kernel.schedule().threads());
+        let weight = match self.kernel.schedule() {
+            Schedule::Gemv { .. } => 1.0,
             _ => (f64::from(tile_m * tile_n) / threads / 16.0).clamp(1.0, 4.0),
         };
         let workgroups = tiles_m * tiles_n * self.splits as f64;
         let filled = (workgroups * threads * weight / f64::from(caps.busy_threads)).clamp(1e-6, 1.0);
-        let rate = match self.kernel.way() {
-            Way::Coop(_) if caps.emulates_cooperative => 1.0,
-            Way::Coop(_) => rates.cooperative,
+        let rate = match self.kernel.schedule() {
+            Schedule::Coop(_) if caps.emulates_cooperative => 1.0,
+            Schedule::Coop(_) => rates.cooperative,
             _ => rates.fma,
         };
         let used = Problem { op: self.kernel.op(), ..*problem };
@@ -630,7 +631,7 @@ impl GpuMethod {
 
     fn explain(&self, problem: &Problem, text: &mut String) {
         let Problem { m, n, .. } = *problem;
-        let (tile_m, tile_n) = self.kernel.way().tile();
+        let (tile_m, tile_n) = self.kernel.schedule().tile();
         let (tiles_m, tiles_n) = self.tiles(problem);
         let padded = tiles_m * f64::from(tile_m) * tiles_n * f64::from(tile_n);
         let padding = if m * n == 0 { 0.0 } else { padded / (m as f64 * n as f64) - 1.0 };
@@ -639,7 +640,7 @@ impl GpuMethod {
             "  grid: {tiles_m} x {tiles_n} tiles x {} splits of k, workgroups of {} invocations and {} bytes of workgroup \
              memory, {:.1} % padding",
             self.splits,
-            self.kernel.way().threads(),
+            self.kernel.schedule().threads(),
             self.kernel.workgroup_bytes(),
             100.0 * padding
         );
@@ -664,7 +665,7 @@ impl GpuMethod {
             return Ok(steps);
         }
         let padded = k.next_multiple_of(layout::WORD);
-        let (tile_m, tile_n) = self.kernel.way().tile();
+        let (tile_m, tile_n) = self.kernel.schedule().tile();
         let program = Program::Gemm(if self.splits > 1 { self.kernel.partial() } else { self.kernel });
         for tokens in &self.tokens {
             let base = Params {
@@ -789,7 +790,7 @@ fn time(seconds: f64) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
-    use crate::kernel::CoopShape;
+    use crate::kernels::CoopShape;
     use crate::mask::VectorLen;
 
     /// A large discrete GPU with cooperative matrices.
@@ -824,13 +825,13 @@ mod tests {
 
     #[test]
     fn each_size_gets_the_way_made_for_it() {
-        assert_eq!(plan(sparse(32), 4096, 4096, 4096, DType::F32).way(), "128x128x16");
-        assert_eq!(plan(Op::Dense, 4096, 4096, 4096, DType::F32).way(), "128x128x16");
-        assert!(plan(sparse(1), 14336, 1, 4096, DType::F16).way().starts_with("gemv_32x1"));
-        assert!(plan(Op::Dense, 14336, 7, 4096, DType::F32).way().starts_with("gemv_32x8"));
-        assert!(plan(Op::Dense, 4096, 4096, 4096, DType::F16).way().starts_with("coop16s32_"));
+        assert_eq!(plan(sparse(32), 4096, 4096, 4096, DType::F32).schedule(), "128x128x16");
+        assert_eq!(plan(Op::Dense, 4096, 4096, 4096, DType::F32).schedule(), "128x128x16");
+        assert!(plan(sparse(1), 14336, 1, 4096, DType::F16).schedule().starts_with("gemv_32x1"));
+        assert!(plan(Op::Dense, 14336, 7, 4096, DType::F32).schedule().starts_with("gemv_32x8"));
+        assert!(plan(Op::Dense, 4096, 4096, 4096, DType::F16).schedule().starts_with("coop16s32_"));
         // Little output and much k: parts of k are summed apart, to fill the device.
-        assert!(plan(Op::Dense, 256, 256, 16384, DType::F32).way().contains('/'));
+        assert!(plan(Op::Dense, 256, 256, 16384, DType::F32).schedule().contains('/'));
     }
 
     #[test]
@@ -845,14 +846,15 @@ mod tests {
         }
         let plan = auto(1, 4096, DType::F32);
         assert_eq!(plan.weights(), Op::Dense, "{}", plan.explain());
-        assert!(plan.explain().contains("dense weights, because") && plan.way() == "dense_128x128x16");
+        assert!(plan.explain().contains("dense weights, because") && plan.schedule() == "dense_128x128x16");
         assert_eq!(plan.executed_flops(), plan.problem().effective_flops());
         // Expanded weights are multiplied like dense ones; gathered ones half as often.
         let problem = Problem::linear(sparse(2), 256, 256, 256, DType::F32);
-        let expand = Way::Expand(crate::kernel::Tile::ALL[0]);
-        let lanes = Way::named(problem.op, problem.storage, "lanes_128x128x16").unwrap();
-        let executed =
-            |way| Plan::gpu_with(&problem, &caps(), way, 1).unwrap().executed_flops() / problem.effective_flops();
+        let expand = Schedule::Expand(crate::kernels::Tile::ALL[0]);
+        let lanes = Schedule::named(problem.op, problem.storage, "lanes_128x128x16").unwrap();
+        let executed = |schedule| {
+            Plan::gpu_with(&problem, &caps(), schedule, 1).unwrap().executed_flops() / problem.effective_flops()
+        };
         assert_eq!((executed(expand), executed(lanes)), (1.0, 0.5));
     }
 
@@ -861,17 +863,19 @@ mod tests {
         let problem = Problem::linear(sparse(1), 4096, 4096, 4096, DType::F32);
         let dense = Problem { op: Op::Dense, ..problem };
         let mut tuning = Tuning::default();
-        let way = Way::named(problem.op, problem.storage, "expand_32x32x16").unwrap();
-        tuning.insert(&problem, Tuned { n: 4096, way, splits: 1, seconds: 1e-3 });
-        let way = |n| Plan::gpu(&Problem { n, ..problem }, &caps(), &tuning).unwrap().way();
-        assert_eq!(way(4096), "expand_32x32x16");
-        assert_eq!(way(3000), "expand_32x32x16");
+        let schedule = Schedule::named(problem.op, problem.storage, "expand_32x32x16").unwrap();
+        tuning.insert(&problem, Tuned { n: 4096, schedule, splits: 1, seconds: 1e-3 });
+        let schedule = |n| Plan::gpu(&Problem { n, ..problem }, &caps(), &tuning).unwrap().schedule();
+        assert_eq!(schedule(4096), "expand_32x32x16");
+        assert_eq!(schedule(3000), "expand_32x32x16");
         // Too far to tell anything.
-        assert_ne!(way(2000), "expand_32x32x16");
+        assert_ne!(schedule(2000), "expand_32x32x16");
         // One measured time and one estimate cannot be compared, two measured ones can.
         assert_eq!(Plan::gpu_or_dense(&problem, &caps(), &tuning).unwrap().weights(), Op::Dense);
-        tuning
-            .insert(&dense, Tuned { n: 4096, way: Way::Tile(crate::kernel::Tile::ALL[0]), splits: 1, seconds: 1.2e-3 });
+        tuning.insert(
+            &dense,
+            Tuned { n: 4096, schedule: Schedule::Tile(crate::kernels::Tile::ALL[0]), splits: 1, seconds: 1.2e-3 },
+        );
         let plan = Plan::gpu_or_dense(&problem, &caps(), &tuning).unwrap();
         assert_eq!(plan.weights(), sparse(1));
         assert!(plan.explain().contains("measured at 1.20 times the speed of dense"), "{}", plan.explain());
@@ -892,7 +896,7 @@ mod tests {
     fn a_device_with_little_of_something_gets_a_way_that_fits() {
         let problem = Problem::linear(sparse(32), 4096, 4096, 4096, DType::F32);
         let small = Caps { workgroup_memory: 16384, ..caps() };
-        assert_eq!(Plan::gpu(&problem, &small, &Tuning::default()).unwrap().way(), "64x64x16");
+        assert_eq!(Plan::gpu(&problem, &small, &Tuning::default()).unwrap().schedule(), "64x64x16");
         let none = Caps { workgroup_memory: 1024, ..caps() };
         let refused = Plan::gpu(&problem, &none, &Tuning::default());
         assert!(matches!(refused, Err(Error::MissingFeature { .. })));
@@ -908,11 +912,11 @@ mod tests {
         let plan = |caps: Caps| Plan::gpu(&half, &caps, &Tuning::default()).unwrap();
         let explained = |caps: Caps| {
             let plan = plan(caps);
-            assert!(!plan.way().contains("coop"), "{}", plan.explain());
+            assert!(!plan.schedule().contains("coop"), "{}", plan.explain());
             plan.explain()
         };
         let wide = plan(Caps { subgroups: Some((32, 64)), cooperative_lanes: Some(64), ..caps() });
-        assert!(wide.way().starts_with("coop16s64_"), "{}", wide.explain());
+        assert!(wide.schedule().starts_with("coop16s64_"), "{}", wide.explain());
         assert!(!wide.explain().contains("needs cooperative"), "{}", wide.explain());
         // A width that no kernel counts by, a driver that was refused, and none that was asked.
         let odd = explained(Caps { cooperative_lanes: Some(16), ..caps() });
@@ -924,7 +928,7 @@ mod tests {
         assert!(none.contains("coop needs cooperative matrices of 8x8x8 or 16x16x16 f16->f32"), "{none}");
         // Not where they promise nothing, as on a processor.
         let slow = Rates { cooperative: 2e13, ..caps().rates };
-        assert!(!plan(Caps { rates: slow, ..caps() }).way().contains("coop"));
+        assert!(!plan(Caps { rates: slow, ..caps() }).schedule().contains("coop"));
     }
 
     /// Every output is written by one step, every step's operands fit a binding, and splits and pieces cover k and m.
@@ -938,8 +942,8 @@ mod tests {
             (sparse(2), 100, 1, 2048, 16),
         ] {
             let problem = Problem::linear(op, m, n, k, DType::F32);
-            let way = Way::Tile(crate::kernel::Tile::ALL[1]);
-            let plan = Plan::gpu_with(&problem, &caps, way, splits).unwrap();
+            let schedule = Schedule::Tile(crate::kernels::Tile::ALL[1]);
+            let plan = Plan::gpu_with(&problem, &caps, schedule, splits).unwrap();
             let (mut outputs, mut sums) = (0, 0);
             for step in plan.steps(&caps).unwrap() {
                 assert!(step.grid.iter().all(|&g| (1..=100).contains(&g)), "{:?}", step.grid);

@@ -34,7 +34,7 @@ use serde_json::{Map, Value, json};
 use crate::engine::{Device, DeviceInfo};
 use crate::error::{Error, Result};
 use crate::io::write_atomically;
-use crate::kernel::{Caps, Rates, Way};
+use crate::kernels::{Caps, Rates, Schedule};
 use crate::mask::VectorLen;
 use crate::matrix::DType;
 use crate::measure::{self, Case, Ceilings, Policy, Trial};
@@ -130,7 +130,7 @@ impl Entry {
         &self.tuned
     }
 
-    /// Ways that there was no time for, with their splits, as [`Plan::way`] names them.
+    /// Ways that there was no time for, with their splits, as [`Plan::schedule`] names them.
     pub fn untried(&self) -> &[String] {
         &self.untried
     }
@@ -312,10 +312,10 @@ impl Cache {
 impl Entry {
     fn to_json(&self) -> Value {
         let Problem { op, m, n, k, storage, .. } = self.problem;
-        let Tuned { way, splits, seconds, .. } = self.tuned;
+        let Tuned { schedule, splits, seconds, .. } = self.tuned;
         let mut json = json!({
             "op": op.kernel_name(), "vector": op.vector().map(VectorLen::get), "dtype": storage.name(), "m": m, "n": n, "k": k,
-            "way": way.to_string(), "splits": splits, "seconds": seconds, "date": self.date,
+            "way": schedule.to_string(), "splits": splits, "seconds": seconds, "date": self.date,
         });
         if !self.untried.is_empty() {
             json["untried"] = json!(self.untried);
@@ -341,7 +341,8 @@ impl Entry {
         let most = u32::MAX as usize;
         let (m, n, k) = (size("m", most)?, size("n", most)?, size("k", most)?);
         let splits = size("splits", MOST_SPLITS)?;
-        let way = json["way"].as_str().and_then(|name| Way::named(op, storage, name)).ok_or_else(|| bad("way"))?;
+        let schedule =
+            json["way"].as_str().and_then(|name| Schedule::named(op, storage, name)).ok_or_else(|| bad("way"))?;
         let seconds = positive(&json["seconds"], LONGEST_CALL).ok_or_else(|| bad("seconds"))?;
         let date = json["date"].as_str().filter(|d| humantime::parse_rfc3339(d).is_ok()).ok_or_else(|| bad("date"))?;
         let untried = match &json["untried"] {
@@ -350,7 +351,7 @@ impl Entry {
         };
         Ok(Self {
             problem: Problem::linear(op, m, n, k, storage),
-            tuned: Tuned { n, way, splits, seconds },
+            tuned: Tuned { n, schedule, splits, seconds },
             date: date.to_owned(),
             untried,
         })
@@ -406,7 +407,7 @@ pub fn candidates(device: &Device, problem: &Problem) -> Result<Vec<Plan>> {
     let all = device.candidates(problem)?;
     let limit = HOPELESS * all.first().map_or(0.0, Plan::estimated_seconds);
     let worth = all.into_iter().filter(|plan| plan.estimated_seconds() <= limit);
-    let others: Vec<_> = worth.filter(|plan| plan.way() != plans[0].way()).collect();
+    let others: Vec<_> = worth.filter(|plan| plan.schedule() != plans[0].schedule()).collect();
     plans.extend(others);
     Ok(plans)
 }
@@ -414,10 +415,10 @@ pub fn candidates(device: &Device, problem: &Problem) -> Result<Vec<Plan>> {
 /// The plans that go on with an entry: the best one so far, for others to be compared with, and what was left untried.
 pub fn remaining(device: &Device, entry: &Entry) -> Result<Vec<Plan>> {
     let Some(caps) = device.caps() else { return Ok(Vec::new()) };
-    let Tuned { way, splits, .. } = entry.tuned;
-    let mut plans = vec![Plan::gpu_with(&entry.problem, caps, way, splits)?];
+    let Tuned { schedule, splits, .. } = entry.tuned;
+    let mut plans = vec![Plan::gpu_with(&entry.problem, caps, schedule, splits)?];
     let all = device.candidates(&entry.problem)?.into_iter();
-    plans.extend(all.filter(|plan| entry.untried.contains(&plan.way())));
+    plans.extend(all.filter(|plan| entry.untried.contains(&plan.schedule())));
     Ok(plans)
 }
 
@@ -461,7 +462,7 @@ impl Tried {
     pub fn tuned(&self) -> Option<Tuned> {
         let (plan, seconds) = self.best()?;
         let Method::Gpu(method) = plan.method() else { return None };
-        Some(Tuned { n: plan.problem().n, way: method.kernel().way(), splits: method.splits(), seconds })
+        Some(Tuned { n: plan.problem().n, schedule: method.kernel().schedule(), splits: method.splits(), seconds })
     }
 
     /// Seconds of the first candidate, which is what would run if nothing had been measured, over those of the best.
@@ -482,7 +483,7 @@ impl Tried {
     /// The ways of the candidates that there was no time for.
     pub fn untried(&self) -> Vec<String> {
         let untried = self.trials.iter().filter(|(_, trial)| *trial == Trial::Untried);
-        untried.map(|(plan, _)| plan.way()).collect()
+        untried.map(|(plan, _)| plan.schedule()).collect()
     }
 
     /// How many candidates gave a wrong result.
@@ -512,9 +513,9 @@ mod tests {
         cache.ceilings = Ceilings { fma_f32_tflops: Some(0.5), copy_gb_per_s: Some(8.0), ..Ceilings::default() };
         for op in Op::all() {
             for storage in [DType::F32, DType::F16] {
-                for (i, way) in Way::of(op, storage).into_iter().enumerate() {
+                for (i, schedule) in Schedule::of(op, storage).into_iter().enumerate() {
                     let problem = Problem::linear(op, 768, 1 << i, 3072, storage);
-                    cache.insert(&problem, Tuned { n: 1 << i, way, splits: 1 << (i % 5), seconds: 0.25 });
+                    cache.insert(&problem, Tuned { n: 1 << i, schedule, splits: 1 << (i % 5), seconds: 0.25 });
                 }
             }
         }
@@ -550,8 +551,8 @@ mod tests {
 
     /// A problem that is told from others by its `n`, and a result for it that is told by its seconds.
     fn found(n: usize, seconds: f64) -> (Problem, Tuned) {
-        let way = Way::of(Op::Dense, DType::F32)[0];
-        (Problem::linear(Op::Dense, 64, n, 64, DType::F32), Tuned { n, way, splits: 1, seconds })
+        let schedule = Schedule::of(Op::Dense, DType::F32)[0];
+        (Problem::linear(Op::Dense, 64, n, 64, DType::F32), Tuned { n, schedule, splits: 1, seconds })
     }
 
     fn add(cache: &mut Cache, n: usize, seconds: f64) {

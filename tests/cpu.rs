@@ -36,7 +36,7 @@ fn levels() -> impl Iterator<Item = SimdLevel> {
 fn check_all(device: &Device, problem: &Problem, kinds: &[Data], seed: u64, stream: u64) -> Vec<String> {
     let plans = device.candidates(problem).unwrap();
     plans.iter().for_each(|plan| check(device, plan, kinds, seed, stream));
-    plans.iter().map(Plan::way).collect()
+    plans.iter().map(Plan::schedule).collect()
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn every_way_works_at_every_size_and_type() {
     let seed = seed();
     for level in levels() {
         let device = device(level, 2);
-        let mut ways = Vec::new();
+        let mut schedules = Vec::new();
         for (i, (m, n, k)) in SIZES.into_iter().enumerate() {
             for (j, op) in ops().enumerate() {
                 for form in [Form::Linear, Form::Gemm] {
@@ -53,14 +53,14 @@ fn every_way_works_at_every_size_and_type() {
                         let output = if i % 2 == 0 { storage } else { DType::F32 };
                         let problem = Problem { op, form, m, n, k, storage, output, epilogue };
                         let kinds = [Data::Whole, Data::Uniform, Data::Edge];
-                        ways.extend(check_all(&device, &problem, &kinds, seed, (100 * i + j) as u64));
+                        schedules.extend(check_all(&device, &problem, &kinds, seed, (100 * i + j) as u64));
                     }
                 }
             }
         }
-        ways.sort();
-        ways.dedup();
-        assert_eq!(ways, ["columns", "gather", "gemm_crate", "gemv"], "{level}");
+        schedules.sort();
+        schedules.dedup();
+        assert_eq!(schedules, ["columns", "gather", "gemm_crate", "gemv"], "{level}");
     }
 }
 
@@ -177,7 +177,8 @@ fn results_do_not_depend_on_threads() {
                     let weights = HostWeights::new(&problem, Data::Uniform, &mut rng);
                     let (rows, cols) = problem.x_shape();
                     let x = common::matrix(rows, cols, storage, Data::Uniform, &mut rng);
-                    let chosen = (device.plan(&problem).unwrap().way(), device.plan_or_dense(&problem).unwrap().way());
+                    let chosen =
+                        (device.plan(&problem).unwrap().schedule(), device.plan_or_dense(&problem).unwrap().schedule());
                     let plans = device.candidates(&problem).unwrap();
                     let outputs = plans.iter().map(|plan| common::run(&device, plan, &weights, &x, None, None));
                     (chosen, outputs.collect::<Vec<_>>())
@@ -247,7 +248,7 @@ fn a_repeated_call_allocates_nothing() {
             let io = Io { x: &x, bias: Some(&bias), residual: Some(&residual), y: &y };
             for plan in device.candidates(&problem).unwrap() {
                 // The crate's own buffers are its own affair.
-                if plan.way() != "gemm_crate" {
+                if plan.schedule() != "gemm_crate" {
                     calls.push(device.prepare(&plan, &weights, &io).unwrap());
                 }
             }

@@ -18,7 +18,7 @@ use std::collections::HashSet;
 
 use common::{Data, HostWeights, SIZES, check, gpu, ops, rng, seed, verdict_of};
 use rand_pcg::rand_core::Rng;
-use sparse24::kernel::{Caps, CoopUnit, Kernel, Way};
+use sparse24::kernels::{Caps, CoopUnit, Kernel, Schedule};
 use sparse24::reference::{Operands, Oracle, Sample};
 use sparse24::{DType, Device, Elements, Epilogue, Form, Matrix, Op, Options, Plan, Problem, Sparse24, VectorLen};
 
@@ -32,7 +32,7 @@ fn f16_too(device: &Device) -> &'static [DType] {
 /// The problem on which a kernel is tested: a tile and a ragged rest each way, three words of k with a ragged group at
 /// the end.
 fn problem_of(kernel: &Kernel) -> Problem {
-    let (m, n) = kernel.way().tile();
+    let (m, n) = kernel.schedule().tile();
     Problem {
         op: kernel.op(),
         form: kernel.form(),
@@ -54,7 +54,7 @@ fn some_kernels(caps: &Caps, wanted: impl Fn(Op) -> bool) -> Vec<Kernel> {
     let mut modules: Vec<(Kernel, Vec<Kernel>)> = Vec::new();
     for kernel in all {
         let same = |other: &Kernel| {
-            (other.op(), other.way(), other.storage()) == (kernel.op(), kernel.way(), kernel.storage())
+            (other.op(), other.schedule(), other.storage()) == (kernel.op(), kernel.schedule(), kernel.storage())
         };
         match modules.iter_mut().find(|(first, _)| same(first)) {
             Some((_, variants)) => variants.push(kernel),
@@ -89,7 +89,7 @@ fn kernels_agree_with_the_oracle(wanted: impl Fn(Op) -> bool) {
             break;
         }
         met.insert(kernel.epilogue());
-        let plan = Plan::gpu_with(&problem_of(kernel), caps, kernel.way(), 1).unwrap();
+        let plan = Plan::gpu_with(&problem_of(kernel), caps, kernel.schedule(), 1).unwrap();
         check(&device, &plan, &[Data::Whole, Data::Uniform], seed, ran);
         ran += 1;
     }
@@ -129,16 +129,18 @@ fn cooperative_kernels_agree(device: &Device, wanted: impl Fn(Op) -> bool, split
     let (seed, caps) = (seed(), device.caps().unwrap());
     let (mut ran, mut met) = (0, HashSet::new());
     for op in ops().filter(|&op| wanted(op)) {
-        for way in Way::of(op, DType::F16).into_iter().filter(|way| matches!(way, Way::Coop(_))) {
+        for schedule in
+            Schedule::of(op, DType::F16).into_iter().filter(|schedule| matches!(schedule, Schedule::Coop(_)))
+        {
             let epilogue = Epilogue::all().nth(ran * 13 % 20).unwrap();
             let output = if ran % 2 == 0 { DType::F16 } else { DType::F32 };
             let form = if ran % 4 < 2 { Form::Linear } else { Form::Gemm };
-            let (m, n) = way.tile();
+            let (m, n) = schedule.tile();
             let (m, n) = (m as usize + 3, n as usize + 1);
             let problem = Problem { form, output, epilogue, ..Problem::linear(op, m, n, 90, DType::F16) };
             // Two splits of three words: one of two steps, one of a single one.
             for splits in [1, 2].into_iter().take(if ran < split { 2 } else { 1 }) {
-                let plan = match Plan::gpu_with(&problem, caps, way, splits) {
+                let plan = match Plan::gpu_with(&problem, caps, schedule, splits) {
                     Ok(plan) => plan,
                     // A device has one unit of cooperative matrices.
                     Err(lack) if lack.to_string().contains("in subgroups of") => break,
@@ -252,7 +254,7 @@ fn splits_of_k_agree_with_the_oracle() {
     let (seed, caps) = (seed(), device.caps().unwrap());
     let mut met = HashSet::new();
     for (i, op) in [Op::Dense, Op::Masked, Op::Sparse24(VectorLen::ONE)].into_iter().enumerate() {
-        for (j, way) in Way::of(op, DType::F32).into_iter().enumerate() {
+        for (j, schedule) in Schedule::of(op, DType::F32).into_iter().enumerate() {
             let storages = f16_too(&device);
             let (storage, output) = (storages[j % storages.len()], storages[(i + j) % storages.len()]);
             let epilogue = Epilogue::all().nth((i * 11 + j * 13) % 20).unwrap();
@@ -260,10 +262,10 @@ fn splits_of_k_agree_with_the_oracle() {
             let problem = Problem { op, form, m: 45, n: 19, k: 300, storage, output, epilogue };
             // 300 is 10 words: 2 and 4 splits of 5 and 3 words, the last of which is short.
             for splits in [2, 4] {
-                let Ok(plan) = Plan::gpu_with(&problem, caps, way, splits) else { continue };
+                let Ok(plan) = Plan::gpu_with(&problem, caps, schedule, splits) else { continue };
                 assert!(plan.kernel_name().ends_with(&format!("-split{splits}")), "{}", plan.kernel_name());
                 check(&device, &plan, &[Data::Whole, Data::Uniform], seed, (10 * i + j) as u64);
-                met.insert(way);
+                met.insert(schedule);
             }
         }
     }
@@ -450,11 +452,11 @@ fn ways_of_one_operation_give_the_same_sums_for_whole_numbers() {
         let x = common::matrix(70, 132, DType::F32, Data::Whole, &mut rng);
         let outputs: Vec<_> = Plan::gpu_candidates(&problem, caps)
             .iter()
-            .map(|plan| (plan.way(), common::run(&device, plan, &weights, &x, None, None)))
+            .map(|plan| (plan.schedule(), common::run(&device, plan, &weights, &x, None, None)))
             .collect();
         assert!(outputs.len() >= 7, "only {} plans", outputs.len());
-        for (way, output) in &outputs {
-            assert!(*output == outputs[0].1, "{op}: {way} differs from {}", outputs[0].0);
+        for (schedule, output) in &outputs {
+            assert!(*output == outputs[0].1, "{op}: {schedule} differs from {}", outputs[0].0);
         }
         // Without k every way is left with the epilogue.
         for plan in Plan::gpu_candidates(&Problem::linear(op, 3, 4, 0, DType::F32), caps) {

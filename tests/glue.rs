@@ -9,8 +9,8 @@ mod common;
 use common::{Data, allocated, callers_device, gpu, matrix, rng, seed, submissions};
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::Rng;
-use sparse24::kernel::glue::{AttentionTile, Glue};
-use sparse24::kernel::{Caps, CoopUnit, Rates};
+use sparse24::kernels::glue::{AttentionTile, Glue};
+use sparse24::kernels::{Caps, CoopUnit, Rates};
 use sparse24::reference::Verdict;
 use sparse24::reference::glue::{self as oracle, Expectation};
 use sparse24::{

@@ -6,7 +6,7 @@ mod common;
 
 use common::{Data, HostWeights, allocated, callers_device, gpu, matrix, rng, seed, submissions};
 use sparse24::engine::Clock;
-use sparse24::kernel::ShaderChecks;
+use sparse24::kernels::ShaderChecks;
 use sparse24::plan::{Method, Tuned};
 use sparse24::reference::{Operands, Oracle, Sample};
 use sparse24::{
@@ -135,7 +135,7 @@ fn f16_without_the_feature_is_refused_by_name() {
     let error = device.plan(&problem).unwrap_err().to_string();
     assert!(error.contains("f16"), "{error}");
     // A plan made for other capabilities is refused when it is to be compiled.
-    let caps = sparse24::kernel::Caps { f16: true, ..device.caps().unwrap().clone() };
+    let caps = sparse24::kernels::Caps { f16: true, ..device.caps().unwrap().clone() };
     let plan = sparse24::Plan::gpu(&problem, &caps, &sparse24::Tuning::default());
     let weights = HostWeights::new(&problem, Data::Whole, &mut rng(1, 0)).upload(&device);
     let (x, y) = (device.zeros(8, 8, DType::F16).unwrap(), device.zeros(8, 8, DType::F16).unwrap());
@@ -373,7 +373,7 @@ fn a_layer_that_would_lose_as_sparse_runs_dense() {
     let problem = Problem::linear(op, m, n, k, DType::F32);
     let dense = Problem { op: Op::Dense, ..problem };
     let tuned = |problem: &Problem, seconds| match device.candidates(problem).unwrap()[0].method() {
-        Method::Gpu(method) => Tuned { n, way: method.kernel().way(), splits: method.splits(), seconds },
+        Method::Gpu(method) => Tuned { n, schedule: method.kernel().schedule(), splits: method.splits(), seconds },
         Method::Cpu(_) => unreachable!(),
     };
     // As if 2:4 had been measured at half and at twice dense's speed.

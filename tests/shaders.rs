@@ -6,9 +6,9 @@ use std::mem::offset_of;
 
 use naga::back::spv;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
-use sparse24::kernel::glue::{Glue, GlueParams};
-use sparse24::kernel::sparsify::{Conversion, ConversionParams};
-use sparse24::kernel::{Kernel, Params, Program};
+use sparse24::kernels::glue::{Glue, GlueParams};
+use sparse24::kernels::sparsify::{Conversion, ConversionParams};
+use sparse24::kernels::{Kernel, Params, Program};
 use sparse24::{DType, Epilogue, Form};
 
 /// One kernel per shader text: the forms and epilogues of one text differ in overrides alone.
@@ -250,7 +250,7 @@ fn params_of(kernel: &Program) -> (Vec<(String, usize)>, usize) {
 
 #[test]
 fn workgroup_memory_and_threads_are_what_the_host_thinks() {
-    let gemms = kernels().map(|k| (Program::Gemm(k), k.workgroup_bytes(), k.way().threads()));
+    let gemms = kernels().map(|k| (Program::Gemm(k), k.workgroup_bytes(), k.schedule().threads()));
     let glue = Glue::all().map(|g| (Program::Glue(g), g.workgroup_bytes(), g.threads()));
     let conversions = Conversion::all().map(|c| (Program::Conversion(c), c.workgroup_bytes(), c.threads()));
     for (kernel, expected, threads) in gemms.chain(glue).chain(conversions) {

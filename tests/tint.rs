@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use browser::Browser;
 use serde_json::{Map, Value, json};
-use sparse24::kernel::{Caps, Kernel, Program, Rates};
+use sparse24::kernels::{Caps, Kernel, Program, Rates};
 use sparse24::{Epilogue, Form};
 
 const COMPILE: &str = include_str!("common/tint.js");
@@ -70,12 +70,12 @@ fn programs() -> Vec<Program> {
 fn family(program: &Program) -> String {
     let name = program.to_string();
     let operation = name.split('-').next().unwrap();
-    let way = match program {
-        Program::Gemm(kernel) => kernel.way().to_string(),
+    let schedule = match program {
+        Program::Gemm(kernel) => kernel.schedule().to_string(),
         _ => String::new(),
     };
     // `gemv_32x1_t256` is a gemv; `128x128x16` is the tile alone.
-    let kind = way.split('_').next().filter(|kind| kind.starts_with(char::is_alphabetic));
+    let kind = schedule.split('_').next().filter(|kind| kind.starts_with(char::is_alphabetic));
     format!("{operation} {}", kind.unwrap_or_default())
 }
 

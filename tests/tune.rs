@@ -4,7 +4,7 @@
 
 mod common;
 
-use sparse24::kernel::{Caps, Rates, Way};
+use sparse24::kernels::{Caps, Rates, Schedule};
 use sparse24::plan::Tuned;
 use sparse24::{DType, Op, Plan, Problem, Tuning, VectorLen};
 
@@ -34,9 +34,9 @@ fn caps() -> Caps {
 
 /// A way that the estimates do not choose, with its splits, measured at `n` tokens.
 fn unlikely(problem: &Problem, n: usize, seconds: f64) -> Tuned {
-    let way = Way::named(problem.op, problem.storage, "gemv_32x1_t256").unwrap();
-    assert_ne!(Plan::gpu(problem, &caps(), &Tuning::default()).unwrap().way(), "gemv_32x1_t256/2");
-    Tuned { n, way, splits: 2, seconds }
+    let schedule = Schedule::named(problem.op, problem.storage, "gemv_32x1_t256").unwrap();
+    assert_ne!(Plan::gpu(problem, &caps(), &Tuning::default()).unwrap().schedule(), "gemv_32x1_t256/2");
+    Tuned { n, schedule, splits: 2, seconds }
 }
 
 #[test]
@@ -44,13 +44,13 @@ fn a_plan_follows_the_nearest_measurement_within_half_as_many_tokens_again() {
     let problem = |n| Problem::linear(Op::Dense, 768, n, 3072, DType::F32);
     let mut tuning = Tuning::default();
     tuning.insert(&problem(512), unlikely(&problem(512), 512, 1e-5));
-    let way = |n| Plan::gpu(&problem(n), &caps(), &tuning).unwrap().way();
-    let untuned = |n| Plan::gpu(&problem(n), &caps(), &Tuning::default()).unwrap().way();
+    let schedule = |n| Plan::gpu(&problem(n), &caps(), &tuning).unwrap().schedule();
+    let untuned = |n| Plan::gpu(&problem(n), &caps(), &Tuning::default()).unwrap().schedule();
     for n in [512, 342, 500, 768] {
-        assert_eq!(way(n), "gemv_32x1_t256/2", "{n}");
+        assert_eq!(schedule(n), "gemv_32x1_t256/2", "{n}");
     }
     for n in [1, 341, 769, 2048] {
-        assert_eq!(way(n), untuned(n), "{n}");
+        assert_eq!(schedule(n), untuned(n), "{n}");
     }
     // Another layer, type or operation is another matter.
     for other in [
@@ -59,13 +59,13 @@ fn a_plan_follows_the_nearest_measurement_within_half_as_many_tokens_again() {
         Problem::linear(Op::Dense, 768, 512, 3072, DType::F16),
         Problem { op: Op::Masked, ..problem(512) },
     ] {
-        assert_ne!(Plan::gpu(&other, &caps(), &tuning).unwrap().way(), "gemv_32x1_t256/2", "{other:?}");
+        assert_ne!(Plan::gpu(&other, &caps(), &tuning).unwrap().schedule(), "gemv_32x1_t256/2", "{other:?}");
     }
     // Of two within reach the nearer one counts.
-    let near = Way::named(Op::Dense, DType::F32, "32x32x16").unwrap();
-    tuning.insert(&problem(640), Tuned { n: 640, way: near, splits: 1, seconds: 1e-5 });
+    let near = Schedule::named(Op::Dense, DType::F32, "32x32x16").unwrap();
+    tuning.insert(&problem(640), Tuned { n: 640, schedule: near, splits: 1, seconds: 1e-5 });
     let plan = Plan::gpu(&problem(600), &caps(), &tuning).unwrap();
-    assert_eq!(plan.way(), "32x32x16");
+    assert_eq!(plan.schedule(), "32x32x16");
     assert!(plan.explain().contains("lowest measured time at 640 tokens: 10.0 µs"), "{}", plan.explain());
     assert_eq!(tuning.len(), 2);
 }
@@ -77,7 +77,7 @@ fn a_measured_way_that_the_device_cannot_run_is_passed_over() {
     tuning.insert(&problem, unlikely(&problem, 512, 1e-5));
     let small = Caps { workgroup_memory: 16 << 10, ..caps() };
     let plan = Plan::gpu(&problem, &small, &tuning).unwrap();
-    assert_eq!(plan.way(), Plan::gpu(&problem, &small, &Tuning::default()).unwrap().way());
+    assert_eq!(plan.schedule(), Plan::gpu(&problem, &small, &Tuning::default()).unwrap().schedule());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 // them.
 //
 // This file comes first in a module: directives precede declarations. Its types are those of EDGE; the host replaces
-// them (`CoopUnit` in src/kernel/coop.rs). The subgroup must be LANES wide, which a probe finds out (coop_check.wgsl).
+// them (`CoopUnit` in src/kernels/coop.rs). The subgroup must be LANES wide, which a probe finds out (coop_check.wgsl).
 //
 // How `w_tile` and `x_tile` are held, and what `at` counts: coop_quads.wgsl or coop_scalars.wgsl, which follows. Vulkan
 // wants a matrix's address and stride to be multiples of 16 bytes; the rows of shared/coop.wgsl are.

@@ -17,7 +17,7 @@
 // leaves the accumulator 0 and runs the epilogue.
 //
 // The host replaces the values of the `const`s and `alias`es by name and unrolls the loops marked so (see
-// src/kernel.rs); the defaults are one legal choice, so that this text is valid as it stands. The `override`s are set
+// src/kernels.rs); the defaults are one legal choice, so that this text is valid as it stands. The `override`s are set
 // when the pipeline is made.
 
 // Element type of W and X, and of Y and the residual.

@@ -6,14 +6,14 @@
 // the storage.
 //
 // The host replaces the values of the `const`s and `alias`es by name and unrolls the loops marked so (see
-// src/kernel.rs); the defaults are one legal choice. The `override`s are set when the pipeline is made: a loop over
+// src/kernels.rs); the defaults are one legal choice. The `override`s are set when the pipeline is made: a loop over
 // features then has a constant bound, and a trusted module has the override that wgpu asks for.
 
 // Element type of what is read and of what is written.
 alias Storage = f32;
 alias Output = f32;
 
-// src/kernel/glue.rs has the same.
+// src/kernels/glue.rs has the same.
 struct Params {
     // Rows of the output, or for attention of the input.
     tokens: u32,

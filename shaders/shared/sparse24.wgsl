@@ -12,7 +12,7 @@ override HALVES: bool = false;
 override VECTOR: u32 = 1u;
 override PACKED: bool = false;
 
-// src/kernel/sparsify.rs has the same.
+// src/kernels/sparsify.rs has the same.
 struct Params {
     // Of W: all rows, or some of a matrix too large for one binding.
     rows: u32,

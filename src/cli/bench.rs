@@ -16,11 +16,11 @@ use super::{Outcome, compare, model_bench, progress, say, tuning};
 use sparse24::engine::{Device, DeviceInfo, Options};
 use sparse24::error::printable;
 use sparse24::io::{self, Dtype, Item};
-use sparse24::kernel::{Kernel, ShaderChecks};
+use sparse24::kernels::{Kernel, ShaderChecks};
 use sparse24::mask::VectorLen;
 use sparse24::matrix::DType;
 use sparse24::measure::{self, Case, Ceilings, Choice, Policy, Request};
-use sparse24::plan::{CpuWay, Plan};
+use sparse24::plan::{CpuSchedule, Plan};
 use sparse24::problem::{Op, Problem};
 use sparse24::report::compare::{Key, Scope};
 use sparse24::report::{Environment, Report, Skipped, plural};
@@ -205,8 +205,8 @@ impl Args {
             let mut request = Request { op, plan, choice };
             if self.plan != "auto" && choice != Choice::Auto {
                 let candidates = device.candidates(&problem)?;
-                names.extend(candidates.iter().map(Plan::way));
-                let named = |plan: &Plan| plan.way() == self.plan || plan.kernel_name() == self.plan;
+                names.extend(candidates.iter().map(Plan::schedule));
+                let named = |plan: &Plan| plan.schedule() == self.plan || plan.kernel_name() == self.plan;
                 if let Some(plan) = candidates.into_iter().find(named) {
                     request = Request { op, plan, choice: Choice::User };
                 }
@@ -432,12 +432,12 @@ fn named(source: &Source, file: Option<&io::Source>) -> String {
 fn is_gpu_kernel(name: &str) -> bool {
     // Without the splits of k.
     let base = name.split_once('/').or_else(|| name.split_once("-split")).map_or(name, |(base, _)| base);
-    Kernel::all().any(|kernel| kernel.to_string() == base || kernel.way().to_string() == base)
+    Kernel::all().any(|kernel| kernel.to_string() == base || kernel.schedule().to_string() == base)
 }
 
 fn is_cpu_kernel(name: &str) -> bool {
-    let ways = [CpuWay::GemmCrate, CpuWay::Columns, CpuWay::Gather, CpuWay::Gemv];
-    name.starts_with("cpu_") || ways.iter().any(|way| way.name() == name)
+    let schedules = [CpuSchedule::GemmCrate, CpuSchedule::Columns, CpuSchedule::Gather, CpuSchedule::Gemv];
+    name.starts_with("cpu_") || schedules.iter().any(|schedule| schedule.name() == name)
 }
 
 /// A tensor that was listed.

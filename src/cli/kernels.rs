@@ -15,7 +15,7 @@ use super::{Outcome, progress, say, writable};
 use sparse24::compile::{self, Architecture, Compiled, Compiler, DEPTHS, Ratio};
 use sparse24::error::printable;
 use sparse24::io::write_atomically;
-use sparse24::kernel::Program;
+use sparse24::kernels::Program;
 use sparse24::report::sheet::{Printout, Sheet, Shown};
 use sparse24::report::{commit, plural};
 

@@ -326,7 +326,7 @@ impl Subject {
             op: if choice == Choice::Auto { "auto" } else { op.name() },
             vector: op.vector().map(VectorLen::get),
             dtype: dtype.to_string(),
-            kernels: distinct(plans.iter().map(|(_, plan)| plan.way())),
+            kernels: distinct(plans.iter().map(|(_, plan)| plan.schedule())),
             dense_layers: instead(op),
             linear_layers: plans.len(),
             median_ms: None,

@@ -18,7 +18,7 @@ use super::bench::command_line;
 use super::shapes::{self, Float, Layer, OpName, Shape};
 use super::{Outcome, progress, say, tuning};
 use sparse24::engine::{Device, Options};
-use sparse24::kernel::ShaderChecks;
+use sparse24::kernels::ShaderChecks;
 use sparse24::mask::VectorLen;
 use sparse24::matrix::DType;
 use sparse24::measure::{self, Case, Ceilings, Deadline, Policy, Trial};
@@ -443,14 +443,14 @@ impl Task {
             None => row,
             Some(Found::Cached(tuned) | Found::Begun(tuned)) => Row {
                 kernel: Some(match tuned.splits {
-                    1 => tuned.way.to_string(),
-                    splits => format!("{}/{splits}", tuned.way),
+                    1 => tuned.schedule.to_string(),
+                    splits => format!("{}/{splits}", tuned.schedule),
                 }),
                 median_ms: Some(tuned.seconds * 1e3),
                 ..row
             },
             Some(Found::Tried { tried, from_untuned }) => Row {
-                kernel: tried.best().map(|(plan, _)| plan.way()),
+                kernel: tried.best().map(|(plan, _)| plan.schedule()),
                 median_ms: tried.best().map(|(_, seconds)| seconds * 1e3),
                 vs_untuned: tried.gain().filter(|_| *from_untuned),
                 candidates: Some(tried.trials().len()),

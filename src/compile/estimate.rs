@@ -16,7 +16,7 @@ use super::architecture::Architecture;
 use super::isa::{Counts, Loop};
 use super::trace::{self, Trace};
 use crate::error::{Error, Result};
-use crate::kernel::{Kernel, Way};
+use crate::kernels::{Kernel, Schedule};
 use crate::problem::Op;
 
 /// Input features of a step.
@@ -105,14 +105,14 @@ pub(super) fn cost(kernel: &Kernel, code: &Loop, target: Target) -> Result<Cost>
     let mut prologue_counts = short;
     prologue_counts.merge(&step_counts, -(depths[0] as f64) / STEP);
 
-    let subgroups = f64::from(kernel.way().threads()) / f64::from(subgroup);
+    let subgroups = f64::from(kernel.schedule().threads()) / f64::from(subgroup);
     let issue =
         |counts: &Counts| architecture.issue(counts, subgroup).cycles() * subgroups / f64::from(rules.schedulers);
-    let (m, n) = kernel.way().tile();
+    let (m, n) = kernel.schedule().tile();
     let outputs = f64::from(m) * f64::from(n);
-    let found = match kernel.way() {
-        Way::Coop(_) => step_counts.matrix() * subgroups,
-        _ => step_counts.multiply_adds() * f64::from(kernel.way().threads()),
+    let found = match kernel.schedule() {
+        Schedule::Coop(_) => step_counts.matrix() * subgroups,
+        _ => step_counts.multiply_adds() * f64::from(kernel.schedule().threads()),
     };
     let gathers = matches!(kernel.op(), Op::Sparse24(_)) && !kernel.expands();
     let expected = outputs * STEP * if gathers { 0.5 } else { 1.0 };
@@ -180,7 +180,8 @@ mod tests {
     use crate::problem::{Epilogue, Form};
 
     fn dense() -> Kernel {
-        let wanted = |k: &Kernel| k.op() == Op::Dense && k.storage() == DType::F32 && k.way().to_string() == "64x64x16";
+        let wanted =
+            |k: &Kernel| k.op() == Op::Dense && k.storage() == DType::F32 && k.schedule().to_string() == "64x64x16";
         Kernel::all()
             .find(|k| wanted(k) && k.is_plain() && k.form() == Form::Linear && k.epilogue() == Epilogue::NONE)
             .unwrap()

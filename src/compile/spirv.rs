@@ -1,6 +1,6 @@
 //! WGSL to naga's module, and to the SPIR-V that wgpu hands to a Vulkan driver.
 //!
-//! Invariant: the options are those of wgpu's Vulkan backend for a [trusted](crate::kernel::ShaderChecks::Trusted)
+//! Invariant: the options are those of wgpu's Vulkan backend for a [trusted](crate::kernels::ShaderChecks::Trusted)
 //! module, so that what is compiled here is what runs.
 
 use naga::back::spv;
@@ -8,7 +8,7 @@ use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
 use crate::error::{Error, Result};
-use crate::kernel::Program;
+use crate::kernels::Program;
 
 /// A program's WGSL as naga's module, its overrides set.
 pub(crate) fn module(program: &Program) -> Result<(naga::Module, ModuleInfo)> {

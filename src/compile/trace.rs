@@ -22,7 +22,7 @@ mod machine;
 use crate::compile::banks::Rules;
 use crate::error::{Error, Result};
 use crate::format::Sparse24;
-use crate::kernel::{Kernel, Params, Program, Way};
+use crate::kernels::{Kernel, Params, Program, Schedule};
 use crate::layout;
 use crate::mask::Mask24;
 use crate::matrix::{DType, Matrix};
@@ -170,7 +170,7 @@ pub fn run(program: &Program, launch: Launch) -> Result<Trace> {
 /// multiple of 32). Weights and activations are uniform in [-1, 1), 2:4 patterns and masks random, all of them
 /// functions of `seed`: every legal code is equally likely.
 pub fn gemm(kernel: &Kernel, k: usize, seed: u64) -> Result<Trace> {
-    let (m, n) = kernel.way().tile();
+    let (m, n) = kernel.schedule().tile();
     Operands::new(kernel, (m as usize, n as usize, k), seed)?.trace(kernel)
 }
 
@@ -187,9 +187,9 @@ pub(super) struct Line {
 /// The k that estimates trace. Between them every run of threads of a GEMV has the same work, and codes enough are
 /// drawn that an average over random patterns is steady.
 pub(super) fn traced_k(kernel: &Kernel) -> [usize; 2] {
-    match kernel.way() {
-        Way::Gemv { slices, .. } => [32, 64].map(|k| k * slices as usize),
-        Way::Tile(_) | Way::Expand(_) | Way::Coop(_) => [64, 192],
+    match kernel.schedule() {
+        Schedule::Gemv { slices, .. } => [32, 64].map(|k| k * slices as usize),
+        Schedule::Tile(_) | Schedule::Expand(_) | Schedule::Coop(_) => [64, 192],
     }
 }
 
@@ -248,7 +248,7 @@ impl Operands {
     /// The step of a plan that solves it without splits or pieces.
     fn launch(&self, kernel: &Kernel) -> Result<Launch> {
         let (m, n, k) = self.shape;
-        let (tile_m, tile_n) = kernel.way().tile();
+        let (tile_m, tile_n) = kernel.schedule().tile();
         let (tiles_m, tiles_n) = ((m as u32).div_ceil(tile_m), (n as u32).div_ceil(tile_n));
         let params = Params {
             m: m as u32,
@@ -293,14 +293,14 @@ impl Operands {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
-    use crate::kernel::glue::{AttentionTile, Glue, GlueParams};
+    use crate::kernels::glue::{AttentionTile, Glue, GlueParams};
     use crate::mask::VectorLen;
     use crate::problem::{Activation, Epilogue, Form, Problem};
     use crate::reference::{self, Oracle, Sample};
 
     /// The kernel of an operation by the name of its way.
-    fn kernel(op: Op, storage: DType, way: &str) -> Kernel {
-        Kernel::new(&Problem::linear(op, 1, 1, 32, storage), Way::named(op, storage, way).unwrap()).unwrap()
+    fn kernel(op: Op, storage: DType, schedule: &str) -> Kernel {
+        Kernel::new(&Problem::linear(op, 1, 1, 32, storage), Schedule::named(op, storage, schedule).unwrap()).unwrap()
     }
 
     fn sparse(v: usize) -> Op {
@@ -356,7 +356,7 @@ mod tests {
 
     #[test]
     fn the_interpreter_computes_what_the_oracle_says() {
-        for (op, storage, way) in [
+        for (op, storage, schedule) in [
             (Op::Dense, DType::F32, "32x32x16"),
             (Op::Dense, DType::F16, "64x64x16"),
             (Op::Masked, DType::F32, "32x32x16"),
@@ -378,8 +378,8 @@ mod tests {
             (Op::Dense, DType::F16, "coop8s8_64x64x32_t32"),
             (sparse(128), DType::F16, "coop8s32_64x64x32_t128"),
         ] {
-            let kernel = kernel(op, storage, way);
-            let (m, n) = kernel.way().tile();
+            let kernel = kernel(op, storage, schedule);
+            let (m, n) = kernel.schedule().tile();
             let (m, n) = (m as usize, n as usize);
             // A whole tile over some k, and one with residues, over the least k.
             verify(&kernel, (m, n, 96));
@@ -391,7 +391,7 @@ mod tests {
             let form = if epilogue.residual { Form::Gemm } else { Form::Linear };
             let output = if activation { DType::F16 } else { DType::F32 };
             let problem = Problem { epilogue, form, output, ..Problem::linear(sparse(8), 1, 1, 32, DType::F32) };
-            let kernel = Kernel::new(&problem, Way::named(problem.op, DType::F32, "32x32x16").unwrap()).unwrap();
+            let kernel = Kernel::new(&problem, Schedule::named(problem.op, DType::F32, "32x32x16").unwrap()).unwrap();
             verify(&kernel, (31, 30, 32));
         }
         verify(&kernel(Op::Dense, DType::F32, "32x32x16"), (32, 32, 0));
@@ -474,8 +474,8 @@ mod tests {
         Ok(line_of(&traces, depths, rules, subgroup))
     }
 
-    fn traced(op: Op, storage: DType, way: &str, k: usize) -> Trace {
-        gemm(&kernel(op, storage, way), k, SEED).unwrap()
+    fn traced(op: Op, storage: DType, schedule: &str, k: usize) -> Trace {
+        gemm(&kernel(op, storage, schedule), k, SEED).unwrap()
     }
 
     /// Passes of the loads or stores of some variables, per subgroup of 32.
@@ -500,8 +500,8 @@ mod tests {
     fn passes_of_a_step_are_these() {
         const RULES: [Rules; 5] = [Rules::ADA, Rules::RDNA3, Rules::RDNA3.with_widest(8), Rules::RDNA4, Rules::APPLE];
         let tile = |op, expected| (op, DType::F32, "128x128x16", expected);
-        let half = |op, way, expected| (op, DType::F16, way, expected);
-        for (op, storage, way, expected) in [
+        let half = |op, schedule, expected| (op, DType::F16, schedule, expected);
+        for (op, storage, schedule, expected) in [
             tile(Op::Dense, [216.0, 280.0, 288.0, 280.0, 576.0]),
             tile(Op::Masked, [216.0, 280.0, 288.0, 280.0, 576.0]),
             tile(sparse(128), [116.0, 148.0, 156.0, 148.0, 316.0]),
@@ -526,8 +526,8 @@ mod tests {
             half(sparse(128), "coop16s32_128x128x32_t128", [28.0, 44.0, 44.0, 28.0, 56.0]),
             half(sparse(1), "coop16s32_128x128x32_t128", [64.0, 96.0, 96.0, 64.0, 128.0]),
         ] {
-            let kernel = kernel(op, storage, way);
-            let subgroups = f64::from(kernel.way().threads() / 32);
+            let kernel = kernel(op, storage, schedule);
+            let subgroups = f64::from(kernel.schedule().threads() / 32);
             let traces = traced_k(&kernel).map(|k| (k, gemm(&kernel, k, SEED).unwrap()));
             let found = RULES.map(|rules| {
                 let [short, long] = [0, 1].map(|at| (traces[at].0, rules.total(&traces[at].1, 32) as f64));
@@ -544,7 +544,7 @@ mod tests {
     /// A third k lies on the line through the two: exactly, unless conflicts depend on random codes.
     #[test]
     fn passes_grow_with_k_in_a_straight_line() {
-        for (op, storage, way) in [
+        for (op, storage, schedule) in [
             (Op::Dense, DType::F32, "64x64x16"),
             (sparse(128), DType::F32, "64x64x16"),
             (sparse(2), DType::F32, "64x64x16"),
@@ -553,7 +553,7 @@ mod tests {
             (Op::Masked, DType::F32, "gemv_32x1_t512"),
             (Op::Dense, DType::F16, "coop16s32_64x64x32_t128"),
         ] {
-            let kernel = kernel(op, storage, way);
+            let kernel = kernel(op, storage, schedule);
             for rules in Rules::ALL {
                 let line = passes(&kernel, &rules, 32).unwrap();
                 let third = 3 * traced_k(&kernel)[1];
@@ -571,8 +571,8 @@ mod tests {
     /// shaders/shared/tile.wgsl.
     #[test]
     fn tiles_lie_in_banks_as_their_header_says() {
-        let k16 = |op, way, rules, write, name| {
-            let [short, long] = [64, 128].map(|k| part(&traced(op, DType::F32, way, k), rules, write, &[name]));
+        let k16 = |op, schedule, rules, write, name| {
+            let [short, long] = [64, 128].map(|k| part(&traced(op, DType::F32, schedule, k), rules, write, &[name]));
             (long - short) / 4.0
         };
         // Few distinct addresses: eight quads of features, four of tokens.
@@ -582,15 +582,15 @@ mod tests {
         assert!((4..=16).contains(&different(&traced(sparse(2), DType::F32, "128x128x16", 64), "x_tile")));
         assert!(different(&traced(sparse(2), DType::F32, "lanes_128x128x16", 64), "x_tile") <= 3);
         // 128 bytes a pass: no read conflicts where eight neighbours share a phase. Per k two reads of each tile.
-        let way = "128x128x16";
+        let schedule = "128x128x16";
         for name in ["w_tile", "x_tile"] {
-            assert_eq!(k16(Op::Dense, way, Rules::RDNA4, false, name), 16.0 * 2.0 * 4.0);
+            assert_eq!(k16(Op::Dense, schedule, Rules::RDNA4, false, name), 16.0 * 2.0 * 4.0);
         }
         // Nor do stores of activations, half of the subgroups' four; those of weights, to a column from each of two
         // runs, meet in pairs.
-        assert_eq!(k16(Op::Dense, way, Rules::RDNA4, true, "x_tile"), 0.5 * 4.0 * 4.0);
-        assert_eq!(k16(Op::Dense, way, Rules::RDNA4, true, "w_tile"), 2.0 * 0.5 * 4.0 * 4.0);
-        assert_eq!(k16(sparse(2), way, Rules::RDNA4, true, "x_tile"), 0.5 * 4.0 * 4.0);
+        assert_eq!(k16(Op::Dense, schedule, Rules::RDNA4, true, "x_tile"), 0.5 * 4.0 * 4.0);
+        assert_eq!(k16(Op::Dense, schedule, Rules::RDNA4, true, "w_tile"), 2.0 * 0.5 * 4.0 * 4.0);
+        assert_eq!(k16(sparse(2), schedule, Rules::RDNA4, true, "x_tile"), 0.5 * 4.0 * 4.0);
     }
 
     /// shaders/gemm_sparse24.wgsl.
@@ -616,8 +616,8 @@ mod tests {
     /// shaders/shared/gemv.wgsl and shaders/gemv_sparse24.wgsl: a word of 32 k and 32 features by one run of threads.
     #[test]
     fn gemv_takes_the_passes_that_its_header_says() {
-        let word = |op, way, rules: Rules| {
-            let kernel = kernel(op, DType::F16, way);
+        let word = |op, schedule, rules: Rules| {
+            let kernel = kernel(op, DType::F16, schedule);
             passes(&kernel, &rules, 32).unwrap().per_k16 * 2.0
         };
         for (op, ada, rdna4) in [(Op::Dense, 136.0, 264.0), (sparse(1), 136.0, 136.0), (sparse(32), 72.0, 136.0)] {
@@ -630,8 +630,8 @@ mod tests {
         assert_eq!(word(Op::Dense, "gemv_32x1_t256", Rules::ADA), 36.0);
         assert_eq!(word(sparse(1), "gemv_32x1_t256", Rules::ADA), 20.0);
         // All lanes read one address, or choose among the four k of a group, in different banks.
-        let reads = |op, way| {
-            let trace = traced(op, DType::F16, way, 256);
+        let reads = |op, schedule| {
+            let trace = traced(op, DType::F16, schedule, 256);
             let stage: Vec<_> =
                 trace.each().filter(|(a, _)| !a.write).map(|(a, l)| (a, l.collect::<Vec<_>>())).collect();
             // All but the last, which add up the slices.
@@ -645,10 +645,10 @@ mod tests {
             });
             (most, conflicts.sum::<u64>())
         };
-        for way in ["gemv_32x1_t256", "gemv_32x4_t256", "gemv_32x8_t256"] {
-            assert_eq!(reads(Op::Dense, way), (1, 0), "{way}");
+        for schedule in ["gemv_32x1_t256", "gemv_32x4_t256", "gemv_32x8_t256"] {
+            assert_eq!(reads(Op::Dense, schedule), (1, 0), "{schedule}");
             // Of four places the first value has one of the first three, the second one of the last three.
-            assert_eq!(reads(sparse(1), way), (3, 0), "{way}");
+            assert_eq!(reads(sparse(1), schedule), (3, 0), "{schedule}");
         }
     }
 
@@ -656,8 +656,8 @@ mod tests {
     #[test]
     fn cooperative_tiles_lie_in_banks_as_their_header_says() {
         let k32 = |rules, write, names: &[&str], widest| {
-            let way = "coop16s32_128x128x32_t128";
-            let cost = |k| part(&traced(Op::Dense, DType::F16, way, k).merged(widest), rules, write, names);
+            let schedule = "coop16s32_128x128x32_t128";
+            let cost = |k| part(&traced(Op::Dense, DType::F16, schedule, k).merged(widest), rules, write, names);
             (cost(128) - cost(64)) / 2.0
         };
         // 8 KiB of fragments, 128 bytes a pass.

@@ -14,7 +14,7 @@ use ash::vk;
 use super::spirv::{self, Lowered};
 use crate::error::{Error, Result};
 use crate::gpu::BINDINGS;
-use crate::kernel::{Caps, CoopShape, Program, Rates};
+use crate::kernels::{Caps, CoopShape, Program, Rates};
 
 const EXECUTABLES: &CStr = ash::khr::pipeline_executable_properties::NAME;
 const COOPERATIVE: &CStr = ash::khr::cooperative_matrix::NAME;

@@ -196,7 +196,7 @@ fn multiply(
 /// 10.5, 9.6 and 9.0 ms with 16, 32 and 64 KiB.
 const SUM_BYTES: usize = 64 << 10;
 
-/// The product with few tokens, as `CpuWay::takes` has it.
+/// The product with few tokens, as `CpuSchedule::takes` has it.
 pub(super) fn columns(pool: &Pool, scratch: &Scratch, problem: &Problem, w: &Dense, x: &Elements, finish: &Finish<'_>) {
     let simd = pool.simd();
     let (n, k) = (problem.n, w.k);

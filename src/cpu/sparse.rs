@@ -544,7 +544,7 @@ impl Store {
     }
 }
 
-/// The product with few tokens, as `CpuWay::takes` has it.
+/// The product with few tokens, as `CpuSchedule::takes` has it.
 pub(super) fn gemv(pool: &Pool, scratch: &Scratch, problem: &Problem, w: &Packed, x: &Elements, finish: &Finish<'_>) {
     // Kernels exist for powers of two; tokens past the last are zero. Memory serves four distant runs of lines at 1.6
     // times the speed of one (28 and 18 GB/s, EPYC 7003), so blocks are taken together, as far as registers allow.

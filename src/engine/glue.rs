@@ -52,8 +52,8 @@ use super::{Device, Inner, Prepared, Tensor, TensorStore, Work, bind, foreign, r
 use crate::cpu::{AttentionShape, Cpu};
 use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
 use crate::gpu::{Binding, Gpu};
-use crate::kernel::glue::{AttentionTile, Glue, GlueParams, NORM_TOKENS, THREADS};
-use crate::kernel::{Caps, Program};
+use crate::kernels::glue::{AttentionTile, Glue, GlueParams, NORM_TOKENS, THREADS};
+use crate::kernels::{Caps, Program};
 use crate::matrix::{DType, Element};
 use crate::plan::grid;
 
@@ -96,7 +96,7 @@ impl Indices {
 ///
 /// An id at or past the end of its table reads the table's last row: what an id may be is for the caller to check, who
 /// knows where it comes from. A GPU binds a table at once: one that is larger than its limit for that
-/// ([`Caps::binding_bytes`](crate::kernel::Caps)) is refused, not split as the weights of linear layers are.
+/// ([`Caps::binding_bytes`](crate::kernels::Caps)) is refused, not split as the weights of linear layers are.
 #[derive(Clone, Copy, Debug)]
 pub struct Embed<'a> {
     /// One to three tables of one type, each `rows x d` with at least one row, and for each an id per row of `y`.

@@ -46,8 +46,8 @@ use super::{Device, Inner, Piece, Prepared, Tensor, WeightStore, Weights, Work, 
 use crate::cpu::{Cpu, CpuWeights, Parts};
 use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
 use crate::gpu::{Dispatch, Gpu};
-use crate::kernel::Program;
-use crate::kernel::sparsify::{Conversion, ConversionParams, Direction};
+use crate::kernels::Program;
+use crate::kernels::sparsify::{Conversion, ConversionParams, Direction};
 use crate::layout;
 use crate::mask::VectorLen;
 use crate::matrix::{DType, Elements};

@@ -14,7 +14,7 @@ use crate::simd::SimdLevel;
 
 /// A kernel of the CPU device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum CpuWay {
+pub enum CpuSchedule {
     /// Dense and masked weights, by the `gemm` crate; masked or widened into scratch first where need be.
     GemmCrate,
     /// Dense and masked weights, few tokens: every weight read once, sums in the cache.
@@ -25,7 +25,7 @@ pub enum CpuWay {
     Gemv,
 }
 
-impl CpuWay {
+impl CpuSchedule {
     /// The ways of an operation; of two with the same estimate, the first is taken.
     pub const fn of(op: Op) -> [Self; 2] {
         match op {
@@ -53,7 +53,7 @@ impl CpuWay {
     }
 }
 
-impl fmt::Display for CpuWay {
+impl fmt::Display for CpuSchedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -81,7 +81,7 @@ impl CpuCaps {
 #[derive(Clone, Debug, PartialEq)]
 pub struct CpuMethod {
     pub(super) op: Op,
-    pub(super) way: CpuWay,
+    pub(super) schedule: CpuSchedule,
     pub(super) simd: SimdLevel,
     pub(super) estimate: Estimate,
 }
@@ -95,17 +95,17 @@ const READ: f64 = 2e10;
 
 impl CpuMethod {
     /// `None` if the way does not take so many tokens. `op` is that of the weights which are used.
-    pub(super) fn new(problem: &Problem, op: Op, way: CpuWay, caps: &CpuCaps) -> Option<Self> {
-        let own = way.takes(problem.n).then_some(way)?;
-        let simd = if own == CpuWay::GemmCrate { caps.gemm_simd } else { caps.simd };
-        let mut method = Self { op, way, simd, estimate: Estimate::default() };
+    pub(super) fn new(problem: &Problem, op: Op, schedule: CpuSchedule, caps: &CpuCaps) -> Option<Self> {
+        let own = schedule.takes(problem.n).then_some(schedule)?;
+        let simd = if own == CpuSchedule::GemmCrate { caps.gemm_simd } else { caps.simd };
+        let mut method = Self { op, schedule, simd, estimate: Estimate::default() };
         method.estimate = method.estimate(problem);
         Some(method)
     }
 
     /// The kernel.
-    pub fn way(&self) -> CpuWay {
-        self.way
+    pub fn schedule(&self) -> CpuSchedule {
+        self.schedule
     }
 
     /// Cycles, fitted to measured times of one (AVX2, EPYC 7003; other widths are assumed
@@ -114,20 +114,20 @@ impl CpuMethod {
         let (m, n, k) = (problem.m as f64, problem.n as f64, problem.k as f64);
         let lanes = self.simd.lanes() as f64;
         let padded = |unit: f64| (n / unit).ceil() * unit;
-        match self.way {
+        match self.schedule {
             // Four tokens to a column of its tiles; W is packed in every call, and X too.
-            CpuWay::GemmCrate => {
+            CpuSchedule::GemmCrate => {
                 let staged = problem.storage != DType::F32 || self.op != Op::Dense;
                 m * padded(4.0) * k / (2.0 * lanes * 0.9) + m * k * if staged { 1.8 } else { 1.3 } + n * k
             }
-            CpuWay::Columns => m * k / lanes * (1.6 + 0.9 * (n as usize).next_power_of_two() as f64),
-            CpuWay::Gather => {
+            CpuSchedule::Columns => m * k / lanes * (1.6 + 0.9 * (n as usize).next_power_of_two() as f64),
+            CpuSchedule::Gather => {
                 let efficiency = if self.op == Op::Sparse24(VectorLen::ONE) { 0.74 } else { 0.78 };
                 // Of each kept weight; with a vector or two, the scalar instructions and the latency of its chains.
                 let vectors = padded(lanes) / lanes;
                 m * k / 2.0 * (vectors / (2.0 * efficiency)).max(1.4) + n * (k + m)
             }
-            CpuWay::Gemv => m * k / 2.0 / lanes * (2.5 + 1.4 * (n as usize).next_power_of_two() as f64),
+            CpuSchedule::Gemv => m * k / 2.0 / lanes * (2.5 + 1.4 * (n as usize).next_power_of_two() as f64),
         }
     }
 
@@ -154,8 +154,8 @@ mod tests {
         CpuCaps { simd, gemm_simd: SimdLevel::Avx2 }
     }
 
-    fn way(op: Op, n: usize, k: usize, storage: DType) -> String {
-        Plan::cpu(&Problem::linear(op, 768, n, k, storage), &caps(SimdLevel::Avx2)).unwrap().way()
+    fn schedule(op: Op, n: usize, k: usize, storage: DType) -> String {
+        Plan::cpu(&Problem::linear(op, 768, n, k, storage), &caps(SimdLevel::Avx2)).unwrap().schedule()
     }
 
     #[test]
@@ -164,13 +164,13 @@ mod tests {
         for (k, storage) in [(768, DType::F32), (4096, DType::F32), (3072, DType::F16)] {
             for n in 1..=4 {
                 for v in [1, 2, 32] {
-                    assert_eq!(way(sparse(v), n, k, storage), "gemv", "{n} tokens, V = {v}");
+                    assert_eq!(schedule(sparse(v), n, k, storage), "gemv", "{n} tokens, V = {v}");
                 }
-                assert_eq!(way(Op::Dense, n, k, storage), "columns");
-                assert_eq!(way(Op::Masked, n, k, storage), "columns");
+                assert_eq!(schedule(Op::Dense, n, k, storage), "columns");
+                assert_eq!(schedule(Op::Masked, n, k, storage), "columns");
             }
             assert_eq!(
-                (way(sparse(1), 5, k, storage), way(Op::Dense, 5, k, storage)),
+                (schedule(sparse(1), 5, k, storage), schedule(Op::Dense, 5, k, storage)),
                 ("gather".into(), "gemm_crate".into())
             );
         }
@@ -181,9 +181,9 @@ mod tests {
         let problem = Problem::linear(Op::Sparse24(VectorLen::ONE), 768, 512, 3072, DType::F32);
         let plan = |simd| Plan::cpu_or_dense(&problem, &caps(simd)).unwrap();
         let (own, dense) = (plan(SimdLevel::Avx2), plan(SimdLevel::Scalar));
-        assert_eq!((own.weights(), own.way().as_str()), (problem.op, "gather"));
+        assert_eq!((own.weights(), own.schedule().as_str()), (problem.op, "gather"));
         assert!(own.explain().contains("times the speed of dense gemm_crate"), "{}", own.explain());
-        assert_eq!((dense.weights(), dense.way().as_str()), (Op::Dense, "dense_gemm_crate"));
+        assert_eq!((dense.weights(), dense.schedule().as_str()), (Op::Dense, "dense_gemm_crate"));
         assert!(dense.explain().contains("dense weights, because gather is estimated"), "{}", dense.explain());
         assert!(dense.explain().contains("predicted bound: arithmetic"), "{}", dense.explain());
         assert_eq!(dense.executed_flops(), problem.effective_flops());

@@ -191,8 +191,8 @@ fn shares(blocks: &[Block], next: &[Vec<usize>], order: &[usize]) -> Vec<f64> {
     // Where all ways on from a block meet, by place; `end` is the end.
     let mut meets = vec![end; end + 1];
     for at in (0..end).rev() {
-        let ways = next[order[at]].iter().map(|&to| place[to]).filter(|&to| to > at);
-        meets[at] = ways
+        let schedules = next[order[at]].iter().map(|&to| place[to]).filter(|&to| to > at);
+        meets[at] = schedules
             .reduce(|mut a, mut b| {
                 while a != b {
                     if a < b { a = meets[a] } else { b = meets[b] }

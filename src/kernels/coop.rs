@@ -12,7 +12,8 @@
 
 use std::fmt;
 
-use super::{Caps, ENABLE_F16, Text};
+use super::Caps;
+use super::wgsl::{ENABLE_F16, Text};
 use crate::error::Result;
 use crate::mask::VectorLen;
 use crate::problem::Op;

@@ -1,0 +1,55 @@
+//! The GPU kernels: which exist, what they are called, what they need of a device, and their WGSL.
+//!
+//! A [`Kernel`] is a product of small types: operation, [`Schedule`], form, element types and epilogue.
+//! [`Kernel::all`] is the one list that the planner, the tuner, the tests and the benchmarks iterate. Nothing here
+//! needs a device. Invariant: a `Kernel` that exists has a shader; whether a given device can run it is
+//! [`Kernel::supported_by`].
+//!
+//! # Schedules
+//! | schedule | operations | what it does |
+//! |---|---|---|
+//! | [`Schedule::Tile`] | dense, masked | register tiles over a k-major copy of both operands in workgroup memory |
+//! | | 2:4, V > 1 | the same, gathering the activations that a code selects: half the multiply-adds |
+//! | | 2:4, V = 2, 4 | as `lanes_…` too: 32 neighbouring threads gather for the same tokens |
+//! | [`Schedule::Expand`] | 2:4, V < 8 | expands codes on the way to workgroup memory: dense arithmetic, sparse bytes |
+//! | [`Schedule::Gemv`] | all | up to eight tokens read every weight once, activations in workgroup memory |
+//! | [`Schedule::Coop`] | all, f16 | cooperative matrices: 2:4 gathers from V = 16 on, and expands below |
+//!
+//! # Tried and rejected
+//! Short patterns by a branch: a thread held the four activations of a group for eight tokens in registers, and one of
+//! six leaves, chosen by a code that is uniform in the workgroup, named its registers. No word was gathered, and a CUDA
+//! twin promised 1.06 to 0.85 instructions per dense multiply-add at V = 1 to 4. Real compilers keep no 128 sums across
+//! six leaves: Mesa 22.3's ACO spilt up to 274 registers on RDNA3, Mesa 26's compiler for Apple's GPUs up to 460, and
+//! on NVIDIA NAK executes several times the instructions of the dense kernel.
+//!
+//! Gathers at V = 1: every multiply-add reads a word of its own, and workgroup memory, not issue, is what they wait
+//! for. By the addresses of their lanes (the module `compile`) they are 0.3 to 0.9 of dense on all of AMD's, NVIDIA's,
+//! Apple's and Adreno's architectures that were compiled for, in every tile, where [`Schedule::Expand`] is 0.9 to 1.0.
+//!
+//! # Specialisation
+//! Shaders are valid WGSL whose named `const`s and `alias`es (tile sizes, element types, vector length) the host
+//! replaces by text, because WGSL's `override` cannot size the function-local arrays that hold register tiles. Loops
+//! over those arrays are marked `// unroll`, and the host repeats their bodies with the counter as a `const`: then
+//! every register index is a constant in the SPIR-V itself, and no driver is left to decide whether a tile stays in
+//! registers. (All but SwiftShader's: see [`Caps::unrolls`].) What only selects a branch (form and epilogue)
+//! is an `override`, set when the pipeline is made. The overrides have a second use: wgpu's Vulkan backend compiles
+//! modules without any override before it learns that loop bounding and workgroup zeroing are to be left out, so
+//! [trusted](ShaderChecks::Trusted) modules need at least one.
+
+mod caps;
+mod coop;
+mod gemm;
+pub mod glue;
+mod registry;
+mod schedule;
+pub mod sparsify;
+mod wgsl;
+
+pub use caps::{Caps, Rates, ShaderChecks};
+pub use coop::{CoopShape, CoopTile, CoopUnit};
+pub(crate) use coop::{Primitives, check_len, check_result};
+pub use gemm::{Kernel, Params};
+pub use registry::Program;
+pub(crate) use registry::{PROBE_CHAINS, PROBE_ROUNDS};
+pub use schedule::{Schedule, Tile};
+use wgsl::Text;

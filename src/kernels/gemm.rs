@@ -1,0 +1,399 @@
+//! The GEMM kernels: operation x schedule x form x element types x epilogue, and the WGSL of each.
+//!
+//! Invariant: a [`Kernel`] that exists has a shader; whether a given device can run it is [`Kernel::supported_by`].
+
+use std::fmt;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::wgsl::{Text, overrides};
+use super::{Caps, CoopTile, CoopUnit, Primitives, Schedule};
+use crate::error::{Error, Result};
+use crate::mask::VectorLen;
+use crate::matrix::DType;
+use crate::problem::{Epilogue, Form, Op, Problem};
+
+pub(super) const GEMM: &str = include_str!("../../shaders/shared/gemm.wgsl");
+
+/// Mirror of `Params` in shaders/shared/gemm.wgsl.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Params {
+    /// Output features of these weights: all, or those of one piece of a large matrix.
+    pub m: u32,
+    /// Tokens.
+    pub n: u32,
+    /// Input features before compression, padded to a multiple of 32.
+    pub k: u32,
+    /// k of one split, a multiple of 32.
+    pub k_split: u32,
+    /// Features of Y.
+    pub features: u32,
+    /// First feature that these weights make.
+    pub feature0: u32,
+    /// Tiles along m.
+    pub tiles_m: u32,
+    /// Tiles along n.
+    pub tiles_n: u32,
+    /// k of the caller's X.
+    pub k_given: u32,
+}
+
+/// One GPU kernel: everything that distinguishes two compiled pipelines.
+///
+/// Its name (`Display`) is made of its parts, such as `gemm_sparse24-f16f32-v32-128x128x16-bias_gelu`: operation,
+/// storage and accumulation type, vector length, way and tile, epilogue; then `gemm` for the plain form, and `out_f32`
+/// or `out_f16` where the output has another type than the storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    op: Op,
+    schedule: Schedule,
+    form: Form,
+    storage: DType,
+    output: DType,
+    epilogue: Epilogue,
+}
+
+impl Kernel {
+    /// The kernel that solves a problem in one of its operation's ways. An error if there is no shader for the element
+    /// types or the way.
+    pub fn new(problem: &Problem, schedule: Schedule) -> Result<Self> {
+        for (what, got) in [("weights and x", problem.storage), ("y", problem.output)] {
+            if got == DType::Bf16 {
+                return Err(Error::DType { what: what.into(), got, expected: DType::F32 });
+            }
+        }
+        if !Schedule::of(problem.op, problem.storage).contains(&schedule) {
+            return Err(Error::Invalid(format!("{schedule} is no way of {} {}", problem.storage, problem.op)));
+        }
+        let Problem { op, form, storage, output, epilogue, .. } = *problem;
+        Ok(Self { op, schedule, form, storage, output, epilogue })
+    }
+
+    /// Every kernel there is: operation x vector length x way x form x storage x output x epilogue.
+    pub fn all() -> impl Iterator<Item = Self> {
+        const FLOATS: [DType; 2] = [DType::F32, DType::F16];
+        let layouts = || [Form::Linear, Form::Gemm].into_iter().flat_map(|form| FLOATS.map(|output| (form, output)));
+        let typed = Op::all().flat_map(|op| FLOATS.map(|storage| (op, storage)));
+        let schedules = typed.flat_map(|(op, storage)| {
+            Schedule::of(op, storage).into_iter().map(move |schedule| (op, storage, schedule))
+        });
+        schedules.flat_map(move |(op, storage, schedule)| {
+            layouts().flat_map(move |(form, output)| {
+                Epilogue::all().map(move |epilogue| Self { op, schedule, form, storage, output, epilogue })
+            })
+        })
+    }
+
+    /// Whether it is the linear form without an epilogue: one kernel of each shader text.
+    pub fn is_plain(&self) -> bool {
+        self.form == Form::Linear && self.epilogue == Epilogue::NONE
+    }
+
+    /// How its weights are given.
+    pub fn op(&self) -> Op {
+        self.op
+    }
+
+    /// How it goes about it.
+    pub fn schedule(&self) -> Schedule {
+        self.schedule
+    }
+
+    /// How its activations and output are laid out.
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
+    /// Element type of weights and activations.
+    pub fn storage(&self) -> DType {
+        self.storage
+    }
+
+    /// Element type of output and residual.
+    pub fn output(&self) -> DType {
+        self.output
+    }
+
+    /// What it does to an output before it stores it.
+    pub fn epilogue(&self) -> Epilogue {
+        self.epilogue
+    }
+
+    /// The part that decides its text.
+    pub(super) fn module(self) -> Self {
+        Self { form: Form::Linear, epilogue: Epilogue::NONE, ..self }
+    }
+
+    /// The kernel that leaves the sums of one split in scratch: token-major f32, no epilogue.
+    pub(crate) fn partial(&self) -> Self {
+        Self { form: Form::Linear, output: DType::F32, epilogue: Epilogue::NONE, ..*self }
+    }
+
+    /// Bytes of workgroup memory that a workgroup takes.
+    pub fn workgroup_bytes(&self) -> u32 {
+        match self.schedule {
+            Schedule::Tile(tile) | Schedule::Expand(tile) => {
+                // Two halves of both tiles, and a word of codes per feature where activations are gathered.
+                let gathers = self.gathers();
+                let (w_rows, x_pad, codes) = if gathers { (8, 8, tile.m) } else { (16, 0, 0) };
+                2 * 4 * (w_rows * tile.m + 16 * (tile.n + x_pad) + codes)
+            }
+            Schedule::Gemv { .. } => 32 << 10,
+            Schedule::Coop(tile) => {
+                // Rows of k and 16 bytes, and a stage of a block of f32 per subgroup, its rows longer by four.
+                let CoopUnit { edge, lanes } = tile.unit;
+                let depth = CoopTile::K / if self.gathers() { 2 } else { 1 };
+                let rows = tile.m + tile.patterns(self.op) * tile.n;
+                16 * (depth / 8 + 1) * tile.buffers * rows + 4 * edge * (edge + 4) * tile.threads() / lanes
+            }
+        }
+    }
+
+    /// Whether a tile gathers activations by 2:4 codes.
+    fn gathers(&self) -> bool {
+        match (self.op, self.schedule) {
+            (Op::Sparse24(_), Schedule::Tile(_)) => true,
+            (Op::Sparse24(v), Schedule::Coop(_)) => v.get() >= 16,
+            _ => false,
+        }
+    }
+
+    /// Whether it multiplies weights that 2:4 has removed, by zero.
+    pub(crate) fn expands(&self) -> bool {
+        matches!(self.op, Op::Sparse24(_))
+            && matches!(self.schedule, Schedule::Expand(_) | Schedule::Coop(_))
+            && !self.gathers()
+    }
+
+    /// What it costs beside memory, for the planner. The numbers of instructions were read off CUDA twins of the
+    /// shaders, compiled for sm_90: a hint that holds until a device is [tuned](crate::Tuning).
+    pub(crate) fn effort(&self) -> Effort {
+        let storage = self.storage.bytes() as f64;
+        let kept = if matches!(self.op, Op::Sparse24(_)) { 0.5 } else { 1.0 };
+        let (m, n) = self.schedule.tile();
+        let (m, n) = (f64::from(m), f64::from(n));
+        let issue = match self.schedule {
+            Schedule::Tile(tile) | Schedule::Expand(tile) => {
+                let (features, quads) = (4.0 * f64::from(tile.feature_quads), f64::from(tile.token_quads));
+                // Per k or group: multiply-adds; 16-byte reads, each an instruction and, over the four schedulers that
+                // share workgroup memory, several cycles of it; address arithmetic.
+                let (products, reads, address, per) = match self.op {
+                    Op::Sparse24(v) if self.gathers() => {
+                        let share = features.min(v.get() as f64);
+                        let patterns = features / share;
+                        // Threads with patterns of their own read different rows: a pass for each quarter of a
+                        // subgroup.
+                        let gather = if share < 8.0 { 4.0 } else { 1.5 };
+                        let spread = if tile.across == 32 { 4.0 } else { 1.25 };
+                        let weights = features / 2.0;
+                        let gathered = patterns * 2.0 * quads;
+                        (
+                            2.0 * features * quads * 4.0,
+                            (weights + gathered, weights * spread + gathered * gather),
+                            13.0 + 8.0 * patterns,
+                            4.0,
+                        )
+                    }
+                    _ => {
+                        let reads = features / 4.0 + quads;
+                        (features * quads * 4.0, (reads, reads * 1.25), 3.0, 1.0)
+                    }
+                };
+                let (instructions, passes) = (products + reads.0 + address, 4.0 * reads.1);
+                // Masks and codes are applied once per weight and workgroup.
+                let applied = if self.gathers() || self.op == Op::Dense { 1.0 } else { 1.02 };
+                // Loading and stashing take about a tenth of a dense multiply-add's slot, of sparse weights as of dense
+                // ones.
+                applied * instructions.max(passes) / (per * features * quads * 4.0) + 0.1
+            }
+            Schedule::Gemv { tokens, .. } => {
+                let tokens = f64::from(tokens);
+                let reads = (tokens / 4.0).max(1.0);
+                let address = if kept < 1.0 { 5.5 } else { 1.3 };
+                // Lanes that read one address are served together, lanes with patterns of their own by quarters.
+                let passes = if self.op.vector().is_some_and(|v| v.get() < 32) { 16.0 } else { 4.0 };
+                kept * (tokens + 1.0 + reads + address).max(passes * reads) / tokens
+            }
+            Schedule::Coop(tile) => {
+                // In units of the hardware's own multiply-adds: half of its rate is what the bytes and latencies of the
+                // tiles should leave (see shaders/shared/coop.wgsl), and each copy of the activations costs its stores.
+                let gathered = 0.05 * f64::from(tile.patterns(self.op) - 1);
+                2.0 * if self.gathers() { 0.5 + gathered } else { 1.0 }
+            }
+        };
+        // What a workgroup asks the cache for, per k.
+        Effort { issue, cache_bytes: (kept * m + n) * storage / (m * n) }
+    }
+
+    /// Whether a device can run it; if not, what is missing.
+    pub fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
+        if !caps.f16 && (self.storage == DType::F16 || self.output == DType::F16) {
+            return Err("f16 in shaders".into());
+        }
+        if let Schedule::Coop(tile) = self.schedule {
+            caps.has(tile.unit)?;
+        }
+        let (threads, bytes) = (self.schedule.threads(), self.workgroup_bytes());
+        if threads > caps.workgroup_threads {
+            return Err(format!("workgroups of {threads} invocations (it allows {})", caps.workgroup_threads));
+        }
+        if bytes > caps.workgroup_memory {
+            return Err(format!("{bytes} bytes of workgroup memory (it has {})", caps.workgroup_memory));
+        }
+        Ok(())
+    }
+
+    /// The specialised WGSL, as a GPU gets it. An error only if a shader lacks a name that it is to be specialised by,
+    /// which the tests rule out.
+    pub fn source(&self) -> Result<String> {
+        self.text(Primitives::NATIVE)?.finish(true)
+    }
+
+    pub(super) fn text(&self, primitives: Primitives) -> Result<Text> {
+        let mut text = Text::new(&[GEMM], self.storage, self.output)?;
+        if self.op != Op::Dense || matches!(self.schedule, Schedule::Coop(_)) {
+            text.push(include_str!("../../shaders/shared/words.wgsl"));
+            text.set("const VECTOR: u32", self.op.vector().map_or(1, VectorLen::get))?;
+        }
+        // Elements of a 16-byte unit.
+        let unit = 16 / self.storage.bytes();
+        match self.schedule {
+            Schedule::Tile(tile) | Schedule::Expand(tile) => {
+                text.push(include_str!("../../shaders/shared/tile.wgsl"));
+                let kept = matches!(self.op, Op::Sparse24(_));
+                let (w_rows, w_quads) = (if self.gathers() { 8 } else { 16 }, if kept { 2 } else { 4 });
+                let blocks = (tile.m * w_quads + tile.n * 4) / 4;
+                for (name, value) in [
+                    ("TILE_M", tile.m),
+                    ("TILE_N", tile.n),
+                    ("FEATURE_QUADS", tile.feature_quads),
+                    ("TOKEN_QUADS", tile.token_quads),
+                    ("ACROSS", tile.across),
+                    ("STEPS", blocks.div_ceil(tile.threads())),
+                    ("UNIT_QUADS", unit as u32 / 4),
+                    ("W_ROWS", w_rows),
+                    ("W_QUADS", w_quads),
+                    ("X_PAD", if self.gathers() { 2 } else { 0 }),
+                    ("THREAD_M", 4 * tile.feature_quads),
+                ] {
+                    text.set(&format!("const {name}: u32"), value as usize)?;
+                }
+                if !self.gathers() {
+                    text.push(include_str!("../../shaders/shared/tile_dense.wgsl"));
+                }
+                match self.op {
+                    Op::Dense => text.push(include_str!("../../shaders/gemm_dense.wgsl")),
+                    Op::Masked | Op::Masked24 => {
+                        text.push(include_str!("../../shaders/gemm_masked.wgsl"));
+                        text.set("const CODES: bool", self.op == Op::Masked24)?;
+                    }
+                    Op::Sparse24(v) if self.gathers() => {
+                        text.push(include_str!("../../shaders/gemm_sparse24.wgsl"));
+                        let share = v.get().min(4 * tile.feature_quads as usize);
+                        text.set("const SHARE: u32", share)?;
+                        text.set("const PATTERNS: u32", 4 * tile.feature_quads as usize / share)?;
+                    }
+                    Op::Sparse24(_) => text.push(include_str!("../../shaders/gemm_sparse24_expand.wgsl")),
+                }
+            }
+            Schedule::Gemv { tokens, slices } => {
+                text.push(match tokens {
+                    1 => include_str!("../../shaders/shared/tokens1.wgsl"),
+                    _ => include_str!("../../shaders/shared/tokens4.wgsl"),
+                });
+                text.push(include_str!("../../shaders/shared/gemv.wgsl"));
+                text.push(match self.op {
+                    Op::Dense => include_str!("../../shaders/gemv_dense.wgsl"),
+                    Op::Masked | Op::Masked24 => include_str!("../../shaders/gemv_masked.wgsl"),
+                    Op::Sparse24(_) => include_str!("../../shaders/gemv_sparse24.wgsl"),
+                });
+                let kept = if matches!(self.op, Op::Sparse24(_)) { 2 } else { 1 };
+                text.set("const UNIT: u32", unit)?;
+                text.set("const UNITS: u32", 32 / unit / kept)?;
+                text.set("const TOKEN_VECS: u32", tokens.div_ceil(4) as usize)?;
+                text.set("const SLICES: u32", slices as usize)?;
+                text.set("const STAGE_K: u32", 8192 / tokens as usize)?;
+                if self.op == Op::Masked24 {
+                    text.set("const CODES: bool", true)?;
+                }
+            }
+            Schedule::Coop(tile) => self.coop_text(tile, primitives, &mut text)?,
+        }
+        Ok(text)
+    }
+
+    fn coop_text(&self, tile: CoopTile, primitives: Primitives, text: &mut Text) -> Result<()> {
+        primitives.precede(text);
+        tile.unit.specialise(primitives, text)?;
+        text.push(include_str!("../../shaders/shared/coop.wgsl"));
+        if !self.gathers() {
+            text.push(include_str!("../../shaders/shared/coop_dense.wgsl"));
+        }
+        text.push(match self.op {
+            Op::Dense => include_str!("../../shaders/gemm_dense_coop.wgsl"),
+            Op::Masked | Op::Masked24 => include_str!("../../shaders/gemm_masked_coop.wgsl"),
+            Op::Sparse24(_) if self.gathers() => include_str!("../../shaders/gemm_sparse24_coop.wgsl"),
+            Op::Sparse24(_) => include_str!("../../shaders/gemm_sparse24_coop_expand.wgsl"),
+        });
+        if self.op == Op::Masked24 {
+            text.set("const CODES: bool", true)?;
+        }
+        let depth = CoopTile::K / if self.gathers() { 2 } else { 1 };
+        let unit_k = if matches!(self.op, Op::Sparse24(_)) { 16 } else { 8 };
+        let patterns = if self.gathers() { tile.patterns(self.op) } else { 1 };
+        // Runs of a subgroup's features that share a pattern.
+        let runs = (tile.unit.edge * tile.frags_m * patterns / tile.m).max(1);
+        for (name, value) in [
+            ("TILE_M", tile.m),
+            ("TILE_N", tile.n),
+            ("TILE_K", CoopTile::K),
+            ("DEPTH", depth),
+            ("UNIT_K", unit_k),
+            ("FRAGS_M", tile.frags_m),
+            ("FRAGS_N", tile.frags_n),
+            ("SUMS", tile.frags_m * tile.frags_n),
+            ("K_STEPS", depth / tile.unit.edge),
+            ("W_STEPS", tile.m * (CoopTile::K / unit_k) / tile.threads()),
+            ("X_STEPS", tile.n * (CoopTile::K / 8) / tile.threads()),
+            ("BUFFERS", tile.buffers),
+            ("PATTERNS", patterns),
+            ("RUNS", runs),
+            ("RUN_FRAGS", tile.frags_m / runs),
+        ] {
+            text.set(&format!("const {name}: u32"), value as usize)?;
+        }
+        Ok(())
+    }
+
+    /// Values of the shader's `override`s.
+    pub fn overrides(&self) -> Vec<(&'static str, f64)> {
+        overrides(self.form, self.epilogue)
+    }
+}
+
+/// What a kernel costs per multiply-add of the dense product, beside memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effort {
+    /// Issue slots, where a multiply-add alone would take one.
+    pub(crate) issue: f64,
+    /// Bytes asked from the last cache.
+    pub(crate) cache_bytes: f64,
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "gemm_{}-{}f32", self.op.kernel_name(), self.storage)?;
+        if let Some(v) = self.op.vector() {
+            write!(f, "-v{v}")?;
+        }
+        write!(f, "-{}-{}", self.schedule, self.epilogue)?;
+        if self.form == Form::Gemm {
+            f.write_str("-gemm")?;
+        }
+        if self.output != self.storage {
+            write!(f, "-out_{}", self.output)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,145 @@
+//! WGSL on its way to a driver: parts put together, constants set, marked loops unrolled.
+//!
+//! Invariant: what is specialised is declared in the text; a name that is not is an error.
+
+use crate::error::{Error, Result};
+use crate::matrix::DType;
+use crate::problem::{Activation, Epilogue, Form};
+
+pub(super) const ENABLE_F16: &str = "enable f16;\n";
+
+/// Values of the `override`s of shaders/shared/gemm.wgsl.
+pub(super) fn overrides(form: Form, epilogue: Epilogue) -> Vec<(&'static str, f64)> {
+    let activation = match epilogue.activation {
+        Activation::None => 0.0,
+        Activation::Relu => 1.0,
+        Activation::Gelu => 2.0,
+        Activation::GeluTanh => 3.0,
+        Activation::Silu => 4.0,
+    };
+    vec![
+        ("LINEAR", f64::from(u8::from(form == Form::Linear))),
+        ("HAS_BIAS", f64::from(u8::from(epilogue.bias))),
+        ("ACTIVATION", activation),
+        ("HAS_RESIDUAL", f64::from(u8::from(epilogue.residual))),
+    ]
+}
+
+/// WGSL on its way to be specialised.
+pub(super) struct Text(pub(super) String);
+
+impl Text {
+    pub(super) fn new(parts: &[&str], storage: DType, output: DType) -> Result<Self> {
+        let mut text = Self(parts.join("\n"));
+        text.replace("alias Storage", storage.name())?;
+        text.replace("alias Output", output.name())?;
+        if storage == DType::F16 || output == DType::F16 {
+            text.0.insert_str(0, ENABLE_F16);
+        }
+        Ok(text)
+    }
+
+    pub(super) fn push(&mut self, part: &str) {
+        self.0.push('\n');
+        self.0.push_str(part);
+    }
+
+    /// Sets a constant that is a number or a truth value.
+    pub(super) fn set(&mut self, declaration: &str, value: impl Literal) -> Result<()> {
+        self.replace(declaration, &value.literal())
+    }
+
+    /// Replaces the value in the line `{declaration} = ...;`.
+    pub(super) fn replace(&mut self, declaration: &str, value: &str) -> Result<()> {
+        let start = format!("\n{declaration} = ");
+        let found = self.0.find(&start).map(|at| at + start.len());
+        let end = found.and_then(|at| self.0[at..].find(';').map(|len| at + len));
+        let (Some(from), Some(to)) = (found, end) else {
+            return Err(Error::Invalid(format!("shader does not declare `{declaration}`")));
+        };
+        self.0.replace_range(from..to, value);
+        Ok(())
+    }
+
+    pub(super) fn finish(self, unrolled: bool) -> Result<String> {
+        if unrolled { unroll(&self.0, &self.0) } else { Ok(self.0) }
+    }
+}
+
+pub(super) trait Literal {
+    fn literal(&self) -> String;
+}
+
+impl Literal for usize {
+    fn literal(&self) -> String {
+        format!("{self}u")
+    }
+}
+
+impl Literal for bool {
+    fn literal(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// Repeats the body of every loop that follows a line `// unroll`, with the counter as a constant. The loop has the
+/// form `for (var i = 0u; i < BOUND; i++) {`, where `BOUND` is a number or the name of a constant that `whole` declares
+/// as one.
+fn unroll(text: &str, whole: &str) -> Result<String> {
+    const MARK: &str = "// unroll\n";
+    let Some(mark) = text.find(MARK) else { return Ok(text.to_owned()) };
+    let malformed = || {
+        let near: String = text[mark..].chars().take(120).collect();
+        Error::Invalid(format!("shader has a loop that cannot be unrolled: {near}"))
+    };
+    let after = &text[mark + MARK.len()..];
+    let header = after.trim_start();
+    let (name, rest) = header.strip_prefix("for (var ").and_then(|h| h.split_once(" = 0u; ")).ok_or_else(malformed)?;
+    let rest = rest.strip_prefix(name).and_then(|r| r.strip_prefix(" < ")).ok_or_else(malformed)?;
+    let (bound, rest) = rest.split_once("; ").ok_or_else(malformed)?;
+    let rest = rest.strip_prefix(name).and_then(|r| r.strip_prefix("++) {")).ok_or_else(malformed)?;
+    let number = |text: &str| text.strip_suffix('u').and_then(|n| n.parse::<usize>().ok());
+    let named = || {
+        let (_, value) = whole.split_once(&format!("\nconst {bound}: u32 = "))?;
+        number(value.split_once(';')?.0)
+    };
+    let count = number(bound).or_else(named).ok_or_else(malformed)?;
+    let mut depth = 1;
+    let end = rest.char_indices().find(|&(_, c)| {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        depth == 0
+    });
+    let (end, _) = end.ok_or_else(malformed)?;
+    let body = unroll(&rest[..end], whole)?;
+    let mut out = text[..mark].to_owned();
+    for i in 0..count {
+        out.push_str(&format!("{{\nconst {name} = {i}u;{body}}}\n"));
+    }
+    out.push_str(&unroll(&rest[end + 1..], whole)?);
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    #[test]
+    fn marked_loops_are_unrolled_from_the_inside() {
+        let text = "\nconst N: u32 = 2u;\n// unroll\nfor (var i = 0u; i < N; i++) {\n// unroll\nfor (var j = 0u; j < 2u; j++) {\nf(i, j);\n}\n}\ng();";
+        let out = unroll(text, text).unwrap();
+        assert_eq!(out.matches("f(i, j);").count(), 4);
+        assert!(!out.contains("for (") && out.ends_with("g();"), "{out}");
+        assert_eq!((out.matches("const i = 1u;").count(), out.matches("const j = 1u;").count()), (1, 2));
+    }
+
+    #[test]
+    fn loops_of_unknown_length_are_refused() {
+        let text = "// unroll\nfor (var i = 0u; i < M; i++) {}";
+        assert!(unroll(text, text).unwrap_err().to_string().contains("unrolled"));
+    }
+}

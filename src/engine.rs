@@ -19,17 +19,16 @@ pub use wgpu;
 
 use crate::cpu::{Cpu, CpuOperands, CpuProbe, CpuWeights};
 use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
-use crate::format::Sparse24;
 pub use crate::gpu::{AdapterInfo, AdapterKind};
 use crate::gpu::{Binding, Dispatch, Gpu, Scratch, adapters};
 use crate::kernels::{Caps, CoopUnit, Kernel, PROBE_CHAINS, PROBE_ROUNDS, Params, Program, ShaderChecks};
 use crate::layout;
-use crate::mask::{Mask, Mask24};
 use crate::matrix::{DType, Element, Elements, Matrix};
 use crate::memory;
 use crate::plan::{Activations, CpuCaps, CpuSchedule, Method, Plan, Step, Target, Tuning, WeightOperand};
 use crate::problem::{Op, Problem};
 use crate::simd::SimdLevel;
+use crate::weights::HostWeights;
 
 /// A place where products are computed. Cloning is cheap and gives the same device.
 ///
@@ -38,7 +37,7 @@ use crate::simd::SimdLevel;
 /// let device = Device::cpu()?;
 /// let w = Matrix::from_f32(2, 4, &[3.0, 1.0, 2.0, 0.0, 0.0, 5.0, 0.0, 4.0])?;
 /// let mask = prune::magnitude(&w, VectorLen::ONE)?;
-/// let weights = device.upload_sparse24(&Sparse24::compress(&w, &mask)?)?;
+/// let weights = device.upload_weights(&Sparse24::compress(&w, &mask)?.into())?;
 /// let x = device.upload(&Matrix::from_f32(1, 4, &[1.0, 1.0, 1.0, 1.0])?)?;
 /// let y = device.zeros(1, 2, DType::F32)?;
 /// let plan = device.plan(&Problem::linear(Op::Sparse24(VectorLen::ONE), 2, 1, 4, DType::F32))?;
@@ -520,56 +519,41 @@ impl Device {
         }
     }
 
-    /// Uploads dense weights, `m x k`.
-    pub fn upload_dense(&self, w: &Matrix) -> Result<Weights> {
-        let store = match &self.0 {
-            Inner::Gpu(gpu) => upload_pieces(gpu, Op::Dense, widen(w).elements(), (w.rows(), w.cols()), w.cols(), &[])?,
-            Inner::Cpu(_) => {
-                claim_weights(CpuWeights::dense_bytes(w.rows(), w.cols(), w.dtype(), false), w.rows(), w.cols())?;
-                cpu_weights(CpuWeights::dense(w, None))
+    /// Uploads weights of any form, in the layout of its operation. [`Device::sparsify`] replaces compressed ones where
+    /// they lie; masked ones keep weights and mask apart, so that either can be uploaded anew, as training does. An error
+    /// if a mask has another shape than its weights, or is to be held as 2:4 codes and keeps fewer than two weights of a
+    /// group, which it names: there is no code for that.
+    pub fn upload_weights(&self, w: &HostWeights) -> Result<Weights> {
+        let (op, m, k) = (w.op(), w.m(), w.k());
+        if let Some(mask) = w.mask() {
+            expect_shape("mask", (mask.rows(), mask.cols()), (m, k))?;
+        }
+        let store = match (&self.0, w) {
+            (Inner::Gpu(gpu), HostWeights::Sparse24(w)) => {
+                upload_pieces(gpu, op, &widen_elements(w.values()), (m, k), w.k_physical(), w.meta())?
             }
-        };
-        Ok(self.weights(Op::Dense, w.rows(), w.cols(), w.dtype(), store))
-    }
-
-    /// Uploads compressed weights. [`Device::sparsify`] replaces them where they lie.
-    pub fn upload_sparse24(&self, w: &Sparse24) -> Result<Weights> {
-        let op = Op::Sparse24(w.vector());
-        let store = match &self.0 {
-            Inner::Gpu(gpu) => {
-                let values = widen_elements(w.values());
-                upload_pieces(gpu, op, &values, (w.m(), w.k()), w.k_physical(), w.meta())?
+            (Inner::Gpu(gpu), HostWeights::Dense(w)) => upload_pieces(gpu, op, widen(w).elements(), (m, k), k, &[])?,
+            (Inner::Gpu(gpu), HostWeights::Masked(w, mask)) => {
+                upload_pieces(gpu, op, widen(w).elements(), (m, k), k, mask.words())?
             }
-            Inner::Cpu(cpu) => {
-                claim_weights(CpuWeights::sparse24_bytes(w.m(), w.k(), w.vector(), w.dtype()), w.m(), w.k())?;
+            (Inner::Gpu(gpu), HostWeights::Masked24(w, mask)) => {
+                upload_pieces(gpu, op, widen(w).elements(), (m, k), k, &mask.codes()?)?
+            }
+            (Inner::Cpu(cpu), HostWeights::Sparse24(w)) => {
+                claim_weights(CpuWeights::sparse24_bytes(m, k, w.vector(), w.dtype()), m, k)?;
                 cpu_weights(CpuWeights::sparse24(w, cpu.simd()))
             }
-        };
-        Ok(self.weights(op, w.m(), w.k(), w.dtype(), store))
-    }
-
-    /// Uploads dense weights, `m x k`, and the mask to apply whenever they are used, a bit per weight. The two stay
-    /// apart, so either can be uploaded anew, as training does.
-    pub fn upload_masked(&self, w: &Matrix, mask: &Mask) -> Result<Weights> {
-        self.upload_with_mask(Op::Masked, w, mask, mask.words())
-    }
-
-    /// As [`Device::upload_masked`], with the mask held as 2:4 codes. An error names a group in which fewer than two
-    /// weights are kept, for which there is no code.
-    pub fn upload_masked24(&self, w: &Matrix, mask: &Mask24) -> Result<Weights> {
-        self.upload_with_mask(Op::Masked24, w, mask.mask(), &mask.codes()?)
-    }
-
-    fn upload_with_mask(&self, op: Op, w: &Matrix, mask: &Mask, words: &[u32]) -> Result<Weights> {
-        expect_shape("mask", (mask.rows(), mask.cols()), (w.rows(), w.cols()))?;
-        let store = match &self.0 {
-            Inner::Gpu(gpu) => upload_pieces(gpu, op, widen(w).elements(), (w.rows(), w.cols()), w.cols(), words)?,
-            Inner::Cpu(_) => {
-                claim_weights(CpuWeights::dense_bytes(w.rows(), w.cols(), w.dtype(), true), w.rows(), w.cols())?;
-                cpu_weights(CpuWeights::dense(w, Some(mask)))
+            (Inner::Cpu(_), HostWeights::Dense(dense) | HostWeights::Masked(dense, _)) => {
+                claim_weights(CpuWeights::dense_bytes(m, k, w.dtype(), w.mask().is_some()), m, k)?;
+                cpu_weights(CpuWeights::dense(dense, w.mask()))
+            }
+            (Inner::Cpu(_), HostWeights::Masked24(dense, mask)) => {
+                mask.codes()?;
+                claim_weights(CpuWeights::dense_bytes(m, k, w.dtype(), true), m, k)?;
+                cpu_weights(CpuWeights::dense(dense, w.mask()))
             }
         };
-        Ok(self.weights(op, w.rows(), w.cols(), w.dtype(), store))
+        Ok(self.weights(op, m, k, w.dtype(), store))
     }
 
     /// Weights whose elements were of type `given`.

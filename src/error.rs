@@ -190,7 +190,6 @@ impl Error {
     }
 
     /// This error, with the text that it is about.
-    #[cfg(feature = "bert")]
     pub(crate) fn of_text(self, text: usize) -> Self {
         Self::Text { text, cause: Box::new(self) }
     }

@@ -54,7 +54,7 @@
 //!
 //! // Uploaded once. `Device::auto()` would take a GPU if there is one.
 //! let device = Device::cpu()?;
-//! let weights = device.upload_sparse24(&compressed)?;
+//! let weights = device.upload_weights(&compressed.clone().into())?;
 //! let x = device.upload(&sparse24::measure::uniform(3, 16, DType::F32, 2)?)?;
 //! let bias = device.upload(&Matrix::from_f32(1, 8, &[0.5; 8])?)?;
 //! let y = device.zeros(3, 8, DType::F32)?;
@@ -176,8 +176,6 @@
 //! | `tune.rs` | the best kernels of a device: raced, and kept in a cache |
 //! | `main.rs` `cli.rs` `cli/` | the binary: the command line |
 
-#[cfg(feature = "bert")]
-pub mod bert;
 pub mod bootstrap;
 pub mod choose;
 #[cfg(feature = "compile")]
@@ -188,6 +186,7 @@ pub mod engine;
 pub mod error;
 pub mod format;
 mod gpu;
+pub mod graph;
 mod groups;
 pub mod io;
 pub mod kernels;
@@ -197,6 +196,7 @@ pub mod mask;
 pub mod matrix;
 pub mod measure;
 mod memory;
+pub mod models;
 pub mod plan;
 pub mod problem;
 pub mod prune;
@@ -204,7 +204,10 @@ pub mod reference;
 #[cfg(feature = "cli")]
 pub mod report;
 pub mod simd;
+#[cfg(feature = "text")]
+pub mod text;
 pub mod tune;
+pub mod weights;
 
 pub use engine::glue::{self, Attention, Embed, Indices, LayerNorm, Pool};
 pub use engine::sparsify::{self, Compressed, Densify, Sparsify};
@@ -212,12 +215,13 @@ pub use engine::{Device, Io, Options, Prepared, Tensor, Weights, wgpu};
 pub use error::{Error, Result};
 pub use format::Sparse24;
 pub use io::TensorFile;
-pub use linear::{Linear, LinearWeights};
+pub use linear::Linear;
 pub use mask::{Mask, Mask24, VectorLen};
 pub use matrix::{DType, Element, Elements, Matrix};
 pub use plan::{Plan, Tuning};
 pub use problem::{Activation, Epilogue, Form, Op, Problem};
 pub use reference::{Oracle, Sample, Verdict};
+pub use weights::HostWeights;
 
 /// The README's example, compiled and run with the doctests.
 #[cfg(doctest)]

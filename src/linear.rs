@@ -27,7 +27,7 @@
 //! let skip = Epilogue { bias: true, activation: Activation::Gelu, residual: true };
 //! let layers = [
 //!     device.linear(&compressed, relu),
-//!     device.linear(LinearWeights::Masked(mid, mask), skip),
+//!     device.linear(HostWeights::Masked(mid, mask), skip),
 //!     device.linear(&down, Epilogue::NONE),
 //! ];
 //!
@@ -48,110 +48,14 @@
 //! # }
 //! ```
 
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::engine::{Device, Io, Prepared, Weights};
 use crate::error::{Error, Result};
-use crate::format::Sparse24;
-use crate::mask::Mask;
-use crate::matrix::{DType, Matrix};
+use crate::matrix::DType;
 use crate::plan::Plan;
 use crate::problem::{Epilogue, Op, Problem};
-
-/// The weights of a layer on the host, `m x k`, in the form in which a [`Linear`] is to have them.
-#[derive(Clone, Debug, PartialEq)]
-pub enum LinearWeights {
-    /// Every weight.
-    Dense(Matrix),
-    /// Compressed 2:4 weights.
-    Sparse24(Sparse24),
-    /// Every weight, and the mask of the same shape that is applied whenever they are used.
-    Masked(Matrix, Mask),
-}
-
-impl LinearWeights {
-    /// Output features.
-    pub fn m(&self) -> usize {
-        match self {
-            Self::Dense(w) | Self::Masked(w, _) => w.rows(),
-            Self::Sparse24(w) => w.m(),
-        }
-    }
-
-    /// Input features, before compression.
-    pub fn k(&self) -> usize {
-        match self {
-            Self::Dense(w) | Self::Masked(w, _) => w.cols(),
-            Self::Sparse24(w) => w.k(),
-        }
-    }
-
-    /// Element type.
-    pub fn dtype(&self) -> DType {
-        match self {
-            Self::Dense(w) | Self::Masked(w, _) => w.dtype(),
-            Self::Sparse24(w) => w.dtype(),
-        }
-    }
-
-    /// What is multiplied with: every weight, with zeros where it is pruned or masked. An error if a mask has another
-    /// shape than its weights.
-    pub fn to_dense(&self) -> Result<Matrix> {
-        match self {
-            Self::Dense(w) => Ok(w.clone()),
-            Self::Sparse24(w) => Ok(w.decompress()),
-            Self::Masked(w, mask) => mask.apply(w),
-        }
-    }
-
-    /// Some of the rows, in the same form. An error if there are no such rows.
-    pub fn rows_of(&self, rows: Range<usize>) -> Result<Self> {
-        Ok(match self {
-            Self::Dense(w) => Self::Dense(w.rows_of(rows)?),
-            Self::Sparse24(w) => Self::Sparse24(w.rows_of(rows)?),
-            Self::Masked(w, mask) => {
-                let from = rows.start;
-                let part = w.rows_of(rows)?;
-                let mask = Mask::from_fn(part.rows(), part.cols(), |row, col| mask.get(from + row, col))?;
-                Self::Masked(part, mask)
-            }
-        })
-    }
-
-    /// The operation that takes weights of this form.
-    pub fn op(&self) -> Op {
-        match self {
-            Self::Dense(_) => Op::Dense,
-            Self::Sparse24(w) => Op::Sparse24(w.vector()),
-            Self::Masked(..) => Op::Masked,
-        }
-    }
-}
-
-impl From<Matrix> for LinearWeights {
-    fn from(w: Matrix) -> Self {
-        Self::Dense(w)
-    }
-}
-
-impl From<&Matrix> for LinearWeights {
-    fn from(w: &Matrix) -> Self {
-        Self::Dense(w.clone())
-    }
-}
-
-impl From<Sparse24> for LinearWeights {
-    fn from(w: Sparse24) -> Self {
-        Self::Sparse24(w)
-    }
-}
-
-impl From<&Sparse24> for LinearWeights {
-    fn from(w: &Sparse24) -> Self {
-        Self::Sparse24(w.clone())
-    }
-}
+use crate::weights::HostWeights;
 
 /// A linear layer. Cloning gives another handle to the same weights.
 ///
@@ -173,7 +77,7 @@ impl From<&Sparse24> for LinearWeights {
 #[derive(Clone, Debug)]
 pub struct Linear {
     layer: Arc<Layer>,
-    pinned: bool,
+    no_dense_fallback: bool,
 }
 
 #[derive(Debug)]
@@ -192,7 +96,7 @@ struct Layer {
 struct Forms {
     /// Compressed weights for as long as the layer is there, to make the other form from; others until they are on the
     /// device.
-    host: Option<LinearWeights>,
+    host: Option<HostWeights>,
     /// On the device, in the form of the host's.
     own: Option<Weights>,
     /// The dense copy of compressed weights.
@@ -200,9 +104,9 @@ struct Forms {
 }
 
 impl Device {
-    /// A layer with these weights: a [`Matrix`], a [`Sparse24`], or any [`LinearWeights`]. They are uploaded when the
+    /// A layer with these weights: a [`Matrix`](crate::Matrix), a [`Sparse24`](crate::Sparse24), or any [`HostWeights`]. They are uploaded when the
     /// first call is prepared, compressed ones in the form that its number of tokens wants. bf16 weights become f32.
-    pub fn linear(&self, w: impl Into<LinearWeights>, epilogue: Epilogue) -> Linear {
+    pub fn linear(&self, w: impl Into<HostWeights>, epilogue: Epilogue) -> Linear {
         let w = w.into();
         let dtype = match w.dtype() {
             DType::Bf16 => DType::F32,
@@ -217,14 +121,14 @@ impl Device {
             epilogue,
             forms: Mutex::new(Forms { host: Some(w), own: None, dense: None }),
         };
-        Linear { layer: Arc::new(layer), pinned: false }
+        Linear { layer: Arc::new(layer), no_dense_fallback: false }
     }
 }
 
 impl Linear {
     /// The same layer, on the same weights, that takes no dense ones in place of 2:4: to see what 2:4 alone does.
-    pub fn pinned(&self) -> Self {
-        Self { layer: Arc::clone(&self.layer), pinned: true }
+    pub fn no_dense_fallback(&self) -> Self {
+        Self { layer: Arc::clone(&self.layer), no_dense_fallback: true }
     }
 
     /// The operation that its weights were given for.
@@ -242,7 +146,7 @@ impl Linear {
     pub fn plan(&self, n: usize, output: DType) -> Result<Plan> {
         let problem = self.problem(n, output);
         match self.layer.op {
-            Op::Sparse24(_) if !self.pinned => self.layer.device.plan_or_dense(&problem),
+            Op::Sparse24(_) if !self.no_dense_fallback => self.layer.device.plan_or_dense(&problem),
             _ => self.layer.device.plan(&problem),
         }
     }
@@ -279,15 +183,13 @@ impl Linear {
         if let Some(weights) = form {
             return Ok(weights.clone());
         }
-        let uploaded = match (&*host, op) {
-            (Some(LinearWeights::Dense(w)), Op::Dense) => device.upload_dense(w)?,
-            (Some(LinearWeights::Masked(w, mask)), Op::Masked) => device.upload_masked(w, mask)?,
-            (Some(LinearWeights::Sparse24(w)), Op::Sparse24(_)) => device.upload_sparse24(w)?,
-            (Some(LinearWeights::Sparse24(w)), Op::Dense) => device.upload_dense(&w.decompress())?,
+        let uploaded = match &*host {
+            Some(w) if w.op() == op => device.upload_weights(w)?,
+            Some(HostWeights::Sparse24(w)) if op == Op::Dense => device.upload_weights(&w.decompress().into())?,
             // Plans of a layer are of its own operation, or dense in place of 2:4.
             _ => return Err(Error::Invalid(format!("a layer of {} has no weights for {op}", self.layer.op))),
         };
-        if !matches!(host, Some(LinearWeights::Sparse24(_))) {
+        if !matches!(host, Some(HostWeights::Sparse24(_))) {
             *host = None;
         }
         Ok(form.insert(uploaded).clone())

@@ -21,7 +21,7 @@ use crate::cpu::CpuWeights;
 use crate::engine::{AdapterKind, CpuInfo, Device, DeviceInfo, Io, Prepared, Probe, Tensor};
 use crate::error::{Error, Result};
 use crate::format::Sparse24;
-use crate::mask::{Mask, Mask24, VectorLen};
+use crate::mask::{Mask24, VectorLen};
 use crate::matrix::{DType, Elements, Matrix};
 use crate::memory;
 use crate::plan::Plan;
@@ -29,6 +29,7 @@ use crate::problem::{Op, Problem};
 use crate::prune;
 use crate::reference::{Operands, Oracle, Sample, Verdict, Weights};
 use crate::simd::SimdLevel;
+use crate::weights::HostWeights;
 
 /// Name, output features and input features of a linear layer.
 pub type Layer = (&'static str, usize, usize);
@@ -493,7 +494,7 @@ pub fn race(
     claim_operands(&device.info(), shape, case.w.dtype(), std::iter::once((op, op)))?;
     let whole = case.whole(seed)?;
     let whole_sets = Sets::new(device, &whole, op, op, 1)?;
-    let operands = Operands { weights: whole_sets.host.as_oracle(), x: &whole.x, bias: None, residual: None };
+    let operands = Operands { weights: as_oracle(&whole_sets.host), x: &whole.x, bias: None, residual: None };
     let problem = case.problem(op);
     let mut referee = Referee { oracle: Oracle::new(&problem, operands)?, problem, seed, right: None };
     let sets = Sets::new(device, case, op, op, MOST_SETS)?;
@@ -668,7 +669,7 @@ fn rotation(calls: &[Prepared], from: usize, count: usize) -> impl Iterator<Item
 /// weights share them. All calls write one output, as layers depend on each other: else a GPU could run those of one
 /// plan at the same time, and not those of another that sums splits of k in scratch.
 struct Sets {
-    host: HostForm,
+    host: HostWeights,
     weights: Vec<crate::engine::Weights>,
     xs: Vec<Tensor>,
     y: Tensor,
@@ -676,34 +677,19 @@ struct Sets {
     bytes: usize,
 }
 
-/// Weights on the host, owned.
-enum HostForm {
-    Dense(Matrix),
-    Sparse24(Sparse24),
-    Masked(Matrix, Mask),
+/// Weights as the oracle is told them.
+fn as_oracle(w: &HostWeights) -> Weights<'_> {
+    match w {
+        HostWeights::Dense(w) => Weights::Dense(w),
+        HostWeights::Sparse24(w) => Weights::Sparse24(w),
+        HostWeights::Masked(w, mask) => Weights::Masked(w, mask),
+        HostWeights::Masked24(w, mask) => Weights::Masked(w, mask.mask()),
+    }
 }
 
-impl HostForm {
-    fn as_oracle(&self) -> Weights<'_> {
-        match self {
-            Self::Dense(w) => Weights::Dense(w),
-            Self::Sparse24(w) => Weights::Sparse24(w),
-            Self::Masked(w, mask) => Weights::Masked(w, mask),
-        }
-    }
-
-    /// Uploads in the form that a plan wants.
-    fn upload(&self, device: &Device, form: Op) -> Result<crate::engine::Weights> {
-        match (self, form) {
-            (Self::Sparse24(w), Op::Dense) => device.upload_dense(&w.decompress()),
-            (Self::Sparse24(w), _) => device.upload_sparse24(w),
-            (Self::Dense(w), _) => device.upload_dense(w),
-            (Self::Masked(w, mask), Op::Masked24) => {
-                device.upload_masked24(w, &Mask24::new(mask.clone(), VectorLen::ONE)?)
-            }
-            (Self::Masked(w, mask), _) => device.upload_masked(w, mask),
-        }
-    }
+/// Uploads weights in the form that a plan wants: their own, or dense.
+fn upload(device: &Device, w: &HostWeights, form: Op) -> Result<crate::engine::Weights> {
+    if w.op() == form { device.upload_weights(w) } else { device.upload_weights(&w.to_dense()?.into()) }
 }
 
 #[derive(Default)]
@@ -728,11 +714,12 @@ impl Sets {
         let problem = case.problem(op);
         let pruned = |v| -> Result<Mask24> { prune::magnitude(&case.w, v) };
         let host = match op {
-            Op::Dense => HostForm::Dense(case.w.clone()),
-            Op::Sparse24(v) => HostForm::Sparse24(Sparse24::compress(&case.w, &pruned(v)?)?),
-            Op::Masked | Op::Masked24 => HostForm::Masked(case.w.clone(), pruned(VectorLen::ONE)?.into_mask()),
+            Op::Dense => HostWeights::Dense(case.w.clone()),
+            Op::Sparse24(v) => HostWeights::Sparse24(Sparse24::compress(&case.w, &pruned(v)?)?),
+            Op::Masked => HostWeights::Masked(case.w.clone(), pruned(VectorLen::ONE)?.into_mask()),
+            Op::Masked24 => HostWeights::Masked24(case.w.clone(), pruned(VectorLen::ONE)?),
         };
-        let first = host.upload(device, form)?;
+        let first = upload(device, &host, form)?;
         let weight_bytes = first.bytes();
         let (rows, cols) = problem.y_shape();
         let bytes = weight_bytes + case.x.bytes();
@@ -741,7 +728,7 @@ impl Sets {
         let mut sets = Self { host, weights: vec![first], xs: Vec::new(), y, weight_bytes, bytes };
         for set in 0..count {
             if set > 0 {
-                sets.weights.push(sets.host.upload(device, form)?);
+                sets.weights.push(upload(device, &sets.host, form)?);
             }
             sets.xs.push(device.upload(&case.x)?);
         }
@@ -778,7 +765,7 @@ fn prepare(
     let problem = case.problem(request.op);
     let plan = &request.plan;
     let calls = sets.bind(device, plan)?;
-    let operands = Operands { weights: sets.host.as_oracle(), x: &case.x, bias: None, residual: None };
+    let operands = Operands { weights: as_oracle(&sets.host), x: &case.x, bias: None, residual: None };
     let oracle = Oracle::new(&problem, operands)?;
     let first = sets.output(device, &calls[0])?;
     let verdict = oracle.verify(&first, sample(&problem, seed))?;
@@ -807,7 +794,7 @@ fn prepare(
 fn check_once(device: &Device, case: &Case, request: &Request, sets: &Sets, seed: u64) -> Result<Option<String>> {
     let problem = case.problem(request.op);
     let output = sets.output(device, &sets.bind(device, &request.plan)?[0])?;
-    let operands = Operands { weights: sets.host.as_oracle(), x: &case.x, bias: None, residual: None };
+    let operands = Operands { weights: as_oracle(&sets.host), x: &case.x, bias: None, residual: None };
     let verdict = Oracle::new(&problem, operands)?.verify(&output, sample(&problem, seed))?;
     Ok(wrong(&verdict, &output).map(|what| format!("on whole numbers: {what}")))
 }

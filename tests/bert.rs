@@ -2,7 +2,7 @@
 //!
 //! Tests that need a GPU are ignored unless asked for. Real weights are in tests/minilm.rs.
 
-#![cfg(feature = "bert")]
+#![cfg(feature = "text")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -14,11 +14,11 @@ use std::sync::Arc;
 
 use common::{allocated, callers_device, gpu, seed, submissions};
 use serde_json::json;
-use sparse24::bert::{
-    Batching, Checkpoint, Config, Files, Model, Part, Pipeline, Sparsity, Tokenizer, batches, reference,
-};
+use sparse24::graph::{Batching, Checkpoint, Limits, Model, Sparsity, batches};
 use sparse24::io::{Entry, save};
-use sparse24::{DType, Device, LinearWeights, Mask, Matrix, Op, Sparse24, TensorFile, VectorLen, prune};
+use sparse24::models::bert::Config;
+use sparse24::text::{Encoder, Files, Pipeline, Tokenizer, twin};
+use sparse24::{DType, Device, HostWeights, Mask, Matrix, Op, Sparse24, TensorFile, VectorLen, models, prune};
 use tempfile::TempDir;
 use tiny_bert::{TinyBert, WORDS};
 
@@ -34,7 +34,16 @@ fn allowed(dtype: DType) -> f64 {
 
 fn load(folder: &Path, dtype: DType) -> sparse24::Result<Checkpoint> {
     let files = Files::in_folder(folder);
-    Checkpoint::load(Config::load(&files.config)?, &files, None, dtype)
+    Checkpoint::load(models::load(&files.config)?, &files.weights, None, dtype)
+}
+
+/// The embeddings of the f64 twin.
+fn embeddings_of(checkpoint: &Checkpoint, texts: &[Vec<u32>]) -> ndarray::Array2<f64> {
+    twin::embeddings(checkpoint, &Pipeline::default(), texts).unwrap()
+}
+
+fn encoder(device: &Device, checkpoint: &Checkpoint) -> Encoder {
+    Encoder::new(device, checkpoint, Pipeline::default()).unwrap()
 }
 
 /// The checkpoint of a small model.
@@ -52,9 +61,9 @@ fn texts() -> Vec<Vec<u32>> {
 /// The largest distance of hidden states and embeddings on the device from the twin's of `told`.
 fn distance(device: &Device, checkpoint: &Checkpoint, told: &Checkpoint) -> f64 {
     let texts = texts();
-    let model = Model::new(device, checkpoint).unwrap();
-    let states = reference::hidden_states(told, &texts).unwrap();
-    let expected = reference::embeddings(told, &texts).unwrap();
+    let model = encoder(device, checkpoint);
+    let states = twin::hidden_states(told, &texts).unwrap();
+    let expected = embeddings_of(told, &texts);
     // NaN would vanish in a maximum.
     let off = |got: f32, expected: f64| {
         let off = (f64::from(got) - expected).abs();
@@ -62,8 +71,8 @@ fn distance(device: &Device, checkpoint: &Checkpoint, told: &Checkpoint) -> f64 
     };
     // In one batch, whose hidden states can be read.
     let forward = model.forward(texts.len(), 24).unwrap();
-    let one_batch = forward.embed(&texts).unwrap();
-    let hidden = device.read(forward.hidden()).unwrap();
+    let one_batch = model.embed_batch(&forward, &texts).unwrap();
+    let hidden = device.read(forward.tap(forward.graph().outputs()[0]).unwrap()).unwrap();
     // In several, by length.
     let by_length = model.embed(&texts, Batching { texts: 2, tokens: 40 }).unwrap();
     let (mut worst, mut state) = (0f64, 0);
@@ -97,10 +106,10 @@ fn forms(dense: &Checkpoint) -> Vec<(String, Checkpoint)> {
     let mut mixed = dense.clone();
     let linears: Vec<_> = dense.linears().map(|(name, w)| (name, w.clone())).collect();
     for (i, (name, w)) in linears.into_iter().enumerate() {
-        let LinearWeights::Dense(w) = w else { panic!("{name} is not dense") };
+        let HostWeights::Dense(w) = w else { panic!("{name} is not dense") };
         let weights = match i % 4 {
-            0 => LinearWeights::Dense(w),
-            1 => LinearWeights::Masked(w.clone(), Mask::from_fn(w.rows(), w.cols(), |r, c| (r + c) % 3 > 0).unwrap()),
+            0 => HostWeights::Dense(w),
+            1 => HostWeights::Masked(w.clone(), Mask::from_fn(w.rows(), w.cols(), |r, c| (r + c) % 3 > 0).unwrap()),
             2 => Sparse24::compress(&w, &prune::magnitude(&w, VectorLen::new(8).unwrap()).unwrap()).unwrap().into(),
             _ => Sparse24::compress(&w, &prune::random(w.rows(), w.cols(), VectorLen::ONE, 7).unwrap()).unwrap().into(),
         };
@@ -141,7 +150,7 @@ fn one_wrong_weight_shows() {
     for dtype in [DType::F32, DType::F16] {
         let right = tiny(dtype, 1);
         for (name, w) in right.linears() {
-            let LinearWeights::Dense(w) = w else { panic!("{name} is not dense") };
+            let HostWeights::Dense(w) = w else { panic!("{name} is not dense") };
             let mut numbers = w.elements().to_f32();
             // The largest one: a small one may be worth less than f16's round-off.
             let largest = (0..numbers.len()).max_by(|&a, &b| numbers[a].abs().total_cmp(&numbers[b].abs())).unwrap();
@@ -156,17 +165,17 @@ fn one_wrong_weight_shows() {
 
 /// The same calls with dense weights in place of 2:4 ones, where the planner wants that, and without.
 #[test]
-fn a_pinned_model_uses_the_weights_that_it_was_given() {
+fn a_model_without_dense_fallback_uses_the_weights_that_it_was_given() {
     let device = Device::cpu().unwrap();
     let mut checkpoint = tiny(DType::F32, 2);
     checkpoint.prune(Sparsity::TwoFour(VectorLen::ONE)).unwrap();
-    let model = Model::new(&device, &checkpoint).unwrap();
-    let pinned = model.pinned();
-    let plans = pinned.plans(64).unwrap();
+    let model = encoder(&device, &checkpoint);
+    let own = model.no_dense_fallback();
+    let plans = own.model().plans(4, 16).unwrap();
     assert_eq!(plans.len(), 8);
     assert!(plans.iter().all(|(op, plan)| *op == Op::Sparse24(VectorLen::ONE) && plan.weights() == *op));
     let (texts, batching) = (texts(), Batching::default());
-    let (a, b) = (model.embed(&texts, batching).unwrap(), pinned.embed(&texts, batching).unwrap());
+    let (a, b) = (model.embed(&texts, batching).unwrap(), own.embed(&texts, batching).unwrap());
     let off = a.elements().to_f32().iter().zip(b.elements().to_f32()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(off < 1e-6, "{off}");
 }
@@ -180,9 +189,9 @@ fn a_steady_state_allocates_nothing_and_submits_once() {
     let device = Device::from_wgpu(wgpu_device.clone(), queue.clone()).unwrap();
     let mut checkpoint = tiny(DType::F32, 3);
     checkpoint.prune(Sparsity::TwoFour(VectorLen::new(8).unwrap())).unwrap();
-    let model = Model::new(&device, &checkpoint).unwrap();
+    let model = encoder(&device, &checkpoint);
     let (first, second) = (vec![vec![1u32; 9], vec![2; 16]], vec![vec![5u32; 16], vec![6; 3]]);
-    let embeddings = model.forward(2, 16).unwrap().embed(&first).unwrap();
+    let embeddings = model.embed_batch(&model.forward(2, 16).unwrap(), &first).unwrap();
 
     let forward = model.forward(2, 16).unwrap();
     let before = allocated(&wgpu_device);
@@ -195,27 +204,26 @@ fn a_steady_state_allocates_nothing_and_submits_once() {
     device.wait().unwrap();
     for _ in 0..5 {
         assert_eq!(model.embed(&first, Batching::default()).unwrap(), embeddings);
-        assert_ne!(model.forward(2, 16).unwrap().embed(&second).unwrap(), embeddings);
+        let other = model.embed_batch(&model.forward(2, 16).unwrap(), &second).unwrap();
+        assert_ne!(other, embeddings);
     }
     assert_eq!(allocated(&wgpu_device), before);
 }
 
 #[test]
 fn the_calls_of_a_pass_are_told_apart() {
-    let model = Model::new(&Device::cpu().unwrap(), &tiny(DType::F32, 4)).unwrap();
+    let model = encoder(&Device::cpu().unwrap(), &tiny(DType::F32, 4));
     let forward = model.forward(3, 5).unwrap();
-    let count = |part| forward.calls().filter(|(of, _)| *of == part).count();
+    let count = |op| forward.calls().filter(|(node, _)| node.op.name() == op).count();
     // Two layers of four GEMMs, one attention, two norms; embeddings and their norm before, pooling after.
-    assert_eq!(Part::ALL.map(count), [8, 2, 7]);
-    assert_eq!(
-        (forward.batch(), forward.seq(), forward.embeddings().unwrap().rows(), forward.hidden().rows()),
-        (3, 5, 3, 15)
-    );
+    assert_eq!(["gemm", "attention", "layer_norm", "embedding", "mean_pooling"].map(count), [8, 2, 5, 1, 1]);
+    let hidden = forward.tap(forward.graph().outputs()[0]).unwrap();
+    assert_eq!((forward.batch(), forward.seq(), forward.output().rows(), hidden.rows()), (3, 5, 3, 15));
 }
 
 #[test]
 fn inputs_that_are_no_texts_of_the_model_are_named() {
-    let model = Model::new(&Device::cpu().unwrap(), &tiny(DType::F32, 5)).unwrap();
+    let model = encoder(&Device::cpu().unwrap(), &tiny(DType::F32, 5));
     let embed =
         |texts: &[Vec<u32>]| model.embed(texts, Batching::default()).map(|e| e.rows()).map_err(|e| e.to_string());
     assert_eq!(embed(&[]), Ok(0));
@@ -253,7 +261,7 @@ fn overflow_is_named(device: &Device) {
     tiny.tensors.get_mut("encoder.layer.0.output.dense.weight").unwrap().1.fill(6e4);
     tiny.write(dir.path());
     let error = |dtype| {
-        let model = Model::new(device, &load(dir.path(), dtype).unwrap()).unwrap();
+        let model = encoder(device, &load(dir.path(), dtype).unwrap());
         model.embed(&[vec![6], vec![5, 6, 7]], Batching::default()).unwrap_err().to_string()
     };
     if device.caps().is_none_or(|caps| caps.f16) {
@@ -278,7 +286,7 @@ fn overflow_is_named(device: &Device) {
 #[test]
 fn shapes_are_kept_up_to_a_number_of_tokens() {
     let (device, checkpoint) = (Device::cpu().unwrap(), tiny(DType::F32, 11));
-    let model = Model::new(&device, &checkpoint).unwrap();
+    let model = encoder(&device, &checkpoint);
     let texts_of = |batch: usize, seq: usize| -> Vec<Vec<u32>> {
         (0..batch).map(|i| (0..seq).map(|j| ((3 * i + j) % WORDS.len()) as u32).collect()).collect()
     };
@@ -290,8 +298,8 @@ fn shapes_are_kept_up_to_a_number_of_tokens() {
                 for i in 0..48 {
                     let seq = if thread == 0 { 1 + i % 24 } else { 24 - i % 24 };
                     let texts = texts_of(3, seq);
-                    let expected = reference::embeddings(checkpoint, &texts).unwrap();
-                    let got = model.forward(3, seq).unwrap().embed(&texts).unwrap();
+                    let expected = embeddings_of(checkpoint, &texts);
+                    let got = model.embed_batch(&model.forward(3, seq).unwrap(), &texts).unwrap();
                     let off = got.elements().to_f32().into_iter().zip(&expected);
                     let off = off.map(|(got, e)| (f64::from(got) - e).abs()).fold(0.0, f64::max);
                     assert!(off < 1e-5, "{seq} tokens on {}: {off}", device.info().name());
@@ -353,9 +361,9 @@ fn names_and_types_of_other_checkpoints_load_alike() {
     let tiny = TinyBert::new(7);
     tiny.write(dir.path());
     let weights =
-        |checkpoint: &Checkpoint| -> Vec<LinearWeights> { checkpoint.linears().map(|(_, w)| w.clone()).collect() };
+        |checkpoint: &Checkpoint| -> Vec<HostWeights> { checkpoint.linears().map(|(_, w)| w.clone()).collect() };
     let texts = texts();
-    let embeddings = |checkpoint: &Checkpoint| reference::embeddings(checkpoint, &texts).unwrap();
+    let embeddings = |checkpoint: &Checkpoint| embeddings_of(checkpoint, &texts);
     let plain = load(dir.path(), DType::F32).unwrap();
     assert_eq!(plain.linears().next().unwrap().0, "encoder.layer.0.attention.self.qkv");
     assert_eq!((weights(&plain)[0].m(), weights(&plain)[0].k()), (120, 40));
@@ -396,7 +404,7 @@ fn compressed_layers_come_from_their_own_file() {
     let dir = TempDir::new().unwrap();
     TinyBert::new(8).write(dir.path());
     let files = Files::in_folder(dir.path());
-    let config = Config::load(&files.config).unwrap();
+    let graph = models::load(&files.config).unwrap();
     let dense = TensorFile::open(&files.weights).unwrap();
     let compress = |name: &str, v: usize| {
         let w = dense.matrix(name).unwrap();
@@ -424,7 +432,7 @@ fn compressed_layers_come_from_their_own_file() {
     ];
     save(&path, &entries).unwrap();
 
-    let loaded = Checkpoint::load(config, &files, Some(&path), DType::F32).unwrap();
+    let loaded = Checkpoint::load(graph.clone(), &files.weights, Some(&path), DType::F32).unwrap();
     let ops: Vec<_> = loaded.linears().map(|(_, w)| w.op()).collect();
     let sparse = |v| Op::Sparse24(VectorLen::new(v).unwrap());
     let expected = [sparse(8), Op::Dense, Op::Dense, sparse(2), Op::Dense, Op::Dense, sparse(128), Op::Dense];
@@ -444,8 +452,8 @@ fn compressed_layers_come_from_their_own_file() {
     let other = TempDir::new().unwrap();
     by_hand.write(other.path());
     let texts = texts();
-    let expected = reference::embeddings(&load(other.path(), DType::F32).unwrap(), &texts).unwrap();
-    let got = reference::embeddings(&loaded, &texts).unwrap();
+    let expected = embeddings_of(&load(other.path(), DType::F32).unwrap(), &texts);
+    let got = embeddings_of(&loaded, &texts);
     let off = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     assert!(off < 1e-12, "{off}");
     assert!(distance(&Device::cpu().unwrap(), &loaded, &loaded) < allowed(DType::F32));
@@ -457,18 +465,18 @@ fn compressed_layers_come_from_their_own_file() {
         pruned.linears().map(|(_, w)| w.op().vector().map(VectorLen::get)).collect::<Vec<_>>(),
         [8, 8, 8, 2, 8, 8, 128, 8].map(Some)
     );
-    let LinearWeights::Sparse24(w) = pruned.linears().nth(1).unwrap().1 else { panic!("not pruned") };
+    let HostWeights::Sparse24(w) = pruned.linears().nth(1).unwrap().1 else { panic!("not pruned") };
     assert_eq!(*w, compress("encoder.layer.0.attention.output.dense.weight", 8));
 
     // A file that has everything needs no other.
     let all: Vec<_> = dense.tensors().map(|t| (t.name.as_str(), Entry::Copy(&dense))).collect();
     let complete = dir.path().join("complete.safetensors");
     save(&complete, &all).unwrap();
-    let elsewhere = Files { weights: dir.path().join("nothing"), ..files };
-    assert!(Checkpoint::load(config, &elsewhere, Some(&complete), DType::F32).is_ok());
-    let error = Checkpoint::load(config, &elsewhere, Some(&path), DType::F32).unwrap_err().to_string();
-    let missing = "tensor encoder.layer.0.attention.self.query.bias of shape [40] is missing";
-    assert_eq!(error, format!("{}: {missing}, and there is no {}", path.display(), elsewhere.weights.display()));
+    let elsewhere = dir.path().join("nothing");
+    assert!(Checkpoint::load(graph.clone(), &elsewhere, Some(&complete), DType::F32).is_ok());
+    let error = Checkpoint::load(graph, &elsewhere, Some(&path), DType::F32).unwrap_err().to_string();
+    let missing = "tensor embeddings.word_embeddings.weight of shape [14, 40] is missing";
+    assert_eq!(error, format!("{}: {missing}, and there is no {}", path.display(), elsewhere.display()));
 }
 
 #[test]
@@ -529,18 +537,18 @@ fn weights_that_do_not_fit_are_named_with_both_shapes() {
     // Compressed layers too.
     TinyBert::new(9).write(dir.path());
     let files = Files::in_folder(dir.path());
-    let config = Config::load(&files.config).unwrap();
+    let graph = models::load(&files.config).unwrap();
     let path = dir.path().join("sparse.safetensors");
     let over = |rows, value| {
         let w = Matrix::from_f32(rows, 40, &[&[value][..], &vec![0.0; rows * 40 - 1]].concat()).unwrap();
         save(&path, &[(weight, Entry::Sparse24(&Sparse24::from_dense(&w, VectorLen::ONE).unwrap()))]).unwrap();
-        Checkpoint::load(config, &files, Some(&path), DType::F16).unwrap_err().to_string()
+        Checkpoint::load(graph.clone(), &files.weights, Some(&path), DType::F16).unwrap_err().to_string()
     };
     let tensor = format!("{}: tensor {weight}: ", path.display());
     assert_eq!(over(71, 1.0), format!("{tensor}weight has shape [71, 40], expected [72, 40]"));
     assert_eq!(over(72, 1e6), format!("{tensor}row 0, column 0 is inf as f16"));
     assert_eq!(over(72, f32::NAN), format!("{tensor}row 0, column 0 is NaN as f16"));
-    let bf16 = Checkpoint::load(config, &files, None, DType::Bf16).unwrap_err();
+    let bf16 = Checkpoint::load(graph.clone(), &files.weights, None, DType::Bf16).unwrap_err();
     assert_eq!(bf16.to_string(), "activations is bf16, expected f32");
 }
 
@@ -548,14 +556,14 @@ fn weights_that_do_not_fit_are_named_with_both_shapes() {
 fn layers_take_weights_of_their_shape_only() {
     let mut checkpoint = tiny(DType::F32, 10);
     let name = "encoder.layer.1.output.dense";
-    let mut set = |name: &str, weights: LinearWeights| checkpoint.set_linear(name, weights).map_err(|e| e.to_string());
+    let mut set = |name: &str, weights: HostWeights| checkpoint.set_linear(name, weights).map_err(|e| e.to_string());
     let w = Matrix::zeros(40, 72, DType::Bf16).unwrap();
     assert_eq!(set(name, w.clone().into()), Ok(()));
     assert_eq!(set("output.dense", w.clone().into()), Err("there is no linear layer \"output.dense\"".into()));
     let other = Matrix::zeros(72, 40, DType::F32).unwrap();
     assert_eq!(set(name, other.into()), Err(format!("{name} has shape [72, 40], expected [40, 72]")));
     let mask = Mask::from_fn(40, 71, |_, _| true).unwrap();
-    let masked = LinearWeights::Masked(w, mask);
+    let masked = HostWeights::Masked(w, mask);
     assert_eq!(set(name, masked), Err(format!("mask of {name} has shape [40, 71], expected [40, 72]")));
     let nan = Matrix::from_f32(40, 72, &[f32::NAN; 40 * 72]).unwrap();
     assert_eq!(set(name, nan.into()), Err(format!("{name}: row 0, column 0 is NaN as f32")));
@@ -569,8 +577,9 @@ fn configs_that_are_none_are_refused_by_field() {
         Config::parse(&config.to_string()).map_err(|e| e.to_string())
     };
     let fine = parse(&|_| {}).unwrap();
-    assert_eq!((fine.hidden(), fine.heads(), fine.layers(), fine.positions(), fine.eps()), (40, 5, 2, 24, 1e-12));
-    assert_eq!(fine.linear_weights(), 2 * (4 * 1600 + 2 * 40 * 72));
+    let sizes = fine.sizes();
+    assert_eq!((sizes.hidden, sizes.heads, sizes.layers, sizes.positions, fine.eps()), (40, 5, 2, 24, 1e-12));
+    assert_eq!(fine.graph().unwrap().linear_weights(), 2 * (4 * 1600 + 2 * 40 * 72));
     // What older files lack.
     let old = parse(&|c| {
         let fields = c.as_object_mut().unwrap();
@@ -608,7 +617,7 @@ fn configs_that_are_none_are_refused_by_field() {
     });
     assert!(huge.as_ref().is_err_and(|e| e.contains("overflows")), "{huge:?}");
     assert!(Config::parse("[]").is_err_and(|e| e.to_string() == "is not a JSON object"));
-    let missing = Config::load("nowhere/config.json").unwrap_err().to_string();
+    let missing = models::load("nowhere/config.json").unwrap_err().to_string();
     assert!(missing.starts_with("nowhere/config.json: "), "{missing}");
 }
 
@@ -617,8 +626,9 @@ fn the_tokenizer_forgets_its_lengths_and_counts_what_it_cuts() {
     let dir = TempDir::new().unwrap();
     let tiny = TinyBert::new(0);
     tiny.write(dir.path());
-    let config = Config::parse(&tiny.config.to_string()).unwrap();
-    let tokenizer = Tokenizer::load(dir.path().join("tokenizer.json"), &config).unwrap();
+    let limits = models::parse(&tiny.config.to_string()).unwrap().limits();
+    assert_eq!(limits, Limits { vocabulary: WORDS.len(), tokens: 24 });
+    let tokenizer = Tokenizer::load(dir.path().join("tokenizer.json"), limits).unwrap();
     let long = "cat ".repeat(22);
     let longer = "cat ".repeat(23);
     let tokens = tokenizer.encode(&["The cats sat on the mat.", "", "zebra", &long, &longer]).unwrap();
@@ -642,15 +652,15 @@ fn shorter_texts_and_lower_case_are_asked_for_by_the_folder() {
     let dir = TempDir::new().unwrap();
     TinyBert::new(0).write(dir.path());
     let files = || Files::in_folder(dir.path());
-    let config = Config::load(files().config).unwrap();
+    let limits = models::load(files().config).unwrap().limits();
     assert_eq!((files().modules, files().pooling, files().sentences, files().settings), (None, None, None, None));
-    assert_eq!((files().max_tokens(&config).unwrap(), files().lower_case().unwrap()), (24, false));
+    assert_eq!((files().max_tokens(limits).unwrap(), files().lower_case().unwrap()), (24, false));
 
     let sentences = dir.path().join("sentence_bert_config.json");
     let asks = |json: serde_json::Value| std::fs::write(&sentences, json.to_string()).unwrap();
     let most = |json: serde_json::Value| {
         asks(json);
-        files().max_tokens(&config).map_err(|e| e.to_string())
+        files().max_tokens(limits).map_err(|e| e.to_string())
     };
     assert_eq!(most(json!({"max_seq_length": 7, "do_lower_case": false})), Ok(7));
     assert_eq!((most(json!({"max_seq_length": 512})), most(json!({"max_seq_length": null}))), (Ok(24), Ok(24)));
@@ -664,7 +674,7 @@ fn shorter_texts_and_lower_case_are_asked_for_by_the_folder() {
     let mut ids = Vec::new();
     for lower_case in [false, true] {
         asks(json!({"do_lower_case": lower_case}));
-        let tokenizer = Tokenizer::load(&files().tokenizer, &config).unwrap().lower_case(files().lower_case().unwrap());
+        let tokenizer = Tokenizer::load(&files().tokenizer, limits).unwrap().lower_case(files().lower_case().unwrap());
         ids.push(tokenizer.encode(&["Cat"]).unwrap().ids.remove(0));
     }
     assert_eq!(ids, [[2, 1, 3], [2, 6, 3]]);
@@ -677,10 +687,7 @@ fn shorter_texts_and_lower_case_are_asked_for_by_the_folder() {
 #[test]
 fn the_embedding_of_zeros_is_zeros() {
     let states = ndarray::Array2::zeros((3, 4));
-    assert_eq!(
-        reference::pool(&Pipeline::default(), &states, [1, 2].into_iter()),
-        ndarray::Array2::<f64>::zeros((2, 4))
-    );
+    assert_eq!(twin::pool(&Pipeline::default(), &states, [1, 2].into_iter()), ndarray::Array2::<f64>::zeros((2, 4)));
 }
 
 #[test]
@@ -691,8 +698,8 @@ fn a_tokenizer_of_another_vocabulary_is_refused() {
         let mut tiny = TinyBert::new(0);
         change(&mut tiny);
         tiny.write(dir.path());
-        let config = Config::parse(&tiny.config.to_string()).unwrap();
-        let loaded = Tokenizer::load(&path, &config);
+        let limits = models::parse(&tiny.config.to_string()).unwrap().limits();
+        let loaded = Tokenizer::load(&path, limits);
         loaded.map_err(|e| e.to_string().strip_prefix(&format!("{}: ", path.display())).unwrap().to_owned())
     };
     let vocab_size = |size: usize| load(&move |t| t.config["vocab_size"] = json!(size)).map(|_| ());
@@ -711,8 +718,8 @@ fn a_tokenizer_of_another_vocabulary_is_refused() {
     assert_eq!(error, "text 1: has no tokens, so it has no embedding");
 
     std::fs::remove_file(&path).unwrap();
-    let config = Config::parse(&TinyBert::new(0).config.to_string()).unwrap();
-    assert!(Tokenizer::load(&path, &config).unwrap_err().to_string().starts_with(&format!("{}: ", path.display())));
+    let limits = Limits { vocabulary: 14, tokens: 24 };
+    assert!(Tokenizer::load(&path, limits).unwrap_err().to_string().starts_with(&format!("{}: ", path.display())));
 }
 
 #[test]

@@ -1,21 +1,21 @@
 //! Statistics of a model's own inputs, one layer replaced at a time, and checkpoints written back.
 
-#![cfg(feature = "bert")]
+#![cfg(feature = "text")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use ndarray::Array2;
-use sparse24::bert::{
-    Batching, Calibration, Checkpoint, Config, Inputs, LinearTensor, Model, Probe, Sizes, Sparsity, reference,
-};
+use sparse24::graph::{Ablation, Batching, Calibration, Checkpoint, Inputs, LinearTensor, Sparsity};
+use sparse24::models::bert::{Config, Sizes};
 use sparse24::prune::{Method, SparseGpt};
-use sparse24::{Activation, DType, Device, LinearWeights, Matrix, Sparse24, VectorLen, prune};
+use sparse24::text::{Encoder, Pipeline, twin};
+use sparse24::{Activation, DType, Device, HostWeights, Matrix, Sparse24, VectorLen, prune};
 
 const SIZES: Sizes =
     Sizes { vocabulary: 30, hidden: 24, layers: 3, heads: 3, intermediate: 40, positions: 20, types: 1 };
 
 fn checkpoint() -> Checkpoint {
-    let mut checkpoint =
-        Checkpoint::random(Config::new(SIZES, 1e-12, Activation::Gelu).unwrap(), DType::F32, 24).unwrap();
+    let graph = Config::new(SIZES, 1e-12, Activation::Gelu).unwrap().graph().unwrap();
+    let mut checkpoint = Checkpoint::random(graph, DType::F32, 24).unwrap();
     // Weights large enough for layers to matter.
     for (name, w) in checkpoint.linears().map(|(name, w)| (name, w.clone())).collect::<Vec<_>>() {
         let w = w.to_dense().unwrap().to_array().mapv(|x| 8.0 * x);
@@ -37,7 +37,7 @@ fn how(inputs: Inputs, batch: usize) -> Calibration {
 fn grams(checkpoint: &Checkpoint, how: Calibration, texts: &[Vec<u32>]) -> Vec<(String, u64, Array2<f64>)> {
     let mut all = Vec::new();
     let mut checkpoint = checkpoint.clone();
-    let visit = &mut |name: &str, _: &LinearWeights, statistics: &prune::Statistics| {
+    let visit = &mut |name: &str, _: &HostWeights, statistics: &prune::Statistics| {
         all.push((name.to_owned(), statistics.tokens(), statistics.gram().unwrap().to_owned()));
         Ok(None)
     };
@@ -90,10 +90,10 @@ fn later_layers_see_what_earlier_ones_lost_unless_they_are_not_to() {
                 all.push((statistics.gram().unwrap().to_owned(), statistics.cross().map(|c| c.to_owned())));
                 let w = w.to_dense()?;
                 let mask = Method::Magnitude.prune(&w, VectorLen::ONE, None, 0)?.1;
-                Ok(Some(LinearWeights::Sparse24(Sparse24::compress(&w, &mask)?)))
+                Ok(Some(HostWeights::Sparse24(Sparse24::compress(&w, &mask)?)))
             })
             .unwrap();
-        assert!(pruned.linears().all(|(_, w)| matches!(w, LinearWeights::Sparse24(_))));
+        assert!(pruned.linears().all(|(_, w)| matches!(w, HostWeights::Sparse24(_))));
         for ((gram, cross), (name, _, dense)) in all.iter().zip(&before) {
             let same = (gram - dense).iter().all(|x| x.abs() < 1e-4 * dense[[0, 0]].abs());
             let first = name == "encoder.layer.0.attention.self.qkv";
@@ -110,7 +110,7 @@ fn later_layers_see_what_earlier_ones_lost_unless_they_are_not_to() {
 fn correction_comes_closer_to_the_dense_model() {
     let (checkpoint, texts) = (checkpoint(), texts(300));
     let device = Device::cpu().unwrap();
-    let dense = reference::hidden_states(&checkpoint, &texts[..60]).unwrap();
+    let dense = twin::hidden_states(&checkpoint, &texts[..60]).unwrap();
     let lost = |inputs: Option<Inputs>| {
         let mut pruned = checkpoint.clone();
         match inputs {
@@ -119,11 +119,11 @@ fn correction_comes_closer_to_the_dense_model() {
                 .calibrate(&device, &texts, how(inputs, 32), &mut |_, w, statistics| {
                     let gpt = SparseGpt::new(VectorLen::new(4).unwrap());
                     let (w, mask) = gpt.prune(&w.to_dense()?, statistics, None)?;
-                    Ok(Some(LinearWeights::Sparse24(Sparse24::compress(&w, &mask)?)))
+                    Ok(Some(HostWeights::Sparse24(Sparse24::compress(&w, &mask)?)))
                 })
                 .unwrap(),
         }
-        (&reference::hidden_states(&pruned, &texts[..60]).unwrap() - &dense).mapv(|x| x * x).sum()
+        (&twin::hidden_states(&pruned, &texts[..60]).unwrap() - &dense).mapv(|x| x * x).sum()
     };
     let (magnitude, pruned, corrected) = (lost(None), lost(Some(Inputs::Pruned)), lost(Some(Inputs::Corrected)));
     assert!(pruned < 0.6 * magnitude, "{pruned} against magnitude's {magnitude}");
@@ -131,32 +131,36 @@ fn correction_comes_closer_to_the_dense_model() {
 }
 
 #[test]
-fn a_probe_is_the_model_with_one_layer_replaced() {
+fn an_ablation_is_the_model_with_one_layer_replaced() {
     let (checkpoint, texts) = (checkpoint(), texts(25));
     let device = Device::cpu().unwrap();
     let batching = Batching { texts: 8, ..Batching::default() };
-    let mut probe = Probe::new(&device, &checkpoint, &texts, batching).unwrap();
+    let pipeline = Pipeline::default();
+    let model = pipeline.attach(&checkpoint).unwrap();
+    let mut ablation = Ablation::new(&device, &model, &texts, batching).unwrap();
     for (name, w) in checkpoint.linears().filter(|(name, _)| !name.contains("layer.1")) {
         let w = w.to_dense().unwrap();
         let pruned = Sparse24::compress(&w, &prune::magnitude(&w, VectorLen::ONE).unwrap()).unwrap();
-        for weights in [LinearWeights::Dense(w), LinearWeights::Sparse24(pruned)] {
+        for weights in [HostWeights::Dense(w), HostWeights::Sparse24(pruned)] {
             let mut changed = checkpoint.clone();
             changed.set_linear(&name, weights.clone()).unwrap();
-            let expected = Model::new(&device, &changed).unwrap().embed(&texts, batching).unwrap();
-            let found = probe.embed(&name, weights).unwrap();
+            let expected = Encoder::new(&device, &changed, pipeline.clone()).unwrap().embed(&texts, batching).unwrap();
+            let found = pipeline.ablated(&mut ablation, &name, weights).unwrap();
             let off = (found.to_array() - expected.to_array()).iter().fold(0f32, |m, x| m.max(x.abs()));
             assert!(off < 2e-6, "{name}: off by {off:e}");
         }
     }
-    let w = LinearWeights::Dense(Matrix::zeros(24, 40, DType::F32).unwrap());
-    let error = |probe: &mut Probe<'_>, name: &str| probe.embed(name, w.clone()).unwrap_err().to_string();
-    let earlier = error(&mut probe, "encoder.layer.0.output.dense");
-    assert_eq!(earlier, "encoder.layer.0.output.dense comes before encoder layer 2, which was asked for");
+    let w = HostWeights::Dense(Matrix::zeros(24, 40, DType::F32).unwrap());
+    let error =
+        |ablation: &mut Ablation, name: &str| pipeline.ablated(ablation, name, w.clone()).unwrap_err().to_string();
+    let earlier = error(&mut ablation, "encoder.layer.0.output.dense");
+    let next = "encoder.layer.2.intermediate.dense, to which the texts have gone";
+    assert_eq!(earlier, format!("encoder.layer.0.output.dense comes before {next}"));
     assert_eq!(
-        error(&mut probe, "encoder.layer.9.output.dense"),
+        error(&mut ablation, "encoder.layer.9.output.dense"),
         "there is no linear layer \"encoder.layer.9.output.dense\""
     );
-    let shape = error(&mut probe, "encoder.layer.2.intermediate.dense");
+    let shape = error(&mut ablation, "encoder.layer.2.intermediate.dense");
     assert_eq!(shape, "encoder.layer.2.intermediate.dense has shape [24, 40], expected [40, 24]");
 }
 
@@ -184,7 +188,7 @@ fn tensors_of_linear_layers_are_found_by_their_stored_names() {
     let key = "encoder.layer.1.attention.self.key.weight";
     assert_eq!(checkpoint.tensors_of(qkv)[1], key);
     for name in [key, "bert.encoder.layer.1.attention.self.key.weight"] {
-        let expected = LinearWeights::Dense(dense.rows_of(24..48).unwrap());
+        let expected = HostWeights::Dense(dense.rows_of(24..48).unwrap());
         assert_eq!(find(&checkpoint, name), Some(LinearTensor::Weights(expected)));
     }
     match find(&checkpoint, "encoder.layer.2.intermediate.dense.bias") {
@@ -203,7 +207,7 @@ fn tensors_of_linear_layers_are_found_by_their_stored_names() {
     let compressed = Sparse24::compress(&dense, &mask).unwrap();
     checkpoint.set_linear(qkv, (&compressed).into()).unwrap();
     match find(&checkpoint, key) {
-        Some(LinearTensor::Weights(LinearWeights::Sparse24(w))) => {
+        Some(LinearTensor::Weights(HostWeights::Sparse24(w))) => {
             assert_eq!((w.vector().get(), w.decompress()), (8, compressed.decompress().rows_of(24..48).unwrap()));
         }
         other => panic!("{other:?}"),

@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use sparse24::bert::{Checkpoint, Config, Files};
+use sparse24::graph::Checkpoint;
 use sparse24::io::{Dtype, Entry, Source, Spec, Stored, Writer, save};
-use sparse24::{DType, LinearWeights, Matrix, Op, Sparse24, TensorFile, VectorLen, prune};
+use sparse24::text::Files;
+use sparse24::{DType, HostWeights, Matrix, Op, Sparse24, TensorFile, VectorLen, models, prune};
 use tempfile::TempDir;
 use tiny_bert::TinyBert;
 
@@ -203,16 +204,11 @@ fn shard(folder: &Path) {
 
 fn load(folder: &Path) -> Checkpoint {
     let files = Files::in_folder(folder);
-    Checkpoint::load(Config::load(&files.config).unwrap(), &files, None, DType::F32).unwrap()
+    Checkpoint::load(models::load(&files.config).unwrap(), &files.weights, None, DType::F32).unwrap()
 }
 
 fn dense_linears(checkpoint: &Checkpoint) -> Vec<Matrix> {
-    let dense = |w: &LinearWeights| match w {
-        LinearWeights::Dense(w) => w.clone(),
-        LinearWeights::Sparse24(w) => w.decompress(),
-        LinearWeights::Masked(w, mask) => mask.apply(w).unwrap(),
-    };
-    checkpoint.linears().map(|(_, w)| dense(w)).collect()
+    checkpoint.linears().map(|(_, w)| w.to_dense().unwrap()).collect()
 }
 
 /// The weights of linear layers of a small BERT, by name.
@@ -312,7 +308,7 @@ fn masks_load_as_masks_and_become_weights() {
         }
         fine(check(&at(folder)));
     }
-    let LinearWeights::Masked(w, _) = load(&at("masked")).linears().next().unwrap().1.clone() else { panic!() };
+    let HostWeights::Masked(w, _) = load(&at("masked")).linears().next().unwrap().1.clone() else { panic!() };
     assert!(w.elements().to_f32().iter().all(|&x| x != 0.0), "the mask is not applied yet");
 
     // A mask of three of four is a mask, and no 2:4 one.

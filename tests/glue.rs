@@ -609,7 +609,7 @@ impl Layer {
         let calls = vec![
             device.embed(&Embed { tables: &[(&words, &ids), (&positions, &places)], y: &x }).unwrap(),
             device.layer_norm(&LayerNorm { x: &x, gamma: &gamma, beta: &beta, eps: 1e-12, y: &normed }).unwrap(),
-            device.prepare(&plan, &device.upload_dense(&w).unwrap(), &io).unwrap(),
+            device.prepare(&plan, &device.upload_weights(&w.into()).unwrap(), &io).unwrap(),
             device.attention(&Attention { qkv: &qkv, lengths: &tl, batch, seq, heads, y: &attended }).unwrap(),
             device.pool(&Pool { x: &attended, lengths: &tl, batch, seq, normalize: true, y: &pooled }).unwrap(),
         ];

@@ -5,7 +5,7 @@
 //! `cargo test --release --test minilm -- --ignored`, with SPARSE24_TEST_DEVICE and SPARSE24_REQUIRE_GPU as for the
 //! others.
 
-#![cfg(feature = "bert")]
+#![cfg(feature = "text")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -14,8 +14,9 @@ use std::path::PathBuf;
 
 use common::gpu;
 use serde_json::Value;
-use sparse24::bert::{Batching, Checkpoint, Config, Files, Model, Sparsity, Tokenizer, reference};
-use sparse24::{DType, Device};
+use sparse24::graph::{Batching, Checkpoint, Sparsity};
+use sparse24::text::{Encoder, Files, Pipeline, Tokenizer, twin};
+use sparse24::{DType, Device, models};
 
 fn files() -> Files {
     Files::in_folder(concat!(env!("CARGO_MANIFEST_DIR"), "/model/minilm"))
@@ -28,12 +29,12 @@ fn data(name: &str) -> PathBuf {
 
 fn checkpoint(dtype: DType) -> Checkpoint {
     let files = files();
-    Checkpoint::load(Config::load(&files.config).unwrap(), &files, None, dtype).unwrap()
+    Checkpoint::load(models::load(&files.config).unwrap(), &files.weights, None, dtype).unwrap()
 }
 
 fn tokenizer() -> Tokenizer {
     let files = files();
-    Tokenizer::load(&files.tokenizer, &Config::load(&files.config).unwrap()).unwrap()
+    Tokenizer::load(&files.tokenizer, models::load(&files.config).unwrap().limits()).unwrap()
 }
 
 /// What PyTorch computed, one entry a sentence.
@@ -74,11 +75,11 @@ fn the_twin_agrees_with_pytorch() {
     let checkpoint = checkpoint(DType::F32);
     for item in expected() {
         let text: Vec<u32> = numbers(&item["token_ids"]).into_iter().map(|id| id as u32).collect();
-        let states = reference::hidden_states(&checkpoint, &[&text]).unwrap();
+        let states = twin::hidden_states(&checkpoint, &[&text]).unwrap();
         let rows = item["last_hidden_state"].as_array().unwrap();
         let off = distance(states, &rows.iter().flat_map(numbers).collect::<Vec<_>>());
         assert!(off < 5e-6, "hidden states: {off:.2e}");
-        let embedding = reference::embeddings(&checkpoint, &[&text]).unwrap();
+        let embedding = twin::embeddings(&checkpoint, &Pipeline::default(), &[&text]).unwrap();
         let off = distance(embedding, &numbers(&item["normalized"]));
         assert!(off < 1e-6, "embedding: {off:.2e}");
     }
@@ -87,7 +88,7 @@ fn the_twin_agrees_with_pytorch() {
 fn embeddings_are_pytorchs(device: &Device, dtype: DType, allowed: f64) {
     let items = expected();
     let sentences: Vec<_> = items.iter().map(|item| item["sentence"].as_str().unwrap()).collect();
-    let model = Model::new(device, &checkpoint(dtype)).unwrap();
+    let model = Encoder::new(device, &checkpoint(dtype), Pipeline::default()).unwrap();
     // All in one padded batch.
     let embeddings = model.embed(&tokenizer().encode(&sentences).unwrap().ids, Batching::default()).unwrap();
     for (row, item) in items.iter().enumerate() {
@@ -124,18 +125,18 @@ fn pruned_and_masked_layers_do_what_the_twin_does() {
     let sentences: Vec<_> = items.iter().map(|item| item["sentence"].as_str().unwrap()).collect();
     let texts = tokenizer().encode(&sentences).unwrap().ids;
     let dense = checkpoint(DType::F32);
-    let dense_embeddings = reference::embeddings(&dense, &texts).unwrap();
+    let dense_embeddings = twin::embeddings(&dense, &Pipeline::default(), &texts).unwrap();
     for vector in [1, 32, 128].map(|v| sparse24::VectorLen::new(v).unwrap()) {
         let (mut pruned, mut masked) = (dense.clone(), dense.clone());
         pruned.prune(Sparsity::TwoFour(vector)).unwrap();
         masked.mask(vector).unwrap();
-        let expected = reference::embeddings(&pruned, &texts).unwrap();
+        let expected = twin::embeddings(&pruned, &Pipeline::default(), &texts).unwrap();
         // Else the forms would not be told from dense.
         let pruning = distance(expected.iter().copied(), dense_embeddings.as_slice().unwrap());
         assert!(pruning > 1e-2, "{pruning}");
         for checkpoint in [&pruned, &masked] {
-            let embeddings =
-                Model::new(&device, checkpoint).unwrap().pinned().embed(&texts, Batching::default()).unwrap();
+            let encoder = Encoder::new(&device, checkpoint, Pipeline::default()).unwrap().no_dense_fallback();
+            let embeddings = encoder.embed(&texts, Batching::default()).unwrap();
             let got = embeddings.elements().to_f32().into_iter().map(f64::from);
             let off = distance(got, expected.as_slice().unwrap());
             assert!(off < 1e-6, "V = {vector}: {off:.2e}");

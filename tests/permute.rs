@@ -271,10 +271,12 @@ fn matrices_are_permuted_in_every_type() {
     assert!(permute::columns(&w, &[0, 1, 2, 2]).is_err());
 }
 
-#[cfg(feature = "bert")]
+#[cfg(feature = "text")]
 mod bert {
-    use sparse24::bert::{Checkpoint, Config, Files, Kept, Sizes, Sparsity, reference};
-    use sparse24::{Activation, LinearWeights, Mask};
+    use sparse24::graph::{Checkpoint, Kept, Sparsity};
+    use sparse24::models::bert::{Config, Sizes};
+    use sparse24::text::{Files, Pipeline, twin};
+    use sparse24::{Activation, HostWeights, Mask, models};
 
     use super::*;
 
@@ -287,8 +289,8 @@ mod bert {
     fn checkpoint(seed: u64) -> Checkpoint {
         let sizes =
             Sizes { vocabulary: 14, hidden: HIDDEN, layers: 2, heads: 5, intermediate: INNER, positions: 24, types: 2 };
-        let config = Config::new(sizes, 1e-12, Activation::Gelu).unwrap();
-        let mut checkpoint = Checkpoint::random(config, DType::F32, seed).unwrap();
+        let graph = Config::new(sizes, 1e-12, Activation::Gelu).unwrap().graph().unwrap();
+        let mut checkpoint = Checkpoint::random(graph, DType::F32, seed).unwrap();
         let names: Vec<_> = checkpoint.linears().map(|(name, w)| (name, w.m(), w.k())).collect();
         for (i, (name, m, k)) in names.into_iter().enumerate() {
             let w = uniform(m, k, DType::F32, seed + 100 + i as u64).unwrap().to_array().mapv(|x| 0.4 * x);
@@ -299,7 +301,7 @@ mod bert {
 
     fn embeddings(checkpoint: &Checkpoint) -> Array2<f64> {
         let texts: Vec<Vec<u32>> = [1, 24, 7, 16].iter().map(|&n| (0..n).map(|i| (i * 5 + n) % 14).collect()).collect();
-        reference::embeddings(checkpoint, &texts).unwrap()
+        twin::embeddings(checkpoint, &Pipeline::default(), &texts).unwrap()
     }
 
     /// The largest difference. Embeddings have length 1.
@@ -309,7 +311,7 @@ mod bert {
             .fold(0.0, |most, x| if x.is_nan() { f64::NAN } else { most.max(x.abs()) })
     }
 
-    fn weights(checkpoint: &Checkpoint, at: usize) -> LinearWeights {
+    fn weights(checkpoint: &Checkpoint, at: usize) -> HostWeights {
         checkpoint.linears().nth(at).unwrap().1.clone()
     }
 
@@ -323,19 +325,27 @@ mod bert {
         heads.iter().flat_map(|head| inner.iter().map(move |i| head * WIDTH + i)).collect()
     }
 
+    fn ffn(c: &mut Checkpoint, layer: usize, order: &[usize]) -> sparse24::Result<()> {
+        c.reorder(&format!("encoder.layer.{layer}.intermediate.dense"), &[order.to_vec()])
+    }
+
+    fn attention(c: &mut Checkpoint, layer: usize, queries: &[usize], values: &[usize]) -> sparse24::Result<()> {
+        c.reorder(&format!("encoder.layer.{layer}.attention.self"), &[queries.to_vec(), values.to_vec()])
+    }
+
     type Change = (&'static str, fn(&mut Checkpoint, usize) -> sparse24::Result<()>);
 
     const KINDS: [Change; 5] = [
-        ("feed-forward", |c, layer| c.permute_ffn(layer, &turned(INNER))),
-        ("queries", |c, layer| c.permute_attention(layer, &in_heads(&[0, 1, 2, 3, 4], &turned(8)), &straight())),
-        ("values", |c, layer| c.permute_attention(layer, &straight(), &in_heads(&[0, 1, 2, 3, 4], &turned(8)))),
+        ("feed-forward", |c, layer| ffn(c, layer, &turned(INNER))),
+        ("queries", |c, layer| attention(c, layer, &in_heads(&[0, 1, 2, 3, 4], &turned(8)), &straight())),
+        ("values", |c, layer| attention(c, layer, &straight(), &in_heads(&[0, 1, 2, 3, 4], &turned(8)))),
         ("heads", |c, layer| {
             let order = in_heads(&turned(5), &[0, 1, 2, 3, 4, 5, 6, 7]);
-            c.permute_attention(layer, &order, &order)
+            attention(c, layer, &order, &order)
         }),
         ("all of attention", |c, layer| {
             let backwards = [7, 6, 5, 4, 3, 2, 1, 0];
-            c.permute_attention(layer, &in_heads(&turned(5), &turned(8)), &in_heads(&turned(5), &backwards))
+            attention(c, layer, &in_heads(&turned(5), &turned(8)), &in_heads(&turned(5), &backwards))
         }),
     ];
 
@@ -385,15 +395,22 @@ mod bert {
                     magnitude(w)
                 })
                 .unwrap();
-            assert!(asked.into_iter().eq(before.linears().map(|(name, _)| name)));
+            asked.sort();
+            let mut all: Vec<_> = before.linears().map(|(name, _)| name).collect();
+            all.sort();
+            assert_eq!(asked, all);
             let off = distance(&before, &after);
             assert!(off <= 1e-12, "V = {vector}: {off:.2e} off");
 
             let share = |checkpoint: &Checkpoint, at: usize| match weights(checkpoint, at) {
-                LinearWeights::Dense(w) => pruned_share(&w.to_array(), vector),
+                HostWeights::Dense(w) => pruned_share(&w.to_array(), vector),
                 _ => panic!("not dense"),
             };
-            let kept: Vec<Kept> = found.iter().flat_map(|layer| layer.kept).map(Option::unwrap).collect();
+            // Attention and the feed-forward part of each layer, and each one's linear layers, in the order of the model's.
+            let kept: Vec<Kept> = found.iter().flat_map(|of| &of.kept).map(|(_, kept)| *kept).collect();
+            assert!(
+                found.iter().flat_map(|of| &of.kept).map(|(name, _)| name.clone()).eq(before.linears().map(|l| l.0))
+            );
             for (at, kept) in kept.iter().enumerate() {
                 assert!((kept.before - share(&before, at)).abs() < 1e-6, "V = {vector}, linear layer {at}");
                 assert!((kept.after - share(&after, at)).abs() < 1e-6, "V = {vector}, linear layer {at}");
@@ -407,9 +424,8 @@ mod bert {
             let threads = Budget { threads: 2, ..budget };
             assert_eq!(again.permute(vector, &threads, |_, w| magnitude(w)).unwrap(), found);
             let mut told = before.clone();
-            for (layer, orders) in found.iter().enumerate() {
-                told.permute_ffn(layer, &orders.ffn).unwrap();
-                told.permute_attention(layer, &orders.queries, &orders.values).unwrap();
+            for of in &found {
+                told.reorder(&of.channels, &of.orders).unwrap();
             }
             assert!((0..8).all(|at| weights(&told, at) == weights(&after, at)), "V = {vector}");
         }
@@ -420,18 +436,18 @@ mod bert {
     #[ignore = "needs model/minilm"]
     fn minilm_keeps_more_and_stays_the_same() {
         let files = Files::in_folder(concat!(env!("CARGO_MANIFEST_DIR"), "/model/minilm"));
-        let config = Config::load(&files.config).unwrap();
-        let before = Checkpoint::load(config, &files, None, DType::F32).unwrap();
+        let graph = models::load(&files.config).unwrap();
+        let before = Checkpoint::load(graph, &files.weights, None, DType::F32).unwrap();
         let texts = [[101, 2023, 2003, 1037, 3231, 102], [101, 4937, 2938, 2006, 13523, 102]];
-        let dense = reference::embeddings(&before, &texts).unwrap();
+        let dense = twin::embeddings(&before, &Pipeline::default(), &texts).unwrap();
         for (vector, budget) in [(v(1), Budget::sweeps(2)), (v(32), Budget::sweeps(6)), (v(128), Budget::sweeps(6))] {
             let mut after = before.clone();
             let budget = Budget { threads: 2, ..budget };
             let found = after.permute(vector, &budget, |_, w| Ok(w.to_array().mapv(f32::abs))).unwrap();
-            let off = &reference::embeddings(&after, &texts).unwrap() - &dense;
+            let off = &twin::embeddings(&after, &Pipeline::default(), &texts).unwrap() - &dense;
             assert!(off.iter().all(|x| x.abs() <= 1e-12), "V = {vector}");
-            for (layer, found) in found.iter().enumerate() {
-                let [_, out, _, ffn_out] = found.kept.map(Option::unwrap);
+            for (layer, found) in found.chunks(2).enumerate() {
+                let [out, ffn_out] = [0, 1].map(|of: usize| found[of].kept[1].1);
                 assert!(
                     out.after > out.before && ffn_out.after > ffn_out.before + 0.005,
                     "V = {vector}, layer {layer}"
@@ -460,18 +476,19 @@ mod bert {
             })
             .unwrap();
         assert_eq!(asked, 2);
-        assert_eq!(found[0].kept.map(|kept| kept.is_some()), [true, true, false, false]);
-        assert_eq!(found[1].kept, [None; 4]);
-        assert!(found[0].ffn.iter().copied().eq(0..INNER) && found[1].values == straight());
+        assert_eq!(found.iter().map(|of| of.kept.len()).collect::<Vec<_>>(), [2, 0, 0, 0]);
+        assert!(found[1].orders[0].iter().copied().eq(0..INNER) && found[2].orders[1] == straight());
         assert!((2..8).all(|at| weights(&before, at) == weights(&mixed, at)));
         assert!(weights(&before, 0) != weights(&mixed, 0) && distance(&before, &mixed) <= 1e-12);
 
-        let error = pruned.permute_ffn(0, &turned(INNER)).unwrap_err().to_string();
+        let error = ffn(&mut pruned, 0, &turned(INNER)).unwrap_err().to_string();
         assert_eq!(error, "the rows of compressed weights cannot be permuted, prune afterwards");
-        assert!(pruned.permute_attention(0, &straight(), &straight()).is_err());
+        assert!(
+            attention(&mut pruned, 0, &in_heads(&turned(5), &turned(8)), &in_heads(&turned(5), &turned(8))).is_err()
+        );
         // Nothing is done by halves: the rows could have moved, the columns cannot.
         let before = mixed.clone();
-        let error = mixed.permute_ffn(0, &turned(INNER)).unwrap_err().to_string();
+        let error = ffn(&mut mixed, 0, &turned(INNER)).unwrap_err().to_string();
         assert_eq!(error, "the columns of compressed weights cannot be permuted, prune afterwards");
         assert!((0..8).all(|at| weights(&before, at) == weights(&mixed, at)));
         assert_eq!(distance(&before, &mixed), 0.0);
@@ -480,9 +497,9 @@ mod bert {
     #[test]
     fn masks_move_with_their_weights() {
         let mut masked = checkpoint(81);
-        let LinearWeights::Dense(w) = weights(&masked, 2) else { panic!("not dense") };
+        let HostWeights::Dense(w) = weights(&masked, 2) else { panic!("not dense") };
         let mask = Mask::from_fn(INNER, HIDDEN, |row, col| row % 3 != col % 2).unwrap();
-        masked.set_linear("encoder.layer.0.intermediate.dense", LinearWeights::Masked(w, mask.clone())).unwrap();
+        masked.set_linear("encoder.layer.0.intermediate.dense", HostWeights::Masked(w, mask.clone())).unwrap();
         let before = masked.clone();
         // Scores are of the weights in effect.
         masked
@@ -495,7 +512,7 @@ mod bert {
                 Ok(w.to_array().mapv(f32::abs))
             })
             .unwrap();
-        let LinearWeights::Masked(_, moved) = weights(&masked, 2) else { panic!("not masked") };
+        let HostWeights::Masked(_, moved) = weights(&masked, 2) else { panic!("not masked") };
         assert!(moved != mask && moved.count() == mask.count());
         assert!(distance(&before, &masked) <= 1e-12);
     }
@@ -504,25 +521,28 @@ mod bert {
     fn orders_that_do_not_fit_are_refused() {
         let mut c = checkpoint(91);
         let message = |e: sparse24::Result<()>| e.unwrap_err().to_string();
-        assert_eq!(message(c.permute_ffn(2, &turned(INNER))), "there is no encoder layer 2, there are 2");
-        let short = message(c.permute_ffn(0, &[0]));
-        assert_eq!(short, "order of feed-forward features has shape [1], expected [72]");
+        let missing = "there are no channels \"encoder.layer.2.intermediate.dense\"";
+        assert_eq!(message(ffn(&mut c, 2, &turned(INNER))), missing);
+        let short = message(ffn(&mut c, 0, &[0]));
+        assert_eq!(short, "order of encoder.layer.0.intermediate.dense has shape [1], expected [72]");
         let mut twice = turned(INNER);
         twice[5] = twice[4];
-        assert!(message(c.permute_ffn(0, &twice)).ends_with("at place 5 for the second time"));
+        assert!(message(ffn(&mut c, 0, &twice)).ends_with("at place 5 for the second time"));
         // A feature in the wrong head; a head at two places.
         let mut strayed = straight();
         strayed.swap(7, 8);
-        let error = message(c.permute_attention(0, &straight(), &strayed));
-        assert_eq!(error, "place 0 of the heads has features of heads 0 and 1");
+        let error = message(attention(&mut c, 0, &straight(), &strayed));
+        assert_eq!(error, "place 0 of encoder.layer.0.attention.self has channels of blocks 0 and 1");
         let moved = in_heads(&[1, 0, 2, 3, 4], &[0, 1, 2, 3, 4, 5, 6, 7]);
-        assert!(message(c.permute_attention(0, &moved, &straight())).contains("heads 1 and 0"));
-        assert!(c.permute_attention(2, &straight(), &straight()).is_err());
+        assert!(message(attention(&mut c, 0, &moved, &straight())).contains("blocks 1 and 0"));
+        assert!(attention(&mut c, 2, &straight(), &straight()).is_err());
+        let one = message(c.reorder("encoder.layer.0.attention.self", &[straight()]));
+        assert_eq!(one, "encoder.layer.0.attention.self has 2 orders, not 1");
 
         // What a criterion gives is checked as well, and nothing has happened by then.
         let before = c.clone();
         let error = c.permute(v(1), &Budget::sweeps(1), |_, _| Ok(Array2::zeros((3, 3)))).unwrap_err().to_string();
-        assert_eq!(error, "scores of encoder.layer.0.attention.self.qkv has shape [3, 3], expected [120, 40]");
+        assert_eq!(error, "scores of encoder.layer.0.intermediate.dense has shape [3, 3], expected [72, 40]");
         let nan = c.permute(v(1), &Budget::sweeps(1), |_, w| Ok(w.to_array().mapv(|_| f32::NAN)));
         assert!(nan.unwrap_err().to_string().starts_with("the score at row 0, column 0 is NaN"));
         assert_eq!(distance(&before, &c), 0.0);

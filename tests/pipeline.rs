@@ -4,7 +4,7 @@
 //! The expected embeddings are in vectors/sentence_transformers.json. vectors/sentence_transformers.py computes them from
 //! the folders that this test writes where SPARSE24_WRITE_PIPELINES names a place for them.
 
-#![cfg(feature = "bert")]
+#![cfg(feature = "text")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -17,11 +17,10 @@ use std::path::{Path, PathBuf};
 
 use common::gpu;
 use serde_json::{Value, json};
-use sparse24::bert::{
-    Batching, Checkpoint, Config, Files, Model, Pipeline, Pooling, Probe, Similarity, Tokenizer, reference,
-};
+use sparse24::graph::{Ablation, Batching, Checkpoint};
 use sparse24::measure::uniform;
-use sparse24::{DType, Device, Matrix};
+use sparse24::text::{Encoder, Files, Pipeline, Pooling, Similarity, Tokenizer, twin};
+use sparse24::{DType, Device, Matrix, models};
 use tempfile::TempDir;
 use tiny_bert::TinyBert;
 
@@ -155,15 +154,17 @@ fn folders(place: &Path) -> Vec<(&'static str, PathBuf, usize)> {
 }
 
 /// A folder as the commands load it, with a prompt's name if one is asked for.
-fn load(folder: &Path, prompt: Option<&str>) -> sparse24::Result<(Tokenizer, Checkpoint)> {
+fn load(folder: &Path, prompt: Option<&str>) -> sparse24::Result<(Tokenizer, Checkpoint, Pipeline)> {
     let files = Files::in_folder(folder);
-    let config = Config::load(&files.config)?;
+    let graph = models::load(&files.config)?;
+    let limits = graph.limits();
     let settings = files.settings()?;
-    let tokenizer = Tokenizer::load(&files.tokenizer, &config)?.truncated_at(files.max_tokens(&config)?)?;
+    let tokenizer = Tokenizer::load(&files.tokenizer, limits)?.truncated_at(files.max_tokens(limits)?)?;
     let tokenizer = tokenizer.lower_case(files.lower_case()?).with_prompt(settings.prompt(prompt)?.unwrap_or_default());
-    let mut checkpoint = Checkpoint::load(config, &files, None, DType::F32)?;
-    checkpoint.pipeline_mut().set_prompt_tokens(tokenizer.prompt_tokens()?);
-    Ok((tokenizer, checkpoint))
+    let checkpoint = Checkpoint::load(graph, &files.weights, None, DType::F32)?;
+    let mut pipeline = Pipeline::load(&files, checkpoint.graph().output_width())?;
+    pipeline.set_prompt_tokens(tokenizer.prompt_tokens()?);
+    Ok((tokenizer, checkpoint, pipeline))
 }
 
 /// The largest distance, over the largest number of a row of the second one where that is above 1.
@@ -190,8 +191,8 @@ fn embeddings_are_those_of_sentence_transformers() {
     let folders = folders(dir.path());
     assert_eq!(folders.len(), expected.len());
     for (name, folder, width) in folders {
-        let (tokenizer, checkpoint) = load(&folder, None).unwrap();
-        let model = Model::new(&device, &checkpoint).unwrap();
+        let (tokenizer, checkpoint, pipeline) = load(&folder, None).unwrap();
+        let model = Encoder::new(&device, &checkpoint, pipeline).unwrap();
         let got = model.embed(&tokenizer.encode(&TEXTS).unwrap().ids, Batching::default()).unwrap();
         let rows = &expected[name];
         assert_eq!((got.cols(), rows[0].len(), model.width()), (width, width, width), "{name}");
@@ -205,24 +206,27 @@ fn embeddings_are_those_of_sentence_transformers() {
 fn agrees_with_the_twin(device: &Device) {
     let dir = TempDir::new().unwrap();
     for (name, folder, _) in folders(dir.path()) {
-        let (tokenizer, checkpoint) = load(&folder, None).unwrap();
+        let (tokenizer, checkpoint, pipeline) = load(&folder, None).unwrap();
         let ids = tokenizer.encode(&TEXTS).unwrap().ids;
-        let expected = reference::embeddings(&checkpoint, &ids).unwrap();
-        let model = Model::new(device, &checkpoint).unwrap();
+        let expected = twin::embeddings(&checkpoint, &pipeline, &ids).unwrap();
+        let model = Encoder::new(device, &checkpoint, pipeline.clone()).unwrap();
         // In one batch with padding, in several, and by the way that replaces a layer.
         let (_, w) = checkpoint.linears().next().map(|(name, w)| (name, w.clone())).unwrap();
-        let mut probe = Probe::new(device, &checkpoint, &ids, Batching { texts: 3, tokens: 99 }).unwrap();
+        let attached = pipeline.attach(&checkpoint).unwrap();
+        let mut ablation = Ablation::new(device, &attached, &ids, Batching { texts: 3, tokens: 99 }).unwrap();
         for got in [
-            model.forward(4, 24).unwrap().embed(&ids).unwrap(),
+            model.embed_batch(&model.forward(4, 24).unwrap(), &ids).unwrap(),
             model.embed(&ids, Batching { texts: 2, tokens: 40 }).unwrap(),
-            probe.embed("encoder.layer.0.attention.self.qkv", w).unwrap(),
+            pipeline.ablated(&mut ablation, "encoder.layer.0.attention.self.qkv", w).unwrap(),
         ] {
             let off = distance(&got, |row, col| expected[(row, col)]);
             assert!(off < 1e-5, "{name} on {}: {off:.2e}", device.info().name());
         }
-        // Only the mean, alone or brought to length 1, is the device's own work.
-        let alone = ["mean, without Normalize", "a prompt"].contains(&name);
-        assert_eq!(model.forward(1, 3).unwrap().embeddings().is_some(), alone, "{name}");
+        // Only the mean, and a Normalize right after it, is the device's own work.
+        let pooled = model.model().graph().value_named("pooling").is_some();
+        let mean = pipeline.poolings() == [Pooling::Mean] && pipeline.includes_prompt();
+        assert_eq!(pooled, mean, "{name}");
+        assert!(pooled || !["mean, without Normalize", "a prompt"].contains(&name), "{name}");
     }
 }
 
@@ -246,9 +250,9 @@ fn states_that_overflow_are_named_whatever_follows() {
         tiny.tensors.get_mut("encoder.layer.1.output.LayerNorm.weight").unwrap().1.fill(3e38);
         let at = if folder.join("0_Transformer").exists() { folder.join("0_Transformer") } else { folder.clone() };
         tiny.write(&at);
-        let (tokenizer, checkpoint) = load(&folder, None).unwrap();
+        let (tokenizer, checkpoint, pipeline) = load(&folder, None).unwrap();
         let ids = tokenizer.encode(&TEXTS[..1]).unwrap().ids;
-        let error = Model::new(&device, &checkpoint).unwrap().embed(&ids, Batching::default()).unwrap_err();
+        let error = Encoder::new(&device, &checkpoint, pipeline).unwrap().embed(&ids, Batching::default()).unwrap_err();
         assert_eq!(error.to_string(), "text 0: activations are not finite in f32", "{name}");
     }
 }
@@ -259,8 +263,8 @@ fn prompts_go_in_front_of_texts_and_can_be_chosen() {
     let folders = folders(dir.path());
     let folder = |name: &str| &folders.iter().find(|(of, ..)| *of == name).unwrap().1;
     let ids = |prompt: Option<&str>, text: &str| {
-        let (tokenizer, checkpoint) = load(folder("a prompt"), prompt).unwrap();
-        assert!(checkpoint.pipeline().includes_prompt());
+        let (tokenizer, _, pipeline) = load(folder("a prompt"), prompt).unwrap();
+        assert!(pipeline.includes_prompt());
         (tokenizer.encode(&[text]).unwrap().ids.remove(0), tokenizer.prompt_tokens().unwrap())
     };
     // [CLS] the cat ran [UNK] dog [SEP]; of these the first five are there without the text.
@@ -279,10 +283,10 @@ fn prompts_go_in_front_of_texts_and_can_be_chosen() {
     let mut tiny = TinyBert::new(24);
     tiny.tokenizer["post_processor"] = json!(null);
     tiny.write(bare);
-    let (tokenizer, checkpoint) = load(bare, None).unwrap();
+    let (tokenizer, checkpoint, pipeline) = load(bare, None).unwrap();
     let ids = tokenizer.encode(&["dog", "dog cat cat", ""]).unwrap().ids;
     assert_eq!((tokenizer.prompt_tokens().unwrap(), &ids[2]), (4, &vec![5, 6, 13, 1]));
-    let model = Model::new(&Device::cpu().unwrap(), &checkpoint).unwrap();
+    let model = Encoder::new(&Device::cpu().unwrap(), &checkpoint, pipeline).unwrap();
     let error = model.embed(&ids, Batching::default()).unwrap_err().to_string();
     assert_eq!(error, "text 2: has 4 tokens, and the 4 of the prompt are left out of the pooling");
 }

@@ -11,10 +11,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use sparse24::bert::{Checkpoint, Config, Files, reference};
+use sparse24::graph::Checkpoint;
 use sparse24::io::{Source, Stored};
 use sparse24::prune::Method;
-use sparse24::{DType, LinearWeights, Matrix, Sparse24, io, prune};
+use sparse24::text::{Files, Pipeline, twin};
+use sparse24::{DType, HostWeights, Matrix, Sparse24, io, models, prune};
 use tiny_bert::{TinyBert, WORDS};
 
 /// Exit code, stdout and stderr of a run on a machine without a graphics driver.
@@ -55,7 +56,7 @@ fn model(dir: &Path, seed: u64) -> [String; 3] {
 
 fn load(folder: &str) -> Checkpoint {
     let files = Files::in_folder(folder);
-    Checkpoint::load(Config::load(&files.config).unwrap(), &files, None, DType::F32).unwrap()
+    Checkpoint::load(models::load(&files.config).unwrap(), &files.weights, None, DType::F32).unwrap()
 }
 
 #[test]
@@ -97,7 +98,7 @@ fn any_file_is_pruned_by_its_weights() {
     let wanda = refused(&["prune", &from, &again, "--method", "wanda"]);
     assert!(wanda.contains("--method wanda goes by the inputs of each layer: --calibration TXT is needed"), "{wanda}");
     let file = refused(&["prune", &from, &again, "--method", "wanda", "--calibration", &from]);
-    assert!(file.contains("a BERT's folder is needed, with its config and tokenizer"), "{file}");
+    assert!(file.contains("a model's folder is needed, with its config and tokenizer"), "{file}");
     let vectors = refused(&["prune", &from, &again, "--vector", "1,4"]);
     assert!(vectors.contains("--vector 1,4: there is one pattern for all layers, unless"), "{vectors}");
 }
@@ -119,7 +120,7 @@ fn a_model_is_pruned_by_every_method_and_loads_again() {
         assert!(printed.contains(layers) && printed.contains("(100 % of"), "{printed}");
         let pruned = load(&out);
         for ((name, w), (_, before)) in pruned.linears().zip(dense.linears()) {
-            let LinearWeights::Sparse24(w) = w else { panic!("{method}: {name} is {w:?}") };
+            let HostWeights::Sparse24(w) = w else { panic!("{method}: {name} is {w:?}") };
             assert_eq!(w.vector().get(), 8, "{method}: {name}");
             let (w, before) = (w.decompress(), before.to_dense().unwrap());
             let moved = w
@@ -174,7 +175,7 @@ fn q_k_and_v_are_pruned_together_or_not_at_all() {
     );
     assert!(!Path::new(&out).exists());
     fine(&[&base[..], &["--exclude", "attention|layer.1"]].concat());
-    let sparse: Vec<_> = load(&out).linears().map(|(_, w)| matches!(w, LinearWeights::Sparse24(_))).collect();
+    let sparse: Vec<_> = load(&out).linears().map(|(_, w)| matches!(w, HostWeights::Sparse24(_))).collect();
     assert_eq!(sparse, [false, false, true, true, false, false, false, false]);
     let taken = refused(&base);
     assert!(taken.contains("exists already"), "{taken}");
@@ -199,7 +200,7 @@ fn another_order_of_channels_is_another_file_of_the_same_model() {
     for checkpoint in &mut both {
         checkpoint.set_linear(&last, Matrix::zeros(40, 72, DType::F32).unwrap().into()).unwrap();
     }
-    let [one, other] = both.map(|checkpoint| reference::embeddings(&checkpoint, &texts).unwrap());
+    let [one, other] = both.map(|checkpoint| twin::embeddings(&checkpoint, &Pipeline::default(), &texts).unwrap());
     assert!((&one - &other).iter().all(|x| x.abs() < 1e-9));
 }
 

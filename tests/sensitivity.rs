@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use sparse24::bert::{Checkpoint, Config, Files, Tokenizer, reference};
-use sparse24::{DType, Sparse24, VectorLen, prune};
+use sparse24::graph::Checkpoint;
+use sparse24::text::{Files, Pipeline, Tokenizer, twin};
+use sparse24::{DType, Sparse24, VectorLen, models, prune};
 use tempfile::TempDir;
 use tiny_bert::TinyBert;
 
@@ -175,18 +176,19 @@ fn drops_are_those_of_a_model_with_that_layer_alone_pruned() {
     let json = place.json("out.json");
     assert_eq!((&json["settings"]["metric"], json["dense"].as_f64().unwrap().round()), (&"cosine".into(), 1.0));
     let files = Files::in_folder(&place.model);
-    let config = Config::load(&files.config).unwrap();
+    let graph = models::load(&files.config).unwrap();
     let texts: Vec<_> = TEXTS.lines().collect();
-    let ids = Tokenizer::load(&files.tokenizer, &config).unwrap().encode(&texts).unwrap().ids;
-    let dense = Checkpoint::load(config, &files, None, DType::F32).unwrap();
-    let expected = reference::embeddings(&dense, &ids).unwrap();
+    let ids = Tokenizer::load(&files.tokenizer, graph.limits()).unwrap().encode(&texts).unwrap().ids;
+    let dense = Checkpoint::load(graph, &files.weights, None, DType::F32).unwrap();
+    let expected = twin::embeddings(&dense, &Pipeline::default(), &ids).unwrap();
     for (layer, vector, drop) in rows(&json) {
         let (_, w) = dense.linears().find(|(name, _)| *name == layer).unwrap();
         let w = w.to_dense().unwrap();
         let mask = prune::magnitude(&w, VectorLen::new(vector as usize).unwrap()).unwrap();
         let mut pruned = dense.clone();
         pruned.set_linear(&layer, Sparse24::compress(&w, &mask).unwrap().into()).unwrap();
-        let cosines = (&reference::embeddings(&pruned, &ids).unwrap() * &expected).sum() / texts.len() as f64;
+        let cosines =
+            (&twin::embeddings(&pruned, &Pipeline::default(), &ids).unwrap() * &expected).sum() / texts.len() as f64;
         assert!((drop - (1.0 - cosines)).abs() < 1e-5, "{layer} at V={vector}: {drop}, {}", 1.0 - cosines);
         assert!(drop > 1e-4, "{layer} at V={vector}: {drop}");
     }

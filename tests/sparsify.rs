@@ -178,7 +178,7 @@ fn garbage(device: &Device, rows: usize, cols: usize, dtype: DType) -> Tensor {
 fn other_weights(device: &Device, m: usize, k: usize, dtype: DType, vector: VectorLen) -> Weights {
     let w = matrix(m, k, dtype, Data::Uniform, &mut rng(1, 1));
     let s = Sparse24::compress(&w, &prune::random(m, k, vector, 5).unwrap()).unwrap();
-    device.upload_sparse24(&s).unwrap()
+    device.upload_weights(&s.into()).unwrap()
 }
 
 /// Every way through a device: to parts and to packed weights, and from each back to a dense matrix.
@@ -259,7 +259,7 @@ fn products_see_the_new_weights(device: &Device) {
                 let host = matrix(m, k, dtype, Data::Whole, &mut rng);
                 device.write(&w, &host).unwrap();
                 device.submit(&step).unwrap();
-                let uploaded = device.upload_sparse24(&prune::sparsify(&host, vector).unwrap()).unwrap();
+                let uploaded = device.upload_weights(&prune::sparsify(&host, vector).unwrap().into()).unwrap();
                 device.prepare(&plan, &uploaded, &Io { y: &fresh, ..io }).unwrap().run().unwrap();
                 let (y, fresh) = (device.read(&y).unwrap(), device.read(&fresh).unwrap());
                 assert_eq!(y, fresh, "{problem:?}, round {round}");
@@ -306,7 +306,7 @@ fn what_does_not_fit_is_refused_by_name(device: &Device) {
     says(&tensor(4, 12), Compressed::Weights(&weights), &["weights", "[4, 8]", "[4, 12]"]);
     let half = other_weights(device, 4, 8, DType::F16, vector);
     says(&w, Compressed::Weights(&half), &["weights is f16, expected f32"]);
-    let dense = device.upload_dense(&matrix(4, 8, DType::F32, Data::Uniform, &mut rng(1, 1))).unwrap();
+    let dense = device.upload_weights(&matrix(4, 8, DType::F32, Data::Uniform, &mut rng(1, 1)).into()).unwrap();
     says(&w, Compressed::Weights(&dense), &["weights", "Dense", "2:4"]);
     let stranger = Device::cpu().unwrap();
     says(&w, parts(&stranger.zeros(4, 4, DType::F32).unwrap(), &meta), &["values", "another device"]);
@@ -389,7 +389,7 @@ fn an_odd_number_of_halves_leaves_its_neighbour_alone() {
     });
     queue.write_buffer(&buffer, 0, &[0xff; 8]);
     let w = Matrix::from_f32(1, 3, &[1.0, 2.0, 3.0]).unwrap().cast(DType::F16);
-    let packed = device.upload_sparse24(&prune::sparsify(&w, VectorLen::ONE).unwrap()).unwrap();
+    let packed = device.upload_weights(&prune::sparsify(&w, VectorLen::ONE).unwrap().into()).unwrap();
     let three = Tensor::from_buffer(&device, buffer.clone(), 1, 3, DType::F16).unwrap();
     device.densify(&Densify { from: Compressed::Weights(&packed), w: &three }).unwrap().run().unwrap();
     let four = Tensor::from_buffer(&device, buffer, 1, 4, DType::F16).unwrap();

@@ -57,7 +57,7 @@ pub(crate) struct Args {
     /// Tokens of the named models and of --weights; MxNxK and square have their own.
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "512")]
     tokens: Vec<NonZeroUsize>,
-    /// Measure a whole BERT instead of single layers: a folder with config.json and model.safetensors, in a binary built
+    /// Measure a whole model instead of single layers: a folder with config.json and model.safetensors, in a binary built
     /// with the feature `hub` the name of one on the Hugging Face hub, or one of minilm, bert-base, bert-large for random
     /// weights of that model's sizes.
     #[arg(long, value_name = "DIR|NAME", conflicts_with_all = ["shapes", "tokens", "weights", "plan"])]

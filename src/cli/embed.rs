@@ -9,7 +9,7 @@ use super::args::{DASH, name_of, read_lines};
 use super::{Outcome, model, print, progress, writable};
 use sparse24::io::write_atomically;
 
-/// Turn texts into embeddings with a BERT, dense or 2:4.
+/// Turn texts into embeddings with an encoder (BERT, MPNet), dense or 2:4.
 ///
 /// Prints one line of JSON per text, {"text": ..., "embedding": [...]}. A folder of Sentence Transformers says by its
 /// modules.json how an embedding is made of a text's last hidden states (pooling, Dense, LayerNorm, Normalize), and which

@@ -13,9 +13,9 @@ use super::args::Json;
 use super::bench::command_line;
 use super::{Outcome, args, model, progress};
 use sparse24::Matrix;
-use sparse24::bert::Similarity;
 use sparse24::engine::{Device, DeviceInfo};
 use sparse24::report::Environment;
+use sparse24::text::Similarity;
 
 /// Compare a model's similarities of pairs of sentences with scores that people gave them.
 ///

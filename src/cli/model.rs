@@ -13,10 +13,11 @@ use serde::Serialize;
 use super::args::{ModelName, ensure_usage};
 use super::shapes::Float;
 use super::{say, tuning};
-use sparse24::bert::{Batching, Checkpoint, Config, Files, Model, Similarity, Sparsity, Tokenizer};
 use sparse24::engine::{Device, Options};
+use sparse24::graph::{Batching, Checkpoint, Sparsity};
 use sparse24::simd::SimdLevel;
-use sparse24::{DType, Error, Matrix, Op, VectorLen};
+use sparse24::text::{self, Files, Pipeline, Similarity, Tokenizer};
+use sparse24::{DType, Error, Matrix, Op, VectorLen, models};
 
 /// The flags that choose a model and a device.
 #[derive(Clone, Debug, clap::Args)]
@@ -167,6 +168,7 @@ pub(super) struct Loaded {
     pub(super) device: Device,
     pub(super) tokenizer: Tokenizer,
     pub(super) checkpoint: Checkpoint,
+    pub(super) pipeline: Pipeline,
     pub(super) batching: Batching,
     pub(super) use_of: Use,
     pub(super) forms: Vec<Form>,
@@ -183,7 +185,7 @@ pub(super) struct Use {
 pub(super) struct Encoder {
     pub(super) device: Device,
     tokenizer: Tokenizer,
-    model: Model,
+    encoder: text::Encoder,
     batching: Batching,
     pub(super) use_of: Use,
     pub(super) forms: Vec<Form>,
@@ -207,21 +209,21 @@ pub(super) const WINDOW: usize = 4096;
 impl ModelArgs {
     /// Opens the device and uploads the model.
     pub(super) fn open(&self, sparsity: Sparsity) -> Result<Encoder> {
-        let Loaded { device, tokenizer, checkpoint, batching, use_of, forms } = self.load(sparsity)?;
-        let model = Model::new(&device, &checkpoint)?;
-        Ok(Encoder { device, tokenizer, model, batching, use_of, forms })
+        let Loaded { device, tokenizer, checkpoint, pipeline, batching, use_of, forms } = self.load(sparsity)?;
+        let encoder = text::Encoder::new(&device, &checkpoint, pipeline)?;
+        Ok(Encoder { device, tokenizer, encoder, batching, use_of, forms })
     }
 
     /// Opens the device, loads the model and prunes its dense layers.
     pub(super) fn load(&self, sparsity: Sparsity) -> Result<Loaded> {
         let device = self.running.device()?;
         let files = files(self.name.get())?;
-        let (tokenizer, mut checkpoint, use_of) =
+        let Source { tokenizer, mut checkpoint, pipeline, use_of } =
             read(&files, self.weights.as_deref(), self.dtype.into(), self.prompt.as_deref())?;
         let before: Vec<Op> = checkpoint.linears().map(|(_, w)| w.op()).collect();
         checkpoint.prune(sparsity)?;
         let forms = forms(&checkpoint, &before);
-        Ok(Loaded { device, tokenizer, checkpoint, batching: self.running.batching(), use_of, forms })
+        Ok(Loaded { device, tokenizer, checkpoint, pipeline, batching: self.running.batching(), use_of, forms })
     }
 }
 
@@ -256,22 +258,27 @@ pub(super) fn files(model: &str) -> Result<Files> {
     anyhow::bail!("there is no folder {model} (names on the hub need a binary built with --features hub)")
 }
 
+/// What a model's folder has.
+pub(super) struct Source {
+    pub(super) tokenizer: Tokenizer,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) pipeline: Pipeline,
+    pub(super) use_of: Use,
+}
+
 /// Reads a model, with `over` asked first for each tensor. Texts get the prompt of this name, or the model's default.
-pub(super) fn read(
-    files: &Files,
-    over: Option<&Path>,
-    dtype: DType,
-    prompt: Option<&str>,
-) -> Result<(Tokenizer, Checkpoint, Use)> {
-    let config = Config::load(&files.config)?;
+pub(super) fn read(files: &Files, over: Option<&Path>, dtype: DType, prompt: Option<&str>) -> Result<Source> {
+    let graph = models::load(&files.config)?;
+    let limits = graph.limits();
     let settings = files.settings()?;
     let prompt = settings.prompt(prompt).context("--prompt")?;
-    let tokenizer = Tokenizer::load(&files.tokenizer, &config)?.truncated_at(files.max_tokens(&config)?)?;
+    let tokenizer = Tokenizer::load(&files.tokenizer, limits)?.truncated_at(files.max_tokens(limits)?)?;
     let tokenizer = tokenizer.lower_case(files.lower_case()?).with_prompt(prompt.unwrap_or_default());
-    let mut checkpoint = Checkpoint::load(config, files, over, dtype)?;
-    checkpoint.pipeline_mut().set_prompt_tokens(tokenizer.prompt_tokens()?);
+    let checkpoint = Checkpoint::load(graph, &files.weights, over, dtype)?;
+    let mut pipeline = Pipeline::load(files, checkpoint.graph().output_width())?;
+    pipeline.set_prompt_tokens(tokenizer.prompt_tokens()?);
     let use_of = Use { prompt: prompt.map(str::to_owned), similarity: settings.similarity() };
-    Ok((tokenizer, checkpoint, use_of))
+    Ok(Source { tokenizer, checkpoint, pipeline, use_of })
 }
 
 impl Encoder {
@@ -289,7 +296,7 @@ impl Encoder {
             let mut embed = || -> sparse24::Result<_> {
                 let tokens = self.tokenizer.encode(texts)?;
                 passed.truncated += tokens.truncated;
-                self.model.embed_timed(&tokens.ids, self.batching, &mut |batch| {
+                self.encoder.embed_timed(&tokens.ids, self.batching, &mut |batch| {
                     bar.inc(batch.texts as u64);
                     if batch.is_new {
                         passed.shapes += 1;

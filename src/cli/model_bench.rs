@@ -1,4 +1,4 @@
-//! `sparse24 bench --model`: a whole BERT, dense against 2:4 and masked, with the share of each part.
+//! `sparse24 bench --model`: a whole encoder of texts, dense against 2:4 and masked, with the share of each part.
 //!
 //! Every row is verified before it is timed: the hidden states of every token and the embeddings of texts of several
 //! lengths, as many as the timed batch has and in its shape, against the f64 twin of the forward pass. Samples of all
@@ -21,14 +21,15 @@ use super::args::Usage;
 use super::bench::{Args, quoted};
 use super::compare::Earlier;
 use super::{Outcome, model, progress, say};
-use sparse24::bert::{Checkpoint, Config, Forward, Model, NAMES, Part, Sparsity, reference};
-use sparse24::engine::{Device, DeviceInfo, Prepared, Timing};
+use sparse24::engine::{Device, DeviceInfo, Timing};
+use sparse24::graph::{Checkpoint, Forward, Graph, Sparsity};
 use sparse24::measure::noise::{self, Estimate};
 use sparse24::measure::{Choice, Policy, Summary};
 use sparse24::report::compare::{Key, Scope};
 use sparse24::report::sheet::{Printout, Sheet, Shown};
 use sparse24::report::{self, Environment, MODEL_SCHEMA, or_dash, plural, significant};
-use sparse24::{DType, Matrix, Op, VectorLen, measure};
+use sparse24::text::{Encoder, Pipeline, twin};
+use sparse24::{DType, Matrix, Op, VectorLen, measure, models};
 
 /// One run as JSON.
 #[derive(Serialize)]
@@ -119,7 +120,29 @@ struct Subject {
     alone: [Vec<f64>; 3],
 }
 
+/// Which share of a forward pass a call belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// A linear layer, with its bias, activation and residual.
+    Gemm,
+    /// The products and the softmax of attention.
+    Attention,
+    /// Embeddings, norms, pooling.
+    Rest,
+}
+
 const PARTS: [Part; 3] = [Part::Gemm, Part::Attention, Part::Rest];
+
+impl Part {
+    /// That of an operation, by its name.
+    fn of(op: &str) -> Self {
+        match op {
+            "gemm" => Self::Gemm,
+            "attention" => Self::Attention,
+            _ => Self::Rest,
+        }
+    }
+}
 
 /// Operations of the f64 twin that are worth waiting for: some seconds.
 const TWIN_FLOPS: usize = 30_000_000_000;
@@ -144,20 +167,22 @@ struct Expected {
 }
 
 impl Expected {
-    fn new(checkpoint: &Checkpoint, texts: &[Vec<u32>]) -> Result<Self> {
-        let states = reference::hidden_states(checkpoint, texts)?;
-        let embeddings = reference::pool(checkpoint.pipeline(), &states, texts.iter().map(Vec::len));
+    fn new(checkpoint: &Checkpoint, pipeline: &Pipeline, texts: &[Vec<u32>]) -> Result<Self> {
+        let states = twin::hidden_states(checkpoint, texts)?;
+        let embeddings = twin::pool(pipeline, &states, texts.iter().map(Vec::len));
         Ok(Self { texts: texts.to_vec(), states, embeddings })
     }
 
     /// The largest error of a pass over batches in which the texts take turns. All are seen even where a batch has fewer.
-    fn error(&self, device: &Device, forward: &Forward) -> Result<f64> {
+    fn error(&self, encoder: &Encoder, forward: &Forward) -> Result<f64> {
+        let hidden = forward.graph().outputs().first().and_then(|&states| forward.tap(states));
+        let hidden = hidden.context("a pass keeps its hidden states")?;
         let mut worst = 0f64;
         for start in (0..self.texts.len()).step_by(forward.batch()) {
             let of_row: Vec<_> = (0..forward.batch()).map(|row| (start + row) % self.texts.len()).collect();
             let batch: Vec<_> = of_row.iter().map(|&text| &self.texts[text]).collect();
-            let embeddings = forward.embed(&batch)?;
-            let states = device.read(forward.hidden())?;
+            let embeddings = encoder.embed_batch(forward, &batch)?;
+            let states = encoder.model().device().read(hidden)?;
             for (row, &text) in of_row.iter().enumerate() {
                 worst = worst.max(distance(&embeddings, row, self.embeddings.row(text)));
                 let first: usize = self.texts[..text].iter().map(Vec::len).sum();
@@ -185,14 +210,14 @@ pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Res
         earlier.covers(&Scope::Model { name: name.to_owned(), batch, seq }, &keys)?;
     }
     let (device, policy, environment) = args.environment()?;
-    let (weights, checkpoint) = load(name, dtype, args.seed())?;
-    let config = *checkpoint.config();
-    if seq > config.positions() {
-        let most = plural(config.positions(), "token");
+    let (weights, checkpoint, pipeline) = load(name, dtype, args.seed())?;
+    let graph = Arc::clone(checkpoint.graph());
+    if seq > graph.limits().tokens {
+        let most = plural(graph.limits().tokens, "token");
         return Err(Usage::error(format!("--seq: {}, and {name} takes at most {most}", plural(seq, "token"))));
     }
-    let samples = ids(&config, &sample_lengths(&config, seq), args.seed() ^ SAMPLES)?;
-    let timed = ids(&config, &vec![seq; batch], args.seed())?;
+    let samples = ids(&graph, &sample_lengths(&graph, seq), args.seed() ^ SAMPLES)?;
+    let timed = ids(&graph, &vec![seq; batch], args.seed())?;
 
     let bar = progress(operations.len() + policy.samples);
     let mut subjects = Vec::new();
@@ -208,19 +233,21 @@ pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Res
                     Op::Sparse24(vector) => own.prune(Sparsity::TwoFour(vector))?,
                     Op::Masked | Op::Masked24 => own.mask(VectorLen::ONE)?,
                 }
-                let expected = Expected::new(&own, &samples)?;
+                let expected = Expected::new(&own, &pipeline, &samples)?;
                 let (_, checkpoint, expected) = known.insert((op, own, expected));
                 (&*checkpoint, &*expected)
             }
         };
-        let model = Model::new(&device, checkpoint)?;
-        let model = if choice == Choice::Auto { model } else { model.pinned() };
+        let encoder = Encoder::new(&device, checkpoint, pipeline.clone())?;
+        let encoder = if choice == Choice::Auto { encoder } else { encoder.no_dense_fallback() };
         let mut source = vec!["--model".to_owned(), quoted(name)];
         source.extend(["--batch".into(), batch.to_string(), "--seq".into(), seq.to_string()]);
         let command = args.command_of(&device, source, dtype, op, choice);
-        subjects.push(Subject::new(&device, &model, (op, choice), (batch, seq), expected, command)?);
+        subjects.push(Subject::new(&encoder, (op, choice), (batch, seq), expected, command)?);
         if args.explain() {
-            for plan in distinct(model.plans(batch * seq)?.into_iter().map(|(_, plan)| plan.explain().to_string())) {
+            for plan in
+                distinct(encoder.model().plans(batch, seq)?.into_iter().map(|(_, plan)| plan.explain().to_string()))
+            {
                 args.output().remark(&format!("{op}: {plan}\n"))?;
             }
         }
@@ -244,7 +271,7 @@ pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Res
     let dense = subjects.iter().find(|s| s.row.op == "dense" && s.row.verified).map(|s| s.passes.clone());
     let finish = |subject: Subject| {
         let ratio = dense.as_ref().and_then(|dense| Estimate::of_ratio(dense, &subject.passes));
-        let row = subject.finish(&config, batch, seq);
+        let row = subject.finish(&graph, batch, seq);
         Row {
             speedup_vs_dense: ratio.map(|r| r.value),
             speedup_low: ratio.map(|r| r.interval.low),
@@ -259,9 +286,9 @@ pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Res
         environment,
         model: name.to_owned(),
         weights,
-        layers: config.layers(),
-        hidden: config.hidden(),
-        linear_weights: config.linear_weights(),
+        layers: graph.blocks().map_or(0, |blocks| blocks.count),
+        hidden: graph.output_width(),
+        linear_weights: graph.linear_weights(),
         batch,
         seq,
         rows,
@@ -277,12 +304,15 @@ pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Res
 }
 
 /// The weights of a folder or of a model on the hub, or random ones of a well-known model's sizes. A folder comes first.
-fn load(name: &str, dtype: DType, seed: u64) -> Result<(Weights, Checkpoint)> {
-    if let Some(config) = Config::named(name).filter(|_| !Path::new(name).is_dir()) {
-        return Ok((Weights::Random, Checkpoint::random(config, dtype, seed)?));
+fn load(name: &str, dtype: DType, seed: u64) -> Result<(Weights, Checkpoint, Pipeline)> {
+    if let Some(graph) = models::named(name).filter(|_| !Path::new(name).is_dir()) {
+        return Ok((Weights::Random, Checkpoint::random(graph, dtype, seed)?, Pipeline::default()));
     }
-    let files = model::files(name).with_context(|| format!("--model: {name} is none of {}", NAMES.join(", ")))?;
-    Ok((Weights::Folder, Checkpoint::load(Config::load(&files.config)?, &files, None, dtype)?))
+    let names = models::NAMES.join(", ");
+    let files = model::files(name).with_context(|| format!("--model: {name} is none of {names}"))?;
+    let checkpoint = Checkpoint::load(models::load(&files.config)?, &files.weights, None, dtype)?;
+    let pipeline = Pipeline::load(&files, checkpoint.graph().output_width())?;
+    Ok((Weights::Folder, checkpoint, pipeline))
 }
 
 /// Separates the ids of the verified texts from the timed ones.
@@ -290,18 +320,18 @@ const SAMPLES: u64 = 0x5eed_7e87_5a3b_1e50;
 
 /// Lengths of the texts that are verified: short ones, whose padding shows, and a whole one where the twin can afford
 /// it.
-fn sample_lengths(config: &Config, seq: usize) -> Vec<usize> {
-    let affordable = TWIN_FLOPS / 2 / config.linear_weights();
+fn sample_lengths(graph: &Graph, seq: usize) -> Vec<usize> {
+    let affordable = TWIN_FLOPS / 2 / graph.linear_weights().max(1);
     let mut lengths = vec![seq.min(33), seq.min(7)];
     lengths.extend((seq <= affordable).then_some(seq));
     lengths
 }
 
 /// Texts of these lengths, with ids drawn by a seeded generator.
-fn ids(config: &Config, lengths: &[usize], seed: u64) -> Result<Vec<Vec<u32>>> {
+fn ids(graph: &Graph, lengths: &[usize], seed: u64) -> Result<Vec<Vec<u32>>> {
     let all = measure::uniform(1, lengths.iter().sum(), DType::F32, seed)?;
     let mut drawn = all.elements().to_f32().into_iter();
-    let rows = config.vocabulary();
+    let rows = graph.limits().vocabulary;
     let id = |x: f32| ((f64::from(x) + 1.0) / 2.0 * rows as f64) as u32;
     Ok(lengths.iter().map(|&length| drawn.by_ref().take(length).map(id).collect()).collect())
 }
@@ -309,18 +339,18 @@ fn ids(config: &Config, lengths: &[usize], seed: u64) -> Result<Vec<Vec<u32>>> {
 impl Subject {
     /// Prepares and verifies one row.
     fn new(
-        device: &Device,
-        model: &Model,
+        encoder: &Encoder,
         (op, choice): (Op, Choice),
         (batch, seq): (usize, usize),
         expected: &Expected,
         command: String,
     ) -> Result<Self> {
+        let model = encoder.model();
         let forward = model.forward(batch, seq)?;
-        let worst = expected.error(device, &forward)?;
+        let worst = expected.error(encoder, &forward)?;
         let dtype = model.dtype();
         let verified = worst <= allowed(dtype);
-        let plans = model.plans(batch * seq)?;
+        let plans = model.plans(batch, seq)?;
         let instead = |own: Op| plans.iter().filter(|(of, plan)| *of == own && plan.weights() != own).count();
         let row = Row {
             op: if choice == Choice::Auto { "auto" } else { op.name() },
@@ -360,9 +390,8 @@ impl Subject {
 
     /// The calls of a sample: whole passes, or one part of each.
     fn time(&self, device: &Device, part: Option<Part>, passes: usize) -> Result<Timing> {
-        let of_part =
-            move |(of, call): (Part, _)| -> Option<&Prepared> { part.is_none_or(|p| p == of).then_some(call) };
-        let calls = self.forward.calls().filter_map(of_part);
+        let of_part = move |part: Option<Part>, op: &str| part.is_none_or(|part| part == Part::of(op));
+        let calls = self.forward.calls().filter(move |(node, _)| of_part(part, node.op.name())).map(|(_, call)| call);
         Ok(device.time(std::iter::repeat_n(calls, passes).flatten())?)
     }
 
@@ -394,7 +423,7 @@ impl Subject {
         Ok(ms(whole))
     }
 
-    fn finish(mut self, config: &Config, batch: usize, seq: usize) -> Row {
+    fn finish(mut self, graph: &Graph, batch: usize, seq: usize) -> Row {
         let mut row = self.row;
         row.samples = self.passes.len();
         if let Some(Estimate { interval, noisy, .. }) = Estimate::of_median(&self.passes) {
@@ -414,7 +443,7 @@ impl Subject {
             row.parts_alone_ms = Some(alone.iter().sum());
         }
         row.sequences_per_second = row.median_ms.map(|ms| batch as f64 / ms * 1e3);
-        let flops = 2.0 * config.linear_weights() as f64 * (batch * seq) as f64;
+        let flops = 2.0 * graph.linear_weights() as f64 * (batch * seq) as f64;
         row.effective_tflops = row.median_ms.map(|ms| flops / ms / 1e9);
         row
     }
@@ -560,18 +589,18 @@ impl Parts {
 mod tests {
     use anyhow::bail;
     use ndarray::array;
-    use sparse24::LinearWeights;
-    use sparse24::bert::Sizes;
+    use sparse24::HostWeights;
+    use sparse24::models::bert::{Config, Sizes};
 
     use super::*;
 
     #[test]
     fn samples_are_ids_of_the_vocabulary_and_short_enough() -> Result<()> {
-        let config = Config::named("bert-large").context("known")?;
+        let graph = models::named("bert-large").context("known")?;
         // 302 M weights: a whole text of 512 tokens takes the twin too long.
-        assert_eq!(sample_lengths(&config, 512), [33, 7]);
-        assert_eq!(sample_lengths(&config, 5), [5, 5, 5]);
-        let texts = ids(&config, &[3, 500], 1)?;
+        assert_eq!(sample_lengths(&graph, 512), [33, 7]);
+        assert_eq!(sample_lengths(&graph, 5), [5, 5, 5]);
+        let texts = ids(&graph, &[3, 500], 1)?;
         assert_eq!(texts.iter().map(Vec::len).collect::<Vec<_>>(), [3, 500]);
         let (low, high) = (texts[1].iter().min(), texts[1].iter().max());
         assert!(low < Some(&1000) && high > Some(&29_500) && high < Some(&30_522), "{low:?} {high:?}");
@@ -584,15 +613,17 @@ mod tests {
     fn one_wrong_weight_fails_verification() -> Result<()> {
         let config = Config::named("minilm").context("known")?;
         let sizes = Sizes { vocabulary: 99, layers: 2, ..config.sizes() };
-        let config = Config::new(sizes, config.eps(), config.activation())?;
-        let right = Checkpoint::random(config, DType::F32, 24)?;
+        let graph = Config::new(sizes, config.eps(), config.activation())?.graph()?;
+        let right = Checkpoint::random(graph.clone(), DType::F32, 24)?;
         let device = Device::cpu()?;
-        let expected = Expected::new(&right, &ids(&config, &[8, 3], 1)?)?;
-        let error =
-            |checkpoint: &Checkpoint| expected.error(&device, &*Model::new(&device, checkpoint)?.forward(2, 8)?);
+        let expected = Expected::new(&right, &Pipeline::default(), &ids(&graph, &[8, 3], 1)?)?;
+        let error = |checkpoint: &Checkpoint| {
+            let encoder = Encoder::new(&device, checkpoint, Pipeline::default())?;
+            expected.error(&encoder, &*encoder.forward(2, 8)?)
+        };
         assert!(error(&right)? < allowed(DType::F32) / 10.0, "{}", error(&right)?);
         for (name, w) in right.linears() {
-            let LinearWeights::Dense(w) = w else { bail!("{name} is not dense") };
+            let HostWeights::Dense(w) = w else { bail!("{name} is not dense") };
             let mut numbers = w.elements().to_f32();
             let largest = numbers.iter().fold(0f32, |largest, x| largest.max(x.abs()));
             if let Some(x) = numbers.iter_mut().find(|x| x.abs() == largest) {

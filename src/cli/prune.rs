@@ -1,10 +1,10 @@
 //! `sparse24 prune`: a model whose linear layers are 2:4.
 //!
 //! Criteria that look at weights alone go through a file tensor by tensor, whatever model it is of. Those that ask for
-//! a layer's inputs, and everything that looks at the model as a whole, run a BERT: its linear layers are pruned in
+//! a layer's inputs, and everything that looks at the model as a whole, run the model: its linear layers are pruned in
 //! memory, and then the file is written anew with them. Invariant: the output appears complete or not at all.
 
-mod bert;
+mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -21,23 +21,23 @@ use super::inspect::many;
 use super::rewrite::{self, Fate, Fates, Made};
 use super::sensitivity::{MetricArgs, Pruning};
 use super::{Outcome, model, progress, size, writable};
-use sparse24::bert::{Checkpoint, Inputs, LinearTensor};
 use sparse24::bootstrap::Interval;
 use sparse24::error::printable;
+use sparse24::graph::{Checkpoint, Inputs, LinearTensor};
 use sparse24::io::{Dtype, Item, Layout, NewFolder, Raw24, Source, Spec24, Stored, in_by_out, transpose};
 use sparse24::prune::{Method, SparseGpt, Statistics};
-use sparse24::{DType, Elements, LinearWeights, Matrix, Sparse24, VectorLen};
+use sparse24::{DType, Elements, HostWeights, Matrix, Sparse24, VectorLen};
 
 const EXAMPLES: &str = "\
 Examples:
   # any safetensors file, or a folder: weights alone decide
   sparse24 prune model.safetensors pruned.safetensors
-  # a BERT: second order, with compensation, one pattern for 32 rows
+  # a model: second order, with compensation, one pattern for 32 rows
   sparse24 prune model/minilm pruned --method sparsegpt --vector 32 --calibration texts.txt
   sparse24 eval --model pruned --pairs stsb-dev.csv
 
 Without --include, what is pruned are matrices of f32, f16 or bf16 whose names do not
-speak of embeddings, norms, poolers or heads; in a BERT its encoder's linear layers,
+speak of embeddings, norms, poolers or heads; of a model that is run its linear layers,
 of which Q, K and V are one. A weight that is zero stays zero, so that pruning twice
 keeps what both keep.
 
@@ -226,7 +226,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         None => writable(output)?,
     };
     args.check_layout(&source, &spared, &in_by_out)?;
-    let run = if args.runs_the_model() { bert::prune(args)? } else { Run::default() };
+    let run = if args.runs_the_model() { whole::prune(args)? } else { Run::default() };
     let (rows, fates) = args.write(&source, &spared, &in_by_out, &run, &path).map_err(|e| match &folder {
         Some(folder) => anyhow::Error::msg(folder.shown(&format!("{e:#}"))),
         None => e,
@@ -457,12 +457,12 @@ impl Args {
                 run.checkpoint.as_ref().and_then(|c| Some((c, c.layer_of(&item.name)?)))
             {
                 match (checkpoint.linear_tensor(&item.name)?, missing.get_mut(&layer)) {
-                    (Some(LinearTensor::Weights(LinearWeights::Sparse24(w))), Some(missing)) => {
+                    (Some(LinearTensor::Weights(HostWeights::Sparse24(w))), Some(missing)) => {
                         *missing = missing.saturating_sub(1);
                         vector = Some(w.vector());
                     }
                     // 2:4 before, and left as it is.
-                    (Some(LinearTensor::Weights(LinearWeights::Sparse24(_))) | None, _) => {}
+                    (Some(LinearTensor::Weights(HostWeights::Sparse24(_))) | None, _) => {}
                     // In another order of channels it may be another tensor.
                     (Some(_), _) if !run.permuted.is_empty() => fate = Fate::Plain,
                     (Some(_), _) => {}
@@ -516,7 +516,7 @@ impl Args {
             };
             let plain = |w: &Matrix| Made::Plain(w.cast(stored_in(item.dtype)).elements().to_le_bytes());
             Ok(match checkpoint.linear_tensor(&item.name)? {
-                Some(LinearTensor::Weights(LinearWeights::Sparse24(w))) => {
+                Some(LinearTensor::Weights(HostWeights::Sparse24(w))) => {
                     Made::Compressed(raw(&w, item.dtype).with_context(|| printable(&item.name).into_owned())?)
                 }
                 Some(LinearTensor::Weights(w)) => plain(&w.to_dense()?),

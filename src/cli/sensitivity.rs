@@ -21,13 +21,14 @@ use self::noise::{Bootstrap, Ranking, Statistic, rounded};
 use super::args::{Json, Usage, ensure_usage, lines, name_of, one_stdin, open};
 use super::eval::{Pairs, similarities_of, spearman};
 use super::{Outcome, model, print, print_json, progress, writable};
-use sparse24::bert::{Batching, Calibration, Checkpoint, Inputs, Model, Probe, Similarity, Sparsity, Times, Tokenizer};
 use sparse24::bootstrap::Interval;
 use sparse24::choose::Candidate;
 use sparse24::engine::Device;
+use sparse24::graph::{Ablation, Batching, Calibration, Checkpoint, Inputs, Sparsity, Times};
 use sparse24::io::{Source, write_atomically};
 use sparse24::prune::{Method, SparseGpt, Statistics};
-use sparse24::{Error, LinearWeights, Mask, Mask24, Matrix, Sparse24, VectorLen};
+use sparse24::text::{Encoder, Pipeline, Similarity, Tokenizer};
+use sparse24::{Error, HostWeights, Mask, Mask24, Matrix, Sparse24, VectorLen};
 
 pub(super) use self::file::{Row, Sensitivity};
 
@@ -265,13 +266,8 @@ pub(super) struct Baseline<'a> {
 
 impl<'a> Baseline<'a> {
     /// Embeds the texts with the model as it is.
-    pub(super) fn new(
-        metric: &'a Metric,
-        device: &Device,
-        checkpoint: &Checkpoint,
-        batching: Batching,
-    ) -> sparse24::Result<Self> {
-        let embeddings = Model::new(device, checkpoint)?.embed(&metric.texts.ids, batching)?;
+    pub(super) fn new(metric: &'a Metric, subject: &Subject<'_>) -> sparse24::Result<Self> {
+        let embeddings = subject.embeddings(subject.checkpoint, metric)?;
         let numbers = metric.numbers(&embeddings, &embeddings)?;
         let bootstrap = Bootstrap::new(metric.statistic(), &numbers);
         Ok(Self { metric, embeddings, value: rounded(metric.value(&numbers)?), bootstrap })
@@ -292,13 +288,8 @@ impl<'a> Baseline<'a> {
     }
 
     /// How much lower the metric is on another model.
-    pub(super) fn drop_of(
-        &self,
-        device: &Device,
-        checkpoint: &Checkpoint,
-        batching: Batching,
-    ) -> sparse24::Result<Drop> {
-        self.drop(&Model::new(device, checkpoint)?.embed(&self.metric.texts.ids, batching)?)
+    pub(super) fn drop_of(&self, subject: &Subject<'_>, checkpoint: &Checkpoint) -> sparse24::Result<Drop> {
+        self.drop(&subject.embeddings(checkpoint, self.metric)?)
     }
 }
 
@@ -306,6 +297,8 @@ impl<'a> Baseline<'a> {
 pub(super) struct Subject<'a> {
     pub(super) device: &'a Device,
     pub(super) checkpoint: &'a Checkpoint,
+    /// What makes embeddings of its states.
+    pub(super) pipeline: &'a Pipeline,
     pub(super) batching: Batching,
     pub(super) pruning: Pruning,
     /// The calibration texts as token ids; none where the method reads no inputs.
@@ -313,6 +306,11 @@ pub(super) struct Subject<'a> {
 }
 
 impl Subject<'_> {
+    /// The embeddings of a metric's texts by a form of the model.
+    fn embeddings(&self, checkpoint: &Checkpoint, metric: &Metric) -> sparse24::Result<Matrix> {
+        Encoder::new(self.device, checkpoint, self.pipeline.clone())?.embed(&metric.texts.ids, self.batching)
+    }
+
     /// The rows to measure, in the order in which they can be: every dense linear layer in each pattern, for Q, K and V
     /// the longest one that fits.
     pub(super) fn rows(&self, vectors: &[VectorLen]) -> Vec<(String, VectorLen)> {
@@ -320,7 +318,7 @@ impl Subject<'_> {
         for (name, w) in self.checkpoint.linears() {
             for &vector in vectors {
                 let row = (name.clone(), self.checkpoint.fitting_vector(&name, vector));
-                if matches!(w, LinearWeights::Dense(_)) && !rows.contains(&row) {
+                if matches!(w, HostWeights::Dense(_)) && !rows.contains(&row) {
                     rows.push(row);
                 }
             }
@@ -335,18 +333,20 @@ impl Subject<'_> {
         rows: &[(String, VectorLen)],
         done: &mut dyn FnMut(Row) -> sparse24::Result<()>,
     ) -> sparse24::Result<()> {
-        let Self { device, checkpoint, batching, pruning, calibration } = *self;
+        let Self { device, checkpoint, pipeline, batching, pruning, calibration } = *self;
         let mut of_layer: BTreeMap<&str, Vec<VectorLen>> = BTreeMap::new();
         for (name, vector) in rows {
             of_layer.entry(name).or_default().push(*vector);
         }
-        let mut probe = Probe::new(device, checkpoint, &baseline.metric.texts.ids, batching)?;
-        let mut visit = |name: &str, w: &LinearWeights, statistics: Option<&Statistics>| -> sparse24::Result<()> {
+        let model = pipeline.attach(checkpoint)?;
+        let mut ablation = Ablation::new(device, &model, &baseline.metric.texts.ids, batching)?;
+        let mut visit = |name: &str, w: &HostWeights, statistics: Option<&Statistics>| -> sparse24::Result<()> {
             let Some(vectors) = of_layer.get(name) else { return Ok(()) };
             let w = w.to_dense()?;
             for &vector in vectors {
                 let (pruned, mask) = pruning.prune(name, &w, vector, statistics)?;
-                let embeddings = probe.embed(name, Sparse24::compress(&pruned, &mask)?.into())?;
+                let compressed = Sparse24::compress(&pruned, &mask)?;
+                let embeddings = pipeline.ablated(&mut ablation, name, compressed.into())?;
                 let Drop { drop, interval } = baseline.drop(&embeddings)?;
                 done(Row {
                     layer: name.to_owned(),
@@ -399,13 +399,15 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let json = args.json.file()?;
     let plot = args.plot.as_deref().map(writable).transpose().context("--plot")?;
 
-    let model::Loaded { device, tokenizer, checkpoint, batching, use_of, .. } = args.model.load(args.sparsity)?;
+    let model::Loaded { device, tokenizer, checkpoint, pipeline, batching, use_of, .. } =
+        args.model.load(args.sparsity)?;
     let pruning = args.pruning.pruning();
     let calibrated = args.pruning.calibration.as_deref().map(|path| calibration(path, &tokenizer)).transpose()?;
     let metric = Metric::read(&args.metric, &tokenizer, use_of.similarity)?;
     let no_texts = Texts::default();
     let calibration = &calibrated.as_ref().unwrap_or(&no_texts).ids;
-    let subject = Subject { device: &device, checkpoint: &checkpoint, batching, pruning, calibration };
+    let subject =
+        Subject { device: &device, checkpoint: &checkpoint, pipeline: &pipeline, batching, pruning, calibration };
     let mut rows = subject.rows(&args.vector);
     ensure!(!rows.is_empty(), "{} has no dense linear layers to prune", args.model.name.get());
 
@@ -417,9 +419,9 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     }
     if !rows.is_empty() {
         let bar = progress(rows.len());
-        let baseline = Baseline::new(&metric, &device, &checkpoint, batching)?;
+        let baseline = Baseline::new(&metric, &subject)?;
         result.dense = baseline.value();
-        result.linear_weights = checkpoint.config().linear_weights();
+        result.linear_weights = checkpoint.graph().linear_weights();
         // However often it was interrupted, the file is the same in the end.
         let order: Vec<String> = checkpoint.linears().map(|(name, _)| name).collect();
         subject.measure(&baseline, &rows, &mut |row| {

@@ -6,10 +6,10 @@ use sparse24::simd::SimdLevel;
 /// Cargo features that the binary was built with, by name.
 const FEATURES: [(&str, bool); 5] = [
     ("avx512", cfg!(feature = "avx512")),
-    ("bert", cfg!(feature = "bert")),
     ("cli", cfg!(feature = "cli")),
     ("compile", cfg!(feature = "compile")),
     ("hub", cfg!(feature = "hub")),
+    ("text", cfg!(feature = "text")),
 ];
 
 /// No crate tells its version at run time, and wgpu's decides which shaders a driver gets.

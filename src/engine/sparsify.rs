@@ -21,7 +21,7 @@
 //! use sparse24::{DType, Device, Io, Matrix, Op, Problem, VectorLen, prune};
 //! let device = Device::cpu()?;
 //! let w0 = Matrix::from_f32(1, 4, &[3.0, 1.0, 2.0, 0.0])?;
-//! let weights = device.upload_sparse24(&prune::sparsify(&w0, VectorLen::ONE)?)?;
+//! let weights = device.upload_weights(&prune::sparsify(&w0, VectorLen::ONE)?.into())?;
 //! let w = device.upload(&w0)?;
 //! let x = device.upload(&Matrix::from_f32(1, 4, &[1.0; 4])?)?;
 //! let y = device.zeros(1, 1, DType::F32)?;
@@ -66,7 +66,7 @@ pub enum Compressed<'a> {
         /// `ceil(m / V) * ceil(k / 32)` words, row by row.
         meta: &'a Indices,
     },
-    /// Weights of [`Device::upload_sparse24`], in the layout that products read; of the type of W, which for bf16 ones
+    /// Weights of [`Device::upload_weights`], in the layout that products read; of the type of W, which for bf16 ones
     /// is f32 on a GPU, and none on the CPU device.
     Weights(&'a Weights),
 }

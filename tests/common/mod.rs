@@ -137,10 +137,10 @@ impl HostWeights {
 
     pub fn upload(&self, device: &Device) -> sparse24::Weights {
         match self {
-            Self::Dense(w) => device.upload_dense(w),
-            Self::Sparse24(w) => device.upload_sparse24(w),
-            Self::Masked(w, mask) => device.upload_masked(w, mask),
-            Self::Masked24(w, mask) => device.upload_masked24(w, mask),
+            Self::Dense(w) => device.upload_weights(&w.into()),
+            Self::Sparse24(w) => device.upload_weights(&w.into()),
+            Self::Masked(w, mask) => device.upload_weights(&sparse24::HostWeights::Masked(w.clone(), mask.clone())),
+            Self::Masked24(w, mask) => device.upload_weights(&sparse24::HostWeights::Masked24(w.clone(), mask.clone())),
         }
         .unwrap()
     }

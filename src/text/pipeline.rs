@@ -6,23 +6,24 @@
 //! on the host in f32, from the mean or from the states that are read back.
 //!
 //! What each module computes is that of Sentence Transformers 6.2 (read in its source, and run against it; see
-//! tests/bert.rs). Invariant: every step takes as many features as the one before it gives, the first pooled ones.
+//! tests/pipeline.rs). Invariant: every step takes as many features as the one before it gives, the first pooled ones.
 
 use std::path::Path;
 
 use ndarray::{Array2, ArrayView1, ArrayViewMut1, Axis};
 use serde_json::{Map, Value};
 
-use super::checkpoint::Reader;
 use super::files::{Files, flag, modules_of, object};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, checked_mul};
+use crate::graph::{Ablation, Checkpoint, Reader};
 use crate::io::{Source, weights_in};
-use crate::matrix::{DType, Matrix};
+use crate::matrix::{DType, Elements, Matrix};
+use crate::weights::HostWeights;
 
 /// What turns the last states of a text's tokens into its embedding.
 ///
 /// ```
-/// use sparse24::bert::{Pipeline, Pooling};
+/// use sparse24::text::{Pipeline, Pooling};
 /// let pipeline = Pipeline::default();
 /// assert_eq!((pipeline.poolings(), pipeline.width(384)), (&[Pooling::Mean][..], 384));
 /// ```
@@ -321,16 +322,61 @@ impl Pipeline {
         mean.then(|| self.steps.first() == Some(&Step::Normalize))
     }
 
-    /// Whether a device computes all of it.
-    pub(super) fn all_on_device(&self) -> bool {
-        self.on_device().is_some_and(|normalized| self.steps.len() == usize::from(normalized))
+    /// The model of a checkpoint with as much of the pipeline as a device computes: the mean, and a Normalize right after
+    /// it. [`Pipeline::embeddings`] goes on from its output.
+    pub fn attach(&self, checkpoint: &Checkpoint) -> Result<Checkpoint> {
+        let Some(normalize) = self.on_device() else { return Ok(checkpoint.clone()) };
+        checkpoint.extended(|graph| {
+            let states = graph.outputs().last().copied();
+            let states = states.ok_or_else(|| Error::Invalid("the model has no states to pool".into()))?;
+            let pooled = graph.mean_pooling("pooling", states, normalize)?;
+            graph.output(pooled);
+            Ok(())
+        })
     }
 
-    /// The embeddings of a batch, one a row: from what the device pooled if it [does](Self::on_device), otherwise from
-    /// the states of texts of these lengths, padded to `seq` tokens each. A row whose states are not finite is NaN.
+    /// The embeddings of all texts of an ablation, one a row, with `weights` in place of the linear layer `name`. Its
+    /// checkpoint is one that this pipeline was [attached](Pipeline::attach) to. Errors are those of [`Ablation::run`].
+    ///
+    /// ```
+    /// use sparse24::graph::{Ablation, Batching, Checkpoint};
+    /// use sparse24::models::bert::{Config, Sizes};
+    /// use sparse24::text::Pipeline;
+    /// use sparse24::{Activation, DType, Device, Matrix};
+    /// let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 2, heads: 2, intermediate: 16, positions: 4, types: 1 };
+    /// let graph = Config::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
+    /// let (checkpoint, pipeline) = (Checkpoint::random(graph, DType::F32, 24)?, Pipeline::default());
+    /// let texts = [vec![1, 2, 3, 4], vec![5]];
+    /// let model = pipeline.attach(&checkpoint)?;
+    /// let mut ablation = Ablation::new(&Device::cpu()?, &model, &texts, Batching::default())?;
+    /// let zeros = Matrix::zeros(16, 8, DType::F32)?;
+    /// let embeddings = pipeline.ablated(&mut ablation, "encoder.layer.0.intermediate.dense", zeros.into())?;
+    /// assert_eq!((embeddings.rows(), embeddings.cols()), (2, 8));
+    /// # Ok::<(), sparse24::Error>(())
+    /// ```
+    pub fn ablated(&self, ablation: &mut Ablation, name: &str, weights: HostWeights) -> Result<Matrix> {
+        let (texts, lengths) = (ablation.texts(), ablation.lengths());
+        let mut all: Vec<f32> = Vec::new();
+        let mut width = 0;
+        ablation.run(name, weights, &mut |of, seq, output| {
+            let lengths: Vec<_> = of.iter().map(|&text| lengths[text]).collect();
+            let embeddings = self.embeddings(output, seq, &lengths)?;
+            width = embeddings.cols();
+            all.resize(checked_mul("embeddings", texts, width)?, 0.0);
+            for (&text, from) in of.iter().zip(embeddings.elements().to_f32().chunks_exact(width)) {
+                all[text * width..][..width].copy_from_slice(from);
+            }
+            Ok(())
+        })?;
+        Matrix::new(texts, width, Elements::F32(all))
+    }
+
+    /// The embeddings of a batch, one a row, from the output of a model that this pipeline was
+    /// [attached](Pipeline::attach) to: what the device pooled, or the states of texts of these lengths, padded to `seq`
+    /// tokens each. A row whose states are not finite is NaN.
     ///
     /// An [`Error::Text`] names a text that has no token beside those of its prompt, which are left out.
-    pub(super) fn embeddings(&self, end: &Matrix, seq: usize, lengths: &[usize]) -> Result<Matrix> {
+    pub fn embeddings(&self, end: &Matrix, seq: usize, lengths: &[usize]) -> Result<Matrix> {
         let (mut x, steps) = match self.on_device() {
             Some(normalized) => (end.to_array(), &self.steps[usize::from(normalized)..]),
             None => (self.pool(end, seq, lengths)?, &self.steps[..]),
@@ -432,7 +478,7 @@ fn expect_size(path: &Path, json: &Map<String, Value>, name: &str, expected: usi
 }
 
 /// What the weights of a module's folder are read by.
-fn reader(folder: &Path) -> Result<Reader> {
+fn reader(folder: &Path) -> Result<Reader<'static>> {
     let weights = weights_in(folder);
     if !weights.exists() && folder.join("pytorch_model.bin").exists() {
         let reason = "is missing, and pytorch_model.bin is not read: save the module as safetensors";
@@ -474,18 +520,24 @@ fn read_dense(config: &Path, folder: &Path, width: usize) -> Result<Step> {
         }
     };
     let reader = reader(folder)?;
-    let dense = |name: &str| reader.weights(name, out, width)?.to_dense();
+    let dense = |name: &str| {
+        let with_suffix = format!("{name}.weight");
+        reader.weights([with_suffix.as_str(), name].into_iter(), &[out, width])?.to_dense()
+    };
     let residual = match flag(config, &json, "use_residual", false)? {
         false => Residual::None,
         true if out == width => Residual::Input,
         true => Residual::Projected(dense("residual")?),
     };
-    let bias = flag(config, &json, "bias", true)?.then(|| reader.bias("linear", out)).transpose()?;
+    let bias = flag(config, &json, "bias", true)?
+        .then(|| reader.tensor(["linear.bias"].into_iter(), &[out], DType::F32))
+        .transpose()?;
     Ok(Step::Dense(Box::new(Dense { weights: dense("linear")?, bias, function, residual })))
 }
 
 fn read_norm(config: &Path, folder: &Path, width: usize) -> Result<Step> {
     expect_size(config, &object(config)?, "dimension", width)?;
-    let norm = reader(folder)?.norm("norm", width)?;
-    Ok(Step::LayerNorm { gamma: norm.gamma.elements().to_f32(), beta: norm.beta.elements().to_f32() })
+    let reader = reader(folder)?;
+    let vector = |name: &str| Ok(reader.tensor([name].into_iter(), &[width], DType::F32)?.elements().to_f32());
+    Ok(Step::LayerNorm { gamma: vector("norm.weight")?, beta: vector("norm.bias")? })
 }

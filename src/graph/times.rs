@@ -1,20 +1,19 @@
 //! How long a forward pass and each of its linear layers take, dense and pruned: what a choice by speed goes by.
 //!
 //! The calls that are timed are those of whole models on their own buffers, so that a layer finds the device's caches as
-//! it would in a forward pass. Encoder layers have the same shapes: the calls of one kind of linear layer, such as all
-//! Q, K and V, are timed together, one encoder layer after the other, and share their mean. Samples of all forms take
-//! turns. Invariant: a layer that the checkpoint has in another form than dense is in no time but that of the whole.
+//! it would in a forward pass. Linear layers whose names differ in numbers alone, such as all Q, K and V, have the same
+//! shapes: their calls are timed together, one after the other, and share their mean. Samples of all forms take turns.
+//! Invariant: a layer that the checkpoint has in another form than dense is in no time but that of the whole.
 
 use std::time::Duration;
 
-use super::checkpoint::Checkpoint;
-use super::{Model, Part};
+use super::{Checkpoint, Model};
 use crate::engine::{Device, Prepared};
 use crate::error::Result;
-use crate::linear::LinearWeights;
 use crate::mask::VectorLen;
 use crate::measure::{self, Policy};
 use crate::prune;
+use crate::weights::HostWeights;
 
 /// Medians, in seconds.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,14 +65,21 @@ impl<'a> Subject<'a> {
     }
 }
 
+/// A name without its numbers.
+fn kind_of(name: &str) -> String {
+    let part = |part| if str::parse::<u64>(part).is_ok() { "*" } else { part };
+    name.split('.').map(part).collect::<Vec<_>>().join(".")
+}
+
 /// Times whole forward passes of `batch` texts of `seq` tokens by several models, whose samples take turns: the median of
 /// each, in seconds. Linear layers have the form that the planner gives them, as everywhere else.
 ///
 /// ```
-/// use sparse24::bert::{Checkpoint, Config, Sizes, Sparsity, time_forwards};
+/// use sparse24::graph::{Checkpoint, Sparsity, time_forwards};
+/// use sparse24::models::bert::{Config, Sizes};
 /// use sparse24::{Activation, DType, Device, VectorLen, measure::Policy};
 /// let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 2, heads: 2, intermediate: 16, positions: 4, types: 1 };
-/// let dense = Checkpoint::random(Config::new(sizes, 1e-12, Activation::Gelu)?, DType::F32, 24)?;
+/// let dense = Checkpoint::random(Config::new(sizes, 1e-12, Activation::Gelu)?.graph()?, DType::F32, 24)?;
 /// let mut pruned = dense.clone();
 /// pruned.prune(Sparsity::TwoFour(VectorLen::ONE))?;
 /// let times = time_forwards(&Device::cpu()?, &[&dense, &pruned], 2, 4, &Policy::QUICK)?;
@@ -109,10 +115,11 @@ impl Checkpoint {
     /// once: a model for each pattern.
     ///
     /// ```
-    /// use sparse24::bert::{Checkpoint, Config, Sizes};
+    /// use sparse24::graph::Checkpoint;
+    /// use sparse24::models::bert::{Config, Sizes};
     /// use sparse24::{Activation, DType, Device, VectorLen, measure::Policy};
     /// let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 2, heads: 2, intermediate: 16, positions: 4, types: 1 };
-    /// let checkpoint = Checkpoint::random(Config::new(sizes, 1e-12, Activation::Gelu)?, DType::F32, 24)?;
+    /// let checkpoint = Checkpoint::random(Config::new(sizes, 1e-12, Activation::Gelu)?.graph()?, DType::F32, 24)?;
     /// let times = checkpoint.times(&Device::cpu()?, 2, 4, &[VectorLen::ONE], &Policy::QUICK)?;
     /// assert!(times.of("encoder.layer.1.output.dense", Some(VectorLen::ONE)) > Some(0.0));
     /// # Ok::<(), sparse24::Error>(())
@@ -125,37 +132,33 @@ impl Checkpoint {
         vectors: &[VectorLen],
         policy: &Policy,
     ) -> Result<Times> {
-        let dense: Vec<(usize, String)> = self
-            .linears()
-            .enumerate()
-            .filter(|(_, (_, w))| matches!(w, LinearWeights::Dense(_)))
-            .map(|(at, (name, _))| (at, name))
-            .collect();
+        // Dense layers by kind.
+        let mut kinds: Vec<(String, Vec<String>)> = Vec::new();
+        for (name, _) in self.linears().filter(|(_, w)| matches!(w, HostWeights::Dense(_))) {
+            let kind = kind_of(&name);
+            match kinds.iter_mut().find(|(known, _)| *known == kind) {
+                Some((_, names)) => names.push(name),
+                None => kinds.push((kind, vec![name])),
+            }
+        }
         let mut forwards = vec![(None, Model::new(device, self)?.forward(batch, seq)?)];
         for &vector in vectors {
             let mut pruned = self.clone();
-            for (_, name) in &dense {
-                let w = self.linears().find(|(of, _)| of == name).map(|(_, w)| w.to_dense());
-                let Some(w) = w.transpose()? else { continue };
+            for name in kinds.iter().flat_map(|(_, names)| names) {
+                let w = self.linear(name)?.to_dense()?;
                 pruned.set_linear(name, prune::sparsify(&w, self.fitting_vector(name, vector))?.into())?;
             }
-            forwards.push((Some(vector), Model::new(device, &pruned)?.pinned().forward(batch, seq)?));
+            forwards.push((Some(vector), Model::new(device, &pruned)?.no_dense_fallback().forward(batch, seq)?));
         }
 
         let whole = forwards[0].1.calls().map(|(_, call)| call).collect();
         let mut subjects = vec![Subject::new(device, whole, policy)?];
         // Which layers the others are of, and in which form.
         let mut of = Vec::new();
-        let kinds = self.layers.first().map_or(0, |layer| layer.linears().len());
         for (vector, forward) in &forwards {
-            let calls: Vec<_> = forward.calls().filter(|(part, _)| *part == Part::Gemm).map(|(_, call)| call).collect();
-            for kind in 0..kinds {
-                let same: Vec<_> = dense.iter().filter(|(at, _)| at % kinds == kind).collect();
-                if same.is_empty() {
-                    continue;
-                }
-                let own = same.iter().filter_map(|(at, _)| calls.get(*at).copied()).collect();
-                subjects.push(Subject::new(device, own, policy)?);
+            for (_, same) in &kinds {
+                let own = forward.calls().filter(|(node, _)| same.contains(&node.name)).map(|(_, call)| call);
+                subjects.push(Subject::new(device, own.collect(), policy)?);
                 of.push((same, *vector));
             }
         }
@@ -166,7 +169,7 @@ impl Checkpoint {
         let forward = medians.next().unwrap_or(f64::NAN);
         let mut linears = Vec::new();
         for ((same, vector), seconds) in of.iter().zip(medians) {
-            for (_, name) in same {
+            for name in *same {
                 let vector = vector.map(|v| self.fitting_vector(name, v));
                 // Two patterns may have become one.
                 if !linears.iter().any(|(known, v, _)| known == name && *v == vector) {

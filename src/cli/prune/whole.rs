@@ -1,4 +1,4 @@
-//! The part of `prune` that runs a BERT: statistics of its layers' inputs, an order of channels, the choice of layers.
+//! The part of `prune` that runs a model: statistics of its layers' inputs, an order of channels, the choice of layers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,19 +7,22 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{Args, Choice, NOTHING, Reason, Reordered, Row, Run};
 use crate::cli::args::one_stdin;
+use crate::cli::model::{self, Source};
 use crate::cli::sensitivity::{Baseline, Drop, Metric, Row as SensitivityRow, Subject, calibration, candidates};
-use crate::cli::{model, progress, say};
-use sparse24::bert::{Calibration, Checkpoint, Inputs, Similarity, Times, Tokenizer, time_forwards};
+use crate::cli::{progress, say};
+use sparse24::graph::{Calibration, Checkpoint, Inputs, Times, time_forwards};
 use sparse24::measure::Policy;
 use sparse24::prune::Statistics;
 use sparse24::prune::permute::Budget;
-use sparse24::{DType, Device, LinearWeights, VectorLen, choose};
+use sparse24::text::{Pipeline, Similarity, Tokenizer};
+use sparse24::{DType, Device, HostWeights, VectorLen, choose};
 
-/// A model that is to be pruned, and the calibration texts as token ids.
-struct Bert<'a> {
+/// What a model is pruned by: its folder's files, where it runs, and the calibration texts as token ids.
+struct Subjects<'a> {
     args: &'a Args,
     device: Device,
     tokenizer: Tokenizer,
+    pipeline: Pipeline,
     similarity: Similarity,
     texts: Vec<Vec<u32>>,
 }
@@ -27,40 +30,42 @@ struct Bert<'a> {
 /// Which linear layers are pruned, with which vector length.
 type Vectors = BTreeMap<String, VectorLen>;
 
-/// Prunes the linear layers of a BERT in memory.
+/// Prunes the linear layers of a model in memory.
 pub(super) fn prune(args: &Args) -> Result<Run> {
     let folder = args.input().to_str().filter(|_| args.input().is_dir());
     let folder = folder.with_context(|| {
-        format!("{}: a BERT's folder is needed, with its config and tokenizer, to run it", args.input().display())
+        format!("{}: a model's folder is needed, with its config and tokenizer, to run it", args.input().display())
     })?;
     let [pairs, input] = args.metric.inputs();
     one_stdin(&[pairs, input, ("--calibration", args.calibration.as_deref())])?;
     let files = model::files(folder)?;
-    let (tokenizer, mut checkpoint, use_of) = model::read(&files, None, DType::F32, None)?;
+    let Source { tokenizer, mut checkpoint, pipeline, use_of } = model::read(&files, None, DType::F32, None)?;
     let selected = selected(args, &checkpoint)?;
     let device = args.running.device()?;
     let texts = args.calibration.as_deref().map(|path| calibration(path, &tokenizer)).transpose()?;
-    let bert = Bert { args, device, tokenizer, similarity: use_of.similarity, texts: texts.unwrap_or_default().ids };
+    let texts = texts.unwrap_or_default().ids;
+    let of = Subjects { args, device, tokenizer, pipeline, similarity: use_of.similarity, texts };
     // Neither the order of channels nor the method changes how long a layer takes.
-    let times = args.target_speedup.map(|speedup| bert.times(&checkpoint, &selected, speedup)).transpose()?;
+    let times = args.target_speedup.map(|speedup| of.times(&checkpoint, &selected, speedup)).transpose()?;
 
     let permuted = match args.permute {
-        Some(seconds) => bert.reorder(&mut checkpoint, seconds)?,
+        Some(seconds) => of.reorder(&mut checkpoint, seconds)?,
         None => Vec::new(),
     };
     let (vectors, mut chosen) = if args.chooses() {
-        let (vectors, chosen) = bert.choose(&checkpoint, &selected, times.as_ref())?;
+        let (vectors, chosen) = of.choose(&checkpoint, &selected, times.as_ref())?;
         (vectors, Some(chosen))
     } else {
         let fitting = |name: &String| (name.clone(), checkpoint.fitting_vector(name, args.vector()));
         (selected.iter().map(fitting).collect(), None)
     };
     let dense = times.is_some().then(|| checkpoint.clone());
-    let (rows, tokens) = bert.prune(&mut checkpoint, &vectors)?;
+    let (rows, tokens) = of.prune(&mut checkpoint, &vectors)?;
     if let (Some(dense), Some(chosen)) = (&dense, &mut chosen) {
-        let (batch, seq) = bert.shape();
-        let [before, after] = time_forwards(&bert.device, &[dense, &checkpoint], batch, seq, &Policy::TUNING)?[..]
-        else {
+        let (batch, seq) = of.shape();
+        let models = [of.pipeline.attach(dense)?, of.pipeline.attach(&checkpoint)?];
+        let attached = models.each_ref();
+        let [before, after] = time_forwards(&of.device, &attached, batch, seq, &Policy::TUNING)?[..] else {
             bail!("a forward pass was not timed");
         };
         if let Some(warning) = chosen.measured(before / after, args.target_speedup) {
@@ -89,7 +94,7 @@ fn selected(args: &Args, checkpoint: &Checkpoint) -> Result<Vec<String>> {
     Ok(selected)
 }
 
-impl Bert<'_> {
+impl Subjects<'_> {
     /// Texts and tokens of the forward pass that is timed.
     fn shape(&self) -> (usize, usize) {
         (self.args.running.batching().texts, self.args.seq as usize)
@@ -99,7 +104,8 @@ impl Bert<'_> {
     /// before anything else is done.
     fn times(&self, checkpoint: &Checkpoint, selected: &[String], speedup: f64) -> Result<Times> {
         let (batch, seq) = self.shape();
-        let times = checkpoint.times(&self.device, batch, seq, &self.args.vector, &Policy::TUNING)?;
+        let model = self.pipeline.attach(checkpoint)?;
+        let times = model.times(&self.device, batch, seq, &self.args.vector, &Policy::TUNING)?;
         let subject = self.subject(checkpoint);
         let rows = subject.rows(&self.args.vector).into_iter().filter(|(name, _)| selected.contains(name));
         // Nothing is lost yet: only whether it can be reached is asked.
@@ -127,8 +133,15 @@ impl Bert<'_> {
     }
 
     fn subject<'a>(&'a self, checkpoint: &'a Checkpoint) -> Subject<'a> {
-        let Self { args, device, texts: calibration, .. } = self;
-        Subject { device, checkpoint, batching: args.running.batching(), pruning: args.pruning(), calibration }
+        let Self { args, device, pipeline, texts: calibration, .. } = self;
+        Subject {
+            device,
+            checkpoint,
+            pipeline,
+            batching: args.running.batching(),
+            pruning: args.pruning(),
+            calibration,
+        }
     }
 
     fn how(&self, gram: bool, inputs: Inputs) -> Calibration {
@@ -140,7 +153,7 @@ impl Bert<'_> {
         let Args { method, inputs, .. } = self.args;
         let bar = progress(checkpoint.linears().count());
         let (mut rows, mut tokens) = (Vec::new(), None);
-        let mut visit = |name: &str, weights: &LinearWeights, statistics: Option<&Statistics>| {
+        let mut visit = |name: &str, weights: &HostWeights, statistics: Option<&Statistics>| {
             bar.set_message(name.to_owned());
             bar.inc(1);
             tokens = statistics.map(Statistics::tokens);
@@ -148,12 +161,12 @@ impl Bert<'_> {
             let pruned = self.args.prune_matrix(name, &weights.to_dense()?, vector, statistics);
             let (row, pruned) = pruned.map_err(|e| sparse24::Error::Invalid(format!("{name}: {e}")))?;
             rows.push(row);
-            Ok::<_, sparse24::Error>(Some(LinearWeights::Sparse24(pruned)))
+            Ok::<_, sparse24::Error>(Some(HostWeights::Sparse24(pruned)))
         };
         if self.args.calibration.is_some() {
             let by_default = if method.needs_gram() { Inputs::Corrected } else { Inputs::Pruned };
             let how = self.how(method.needs_gram(), inputs.unwrap_or(by_default));
-            let visit = &mut |name: &str, w: &LinearWeights, of: &Statistics| visit(name, w, Some(of));
+            let visit = &mut |name: &str, w: &HostWeights, of: &Statistics| visit(name, w, Some(of));
             checkpoint.calibrate(&self.device, &self.texts, how, visit)?;
         } else {
             let dense: Vec<_> = checkpoint.linears().map(|(name, w)| (name, w.clone())).collect();
@@ -187,22 +200,18 @@ impl Bert<'_> {
         let vector = self.args.vector.iter().copied().max().unwrap_or(VectorLen::ONE);
         let permuted = checkpoint.permute(vector, &budget, |name, w| method.scores(w, statistics.get(name)))?;
         bar.finish_and_clear();
-        let kept = permuted.iter().flat_map(|layer| layer.kept);
-        let named = checkpoint.linears().map(|(name, _)| name).zip(kept);
-        Ok(named
-            .filter_map(|(name, kept)| kept.map(|kept| (name, kept)))
-            .map(|(name, kept)| Reordered { name, kept_before: kept.before, kept_after: kept.after })
-            .collect())
+        let kept: BTreeMap<_, _> = permuted.into_iter().flat_map(|channels| channels.kept).collect();
+        let named = checkpoint.linears().filter_map(|(name, _)| kept.get(&name).map(|kept| (name, kept)));
+        Ok(named.map(|(name, kept)| Reordered { name, kept_before: kept.before, kept_after: kept.after }).collect())
     }
 
     /// Finds out which layers are pruned, and how: by what each loses alone, and what all chosen lose together or, given
     /// the times of layers, save.
     fn choose(&self, checkpoint: &Checkpoint, selected: &[String], times: Option<&Times>) -> Result<(Vectors, Choice)> {
         let args = self.args;
-        let batching = args.running.batching();
         let metric = Metric::read(&args.metric, &self.tokenizer, self.similarity)?;
-        let baseline = Baseline::new(&metric, &self.device, checkpoint, batching)?;
         let subject = self.subject(checkpoint);
+        let baseline = Baseline::new(&metric, &subject)?;
         let mut alone = subject.rows(&args.vector);
         alone.retain(|(name, _)| selected.contains(name));
         ensure!(!alone.is_empty(), "--include and --exclude select no linear layer that is dense still");
@@ -221,7 +230,7 @@ impl Bert<'_> {
             let owned: Vectors = vectors.iter().map(|(&name, &v)| (name.to_owned(), v)).collect();
             let mut pruned = checkpoint.clone();
             self.prune(&mut pruned, &owned)?;
-            let drop = baseline.drop_of(&self.device, &pruned, batching)?;
+            let drop = baseline.drop_of(&subject, &pruned)?;
             known.push((owned, drop));
             Ok(drop.drop)
         };

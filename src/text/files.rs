@@ -10,8 +10,8 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::config::Config;
 use crate::error::{Error, Result};
+use crate::graph::Limits;
 use crate::io::weights_in;
 
 /// Where the parts of a model lie.
@@ -76,12 +76,12 @@ impl Files {
 
     /// The most tokens of a text: the smaller of what the model has positions for and the `max_seq_length` of
     /// [`Files::sentences`]. For [`Tokenizer::truncated_at`](super::Tokenizer::truncated_at).
-    pub fn max_tokens(&self, config: &Config) -> Result<usize> {
-        let Some(path) = &self.sentences else { return Ok(config.positions()) };
+    pub fn max_tokens(&self, limits: Limits) -> Result<usize> {
+        let Some(path) = &self.sentences else { return Ok(limits.tokens) };
         match object(path)?.get("max_seq_length") {
-            None | Some(Value::Null) => Ok(config.positions()),
+            None | Some(Value::Null) => Ok(limits.tokens),
             Some(value) => match value.as_u64().filter(|&tokens| tokens > 0) {
-                Some(tokens) => Ok(usize::try_from(tokens).map_or(config.positions(), |t| t.min(config.positions()))),
+                Some(tokens) => Ok(usize::try_from(tokens).map_or(limits.tokens, |tokens| tokens.min(limits.tokens))),
                 None => Err(Error::file(path, format!("max_seq_length is {value}, expected a whole number above 0"))),
             },
         }
@@ -185,7 +185,7 @@ impl Settings {
 /// How similar two embeddings are: a larger number for more.
 ///
 /// ```
-/// use sparse24::bert::Similarity;
+/// use sparse24::text::Similarity;
 /// let (a, b) = ([3.0, 4.0], [6.0, 8.0]);
 /// assert_eq!(Similarity::Cosine.of(&a, &b), 1.0);
 /// assert_eq!(Similarity::Dot.of(&a, &b), 50.0);

@@ -1,14 +1,13 @@
-//! From texts to token ids, and from token ids to batches of similar length.
+//! From texts to token ids.
 //!
-//! Invariants: ids are below the model's vocabulary; a text has one to [`Config::positions`] tokens; [`batches`] names
-//! every text once.
+//! Invariant: ids are below the model's vocabulary, and a text has one to as many tokens as the model takes.
 
 use std::path::Path;
 
 use tokenizers::{PostProcessor, TruncationDirection, TruncationParams, TruncationStrategy};
 
-use super::config::Config;
 use crate::error::{Error, Result};
+use crate::graph::Limits;
 
 /// A vocabulary may have fewer words than the model has rows, which are often a multiple of 8, 64 or 128: fewer by as
 /// many as that is another vocabulary.
@@ -40,7 +39,7 @@ impl Tokenizer {
     ///
     /// An error if the file is none, or is for another vocabulary than the model's: it has ids that the model has no
     /// rows for, or leaves 128 or more rows without a word.
-    pub fn load(path: impl AsRef<Path>, config: &Config) -> Result<Self> {
+    pub fn load(path: impl AsRef<Path>, limits: Limits) -> Result<Self> {
         let path = path.as_ref();
         // Read here: the library's message about a missing file does not name it.
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
@@ -48,13 +47,13 @@ impl Tokenizer {
         let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| fail(e.to_string()))?;
         // Ids need not be without gaps.
         let ids = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        let rows = config.vocabulary();
+        let rows = limits.vocabulary;
         if ids > rows || rows - ids >= MOST_UNUSED {
             return Err(fail(format!("the tokenizer has {ids} ids, the model's vocab_size is {rows}")));
         }
         tokenizer.with_padding(None);
         let whole = Self { tokenizer, max_tokens: usize::MAX, lower_case: false, prompt: String::new() };
-        whole.truncated_at(config.positions()).map_err(|e| fail(e.to_string()))
+        whole.truncated_at(limits.tokens).map_err(|e| fail(e.to_string()))
     }
 
     /// The same tokenizer, which truncates texts at `tokens` tokens, special ones included, or where it did if that is
@@ -129,59 +128,4 @@ impl Tokenizer {
             None => Ok(Tokens { ids, truncated }),
         }
     }
-}
-
-/// How texts are put together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Batching {
-    /// Most texts of a batch, at least one.
-    pub texts: usize,
-    /// Most tokens of a batch of several texts, padding included: bounds the memory of activations.
-    pub tokens: usize,
-}
-
-impl Default for Batching {
-    /// 32 texts, as long as they have no more than 8192 tokens.
-    fn default() -> Self {
-        Self { texts: 32, tokens: 8192 }
-    }
-}
-
-/// Texts to go through the model together.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Batch {
-    /// Indices of the texts.
-    pub texts: Vec<usize>,
-    /// Tokens to which each is padded.
-    pub seq: usize,
-}
-
-/// What a batch is padded to: so many that few shapes of batches occur and their buffers are used again. Steps of 8
-/// tokens, and above 128 of a sixteenth of the next power of two, so that padding is never more than an eighth there and
-/// 512 positions have 32 lengths.
-fn padded(tokens: usize) -> usize {
-    tokens.next_multiple_of((tokens.next_power_of_two() / 16).max(8))
-}
-
-/// Puts texts of these numbers of tokens, none above `positions`, into batches by length, the longest first.
-///
-/// ```
-/// use sparse24::bert::{Batch, Batching, batches};
-/// let plan = batches(&[3, 20, 5], 512, Batching { texts: 2, tokens: 8192 });
-/// assert_eq!(plan, [Batch { texts: vec![1, 2], seq: 24 }, Batch { texts: vec![0], seq: 8 }]);
-/// ```
-pub fn batches(lengths: &[usize], positions: usize, batching: Batching) -> Vec<Batch> {
-    let mut order: Vec<usize> = (0..lengths.len()).collect();
-    // Stable: texts of one length stay in order, whatever the machine.
-    order.sort_by_key(|&text| std::cmp::Reverse(lengths[text]));
-    let mut batches = Vec::new();
-    let mut rest = &order[..];
-    while let Some(&longest) = rest.first() {
-        let seq = padded(lengths[longest]).min(positions.max(lengths[longest])).max(1);
-        let most = batching.texts.min(batching.tokens / seq).max(1);
-        let (texts, more) = rest.split_at(most.min(rest.len()));
-        batches.push(Batch { texts: texts.to_vec(), seq });
-        rest = more;
-    }
-    batches
 }

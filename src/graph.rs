@@ -1,0 +1,716 @@
+//! A model as data: named nodes that compute named values from named parameters.
+//!
+//! ```text
+//!  config.json ─► models::load ─► Graph        nodes, values, parameters, channels     (this file)
+//!                                   │
+//!  *.safetensors ───────────────► Checkpoint   its parameters on the host              checkpoint
+//!                                   │  Model::new        uploaded once                 model
+//!                                   ▼
+//!  token ids ───────────────────► Forward      one for each (batch, sequence)          forward
+//!                                   │  one submission; any value can be tapped
+//!                                   ▼
+//!                                 values        ◄─ twin, the same walk in f64
+//!
+//!  tools on any graph: calibrate (statistics of inputs), ablation (one layer replaced), permute (orders of
+//!  channels), times (a pass and its layers)
+//! ```
+//! A [`Node`] is an operation of [`ops`](crate::ops) with what it reads and the one value that it writes. Its operation
+//! is behind the trait [`NodeOp`], which an operation's file implements: nothing here knows which operations there are. A
+//! model's file ([`models`](crate::models)) calls builder methods such as [`Graph::linear`], each of which adds a node and
+//! the parameters that it needs, and says which channels may be permuted together. Nothing else knows an architecture.
+//!
+//! Values have a number of rows for every (batch, sequence): one per token, or one per sequence. There is no other shape
+//! inference. Nodes stand in the order in which they run, so that a walk in reverse meets every reader of a value before
+//! the node that makes it: what a backward pass needs.
+//!
+//! Invariants: a node reads values of nodes before it; names of nodes and of parameters are unique; each weights
+//! parameter is read by one node.
+
+mod ablation;
+mod calibrate;
+mod checkpoint;
+mod forward;
+mod model;
+mod nodes;
+mod permute;
+mod stream;
+mod times;
+pub mod twin;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use ndarray::Array2;
+
+pub use ablation::{Ablation, Outputs};
+pub use calibrate::{Calibration, Inputs, Visit};
+#[cfg(feature = "text")]
+pub(crate) use checkpoint::Reader;
+pub use checkpoint::{Checkpoint, LinearTensor, Sparsity};
+pub use forward::Forward;
+pub use model::Model;
+pub use nodes::LinearSpec;
+pub use permute::{Kept, Permuted};
+pub use stream::{Batch, Batching, batches};
+pub use times::{Times, time_forwards};
+
+use crate::engine::{Device, Prepared, Tensor};
+use crate::error::{Error, Result, checked_mul};
+use crate::glue::Indices;
+use crate::linear::Linear;
+use crate::matrix::{DType, Matrix};
+use crate::problem::Epilogue;
+
+/// A value that a node computes, by its place in [`Graph::values`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(usize);
+
+/// A parameter, by its place in [`Graph::params`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ParamId(usize);
+
+/// How many rows a value has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rows {
+    /// One for each token of each sequence, padding included.
+    Tokens,
+    /// One for each sequence.
+    Sequences,
+}
+
+impl Rows {
+    /// Their number for so many sequences of `seq` tokens.
+    pub fn count(self, batch: usize, seq: usize) -> Result<usize> {
+        match self {
+            Self::Tokens => checked_mul("tokens of a batch", batch, seq),
+            Self::Sequences => Ok(batch),
+        }
+    }
+}
+
+/// The element type of a value or a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// That of the model's activations, which its user chooses: f32 or f16.
+    Model,
+    /// f32, whatever the model's is.
+    F32,
+}
+
+impl Precision {
+    /// The element type in a model of this one.
+    pub fn of(self, model: DType) -> DType {
+        match self {
+            Self::Model => model,
+            Self::F32 => DType::F32,
+        }
+    }
+}
+
+/// What a node computes: a matrix on the device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Value {
+    /// The name of the node that writes it.
+    pub name: String,
+    /// Number of rows.
+    pub rows: Rows,
+    /// Number of columns.
+    pub cols: usize,
+    /// Element type.
+    pub precision: Precision,
+}
+
+/// What of the texts a node reads: one number for each token, or for each sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// The ids of the tokens; 0 for padding.
+    Ids,
+    /// The place of each token in its sequence, counted from `first`. Tokens of the id `padding` have the place
+    /// `first - 1` and are not counted.
+    Positions {
+        /// The place of a sequence's first token.
+        first: u32,
+        /// An id that does not count.
+        padding: Option<u32>,
+    },
+    /// The same number for each token.
+    Constant(u32),
+    /// How many tokens of each sequence are no padding.
+    Lengths,
+}
+
+impl Input {
+    /// How many numbers it has.
+    pub(crate) fn rows(self) -> Rows {
+        match self {
+            Self::Lengths => Rows::Sequences,
+            Self::Ids | Self::Positions { .. } | Self::Constant(_) => Rows::Tokens,
+        }
+    }
+
+    /// The numbers of one text, padded to `to.len()` tokens, or its length.
+    pub(crate) fn write(self, ids: &[u32], to: &mut [u32]) {
+        match self {
+            Self::Ids => {
+                // Padding has the first id, so that it is one of the table's.
+                to.fill(0);
+                to[..ids.len()].copy_from_slice(ids);
+            }
+            Self::Positions { first, padding } => {
+                let mut next = first;
+                for (token, to) in to.iter_mut().enumerate() {
+                    let counts = ids.get(token).copied() != padding || padding.is_none();
+                    *to = if counts { next } else { first.saturating_sub(1) };
+                    next += u32::from(counts);
+                }
+            }
+            Self::Constant(value) => to.fill(value),
+            Self::Lengths => to.fill(ids.len() as u32),
+        }
+    }
+}
+
+/// One operand of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Read {
+    /// What another node computes.
+    Value(ValueId),
+    /// What the model has learnt.
+    Param(ParamId),
+    /// What the texts are.
+    Input(Input),
+}
+
+/// How a parameter is used, and held on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParamKind {
+    /// The weights of a linear layer, in any form of [`HostWeights`](crate::HostWeights).
+    Weights,
+    /// A matrix.
+    Matrix(Precision),
+}
+
+/// A stored tensor that a parameter is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredTensor {
+    /// What it may be called, the usual name first.
+    pub names: Vec<String>,
+    /// Its shape. Its first dimension are the parameter's rows, or its columns where it has one dimension.
+    pub shape: Vec<usize>,
+}
+
+/// What turns a stored matrix into the parameter that nodes read.
+type Convert = Arc<dyn Fn(&Matrix) -> Result<Matrix> + Send + Sync>;
+
+/// Something that the model has learnt.
+#[derive(Clone)]
+pub struct Param {
+    /// `{name}.weight` and so on of the node that reads it.
+    pub name: String,
+    /// How it is used.
+    pub kind: ParamKind,
+    /// Number of rows.
+    pub rows: usize,
+    /// Number of columns.
+    pub cols: usize,
+    /// The tensors that it is made of, one under the other.
+    pub stored: Vec<StoredTensor>,
+    /// What its elements are drawn around in a model of random weights.
+    pub around: f32,
+    convert: Option<Convert>,
+}
+
+impl fmt::Debug for Param {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, kind, rows, cols, stored, .. } = self;
+        write!(f, "{name}: {kind:?}, {rows} x {cols} of {stored:?}")
+    }
+}
+
+/// The operands of a node on a device, for one batch and sequence.
+#[derive(Clone, Copy, Debug)]
+pub enum Operand<'a> {
+    /// A value or a parameter.
+    Tensor(&'a Tensor),
+    /// An input.
+    Indices(&'a Indices),
+    /// Weights, with the node's epilogue.
+    Linear(&'a Linear),
+}
+
+/// Where a node computes: its operands on the device, for one batch and sequence.
+#[derive(Debug)]
+pub struct Site<'a> {
+    /// The device.
+    pub device: &'a Device,
+    /// Sequences.
+    pub batch: usize,
+    /// Tokens of each, padding included.
+    pub seq: usize,
+    /// What it reads, in the order of [`Node::reads`].
+    pub reads: Vec<Operand<'a>>,
+    /// What it writes.
+    pub y: &'a Tensor,
+}
+
+impl<'a> Site<'a> {
+    fn operand(&self, at: usize) -> Result<Operand<'a>> {
+        let missing = || Error::Invalid(format!("a node has {} operands, and asks for another", self.reads.len()));
+        self.reads.get(at).copied().ok_or_else(missing)
+    }
+
+    /// The operand of this place, a tensor. Errors are mistakes of the node's operation.
+    pub fn tensor(&self, at: usize) -> Result<&'a Tensor> {
+        match self.operand(at)? {
+            Operand::Tensor(tensor) => Ok(tensor),
+            other => Err(Error::Invalid(format!("operand {at} is {other:?}, not a tensor"))),
+        }
+    }
+
+    /// The operand of this place, indices.
+    pub fn indices(&self, at: usize) -> Result<&'a Indices> {
+        match self.operand(at)? {
+            Operand::Indices(indices) => Ok(indices),
+            other => Err(Error::Invalid(format!("operand {at} is {other:?}, not indices"))),
+        }
+    }
+
+    /// The operand of this place, weights.
+    pub fn linear(&self, at: usize) -> Result<&'a Linear> {
+        match self.operand(at)? {
+            Operand::Linear(linear) => Ok(linear),
+            other => Err(Error::Invalid(format!("operand {at} is {other:?}, not weights"))),
+        }
+    }
+}
+
+/// An operand of a node in the f64 twin of one text.
+#[derive(Clone, Copy, Debug)]
+pub enum Exact<'a> {
+    /// A value or a parameter; of weights, those that are in effect.
+    Matrix(&'a Array2<f64>),
+    /// An input.
+    Indices(&'a [u32]),
+}
+
+/// What a node computes, apart from its operands: the node's side of an operation of [`ops`](crate::ops).
+pub trait NodeOp: fmt::Debug + Send + Sync {
+    /// The operation: the stem of its four files.
+    fn name(&self) -> &'static str;
+
+    /// The call that computes the node's value.
+    fn prepare(&self, site: &Site<'_>) -> Result<Prepared>;
+
+    /// The value in f64, for one text without padding, by the operation's twin in [`reference`](mod@crate::reference).
+    fn exact(&self, reads: &[Exact<'_>]) -> Result<Array2<f64>>;
+
+    /// What a product does before it stores its result; of operations that read weights.
+    fn epilogue(&self) -> Epilogue {
+        Epilogue::NONE
+    }
+}
+
+/// An operation with what it reads and writes.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Unique among nodes, such as `encoder.layer.0.attention.self`.
+    pub name: String,
+    /// What it computes.
+    pub op: Arc<dyn NodeOp>,
+    /// Its operands, in the order in which its operation takes them.
+    pub reads: Vec<Read>,
+    /// Its value.
+    pub writes: ValueId,
+}
+
+impl Node {
+    /// The values that it reads.
+    pub fn values(&self) -> impl Iterator<Item = ValueId> {
+        self.reads.iter().filter_map(|read| match read {
+            Read::Value(value) => Some(*value),
+            Read::Param(_) | Read::Input(_) => None,
+        })
+    }
+
+    /// The parameters that it reads.
+    pub fn params(&self) -> impl Iterator<Item = ParamId> {
+        self.reads.iter().filter_map(|read| match read {
+            Read::Param(param) => Some(*param),
+            Read::Value(_) | Read::Input(_) => None,
+        })
+    }
+}
+
+/// A linear layer of a graph: a node that reads weights.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearLayer<'a> {
+    /// The node's name.
+    pub name: &'a str,
+    /// Its place in [`Graph::nodes`].
+    pub node: usize,
+    /// Its activations.
+    pub x: ValueId,
+    /// Its weights.
+    pub weights: ParamId,
+    /// Its bias, if it has one.
+    pub bias: Option<ParamId>,
+}
+
+/// Channels of which any order computes the same, as long as everything that has them has them in that order; and which
+/// can be removed together.
+///
+/// They come in blocks of `width`, such as the heads of attention, which stay together. A single block is no restriction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Channels {
+    /// What they are called in errors and reports.
+    pub name: String,
+    /// How many there are.
+    pub count: usize,
+    /// Channels of a block.
+    pub width: usize,
+    /// Whether blocks may change places; if so, in all sets alike.
+    pub blocks_move: bool,
+    /// What has the channels. Within a block each set has an order of its own.
+    pub sets: Vec<ChannelSet>,
+}
+
+/// The places in which channels of one order are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChannelSet {
+    /// Weights of which they are rows, from this one on, together with the layer's bias.
+    pub rows: Vec<(ParamId, usize)>,
+    /// Weights of which they are columns, all of them.
+    pub columns: Vec<ParamId>,
+}
+
+/// What texts a graph takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Ids are below it.
+    pub vocabulary: usize,
+    /// The most tokens of a text.
+    pub tokens: usize,
+}
+
+/// The blocks of which a model has so many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layers {
+    /// What the names of their tensors start with, before their number.
+    pub prefix: String,
+    /// How many there are.
+    pub count: usize,
+    /// The field of the config that says so.
+    pub field: &'static str,
+}
+
+/// A model as data.
+///
+/// ```
+/// use sparse24::graph::{Checkpoint, Model};
+/// use sparse24::models::bert::{Config, Sizes};
+/// use sparse24::{Activation, DType, Device};
+/// let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 2, heads: 2, intermediate: 16, positions: 4, types: 1 };
+/// let graph = Config::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
+/// assert_eq!(graph.linears().count(), 8);
+/// // Every value has a name.
+/// let inner = graph.value_named("encoder.layer.1.intermediate.dense").map(|id| graph.value(id).cols);
+/// assert_eq!(inner, Some(16));
+///
+/// let model = Model::new(&Device::cpu()?, &Checkpoint::random(graph, DType::F32, 24)?)?;
+/// let forward = model.forward(2, 4)?;
+/// forward.write(&[vec![1, 2, 3, 4], vec![5]])?;
+/// forward.run()?;
+/// assert_eq!(model.device().read(forward.output())?.rows(), 8);
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Graph {
+    limits: Limits,
+    prefixes: Vec<String>,
+    layers: Option<Layers>,
+    params: Vec<Param>,
+    values: Vec<Value>,
+    nodes: Vec<Node>,
+    channels: Vec<Channels>,
+    /// Values that are kept to the end of a pass, the last of which is what the model is for.
+    outputs: Vec<ValueId>,
+}
+
+impl Graph {
+    /// A graph without nodes, for texts of these limits.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            prefixes: Vec::new(),
+            layers: None,
+            params: Vec::new(),
+            values: Vec::new(),
+            nodes: Vec::new(),
+            channels: Vec::new(),
+            outputs: Vec::new(),
+        }
+    }
+
+    /// Says what names of stored tensors may start with, beside nothing: what checkpoints of larger models have in front.
+    pub fn prefix(&mut self, prefix: &str) {
+        self.prefixes.push(prefix.to_owned());
+    }
+
+    /// Says how many blocks the model has, so that tensors of more are found to be another model's.
+    pub fn layers(&mut self, layers: Layers) {
+        self.layers = Some(layers);
+    }
+
+    /// Adds a parameter. An error if there is one of its name.
+    pub fn param(&mut self, name: String, kind: ParamKind, (rows, cols): (usize, usize)) -> Result<ParamId> {
+        if self.params.iter().any(|param| param.name == name) {
+            return Err(Error::Invalid(format!("there are two parameters {name}")));
+        }
+        let shape = match kind {
+            ParamKind::Matrix(Precision::F32) if rows == 1 => vec![cols],
+            ParamKind::Weights | ParamKind::Matrix(_) => vec![rows, cols],
+        };
+        let stored = vec![StoredTensor { names: vec![name.clone()], shape }];
+        self.params.push(Param { name, kind, rows, cols, stored, around: 0.0, convert: None });
+        Ok(ParamId(self.params.len() - 1))
+    }
+
+    /// Says which tensors a parameter is stored as, other than one of its own name.
+    pub fn stored_as(&mut self, param: ParamId, stored: Vec<StoredTensor>) {
+        self.params[param.0].stored = stored;
+    }
+
+    /// Says what a parameter is made from: a function of the stored matrix.
+    pub fn converted_by(
+        &mut self,
+        param: ParamId,
+        convert: impl Fn(&Matrix) -> Result<Matrix> + Send + Sync + 'static,
+    ) {
+        self.params[param.0].convert = Some(Arc::new(convert));
+    }
+
+    /// Says what a parameter's elements are near to before a model is trained: of factors, 1.
+    pub fn around(&mut self, param: ParamId, around: f32) {
+        self.params[param.0].around = around;
+    }
+
+    /// Adds a node, and the value that it writes. An error if there is one of its name, or it reads weights that another
+    /// node reads.
+    pub fn node(
+        &mut self,
+        name: &str,
+        op: impl NodeOp + 'static,
+        reads: Vec<Read>,
+        (rows, cols, precision): (Rows, usize, Precision),
+    ) -> Result<ValueId> {
+        if self.nodes.iter().any(|node| node.name == name) {
+            return Err(Error::Invalid(format!("there are two nodes {name}")));
+        }
+        let writes = ValueId(self.values.len());
+        let node = Node { name: name.to_owned(), op: Arc::new(op), reads, writes };
+        for weights in node.params().filter(|param| self.params[param.0].kind == ParamKind::Weights) {
+            if self.nodes.iter().any(|other| other.params().any(|param| param == weights)) {
+                return Err(Error::Invalid(format!("two nodes read {}", self.params[weights.0].name)));
+            }
+        }
+        self.values.push(Value { name: name.to_owned(), rows, cols, precision });
+        self.nodes.push(node);
+        Ok(writes)
+    }
+
+    /// Says that a value is kept to the end of a pass; the last one that is said to be is what the model is for.
+    pub fn output(&mut self, value: ValueId) {
+        self.outputs.push(value);
+    }
+
+    /// Says that channels may be permuted. An error if there are not as many of them in all places, or blocks do not
+    /// divide them.
+    pub fn permutable(&mut self, channels: Channels) -> Result<()> {
+        let Channels { name, count, width, sets, .. } = &channels;
+        if *width == 0 || !count.is_multiple_of(*width) {
+            return Err(Error::Invalid(format!("{name}: {count} channels are no blocks of {width}")));
+        }
+        for set in sets {
+            let short = set.rows.iter().find(|(of, first)| first + count > self.params[of.0].rows);
+            let other = set.columns.iter().find(|of| self.params[of.0].cols != *count);
+            if let Some(of) = short.map(|(of, _)| of).or(other) {
+                return Err(Error::Invalid(format!("{name}: {} has no {count} channels", self.params[of.0].name)));
+            }
+        }
+        self.channels.push(channels);
+        Ok(())
+    }
+
+    /// What texts it takes.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Its blocks, if it has said so.
+    pub fn blocks(&self) -> Option<&Layers> {
+        self.layers.as_ref()
+    }
+
+    /// All nodes in the order in which they run.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// All values, each by its [`ValueId`].
+    pub fn values(&self) -> impl ExactSizeIterator<Item = (ValueId, &Value)> {
+        self.values.iter().enumerate().map(|(at, value)| (ValueId(at), value))
+    }
+
+    /// A value.
+    pub fn value(&self, id: ValueId) -> &Value {
+        &self.values[id.0]
+    }
+
+    /// The value that the node of this name writes.
+    pub fn value_named(&self, name: &str) -> Option<ValueId> {
+        self.values.iter().position(|value| value.name == name).map(ValueId)
+    }
+
+    /// All parameters, each by its [`ParamId`].
+    pub fn params(&self) -> impl ExactSizeIterator<Item = (ParamId, &Param)> {
+        self.params.iter().enumerate().map(|(at, param)| (ParamId(at), param))
+    }
+
+    /// A parameter.
+    pub fn param_of(&self, id: ParamId) -> &Param {
+        &self.params[id.0]
+    }
+
+    /// Which channels may be permuted.
+    pub fn channels(&self) -> &[Channels] {
+        &self.channels
+    }
+
+    /// The values that are kept to the end of a pass.
+    pub fn outputs(&self) -> &[ValueId] {
+        &self.outputs
+    }
+
+    /// Features of the last output: of an encoder's states.
+    pub fn output_width(&self) -> usize {
+        self.outputs.last().map_or(0, |&value| self.value(value).cols)
+    }
+
+    /// The nodes that read a value.
+    pub fn readers(&self, value: ValueId) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(move |node| node.values().any(|read| read == value))
+    }
+
+    /// The linear layers in the order in which they run. Their nodes read activations, weights, and a bias if they add one.
+    pub fn linears(&self) -> impl Iterator<Item = LinearLayer<'_>> {
+        self.nodes.iter().enumerate().filter_map(|(at, node)| {
+            let weights = node.params().find(|param| self.params[param.0].kind == ParamKind::Weights)?;
+            let bias = node.params().find(|param| *param != weights);
+            Some(LinearLayer { name: &node.name, node: at, x: node.values().next()?, weights, bias })
+        })
+    }
+
+    /// The linear layer of this name.
+    pub fn linear_named(&self, name: &str) -> Result<LinearLayer<'_>> {
+        let missing = || Error::Invalid(format!("there is no linear layer {name:?}"));
+        self.linears().find(|linear| linear.name == name).ok_or_else(missing)
+    }
+
+    /// The layer whose weights these are.
+    pub(crate) fn linear_of(&self, weights: ParamId) -> Option<LinearLayer<'_>> {
+        self.linears().find(|linear| linear.weights == weights)
+    }
+
+    /// Weights of all linear layers together, biases left out: what 2:4 halves.
+    pub fn linear_weights(&self) -> usize {
+        let of = |linear: LinearLayer<'_>| self.params[linear.weights.0].rows * self.params[linear.weights.0].cols;
+        self.linears().map(of).sum()
+    }
+
+    /// An error if a text is no input of the model.
+    pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let Limits { vocabulary, tokens } = self.limits;
+        if ids.is_empty() || ids.len() > tokens {
+            return Err(Error::Invalid(format!("has {} tokens, the model takes 1 to {tokens}", ids.len())));
+        }
+        match ids.iter().find(|&&id| id as usize >= vocabulary) {
+            Some(id) => Err(Error::Invalid(format!("token id {id} is outside of the vocabulary of {vocabulary}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Tokens of a batch, or an error if there are no texts, no tokens, or more than the model takes.
+    pub(crate) fn tokens_of(&self, batch: usize, seq: usize) -> Result<usize> {
+        let most = self.limits.tokens;
+        if batch == 0 || seq == 0 || seq > most {
+            return Err(Error::Invalid(format!(
+                "a batch of {batch} texts of {seq} tokens; at least one text is needed, and 1 to {most} tokens"
+            )));
+        }
+        checked_mul("tokens of a batch", batch, seq)
+    }
+
+    /// The values that nodes before place `at` have computed and nodes from there on, or the user, read.
+    pub(crate) fn live_at(&self, at: usize) -> Vec<ValueId> {
+        let made: HashSet<_> = self.nodes[..at].iter().map(|node| node.writes).collect();
+        let read = self.nodes[at..].iter().flat_map(Node::values).chain(self.outputs.iter().copied());
+        let mut live: Vec<_> = read.filter(|value| made.contains(value)).collect();
+        live.sort_unstable();
+        live.dedup();
+        live
+    }
+
+    /// The last place up to node `at` where one value alone is live, or the start: what is computed from there on needs no
+    /// other state than that value. Between the blocks of a transformer that is the residual stream.
+    pub(crate) fn cut_before(&self, at: usize) -> (usize, Option<ValueId>) {
+        let cuts = (1..=at).rev().find_map(|at| match self.live_at(at)[..] {
+            [one] => Some((at, Some(one))),
+            _ => None,
+        });
+        cuts.unwrap_or((0, None))
+    }
+
+    /// For the nodes of a range, which buffer each of their values gets: as few as there can be, each reused as soon as
+    /// the last reader of its value has run, by values of the same shape and type alone. Values that come from before the
+    /// range, outputs, and those in `kept` have a buffer of their own. The buffers' values are returned first, one for each.
+    pub(crate) fn buffers(&self, range: Range<usize>, kept: &[ValueId]) -> (Vec<ValueId>, Vec<(ValueId, usize)>) {
+        let (mut buffers, mut of): (Vec<ValueId>, Vec<(ValueId, usize)>) = (Vec::new(), Vec::new());
+        let mut free: Vec<usize> = Vec::new();
+        let shared = |value: ValueId| !kept.contains(&value) && !self.outputs.contains(&value);
+        let shape = |value: ValueId| {
+            let Value { rows, cols, precision, .. } = self.value(value);
+            (*rows, *cols, *precision)
+        };
+        for at in range.clone() {
+            for value in self.nodes[at].values() {
+                if !of.iter().any(|(known, _)| *known == value) {
+                    of.push((value, buffers.len()));
+                    buffers.push(value);
+                }
+            }
+            let value = self.nodes[at].writes;
+            let reused =
+                free.iter().position(|&buffer| shape(buffers[buffer]) == shape(value)).filter(|_| shared(value));
+            let buffer = match reused {
+                Some(place) => free.swap_remove(place),
+                None => {
+                    buffers.push(value);
+                    buffers.len() - 1
+                }
+            };
+            of.push((value, buffer));
+            // After the node's own value has its buffer: that must not be one of what it reads.
+            for value in self.nodes[at].values().filter(|&value| shared(value)) {
+                let made_here = self.nodes[range.start..at].iter().any(|node| node.writes == value);
+                let read_later = self.nodes[at + 1..range.end].iter().any(|node| node.values().any(|v| v == value));
+                let known = of.iter().find(|(known, _)| *known == value).map(|(_, buffer)| *buffer);
+                if let Some(buffer) = known.filter(|buffer| made_here && !read_later && !free.contains(buffer)) {
+                    free.push(buffer);
+                }
+            }
+        }
+        (buffers, of)
+    }
+}

@@ -1,0 +1,442 @@
+//! A graph's parameters on the host: read from safetensors or drawn at random, pruned, mixed layer by layer.
+//!
+//! A linear layer may be several stored ones, such as Q, K and V, their rows one under the other, because they are one
+//! product on the device. Parameters are shared between clones until they change. Invariant: every parameter has the shape
+//! that the [`Graph`] says, and no element is infinite or NaN.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::{Graph, Layers, LinearLayer, Param, ParamId, ParamKind};
+use crate::error::{Error, Result};
+use crate::format::Sparse24;
+use crate::io::{Item, Source, Stored};
+use crate::mask::VectorLen;
+use crate::matrix::{DType, Elements, Matrix};
+use crate::measure;
+use crate::prune;
+use crate::weights::{HostWeights, finite};
+
+/// What to prune dense linear layers to, by magnitude: `none`, `2:4`, or `V:2:4` where V rows share a pattern.
+///
+/// ```
+/// use sparse24::graph::Sparsity;
+/// use sparse24::VectorLen;
+/// assert_eq!("none".parse::<Sparsity>()?, Sparsity::None);
+/// assert_eq!("2:4".parse::<Sparsity>()?, Sparsity::TwoFour(VectorLen::ONE));
+/// assert_eq!("32:2:4".parse::<Sparsity>()?.to_string(), "32:2:4");
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sparsity {
+    /// Leave them as they are.
+    #[default]
+    None,
+    /// Two of every four weights, in a pattern shared by so many rows.
+    TwoFour(VectorLen),
+}
+
+impl FromStr for Sparsity {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "none" => Ok(Self::None),
+            "2:4" => Ok(Self::TwoFour(VectorLen::ONE)),
+            _ => match text.strip_suffix(":2:4") {
+                Some(vector) => Ok(Self::TwoFour(vector.parse()?)),
+                None => Err(Error::Invalid(format!("sparsity {text:?} is not none, 2:4 or V:2:4"))),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Sparsity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::TwoFour(VectorLen::ONE) => f.write_str("2:4"),
+            Self::TwoFour(vector) => write!(f, "{vector}:2:4"),
+        }
+    }
+}
+
+/// A parameter on the host.
+#[derive(Clone, Debug)]
+pub(super) enum HostParam {
+    Weights(HostWeights),
+    Matrix(Matrix),
+}
+
+/// Which part of which linear layer a tensor is.
+struct PartOf<'a> {
+    layer: LinearLayer<'a>,
+    is_bias: bool,
+    /// Of the layer's rows, those of the part.
+    rows: Range<usize>,
+}
+
+/// A part of a linear layer, as [`Checkpoint::linear_tensor`] finds it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LinearTensor {
+    /// Its weights.
+    Weights(HostWeights),
+    /// Its bias, one row of f32.
+    Bias(Matrix),
+}
+
+/// A model's parameters on the host.
+///
+/// ```
+/// use sparse24::graph::{Checkpoint, Sparsity};
+/// use sparse24::models::bert::{Config, Sizes};
+/// use sparse24::{Activation, DType, HostWeights, VectorLen};
+/// let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 2, heads: 2, intermediate: 16, positions: 4, types: 1 };
+/// let graph = Config::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
+/// let mut checkpoint = Checkpoint::random(graph, DType::F32, 24)?;
+/// let dense = checkpoint.linears().next().map(|(_, w)| w.clone());
+///
+/// // All layers 2:4, but for the first one's Q, K and V, which stay dense.
+/// checkpoint.prune(Sparsity::TwoFour(VectorLen::new(4)?))?;
+/// checkpoint.set_linear("encoder.layer.0.attention.self.qkv", dense.ok_or(sparse24::Error::Invalid("none".into()))?)?;
+/// let sparse = checkpoint.linears().filter(|(_, w)| matches!(w, HostWeights::Sparse24(_))).count();
+/// assert_eq!((checkpoint.linears().count(), sparse), (8, 7));
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    graph: Arc<Graph>,
+    dtype: DType,
+    params: Vec<Arc<HostParam>>,
+}
+
+impl Checkpoint {
+    /// Reads the parameters of a model, in f32, f16 or bf16, with or without what its names may start with, and rounds
+    /// matrices and weights to `dtype`, f32 or f16.
+    ///
+    /// `weights` and `over` may be a file, a folder or the index of shards, in any form that a
+    /// [`Source`](crate::io::Source) knows. Linear layers that are stored compressed stay so, those with a mask of
+    /// torch's keep it to be applied while they are used, and those with a mask of ASP's are compressed if that is 2:4.
+    /// Compressed layers may lack the `.weight` in their names.
+    ///
+    /// `over` is asked first for every tensor; what it lacks comes from `weights`, which need not be there if it lacks
+    /// nothing. Parts that are one layer here become 2:4 if all are, with the longest vector that fits them; masked if
+    /// all are; else dense.
+    ///
+    /// An error names a tensor that is missing or has another shape, with the shape that the graph wants, one of a block
+    /// that the model does not have, and the first element that is infinite or NaN, as `dtype` or already in the file.
+    pub fn load(graph: Graph, weights: &Path, over: Option<&Path>, dtype: DType) -> Result<Self> {
+        let mut sources: Vec<_> = over.map(Source::open).transpose()?.into_iter().collect();
+        if over.is_none() || weights.exists() {
+            sources.push(Source::open(weights)?);
+        }
+        let absent = (!weights.exists()).then(|| weights.to_owned());
+        let reader = Reader { sources, absent, dtype: activation_dtype(dtype)?, prefixes: &graph.prefixes };
+        if let Some(layers) = &graph.layers {
+            reader.none_past(layers)?;
+        }
+        let params = graph.params.iter().map(|param| Ok(Arc::new(reader.param(param)?))).collect::<Result<_>>()?;
+        Ok(Self { graph: Arc::new(graph), dtype, params })
+    }
+
+    /// Parameters drawn by a seeded generator, for measurements that need no real ones: uniform, with the standard
+    /// deviation of 0.02 that transformers are initialised with, biases too; factors of norms are near one.
+    pub fn random(graph: Graph, dtype: DType, seed: u64) -> Result<Self> {
+        let dtype = activation_dtype(dtype)?;
+        let draw = |(at, param): (usize, &Param)| -> Result<Arc<HostParam>> {
+            let seed = seed.wrapping_add((at as u64 + 1).wrapping_mul(PARTS));
+            let mut w = measure::uniform(param.rows, param.cols, DType::F32, seed)?;
+            if let Elements::F32(data) = w.elements_mut() {
+                // A uniform number in [-1, 1) has the standard deviation 1/√3.
+                data.iter_mut().for_each(|x| *x = param.around + *x * 0.02 * 3f32.sqrt());
+            }
+            Ok(Arc::new(match param.kind {
+                ParamKind::Weights => HostParam::Weights(HostWeights::Dense(w.cast(dtype))),
+                ParamKind::Matrix(precision) => HostParam::Matrix(w.cast(precision.of(dtype))),
+            }))
+        };
+        let params = graph.params.iter().enumerate().map(draw).collect::<Result<_>>()?;
+        Ok(Self { graph: Arc::new(graph), dtype, params })
+    }
+
+    /// The same parameters for a graph that goes on from this one: with more nodes, and no more parameters.
+    pub(crate) fn extended(&self, extend: impl FnOnce(&mut Graph) -> Result<()>) -> Result<Self> {
+        let mut graph = Graph::clone(&self.graph);
+        extend(&mut graph)?;
+        if graph.params.len() != self.params.len() {
+            return Err(Error::Invalid("a graph that is extended gets no new parameters".into()));
+        }
+        Ok(Self { graph: Arc::new(graph), ..self.clone() })
+    }
+
+    /// What it is the parameters of.
+    pub fn graph(&self) -> &Arc<Graph> {
+        &self.graph
+    }
+
+    /// Element type of matrices and weights, and of a model's activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub(super) fn params(&self) -> impl Iterator<Item = &HostParam> {
+        self.params.iter().map(Arc::as_ref)
+    }
+
+    pub(super) fn param(&self, id: ParamId) -> &HostParam {
+        &self.params[id.0]
+    }
+
+    fn weights(&self, id: ParamId) -> Option<&HostWeights> {
+        match self.param(id) {
+            HostParam::Weights(w) => Some(w),
+            HostParam::Matrix(_) => None,
+        }
+    }
+
+    /// Puts a parameter of the same shape and kind in the place of another.
+    pub(super) fn set_param(&mut self, id: ParamId, param: HostParam) {
+        self.params[id.0] = Arc::new(param);
+    }
+
+    /// Every linear layer by name, in the order in which they run: `encoder.layer.0.attention.self.qkv` and so on.
+    pub fn linears(&self) -> impl Iterator<Item = (String, &HostWeights)> {
+        self.graph.linears().filter_map(|layer| Some((layer.name.to_owned(), self.weights(layer.weights)?)))
+    }
+
+    /// The weights of a linear layer. An error if there is none of that name.
+    pub fn linear(&self, name: &str) -> Result<&HostWeights> {
+        let layer = self.graph.linear_named(name)?;
+        self.weights(layer.weights).ok_or_else(|| Error::Invalid(format!("{name} has no weights")))
+    }
+
+    /// The names of the tensors that the weights of a linear layer are stored as, without anything in front: three for Q,
+    /// K and V, which are one layer here, and one for each other. None if there is no layer of that name.
+    pub fn tensors_of(&self, name: &str) -> Vec<String> {
+        match self.graph.linear_named(name) {
+            Ok(layer) => self.graph.params[layer.weights.0].stored.iter().map(|part| part.names[0].clone()).collect(),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// The linear layer that a stored tensor is a part of, whatever may be in front of its name; weights may lack their
+    /// `.weight`, as in [`Checkpoint::load`].
+    pub fn layer_of(&self, tensor: &str) -> Option<String> {
+        self.part_of(tensor).map(|part| part.layer.name.to_owned())
+    }
+
+    /// What this checkpoint has for such a tensor, to write it back; none for other tensors.
+    pub fn linear_tensor(&self, tensor: &str) -> Result<Option<LinearTensor>> {
+        let Some(PartOf { layer, is_bias, rows }) = self.part_of(tensor) else { return Ok(None) };
+        Ok(match (is_bias, layer.bias.map(|bias| self.param(bias)), self.weights(layer.weights)) {
+            (true, Some(HostParam::Matrix(bias)), _) => {
+                let bias = &bias.elements().to_f32()[rows];
+                Some(LinearTensor::Bias(Matrix::from_f32(1, bias.len(), bias)?))
+            }
+            (false, _, Some(w)) if rows == (0..w.m()) => Some(LinearTensor::Weights(w.clone())),
+            (false, _, Some(w)) => Some(LinearTensor::Weights(w.rows_of(rows)?)),
+            _ => None,
+        })
+    }
+
+    fn part_of(&self, tensor: &str) -> Option<PartOf<'_>> {
+        let names: Vec<&str> =
+            self.graph.prefixes.iter().filter_map(|prefix| tensor.strip_prefix(prefix)).chain([tensor]).collect();
+        let part = |param: ParamId| {
+            let mut first = 0;
+            self.graph.params[param.0].stored.iter().find_map(|stored| {
+                let rows = first..first + stored.shape[0];
+                first = rows.end;
+                stored.names.iter().any(|name| names.contains(&name.as_str())).then_some(rows)
+            })
+        };
+        self.graph.linears().find_map(|layer| {
+            let weights = part(layer.weights).map(|rows| (false, rows));
+            let (is_bias, rows) = weights.or_else(|| Some((true, part(layer.bias?)?)))?;
+            Some(PartOf { layer, is_bias, rows })
+        })
+    }
+
+    /// Gives a linear layer other weights, in any form; they are rounded to the checkpoint's element type. An error if
+    /// there is no layer of that name, shapes differ, or an element is infinite or NaN.
+    pub fn set_linear(&mut self, name: &str, weights: HostWeights) -> Result<()> {
+        let id = self.graph.linear_named(name)?.weights;
+        let Param { rows, cols, .. } = self.graph.params[id.0];
+        let weights = weights.fitted(name, (rows, cols), self.dtype)?;
+        self.set_param(id, HostParam::Weights(weights));
+        Ok(())
+    }
+
+    /// The longest vector of at most `vector` rows whose blocks do not straddle the tensors that the linear layer `name`
+    /// is made of: shorter only for layers of several tensors, such as Q, K and V, whose rows `vector` does not divide.
+    pub fn fitting_vector(&self, name: &str, vector: VectorLen) -> VectorLen {
+        let Ok(layer) = self.graph.linear_named(name) else { return vector };
+        let stored = &self.graph.params[layer.weights.0].stored;
+        let fits = |v: &VectorLen| {
+            *v <= vector && (stored.len() == 1 || stored.iter().all(|part| part.shape[0].is_multiple_of(v.get())))
+        };
+        VectorLen::ALL.into_iter().rev().find(fits).unwrap_or(VectorLen::ONE)
+    }
+
+    /// Prunes every dense linear layer by magnitude and compresses it; layers of other forms stay. Q, K and V are pruned
+    /// as one matrix, which for V that divides the rows of each is the same as each by itself.
+    pub fn prune(&mut self, sparsity: Sparsity) -> Result<()> {
+        let Sparsity::TwoFour(vector) = sparsity else { return Ok(()) };
+        self.each_dense(|w| Ok(HostWeights::Sparse24(prune::sparsify(w, vector)?)))
+    }
+
+    /// Gives every dense linear layer the mask of magnitude pruning, to be applied while it is used; layers of other
+    /// forms stay.
+    pub fn mask(&mut self, vector: VectorLen) -> Result<()> {
+        self.each_dense(|w| Ok(HostWeights::Masked(w.clone(), prune::magnitude(w, vector)?.into_mask())))
+    }
+
+    fn each_dense(&mut self, change: impl Fn(&Matrix) -> Result<HostWeights>) -> Result<()> {
+        for param in &mut self.params {
+            if let HostParam::Weights(HostWeights::Dense(w)) = &**param {
+                *param = Arc::new(HostParam::Weights(change(w)?));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Separates the seeds of a checkpoint's tensors.
+const PARTS: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The element types that activations can have.
+fn activation_dtype(dtype: DType) -> Result<DType> {
+    match dtype {
+        DType::F32 | DType::F16 => Ok(dtype),
+        DType::Bf16 => Err(Error::DType { what: "activations".into(), got: dtype, expected: DType::F32 }),
+    }
+}
+
+/// What to take tensors from, in the order in which it is asked, and the type that they are rounded to.
+pub(crate) struct Reader<'a> {
+    sources: Vec<Source>,
+    /// The model's own file, where there is none.
+    absent: Option<PathBuf>,
+    dtype: DType,
+    prefixes: &'a [String],
+}
+
+impl Reader<'_> {
+    /// One that asks a single source, by names as they are.
+    pub(crate) fn of(source: Source, dtype: DType) -> Self {
+        Self { sources: vec![source], absent: None, dtype, prefixes: &[] }
+    }
+
+    fn param(&self, param: &Param) -> Result<HostParam> {
+        let named = || param.stored.iter().map(|part| (part.names.iter().map(String::as_str), &part.shape));
+        match param.kind {
+            ParamKind::Weights => {
+                let parts: Vec<_> = named().map(|(names, shape)| self.weights(names, shape)).collect::<Result<_>>()?;
+                Ok(HostParam::Weights(HostWeights::stacked(&parts)?))
+            }
+            ParamKind::Matrix(precision) => {
+                let dtype = precision.of(self.dtype);
+                let parts: Vec<_> =
+                    named().map(|(names, shape)| self.tensor(names, shape, dtype)).collect::<Result<_>>()?;
+                let stacked = match &parts[..] {
+                    [one] => one.clone(),
+                    // Vectors, one after the other.
+                    _ => {
+                        let all: Vec<f32> = parts.iter().flat_map(|part| part.elements().to_f32()).collect();
+                        Matrix::new(param.rows, param.cols, Elements::from_f32(dtype, &all))?
+                    }
+                };
+                let matrix = param.convert.as_ref().map_or(Ok(stacked.clone()), |convert| convert(&stacked))?;
+                Ok(HostParam::Matrix(matrix))
+            }
+        }
+    }
+
+    /// What there is no tensor for.
+    fn missing(&self, name: &str, shape: &[usize]) -> Error {
+        let files: Vec<_> = self.sources.iter().map(|s| s.path().display().to_string()).collect();
+        let absent = self.absent.as_ref().map(|file| format!(", and there is no {}", file.display()));
+        let absent = absent.unwrap_or_default();
+        Error::Invalid(format!("{}: tensor {name} of shape {shape:?} is missing{absent}", files.join(" and ")))
+    }
+
+    /// An error that names a tensor of a block that a model of so many does not have: without it the result would be
+    /// another model's.
+    fn none_past(&self, layers: &Layers) -> Result<()> {
+        let Layers { prefix, count, field } = layers;
+        for source in &self.sources {
+            for item in source.items() {
+                let names = self.prefixes.iter().filter_map(|p| item.name.strip_prefix(p)).chain([&*item.name]);
+                let number = |name: &str| name.strip_prefix(prefix)?.split('.').next()?.parse::<usize>().ok();
+                if names.filter_map(number).any(|number| number >= *count) {
+                    let e = Error::Invalid(format!("is past the config's {field} of {count}"));
+                    return Err(e.in_tensor(source.path_of(item), &item.name));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The first source that has one of these names, and what it has.
+    fn item<'n>(&self, names: impl Iterator<Item = &'n str> + Clone, shape: &[usize]) -> Result<(&Source, &Item)> {
+        let with_prefixes = |name: &str| {
+            let prefixed = self.prefixes.iter().map(|prefix| format!("{prefix}{name}"));
+            std::iter::once(name.to_owned()).chain(prefixed).collect::<Vec<_>>()
+        };
+        let all: Vec<String> = names.clone().flat_map(with_prefixes).collect();
+        let found =
+            self.sources.iter().find_map(|source| Some((source, all.iter().find_map(|name| source.item(name))?)));
+        let (source, item) = found.ok_or_else(|| self.missing(names.clone().next().unwrap_or_default(), shape))?;
+        if item.shape != shape {
+            let shape = Error::Shape { what: "weight".into(), got: item.shape.clone(), expected: shape.to_vec() };
+            return Err(shape.in_tensor(source.path_of(item), &item.name));
+        }
+        Ok((source, item))
+    }
+
+    /// A tensor of two dimensions, or of one as a row.
+    pub(crate) fn tensor<'n>(
+        &self,
+        names: impl Iterator<Item = &'n str> + Clone,
+        shape: &[usize],
+        dtype: DType,
+    ) -> Result<Matrix> {
+        let (source, item) = self.item(names, shape)?;
+        let matrix = source.matrix(item)?.cast(dtype);
+        finite(matrix.elements(), matrix.cols()).map_err(|e| e.in_tensor(source.path_of(item), &item.name))?;
+        Ok(matrix)
+    }
+
+    /// The weights of a layer from the first source that has them, in whichever form.
+    pub(crate) fn weights<'n>(
+        &self,
+        names: impl Iterator<Item = &'n str> + Clone,
+        shape: &[usize],
+    ) -> Result<HostWeights> {
+        let (source, item) = self.item(names, shape)?;
+        let named = |e: Error| e.in_tensor(source.path_of(item), &item.name);
+        let weights = match item.stored {
+            Stored::Dense => source.matrix(item)?.into(),
+            // Any number of elements may be zero in this form; where that is 2:4, it is taken as such.
+            Stored::SparseBitmask => match Sparse24::from_dense(&source.matrix(item)?, VectorLen::ONE) {
+                Ok(compressed) => compressed.into(),
+                Err(_) => source.matrix(item)?.into(),
+            },
+            Stored::Native | Stored::Bitmask | Stored::Cutlass => {
+                source.raw24(item)?.to_sparse24().map_err(named)?.into()
+            }
+            Stored::TorchMask | Stored::AspMask => {
+                let (w, mask) = source.masked(item)?;
+                // ASP zeroes what it prunes, so that its mask adds nothing; before it prunes, its mask is all ones.
+                match Sparse24::from_dense(&mask.apply(&w)?, VectorLen::ONE) {
+                    Ok(compressed) if item.stored == Stored::AspMask => compressed.into(),
+                    _ => HostWeights::Masked(w, mask),
+                }
+            }
+        };
+        weights.cast(self.dtype).map_err(named)
+    }
+}

@@ -1,0 +1,247 @@
+//! A pass over a graph, or over a part of it, for batches of one shape: buffers, inputs and calls.
+//!
+//! Buffers are planned once, for all nodes together ([`Graph::buffers`]). Invariant: a [`Forward`] that has run once
+//! allocates nothing on the device when it runs again, and is one submission.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::checkpoint::{Checkpoint, HostParam};
+use super::{Graph, Input, Node, Operand, ParamId, Read, Site, Value, ValueId};
+use crate::engine::{Device, Prepared, Tensor};
+use crate::error::{Error, Result};
+use crate::glue::Indices;
+use crate::linear::Linear;
+use crate::matrix::{DType, Matrix};
+use crate::problem::Epilogue;
+
+/// What of a model is on the device whatever the batch. Cloning shares it.
+#[derive(Clone, Debug)]
+pub(super) struct Parts {
+    pub(super) device: Device,
+    pub(super) graph: Arc<Graph>,
+    pub(super) dtype: DType,
+    params: Vec<DeviceParam>,
+}
+
+#[derive(Clone, Debug)]
+enum DeviceParam {
+    Linear(Linear),
+    Tensor(Tensor),
+}
+
+impl Parts {
+    /// Uploads a checkpoint's matrices; weights follow when the first call that reads them is prepared, in the form that
+    /// its number of tokens wants.
+    pub(super) fn new(device: &Device, checkpoint: &Checkpoint) -> Result<Self> {
+        let graph = Arc::clone(checkpoint.graph());
+        let mut epilogues = vec![None; graph.params().len()];
+        for linear in graph.linears() {
+            epilogues[linear.weights.0] = Some(graph.nodes()[linear.node].op.epilogue());
+        }
+        let uploaded = checkpoint.params().zip(epilogues).map(|(param, epilogue)| match (param, epilogue) {
+            (HostParam::Weights(w), epilogue) => {
+                Ok(DeviceParam::Linear(device.linear(w.clone(), epilogue.unwrap_or(Epilogue::NONE))))
+            }
+            (HostParam::Matrix(matrix), _) => Ok(DeviceParam::Tensor(device.upload(matrix)?)),
+        });
+        let params = uploaded.collect::<Result<_>>()?;
+        Ok(Self { device: device.clone(), graph, dtype: checkpoint.dtype(), params })
+    }
+
+    /// The same on the same memory, with other weights in one place.
+    pub(super) fn with_linear(&self, weights: ParamId, w: impl Into<crate::HostWeights>) -> Self {
+        let mut changed = self.clone();
+        if let DeviceParam::Linear(old) = &self.params[weights.0] {
+            changed.params[weights.0] = DeviceParam::Linear(self.device.linear(w, old.epilogue()));
+        }
+        changed
+    }
+
+    /// The same on the same memory, whose 2:4 layers take no dense weights in their place.
+    pub(super) fn without_dense_fallback(&self) -> Self {
+        let mut changed = self.clone();
+        for param in &mut changed.params {
+            if let DeviceParam::Linear(linear) = param {
+                *linear = linear.no_dense_fallback();
+            }
+        }
+        changed
+    }
+
+    /// The linear layers in the order in which they run.
+    pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.graph.linears().filter_map(|linear| match &self.params[linear.weights.0] {
+            DeviceParam::Linear(linear) => Some(linear),
+            DeviceParam::Tensor(_) => None,
+        })
+    }
+}
+
+/// A pass for batches of one shape.
+#[derive(Debug)]
+pub struct Forward {
+    parts: Arc<Parts>,
+    batch: usize,
+    seq: usize,
+    inputs: Vec<(Input, Indices)>,
+    /// The numbers of each input, of the batch that is being written.
+    staging: Mutex<Vec<Vec<u32>>>,
+    buffers: Vec<Tensor>,
+    /// Which buffer each value has, in the order of the nodes: of values that share one the later replaces the earlier.
+    of: Vec<(ValueId, usize)>,
+    nodes: Range<usize>,
+    calls: Vec<Prepared>,
+    /// Held from the writing of inputs to the reading of results.
+    turn: Mutex<()>,
+}
+
+impl Forward {
+    /// The nodes of a range for `batch` texts of `seq` tokens, all of these real until other texts are written. Values of
+    /// nodes before the range that it reads have buffers to be written; those in `taps` can be read after a run, and so
+    /// can outputs.
+    pub(super) fn new(
+        parts: Arc<Parts>,
+        nodes: Range<usize>,
+        taps: &[ValueId],
+        batch: usize,
+        seq: usize,
+    ) -> Result<Self> {
+        let Parts { device, graph, dtype, .. } = &*parts;
+        graph.tokens_of(batch, seq)?;
+        let mut inputs: Vec<(Input, Indices)> = Vec::new();
+        for read in graph.nodes()[nodes.clone()].iter().flat_map(|node| &node.reads) {
+            if let Read::Input(input) = read
+                && !inputs.iter().any(|(known, _)| known == input)
+            {
+                inputs.push((*input, device.indices(input.rows().count(batch, seq)?)?));
+            }
+        }
+        let (shapes, of) = graph.buffers(nodes.clone(), taps);
+        let tensor = |id: ValueId| {
+            let Value { rows, cols, precision, .. } = graph.value(id);
+            device.zeros(rows.count(batch, seq)?, *cols, precision.of(*dtype))
+        };
+        let buffers: Vec<Tensor> = shapes.into_iter().map(tensor).collect::<Result<_>>()?;
+        let place = |value: ValueId| of.iter().rev().find(|(of, _)| *of == value).map(|(_, buffer)| &buffers[*buffer]);
+        let missing = || Error::Invalid("a node reads a value that has no buffer".into());
+        let call = |node: &Node| {
+            let operand = |read: &Read| match read {
+                Read::Value(value) => place(*value).map(Operand::Tensor).ok_or_else(missing),
+                Read::Input(input) => {
+                    let found = inputs.iter().find(|(of, _)| of == input);
+                    found.map(|(_, indices)| Operand::Indices(indices)).ok_or_else(missing)
+                }
+                Read::Param(param) => Ok(match &parts.params[param.0] {
+                    DeviceParam::Linear(linear) => Operand::Linear(linear),
+                    DeviceParam::Tensor(tensor) => Operand::Tensor(tensor),
+                }),
+            };
+            let reads = node.reads.iter().map(operand).collect::<Result<_>>()?;
+            let y = place(node.writes).ok_or_else(missing)?;
+            node.op.prepare(&Site { device, batch, seq, reads, y })
+        };
+        let calls = graph.nodes()[nodes.clone()].iter().map(call).collect::<Result<_>>()?;
+        let staging = inputs.iter().map(|(_, indices)| vec![0; indices.len()]).collect();
+        let forward = Self {
+            parts: Arc::clone(&parts),
+            batch,
+            seq,
+            inputs,
+            staging: Mutex::new(staging),
+            buffers,
+            of,
+            nodes,
+            calls,
+            turn: Mutex::default(),
+        };
+        forward.write_unchecked(&vec![vec![0; seq]; batch])?;
+        Ok(forward)
+    }
+
+    /// Texts of a batch.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Tokens of each, padding included.
+    pub fn seq(&self) -> usize {
+        self.seq
+    }
+
+    /// The graph that it runs.
+    pub fn graph(&self) -> &Graph {
+        &self.parts.graph
+    }
+
+    /// Gives the next runs their texts, as many as the batch has, each of 1 to [`Forward::seq`] ids below the
+    /// vocabulary's size. An [`Error::Text`] says which is not so.
+    pub fn write<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<()> {
+        if texts.len() != self.batch {
+            return Err(Error::Invalid(format!("{} texts for a batch of {}", texts.len(), self.batch)));
+        }
+        for (i, text) in texts.iter().map(AsRef::as_ref).enumerate() {
+            self.parts.graph.check_ids(text).map_err(|e| e.of_text(i))?;
+            if text.len() > self.seq {
+                let reason = format!("has {} tokens, the batch has room for {}", text.len(), self.seq);
+                return Err(Error::Invalid(reason).of_text(i));
+            }
+        }
+        self.write_unchecked(texts)
+    }
+
+    fn write_unchecked<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<()> {
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((input, indices), numbers) in self.inputs.iter().zip(&mut *staging) {
+            let each = numbers.len() / self.batch;
+            for (text, row) in texts.iter().zip(numbers.chunks_exact_mut(each)) {
+                input.write(text.as_ref(), row);
+            }
+            self.parts.device.write_indices(indices, numbers)?;
+        }
+        Ok(())
+    }
+
+    /// Computes every value for the texts written last, in one submission: on a GPU returns without waiting.
+    pub fn run(&self) -> Result<()> {
+        self.parts.device.submit(&self.calls)
+    }
+
+    /// Writes texts, runs, and reads the [output](Forward::output) back, which on a GPU is a second submission. No other
+    /// thread's call of this function comes between.
+    pub fn run_on<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<Matrix> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write(texts)?;
+        self.run()?;
+        self.parts.device.read(self.output())
+    }
+
+    /// The calls of a run in their order, each with its node: to be timed, or recorded into an embedder's encoder.
+    pub fn calls(&self) -> impl Iterator<Item = (&Node, &Prepared)> + Clone {
+        self.parts.graph.nodes()[self.nodes.clone()].iter().zip(&self.calls)
+    }
+
+    /// What the model is for: the value of its last output, in a part of a graph that of its last node.
+    pub fn output(&self) -> &Tensor {
+        let last = self.parts.graph.outputs().last().and_then(|value| self.tap(*value));
+        // A range has at least one node, and so a buffer.
+        last.unwrap_or_else(|| &self.buffers[self.of[self.of.len() - 1].1])
+    }
+
+    /// A value, of a node of this pass: what it is after a run, if it is an output of the graph or was asked to be kept
+    /// ([`Model::tapped`](super::Model::tapped)); else another value may have its place by then, and there is none.
+    pub fn tap(&self, value: ValueId) -> Option<&Tensor> {
+        let (at, (_, buffer)) = self.of.iter().enumerate().rev().find(|(_, (of, _))| *of == value)?;
+        let replaced = self.of[at + 1..].iter().any(|(_, later)| later == buffer);
+        (!replaced).then(|| &self.buffers[*buffer])
+    }
+
+    /// The buffer of a value that comes from before its nodes, to be written.
+    pub(super) fn operand(&self, value: ValueId) -> Option<&Tensor> {
+        self.of.iter().find(|(of, _)| *of == value).map(|(_, buffer)| &self.buffers[*buffer])
+    }
+
+    pub(super) fn device(&self) -> &Device {
+        &self.parts.device
+    }
+}

@@ -1,0 +1,200 @@
+//! The architectures: a file for each, which makes a [`Graph`] of a config.
+//!
+//! A model's file reads its `config.json`, adds nodes with the names that its tensors have, and says which channels may
+//! be permuted. Nothing else in the crate knows an architecture. Invariant: a model is one file, and one line in the list
+//! below.
+
+pub mod bert;
+pub mod mpnet;
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::graph::{ChannelSet, Channels, Graph, LinearSpec, ParamId, ValueId};
+use crate::problem::Activation;
+
+/// What makes a graph of a config.
+type Load = fn(&Fields) -> Result<Graph>;
+
+/// Every architecture by the `model_type` of its config.
+const ALL: [(&str, Load); 2] =
+    [("bert", |fields| bert::Config::of(fields)?.graph()), ("mpnet", |fields| mpnet::Config::of(fields)?.graph())];
+
+/// Reads `config.json`. Errors name the file and the field: one that is missing or of another type, sizes that do not fit
+/// each other, an architecture that is not known here. Configs without a `model_type` are BERT's, which has had them.
+pub fn load(path: impl AsRef<Path>) -> Result<Graph> {
+    let path = path.as_ref();
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    parse(&text).map_err(|e| Error::file(path, e.to_string()))
+}
+
+/// As [`load`], from the text of the file.
+///
+/// ```
+/// let error = sparse24::models::parse(r#"{"model_type": "gpt2"}"#).unwrap_err().to_string();
+/// assert_eq!(error, "model_type is \"gpt2\", expected bert or mpnet");
+/// ```
+pub fn parse(text: &str) -> Result<Graph> {
+    let fields = Fields::parse(text)?;
+    let known: Vec<_> = ALL.iter().map(|(name, _)| *name).collect();
+    let kind = fields.one_of("model_type", &known)?.unwrap_or("bert");
+    match ALL.iter().find(|(name, _)| *name == kind) {
+        Some((_, load)) => load(&fields),
+        None => Err(Error::Invalid(format!("model_type is {kind}"))),
+    }
+}
+
+/// The graph of a well-known model's sizes, one of [`NAMES`]: for measurements with random weights.
+pub fn named(name: &str) -> Option<Graph> {
+    bert::Config::named(name)?.graph().ok()
+}
+
+/// The names that [`named`] knows.
+pub const NAMES: [&str; 3] = ["minilm", "bert-base", "bert-large"];
+
+/// The fields of a config.
+pub(crate) struct Fields(Value);
+
+impl Fields {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let json: Value = serde_json::from_str(text).map_err(|e| Error::Invalid(e.to_string()))?;
+        if !json.is_object() {
+            return Err(Error::Invalid("is not a JSON object".into()));
+        }
+        Ok(Self(json))
+    }
+
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    /// An error that says what a field should have been.
+    fn expect(name: &str, value: &Value, what: &str) -> Error {
+        Error::Invalid(format!("{name} is {value}, expected {what}"))
+    }
+
+    /// A field that has one of these values, or is not there.
+    pub(crate) fn one_of(&self, name: &str, known: &[&str]) -> Result<Option<&str>> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(value) => match value.as_str().filter(|v| known.contains(v)) {
+                Some(value) => Ok(Some(value)),
+                None => Err(Self::expect(name, value, &known.join(" or "))),
+            },
+        }
+    }
+
+    /// An error if one of these fields is there and not false.
+    pub(crate) fn none_of(&self, names: &[&str]) -> Result<()> {
+        names.iter().try_for_each(|name| match self.get(name).filter(|value| **value != Value::Bool(false)) {
+            Some(value) => Err(Self::expect(name, value, "false")),
+            None => Ok(()),
+        })
+    }
+
+    /// A whole number.
+    pub(crate) fn size(&self, name: &str, default: Option<usize>) -> Result<usize> {
+        match (self.get(name), default) {
+            (Some(value), _) => {
+                let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
+                size.ok_or_else(|| Self::expect(name, value, "a whole number"))
+            }
+            (None, Some(default)) => Ok(default),
+            (None, None) => Err(Error::Invalid(format!("{name} is missing"))),
+        }
+    }
+
+    /// A number.
+    pub(crate) fn number(&self, name: &str, default: f64) -> Result<f64> {
+        match self.get(name) {
+            Some(value) => value.as_f64().ok_or_else(|| Self::expect(name, value, "a number")),
+            None => Ok(default),
+        }
+    }
+
+    /// An activation by the names that Transformers gives them; GELU where there is none.
+    pub(crate) fn activation(&self, name: &str) -> Result<Activation> {
+        let Some(value) = self.get(name) else { return Ok(Activation::Gelu) };
+        match value.as_str() {
+            Some("gelu") => Ok(Activation::Gelu),
+            Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(Activation::GeluTanh),
+            Some("relu") => Ok(Activation::Relu),
+            Some("silu" | "swish") => Ok(Activation::Silu),
+            _ => Err(Self::expect(name, value, "gelu, gelu_new, relu or silu")),
+        }
+    }
+}
+
+/// An error if a size is 0 or more than a kernel counts to.
+pub(crate) fn check_sizes(sizes: &[(&str, usize)]) -> Result<()> {
+    sizes.iter().try_for_each(|&(name, size)| match u32::try_from(size) {
+        Ok(1..) => Ok(()),
+        _ => Err(Error::Invalid(format!("{name} is {size}, expected 1 to {}", u32::MAX))),
+    })
+}
+
+/// A transformer's encoder block with a norm after each of its two parts, as BERT has them (Vaswani et al. 2017): what it
+/// is called and made of.
+pub(crate) struct PostNormBlock<'a> {
+    /// The name of the attention, such as `encoder.layer.0.attention.self`.
+    pub(crate) attention: &'a str,
+    /// Those of the layers of Q, K and V below it.
+    pub(crate) qkv: [&'a str; 3],
+    /// That of the layer after attention.
+    pub(crate) attention_out: &'a str,
+    /// That of its norm.
+    pub(crate) attention_norm: &'a str,
+    /// Those of the feed-forward part's two layers, and of the norm after it.
+    pub(crate) feed_forward: [&'a str; 3],
+    pub(crate) heads: usize,
+    pub(crate) intermediate: usize,
+    pub(crate) activation: Activation,
+    pub(crate) eps: f32,
+    /// What is added to the scores of attention, which then belongs to a head at its place.
+    pub(crate) relative_bias: Option<ParamId>,
+}
+
+impl PostNormBlock<'_> {
+    /// Adds the block, from states to states.
+    pub(crate) fn add(&self, graph: &mut Graph, x: ValueId) -> Result<ValueId> {
+        let &Self { attention, attention_out, attention_norm, heads, intermediate, activation, eps, .. } = self;
+        let d = graph.value(x).cols;
+        let [up, down, norm] = self.feed_forward;
+        let linear =
+            |name, x, m| LinearSpec { name, x, m, parts: Vec::new(), activation: Activation::None, residual: None };
+        let fused = format!("{attention}.qkv");
+        let parts = self.qkv.iter().map(|part| (format!("{attention}.{part}"), d)).collect();
+        let qkv = graph.linear(LinearSpec { parts, ..linear(&fused, x, 3 * d) })?;
+        let attended = graph.attention(attention, qkv, heads, self.relative_bias)?;
+        let sum = graph.linear(LinearSpec { residual: Some(x), ..linear(attention_out, attended, d) })?;
+        let normed = graph.layer_norm(attention_norm, sum, eps)?;
+        let inner = graph.linear(LinearSpec { activation, ..linear(up, normed, intermediate) })?;
+        let sum = graph.linear(LinearSpec { residual: Some(normed), ..linear(down, inner, d) })?;
+        let weights = |graph: &Graph, name: &str| graph.linear_named(name).map(|layer| layer.weights);
+        let (qkv, out) = (weights(graph, &fused)?, weights(graph, attention_out)?);
+        let (up, down) = (weights(graph, up)?, weights(graph, down)?);
+        graph.permutable(Channels {
+            name: attention.to_owned(),
+            count: d,
+            width: d / heads,
+            blocks_move: self.relative_bias.is_none(),
+            sets: vec![
+                // What queries and keys are compared by. No columns follow them, but from V = 2 on their order decides
+                // which rows share a pattern.
+                ChannelSet { rows: vec![(qkv, 0), (qkv, d)], columns: Vec::new() },
+                // What attention hands on.
+                ChannelSet { rows: vec![(qkv, 2 * d)], columns: vec![out] },
+            ],
+        })?;
+        graph.permutable(Channels {
+            name: self.feed_forward[0].to_owned(),
+            count: intermediate,
+            width: intermediate,
+            blocks_move: false,
+            sets: vec![ChannelSet { rows: vec![(up, 0)], columns: vec![down] }],
+        })?;
+        graph.layer_norm(norm, sum, eps)
+    }
+}

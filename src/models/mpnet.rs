@@ -1,0 +1,154 @@
+//! MPNet (Song et al. 2020, [arXiv:2004.09297](https://arxiv.org/abs/2004.09297)): config and names of tensors to graph.
+//!
+//! An encoder block is BERT's, but that attention adds a bias to its scores, one for each head and distance, from a table
+//! that all blocks share. Distances share rows of the table: near ones have one each, far ones an interval that grows with
+//! the logarithm, and keys to the right of a query have the second half. Positions of embeddings count from 2 on, and not
+//! the padding token. There are no segment types. Invariant: a [`Config`] has no size of zero, and its heads divide its
+//! hidden size.
+
+use super::{Fields, PostNormBlock, check_sizes};
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Input, Layers, Limits, ParamKind, Precision, StoredTensor};
+use crate::matrix::Matrix;
+use crate::problem::Activation;
+
+/// The id of the padding token: not a field of the config that Transformers would read.
+const PADDING: u32 = 1;
+
+/// Rows of the table of relative positions. Transformers' forward pass takes so many, whatever the config's field says.
+const BUCKETS: usize = 32;
+
+/// The distance from which on all share the last row.
+const FAR: usize = 128;
+
+/// What an MPNet is made of beside its weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Config {
+    vocabulary: usize,
+    hidden: usize,
+    layers: usize,
+    heads: usize,
+    intermediate: usize,
+    positions: usize,
+    eps: f32,
+    activation: Activation,
+}
+
+impl Config {
+    /// Reads the fields of a `config.json`. An error names one that is missing or of another type, or sizes that do not
+    /// fit each other.
+    pub fn parse(text: &str) -> Result<Self> {
+        let fields = Fields::parse(text)?;
+        fields.one_of("model_type", &["mpnet"])?;
+        Self::of(&fields)
+    }
+
+    pub(super) fn of(fields: &Fields) -> Result<Self> {
+        fields.none_of(&["is_decoder", "add_cross_attention"])?;
+        let config = Self {
+            vocabulary: fields.size("vocab_size", None)?,
+            hidden: fields.size("hidden_size", None)?,
+            layers: fields.size("num_hidden_layers", None)?,
+            heads: fields.size("num_attention_heads", None)?,
+            intermediate: fields.size("intermediate_size", None)?,
+            positions: fields.size("max_position_embeddings", None)?,
+            eps: fields.number("layer_norm_eps", 1e-12)? as f32,
+            activation: fields.activation("hidden_act")?,
+        };
+        let Self { vocabulary, hidden, layers, heads, intermediate, positions, eps, .. } = config;
+        check_sizes(&[
+            ("vocab_size", vocabulary),
+            ("hidden_size", hidden),
+            ("num_hidden_layers", layers),
+            ("num_attention_heads", heads),
+            ("intermediate_size", intermediate),
+            ("max_position_embeddings", positions),
+        ])?;
+        if !hidden.is_multiple_of(heads) {
+            return Err(Error::Invalid(format!(
+                "hidden_size is {hidden}, which num_attention_heads, {heads}, does not divide"
+            )));
+        }
+        if positions <= PADDING as usize + 1 {
+            return Err(Error::Invalid(format!(
+                "max_position_embeddings is {positions}, which leaves none for a text"
+            )));
+        }
+        if !(eps >= 0.0 && eps.is_finite()) {
+            return Err(Error::Invalid(format!("layer_norm_eps is {eps}, expected a number of at least 0")));
+        }
+        // Another number is of no use in Transformers: its forward pass takes 32 rows.
+        let buckets = fields.size("relative_attention_num_buckets", Some(BUCKETS))?;
+        if buckets != BUCKETS {
+            return Err(Error::Invalid(format!("relative_attention_num_buckets is {buckets}, expected {BUCKETS}")));
+        }
+        Ok(config)
+    }
+
+    /// The model as a graph.
+    pub fn graph(&self) -> Result<Graph> {
+        let &Self { vocabulary, hidden, layers, heads, intermediate, positions, eps, activation } = self;
+        let tokens = positions - PADDING as usize - 1;
+        let mut graph = Graph::new(Limits { vocabulary, tokens });
+        graph.prefix("mpnet.");
+        let field = "num_hidden_layers";
+        graph.layers(Layers { prefix: "encoder.layer.".to_owned(), count: layers, field });
+        let places = Input::Positions { first: PADDING + 1, padding: Some(PADDING) };
+        let tables = [
+            ("embeddings.word_embeddings.weight", vocabulary, Input::Ids),
+            ("embeddings.position_embeddings.weight", positions, places),
+        ];
+        let embedded = graph.embedding("embeddings", &tables, hidden)?;
+        let mut states = graph.layer_norm("embeddings.LayerNorm", embedded, eps)?;
+
+        let name = "encoder.relative_attention_bias.weight";
+        let bias = graph.param(name.to_owned(), ParamKind::Matrix(Precision::F32), (heads, 2 * tokens - 1))?;
+        graph.stored_as(bias, vec![StoredTensor { names: vec![name.to_owned()], shape: vec![BUCKETS, heads] }]);
+        graph.converted_by(bias, move |table| by_distance(table, tokens));
+        for i in 0..layers {
+            let at = |name: &str| format!("encoder.layer.{i}.{name}");
+            let block = PostNormBlock {
+                attention: &at("attention.attn"),
+                qkv: ["q", "k", "v"],
+                attention_out: &at("attention.attn.o"),
+                attention_norm: &at("attention.LayerNorm"),
+                feed_forward: [&at("intermediate.dense"), &at("output.dense"), &at("output.LayerNorm")],
+                heads,
+                intermediate,
+                activation,
+                eps,
+                relative_bias: Some(bias),
+            };
+            states = block.add(&mut graph, states)?;
+        }
+        graph.output(states);
+        Ok(graph)
+    }
+}
+
+/// The table of buckets as one of distances, as attention reads it: of each head, a number for a key that is `tokens - 1`
+/// to the left of its query, and so on to as many to the right.
+fn by_distance(table: &Matrix, tokens: usize) -> Result<Matrix> {
+    let (buckets, heads) = (table.rows(), table.cols());
+    let distances = 2 * tokens - 1;
+    let mut numbers = Vec::with_capacity(heads * distances);
+    for head in 0..heads {
+        for at in 0..distances {
+            let (right, distance) = (at >= tokens, at.abs_diff(tokens - 1));
+            numbers.push(table.get(bucket(right, distance, buckets), head));
+        }
+    }
+    Matrix::from_f32(heads, distances, &numbers)
+}
+
+/// The row of a key at this distance, to the right of its query or not.
+fn bucket(right: bool, distance: usize, buckets: usize) -> usize {
+    let half = buckets / 2;
+    let near = half / 2;
+    let first = if right { half } else { 0 };
+    if distance < near {
+        return first + distance;
+    }
+    let far = (distance as f64 / near as f64).ln() / (FAR as f64 / near as f64).ln() * (half - near) as f64;
+    first + (near + far as usize).min(half - 1)
+}

@@ -50,11 +50,12 @@ pub use probe::Probe;
 pub use times::{Times, time_forwards};
 pub use tokens::{Batch, Batching, Tokenizer, Tokens, batches};
 
-use crate::engine::glue::{Attention, Embed, Indices, LayerNorm, Pool};
-use crate::engine::{Device, Io, Prepared, Tensor};
+use crate::engine::{Device, Indices, Prepared, Tensor};
 use crate::error::{Error, Result, checked_mul};
 use crate::linear::Linear;
 use crate::matrix::{DType, Elements, Matrix};
+use crate::ops::gemm::Io;
+use crate::ops::{Attention, Embedding, LayerNorm, MeanPooling};
 use crate::plan::Plan;
 use crate::problem::{Activation, Epilogue, Op};
 
@@ -397,7 +398,7 @@ impl States {
     /// `hidden` from `sum`.
     fn norm(&self, device: &Device, config: &Config, parts: &NormParts) -> Result<Prepared> {
         let Self { sum, hidden, .. } = self;
-        device.layer_norm(&LayerNorm { x: sum, gamma: &parts.gamma, beta: &parts.beta, eps: config.eps(), y: hidden })
+        device.prepare(&LayerNorm { x: sum, gamma: &parts.gamma, beta: &parts.beta, eps: config.eps(), y: hidden })
     }
 
     /// The call that pools on the device, if the model wants a pooling that this can do, and what a pass ends in: the
@@ -406,7 +407,7 @@ impl States {
         let &Self { batch, seq, ref lengths, hidden: ref x, .. } = self;
         let Some(normalize) = pipeline.on_device() else { return Ok((None, x.clone())) };
         let pooled = device.zeros(batch, config.hidden(), DType::F32)?;
-        let call = device.pool(&Pool { x, lengths, batch, seq, normalize, y: &pooled })?;
+        let call = device.prepare(&MeanPooling { x, lengths, batch, seq, normalize, y: &pooled })?;
         Ok((Some(call), pooled))
     }
 
@@ -426,7 +427,7 @@ impl States {
         let attention = Attention { qkv, lengths, batch: *batch, seq: *seq, heads: config.heads(), y: attended };
         Ok([
             (Part::Gemm, linear(&parts.qkv, hidden, None, qkv)?),
-            (Part::Attention, device.attention(&attention)?),
+            (Part::Attention, device.prepare(&attention)?),
             (Part::Gemm, linear(&parts.attended, attended, Some(hidden), sum)?),
             (Part::Rest, self.norm(device, config, &parts.attention_norm)?),
             (Part::Gemm, linear(&parts.ffn_in, hidden, None, inner)?),
@@ -456,8 +457,10 @@ impl Entrance {
         device.write_indices(&types, &vec![0; n])?;
         device.write_indices(&ids, &vec![0; n])?;
         let tables = [(&parts.words, &ids), (&parts.positions, &positions), (&parts.types, &types)];
-        let calls =
-            [device.embed(&Embed { tables: &tables, y: &states.sum })?, states.norm(device, config, &parts.norm)?];
+        let calls = [
+            device.prepare(&Embedding { tables: &tables, y: &states.sum })?,
+            states.norm(device, config, &parts.norm)?,
+        ];
         Ok(Self { ids, calls, staging: Mutex::new((vec![0; n], Vec::with_capacity(states.batch))) })
     }
 

@@ -51,11 +51,13 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::engine::{Device, Io, Prepared, Weights};
+use crate::engine::{Device, Prepared, Weights};
 use crate::error::{Error, Result};
 use crate::format::Sparse24;
 use crate::mask::Mask;
 use crate::matrix::{DType, Matrix};
+use crate::ops::Gemm;
+use crate::ops::gemm::Io;
 use crate::plan::Plan;
 use crate::problem::{Epilogue, Op, Problem};
 
@@ -260,10 +262,10 @@ impl Linear {
         let Layer { device, op, .. } = &*self.layer;
         let plan = self.plan(io.x.rows(), io.y.dtype())?;
         match self.weights(plan.weights()) {
-            Ok(weights) => device.prepare(&plan, &weights, io),
+            Ok(weights) => device.prepare(&Gemm { plan: &plan, weights: &weights, io: *io }),
             Err(Error::OutOfMemory(_) | Error::TooLarge { .. }) if plan.weights() != *op => {
                 let plan = device.plan(&self.problem(io.x.rows(), io.y.dtype()))?;
-                device.prepare(&plan, &self.weights(plan.weights())?, io)
+                device.prepare(&Gemm { plan: &plan, weights: &self.weights(plan.weights())?, io: *io })
             }
             Err(e) => Err(e),
         }

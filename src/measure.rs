@@ -18,12 +18,14 @@ use rand_pcg::rand_core::{Rng, SeedableRng};
 
 use self::noise::Estimate;
 use crate::cpu::CpuWeights;
-use crate::engine::{AdapterKind, CpuInfo, Device, DeviceInfo, Io, Prepared, Probe, Tensor};
+use crate::engine::{AdapterKind, CpuInfo, Device, DeviceInfo, Prepared, Probe, Tensor};
 use crate::error::{Error, Result};
 use crate::format::Sparse24;
 use crate::mask::{Mask, Mask24, VectorLen};
 use crate::matrix::{DType, Elements, Matrix};
 use crate::memory;
+use crate::ops::Gemm;
+use crate::ops::gemm::Io;
 use crate::plan::Plan;
 use crate::problem::{Op, Problem};
 use crate::prune;
@@ -758,7 +760,11 @@ impl Sets {
     /// One call per set.
     fn bind(&self, device: &Device, plan: &Plan) -> Result<Vec<Prepared>> {
         let io = |x| Io { x, bias: None, residual: None, y: &self.y };
-        self.weights.iter().zip(&self.xs).map(|(weights, x)| device.prepare(plan, weights, &io(x))).collect()
+        self.weights
+            .iter()
+            .zip(&self.xs)
+            .map(|(weights, x)| device.prepare(&Gemm { plan, weights, io: io(x) }))
+            .collect()
     }
 }
 

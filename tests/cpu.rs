@@ -16,7 +16,9 @@ use rayon::prelude::*;
 
 use common::{Data, HostWeights, SIZES, check, ops, rng, seed};
 use sparse24::simd::SimdLevel;
-use sparse24::{Activation, DType, Device, Epilogue, Error, Form, Io, Matrix, Op, Options, Plan, Problem, VectorLen};
+use sparse24::{
+    Activation, DType, Device, Epilogue, Error, Form, Gemm, Io, Matrix, Op, Options, Plan, Problem, VectorLen,
+};
 
 fn device(simd: SimdLevel, threads: usize) -> Device {
     Device::open("cpu", Options { simd: Some(simd), threads: Some(threads), ..Options::default() }).unwrap()
@@ -249,7 +251,7 @@ fn a_repeated_call_allocates_nothing() {
             for plan in device.candidates(&problem).unwrap() {
                 // The crate's own buffers are its own affair.
                 if plan.schedule() != "gemm_crate" {
-                    calls.push(device.prepare(&plan, &weights, &io).unwrap());
+                    calls.push(device.prepare(&Gemm { plan: &plan, weights: &weights, io }).unwrap());
                 }
             }
         }
@@ -275,7 +277,11 @@ fn calls_on_the_cpu_run_in_turn() {
     let zeros = Matrix::zeros(8, 8, DType::F32).unwrap();
     let (a, b) = (device.upload(&zeros).unwrap(), device.upload(&zeros).unwrap());
     // The ordinary residual connection: X is added to the output.
-    let call = |x, y| device.prepare(&plan, &weights, &Io { x, bias: None, residual: Some(x), y }).unwrap();
+    let call = |x, y| {
+        device
+            .prepare(&Gemm { plan: &plan, weights: &weights, io: Io { x, bias: None, residual: Some(x), y } })
+            .unwrap()
+    };
     let (there, back) = (call(&a, &b), call(&b, &a));
     let (done, finished) = std::sync::mpsc::channel();
     let workers = [

@@ -10,7 +10,7 @@ use sparse24::kernels::ShaderChecks;
 use sparse24::plan::{Method, Tuned};
 use sparse24::reference::{Operands, Oracle, Sample};
 use sparse24::{
-    DType, Device, Elements, Epilogue, Error, Form, Io, Matrix, Op, Options, Problem, Tensor, Tuning, VectorLen,
+    DType, Device, Elements, Epilogue, Error, Form, Gemm, Io, Matrix, Op, Options, Problem, Tensor, Tuning, VectorLen,
     Weights,
 };
 
@@ -77,7 +77,7 @@ fn calls_are_recorded_into_the_callers_encoder_on_the_callers_buffers() {
     let (tx, ty) = (tensor(&x, k).unwrap(), tensor(&y, m).unwrap());
     let plan = device.plan(&layer.problem).unwrap();
     let io = Io { x: &tx, bias: None, residual: None, y: &ty };
-    let call = device.prepare(&plan, &layer.weights, &io).unwrap();
+    let call = device.prepare(&Gemm { plan: &plan, weights: &layer.weights, io }).unwrap();
 
     let mut encoder = wgpu_device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     call.on_gpu().unwrap().record(&mut encoder);
@@ -140,7 +140,7 @@ fn f16_without_the_feature_is_refused_by_name() {
     let weights = HostWeights::new(&problem, Data::Whole, &mut rng(1, 0)).upload(&device);
     let (x, y) = (device.zeros(8, 8, DType::F16).unwrap(), device.zeros(8, 8, DType::F16).unwrap());
     let io = Io { x: &x, bias: None, residual: None, y: &y };
-    let error = device.prepare(&plan.unwrap(), &weights, &io).unwrap_err();
+    let error = device.prepare(&Gemm { plan: &plan.unwrap(), weights: &weights, io }).unwrap_err();
     assert!(matches!(error, Error::MissingFeature { .. }), "{error}");
 }
 
@@ -153,7 +153,9 @@ fn a_lost_device_is_an_error_and_no_panic() {
     let layer = Layer::new(&device, OP, seed());
     let (x, y) = (device.upload(&layer.x).unwrap(), device.zeros(20, 70, DType::F32).unwrap());
     let plan = device.plan(&layer.problem).unwrap();
-    let call = device.prepare(&plan, &layer.weights, &Io { x: &x, bias: None, residual: None, y: &y }).unwrap();
+    let call = device
+        .prepare(&Gemm { plan: &plan, weights: &layer.weights, io: Io { x: &x, bias: None, residual: None, y: &y } })
+        .unwrap();
     call.run().unwrap();
     wgpu_device.destroy();
     // A submission to a lost device is dropped; only what depends on its result can tell.
@@ -162,7 +164,15 @@ fn a_lost_device_is_an_error_and_no_panic() {
     lost(device.read(&y).err());
     lost(device.upload(&layer.x).err());
     lost(device.zeros(4, 4, DType::F32).err());
-    lost(device.prepare(&plan, &layer.weights, &Io { x: &x, bias: None, residual: None, y: &y }).err());
+    lost(
+        device
+            .prepare(&Gemm {
+                plan: &plan,
+                weights: &layer.weights,
+                io: Io { x: &x, bias: None, residual: None, y: &y },
+            })
+            .err(),
+    );
 }
 
 #[test]
@@ -192,7 +202,7 @@ fn operands_that_do_not_fit_are_refused_by_name() {
     let plan = device.plan(&layer.problem).unwrap();
     let (x, y) = (device.upload(&layer.x).unwrap(), device.zeros(20, 70, DType::F32).unwrap());
     let refused = |weights: &Weights, x: &Tensor, bias: Option<&Tensor>, residual: Option<&Tensor>, y: &Tensor| {
-        device.prepare(&plan, weights, &Io { x, bias, residual, y }).unwrap_err().to_string()
+        device.prepare(&Gemm { plan: &plan, weights, io: Io { x, bias, residual, y } }).unwrap_err().to_string()
     };
     let short = device.zeros(20, 96, DType::F32).unwrap();
     assert!(refused(&layer.weights, &short, None, None, &y).starts_with("x has shape [20, 96], expected [20, 100]"));
@@ -209,13 +219,14 @@ fn operands_that_do_not_fit_are_refused_by_name() {
     assert!(matches!(device.read(&elsewhere), Err(Error::Mismatch { .. })));
     let cpu_plan = cpu.plan(&layer.problem).unwrap();
     let io = Io { x: &x, bias: None, residual: None, y: &y };
-    let error = device.prepare(&cpu_plan, &layer.weights, &io).unwrap_err();
+    let error = device.prepare(&Gemm { plan: &cpu_plan, weights: &layer.weights, io }).unwrap_err();
     assert!(error.to_string().contains("the CPU device"), "{error}");
 
     // One memory may not be read and written by the same call.
     let square = Problem { epilogue: Epilogue { residual: true, ..Epilogue::NONE }, ..layer.problem };
     let io = Io { x: &x, bias: None, residual: Some(&y), y: &y };
-    let error = device.prepare(&device.plan(&square).unwrap(), &layer.weights, &io).unwrap_err();
+    let error =
+        device.prepare(&Gemm { plan: &device.plan(&square).unwrap(), weights: &layer.weights, io }).unwrap_err();
     assert!(error.to_string().contains("shares its memory"), "{error}");
 }
 
@@ -291,7 +302,7 @@ fn threads_share_a_device() {
                     let x = device.upload(&layer.x).unwrap();
                     let y = device.zeros(20, 70, DType::F32).unwrap();
                     let io = Io { x: &x, bias: None, residual: None, y: &y };
-                    device.prepare(&plan, &layer.weights, &io).unwrap().run().unwrap();
+                    device.prepare(&Gemm { plan: &plan, weights: &layer.weights, io }).unwrap().run().unwrap();
                     layer.expect(&device.read(&y).unwrap());
                 }
             });
@@ -307,7 +318,9 @@ fn a_prepared_call_sees_new_activations_and_is_timed() {
     let plan = device.plan(&layer.problem).unwrap();
     let zeros = Matrix::new(20, 100, Elements::zeros(DType::F32, 2000)).unwrap();
     let (x, y) = (device.upload(&zeros).unwrap(), device.zeros(20, 70, DType::F32).unwrap());
-    let call = device.prepare(&plan, &layer.weights, &Io { x: &x, bias: None, residual: None, y: &y }).unwrap();
+    let call = device
+        .prepare(&Gemm { plan: &plan, weights: &layer.weights, io: Io { x: &x, bias: None, residual: None, y: &y } })
+        .unwrap();
     call.run().unwrap();
     assert_eq!(device.read(&y).unwrap(), Matrix::zeros(20, 70, DType::F32).unwrap());
     device.write(&x, &layer.x).unwrap();

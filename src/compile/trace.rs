@@ -285,7 +285,7 @@ impl Operands {
     }
 
     fn trace(&self, kernel: &Kernel) -> Result<Trace> {
-        run(&Program::Gemm(*kernel), self.launch(kernel)?)
+        run(&Program::from(*kernel), self.launch(kernel)?)
     }
 }
 
@@ -293,8 +293,9 @@ impl Operands {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
-    use crate::kernels::glue::{AttentionTile, Glue, GlueParams};
+    use crate::kernels::Pack;
     use crate::mask::VectorLen;
+    use crate::ops::{attention, layer_norm};
     use crate::problem::{Activation, Epilogue, Form, Problem};
     use crate::reference::{self, Oracle, Sample};
 
@@ -450,7 +451,7 @@ mod tests {
     fn what_is_wrong_is_an_error_that_names_it() {
         let kernel = kernel(sparse(2), DType::F32, "32x32x16");
         let launch = || Operands::new(&kernel, (32, 32, 32), SEED).unwrap().launch(&kernel).unwrap();
-        let error = |launch: Launch| run(&Program::Gemm(kernel), launch).unwrap_err().to_string();
+        let error = |launch: Launch| run(&Program::from(kernel), launch).unwrap_err().to_string();
         let without = |number: u32| {
             let mut launch = launch();
             launch.bindings.retain(|(at, _)| *at != number);
@@ -695,7 +696,7 @@ mod tests {
         for id in 0..2 {
             let bindings =
                 vec![(0, bytemuck::bytes_of(&params).to_vec()), (3, bytemuck::cast_slice(&b).to_vec()), (6, packed)];
-            let program = Program::Pack { form: Form::Gemm, storage: DType::F32 };
+            let program = Program::new(Pack { form: Form::Gemm, storage: DType::F32 });
             let trace = run(&program, Launch { bindings, workgroup: [id, 0, 0], grid: [2, 1, 1] }).unwrap();
             packed = trace.binding(6).unwrap().to_vec();
         }
@@ -704,33 +705,35 @@ mod tests {
         assert_eq!(packed, bytemuck::cast_slice::<_, u8>(&expected));
 
         let floats = |rows, cols, dtype, seed| uniform(rows, cols, dtype, seed).unwrap();
-        let outcome = |program: Glue, params: GlueParams, operands: &[(u32, &[u8])], shape: (usize, usize)| {
-            let mut bindings = vec![(0, bytemuck::bytes_of(&params).to_vec()), (6, vec![0; 4 * shape.0 * shape.1])];
+        let outcome = |program: Program, params: &[u8], operands: &[(u32, &[u8])], shape: (usize, usize)| {
+            let mut bindings = vec![(0, params.to_vec()), (2, vec![0; 4 * shape.0 * shape.1])];
             bindings.extend(operands.iter().map(|&(at, bytes)| (at, bytes.to_vec())));
             let launch = Launch { bindings, workgroup: [0; 3], grid: [1; 3] };
-            let y = run(&Program::Glue(program), launch).unwrap().binding(6).unwrap().to_vec();
+            let y = run(&program, launch).unwrap().binding(2).unwrap().to_vec();
             Matrix::new(shape.0, shape.1, crate::matrix::Elements::from_bytes(DType::F32, &y).unwrap()).unwrap()
         };
         // Eight tokens of 64 features.
         let (x, gamma, beta) =
             (floats(8, 64, DType::F16, 1), floats(1, 64, DType::F32, 2), floats(1, 64, DType::F32, 3));
-        let program = Glue::layer_norm(64, DType::F16, DType::F32).unwrap();
-        let params = GlueParams { tokens: 8, width: 64, epsilon: 1e-5, ..GlueParams::default() };
+        let program = Program::new(layer_norm::LayerNormKernel::new(64, DType::F16, DType::F32).unwrap());
+        let params = layer_norm::Params { tokens: 8, epsilon: 1e-5 };
         let bytes = |matrix: &Matrix| matrix.elements().to_le_bytes();
-        let operands = [(3, bytes(&x)), (4, bytes(&gamma)), (5, bytes(&beta))];
-        let y = outcome(program, params, &operands.each_ref().map(|(at, b)| (*at, &b[..])), (8, 64));
+        let operands = [(1, bytes(&x)), (3, bytes(&gamma)), (4, bytes(&beta))];
+        let operands = operands.each_ref().map(|(at, bytes)| (*at, &bytes[..]));
+        let y = outcome(program, bytemuck::bytes_of(&params), &operands, (8, 64));
         let [gamma, beta] = [gamma, beta].map(|m| m.elements().to_f32());
-        let verdict = reference::glue::layer_norm(&x, &gamma, &beta, 1e-5, DType::F32).unwrap().verify(&y).unwrap();
+        let verdict = reference::layer_norm::expect(&x, &gamma, &beta, 1e-5, DType::F32).unwrap().verify(&y).unwrap();
         assert!(verdict.passed() && verdict.checked == 8 * 64, "{verdict}");
         // One sequence of 32 tokens, of which 20 are real, and one head of 64 features, by both kinds of tiles.
-        for tile in AttentionTile::ALL.into_iter().filter(|tile| tile.to_string().ends_with("x64")) {
+        for tile in attention::AttentionTile::ALL.into_iter().filter(|tile| tile.to_string().ends_with("x64")) {
             let coop = tile.is_cooperative();
             let qkv = floats(32, 3 * 64, DType::F16, 4);
-            let program = Glue::attention(tile, 64, DType::F16, DType::F32).unwrap();
-            let params = GlueParams { tokens: 32, width: 64, seq: 32, heads: 1, scale: 0.125, ..GlueParams::default() };
-            let y = outcome(program, params, &[(2, &20u32.to_le_bytes()), (3, &bytes(&qkv))], (32, 64));
+            let program = Program::new(attention::AttentionKernel::new(tile, 64, DType::F16, DType::F32).unwrap());
+            let params = attention::Params { tokens: 32, width: 64, seq: 32, heads: 1, scale: 0.125 };
+            let operands = [(3, &20u32.to_le_bytes()[..]), (1, &bytes(&qkv))];
+            let y = outcome(program, bytemuck::bytes_of(&params), &operands, (32, 64));
             let weights = if coop { DType::F16 } else { DType::F32 };
-            let expected = reference::glue::attention(&qkv, &[20], (32, 1), weights, DType::F32).unwrap();
+            let expected = reference::attention::expect(&qkv, &[20], (32, 1), weights, DType::F32).unwrap();
             let verdict = expected.verify(&y).unwrap();
             assert!(verdict.passed() && verdict.checked == 32 * 64, "{tile}: {verdict}");
         }

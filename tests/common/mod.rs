@@ -5,7 +5,9 @@
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 use sparse24::reference::{self, Operands, Oracle, Sample, Verdict};
-use sparse24::{DType, Device, Elements, Io, Mask, Mask24, Matrix, Op, Plan, Problem, Sparse24, VectorLen, prune};
+use sparse24::{
+    DType, Device, Elements, Gemm, Io, Mask, Mask24, Matrix, Op, Plan, Problem, Sparse24, VectorLen, prune,
+};
 
 /// The GPU to test: the adapter named by SPARSE24_TEST_DEVICE, else any. `None`, with a word on stderr, where there is
 /// none, unless SPARSE24_REQUIRE_GPU is set: then that is a failure.
@@ -202,7 +204,7 @@ pub fn run(
     let bias = bias.map(|b| device.upload(b).unwrap());
     let residual = residual.map(|r| device.upload(r).unwrap());
     let io = Io { x: &x, bias: bias.as_ref(), residual: residual.as_ref(), y: &y };
-    device.prepare(plan, &weights, &io).unwrap().run().unwrap();
+    device.prepare(&Gemm { plan, weights: &weights, io }).unwrap().run().unwrap();
     device.read(&y).unwrap()
 }
 

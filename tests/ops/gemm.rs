@@ -5,22 +5,16 @@
 //! by default each operation, way and storage type runs once or twice, with forms, output types and epilogues that
 //! rotate so that each test meets all of them. SPARSE24_TEST_ALL=1 runs the whole list, for machines with a real GPU;
 //! with SPARSE24_TEST_SECONDS in an order drawn from the seed, until the time is up.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stderr,
-    reason = "a test may panic, and says what it does"
-)]
-
-mod common;
+#![allow(clippy::expect_used, reason = "a test may panic")]
 
 use std::collections::HashSet;
 
-use common::{Data, HostWeights, SIZES, check, gpu, ops, rng, seed, verdict_of};
 use rand_pcg::rand_core::Rng;
 use sparse24::kernels::{Caps, CoopUnit, Kernel, Schedule};
 use sparse24::reference::{Operands, Oracle, Sample};
 use sparse24::{DType, Device, Elements, Epilogue, Form, Matrix, Op, Options, Plan, Problem, Sparse24, VectorLen};
+
+use crate::common::{self, Data, HostWeights, SIZES, check, gpu, ops, rng, seed, verdict_of};
 
 fn f16_too(device: &Device) -> &'static [DType] {
     match device.caps() {

@@ -19,9 +19,9 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use sparse24::engine::{AdapterKind, DeviceInfo};
 use sparse24::measure::{MODELS, uniform};
-use sparse24::reference::{Operands, Weights as Host};
+use sparse24::reference::Operands;
 use sparse24::{
-    DType, Device, Elements, Io, Mask, Matrix, Op, Oracle, Prepared, Problem, Sample, Sparse24, VectorLen, prune,
+    DType, Device, Elements, Gemm, HostWeights, Io, Matrix, Op, Oracle, Prepared, Problem, Sample, VectorLen, prune,
 };
 
 /// A model's name and the tokens that it is measured with.
@@ -114,29 +114,18 @@ fn time(device: &Device, calls: &[Prepared], count: usize) -> Duration {
         .sum()
 }
 
-/// Weights on the host.
-enum Form {
-    Dense(Matrix),
-    Sparse24(Sparse24),
-    Masked(Matrix, Mask),
-}
-
 /// Calls of a problem on as many sets of operands as fill so many bytes, each of them verified.
 fn verified(device: &Device, problem: &Problem, rotated: usize) -> Vec<Prepared> {
     let w = uniform(problem.m, problem.k, problem.storage, 24).unwrap();
-    let form = match problem.op {
-        Op::Dense => Form::Dense(w),
-        Op::Sparse24(v) => Form::Sparse24(Sparse24::compress(&w, &prune::magnitude(&w, v).unwrap()).unwrap()),
+    let host = match problem.op {
+        Op::Dense => HostWeights::Dense(w),
+        Op::Sparse24(v) => HostWeights::from(prune::sparsify(&w, v).unwrap()),
         Op::Masked | Op::Masked24 => {
             let mask = prune::magnitude(&w, VectorLen::ONE).unwrap().into_mask();
-            Form::Masked(w, mask)
+            HostWeights::Masked(w, mask)
         }
     };
-    let upload = || match &form {
-        Form::Dense(w) => device.upload_dense(w).unwrap(),
-        Form::Sparse24(w) => device.upload_sparse24(w).unwrap(),
-        Form::Masked(w, mask) => device.upload_masked(w, mask).unwrap(),
-    };
+    let upload = || device.upload_weights(&host).unwrap();
     let x = uniform(problem.n, problem.k, problem.storage, 25).unwrap();
     let (rows, cols) = problem.y_shape();
     // An output that is never written stays NaN, which neither check lets through.
@@ -149,7 +138,9 @@ fn verified(device: &Device, problem: &Problem, rotated: usize) -> Vec<Prepared>
         let (weights, x) = (upload(), device.upload(&x).unwrap());
         let y = device.upload(&nan).unwrap();
         set_bytes = weights.bytes() + problem.n * problem.k * problem.storage.bytes() + nan.bytes();
-        let call = device.prepare(&plan, &weights, &Io { x: &x, bias: None, residual: None, y: &y }).unwrap();
+        let call = device
+            .prepare(&Gemm { plan: &plan, weights: &weights, io: Io { x: &x, bias: None, residual: None, y: &y } })
+            .unwrap();
         call.run().unwrap();
         let output = device.read(&y).unwrap();
         calls.push(call);
@@ -158,12 +149,7 @@ fn verified(device: &Device, problem: &Problem, rotated: usize) -> Vec<Prepared>
             None => first = Some(output),
         }
     }
-    let weights = match &form {
-        Form::Dense(w) => Host::Dense(w),
-        Form::Sparse24(w) => Host::Sparse24(w),
-        Form::Masked(w, mask) => Host::Masked(w, mask),
-    };
-    let oracle = Oracle::new(problem, Operands { weights, x: &x, bias: None, residual: None }).unwrap();
+    let oracle = Oracle::new(problem, Operands { weights: &host, x: &x, bias: None, residual: None }).unwrap();
     let output = first.unwrap();
     let sample = Sample::Random { features: 64, tokens: 64, seed: 24 };
     let verdict = oracle.verify(&output, sample).unwrap();

@@ -39,7 +39,7 @@ OUT, which must be new or empty. Needs bash, coreutils and a Vulkan driver: no t
   --parts LIST   only these, comma-separated: env, correctness, ceilings, tune, square-f32, square-f16, bert-large,
                  llama-8b, tokens; also square (both), f32, f16, bert, llama. env is always among them
   --device NAME  the first adapter whose name contains NAME; without it the first that is no software driver
-  --bin DIR      folder of sparse24, and of the test binaries gpu-tests-gemm, -gpu and -glue for the part correctness;
+  --bin DIR      folder of sparse24, and of the test binaries gpu-tests-ops and -gpu for the part correctness;
                  without it this script's own folder if it is a bundle, else target/release
   --bundle DIR   build all of that (needs Rust) and copy it with this script into the new folder DIR, which then can be
                  carried to a bare machine of the same architecture: DIR/gpu.sh OUT
@@ -98,11 +98,11 @@ bundle() {
     cd "$here/.."
     say "==> building (release)"
     cargo build --locked --release
-    built=$(cargo test --locked --release --no-run --message-format=json --test gemm --test gpu --test glue)
+    built=$(cargo test --locked --release --no-run --message-format=json --test gpu --test ops)
     target=$(cargo metadata --locked --no-deps --format-version 1)
     target=${target##*'"target_directory":"'}
     cp "${target%%\"*}/release/sparse24" "$dir/sparse24"
-    for name in gemm gpu glue; do
+    for name in gpu ops; do
         cp "$(executable "$name" <<<"$built")" "$dir/gpu-tests-$name" || die "cargo named no executable of the test $name"
     done
     strip "$dir"/sparse24 "$dir"/gpu-tests-* 2>/dev/null || say "    no strip here: the binaries keep their symbols"
@@ -435,11 +435,11 @@ processor() {
 
 # The kernel tests run side by side, each a process of its own: a driver that crashes takes one of them down, not all.
 part_correctness() {
-    local binary name tests=() kernels=() rest=() budget=35 code pids=() i
+    local binary name kernels=() gemm=() others=() rest=() budget=35 code pids=() i
     local run=(env SPARSE24_REQUIRE_GPU=1 "SPARSE24_TEST_DEVICE=$adapter" RUST_BACKTRACE=0)
     [[ -z $quick ]] || budget=8
     files[correctness]=''
-    for binary in gemm gpu glue; do
+    for binary in gpu ops; do
         if [[ ! -x $bin/gpu-tests-$binary ]]; then
             worse failed "no gpu-tests-$binary in --bin"
             missing+=("correctness: there is no gpu-tests-$binary beside sparse24")
@@ -449,31 +449,35 @@ part_correctness() {
     while read -r name; do
         [[ $name == *': test' ]] || continue
         name=${name%: test}
-        if [[ $name == *kernels*_agree_with_the_oracle ]]; then kernels+=("$name"); else rest+=("$name"); fi
-    done < <(gpu-tests-gemm --ignored --list)
-    ((${#kernels[@]} && ${#rest[@]})) || { worse failed "gpu-tests-gemm lists no kernel tests"; return 0; }
+        case $name in
+            gemm::*kernels*_agree_with_the_oracle) kernels+=("$name") ;;
+            gemm::*) gemm+=("$name") ;;
+            *) others+=("$name") ;;
+        esac
+    done < <(gpu-tests-ops --ignored --list)
+    ((${#kernels[@]} && ${#gemm[@]} && ${#others[@]})) || { worse failed "gpu-tests-ops lists no kernel tests"; return 0; }
 
     for name in "${kernels[@]}"; do
-        bounded $((budget + 30)) "correctness-$name.txt" "${run[@]}" SPARSE24_TEST_ALL=1 "SPARSE24_TEST_SECONDS=$budget" \
-            gpu-tests-gemm --ignored --exact "$name" --nocapture &
+        bounded $((budget + 30)) "correctness-${name#gemm::}.txt" "${run[@]}" SPARSE24_TEST_ALL=1 \
+            "SPARSE24_TEST_SECONDS=$budget" gpu-tests-ops --ignored --exact "$name" --nocapture &
         pids+=($!)
     done
     for i in "${!kernels[@]}"; do
         code=0
         wait "${pids[i]}" || code=$?
-        kernel_result "${kernels[i]}" "$code"
+        kernel_result "${kernels[i]#gemm::}" "$code"
     done
     note+=${note:+; }"$kernels_ran of $kernels_there kernels ran"
     ((kernels_ran == kernels_there)) ||
         missing+=("correctness: $((kernels_there - kernels_ran)) of $kernels_there kernels x tiles x epilogues: time was up")
     # Matching by whole names, as one may be a part of another.
-    test_result gemm 75 "${run[@]}" gpu-tests-gemm --ignored --exact "${rest[@]}"
-    for binary in gpu glue; do
-        mapfile -t tests < <("gpu-tests-$binary" --ignored --list)
-        rest=()
-        for name in "${tests[@]}"; do [[ $name != *': test' ]] || rest+=("${name%: test}"); done
-        test_result "$binary" 40 "${run[@]}" "gpu-tests-$binary" --ignored --exact "${rest[@]}"
-    done
+    rest=("${gemm[@]}")
+    test_result gemm 75 "${run[@]}" gpu-tests-ops --ignored --exact "${rest[@]}"
+    rest=("${others[@]}")
+    test_result operations 60 "${run[@]}" gpu-tests-ops --ignored --exact "${rest[@]}"
+    rest=()
+    while read -r name; do [[ $name != *': test' ]] || rest+=("${name%: test}"); done < <(gpu-tests-gpu --ignored --list)
+    test_result gpu 40 "${run[@]}" gpu-tests-gpu --ignored --exact "${rest[@]}"
 }
 
 # kernel_result TEST CODE: how many of how many kernels it ran.

@@ -1,5 +1,5 @@
 // Attention of one sequence and head: Y = softmax(Q Kt * scale) V over the real tokens of the sequence. Twin:
-// `attention` of src/reference/glue.rs.
+// src/reference/attention.rs.
 //
 // X has a row of Q | K | V per token, each `width` features, HEAD_DIM of them to a head. Keys at or past the sequence's
 // length contribute nothing, whatever they hold; rows of queries there become zeros.

@@ -1,6 +1,6 @@
 // Attention of one sequence and head on cooperative matrices, for f16 and heads of DEPTH features. What is computed,
-// operands, padding and dispatch grid are as in attention.wgsl. Twin: `attention` of src/reference/glue.rs, with
-// weights that are rounded to f16. coop_native.wgsl says how subgroups multiply.
+// operands, padding and dispatch grid are as in attention.wgsl. Twin: src/reference/attention.rs, with weights
+// that are rounded to f16. coop_native.wgsl says how subgroups multiply.
 //
 // Tile: a workgroup owns QUERIES queries of one head, a subgroup of LANES lanes EDGE of them; keys go by KEYS. A
 // cooperative matrix has no accessible elements, so sums cannot be multiplied when a maximum grows: the keys are walked

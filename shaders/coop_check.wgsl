@@ -29,7 +29,7 @@ const STAGE_SIZE: u32 = EDGE * STAGE_STRIDE;
 
 const_assert K_STEPS * EDGE == 32u;
 
-@group(0) @binding(6) var<storage, read_write> y: array<f32>;
+@group(0) @binding(0) var<storage, read_write> y: array<f32>;
 
 var<workgroup> w_tile: array<Held, HELD * ROWS * STRIDE>;
 var<workgroup> x_tile: array<Held, HELD * ROWS * STRIDE>;

@@ -1,5 +1,5 @@
 // Layer normalisation: Y[t] = (X[t] - mean) / sqrt(variance + epsilon) * gamma + beta over the WIDTH features of each
-// token, with the biased variance. Twin: `layer_norm` of src/reference/glue.rs.
+// token, with the biased variance. Twin: src/reference/layer_norm.rs.
 //
 // Two passes over a token, mean first: the variance is a mean of squared differences, which loses nothing where the
 // mean is large beside them. The row is read again from the cache, since how long it is, is not known when registers
@@ -15,8 +15,16 @@ override WIDTH: u32 = 4u;
 const THREADS: u32 = 256u;
 const TOKENS: u32 = THREADS / 32u;
 
-@group(0) @binding(4) var<storage, read> gamma: array<f32>;
-@group(0) @binding(5) var<storage, read> beta: array<f32>;
+// src/ops/layer_norm.rs has the same.
+struct Params {
+    tokens: u32,
+    // What is added to a variance.
+    epsilon: f32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(3) var<storage, read> gamma: array<f32>;
+@group(0) @binding(4) var<storage, read> beta: array<f32>;
 
 var<workgroup> parts: array<f32, 2 * THREADS>;
 

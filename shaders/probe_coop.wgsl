@@ -15,7 +15,7 @@ const STRIDE: u32 = EDGE / 4u;
 const STAGE_STRIDE: u32 = EDGE;
 const BLOCK: u32 = EDGE * EDGE;
 
-@group(0) @binding(6) var<storage, read_write> y: array<f32>;
+@group(0) @binding(0) var<storage, read_write> y: array<f32>;
 
 var<workgroup> w_tile: array<Held, BLOCK / 4u * HELD>;
 var<workgroup> x_tile: array<Held, BLOCK / 4u * HELD>;

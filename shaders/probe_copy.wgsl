@@ -4,12 +4,11 @@
 const THREADS: u32 = 256u;
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(3) var<storage, read> x: array<vec4<u32>>;
-@group(0) @binding(6) var<storage, read_write> y: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read_write> y: array<vec4<u32>>;
 
-// As in shared/gemm.wgsl.
+// src/kernels/probes.rs has the same.
 struct Params {
-    m: u32,
     n: u32,
 }
 

@@ -1,6 +1,6 @@
 // Magnitude pruning and compression in one pass: of each group of four columns, the two with the largest sum of |w| over
 // VECTOR rows stay, ties to the lower column, and are written as values and codes in the format of src/format.rs. Twins:
-// `sparsify_rows` of src/prune/magnitude.rs, whose bytes these are, and `sparsify` of src/reference/sparsify.rs.
+// `sparsify_rows` of src/prune/magnitude.rs, whose bytes these are, and src/reference/sparsify.rs.
 //
 // Scores are sums in f64, in the order of the rows, which integers act out here: WGSL has no f64, leaves it open how f32
 // is rounded, and may take subnormals for zero. All NaNs rank alike, above infinity, so that a NaN is kept and seen.
@@ -16,9 +16,9 @@ const THREADS: u32 = 256u;
 // |infinity| in f32; what is larger is NaN.
 const INFINITE: u32 = 0x7f800000u;
 
-@group(0) @binding(3) var<storage, read> w: array<u32>;
-@group(0) @binding(6) var<storage, read_write> values: array<u32>;
-@group(0) @binding(7) var<storage, read_write> codes: array<u32>;
+@group(0) @binding(1) var<storage, read> w: array<u32>;
+@group(0) @binding(2) var<storage, read_write> values: array<u32>;
+@group(0) @binding(3) var<storage, read_write> codes: array<u32>;
 
 var<workgroup> nibbles: array<u32, THREADS>;
 

@@ -33,7 +33,7 @@ pub use spirv::spirv;
 pub use vulkan::Compiler;
 
 use crate::kernels::{Kernel, Program, Schedule};
-use crate::problem::{Epilogue, Form, Op};
+use crate::problem::Op;
 use estimate::Cost;
 use isa::{Counts, Loop};
 
@@ -166,19 +166,13 @@ impl CodeSummary {
 
 /// Every program there is, in every form, epilogue and output type.
 pub fn every_program() -> impl Iterator<Item = Program> {
-    Kernel::all().map(Program::Gemm).chain(Program::helpers())
+    Program::all()
 }
 
 /// The programs of one text each that a planner can choose: the linear form with one epilogue, output as stored.
 pub fn programs() -> impl Iterator<Item = Program> {
-    let epilogue = Epilogue::NONE;
-    let own = |kernel: &Kernel| kernel.is_plain() && kernel.output() == kernel.storage();
-    let helper = move |program: &Program| match program {
-        Program::Reduce { form, epilogue: e, .. } => *form == Form::Linear && *e == epilogue,
-        Program::Pack { form, .. } => *form == Form::Linear,
-        _ => true,
-    };
-    Kernel::all().filter(own).map(Program::Gemm).chain(Program::helpers().filter(helper))
+    let own = |kernel: &Kernel| kernel.output() == kernel.storage();
+    Program::all().filter(move |program| program.is_plain() && program.gemm().is_none_or(own))
 }
 
 impl Compiler {
@@ -199,7 +193,7 @@ impl Compiler {
             note: None,
             estimates: Vec::new(),
             representations: Vec::new(),
-            program: Some(*program),
+            program: Some(program.clone()),
         };
         if let (Some(architecture), Ok(source)) = (architecture, program.source()) {
             compiled.stated_threads = stated_threads(&source, architecture);
@@ -232,7 +226,7 @@ impl Compiler {
             Some(Err(e)) => compiled.note = Some(e),
             Some(Ok(parsed)) => {
                 compiled.code = Some(CodeSummary::of_loops(&parsed.whole));
-                if let (Program::Gemm(kernel), Some(architecture)) = (program, architecture) {
+                if let (Some(kernel), Some(architecture)) = (program.gemm(), architecture) {
                     let target = estimate::Target { architecture, subgroup, widest: parsed.widest_load };
                     match estimate::cost(kernel, &parsed.whole, target) {
                         Ok(cost) => {
@@ -322,10 +316,7 @@ pub struct Ratio {
 
 /// Ratios of all estimated kernels that are not dense.
 pub fn ratios(compiled: &[Compiled]) -> Vec<Ratio> {
-    let gemm = |c: &Compiled| match c.program {
-        Some(Program::Gemm(kernel)) => Some(kernel),
-        _ => None,
-    };
+    let gemm = |c: &Compiled| c.program.as_ref().and_then(Program::gemm).copied();
     let alike = |a: &Kernel, b: &Kernel| {
         let rest = |k: &Kernel| (k.storage(), k.output(), k.form(), k.epilogue());
         rest(a) == rest(b)

@@ -10,15 +10,12 @@ mod dense;
 mod epilogue;
 mod memory;
 mod probe;
+pub(crate) mod rows;
 mod sparse;
-mod sparsify;
 mod weights;
 
-mod glue;
-
-use std::sync::{Mutex, PoisonError};
-
-pub(crate) use glue::AttentionShape;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use gemm_common::Parallelism;
 use rayon::prelude::*;
@@ -26,15 +23,34 @@ use rayon::prelude::*;
 use self::epilogue::Finish;
 use self::memory::Aligned;
 pub(crate) use self::probe::CpuProbe;
-pub(crate) use self::sparsify::Parts;
-pub(crate) use self::weights::CpuWeights;
+pub(crate) use self::weights::{BLOCK, CpuWeights};
 use crate::error::{Error, Result};
 use crate::matrix::{Element, Elements, Matrix, each_dtype};
 use crate::plan::{CpuCaps, CpuSchedule};
 use crate::problem::{Epilogue, Form, Problem};
 use crate::simd::{Loaded, Simd, SimdLevel};
 
-/// The operands of one call.
+/// A call with everything bound.
+pub trait CpuCall: Debug + Send + Sync {
+    /// Computes the output, in the caller's turn on the device.
+    fn run(&self, cpu: &Cpu);
+}
+
+/// A matrix of the CPU device. Behind a lock, since calls that are bound to it are anybody's to run.
+pub(crate) type Shared = Arc<RwLock<Matrix>>;
+/// Indices of the CPU device.
+pub(crate) type SharedIndices = Arc<RwLock<Vec<u32>>>;
+
+// A panic of another thread cannot leave operands without their elements, so a poisoned lock is as good as any.
+pub(crate) fn read<T>(shared: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    shared.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn write<T>(shared: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    shared.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The operands of one GEMM.
 pub(crate) struct CpuOperands<'a> {
     pub(crate) weights: &'a CpuWeights,
     pub(crate) x: &'a Matrix,
@@ -137,7 +153,7 @@ impl Scratch {
 
 /// The device: its threads, its buffers and its queue.
 #[derive(Debug)]
-pub(crate) struct Cpu {
+pub struct Cpu {
     pool: Pool,
     scratch: Scratch,
     /// Calls and writes run one at a time, as on a GPU's queue: each has all threads, and none waits for a matrix while
@@ -202,18 +218,18 @@ impl Cpu {
         probe.work(self.info.simd.lanes(), self.info.threads)
     }
 
-    pub(crate) fn run_probe(&self, probe: &CpuProbe) {
-        let Self { pool, scratch, .. } = self;
-        pool.enter(|| {
-            scratch.with(pool.len(), |sums| {
-                probe.run(pool, sums);
-                std::hint::black_box(sums);
-            });
-        });
+    /// Its threads; `None` for one, which is the caller's own.
+    pub(crate) fn threads(&self) -> Option<&rayon::ThreadPool> {
+        self.pool.threads.as_ref()
     }
 
-    /// Computes the whole output. The caller has checked every shape and that the way is one of the weights'.
-    pub(crate) fn run(&self, problem: &Problem, schedule: CpuSchedule, operands: &CpuOperands<'_>, y: &mut Elements) {
+    /// Lends a buffer of so many f32, which hold anything.
+    pub(crate) fn with_scratch<R>(&self, len: usize, use_it: impl FnOnce(&mut [f32]) -> R) -> R {
+        self.scratch.with(len, use_it)
+    }
+
+    /// Computes the whole output of a GEMM. The caller has checked every shape and that the way is one of the weights'.
+    pub(crate) fn gemm(&self, problem: &Problem, schedule: CpuSchedule, operands: &CpuOperands<'_>, y: &mut Elements) {
         if y.is_empty() {
             return;
         }
@@ -235,6 +251,18 @@ impl Cpu {
                 (CpuWeights::Sparse24(w), CpuSchedule::Gemv) => sparse::gemv(pool, scratch, problem, w, x, &finish),
                 (CpuWeights::Sparse24(w), _) => sparse::gather(pool, scratch, problem, w, x, &finish),
             }
+        });
+    }
+}
+
+impl CpuCall for CpuProbe {
+    fn run(&self, cpu: &Cpu) {
+        let Cpu { pool, scratch, .. } = cpu;
+        pool.enter(|| {
+            scratch.with(pool.len(), |sums| {
+                self.run_on(pool, sums);
+                std::hint::black_box(sums);
+            });
         });
     }
 }

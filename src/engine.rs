@@ -1,31 +1,42 @@
 //! Devices as an embedder sees them: upload weights once, prepare a call once, run it many times.
 //!
 //! A [`Device`] is a GPU or this process's CPU; everything above works on either. [`Weights`] and [`Tensor`]s belong to
-//! the device that made them. [`Device::prepare`] checks every shape, type and owner and binds the operands, so that
-//! [`Prepared::run`] and [`GpuCall::record`] only dispatch. Invariant: a [`Prepared`] call's operands have the shapes
-//! and types of its plan and live on its device.
+//! the device that made them. [`Device::prepare`] checks every shape, type and owner of an
+//! [operation](crate::ops) and binds its operands, so that [`Prepared::run`] and [`GpuCall::record`] only dispatch.
+//! Invariant: a [`Prepared`] call's operands have the shapes and types that its operation checks, and live on its
+//! device.
 
-pub mod glue;
-pub mod sparsify;
+mod compressed;
+mod indices;
+mod operand;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::ops::Range;
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
+pub use self::compressed::Compressed;
+pub(crate) use self::compressed::{CpuParts, gpu_size};
+pub use self::indices::Indices;
+pub use self::operand::{Operand, OperandValue};
+pub(crate) use self::operand::{check_devices, check_memory};
 pub use crate::cpu::CpuInfo;
 /// The wgpu that [`Device::from_wgpu`] and [`GpuCall::record`] speak: an embedder's own must be this version.
 pub use wgpu;
 
-use crate::cpu::{Cpu, CpuOperands, CpuProbe, CpuWeights};
+use crate::cpu::{Cpu, CpuCall, CpuProbe, CpuWeights, Shared, read, write};
 use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
 pub use crate::gpu::{AdapterInfo, AdapterKind};
-use crate::gpu::{Binding, Dispatch, Gpu, Scratch, adapters};
-use crate::kernels::{Caps, CoopUnit, Kernel, PROBE_CHAINS, PROBE_ROUNDS, Params, Program, ShaderChecks};
+use crate::gpu::{BufferRange, Dispatch, Gpu, adapters};
+use crate::kernels::{
+    Caps, CoopUnit, CopyParams, Kernel, PROBE_CHAINS, PROBE_ROUNDS, Params, ProbeCoop, ProbeCopy, ProbeFma, Program,
+    ShaderChecks,
+};
 use crate::layout;
-use crate::matrix::{DType, Element, Elements, Matrix};
+use crate::matrix::{DType, Elements, Matrix};
 use crate::memory;
-use crate::plan::{Activations, CpuCaps, CpuSchedule, Method, Plan, Step, Target, Tuning, WeightOperand};
+use crate::plan::{CpuCaps, Plan, Tuning};
 use crate::problem::{Op, Problem};
 use crate::simd::SimdLevel;
 use crate::weights::HostWeights;
@@ -33,7 +44,7 @@ use crate::weights::HostWeights;
 /// A place where products are computed. Cloning is cheap and gives the same device.
 ///
 /// ```
-/// use sparse24::{Device, Io, Mask, Matrix, Op, Problem, DType, VectorLen, prune, Sparse24};
+/// use sparse24::{DType, Device, Gemm, Io, Mask, Matrix, Op, Problem, Sparse24, VectorLen, prune};
 /// let device = Device::cpu()?;
 /// let w = Matrix::from_f32(2, 4, &[3.0, 1.0, 2.0, 0.0, 0.0, 5.0, 0.0, 4.0])?;
 /// let mask = prune::magnitude(&w, VectorLen::ONE)?;
@@ -41,15 +52,17 @@ use crate::weights::HostWeights;
 /// let x = device.upload(&Matrix::from_f32(1, 4, &[1.0, 1.0, 1.0, 1.0])?)?;
 /// let y = device.zeros(1, 2, DType::F32)?;
 /// let plan = device.plan(&Problem::linear(Op::Sparse24(VectorLen::ONE), 2, 1, 4, DType::F32))?;
-/// device.prepare(&plan, &weights, &Io { x: &x, bias: None, residual: None, y: &y })?.run()?;
+/// let io = Io { x: &x, bias: None, residual: None, y: &y };
+/// device.prepare(&Gemm { plan: &plan, weights: &weights, io })?.run()?;
 /// assert_eq!(device.read(&y)?, Matrix::from_f32(1, 2, &[5.0, 9.0])?);
 /// # Ok::<(), sparse24::Error>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Device(Inner);
 
+/// Where it computes.
 #[derive(Clone, Debug)]
-enum Inner {
+pub(crate) enum Inner {
     Gpu(Arc<Gpu>),
     Cpu(Arc<Cpu>),
 }
@@ -76,15 +89,15 @@ enum WeightStore {
 
 /// Some rows of W in the memory of a GPU.
 #[derive(Clone, Debug)]
-struct Piece {
+pub(crate) struct Piece {
     values: wgpu::Buffer,
     words: Option<wgpu::Buffer>,
 }
 
 impl Piece {
     /// All of its values, and of its words.
-    fn bindings(&self) -> (Option<Binding<'_>>, Option<Binding<'_>>) {
-        (Some(Binding::whole(&self.values)), self.words.as_ref().map(Binding::whole))
+    pub(crate) fn bindings(&self) -> [Option<BufferRange<'_>>; 2] {
+        [Some(BufferRange::whole(&self.values)), self.words.as_ref().map(BufferRange::whole)]
     }
 }
 
@@ -104,6 +117,31 @@ impl Weights {
     pub fn bytes(&self) -> usize {
         self.bytes
     }
+
+    /// Out features and in features.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.m, self.k)
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// As they lie on the CPU device.
+    pub(crate) fn on_cpu(&self) -> Result<Arc<RwLock<CpuWeights>>> {
+        match &self.store {
+            WeightStore::Cpu(store) => Ok(Arc::clone(store)),
+            WeightStore::Gpu(_) => Err(foreign("weights")),
+        }
+    }
+
+    /// As they lie on a GPU.
+    pub(crate) fn on_gpu(&self) -> Result<&[Piece]> {
+        match &self.store {
+            WeightStore::Gpu(pieces) => Ok(pieces),
+            WeightStore::Cpu(_) => Err(foreign("weights")),
+        }
+    }
 }
 
 /// A matrix on a device. Cloning gives another handle to the same memory.
@@ -119,7 +157,7 @@ pub struct Tensor {
 #[derive(Clone, Debug)]
 enum TensorStore {
     Gpu(wgpu::Buffer),
-    Cpu(Arc<RwLock<Matrix>>),
+    Cpu(Shared),
 }
 
 impl Tensor {
@@ -138,12 +176,46 @@ impl Tensor {
         self.dtype
     }
 
-    fn bytes(&self) -> u64 {
+    /// Rows and columns.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
         // Both products were checked when the tensor was made.
         (self.rows * self.cols * self.dtype.bytes()) as u64
     }
 
-    fn same_memory(&self, other: &Self) -> bool {
+    /// As it lies on the CPU device.
+    pub(crate) fn on_cpu(&self) -> Result<Shared> {
+        match &self.store {
+            TensorStore::Cpu(matrix) => Ok(Arc::clone(matrix)),
+            TensorStore::Gpu(_) => Err(foreign("tensor")),
+        }
+    }
+
+    /// All of it on a GPU.
+    pub(crate) fn on_gpu(&self) -> Option<BufferRange<'_>> {
+        let TensorStore::Gpu(buffer) = &self.store else { return None };
+        Some(BufferRange { buffer, offset: 0, bytes: self.bytes() })
+    }
+
+    /// The part on a GPU that belongs to some of `n` tokens, of so many bytes each; not the whole of a buffer that may
+    /// be the caller's. All of the tensor for all tokens, whatever its layout.
+    pub(crate) fn part_on_gpu(&self, tokens: &Range<usize>, n: usize, token_bytes: usize) -> Option<BufferRange<'_>> {
+        let whole = self.on_gpu()?;
+        if tokens.len() == n {
+            return Some(whole);
+        }
+        let (offset, bytes) = (tokens.start * token_bytes, tokens.len() * token_bytes);
+        Some(BufferRange { offset: offset as u64, bytes: bytes as u64, ..whole })
+    }
+
+    pub(crate) fn same_memory(&self, other: &Self) -> bool {
         match (&self.store, &other.store) {
             (TensorStore::Gpu(a), TensorStore::Gpu(b)) => a == b,
             (TensorStore::Cpu(a), TensorStore::Cpu(b)) => Arc::ptr_eq(a, b),
@@ -152,33 +224,28 @@ impl Tensor {
     }
 }
 
-/// The operands of a call beside the weights.
-#[derive(Clone, Copy, Debug)]
-pub struct Io<'a> {
-    /// X (`n x k`) in the linear form, B (`k x n`) in the plain one.
-    pub x: &'a Tensor,
-    /// One f32 per output feature, `1 x m`; given if and only if the plan's epilogue adds it.
-    pub bias: Option<&'a Tensor>,
-    /// A matrix of the output's shape and type; given if and only if the plan's epilogue adds it.
-    pub residual: Option<&'a Tensor>,
-    /// Y (`n x m`) or C (`m x n`), overwritten. Must share no memory with the others.
-    pub y: &'a Tensor,
-}
-
 /// A call with everything bound, to run as often as wanted.
 #[derive(Clone, Debug)]
 pub struct Prepared {
     device: Device,
+    cost: Cost,
     work: Work,
 }
 
+/// What a call must do at least, whichever kernel does it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cost {
+    /// Additions and multiplications.
+    pub flops: f64,
+    /// Bytes of the operands, each read or written once.
+    pub bytes: f64,
+}
+
+/// What a call does when it runs.
 #[derive(Clone, Debug)]
-enum Work {
+pub(crate) enum Work {
     Gpu(Vec<Dispatch>),
-    Cpu(Arc<CpuCall>),
-    CpuGlue(Arc<glue::CpuGlue>),
-    CpuConversion(Arc<sparsify::CpuConversion>),
-    CpuProbe(Arc<CpuProbe>),
+    Cpu(Arc<dyn CpuCall>),
 }
 
 impl Work {
@@ -186,7 +253,7 @@ impl Work {
     fn dispatches(&self) -> &[Dispatch] {
         match self {
             Self::Gpu(dispatches) => dispatches,
-            Self::Cpu(_) | Self::CpuGlue(_) | Self::CpuConversion(_) | Self::CpuProbe(_) => &[],
+            Self::Cpu(_) => &[],
         }
     }
 
@@ -194,54 +261,14 @@ impl Work {
     fn run_now(&self, cpu: &Cpu) {
         match self {
             Self::Gpu(_) => {}
-            Self::Cpu(call) => call.run_now(cpu),
-            Self::CpuGlue(call) => call.run_now(cpu),
-            Self::CpuConversion(call) => call.run_now(cpu),
-            Self::CpuProbe(probe) => cpu.run_probe(probe),
+            Self::Cpu(call) => call.run(cpu),
         }
-    }
-}
-
-#[derive(Debug)]
-struct CpuCall {
-    problem: Problem,
-    schedule: CpuSchedule,
-    weights: Arc<RwLock<CpuWeights>>,
-    x: Arc<RwLock<Matrix>>,
-    bias: Option<Arc<RwLock<Matrix>>>,
-    residual: Option<Arc<RwLock<Matrix>>>,
-    y: Arc<RwLock<Matrix>>,
-}
-
-impl CpuCall {
-    fn run_now(&self, cpu: &Cpu) {
-        let weights = read(&self.weights);
-        let x = read(&self.x);
-        let bias = self.bias.as_deref().map(read);
-        let residual = self.residual.as_deref().map(read);
-        let mut y = write(&self.y);
-        let operands = CpuOperands {
-            weights: &weights,
-            x: &x,
-            bias: bias.as_ref().and_then(|b| f32::of(b.elements())),
-            residual: residual.as_ref().map(|r| r.elements()),
-        };
-        cpu.run(&self.problem, self.schedule, &operands, y.elements_mut());
     }
 }
 
 /// An error unless there is memory for the CPU device's own copy of weights.
 fn claim_weights(bytes: u128, m: usize, k: usize) -> Result<()> {
     memory::claim(usize::try_from(bytes).unwrap_or(usize::MAX), || format!("weights of {m} x {k} on the CPU device"))
-}
-
-// A panic of another thread cannot leave operands without their elements, so a poisoned lock is as good as any.
-fn read<T>(shared: &RwLock<T>) -> RwLockReadGuard<'_, T> {
-    shared.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn write<T>(shared: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
-    shared.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What took the time of a [`Timing`].
@@ -519,7 +546,7 @@ impl Device {
         }
     }
 
-    /// Uploads weights of any form, in the layout of its operation. [`Device::sparsify`] replaces compressed ones where
+    /// Uploads weights of any form, in the layout of its operation. [`Sparsify`](crate::Sparsify) replaces compressed ones where
     /// they lie; masked ones keep weights and mask apart, so that either can be uploaded anew, as training does. An error
     /// if a mask has another shape than its weights, or is to be held as 2:4 codes and keeps fewer than two weights of a
     /// group, which it names: there is no code for that.
@@ -633,92 +660,6 @@ impl Device {
         }
     }
 
-    /// Checks the operands against the plan and binds them. Everything that a call needs is allocated here.
-    pub fn prepare(&self, plan: &Plan, weights: &Weights, io: &Io<'_>) -> Result<Prepared> {
-        let problem = plan.problem();
-        let Problem { m, k, storage, output, epilogue, .. } = *problem;
-        self.owns("weights", &weights.device)?;
-        for tensor in [Some(io.x), io.bias, io.residual, Some(io.y)].into_iter().flatten() {
-            self.owns("tensor", &tensor.device)?;
-        }
-        if weights.op != plan.weights() {
-            return Err(Error::Mismatch {
-                what: "weights".into(),
-                got: format!("{:?}", weights.op),
-                expected: format!("{:?}", plan.weights()),
-            });
-        }
-        expect_shape("weights", (weights.m, weights.k), (m, k))?;
-        expect_dtype("weights", weights.dtype, storage)?;
-        expect_shape("x", (io.x.rows, io.x.cols), problem.x_shape())?;
-        expect_dtype("x", io.x.dtype, storage)?;
-        expect_shape("y", (io.y.rows, io.y.cols), problem.y_shape())?;
-        expect_dtype("y", io.y.dtype, output)?;
-        for (what, tensor, wanted, shape, dtype) in [
-            ("bias", io.bias, epilogue.bias, (1, m), DType::F32),
-            ("residual", io.residual, epilogue.residual, problem.y_shape(), output),
-        ] {
-            if tensor.is_some() != wanted {
-                let word = |given| if given { "with" } else { "without" };
-                return Err(Error::Mismatch {
-                    what: format!("operands {} {what}", word(tensor.is_some())),
-                    got: format!("a plan {} {what}", word(tensor.is_some())),
-                    expected: format!("one {} {what}", word(wanted)),
-                });
-            }
-            if let Some(tensor) = tensor {
-                expect_shape(what, (tensor.rows, tensor.cols), shape)?;
-                expect_dtype(what, tensor.dtype, dtype)?;
-            }
-        }
-        for other in [Some(io.x), io.bias, io.residual].into_iter().flatten() {
-            if io.y.same_memory(other) {
-                return Err(Error::Invalid("y shares its memory with another operand".into()));
-            }
-        }
-        let work = match (&self.0, plan.method(), &weights.store) {
-            (Inner::Gpu(gpu), Method::Gpu(_), WeightStore::Gpu(pieces)) => {
-                let (packed, partial) = plan.scratch_bytes();
-                let scratch = |which, bytes: u64| (bytes > 0).then(|| gpu.scratch(which, bytes)).transpose();
-                let bind = Bind {
-                    problem,
-                    pieces,
-                    io,
-                    packed: scratch(Scratch::Packed, packed)?,
-                    partial: scratch(Scratch::Partial, partial)?,
-                    scratch_bytes: (packed, partial),
-                };
-                let steps = plan.steps(&gpu.info().caps)?;
-                let dispatches = steps.iter().map(|step| bind.dispatch(gpu, step)).collect::<Result<_>>()?;
-                Work::Gpu(dispatches)
-            }
-            (Inner::Cpu(_), Method::Cpu(method), WeightStore::Cpu(store)) => {
-                let matrix = |tensor: &Tensor| match &tensor.store {
-                    TensorStore::Cpu(matrix) => Ok(Arc::clone(matrix)),
-                    TensorStore::Gpu(_) => Err(foreign("tensor")),
-                };
-                Work::Cpu(Arc::new(CpuCall {
-                    problem: *problem,
-                    schedule: method.schedule(),
-                    weights: Arc::clone(store),
-                    x: matrix(io.x)?,
-                    bias: io.bias.map(matrix).transpose()?,
-                    residual: io.residual.map(matrix).transpose()?,
-                    y: matrix(io.y)?,
-                }))
-            }
-            (device, ..) => {
-                let name = |gpu| if gpu { "a GPU" } else { "the CPU device" };
-                return Err(Error::Mismatch {
-                    what: "plan".into(),
-                    got: name(matches!(plan.method(), Method::Gpu(_))).into(),
-                    expected: name(matches!(device, Inner::Gpu(_))).into(),
-                });
-            }
-        };
-        Ok(Prepared { device: self.clone(), work })
-    }
-
     /// Runs calls of this device one after another and times them together: by GPU timestamps where there are any, else
     /// by the host's clock until the device is done.
     pub fn time<'a>(&self, calls: impl Iterator<Item = &'a Prepared> + Clone) -> Result<Timing> {
@@ -743,13 +684,12 @@ impl Device {
     /// are done. Each call sees what those before it wrote.
     ///
     /// ```
-    /// use sparse24::glue::LayerNorm;
-    /// use sparse24::{DType, Device, Matrix};
+    /// use sparse24::{DType, Device, LayerNorm, Matrix};
     /// let device = Device::cpu()?;
     /// let x = device.upload(&Matrix::from_f32(1, 2, &[1.0, 3.0])?)?;
     /// let (gamma, beta) = (device.upload(&Matrix::from_f32(1, 2, &[2.0, 2.0])?)?, device.zeros(1, 2, DType::F32)?);
     /// let (y, z) = (device.zeros(1, 2, DType::F32)?, device.zeros(1, 2, DType::F32)?);
-    /// let norm = |x, y| device.layer_norm(&LayerNorm { x, gamma: &gamma, beta: &beta, eps: 0.0, y });
+    /// let norm = |x, y| device.prepare(&LayerNorm { x, gamma: &gamma, beta: &beta, eps: 0.0, y });
     /// device.submit(&[norm(&x, &y)?, norm(&y, &z)?])?;
     /// assert_eq!(device.read(&z)?, Matrix::from_f32(1, 2, &[-2.0, 2.0])?);
     /// # Ok::<(), sparse24::Error>(())
@@ -776,58 +716,66 @@ impl Device {
                     Probe::Fma(_) | Probe::Cooperative | Probe::Copy(_) => return Ok(None),
                 };
                 let work = cpu.probe_work(&probe);
-                return Ok(Some((Prepared { device: self.clone(), work: Work::CpuProbe(Arc::new(probe)) }, work)));
+                return Ok(Some((self.probe_call(Work::Cpu(Arc::new(probe)), work), work)));
             }
         };
         let caps = &gpu.info().caps;
-        let program = match probe {
-            Probe::Fma(dtype) => Program::ProbeFma(dtype),
+        let runs = |program: Program| program.supported_by(caps).is_ok().then_some(program);
+        // Four times what keeps the device busy, so that the last round of workgroups weighs little.
+        let workgroups = |threads: u32| (4 * caps.busy_threads).div_ceil(threads).min(caps.grid);
+        let (dispatch, work) = match probe {
             Probe::Cooperative => {
-                let unit = CoopUnit::ALL.into_iter().find(|&unit| Program::ProbeCoop(unit).supported_by(caps).is_ok());
-                let Some(unit) = unit else { return Ok(None) };
-                Program::ProbeCoop(unit)
-            }
-            Probe::Copy(_) => Program::ProbeCopy,
-            // Memory that is written too bounds a GPU's kernels as well.
-            Probe::Read(_) => return Ok(None),
-        };
-        if program.supported_by(caps).is_err() {
-            return Ok(None);
-        }
-        let (params, workgroups, x, y, work) = match probe {
-            Probe::Cooperative => {
-                let Program::ProbeCoop(unit) = program else { return Ok(None) };
-                let workgroups = (4 * caps.busy_threads).div_ceil(128).min(caps.grid);
+                let mut units = CoopUnit::ALL.into_iter();
+                let found = units.find_map(|unit| Some((unit, runs(Program::new(ProbeCoop(unit)))?)));
+                let Some((unit, program)) = found else { return Ok(None) };
+                let workgroups = workgroups(128);
                 // A block of f32 sums per chain and subgroup.
                 let edge = unit.edge() as usize;
                 let chains = workgroups as usize * (128 / unit.lanes() as usize) * PROBE_CHAINS;
-                let work = chains as f64 * (2 * edge.pow(3) * PROBE_ROUNDS) as f64;
-                (Params::default(), workgroups, 16, chains * edge * edge * 4, work)
+                let y = gpu.buffer("probe", chains * edge * edge * 4, None)?;
+                let dispatch = gpu.dispatch(&program, [workgroups, 1, 1], &(), &[Some(BufferRange::whole(&y))])?;
+                (dispatch, chains as f64 * (2 * edge.pow(3) * PROBE_ROUNDS) as f64)
             }
-            Probe::Fma(_) => {
-                // Four times what keeps the device busy, so that the last round of workgroups weighs little.
-                let workgroups = (4 * caps.busy_threads).div_ceil(256).min(caps.grid);
+            Probe::Fma(dtype) => {
+                let Some(program) = runs(Program::new(ProbeFma(dtype))) else { return Ok(None) };
+                let workgroups = workgroups(256);
                 let threads = workgroups as usize * 256;
+                let y = gpu.buffer("probe", threads * 4, None)?;
                 // m is the factor of the chains: see shaders/probe_fma.wgsl.
                 let params = Params { m: 1, ..Params::default() };
-                (params, workgroups, 16, threads * 4, threads as f64 * (2 * 4 * PROBE_CHAINS * PROBE_ROUNDS) as f64)
+                let operands = [None, None, Some(BufferRange::whole(&y))];
+                let dispatch = gpu.dispatch(&program, [workgroups, 1, 1], &params, &operands)?;
+                (dispatch, threads as f64 * (2 * 4 * PROBE_CHAINS * PROBE_ROUNDS) as f64)
             }
-            Probe::Copy(bytes) | Probe::Read(bytes) => {
+            Probe::Copy(bytes) => {
                 let bytes = bytes.min(caps.binding_bytes).min(caps.buffer_bytes) / 16 * 16;
                 let vectors = bytes / 16;
                 let workgroups = vectors.div_ceil(4 * 256).min(u64::from(caps.grid));
                 let copied = vectors.min(workgroups * 4 * 256);
-                let params = Params { n: vectors as u32, ..Params::default() };
-                (params, workgroups as u32, bytes as usize, bytes as usize, (2 * 16 * copied) as f64)
+                let [x, y] = [gpu.buffer("probe", bytes as usize, None)?, gpu.buffer("probe", bytes as usize, None)?];
+                let operands = [&x, &y].map(|buffer| Some(BufferRange::whole(buffer)));
+                let params = CopyParams { n: vectors as u32 };
+                let grid = [workgroups as u32, 1, 1];
+                (gpu.dispatch(&Program::new(ProbeCopy), grid, &params, &operands)?, (2 * 16 * copied) as f64)
             }
+            // Memory that is written too bounds a GPU's kernels as well.
+            Probe::Read(_) => return Ok(None),
         };
-        let (x, y) = (gpu.buffer("probe", x, None)?, gpu.buffer("probe", y, None)?);
-        let operands = [None, None, Some(Binding::whole(&x)), None, None, Some(Binding::whole(&y))];
-        let dispatch = gpu.dispatch(&program, [workgroups, 1, 1], &params, &operands)?;
-        Ok(Some((Prepared { device: self.clone(), work: Work::Gpu(vec![dispatch]) }, work)))
+        Ok(Some((self.probe_call(Work::Gpu(vec![dispatch]), work), work)))
     }
 
-    fn owns(&self, what: &str, owner: &Self) -> Result<()> {
+    /// A call that measures, of so many operations or bytes.
+    fn probe_call(&self, work: Work, amount: f64) -> Prepared {
+        Prepared::new(self, Cost { flops: amount, bytes: amount }, work)
+    }
+
+    /// Where it computes.
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.0
+    }
+
+    /// An error, which names what it is about, if that belongs to another device.
+    pub(crate) fn owns(&self, what: &str, owner: &Self) -> Result<()> {
         let same = match (&self.0, &owner.0) {
             (Inner::Gpu(a), Inner::Gpu(b)) => Arc::ptr_eq(a, b),
             (Inner::Cpu(a), Inner::Cpu(b)) => Arc::ptr_eq(a, b),
@@ -861,6 +809,15 @@ impl Tensor {
 }
 
 impl Prepared {
+    pub(crate) fn new(device: &Device, cost: Cost, work: Work) -> Self {
+        Self { device: device.clone(), cost, work }
+    }
+
+    /// What it must do at least.
+    pub fn cost(&self) -> Cost {
+        self.cost
+    }
+
     /// Computes the output: on a GPU submits and returns without waiting, on the CPU returns when it is done.
     pub fn run(&self) -> Result<()> {
         match &self.device.0 {
@@ -874,7 +831,7 @@ impl Prepared {
     pub fn on_gpu(&self) -> Option<GpuCall<'_>> {
         match &self.work {
             Work::Gpu(dispatches) => Some(GpuCall(dispatches)),
-            Work::Cpu(_) | Work::CpuGlue(_) | Work::CpuConversion(_) | Work::CpuProbe(_) => None,
+            Work::Cpu(_) => None,
         }
     }
 }
@@ -902,7 +859,7 @@ fn adapter_names() -> Vec<String> {
     adapters().into_iter().map(|a| a.info.name).collect()
 }
 
-fn foreign(what: &str) -> Error {
+pub(crate) fn foreign(what: &str) -> Error {
     Error::Mismatch { what: what.into(), got: "another device".into(), expected: "one of this device".into() }
 }
 
@@ -924,55 +881,6 @@ fn widen(matrix: &Matrix) -> Cow<'_, Matrix> {
         DType::Bf16 => Cow::Owned(matrix.cast(DType::F32)),
         DType::F32 | DType::F16 => Cow::Borrowed(matrix),
     }
-}
-
-/// What the steps of a plan are bound to.
-struct Bind<'a> {
-    problem: &'a Problem,
-    pieces: &'a [Piece],
-    io: &'a Io<'a>,
-    packed: Option<wgpu::Buffer>,
-    partial: Option<wgpu::Buffer>,
-    scratch_bytes: (u64, u64),
-}
-
-impl Bind<'_> {
-    fn dispatch(&self, gpu: &Gpu, step: &Step) -> Result<Dispatch> {
-        let Problem { m, n, k, storage, output, .. } = *self.problem;
-        let packed = self.packed.as_ref().map(|buffer| Binding { buffer, offset: 0, bytes: self.scratch_bytes.0 });
-        let partial = self.partial.as_ref().map(|buffer| Binding { buffer, offset: 0, bytes: self.scratch_bytes.1 });
-        let (values, words) = match step.weights {
-            WeightOperand::Nothing => (None, None),
-            WeightOperand::Piece(piece) => self.pieces[piece].bindings(),
-            WeightOperand::Partial => (partial, None),
-        };
-        let x = match &step.x {
-            Activations::Nothing => None,
-            Activations::Given(tokens) => bind(self.io.x, tokens, n, k * storage.bytes()),
-            Activations::Packed => packed,
-        };
-        let (residual, y) = match &step.y {
-            Target::Packed => (None, packed),
-            Target::Partial => (None, partial),
-            Target::Output(tokens) => {
-                let rows = |tensor| bind(tensor, tokens, n, m * output.bytes());
-                (self.io.residual.and_then(rows), rows(self.io.y))
-            }
-        };
-        let bias = self.io.bias.and_then(|bias| bind(bias, &(0..1), 1, m * 4));
-        let [bias, residual] = [bias, residual].map(|operand| operand.filter(|_| step.epilogue));
-        gpu.dispatch(&step.program, step.grid, &step.params, &[values, words, x, bias, residual, y])
-    }
-}
-
-/// The part of a GPU tensor that belongs to some of `n` tokens, of so many bytes each; not the whole of a buffer that
-/// may be the caller's. All of the tensor for all tokens, whatever its layout.
-fn bind<'a>(tensor: &'a Tensor, tokens: &std::ops::Range<usize>, n: usize, token_bytes: usize) -> Option<Binding<'a>> {
-    let TensorStore::Gpu(buffer) = &tensor.store else { return None };
-    if tokens.len() == n {
-        return Some(Binding { buffer, offset: 0, bytes: tensor.bytes() });
-    }
-    Some(Binding { buffer, offset: (tokens.start * token_bytes) as u64, bytes: (tokens.len() * token_bytes) as u64 })
 }
 
 /// Uploads weights of `shape` (m, k), `cols` of them stored to a row, with the words of mask bits or codes, in pieces

@@ -228,3 +228,11 @@ pub(crate) fn expect_shape(what: &str, got: (usize, usize), expected: (usize, us
 pub(crate) fn expect_dtype(what: &str, got: DType, expected: DType) -> Result<()> {
     if got == expected { Ok(()) } else { Err(Error::DType { what: what.to_owned(), got, expected }) }
 }
+
+/// Compares a number of elements with what is needed.
+pub(crate) fn expect_len(what: &str, got: usize, expected: usize) -> Result<()> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(Error::Shape { what: what.to_owned(), got: vec![got], expected: vec![expected] })
+}

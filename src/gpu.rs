@@ -2,7 +2,8 @@
 //!
 //! The only file with `unsafe` towards the GPU, and with [`crate::engine`] the only one that names wgpu. Every wgpu
 //! call that can fail runs inside error scopes and comes back as an [`Error`]: wgpu's own answer to an uncaptured error
-//! is to panic. Invariant: kernels run on bind groups whose bindings are exactly as long as the problem's operands.
+//! is to panic. Invariant: programs run on bind groups that have
+//! exactly the bindings that they declare, each exactly as long as its operand.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -11,7 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::kernels::{Caps, CoopShape, CoopUnit, Params, Program, Rates, ShaderChecks, check_len, check_result};
+use crate::kernels::{
+    Binding, BindingAccess, Caps, CoopCheck, CoopShape, CoopUnit, Program, Rates, ShaderChecks, check_len, check_result,
+};
 use crate::plan::Tuning;
 
 /// What kind of hardware an adapter is.
@@ -158,8 +161,8 @@ fn caps(
     }
 }
 
-/// Why a driver's cooperative matrices are not used whatever they compute in [`Program::CoopCheck`], for drivers that
-/// are known to be wrong or useless. Sources: Mesa's issue 15932 with cubecl's pull request 1444, and llama.cpp's pull
+/// Why a driver's cooperative matrices are not used whatever they compute in [`CoopCheck`], for drivers that are
+/// known to be wrong or useless. Sources: Mesa's issue 15932 with cubecl's pull request 1444, and llama.cpp's pull
 /// request 24404.
 fn known_wrong(info: &wgpu::AdapterInfo) -> Option<&'static str> {
     const INTEL: u32 = 0x8086;
@@ -194,22 +197,15 @@ fn rates(kind: wgpu::DeviceType, shapes: &[CoopShape]) -> Rates {
     Rates { fma, cooperative, memory, cache, dispatch }
 }
 
-/// Bindings of every kernel, by number: parameters, two for weights, X, bias, residual, Y, and one more.
-pub(crate) const BINDINGS: u32 = 8;
-/// The one that is written.
-const OUTPUT: u32 = 6;
-/// The one that is written, too, by programs that say so, and read by others.
-const SECOND_OUTPUT: u32 = 7;
-
 /// A range of a buffer that a program binds.
 #[derive(Clone, Copy)]
-pub(crate) struct Binding<'a> {
+pub(crate) struct BufferRange<'a> {
     pub(crate) buffer: &'a wgpu::Buffer,
     pub(crate) offset: u64,
     pub(crate) bytes: u64,
 }
 
-impl<'a> Binding<'a> {
+impl<'a> BufferRange<'a> {
     /// All of a buffer.
     pub(crate) fn whole(buffer: &'a wgpu::Buffer) -> Self {
         Self { buffer, offset: 0, bytes: buffer.size() }
@@ -218,7 +214,7 @@ impl<'a> Binding<'a> {
 
 /// A dispatch with everything bound: recording it allocates nothing.
 #[derive(Clone, Debug)]
-pub(crate) struct Dispatch {
+pub struct Dispatch {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     grid: [u32; 3],
@@ -234,16 +230,17 @@ pub(crate) enum Scratch {
 }
 
 /// An open device, with what is compiled and allocated once.
-pub(crate) struct Gpu {
+pub struct Gpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
     info: AdapterInfo,
     checks: ShaderChecks,
-    /// Of programs with one output, and of those with two.
-    layouts: [Layout; 2],
+    /// One for each list of bindings.
+    layouts: Mutex<HashMap<&'static [Binding], Layout>>,
     /// Bound where a kernel has no operand, or an empty one: a binding cannot be empty.
     nothing: wgpu::Buffer,
-    modules: Mutex<HashMap<Program, wgpu::ShaderModule>>,
+    /// By the name of the program that stands for all of a text.
+    modules: Mutex<HashMap<String, wgpu::ShaderModule>>,
     pipelines: Mutex<HashMap<Program, wgpu::ComputePipeline>>,
     scratch: Mutex<[Option<wgpu::Buffer>; 2]>,
     tuning: Mutex<Arc<Tuning>>,
@@ -253,6 +250,7 @@ pub(crate) struct Gpu {
 }
 
 /// How a program's bindings are used.
+#[derive(Clone)]
 struct Layout {
     bindings: wgpu::BindGroupLayout,
     pipeline: wgpu::PipelineLayout,
@@ -347,40 +345,7 @@ impl Gpu {
         checks: ShaderChecks,
         lost: Arc<Mutex<Option<String>>>,
     ) -> Result<Self> {
-        let limits = device.limits();
-        if limits.max_storage_buffers_per_shader_stage < BINDINGS - 1 {
-            return Err(Error::MissingFeature {
-                device: info.name,
-                feature: format!("{} storage buffers per shader stage", BINDINGS - 1),
-            });
-        }
-        let layout = |outputs: &[u32]| {
-            let entries: Vec<_> = (0..BINDINGS)
-                .map(|binding| wgpu::BindGroupLayoutEntry {
-                    binding,
-                    visibility: wgpu::ShaderStages::COMPUTE,
-                    ty: wgpu::BindingType::Buffer {
-                        ty: match binding {
-                            0 => wgpu::BufferBindingType::Uniform,
-                            _ => wgpu::BufferBindingType::Storage { read_only: !outputs.contains(&binding) },
-                        },
-                        has_dynamic_offset: false,
-                        min_binding_size: None,
-                    },
-                    count: None,
-                })
-                .collect();
-            let bindings = device
-                .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some("gemm"), entries: &entries });
-            let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                label: Some("gemm"),
-                bind_group_layouts: &[Some(&bindings)],
-                immediate_size: 0,
-            });
-            Layout { bindings, pipeline }
-        };
-        let (layouts, nothing, clock) = scoped(&device, &lost, "set up device", || {
-            let layouts = [layout(&[OUTPUT]), layout(&[OUTPUT, SECOND_OUTPUT])];
+        let (nothing, clock) = scoped(&device, &lost, "set up device", || {
             let nothing = device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("nothing"),
                 size: 16,
@@ -402,14 +367,14 @@ impl Gpu {
                     }),
                 })
             });
-            (layouts, nothing, clock)
+            (nothing, clock)
         })?;
         Ok(Self {
             device,
             queue,
             info,
             checks,
-            layouts,
+            layouts: Mutex::default(),
             nothing,
             modules: Mutex::default(),
             pipelines: Mutex::default(),
@@ -540,7 +505,7 @@ impl Gpu {
     fn check_cooperative(&mut self) {
         let mut found = None;
         for edge in [8, 16] {
-            let program = Program::CoopCheck { edge };
+            let program = Program::new(CoopCheck { edge });
             if program.supported_by(&self.info.caps).is_err() {
                 continue;
             }
@@ -561,8 +526,7 @@ impl Gpu {
         let bytes = 4 * check_len(edge);
         let run = || {
             let y = self.buffer("check", bytes, None)?;
-            let operands = [None, None, None, None, None, Some(Binding::whole(&y))];
-            let dispatch = self.dispatch(program, [1, 1, 1], &Params::default(), &operands)?;
+            let dispatch = self.dispatch(program, [1, 1, 1], &(), &[Some(BufferRange::whole(&y))])?;
             self.submit(std::iter::once(&dispatch))?;
             self.read(&y, bytes)
         };
@@ -596,9 +560,49 @@ impl Gpu {
         Ok(buffer)
     }
 
-    fn layout_of(&self, program: &Program) -> &Layout {
-        let [one, two] = &self.layouts;
-        if program.writes_two() { two } else { one }
+    /// The layout of a program's bindings, from the cache after the first time. An error if the device has too few.
+    fn layout_of(&self, program: &Program) -> Result<Layout> {
+        let list = program.bindings();
+        if let Some(layout) = lock(&self.layouts).get(list) {
+            return Ok(layout.clone());
+        }
+        let buffers = list.iter().filter(|binding| binding.access != BindingAccess::Uniform).count();
+        if buffers > self.device.limits().max_storage_buffers_per_shader_stage as usize {
+            return Err(Error::MissingFeature {
+                device: self.info.name.clone(),
+                feature: format!("{buffers} storage buffers per shader stage"),
+            });
+        }
+        let name = program.to_string();
+        let layout = self.scoped(&format!("lay out the bindings of {name}"), || {
+            let entries: Vec<_> = list
+                .iter()
+                .map(|binding| wgpu::BindGroupLayoutEntry {
+                    binding: binding.number,
+                    visibility: wgpu::ShaderStages::COMPUTE,
+                    ty: wgpu::BindingType::Buffer {
+                        ty: match binding.access {
+                            BindingAccess::Uniform => wgpu::BufferBindingType::Uniform,
+                            BindingAccess::Read => wgpu::BufferBindingType::Storage { read_only: true },
+                            BindingAccess::Write => wgpu::BufferBindingType::Storage { read_only: false },
+                        },
+                        has_dynamic_offset: false,
+                        min_binding_size: None,
+                    },
+                    count: None,
+                })
+                .collect();
+            let descriptor = wgpu::BindGroupLayoutDescriptor { label: Some(&name), entries: &entries };
+            let bindings = self.device.create_bind_group_layout(&descriptor);
+            let pipeline = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: Some(&name),
+                bind_group_layouts: &[Some(&bindings)],
+                immediate_size: 0,
+            });
+            Layout { bindings, pipeline }
+        })?;
+        lock(&self.layouts).insert(list, layout.clone());
+        Ok(layout)
     }
 
     /// The compiled pipeline of a program, from the cache after the first time.
@@ -610,6 +614,7 @@ impl Gpu {
             .supported_by(&self.info.caps)
             .map_err(|feature| Error::MissingFeature { device: self.info.name.clone(), feature })?;
         let name = program.to_string();
+        let layout = self.layout_of(program)?;
         let cached = lock(&self.modules).get(&program.module()).cloned();
         let module = match cached {
             Some(module) => module,
@@ -623,7 +628,7 @@ impl Gpu {
         let pipeline = self.scoped(&format!("build {name}"), || {
             self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(&name),
-                layout: Some(&self.layout_of(program).pipeline),
+                layout: Some(&layout.pipeline),
                 module: &module,
                 entry_point: Some("main"),
                 compilation_options: wgpu::PipelineCompilationOptions {
@@ -633,7 +638,7 @@ impl Gpu {
                 cache: None,
             })
         })?;
-        lock(&self.pipelines).insert(*program, pipeline.clone());
+        lock(&self.pipelines).insert(program.clone(), pipeline.clone());
         Ok(pipeline)
     }
 
@@ -659,21 +664,26 @@ impl Gpu {
         }
     }
 
-    /// Binds a program's parameters and its operands from 1 on. `None`, and what is left out at the end, binds nothing
-    /// of consequence. An error if a buffer ends before what is to be bound, or the binding is larger than the device
-    /// allows.
+    /// Binds a program's parameters, where it has any, and its operands, in the order of its bindings. `None` binds
+    /// nothing of consequence. An error if a buffer ends before what is to be bound, or the binding is larger than the
+    /// device allows.
     pub(crate) fn dispatch(
         &self,
         program: &Program,
         grid: [u32; 3],
         params: &impl bytemuck::NoUninit,
-        operands: &[Option<Binding<'_>>],
+        operands: &[Option<BufferRange<'_>>],
     ) -> Result<Dispatch> {
         let pipeline = self.pipeline(program)?;
-        let nothing = Binding { buffer: &self.nothing, offset: 0, bytes: 16 };
-        let mut bound = Vec::with_capacity(BINDINGS as usize - 1);
-        for at in 0..BINDINGS as usize - 1 {
-            let operand = operands.get(at).copied().flatten();
+        let (uniforms, buffers): (Vec<&Binding>, Vec<&Binding>) =
+            program.bindings().iter().partition(|binding| binding.access == BindingAccess::Uniform);
+        if buffers.len() != operands.len() {
+            let (has, given) = (buffers.len(), operands.len());
+            return Err(Error::Invalid(format!("{program} has {has} operands, not {given}")));
+        }
+        let nothing = BufferRange { buffer: &self.nothing, offset: 0, bytes: 16 };
+        let mut bound = Vec::with_capacity(buffers.len());
+        for (slot, operand) in buffers.iter().zip(operands) {
             let binding = operand.filter(|b| b.bytes > 0).unwrap_or(nothing);
             let bytes = binding.bytes.next_multiple_of(4);
             let limit = self.info.caps.binding_bytes.min(binding.buffer.size().saturating_sub(binding.offset));
@@ -684,12 +694,18 @@ impl Gpu {
                     limit: format!("{limit} bytes"),
                 });
             }
-            bound.push(Binding { bytes, ..binding });
+            bound.push((slot.number, BufferRange { bytes, ..binding }));
         }
         let bytes = bytemuck::bytes_of(params);
-        let params = self.filled_buffer("params", bytes.len() as u64, wgpu::BufferUsages::UNIFORM, bytes)?;
-        let bind_group = self.scoped(&format!("bind {program}"), || {
-            let operands = bound.iter().zip(1..).map(|(operand, binding)| wgpu::BindGroupEntry {
+        let params = uniforms.iter().map(|slot| {
+            let usage = wgpu::BufferUsages::UNIFORM;
+            Ok((slot.number, self.filled_buffer("params", bytes.len() as u64, usage, bytes)?))
+        });
+        let params = params.collect::<Result<Vec<_>>>()?;
+        let layout = self.layout_of(program)?;
+        let name = program.to_string();
+        let bind_group = self.scoped(&format!("bind {name}"), || {
+            let operands = bound.iter().map(|&(binding, operand)| wgpu::BindGroupEntry {
                 binding,
                 resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                     buffer: operand.buffer,
@@ -697,11 +713,14 @@ impl Gpu {
                     size: NonZeroU64::new(operand.bytes),
                 }),
             });
-            let first = wgpu::BindGroupEntry { binding: 0, resource: params.as_entire_binding() };
-            let entries: Vec<_> = std::iter::once(first).chain(operands).collect();
+            let params = params.iter().map(|(binding, buffer)| wgpu::BindGroupEntry {
+                binding: *binding,
+                resource: buffer.as_entire_binding(),
+            });
+            let entries: Vec<_> = params.chain(operands).collect();
             self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some("gemm"),
-                layout: &self.layout_of(program).bindings,
+                label: Some(&name),
+                layout: &layout.bindings,
                 entries: &entries,
             })
         })?;

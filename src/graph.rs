@@ -31,7 +31,6 @@ mod calibrate;
 mod checkpoint;
 mod forward;
 mod model;
-mod nodes;
 mod permute;
 mod stream;
 mod times;
@@ -51,14 +50,12 @@ pub(crate) use checkpoint::Reader;
 pub use checkpoint::{Checkpoint, LinearTensor, Sparsity};
 pub use forward::Forward;
 pub use model::Model;
-pub use nodes::LinearSpec;
 pub use permute::{Kept, Permuted};
 pub use stream::{Batch, Batching, batches};
 pub use times::{Times, time_forwards};
 
-use crate::engine::{Device, Prepared, Tensor};
+use crate::engine::{Device, Indices, Prepared, Tensor};
 use crate::error::{Error, Result, checked_mul};
-use crate::glue::Indices;
 use crate::linear::Linear;
 use crate::matrix::{DType, Matrix};
 use crate::problem::Epilogue;
@@ -295,6 +292,43 @@ pub enum Exact<'a> {
     Indices(&'a [u32]),
 }
 
+/// The operands of a node in the f64 twin of one text, in the order of [`Node::reads`].
+#[derive(Clone, Debug)]
+pub struct ExactSite<'a>(pub Vec<Exact<'a>>);
+
+impl<'a> ExactSite<'a> {
+    /// Number of operands.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The operand of this place, a matrix. Errors are mistakes of the node's operation.
+    pub fn matrix(&self, at: usize) -> Result<&'a Array2<f64>> {
+        match self.0.get(at) {
+            Some(Exact::Matrix(matrix)) => Ok(matrix),
+            other => Err(Error::Invalid(format!("operand {at} is {other:?}, not a matrix"))),
+        }
+    }
+
+    /// The operand of this place, a row of numbers.
+    pub fn row(&self, at: usize) -> Result<Vec<f64>> {
+        Ok(self.matrix(at)?.iter().copied().collect())
+    }
+
+    /// The operand of this place, indices.
+    pub fn indices(&self, at: usize) -> Result<&'a [u32]> {
+        match self.0.get(at) {
+            Some(Exact::Indices(indices)) => Ok(indices),
+            other => Err(Error::Invalid(format!("operand {at} is {other:?}, not indices"))),
+        }
+    }
+}
+
 /// What a node computes, apart from its operands: the node's side of an operation of [`ops`](crate::ops).
 pub trait NodeOp: fmt::Debug + Send + Sync {
     /// The operation: the stem of its four files.
@@ -304,7 +338,7 @@ pub trait NodeOp: fmt::Debug + Send + Sync {
     fn prepare(&self, site: &Site<'_>) -> Result<Prepared>;
 
     /// The value in f64, for one text without padding, by the operation's twin in [`reference`](mod@crate::reference).
-    fn exact(&self, reads: &[Exact<'_>]) -> Result<Array2<f64>>;
+    fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>>;
 
     /// What a product does before it stores its result; of operations that read weights.
     fn epilogue(&self) -> Epilogue {

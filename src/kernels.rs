@@ -1,8 +1,9 @@
 //! The GPU kernels: which exist, what they are called, what they need of a device, and their WGSL.
 //!
 //! A [`Kernel`] is a product of small types: operation, [`Schedule`], form, element types and epilogue.
-//! [`Kernel::all`] is the one list that the planner, the tuner, the tests and the benchmarks iterate. Nothing here
-//! needs a device. Invariant: a `Kernel` that exists has a shader; whether a given device can run it is
+//! [`Kernel::all`] is the one list that the planner, the tuner, the tests and the benchmarks iterate. A [`Program`] is
+//! anything that is compiled for a GPU, these kernels and those of all other [operations](crate::ops);
+//! [`Program::all`] lists them. Nothing here needs a device. Invariant: a `Kernel` that exists has a shader; whether a given device can run it is
 //! [`Kernel::supported_by`].
 //!
 //! # Schedules
@@ -38,18 +39,25 @@
 
 mod caps;
 mod coop;
+mod features;
 mod gemm;
-pub mod glue;
+mod probes;
 mod registry;
 mod schedule;
-pub mod sparsify;
+mod sparse24;
 mod wgsl;
 
 pub use caps::{Caps, Rates, ShaderChecks};
 pub use coop::{CoopShape, CoopTile, CoopUnit};
 pub(crate) use coop::{Primitives, check_len, check_result};
+pub use features::FeatureAccess;
+pub(crate) use features::{Types, WIDTHS, WORKGROUP, workgroup_supported};
 pub use gemm::{Kernel, Params};
-pub use registry::Program;
-pub(crate) use registry::{PROBE_CHAINS, PROBE_ROUNDS};
+pub(crate) use gemm::{Pack, Reduce, helpers};
+pub(crate) use probes::{CoopCheck, CopyParams, PROBE_CHAINS, PROBE_ROUNDS, ProbeCoop, ProbeCopy, ProbeFma, probes};
+pub use registry::{Binding, BindingAccess, ParamsLayout, Program};
+pub(crate) use registry::{Shader, fields};
 pub use schedule::{Schedule, Tile};
-use wgsl::Text;
+pub use sparse24::Sparse24Layout;
+pub(crate) use sparse24::Sparse24Params;
+pub(crate) use wgsl::Text;

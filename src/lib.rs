@@ -19,9 +19,12 @@
 //!     │  Device::upload_…     once                                    engine
 //!     ▼
 //!  on a device  Weights                      Problem                  problem
-//!     │                                         │  Device::plan       plan  ◄ kernel (the list of shaders)
+//!     │                                         │  Device::plan       plan  ◄ kernels (the list of GEMM kernels)
 //!     │                                         ▼
 //!     └────────────────────────────────────►  Plan
+//!                                               │  Gemm { plan, weights, io }
+//!                                               ▼
+//!  Attention, LayerNorm, ... ───────────►  Operation                  ops     (the list of operations)
 //!                                               │  Device::prepare    engine ─► gpu (wgpu) or cpu
 //!                                               ▼
 //!  activations  Tensor ──────────────────►  Prepared::run             linear: all of this, for a layer
@@ -31,7 +34,7 @@
 //!                                                                     tune: the best way, kept in a file
 //! ```
 //! Each stage is a module of that name, and each arrow a type of its own. Imports run downward only: [`measure`] stands
-//! on [`engine`], that on the devices, those on [`plan`], [`kernels`] and [`mod@format`]. [`mod@reference`] imports
+//! on [`ops`], that on [`engine`], that on the devices, those on [`plan`], [`kernels`] and [`mod@format`]. [`mod@reference`] imports
 //! nothing that it checks.
 //!
 //! # The words
@@ -65,12 +68,13 @@
 //! let problem = Problem { epilogue, ..Problem::linear(op, 8, 3, 16, DType::F32) };
 //! let plan = device.plan(&problem)?;
 //! println!("{}", plan.explain());
-//! let layer = device.prepare(&plan, &weights, &Io { x: &x, bias: Some(&bias), residual: None, y: &y })?;
+//! let io = Io { x: &x, bias: Some(&bias), residual: None, y: &y };
+//! let layer = device.prepare(&Gemm { plan: &plan, weights: &weights, io })?;
 //! layer.run()?;
 //!
 //! // Believed only when the f64 reference agrees.
 //! let operands = reference::Operands {
-//!     weights: reference::Weights::Sparse24(&compressed),
+//!     weights: &compressed.into(),
 //!     x: &device.read(&x)?,
 //!     bias: Some(&[0.5; 8]),
 //!     residual: None,
@@ -101,13 +105,14 @@
 //! are stored in this crate's format or in one of the others that people have: [`io`].
 //!
 //! # A whole model
-//! What a transformer computes between its linear layers (embeddings, layer normalisation, attention, pooling) is in
-//! [`glue`]. [`Device::submit`] runs the calls of a forward pass as one submission. The module `bert` (feature `bert`)
+//! What a model computes, linear layers and what is between them (embeddings, layer normalisation, attention, pooling),
+//! are operations: [`ops`]. An operation is a file, its GPU program, its twin in the reference, and a line in a list.
+//! [`Device::submit`] runs the calls of a forward pass as one submission. The module `bert` (feature `bert`)
 //! is a model built that way, from a folder of files to embeddings; [`linear`] shows another one.
 //!
 //! # Weights that change
-//! Training keeps dense weights and multiplies by their 2:4 form. [`Device::sparsify`] prunes and compresses a tensor
-//! over the weights that products are bound to, on the device and in the same submission: see [`sparsify`].
+//! Training keeps dense weights and multiplies by their 2:4 form. [`Sparsify`] prunes and compresses a tensor
+//! over the weights that products are bound to, on the device and in the same submission: see [`ops::sparsify`].
 //!
 //! # What was measured
 //! [`measure`] verifies, then times. Its records, those of other programs and of other machines can be compared and put
@@ -161,13 +166,14 @@
 //! | `memory.rs` `bootstrap.rs` | memory, asked for before it is taken; what data leave open of a figure |
 //! | `choose.rs` | which layers to prune, by what may be lost or by time |
 //! | `io.rs` `io/` | safetensors, shards, folders, and everybody's 2:4 layouts |
-//! | `reference.rs` `reference/` | the f64 oracle and the error bound |
+//! | `ops.rs` `ops/` | operations, a file each: operands, checks, cost, GPU program, CPU loops; their list |
+//! | `reference.rs` `reference/` | the f64 oracle and the error bounds, a file for each operation |
 //! | `layout.rs` | how weights lie in GPU memory: panels, and pieces that fit a binding |
-//! | `kernels.rs` `kernels/` | the list of GPU kernels, their names and their WGSL (`shaders/`) |
+//! | `kernels.rs` `kernels/` | what a GPU program is; the GEMM kernels, their names and their WGSL (`shaders/`) |
 //! | `plan.rs` `plan/` | problem + capabilities (+ measured times) → plan, explained |
 //! | `gpu.rs` | the GPU: the only file that talks to wgpu's devices |
 //! | `cpu.rs` `cpu/` `simd.rs` | the CPU device: layouts of weights, 2:4 and dense kernels, epilogue; vector instructions |
-//! | `engine.rs` `engine/` | what an embedder calls: upload, prepare, run |
+//! | `engine.rs` `engine/` | what an embedder calls: upload, prepare, run; tensors, indices and weights as operands |
 //! | `linear.rs` | a layer in whichever form runs it best |
 //! | `compile.rs` `compile/` | what GPU compilers make of the kernels, without a GPU: machine code, banks, an estimate |
 //! | `bert.rs` `bert/` | BERT: config, tokens, checkpoint, forward pass, and its f64 twin |
@@ -197,6 +203,7 @@ pub mod matrix;
 pub mod measure;
 mod memory;
 pub mod models;
+pub mod ops;
 pub mod plan;
 pub mod problem;
 pub mod prune;
@@ -209,15 +216,22 @@ pub mod text;
 pub mod tune;
 pub mod weights;
 
-pub use engine::glue::{self, Attention, Embed, Indices, LayerNorm, Pool};
-pub use engine::sparsify::{self, Compressed, Densify, Sparsify};
-pub use engine::{Device, Io, Options, Prepared, Tensor, Weights, wgpu};
+macro_rules! operations {
+    ($($stem:ident::$operation:ident)*) => {
+        pub use ops::{$($operation),*};
+    };
+}
+crate::each_operation!(operations);
+
+pub use engine::{Compressed, Device, Indices, Options, Prepared, Tensor, Weights, wgpu};
 pub use error::{Error, Result};
 pub use format::Sparse24;
 pub use io::TensorFile;
 pub use linear::Linear;
 pub use mask::{Mask, Mask24, VectorLen};
 pub use matrix::{DType, Element, Elements, Matrix};
+pub use ops::gemm::Io;
+pub use ops::{Cost, Operation};
 pub use plan::{Plan, Tuning};
 pub use problem::{Activation, Epilogue, Form, Op, Problem};
 pub use reference::{Oracle, Sample, Verdict};

@@ -50,9 +50,11 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::engine::{Device, Io, Prepared, Weights};
+use crate::engine::{Device, Prepared, Weights};
 use crate::error::{Error, Result};
 use crate::matrix::DType;
+use crate::ops::Gemm;
+use crate::ops::gemm::Io;
 use crate::plan::Plan;
 use crate::problem::{Epilogue, Op, Problem};
 use crate::weights::HostWeights;
@@ -164,10 +166,10 @@ impl Linear {
         let Layer { device, op, .. } = &*self.layer;
         let plan = self.plan(io.x.rows(), io.y.dtype())?;
         match self.weights(plan.weights()) {
-            Ok(weights) => device.prepare(&plan, &weights, io),
+            Ok(weights) => device.prepare(&Gemm { plan: &plan, weights: &weights, io: *io }),
             Err(Error::OutOfMemory(_) | Error::TooLarge { .. }) if plan.weights() != *op => {
                 let plan = device.plan(&self.problem(io.x.rows(), io.y.dtype()))?;
-                device.prepare(&plan, &self.weights(plan.weights())?, io)
+                device.prepare(&Gemm { plan: &plan, weights: &self.weights(plan.weights())?, io: *io })
             }
             Err(e) => Err(e),
         }

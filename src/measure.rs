@@ -18,16 +18,18 @@ use rand_pcg::rand_core::{Rng, SeedableRng};
 
 use self::noise::Estimate;
 use crate::cpu::CpuWeights;
-use crate::engine::{AdapterKind, CpuInfo, Device, DeviceInfo, Io, Prepared, Probe, Tensor};
+use crate::engine::{AdapterKind, CpuInfo, Device, DeviceInfo, Prepared, Probe, Tensor};
 use crate::error::{Error, Result};
 use crate::format::Sparse24;
 use crate::mask::{Mask24, VectorLen};
 use crate::matrix::{DType, Elements, Matrix};
 use crate::memory;
+use crate::ops::Gemm;
+use crate::ops::gemm::Io;
 use crate::plan::Plan;
 use crate::problem::{Op, Problem};
 use crate::prune;
-use crate::reference::{Operands, Oracle, Sample, Verdict, Weights};
+use crate::reference::{Operands, Oracle, Sample, Verdict};
 use crate::simd::SimdLevel;
 use crate::weights::HostWeights;
 
@@ -494,7 +496,7 @@ pub fn race(
     claim_operands(&device.info(), shape, case.w.dtype(), std::iter::once((op, op)))?;
     let whole = case.whole(seed)?;
     let whole_sets = Sets::new(device, &whole, op, op, 1)?;
-    let operands = Operands { weights: as_oracle(&whole_sets.host), x: &whole.x, bias: None, residual: None };
+    let operands = Operands { weights: &whole_sets.host, x: &whole.x, bias: None, residual: None };
     let problem = case.problem(op);
     let mut referee = Referee { oracle: Oracle::new(&problem, operands)?, problem, seed, right: None };
     let sets = Sets::new(device, case, op, op, MOST_SETS)?;
@@ -677,16 +679,6 @@ struct Sets {
     bytes: usize,
 }
 
-/// Weights as the oracle is told them.
-fn as_oracle(w: &HostWeights) -> Weights<'_> {
-    match w {
-        HostWeights::Dense(w) => Weights::Dense(w),
-        HostWeights::Sparse24(w) => Weights::Sparse24(w),
-        HostWeights::Masked(w, mask) => Weights::Masked(w, mask),
-        HostWeights::Masked24(w, mask) => Weights::Masked(w, mask.mask()),
-    }
-}
-
 /// Uploads weights in the form that a plan wants: their own, or dense.
 fn upload(device: &Device, w: &HostWeights, form: Op) -> Result<crate::engine::Weights> {
     if w.op() == form { device.upload_weights(w) } else { device.upload_weights(&w.to_dense()?.into()) }
@@ -745,7 +737,11 @@ impl Sets {
     /// One call per set.
     fn bind(&self, device: &Device, plan: &Plan) -> Result<Vec<Prepared>> {
         let io = |x| Io { x, bias: None, residual: None, y: &self.y };
-        self.weights.iter().zip(&self.xs).map(|(weights, x)| device.prepare(plan, weights, &io(x))).collect()
+        self.weights
+            .iter()
+            .zip(&self.xs)
+            .map(|(weights, x)| device.prepare(&Gemm { plan, weights, io: io(x) }))
+            .collect()
     }
 }
 
@@ -765,7 +761,7 @@ fn prepare(
     let problem = case.problem(request.op);
     let plan = &request.plan;
     let calls = sets.bind(device, plan)?;
-    let operands = Operands { weights: as_oracle(&sets.host), x: &case.x, bias: None, residual: None };
+    let operands = Operands { weights: &sets.host, x: &case.x, bias: None, residual: None };
     let oracle = Oracle::new(&problem, operands)?;
     let first = sets.output(device, &calls[0])?;
     let verdict = oracle.verify(&first, sample(&problem, seed))?;
@@ -794,7 +790,7 @@ fn prepare(
 fn check_once(device: &Device, case: &Case, request: &Request, sets: &Sets, seed: u64) -> Result<Option<String>> {
     let problem = case.problem(request.op);
     let output = sets.output(device, &sets.bind(device, &request.plan)?[0])?;
-    let operands = Operands { weights: as_oracle(&sets.host), x: &case.x, bias: None, residual: None };
+    let operands = Operands { weights: &sets.host, x: &case.x, bias: None, residual: None };
     let verdict = Oracle::new(&problem, operands)?.verify(&output, sample(&problem, seed))?;
     Ok(wrong(&verdict, &output).map(|what| format!("on whole numbers: {what}")))
 }
@@ -1019,7 +1015,8 @@ mod tests {
     fn a_referee_sees_every_element_and_takes_back_what_was_wrong() {
         let case = Case::random("x", 100, 90, 8, DType::F32, 3).unwrap().whole(3).unwrap();
         let problem = case.problem(Op::Dense);
-        let operands = || Operands { weights: Weights::Dense(&case.w), x: &case.x, bias: None, residual: None };
+        let weights = HostWeights::Dense(case.w.clone());
+        let operands = || Operands { weights: &weights, x: &case.x, bias: None, residual: None };
         let referee = || Referee { oracle: Oracle::new(&problem, operands()).unwrap(), problem, seed: 1, right: None };
         let full = Oracle::new(&problem, operands()).unwrap().full();
         let right = Matrix::from_f32(90, 100, &full.iter().map(|&y| y as f32).collect::<Vec<_>>()).unwrap();

@@ -12,7 +12,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::graph::{ChannelSet, Channels, Graph, LinearSpec, ParamId, ValueId};
+use crate::graph::{ChannelSet, Channels, Graph, ParamId, ValueId};
+use crate::ops::gemm::LinearSpec;
 use crate::problem::Activation;
 
 /// What makes a graph of a config.
@@ -162,16 +163,14 @@ impl PostNormBlock<'_> {
         let &Self { attention, attention_out, attention_norm, heads, intermediate, activation, eps, .. } = self;
         let d = graph.value(x).cols;
         let [up, down, norm] = self.feed_forward;
-        let linear =
-            |name, x, m| LinearSpec { name, x, m, parts: Vec::new(), activation: Activation::None, residual: None };
         let fused = format!("{attention}.qkv");
         let parts = self.qkv.iter().map(|part| (format!("{attention}.{part}"), d)).collect();
-        let qkv = graph.linear(LinearSpec { parts, ..linear(&fused, x, 3 * d) })?;
+        let qkv = graph.linear(LinearSpec { parts, ..LinearSpec::new(&fused, x, 3 * d) })?;
         let attended = graph.attention(attention, qkv, heads, self.relative_bias)?;
-        let sum = graph.linear(LinearSpec { residual: Some(x), ..linear(attention_out, attended, d) })?;
+        let sum = graph.linear(LinearSpec { residual: Some(x), ..LinearSpec::new(attention_out, attended, d) })?;
         let normed = graph.layer_norm(attention_norm, sum, eps)?;
-        let inner = graph.linear(LinearSpec { activation, ..linear(up, normed, intermediate) })?;
-        let sum = graph.linear(LinearSpec { residual: Some(normed), ..linear(down, inner, d) })?;
+        let inner = graph.linear(LinearSpec { activation, ..LinearSpec::new(up, normed, intermediate) })?;
+        let sum = graph.linear(LinearSpec { residual: Some(normed), ..LinearSpec::new(down, inner, d) })?;
         let weights = |graph: &Graph, name: &str| graph.linear_named(name).map(|layer| layer.weights);
         let (qkv, out) = (weights(graph, &fused)?, weights(graph, attention_out)?);
         let (up, down) = (weights(graph, up)?, weights(graph, down)?);

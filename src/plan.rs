@@ -13,7 +13,7 @@ use std::ops::Range;
 
 pub use self::cpu::{CpuCaps, CpuMethod, CpuSchedule};
 use crate::error::{Error, Result, checked_mul};
-use crate::kernels::{Caps, Kernel, Params, Program, Rates, Schedule};
+use crate::kernels::{Caps, Kernel, Pack, Params, Program, Rates, Reduce, Schedule};
 use crate::layout;
 use crate::matrix::DType;
 use crate::problem::{Form, Op, Problem};
@@ -666,7 +666,7 @@ impl GpuMethod {
         }
         let padded = k.next_multiple_of(layout::WORD);
         let (tile_m, tile_n) = self.kernel.schedule().tile();
-        let program = Program::Gemm(if self.splits > 1 { self.kernel.partial() } else { self.kernel });
+        let program = Program::from(if self.splits > 1 { self.kernel.partial() } else { self.kernel });
         for tokens in &self.tokens {
             let base = Params {
                 m: m as u32,
@@ -684,7 +684,7 @@ impl GpuMethod {
             if self.packs && k > 0 {
                 let params = tiled(base, padded / 32, tokens.len().div_ceil(32));
                 steps.push(Step {
-                    program: Program::Pack { form, storage },
+                    program: Program::new(Pack { form, storage }),
                     params,
                     grid: grid((padded / 32) * tokens.len().div_ceil(32), 1, caps)?,
                     weights: WeightOperand::Nothing,
@@ -697,7 +697,7 @@ impl GpuMethod {
                 let (tiles_m, tiles_n) = (rows.len().div_ceil(tile_m as usize), tokens.len().div_ceil(tile_n as usize));
                 let params = Params { m: rows.len() as u32, feature0: rows.start as u32, ..base };
                 steps.push(Step {
-                    program,
+                    program: program.clone(),
                     params: tiled(params, tiles_m, tiles_n),
                     grid: grid(tiles_m * tiles_n, self.splits, caps)?,
                     weights: WeightOperand::Piece(piece),
@@ -709,7 +709,7 @@ impl GpuMethod {
             if self.splits > 1 {
                 let outputs = tokens.len() * m;
                 steps.push(Step {
-                    program: Program::Reduce { form, output, epilogue },
+                    program: Program::new(Reduce { form, output, epilogue }),
                     params: base,
                     grid: grid(outputs.div_ceil(256), 1, caps)?,
                     weights: WeightOperand::Partial,
@@ -949,7 +949,7 @@ mod tests {
                 assert!(step.grid.iter().all(|&g| (1..=100).contains(&g)), "{:?}", step.grid);
                 let Params { m: rows, n: tokens, k: padded, k_split, tiles_m, tiles_n, .. } = step.params;
                 let workgroups = u64::from(step.grid[0]) * u64::from(step.grid[1]);
-                if let Program::Gemm(_) = step.program {
+                if step.program.gemm().is_some() {
                     assert!(
                         workgroups >= u64::from(tiles_m * tiles_n) && workgroups < u64::from(tiles_m * tiles_n) + 100
                     );

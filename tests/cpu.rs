@@ -14,9 +14,11 @@ use std::cell::Cell;
 
 use rayon::prelude::*;
 
-use common::{Data, HostWeights, SIZES, check, ops, rng, seed};
+use common::{Data, SIZES, check, host_weights, ops, rng, seed};
 use sparse24::simd::SimdLevel;
-use sparse24::{Activation, DType, Device, Epilogue, Error, Form, Io, Matrix, Op, Options, Plan, Problem, VectorLen};
+use sparse24::{
+    Activation, DType, Device, Epilogue, Error, Form, Gemm, Io, Matrix, Op, Options, Plan, Problem, VectorLen,
+};
 
 fn device(simd: SimdLevel, threads: usize) -> Device {
     Device::open("cpu", Options { simd: Some(simd), threads: Some(threads), ..Options::default() }).unwrap()
@@ -147,14 +149,14 @@ fn bf16_weights_take_two_bytes() {
             for n in [1, 40] {
                 let problem = Problem::linear(op, 130, n, 70, DType::F32);
                 let half = Problem { storage: DType::Bf16, ..problem };
-                let weights = HostWeights::new(&half, Data::Uniform, &mut rng(seed, 0));
+                let weights = host_weights(&half, Data::Uniform, &mut rng(seed, 0));
                 for plan in device.candidates(&problem).unwrap() {
                     let mut rng = rng(seed, 1);
                     let verdict = common::verdict_of(&device, &plan, &weights, &weights, Data::Uniform, &mut rng);
                     assert!(verdict.passed(), "{verdict}\n{}", plan.explain());
                 }
-                let wide = HostWeights::new(&problem, Data::Uniform, &mut rng(seed, 0)).upload(&device);
-                let weights = weights.upload(&device);
+                let wide = device.upload_weights(&host_weights(&problem, Data::Uniform, &mut rng(seed, 0))).unwrap();
+                let weights = device.upload_weights(&weights).unwrap();
                 assert_eq!(weights.dtype(), DType::F32);
                 assert!(weights.bytes() < wide.bytes() * 2 / 3, "{op}: {} of {}", weights.bytes(), wide.bytes());
             }
@@ -174,7 +176,7 @@ fn results_do_not_depend_on_threads() {
                     let epilogue = Epilogue { activation: Activation::Gelu, ..Epilogue::NONE };
                     let problem = Problem { form, epilogue, ..Problem::linear(op, m, n, k, storage) };
                     let mut rng = rng(seed, 4);
-                    let weights = HostWeights::new(&problem, Data::Uniform, &mut rng);
+                    let weights = host_weights(&problem, Data::Uniform, &mut rng);
                     let (rows, cols) = problem.x_shape();
                     let x = common::matrix(rows, cols, storage, Data::Uniform, &mut rng);
                     let chosen =
@@ -244,12 +246,13 @@ fn a_repeated_call_allocates_nothing() {
                 |rows, cols, dtype| device.upload(&common::matrix(rows, cols, dtype, Data::Uniform, &mut rng)).unwrap();
             let (x, bias, residual) = (tensor(n, 100, storage), tensor(1, 150, DType::F32), tensor(n, 150, output));
             let y = device.zeros(n, 150, output).unwrap();
-            let weights = HostWeights::new(&problem, Data::Uniform, &mut common::rng(1, 2)).upload(&device);
+            let weights =
+                device.upload_weights(&host_weights(&problem, Data::Uniform, &mut common::rng(1, 2))).unwrap();
             let io = Io { x: &x, bias: Some(&bias), residual: Some(&residual), y: &y };
             for plan in device.candidates(&problem).unwrap() {
                 // The crate's own buffers are its own affair.
                 if plan.schedule() != "gemm_crate" {
-                    calls.push(device.prepare(&plan, &weights, &io).unwrap());
+                    calls.push(device.prepare(&Gemm { plan: &plan, weights: &weights, io }).unwrap());
                 }
             }
         }
@@ -271,11 +274,15 @@ fn calls_on_the_cpu_run_in_turn() {
     let problem = Problem { epilogue, ..Problem::linear(Op::Dense, 8, 8, 8, DType::F32) };
     let plan = device.plan(&problem).unwrap();
     let mut rng = rng(seed(), 7);
-    let weights = HostWeights::new(&problem, Data::Whole, &mut rng).upload(&device);
+    let weights = device.upload_weights(&host_weights(&problem, Data::Whole, &mut rng)).unwrap();
     let zeros = Matrix::zeros(8, 8, DType::F32).unwrap();
     let (a, b) = (device.upload(&zeros).unwrap(), device.upload(&zeros).unwrap());
     // The ordinary residual connection: X is added to the output.
-    let call = |x, y| device.prepare(&plan, &weights, &Io { x, bias: None, residual: Some(x), y }).unwrap();
+    let call = |x, y| {
+        device
+            .prepare(&Gemm { plan: &plan, weights: &weights, io: Io { x, bias: None, residual: Some(x), y } })
+            .unwrap()
+    };
     let (there, back) = (call(&a, &b), call(&b, &a));
     let (done, finished) = std::sync::mpsc::channel();
     let workers = [

@@ -4,14 +4,14 @@
 
 mod common;
 
-use common::{Data, HostWeights, allocated, callers_device, gpu, matrix, rng, seed, submissions};
+use common::{Data, allocated, callers_device, gpu, host_weights, matrix, rng, seed, submissions};
 use sparse24::engine::Clock;
 use sparse24::kernels::ShaderChecks;
 use sparse24::plan::{Method, Tuned};
 use sparse24::reference::{Operands, Oracle, Sample};
 use sparse24::{
-    DType, Device, Elements, Epilogue, Error, Form, Io, Matrix, Op, Options, Problem, Tensor, Tuning, VectorLen,
-    Weights,
+    DType, Device, Elements, Epilogue, Error, Form, Gemm, HostWeights, Io, Matrix, Op, Options, Problem, Tensor,
+    Tuning, VectorLen, Weights,
 };
 
 const OP: Op = Op::Sparse24(VectorLen::ONE);
@@ -36,14 +36,14 @@ impl Layer {
     fn new(device: &Device, op: Op, seed: u64) -> Self {
         let problem = Problem::linear(op, 70, 20, 100, DType::F32);
         let mut rng = rng(seed, 0);
-        let host = HostWeights::new(&problem, Data::Whole, &mut rng);
-        let weights = host.upload(device);
+        let host = host_weights(&problem, Data::Whole, &mut rng);
+        let weights = device.upload_weights(&host).unwrap();
         let x = matrix(20, 100, DType::F32, Data::Whole, &mut rng);
         Self { problem, host, weights, x }
     }
 
     fn expect(&self, y: &Matrix) {
-        let operands = Operands { weights: self.host.as_oracle(), x: &self.x, bias: None, residual: None };
+        let operands = Operands { weights: &self.host, x: &self.x, bias: None, residual: None };
         let verdict = Oracle::new(&self.problem, operands).unwrap().verify(y, Sample::All).unwrap();
         assert!(verdict.passed(), "{verdict}");
     }
@@ -77,7 +77,7 @@ fn calls_are_recorded_into_the_callers_encoder_on_the_callers_buffers() {
     let (tx, ty) = (tensor(&x, k).unwrap(), tensor(&y, m).unwrap());
     let plan = device.plan(&layer.problem).unwrap();
     let io = Io { x: &tx, bias: None, residual: None, y: &ty };
-    let call = device.prepare(&plan, &layer.weights, &io).unwrap();
+    let call = device.prepare(&Gemm { plan: &plan, weights: &layer.weights, io }).unwrap();
 
     let mut encoder = wgpu_device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     call.on_gpu().unwrap().record(&mut encoder);
@@ -137,10 +137,10 @@ fn f16_without_the_feature_is_refused_by_name() {
     // A plan made for other capabilities is refused when it is to be compiled.
     let caps = sparse24::kernels::Caps { f16: true, ..device.caps().unwrap().clone() };
     let plan = sparse24::Plan::gpu(&problem, &caps, &sparse24::Tuning::default());
-    let weights = HostWeights::new(&problem, Data::Whole, &mut rng(1, 0)).upload(&device);
+    let weights = device.upload_weights(&host_weights(&problem, Data::Whole, &mut rng(1, 0))).unwrap();
     let (x, y) = (device.zeros(8, 8, DType::F16).unwrap(), device.zeros(8, 8, DType::F16).unwrap());
     let io = Io { x: &x, bias: None, residual: None, y: &y };
-    let error = device.prepare(&plan.unwrap(), &weights, &io).unwrap_err();
+    let error = device.prepare(&Gemm { plan: &plan.unwrap(), weights: &weights, io }).unwrap_err();
     assert!(matches!(error, Error::MissingFeature { .. }), "{error}");
 }
 
@@ -153,7 +153,9 @@ fn a_lost_device_is_an_error_and_no_panic() {
     let layer = Layer::new(&device, OP, seed());
     let (x, y) = (device.upload(&layer.x).unwrap(), device.zeros(20, 70, DType::F32).unwrap());
     let plan = device.plan(&layer.problem).unwrap();
-    let call = device.prepare(&plan, &layer.weights, &Io { x: &x, bias: None, residual: None, y: &y }).unwrap();
+    let call = device
+        .prepare(&Gemm { plan: &plan, weights: &layer.weights, io: Io { x: &x, bias: None, residual: None, y: &y } })
+        .unwrap();
     call.run().unwrap();
     wgpu_device.destroy();
     // A submission to a lost device is dropped; only what depends on its result can tell.
@@ -162,7 +164,15 @@ fn a_lost_device_is_an_error_and_no_panic() {
     lost(device.read(&y).err());
     lost(device.upload(&layer.x).err());
     lost(device.zeros(4, 4, DType::F32).err());
-    lost(device.prepare(&plan, &layer.weights, &Io { x: &x, bias: None, residual: None, y: &y }).err());
+    lost(
+        device
+            .prepare(&Gemm {
+                plan: &plan,
+                weights: &layer.weights,
+                io: Io { x: &x, bias: None, residual: None, y: &y },
+            })
+            .err(),
+    );
 }
 
 #[test]
@@ -192,7 +202,7 @@ fn operands_that_do_not_fit_are_refused_by_name() {
     let plan = device.plan(&layer.problem).unwrap();
     let (x, y) = (device.upload(&layer.x).unwrap(), device.zeros(20, 70, DType::F32).unwrap());
     let refused = |weights: &Weights, x: &Tensor, bias: Option<&Tensor>, residual: Option<&Tensor>, y: &Tensor| {
-        device.prepare(&plan, weights, &Io { x, bias, residual, y }).unwrap_err().to_string()
+        device.prepare(&Gemm { plan: &plan, weights, io: Io { x, bias, residual, y } }).unwrap_err().to_string()
     };
     let short = device.zeros(20, 96, DType::F32).unwrap();
     assert!(refused(&layer.weights, &short, None, None, &y).starts_with("x has shape [20, 96], expected [20, 100]"));
@@ -209,13 +219,14 @@ fn operands_that_do_not_fit_are_refused_by_name() {
     assert!(matches!(device.read(&elsewhere), Err(Error::Mismatch { .. })));
     let cpu_plan = cpu.plan(&layer.problem).unwrap();
     let io = Io { x: &x, bias: None, residual: None, y: &y };
-    let error = device.prepare(&cpu_plan, &layer.weights, &io).unwrap_err();
+    let error = device.prepare(&Gemm { plan: &cpu_plan, weights: &layer.weights, io }).unwrap_err();
     assert!(error.to_string().contains("the CPU device"), "{error}");
 
     // One memory may not be read and written by the same call.
     let square = Problem { epilogue: Epilogue { residual: true, ..Epilogue::NONE }, ..layer.problem };
     let io = Io { x: &x, bias: None, residual: Some(&y), y: &y };
-    let error = device.prepare(&device.plan(&square).unwrap(), &layer.weights, &io).unwrap_err();
+    let error =
+        device.prepare(&Gemm { plan: &device.plan(&square).unwrap(), weights: &layer.weights, io }).unwrap_err();
     assert!(error.to_string().contains("shares its memory"), "{error}");
 }
 
@@ -268,7 +279,7 @@ fn checked_and_trusted_shaders_agree_bit_for_bit() {
         let [a, b] = [&trusted, &checked].map(|device| {
             let problem = Problem::linear(op, 131, 65, 77, DType::F32);
             let mut rng = rng(seed, 0);
-            let weights = HostWeights::new(&problem, Data::Whole, &mut rng);
+            let weights = host_weights(&problem, Data::Whole, &mut rng);
             let x = matrix(65, 77, DType::F32, Data::Whole, &mut rng);
             common::run(device, &device.plan(&problem).unwrap(), &weights, &x, None, None)
         });
@@ -291,7 +302,7 @@ fn threads_share_a_device() {
                     let x = device.upload(&layer.x).unwrap();
                     let y = device.zeros(20, 70, DType::F32).unwrap();
                     let io = Io { x: &x, bias: None, residual: None, y: &y };
-                    device.prepare(&plan, &layer.weights, &io).unwrap().run().unwrap();
+                    device.prepare(&Gemm { plan: &plan, weights: &layer.weights, io }).unwrap().run().unwrap();
                     layer.expect(&device.read(&y).unwrap());
                 }
             });
@@ -307,7 +318,9 @@ fn a_prepared_call_sees_new_activations_and_is_timed() {
     let plan = device.plan(&layer.problem).unwrap();
     let zeros = Matrix::new(20, 100, Elements::zeros(DType::F32, 2000)).unwrap();
     let (x, y) = (device.upload(&zeros).unwrap(), device.zeros(20, 70, DType::F32).unwrap());
-    let call = device.prepare(&plan, &layer.weights, &Io { x: &x, bias: None, residual: None, y: &y }).unwrap();
+    let call = device
+        .prepare(&Gemm { plan: &plan, weights: &layer.weights, io: Io { x: &x, bias: None, residual: None, y: &y } })
+        .unwrap();
     call.run().unwrap();
     assert_eq!(device.read(&y).unwrap(), Matrix::zeros(20, 70, DType::F32).unwrap());
     device.write(&x, &layer.x).unwrap();
@@ -327,7 +340,7 @@ fn a_repeated_call_of_a_layer_allocates_nothing_and_submits_once() {
     let (m, n, k) = (70, 20, 1001);
     let problem = Problem::linear(Op::Sparse24(VectorLen::new(32).unwrap()), m, n, k, DType::F32);
     let mut rng = rng(seed(), 0);
-    let host = HostWeights::new(&problem, Data::Whole, &mut rng);
+    let host = host_weights(&problem, Data::Whole, &mut rng);
     let HostWeights::Sparse24(compressed) = &host else { unreachable!() };
     let layer = device.linear(compressed, Epilogue::NONE);
     assert_eq!(layer.bytes(), 0, "nothing is uploaded before it is known in which form");
@@ -347,7 +360,7 @@ fn a_repeated_call_of_a_layer_allocates_nothing_and_submits_once() {
     assert_eq!(submissions(&queue) - first, 11);
     device.wait().unwrap();
     assert_eq!(allocated(&wgpu_device), before);
-    let operands = Operands { weights: host.as_oracle(), x: &x, bias: None, residual: None };
+    let operands = Operands { weights: &host, x: &x, bias: None, residual: None };
     let verdict = Oracle::new(&problem, operands).unwrap().verify(&device.read(&ty).unwrap(), Sample::All).unwrap();
     assert!(verdict.passed(), "{verdict}");
 
@@ -382,7 +395,7 @@ fn a_layer_that_would_lose_as_sparse_runs_dense() {
         tuning.insert(&problem, tuned(&problem, seconds));
         tuning.insert(&dense, tuned(&dense, 1e-3));
         device.set_tuning(tuning);
-        let host = HostWeights::new(&problem, Data::Whole, &mut rng);
+        let host = host_weights(&problem, Data::Whole, &mut rng);
         let HostWeights::Sparse24(compressed) = &host else { unreachable!() };
         let layer = device.linear(compressed, Epilogue::NONE);
         let plan = layer.plan(n, DType::F32).unwrap();
@@ -391,7 +404,7 @@ fn a_layer_that_would_lose_as_sparse_runs_dense() {
         let x = matrix(n, k, DType::F32, Data::Whole, &mut rng);
         let (tx, ty) = (device.upload(&x).unwrap(), device.zeros(n, m, DType::F32).unwrap());
         layer.prepare(&Io { x: &tx, bias: None, residual: None, y: &ty }).unwrap().run().unwrap();
-        let operands = Operands { weights: host.as_oracle(), x: &x, bias: None, residual: None };
+        let operands = Operands { weights: &host, x: &x, bias: None, residual: None };
         let verdict = Oracle::new(&problem, operands).unwrap().verify(&device.read(&ty).unwrap(), Sample::All).unwrap();
         assert!(verdict.passed(), "{verdict}");
     }

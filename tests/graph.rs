@@ -6,20 +6,16 @@ use std::collections::HashSet;
 
 use ndarray::Array2;
 use sparse24::graph::{
-    Ablation, Batching, Calibration, ChannelSet, Channels, Checkpoint, Graph, Input, Inputs, Limits, LinearSpec, Model,
-    ParamKind, Precision, Read, Sparsity, ValueId, twin,
+    Ablation, Batching, Calibration, ChannelSet, Channels, Checkpoint, Graph, Input, Inputs, Limits, Model, ParamKind,
+    Precision, Read, Sparsity, ValueId, twin,
 };
 use sparse24::measure::Policy;
+use sparse24::ops::gemm::LinearSpec;
 use sparse24::prune::permute::Budget;
 use sparse24::{Activation, DType, Device, HostWeights, Matrix, Sparse24, VectorLen, prune};
 
 /// Words of the vocabulary, tokens of a text, features, features in between.
 const SIZES: (usize, usize, usize, usize) = (11, 6, 8, 12);
-
-/// A linear layer of one stored tensor, with nothing after its bias.
-fn linear(name: &str, x: ValueId, m: usize) -> LinearSpec<'_> {
-    LinearSpec { name, x, m, parts: Vec::new(), activation: Activation::None, residual: None }
-}
 
 /// Two feed-forward blocks with the norm in front and the residual stream around, as decoders have them; one head of
 /// attention in the first; a head of its own at the end. Nothing in the crate is made for it.
@@ -28,16 +24,17 @@ fn graph() -> Graph {
     let mut graph = Graph::new(Limits { vocabulary, tokens });
     let mut x = graph.embedding("words", &[("words.weight", vocabulary, Input::Ids)], d).unwrap();
     let normed = graph.layer_norm("attention.norm", x, 1e-5).unwrap();
-    let qkv = graph.linear(linear("attention.qkv", normed, 3 * d)).unwrap();
+    let qkv = graph.linear(LinearSpec::new("attention.qkv", normed, 3 * d)).unwrap();
     let attended = graph.attention("attention", qkv, 2, None).unwrap();
-    x = graph.linear(LinearSpec { residual: Some(x), ..linear("attention.out", attended, d) }).unwrap();
+    x = graph.linear(LinearSpec { residual: Some(x), ..LinearSpec::new("attention.out", attended, d) }).unwrap();
     for i in 0..2 {
         let at = |name: &str| format!("block.{i}.{name}");
         let normed = graph.layer_norm(&at("norm"), x, 1e-5).unwrap();
         let up = at("up");
-        let h = graph.linear(LinearSpec { activation: Activation::Relu, ..linear(&up, normed, inner) }).unwrap();
+        let h =
+            graph.linear(LinearSpec { activation: Activation::Relu, ..LinearSpec::new(&up, normed, inner) }).unwrap();
         let down = at("down");
-        x = graph.linear(LinearSpec { residual: Some(x), ..linear(&down, h, d) }).unwrap();
+        x = graph.linear(LinearSpec { residual: Some(x), ..LinearSpec::new(&down, h, d) }).unwrap();
         let [up, down] = [&up, &down].map(|name| graph.linear_named(name).unwrap().weights);
         graph
             .permutable(Channels {
@@ -50,7 +47,7 @@ fn graph() -> Graph {
             .unwrap();
     }
     let pooled = graph.mean_pooling("pooled", x, false).unwrap();
-    let head = graph.linear(linear("head", pooled, 5)).unwrap();
+    let head = graph.linear(LinearSpec::new("head", pooled, 5)).unwrap();
     graph.output(head);
     graph
 }

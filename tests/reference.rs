@@ -6,9 +6,10 @@
 use ndarray::{Array2, array};
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::{Rng, SeedableRng};
-use sparse24::reference::{Expected, Operands, Oracle, Sample, Weights, activation, gamma};
+use sparse24::reference::{Expected, Operands, Oracle, Sample, activation, gamma};
 use sparse24::{
-    Activation, DType, Elements, Epilogue, Error, Form, Mask, Matrix, Op, Problem, Sparse24, VectorLen, Verdict,
+    Activation, DType, Elements, Epilogue, Error, Form, HostWeights, Mask, Matrix, Op, Problem, Sparse24, VectorLen,
+    Verdict,
 };
 
 const U: f64 = 1.0 / (1 << 24) as f64;
@@ -20,9 +21,7 @@ const SIZES: [usize; 8] = [0, 1, 3, 4, 5, 31, 32, 33];
 #[derive(Clone)]
 struct Case {
     problem: Problem,
-    dense: Matrix,
-    mask: Mask,
-    sparse: Option<Sparse24>,
+    weights: HostWeights,
     x: Matrix,
     bias: Option<Vec<f32>>,
     residual: Option<Matrix>,
@@ -62,11 +61,16 @@ impl Case {
         });
         let (x_rows, x_cols) = problem.x_shape();
         let (y_rows, y_cols) = problem.y_shape();
+        let dense = matrix(m, k, weights, rng);
+        let mask = Mask::from_fn(m, k, |_, _| rng.next_u32().is_multiple_of(2)).unwrap();
+        let weights = match (problem.op, sparse) {
+            (Op::Masked | Op::Masked24, _) => HostWeights::Masked(dense, mask),
+            (_, Some(sparse)) => HostWeights::Sparse24(sparse),
+            (_, None) => HostWeights::Dense(dense),
+        };
         Self {
             problem,
-            dense: matrix(m, k, weights, rng),
-            mask: Mask::from_fn(m, k, |_, _| rng.next_u32().is_multiple_of(2)).unwrap(),
-            sparse,
+            weights,
             x: matrix(x_rows, x_cols, problem.storage, rng),
             bias: epilogue.bias.then(|| (0..m).map(|_| uniform(rng)).collect()),
             residual: epilogue.residual.then(|| matrix(y_rows, y_cols, problem.output, rng)),
@@ -74,13 +78,8 @@ impl Case {
     }
 
     fn oracle(&self) -> Oracle<'_> {
-        let weights = match self.problem.op {
-            Op::Dense => Weights::Dense(&self.dense),
-            Op::Masked | Op::Masked24 => Weights::Masked(&self.dense, &self.mask),
-            Op::Sparse24(_) => Weights::Sparse24(self.sparse.as_ref().unwrap()),
-        };
         let (bias, residual) = (self.bias.as_deref(), self.residual.as_ref());
-        Oracle::new(&self.problem, Operands { weights, x: &self.x, bias, residual }).unwrap()
+        Oracle::new(&self.problem, Operands { weights: &self.weights, x: &self.x, bias, residual }).unwrap()
     }
 
     /// The output as a simple device computes it: one f32 accumulator per element, in increasing k.
@@ -170,7 +169,7 @@ fn one(storage: DType, output: DType, w: &[f32], x: &[f32]) -> Expected {
     let cast = |data: &[f32]| Matrix::from_f32(1, data.len(), data).unwrap().cast(storage);
     let (w, x) = (cast(w), cast(x));
     let problem = Problem { output, ..Problem::linear(Op::Dense, 1, 1, w.cols(), storage) };
-    let operands = Operands { weights: Weights::Dense(&w), x: &x, bias: None, residual: None };
+    let operands = Operands { weights: &HostWeights::from(&w), x: &x, bias: None, residual: None };
     Oracle::new(&problem, operands).unwrap().element(0, 0)
 }
 
@@ -224,14 +223,16 @@ fn hand_computed() {
     let w = Sparse24::from_parts(2, 6, VectorLen::ONE, values, vec![0x48, 0x4e]).unwrap();
     let x = Matrix::from_f32(1, 6, &[1.0, 10.0, 100.0, 1e3, 1e4, 1e5]).unwrap();
     let problem = Problem::linear(Op::Sparse24(VectorLen::ONE), 2, 1, 6, DType::F32);
-    let oracle = Oracle::new(&problem, Operands { weights: Weights::Sparse24(&w), x: &x, bias: None, residual: None });
+    let weights = HostWeights::from(&w);
+    let oracle = Oracle::new(&problem, Operands { weights: &weights, x: &x, bias: None, residual: None });
     let oracle = oracle.unwrap();
     assert_eq!(oracle.decompressed(), array![[1.0, 0.0, 2.0, 0.0, 3.0, 4.0], [0.0, 0.0, 5.0, 6.0, 7.0, 8.0]]);
     assert_eq!(oracle.full(), array![[430201.0, 876500.0]]);
     assert_eq!([oracle.element(0, 0).value, oracle.element(1, 0).value], [430201.0, 876500.0]);
     assert_eq!(oracle.element(0, 0).bound, 0.0, "whole numbers below 2^24 are exact");
     let x = Matrix::from_f32(1, 6, &[1.1, 0.0, 0.0, 0.0, -1.3, 0.0]).unwrap();
-    let want = Oracle::new(&problem, Operands { weights: Weights::Sparse24(&w), x: &x, bias: None, residual: None });
+    let weights = HostWeights::from(&w);
+    let want = Oracle::new(&problem, Operands { weights: &weights, x: &x, bias: None, residual: None });
     // Five roundings: 2 products per group, 2 groups, and the spare one; 8 flushes.
     let abs = f64::from(1.1f32) + 3.0 * f64::from(1.3f32);
     let bound = gamma(5, U) * abs + (1.0 + gamma(5, U)) * 8.0 * f64::from(f32::MIN_POSITIVE);
@@ -246,7 +247,7 @@ fn hand_computed() {
     let problem = Problem { form: Form::Gemm, epilogue, ..Problem::linear(Op::Sparse24(two), 3, 2, 4, DType::F32) };
     let residual = Matrix::from_f32(3, 2, &[0.0, 0.5, 0.0, 0.0, 0.25, 0.0]).unwrap();
     let bias = [-2.0, 0.0, -6004.0];
-    let weights = Weights::Sparse24(&w);
+    let weights = &HostWeights::from(&w);
     let oracle =
         Oracle::new(&problem, Operands { weights, x: &x, bias: Some(&bias), residual: Some(&residual) }).unwrap();
     let want = array![[208.0, 0.5], [430.0, 3.0], [1.25, 0.0]];
@@ -259,27 +260,28 @@ fn hand_computed() {
     let w = Sparse24::from_parts(1, 36, VectorLen::ONE, Elements::F32(values), vec![0xeeee_eeee, 0xd]).unwrap();
     let x = Matrix::from_f32(1, 36, &(0..36).map(|c| c as f32).collect::<Vec<_>>()).unwrap();
     let problem = Problem::linear(Op::Sparse24(VectorLen::ONE), 1, 1, 36, DType::F32);
-    let oracle = Oracle::new(&problem, Operands { weights: Weights::Sparse24(&w), x: &x, bias: None, residual: None });
+    let weights = HostWeights::from(&w);
+    let oracle = Oracle::new(&problem, Operands { weights: &weights, x: &x, bias: None, residual: None });
     assert_eq!(oracle.unwrap().element(0, 0).value, 7.0 * 33.0 + 9.0 * 35.0);
 }
 
 #[test]
 fn pruned_weights_are_not_multiplied_and_masked_ones_may_be() {
     let x = Matrix::from_f32(1, 4, &[1.0, f32::INFINITY, 1.0, 1.0]).unwrap();
-    let value = |weights: Weights<'_>, op| {
+    let value = |weights: &HostWeights, op| {
         let operands = Operands { weights, x: &x, bias: None, residual: None };
         Oracle::new(&Problem::linear(op, 1, 1, 4, DType::F32), operands).unwrap().element(0, 0)
     };
     // Code 8 keeps 0 and 2, away from the infinity; code 4 keeps it.
     for (code, want) in [(0x8, 5.0), (0x4, f64::INFINITY)] {
         let w = Sparse24::from_parts(1, 4, VectorLen::ONE, Elements::F32(vec![2.0, 3.0]), vec![code]).unwrap();
-        assert_eq!(value(Weights::Sparse24(&w), Op::Sparse24(VectorLen::ONE)).value, want);
+        assert_eq!(value(&HostWeights::from(&w), Op::Sparse24(VectorLen::ONE)).value, want);
     }
     let w = Matrix::from_f32(1, 4, &[2.0, 3.0, 3.0, f32::NAN]).unwrap();
     // Nothing or 0·∞ = NaN where the infinity is masked out, so nothing is decided; the NaN weight never matters.
     for (keep, want, bound) in [(0b0101, 5.0, f64::INFINITY), (0b0111, f64::INFINITY, 0.0)] {
         let mask = Mask::new(1, 4, vec![keep]).unwrap();
-        let got = value(Weights::Masked(&w, &mask), Op::Masked);
+        let got = value(&HostWeights::Masked(w.clone(), mask.clone()), Op::Masked);
         assert_eq!((got.value, got.bound), (want, bound), "{keep:b}");
     }
 }
@@ -331,7 +333,7 @@ fn one_corrupted_code_value_or_mask_bit_fails() {
         let case = plain(Op::Sparse24(vector), 130, 8, 45);
         let y = case.naive();
         assert!(case.verify(&y).passed());
-        let w = case.sparse.as_ref().unwrap();
+        let HostWeights::Sparse24(w) = &case.weights else { unreachable!() };
         for _ in 0..8 {
             let mut meta = w.meta().to_vec();
             // Group 11 is ragged: another code there would point its values at padding.
@@ -340,23 +342,25 @@ fn one_corrupted_code_value_or_mask_bit_fails() {
             let other = LEGAL.into_iter().find(|&code| code != meta[word] >> shift & 0xf).unwrap();
             meta[word] = meta[word] & !(0xf << shift) | other << shift;
             let sparse = Sparse24::from_parts(130, 45, vector, w.values().clone(), meta).unwrap();
-            assert!(!Case { sparse: Some(sparse), ..case.clone() }.verify(&y).passed(), "code {row} {group}");
+            assert!(!Case { weights: sparse.into(), ..case.clone() }.verify(&y).passed(), "code {row} {group}");
 
             let mut values = w.values().to_f32();
             let row = rng.next_u32() as usize % 130;
             values[row * w.k_physical() + 2 * group] += 0.001;
             let sparse = Sparse24::from_parts(130, 45, vector, Elements::F32(values), w.meta().to_vec()).unwrap();
-            assert!(!Case { sparse: Some(sparse), ..case.clone() }.verify(&y).passed(), "value {row} {group}");
+            assert!(!Case { weights: sparse.into(), ..case.clone() }.verify(&y).passed(), "value {row} {group}");
         }
     }
     let case = plain(Op::Masked, 130, 8, 45);
     let y = case.naive();
     for _ in 0..32 {
         let (row, col) = (rng.next_u32() as usize % 130, rng.next_u32() as usize % 45);
-        let mut words = case.mask.words().to_vec();
+        let HostWeights::Masked(w, mask) = &case.weights else { unreachable!() };
+        let mut words = mask.words().to_vec();
         words[row * 2 + col / 32] ^= 1 << (col % 32);
         let mask = Mask::new(130, 45, words).unwrap();
-        assert!(!Case { mask, ..case.clone() }.verify(&y).passed(), "mask bit {row} {col}");
+        let weights = HostWeights::Masked(w.clone(), mask);
+        assert!(!Case { weights, ..case.clone() }.verify(&y).passed(), "mask bit {row} {col}");
     }
 }
 
@@ -413,7 +417,7 @@ fn the_bound_covers_what_activations_do_to_errors() {
             let epilogue = Epilogue { bias: true, activation: a, residual: false };
             let problem = Problem { epilogue, ..Problem::linear(Op::Dense, 1, 1, 0, DType::F32) };
             let (w, bias) = (Matrix::zeros(1, 0, DType::F32).unwrap(), [x]);
-            let operands = Operands { weights: Weights::Dense(&w), x: &w, bias: Some(&bias), residual: None };
+            let operands = Operands { weights: &HostWeights::from(&w), x: &w, bias: Some(&bias), residual: None };
             let want = Oracle::new(&problem, operands).unwrap().element(0, 0);
             let evaluation = 8.0 * U * (1.0 + f64::from(x).abs());
             assert!(want.bound >= evaluation && want.bound < evaluation * 1.2, "{x}: {want:?}");
@@ -470,7 +474,8 @@ fn infinities_pass_the_epilogue_as_their_class() {
         let epilogue = Epilogue { bias: true, activation: a, residual: true };
         let problem = Problem { epilogue, ..Problem::linear(Op::Dense, 1, 1, 1, DType::F32) };
         let residual = Matrix::from_f32(1, 1, &[residual]).unwrap();
-        let operands = Operands { weights: Weights::Dense(&w), x: &x, bias: Some(&[3.0]), residual: Some(&residual) };
+        let operands =
+            Operands { weights: &HostWeights::from(&w), x: &x, bias: Some(&[3.0]), residual: Some(&residual) };
         let want = Oracle::new(&problem, operands).unwrap().element(0, 0);
         assert!(want.value == value || (want.value.is_nan() && value.is_nan()), "{a:?}: {want:?}");
         assert!(want.bound.is_finite() && want.bound < 1e-6);
@@ -495,7 +500,7 @@ fn overflow_is_infinite_in_f16_and_undecided_in_f32() {
         assert_eq!(want.error_over_bound(got), 0.0);
     }
     let (w, x) = (Matrix::from_f32(1, 1, &[3e38]).unwrap(), Matrix::from_f32(2, 1, &[2.0, 1e-3]).unwrap());
-    let operands = Operands { weights: Weights::Dense(&w), x: &x, bias: None, residual: None };
+    let operands = Operands { weights: &HostWeights::from(&w), x: &x, bias: None, residual: None };
     let verify = |n, y: &[f32]| {
         let x = Matrix::from_f32(n, 1, &x.elements().to_f32()[..n]).unwrap();
         let problem = Problem::linear(Op::Dense, 1, n, 1, DType::F32);
@@ -530,7 +535,7 @@ fn flushing_subnormals_is_allowed_and_nothing_more() {
     let empty = Matrix::zeros(1, 0, DType::F16).unwrap();
     let residual = Matrix::from_f32(1, 1, &[2.0 * tiny]).unwrap().cast(DType::F16);
     let bias = [4.0 * tiny];
-    let weights = Weights::Dense(&empty);
+    let weights = &HostWeights::from(&empty);
     let operands = Operands { weights, x: &empty, bias: Some(&bias), residual: Some(&residual) };
     let want = Oracle::new(&problem, operands).unwrap().element(0, 0);
     assert_eq!(want.value, f64::from(6.0 * tiny));
@@ -577,25 +582,25 @@ fn operands_that_are_not_the_problems_are_refused() {
     let matrix = |r, c, dtype| Matrix::zeros(r, c, dtype).unwrap();
     let (w, x) = (matrix(4, 8, DType::F32), matrix(3, 8, DType::F32));
     let mask = Mask::from_fn(4, 4, |_, _| true).unwrap();
-    let sparse = plain(Op::Sparse24(VectorLen::ONE), 4, 3, 8).sparse.unwrap();
+    let sparse = plain(Op::Sparse24(VectorLen::ONE), 4, 3, 8).weights;
     let problem = Problem::linear(Op::Dense, 4, 3, 8, DType::F32);
-    let good = Operands { weights: Weights::Dense(&w), x: &x, bias: None, residual: None };
+    let good = Operands { weights: &HostWeights::from(&w), x: &x, bias: None, residual: None };
     let refused = |problem: Problem, operands| Oracle::new(&problem, operands).map(|_| ()).unwrap_err();
     assert!(Oracle::new(&problem, good).is_ok());
 
     let four = Op::Sparse24(VectorLen::new(4).unwrap());
-    let error = refused(Problem { op: four, ..problem }, Operands { weights: Weights::Sparse24(&sparse), ..good });
+    let error = refused(Problem { op: four, ..problem }, Operands { weights: &sparse, ..good });
     let want = "weights was made for sparse24 with vector length 1, but sparse24 with vector length 4 is needed";
     assert_eq!(error.to_string(), want);
     assert!(matches!(refused(Problem { op: Op::Masked, ..problem }, good), Error::Mismatch { .. }));
     assert!(matches!(refused(Problem { k: 9, ..problem }, good), Error::Shape { .. }));
     assert!(matches!(refused(Problem { form: Form::Gemm, ..problem }, good), Error::Shape { .. }));
-    let masked = Operands { weights: Weights::Masked(&w, &mask), ..good };
+    let masked = Operands { weights: &HostWeights::Masked(w.clone(), mask.clone()), ..good };
     assert!(matches!(refused(Problem { op: Op::Masked, ..problem }, masked), Error::Shape { .. }));
     assert!(matches!(refused(Problem { storage: DType::F16, ..problem }, good), Error::DType { .. }));
     // bf16 weights are widened to f32 when they are uploaded, never narrowed to f16.
     let bf16 = matrix(4, 8, DType::Bf16);
-    let widened = Operands { weights: Weights::Dense(&bf16), ..good };
+    let widened = Operands { weights: &HostWeights::from(&bf16), ..good };
     assert!(Oracle::new(&problem, widened).is_ok());
     let half = matrix(3, 8, DType::F16);
     assert!(Oracle::new(&Problem { storage: DType::F16, ..problem }, Operands { x: &half, ..widened }).is_err());

@@ -31,7 +31,7 @@ environment:
 
 For the GPU tests on a GPU of the machine, by a part of its name:
   SPARSE24_REQUIRE_GPU=1 SPARSE24_TEST_DEVICE=NVIDIA \
-    cargo test --test bert --test gemm --test glue --test gpu --test pipeline --test sparsify --test tune -- --ignored
+    cargo test --test bert --test gpu --test ops --test pipeline --test tune -- --ignored
 USAGE
 }
 
@@ -205,14 +205,15 @@ else
 fi
 
 # The tests that need a GPU are ignored unless asked for, so that a machine without one never seems to have passed them.
-gpu_tests=(cargo test --locked --test bert --test gemm --test glue --test gpu --test pipeline --test sparsify --test tune
-    -- --ignored)
+gpu_tests=(cargo test --locked --test bert --test gpu --test ops --test pipeline --test tune -- --ignored)
 # benches/gpu.sh asks as much of every driver: once is enough, on the quicker one.
 suite_test=(cargo test --locked --test gpu_sh -- --ignored)
 
 # One profile and no RUSTFLAGS throughout, so that each dependency is built once for checking and once for
 # running. The denied warnings are passed to clippy and rustdoc alone, which leaves the dependencies' builds valid.
 step "format" cargo fmt --check
+# Modules that a macro declares, as the list of operations does, are out of cargo fmt's sight.
+step "format, operations" rustfmt --edition 2024 --check src/ops/*.rs src/reference/*.rs tests/ops/*.rs
 step "lints" cargo clippy --locked --all-targets -- -D warnings
 step "lints, library alone" cargo clippy --locked --all-targets --no-default-features -- -D warnings
 step "lints, compilers alone" cargo clippy --locked --all-targets --no-default-features --features compile -- -D warnings
@@ -231,7 +232,7 @@ if [[ $(uname -s) == Linux ]]; then
     step "GPU tests, lavapipe" "${on_lavapipe[@]}" "${gpu_tests[@]}"
     step "benches/gpu.sh, lavapipe" "${on_lavapipe[@]}" "${suite_test[@]}"
     if ((${#on_mesa[@]} > 0)); then
-        step "cooperative matrices, lavapipe 26" "${on_mesa[@]}" cargo test --locked --test gemm --test glue -- \
+        step "cooperative matrices, lavapipe 26" "${on_mesa[@]}" cargo test --locked --test ops -- \
             --ignored cooperative --skip acted_out
         step "real GPU compilers" cargo test --locked --test compilers -- --ignored --nocapture
     fi

@@ -2,28 +2,15 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::HashSet;
-use std::mem::offset_of;
 
 use naga::back::spv;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
-use sparse24::kernels::glue::{Glue, GlueParams};
-use sparse24::kernels::sparsify::{Conversion, ConversionParams};
-use sparse24::kernels::{Kernel, Params, Program};
-use sparse24::{DType, Epilogue, Form};
+use sparse24::DType;
+use sparse24::kernels::{Binding, BindingAccess, Kernel, Program};
 
-/// One kernel per shader text: the forms and epilogues of one text differ in overrides alone.
-fn kernels() -> impl Iterator<Item = Kernel> {
-    Kernel::all().filter(Kernel::is_plain)
-}
-
-/// One program per shader text: the kernels, and what runs beside them.
+/// One program per shader text: the forms and epilogues of one text differ in overrides alone.
 fn modules() -> impl Iterator<Item = Program> {
-    let plain = |program: &Program| match program {
-        Program::Reduce { form, epilogue, .. } => *form == Form::Linear && *epilogue == Epilogue::NONE,
-        Program::Pack { form, .. } => *form == Form::Linear,
-        _ => true,
-    };
-    kernels().map(Program::Gemm).chain(Program::helpers().filter(plain))
+    Program::all().filter(Program::is_plain)
 }
 
 fn parse(kernel: &Program) -> naga::Module {
@@ -84,79 +71,39 @@ fn every_shader_validates_and_compiles() {
 /// The shader files are valid as they stand: replacing their constants and unrolling their loops changes no meaning.
 #[test]
 fn shader_files_are_valid_as_they_stand() {
-    let gemm = include_str!("../shaders/shared/gemm.wgsl");
-    let words = include_str!("../shaders/shared/words.wgsl");
-    let tile = include_str!("../shaders/shared/tile.wgsl");
-    let tile_dense = include_str!("../shaders/shared/tile_dense.wgsl");
-    let tokens = include_str!("../shaders/shared/tokens1.wgsl");
-    let gemv = include_str!("../shaders/shared/gemv.wgsl");
-    let coop = include_str!("../shaders/shared/coop_native.wgsl");
-    let coop_quads = include_str!("../shaders/shared/coop_quads.wgsl");
-    let coop_scalars = include_str!("../shaders/shared/coop_scalars.wgsl");
-    let emulated = include_str!("../shaders/shared/coop_emulated.wgsl");
-    let coop_main = include_str!("../shaders/shared/coop.wgsl");
-    let coop_dense = include_str!("../shaders/shared/coop_dense.wgsl");
-    let glue = include_str!("../shaders/shared/glue.wgsl");
-    let quads = include_str!("../shaders/shared/quads.wgsl");
-    let scalars = include_str!("../shaders/shared/scalars.wgsl");
-    let attention = include_str!("../shaders/shared/attention.wgsl");
-    let sparse24 = include_str!("../shaders/shared/sparse24.wgsl");
-    for parts in [
-        &[gemm, tile, tile_dense, include_str!("../shaders/gemm_dense.wgsl")][..],
-        &[gemm, words, tile, tile_dense, include_str!("../shaders/gemm_masked.wgsl")],
-        &[gemm, words, tile, include_str!("../shaders/gemm_sparse24.wgsl")],
-        &[gemm, words, tile, tile_dense, include_str!("../shaders/gemm_sparse24_expand.wgsl")],
-        &[gemm, include_str!("../shaders/shared/tokens4.wgsl"), gemv, include_str!("../shaders/gemv_dense.wgsl")],
-        &[gemm, tokens, gemv, include_str!("../shaders/gemv_dense.wgsl")],
-        &[gemm, words, tokens, gemv, include_str!("../shaders/gemv_masked.wgsl")],
-        &[gemm, words, tokens, gemv, include_str!("../shaders/gemv_sparse24.wgsl")],
-        &[gemm, include_str!("../shaders/pack_x.wgsl")],
-        &[gemm, include_str!("../shaders/reduce.wgsl")],
-        &[gemm, include_str!("../shaders/probe_fma.wgsl")],
-        &[include_str!("../shaders/probe_copy.wgsl")],
-        &[coop, coop_quads, include_str!("../shaders/probe_coop.wgsl")],
-        &[coop, coop_quads, include_str!("../shaders/coop_check.wgsl")],
-        &[glue, include_str!("../shaders/embed.wgsl")],
-        &[glue, quads, include_str!("../shaders/layer_norm.wgsl")],
-        &[glue, scalars, include_str!("../shaders/layer_norm.wgsl")],
-        &[glue, quads, attention, include_str!("../shaders/attention.wgsl")],
-        &[glue, scalars, attention, include_str!("../shaders/attention.wgsl")],
-        &[coop, coop_quads, glue, quads, attention, include_str!("../shaders/attention_coop.wgsl")],
-        &[emulated, coop_scalars, glue, quads, attention, include_str!("../shaders/attention_coop.wgsl")],
-        &[glue, quads, include_str!("../shaders/pool.wgsl")],
-        &[glue, scalars, include_str!("../shaders/pool.wgsl")],
-        &[sparse24, include_str!("../shaders/sparsify.wgsl")],
-        &[sparse24, include_str!("../shaders/densify.wgsl")],
-        &[coop, coop_quads, gemm, words, coop_main, coop_dense, include_str!("../shaders/gemm_dense_coop.wgsl")],
-        &[coop, coop_quads, gemm, words, coop_main, coop_dense, include_str!("../shaders/gemm_masked_coop.wgsl")],
-        &[coop, coop_quads, gemm, words, coop_main, include_str!("../shaders/gemm_sparse24_coop.wgsl")],
-        &[coop, coop_scalars, gemm, words, coop_main, include_str!("../shaders/gemm_sparse24_coop.wgsl")],
-        &[emulated, coop_quads, gemm, words, coop_main, include_str!("../shaders/gemm_sparse24_coop.wgsl")],
-        &[
-            coop,
-            coop_quads,
-            gemm,
-            words,
-            coop_main,
-            coop_dense,
-            include_str!("../shaders/gemm_sparse24_coop_expand.wgsl"),
-        ],
-    ] {
-        let text = parts.join("\n");
-        let module = naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
-        let capabilities = Capabilities::SHADER_FLOAT16
-            | Capabilities::SHADER_FLOAT16_IN_FLOAT32
-            | Capabilities::COOPERATIVE_MATRIX
-            | Capabilities::SUBGROUP;
+    let capabilities = Capabilities::SHADER_FLOAT16
+        | Capabilities::SHADER_FLOAT16_IN_FLOAT32
+        | Capabilities::COOPERATIVE_MATRIX
+        | Capabilities::SUBGROUP;
+    let check = |text: &str| {
+        let module = naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{}", e.emit_to_string(text)));
         Validator::new(ValidationFlags::all(), capabilities).validate(&module).unwrap();
+    };
+    let texts: HashSet<String> = modules().map(|program| program.files().unwrap()).collect();
+    assert!(texts.len() >= 25, "only {} texts are left", texts.len());
+    let native = include_str!("../shaders/shared/coop_native.wgsl");
+    let quads = include_str!("../shaders/shared/coop_quads.wgsl");
+    let others = [
+        (native, include_str!("../shaders/shared/coop_scalars.wgsl")),
+        (include_str!("../shaders/shared/coop_emulated.wgsl"), quads),
+        (include_str!("../shaders/shared/coop_emulated.wgsl"), include_str!("../shaders/shared/coop_scalars.wgsl")),
+    ];
+    let mut cooperative = 0;
+    for text in &texts {
+        check(text);
+        // Cooperative matrices that are acted out, and tiles that are held as scalars.
+        if let Some(rest) = text.strip_prefix(&format!("{native}\n{quads}\n")) {
+            others.iter().for_each(|(own, held)| check(&format!("{own}\n{held}\n{rest}")));
+            cooperative += 1;
+        }
     }
+    assert!(cooperative >= 7, "only {cooperative} texts of cooperative matrices are left");
 }
 
 /// No loop over registers is left to a driver: private arrays are indexed by constants alone.
 #[test]
 fn register_arrays_are_indexed_by_constants() {
-    let others = Glue::all().map(Program::Glue).chain(Conversion::all().map(Program::Conversion));
-    for kernel in kernels().map(Program::Gemm).chain(others) {
+    for kernel in modules() {
         let source = kernel.source().unwrap();
         assert!(!source.contains("// unroll"), "{kernel}");
         let module = parse(&kernel);
@@ -187,74 +134,54 @@ fn register_arrays_are_indexed_by_constants() {
 
 #[test]
 fn params_are_laid_out_as_the_host_writes_them() {
-    let expected = [
-        ("m", offset_of!(Params, m)),
-        ("n", offset_of!(Params, n)),
-        ("k", offset_of!(Params, k)),
-        ("k_split", offset_of!(Params, k_split)),
-        ("features", offset_of!(Params, features)),
-        ("feature0", offset_of!(Params, feature0)),
-        ("tiles_m", offset_of!(Params, tiles_m)),
-        ("tiles_n", offset_of!(Params, tiles_n)),
-        ("k_given", offset_of!(Params, k_given)),
-    ];
-    // The copy declares the two that it reads, and the probes of cooperative matrices none.
-    let others = |p: &Program| {
-        matches!(
-            p,
-            Program::ProbeCopy
-                | Program::ProbeCoop(_)
-                | Program::CoopCheck { .. }
-                | Program::Glue(_)
-                | Program::Conversion(_)
-        )
-    };
-    for kernel in modules().filter(|p| !others(p)) {
-        assert_eq!(params_of(&kernel), (named(&expected), size_of::<Params>()), "{kernel}");
-    }
-    let expected = [
-        ("tokens", offset_of!(GlueParams, tokens)),
-        ("width", offset_of!(GlueParams, width)),
-        ("seq", offset_of!(GlueParams, seq)),
-        ("heads", offset_of!(GlueParams, heads)),
-        ("scale", offset_of!(GlueParams, scale)),
-        ("epsilon", offset_of!(GlueParams, epsilon)),
-        ("rows0", offset_of!(GlueParams, rows0)),
-        ("rows1", offset_of!(GlueParams, rows1)),
-        ("rows2", offset_of!(GlueParams, rows2)),
-    ];
-    for kernel in Glue::all().map(Program::Glue) {
-        assert_eq!(params_of(&kernel), (named(&expected), size_of::<GlueParams>()), "{kernel}");
-    }
-    let expected = [
-        ("rows", offset_of!(ConversionParams, rows)),
-        ("cols", offset_of!(ConversionParams, cols)),
-        ("row0", offset_of!(ConversionParams, row0)),
-    ];
-    for kernel in Conversion::all().map(Program::Conversion) {
-        assert_eq!(params_of(&kernel), (named(&expected), size_of::<ConversionParams>()), "{kernel}");
+    for program in modules() {
+        let module = parse(&program);
+        let declared = module.types.iter().find(|(_, t)| t.name.as_deref() == Some("Params"));
+        let (fields, bytes) = match declared.map(|(_, params)| &params.inner) {
+            None => (Vec::new(), 0),
+            Some(naga::TypeInner::Struct { members, span }) => {
+                let fields = members.iter().map(|m| (m.name.as_deref().unwrap(), m.offset as usize));
+                (fields.collect(), *span as usize)
+            }
+            Some(_) => panic!("{program}: Params is no struct"),
+        };
+        let host = program.params();
+        assert_eq!((fields, bytes), (host.fields.to_vec(), host.bytes), "{program}");
     }
 }
 
-fn named(members: &[(&str, usize)]) -> Vec<(String, usize)> {
-    members.iter().map(|&(name, offset)| (name.to_owned(), offset)).collect()
-}
-
-/// Members of a shader's `Params` with their offsets, and its size.
-fn params_of(kernel: &Program) -> (Vec<(String, usize)>, usize) {
-    let module = parse(kernel);
-    let (_, params) = module.types.iter().find(|(_, t)| t.name.as_deref() == Some("Params")).unwrap();
-    let naga::TypeInner::Struct { members, span } = &params.inner else { panic!("Params is no struct") };
-    (members.iter().map(|m| (m.name.clone().unwrap(), m.offset as usize)).collect(), *span as usize)
+/// What a device binds is what the module declares: numbers, names, and what is done with each.
+#[test]
+fn bindings_are_those_of_the_module() {
+    for program in modules() {
+        let module = parse(&program);
+        let mut declared: Vec<(u32, String, BindingAccess)> = module
+            .global_variables
+            .iter()
+            .filter_map(|(_, variable)| {
+                let binding = variable.binding?;
+                assert_eq!(binding.group, 0, "{program}");
+                let access = match variable.space {
+                    naga::AddressSpace::Uniform => BindingAccess::Uniform,
+                    naga::AddressSpace::Storage { access } if access.contains(naga::StorageAccess::STORE) => {
+                        BindingAccess::Write
+                    }
+                    naga::AddressSpace::Storage { .. } => BindingAccess::Read,
+                    other => panic!("{program}: {other:?}"),
+                };
+                Some((binding.binding, variable.name.clone().unwrap(), access))
+            })
+            .collect();
+        declared.sort_by_key(|(number, ..)| *number);
+        let host = program.bindings().iter().map(|&Binding { number, name, access }| (number, name.to_owned(), access));
+        assert_eq!(declared, host.collect::<Vec<_>>(), "{program}");
+    }
 }
 
 #[test]
 fn workgroup_memory_and_threads_are_what_the_host_thinks() {
-    let gemms = kernels().map(|k| (Program::Gemm(k), k.workgroup_bytes(), k.schedule().threads()));
-    let glue = Glue::all().map(|g| (Program::Glue(g), g.workgroup_bytes(), g.threads()));
-    let conversions = Conversion::all().map(|c| (Program::Conversion(c), c.workgroup_bytes(), c.threads()));
-    for (kernel, expected, threads) in gemms.chain(glue).chain(conversions) {
-        let module = parse(&kernel);
+    for program in modules() {
+        let module = parse(&program);
         let mut layouter = naga::proc::Layouter::default();
         layouter.update(module.to_ctx()).unwrap();
         let bytes: u32 = module
@@ -263,8 +190,8 @@ fn workgroup_memory_and_threads_are_what_the_host_thinks() {
             .filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup)
             .map(|(_, v)| layouter[v.ty].size)
             .sum();
-        assert_eq!(bytes, expected, "{kernel}");
-        assert_eq!(module.entry_points[0].workgroup_size, [threads, 1, 1], "{kernel}");
+        assert_eq!(bytes, program.workgroup_bytes(), "{program}");
+        assert_eq!(module.entry_points[0].workgroup_size, [program.threads(), 1, 1], "{program}");
     }
 }
 
@@ -302,15 +229,15 @@ fn trusted_spirv_has_no_checks() {
 
 #[test]
 fn names_tell_kernels_apart() {
-    let names: Vec<_> = Kernel::all().map(|k| k.to_string()).collect();
-    assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
-    assert!(names.iter().any(|n| n == "gemm_sparse24-f16f32-v32-128x128x16-bias_gelu"));
-    assert!(names.iter().any(|n| n == "gemm_dense-f16f32-64x64x16-none-gemm-out_f32"));
+    let names: HashSet<_> = Program::all().map(|program| program.to_string()).collect();
+    assert_eq!(names.len(), Program::all().count());
+    for name in [
+        "gemm_sparse24-f16f32-v32-128x128x16-bias_gelu",
+        "gemm_dense-f16f32-64x64x16-none-gemm-out_f32",
+        "attention-f16f32-64x32x64-d64-quads",
+        "sparsify-f16-v4-packed",
+    ] {
+        assert!(names.contains(name), "{name}");
+    }
     assert!(Kernel::all().all(|k| k.storage() != DType::Bf16));
-    let names: Vec<_> = Glue::all().map(|g| g.to_string()).collect();
-    assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
-    assert!(names.iter().any(|n| n == "attention-f16f32-64x32x64-d64-quads"), "{names:?}");
-    let names: Vec<_> = Conversion::all().map(|c| c.to_string()).collect();
-    assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
-    assert!(names.iter().any(|n| n == "sparsify-f16-v4-packed"), "{names:?}");
 }

@@ -18,8 +18,7 @@ use std::time::Duration;
 
 use browser::Browser;
 use serde_json::{Map, Value, json};
-use sparse24::kernels::{Caps, Kernel, Program, Rates};
-use sparse24::{Epilogue, Form};
+use sparse24::kernels::{Caps, Program, Rates};
 
 const COMPILE: &str = include_str!("common/tint.js");
 
@@ -53,13 +52,7 @@ fn caps(f16: bool, limits: &Value) -> Caps {
 
 /// Every program without cooperative matrices, once for each text.
 fn programs() -> Vec<Program> {
-    let kernels = Kernel::all().filter(Kernel::is_plain).map(Program::Gemm);
-    let helpers = Program::helpers().filter(|program| match *program {
-        Program::Reduce { form, epilogue, .. } => form == Form::Linear && epilogue == Epilogue::NONE,
-        Program::Pack { form, .. } => form == Form::Linear,
-        _ => true,
-    });
-    let all = kernels.chain(helpers);
+    let all = Program::all().filter(Program::is_plain);
     let mut programs: Vec<_> = all.filter(|program| !program.source().unwrap().contains("coop_mat")).collect();
     // Without this, an order by shape would leave the slow ones in one chunk.
     programs.sort_by_key(|program| program.to_string());
@@ -70,10 +63,7 @@ fn programs() -> Vec<Program> {
 fn family(program: &Program) -> String {
     let name = program.to_string();
     let operation = name.split('-').next().unwrap();
-    let schedule = match program {
-        Program::Gemm(kernel) => kernel.schedule().to_string(),
-        _ => String::new(),
-    };
+    let schedule = program.gemm().map(|kernel| kernel.schedule().to_string()).unwrap_or_default();
     // `gemv_32x1_t256` is a gemv; `128x128x16` is the tile alone.
     let kind = schedule.split('_').next().filter(|kind| kind.starts_with(char::is_alphabetic));
     format!("{operation} {}", kind.unwrap_or_default())

@@ -4,7 +4,21 @@
 // The lowest score there is, whose exponential is zero beside any other.
 const LOWEST: f32 = -3.4028234e38;
 
-@group(0) @binding(2) var<storage, read> lengths: array<u32>;
+// src/ops/attention.rs has the same.
+struct Params {
+    // Rows of X and Y.
+    tokens: u32,
+    // Features of a row of Y.
+    width: u32,
+    // Rows of a sequence.
+    seq: u32,
+    heads: u32,
+    // What scores are multiplied by.
+    scale: f32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(3) var<storage, read> lengths: array<u32>;
 
 // What a workgroup works on.
 struct Place {

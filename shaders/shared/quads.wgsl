@@ -1,7 +1,7 @@
 // Activations whose features come in whole fours: read and written by the vec4. scalars.wgsl is for any other number.
 
-@group(0) @binding(3) var<storage, read> x: array<vec4<Storage>>;
-@group(0) @binding(6) var<storage, read_write> y: array<vec4<Output>>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<Storage>>;
+@group(0) @binding(2) var<storage, read_write> y: array<vec4<Output>>;
 
 // Elements column .. column + 4 of a run of `width` that starts at element `start`: all of them, or none at the end.
 // Zeros are read, and nothing is written, past the run. `start`, `column` and `width` are multiples of four.

@@ -1,7 +1,7 @@
 // Activations with any number of features: read and written one by one. quads.wgsl is for whole fours.
 
-@group(0) @binding(3) var<storage, read> x: array<Storage>;
-@group(0) @binding(6) var<storage, read_write> y: array<Output>;
+@group(0) @binding(1) var<storage, read> x: array<Storage>;
+@group(0) @binding(2) var<storage, read_write> y: array<Output>;
 
 // Elements column .. column + 4 of a run of `width` that starts at element `start`, as many as there are. Zeros are
 // read, and nothing is written, past the run.

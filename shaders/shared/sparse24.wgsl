@@ -1,4 +1,4 @@
-// What sparsify.wgsl and densify.wgsl share: parameters, and where values and codes lie.
+// What sparsify.wgsl and decompress.wgsl share: parameters, and where values and codes lie.
 //
 // Elements are handled as bit patterns in words of 32 bits, one f32 or two f16 to a word: so NaN payloads, -0.0 and
 // subnormals come through whatever a device does to numbers, and f16 needs no feature of the device.
@@ -12,7 +12,7 @@ override HALVES: bool = false;
 override VECTOR: u32 = 1u;
 override PACKED: bool = false;
 
-// src/kernels/sparsify.rs has the same.
+// src/kernels/sparse24.rs has the same.
 struct Params {
     // Of W: all rows, or some of a matrix too large for one binding.
     rows: u32,

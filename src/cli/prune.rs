@@ -37,7 +37,7 @@ Examples:
   sparse24 eval --model pruned --pairs stsb-dev.csv
 
 Without --include, what is pruned are matrices of f32, f16 or bf16 whose names do not
-speak of embeddings, norms, poolers or heads; of a model that is run its linear layers,
+speak of embeddings, norms, tables of biases, poolers or heads; of a model that is run its linear layers,
 of which Q, K and V are one. A weight that is zero stays zero, so that pruning twice
 keeps what both keep.
 
@@ -50,7 +50,8 @@ files and other forms of the old model's weights (pytorch_model.bin, onnx/), whi
 named. Pruned matrices hold +0.0 where a weight went; a -0.0 that stays may become +0.0.";
 
 /// Names of matrices that are not pruned unless asked for: of parts between dots, so that `shared_experts` is none.
-const SPARED: &str = r"(?i)(^|\.)(\w*embed\w*|\w*norm\w*|wte|wpe|pooler|classifier|lm_head|score|shared|cls)(\.|$)";
+const SPARED: &str =
+    r"(?i)(^|\.)(\w*embed\w*|\w*norm\w*|\w+_bias|wte|wpe|pooler|classifier|lm_head|score|shared|cls)(\.|$)";
 /// Why there would be no output.
 const NOTHING: &str = "nothing to prune: no matrix is selected (--include, --exclude) or chosen";
 

@@ -24,11 +24,12 @@ use crate::error::{Error, Result};
 use crate::format::Sparse24;
 use crate::kernels::{Kernel, Params, Program, Schedule};
 use crate::layout;
-use crate::mask::Mask24;
+use crate::mask::VectorLen;
 use crate::matrix::{DType, Matrix};
 use crate::measure::uniform;
 use crate::problem::Op;
 use crate::prune;
+use crate::weights::HostWeights;
 
 /// Lanes whose activity decides how often a loop ran.
 const FIRST_SUBGROUP: usize = 32;
@@ -209,18 +210,10 @@ fn line((k0, cost0): (usize, f64), (k1, cost1): (usize, f64)) -> Line {
     Line { fixed: cost0 - per_k16 * k0 as f64 / 16.0, per_k16 }
 }
 
-/// Weights, as the operation wants them.
-enum Weights {
-    Dense,
-    Masked(Mask24),
-    Sparse24(Sparse24),
-}
-
 /// What a GEMM is given.
 struct Operands {
     shape: (usize, usize, usize),
-    w: Matrix,
-    weights: Weights,
+    weights: HostWeights,
     /// Token-major.
     x: Matrix,
     bias: Matrix,
@@ -235,14 +228,15 @@ impl Operands {
         }
         let w = uniform(m, k, kernel.storage(), seed)?;
         let weights = match kernel.op() {
-            Op::Dense => Weights::Dense,
-            Op::Masked | Op::Masked24 => Weights::Masked(prune::random(m, k, crate::mask::VectorLen::ONE, seed)?),
-            Op::Sparse24(v) => Weights::Sparse24(Sparse24::compress(&w, &prune::random(m, k, v, seed)?)?),
+            Op::Dense => HostWeights::Dense(w),
+            Op::Masked => HostWeights::Masked(w, prune::random(m, k, VectorLen::ONE, seed)?.into_mask()),
+            Op::Masked24 => HostWeights::Masked24(w, prune::random(m, k, VectorLen::ONE, seed)?),
+            Op::Sparse24(v) => HostWeights::Sparse24(Sparse24::compress(&w, &prune::random(m, k, v, seed)?)?),
         };
         let x = uniform(n, k, kernel.storage(), seed.wrapping_add(1))?;
         let bias = uniform(1, m, DType::F32, seed.wrapping_add(2))?;
         let residual = uniform(n, m, kernel.output(), seed.wrapping_add(3))?;
-        Ok(Self { shape, w, weights, x, bias, residual })
+        Ok(Self { shape, weights, x, bias, residual })
     }
 
     /// The step of a plan that solves it without splits or pieces.
@@ -263,12 +257,14 @@ impl Operands {
         };
         let op = kernel.op();
         let (values, words) = match &self.weights {
-            Weights::Dense => (layout::values(op, self.w.elements(), k, k, 0..m), Vec::new()),
-            Weights::Masked(mask) => {
-                let words = if op == Op::Masked24 { mask.codes()? } else { mask.mask().words().to_vec() };
-                (layout::values(op, self.w.elements(), k, k, 0..m), layout::words(op, &words, k, 0..m))
+            HostWeights::Dense(w) => (layout::values(op, w.elements(), k, k, 0..m), Vec::new()),
+            HostWeights::Masked(w, mask) => {
+                (layout::values(op, w.elements(), k, k, 0..m), layout::words(op, mask.words(), k, 0..m))
             }
-            Weights::Sparse24(s) => {
+            HostWeights::Masked24(w, mask) => {
+                (layout::values(op, w.elements(), k, k, 0..m), layout::words(op, &mask.codes()?, k, 0..m))
+            }
+            HostWeights::Sparse24(s) => {
                 (layout::values(op, s.values(), s.k_physical(), k, 0..m), layout::words(op, s.meta(), k, 0..m))
             }
         };
@@ -285,7 +281,7 @@ impl Operands {
     }
 
     fn trace(&self, kernel: &Kernel) -> Result<Trace> {
-        run(&Program::Gemm(*kernel), self.launch(kernel)?)
+        run(&Program::from(*kernel), self.launch(kernel)?)
     }
 }
 
@@ -293,8 +289,8 @@ impl Operands {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
-    use crate::kernels::glue::{AttentionTile, Glue, GlueParams};
-    use crate::mask::VectorLen;
+    use crate::kernels::Pack;
+    use crate::ops::{attention, layer_norm};
     use crate::problem::{Activation, Epilogue, Form, Problem};
     use crate::reference::{self, Oracle, Sample};
 
@@ -335,14 +331,9 @@ mod tests {
             false => Matrix::new(m, n, operands.residual.elements().clone()).unwrap(),
         };
         let bias = operands.bias.elements().to_f32();
-        let weights = match &operands.weights {
-            Weights::Dense => reference::Weights::Dense(&operands.w),
-            Weights::Masked(mask) => reference::Weights::Masked(&operands.w, mask.mask()),
-            Weights::Sparse24(s) => reference::Weights::Sparse24(s),
-        };
         let epilogue = kernel.epilogue();
         let given = reference::Operands {
-            weights,
+            weights: &operands.weights,
             x: &x,
             bias: epilogue.bias.then_some(&bias),
             residual: epilogue.residual.then_some(&residual),
@@ -450,7 +441,7 @@ mod tests {
     fn what_is_wrong_is_an_error_that_names_it() {
         let kernel = kernel(sparse(2), DType::F32, "32x32x16");
         let launch = || Operands::new(&kernel, (32, 32, 32), SEED).unwrap().launch(&kernel).unwrap();
-        let error = |launch: Launch| run(&Program::Gemm(kernel), launch).unwrap_err().to_string();
+        let error = |launch: Launch| run(&Program::from(kernel), launch).unwrap_err().to_string();
         let without = |number: u32| {
             let mut launch = launch();
             launch.bindings.retain(|(at, _)| *at != number);
@@ -695,7 +686,7 @@ mod tests {
         for id in 0..2 {
             let bindings =
                 vec![(0, bytemuck::bytes_of(&params).to_vec()), (3, bytemuck::cast_slice(&b).to_vec()), (6, packed)];
-            let program = Program::Pack { form: Form::Gemm, storage: DType::F32 };
+            let program = Program::new(Pack { form: Form::Gemm, storage: DType::F32 });
             let trace = run(&program, Launch { bindings, workgroup: [id, 0, 0], grid: [2, 1, 1] }).unwrap();
             packed = trace.binding(6).unwrap().to_vec();
         }
@@ -704,33 +695,35 @@ mod tests {
         assert_eq!(packed, bytemuck::cast_slice::<_, u8>(&expected));
 
         let floats = |rows, cols, dtype, seed| uniform(rows, cols, dtype, seed).unwrap();
-        let outcome = |program: Glue, params: GlueParams, operands: &[(u32, &[u8])], shape: (usize, usize)| {
-            let mut bindings = vec![(0, bytemuck::bytes_of(&params).to_vec()), (6, vec![0; 4 * shape.0 * shape.1])];
+        let outcome = |program: Program, params: &[u8], operands: &[(u32, &[u8])], shape: (usize, usize)| {
+            let mut bindings = vec![(0, params.to_vec()), (2, vec![0; 4 * shape.0 * shape.1])];
             bindings.extend(operands.iter().map(|&(at, bytes)| (at, bytes.to_vec())));
             let launch = Launch { bindings, workgroup: [0; 3], grid: [1; 3] };
-            let y = run(&Program::Glue(program), launch).unwrap().binding(6).unwrap().to_vec();
+            let y = run(&program, launch).unwrap().binding(2).unwrap().to_vec();
             Matrix::new(shape.0, shape.1, crate::matrix::Elements::from_bytes(DType::F32, &y).unwrap()).unwrap()
         };
         // Eight tokens of 64 features.
         let (x, gamma, beta) =
             (floats(8, 64, DType::F16, 1), floats(1, 64, DType::F32, 2), floats(1, 64, DType::F32, 3));
-        let program = Glue::layer_norm(64, DType::F16, DType::F32).unwrap();
-        let params = GlueParams { tokens: 8, width: 64, epsilon: 1e-5, ..GlueParams::default() };
+        let program = Program::new(layer_norm::LayerNormKernel::new(64, DType::F16, DType::F32).unwrap());
+        let params = layer_norm::Params { tokens: 8, epsilon: 1e-5 };
         let bytes = |matrix: &Matrix| matrix.elements().to_le_bytes();
-        let operands = [(3, bytes(&x)), (4, bytes(&gamma)), (5, bytes(&beta))];
-        let y = outcome(program, params, &operands.each_ref().map(|(at, b)| (*at, &b[..])), (8, 64));
+        let operands = [(1, bytes(&x)), (3, bytes(&gamma)), (4, bytes(&beta))];
+        let operands = operands.each_ref().map(|(at, bytes)| (*at, &bytes[..]));
+        let y = outcome(program, bytemuck::bytes_of(&params), &operands, (8, 64));
         let [gamma, beta] = [gamma, beta].map(|m| m.elements().to_f32());
-        let verdict = reference::glue::layer_norm(&x, &gamma, &beta, 1e-5, DType::F32).unwrap().verify(&y).unwrap();
+        let verdict = reference::layer_norm::expect(&x, &gamma, &beta, 1e-5, DType::F32).unwrap().verify(&y).unwrap();
         assert!(verdict.passed() && verdict.checked == 8 * 64, "{verdict}");
         // One sequence of 32 tokens, of which 20 are real, and one head of 64 features, by both kinds of tiles.
-        for tile in AttentionTile::ALL.into_iter().filter(|tile| tile.to_string().ends_with("x64")) {
+        for tile in attention::AttentionTile::ALL.into_iter().filter(|tile| tile.to_string().ends_with("x64")) {
             let coop = tile.is_cooperative();
             let qkv = floats(32, 3 * 64, DType::F16, 4);
-            let program = Glue::attention(tile, 64, DType::F16, DType::F32).unwrap();
-            let params = GlueParams { tokens: 32, width: 64, seq: 32, heads: 1, scale: 0.125, ..GlueParams::default() };
-            let y = outcome(program, params, &[(2, &20u32.to_le_bytes()), (3, &bytes(&qkv))], (32, 64));
+            let program = Program::new(attention::AttentionKernel::new(tile, 64, DType::F16, DType::F32).unwrap());
+            let params = attention::Params { tokens: 32, width: 64, seq: 32, heads: 1, scale: 0.125 };
+            let operands = [(3, &20u32.to_le_bytes()[..]), (1, &bytes(&qkv))];
+            let y = outcome(program, bytemuck::bytes_of(&params), &operands, (32, 64));
             let weights = if coop { DType::F16 } else { DType::F32 };
-            let expected = reference::glue::attention(&qkv, &[20], (32, 1), weights, DType::F32).unwrap();
+            let expected = reference::attention::expect(&qkv, &[20], (32, 1), weights, DType::F32).unwrap();
             let verdict = expected.verify(&y).unwrap();
             assert!(verdict.passed() && verdict.checked == 32 * 64, "{tile}: {verdict}");
         }

@@ -7,14 +7,15 @@
 
 #![allow(unsafe_code, reason = "Vulkan is called through ash, whose functions are all unsafe")]
 
+use std::collections::HashMap;
 use std::ffi::CStr;
+use std::sync::{Mutex, PoisonError};
 
 use ash::vk;
 
 use super::spirv::{self, Lowered};
 use crate::error::{Error, Result};
-use crate::gpu::BINDINGS;
-use crate::kernels::{Caps, CoopShape, Program, Rates};
+use crate::kernels::{Binding, BindingAccess, Caps, CoopCheck, CoopShape, Program, Rates};
 
 const EXECUTABLES: &CStr = ash::khr::pipeline_executable_properties::NAME;
 const COOPERATIVE: &CStr = ash::khr::cooperative_matrix::NAME;
@@ -24,8 +25,7 @@ const ROBUSTNESS: &CStr = ash::ext::robustness2::NAME;
 pub struct Compiler {
     device: ash::Device,
     executables: ash::khr::pipeline_executable_properties::Device,
-    bindings: vk::DescriptorSetLayout,
-    layout: vk::PipelineLayout,
+    layouts: Mutex<HashMap<&'static [Binding], Layout>>,
     name: String,
     driver: String,
     version: (u32, u32),
@@ -84,6 +84,12 @@ impl Loaded {
         };
         Ok(devices.into_iter().map(|device| (device, name(device))).collect())
     }
+}
+
+/// What a pipeline is told of its bindings.
+struct Layout {
+    bindings: vk::DescriptorSetLayout,
+    pipeline: vk::PipelineLayout,
 }
 
 impl Drop for Loaded {
@@ -224,38 +230,45 @@ impl Compiler {
         }
         let prints_code = driver.contains("Honeykrisp")
             && std::env::var("AGX_MESA_DEBUG").is_ok_and(|options| options.split(',').any(|o| o == "shaders"));
-        // From here on dropping it gives everything back; null handles are destroyed without effect.
-        let (bindings, layout) = (vk::DescriptorSetLayout::null(), vk::PipelineLayout::null());
+        let layouts = Mutex::default();
         let mut compiler =
-            Self { device, executables, bindings, layout, name, driver, version, caps, prints_code, _loaded: entry };
-        compiler.lay_out_bindings()?;
+            Self { device, executables, layouts, name, driver, version, caps, prints_code, _loaded: entry };
         compiler.look_at_cooperative();
         Ok(compiler)
     }
 
-    /// Makes the layout that every program's pipeline has.
-    fn lay_out_bindings(&mut self) -> Result<()> {
-        let entries: Vec<_> = (0..BINDINGS)
+    /// The layout of a program's pipeline: one for each list of bindings.
+    fn layout_of(&self, program: &Program) -> Result<vk::PipelineLayout> {
+        let list = program.bindings();
+        let mut layouts = self.layouts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(layout) = layouts.get(list) {
+            return Ok(layout.pipeline);
+        }
+        let entries: Vec<_> = list
+            .iter()
             .map(|binding| {
                 vk::DescriptorSetLayoutBinding::default()
-                    .binding(binding)
+                    .binding(binding.number)
                     .descriptor_count(1)
                     .stage_flags(vk::ShaderStageFlags::COMPUTE)
-                    .descriptor_type(match binding {
-                        0 => vk::DescriptorType::UNIFORM_BUFFER,
-                        _ => vk::DescriptorType::STORAGE_BUFFER,
+                    .descriptor_type(match binding.access {
+                        BindingAccess::Uniform => vk::DescriptorType::UNIFORM_BUFFER,
+                        BindingAccess::Read | BindingAccess::Write => vk::DescriptorType::STORAGE_BUFFER,
                     })
             })
             .collect();
         let info = vk::DescriptorSetLayoutCreateInfo::default().bindings(&entries);
         // SAFETY: the device lives, and `entries` until the call returns. Gain: pipelines need a layout.
-        self.bindings =
+        let bindings =
             unsafe { self.device.create_descriptor_set_layout(&info, None) }.map_err(failed("lay out bindings"))?;
-        let sets = [self.bindings];
+        let sets = [bindings];
         let info = vk::PipelineLayoutCreateInfo::default().set_layouts(&sets);
         // SAFETY: as above, and so does the layout of the bindings.
-        self.layout = unsafe { self.device.create_pipeline_layout(&info, None) }.map_err(failed("lay out bindings"))?;
-        Ok(())
+        let made = unsafe { self.device.create_pipeline_layout(&info, None) };
+        // What is in the map is given back when this is dropped.
+        let pipeline = *made.as_ref().unwrap_or(&vk::PipelineLayout::null());
+        layouts.insert(list, Layout { bindings, pipeline });
+        made.map_err(failed("lay out bindings"))
     }
 
     /// Finds out the lanes of a subgroup in pipelines that use cooperative matrices. What fails here fails no other
@@ -263,7 +276,7 @@ impl Compiler {
     fn look_at_cooperative(&mut self) {
         let mut found = Vec::new();
         for edge in [16, 8] {
-            let program = Program::CoopCheck { edge };
+            let program = Program::new(CoopCheck { edge });
             if program.supported_by(&self.caps).is_err() {
                 continue;
             }
@@ -304,6 +317,7 @@ impl Compiler {
     /// refuses it.
     pub(super) fn executable(&self, program: &Program, lowered: &Lowered, code: bool) -> Result<Executable> {
         let what = format!("compile {program} on {}", self.name);
+        let layout = self.layout_of(program)?;
         let info = vk::ShaderModuleCreateInfo::default().code(&lowered.words);
         // SAFETY: the device lives; naga wrote valid SPIR-V for features that the device was opened with, which
         // `Program::supported_by` asks for. Gain: the driver's compiler needs it.
@@ -319,8 +333,8 @@ impl Compiler {
         if code {
             flags |= vk::PipelineCreateFlags::CAPTURE_INTERNAL_REPRESENTATIONS_KHR;
         }
-        let info = [vk::ComputePipelineCreateInfo::default().stage(stage).layout(self.layout).flags(flags)];
-        // SAFETY: module and layout live; the layout has every binding that programs declare. Gain: as above.
+        let info = [vk::ComputePipelineCreateInfo::default().stage(stage).layout(layout).flags(flags)];
+        // SAFETY: module and layout live; the layout has every binding that the program declares. Gain: as above.
         let make = || unsafe { self.device.create_compute_pipelines(vk::PipelineCache::null(), &info, None) };
         let (made, printed) = if code && self.prints_code { printed_by(make) } else { (make(), Ok(String::new())) };
         // SAFETY: a module may be destroyed once its pipelines are made. Gain: thousands of them are compiled.
@@ -404,8 +418,10 @@ impl Drop for Compiler {
         // SAFETY: each handle was made once, is used by nobody else, and nothing runs on the device. Gain: nothing is
         // left behind.
         unsafe {
-            self.device.destroy_pipeline_layout(self.layout, None);
-            self.device.destroy_descriptor_set_layout(self.bindings, None);
+            for layout in self.layouts.lock().unwrap_or_else(PoisonError::into_inner).values() {
+                self.device.destroy_pipeline_layout(layout.pipeline, None);
+                self.device.destroy_descriptor_set_layout(layout.bindings, None);
+            }
             self.device.destroy_device(None);
         }
     }

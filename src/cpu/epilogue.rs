@@ -176,7 +176,7 @@ fn sigmoid(v: f32) -> f32 {
 /// x = i·ln 2 + r with |r| ≤ ln 2 / 2, ln 2 in two parts (Cody & Waite 1980); eʳ by its Taylor polynomial of degree 7,
 /// which leaves out less than r⁸/8! = 5e-9; 2ⁱ by its exponent.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     // Added and taken away, it rounds to whole numbers, and its lowest bits hold them.

@@ -41,7 +41,7 @@ impl CpuProbe {
         }
     }
 
-    pub(super) fn run(&self, pool: &Pool, sums: &mut [f32]) {
+    pub(super) fn run_on(&self, pool: &Pool, sums: &mut [f32]) {
         let sums = Parts::new(sums);
         pool.each(pool.len(), |thread| {
             // SAFETY: each thread has its own sum.

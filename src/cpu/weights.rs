@@ -26,7 +26,7 @@ use crate::matrix::{DType, Element, Elements, Matrix, each_dtype};
 use crate::simd::Simd;
 
 /// Rows of a block of 2:4 weights. No pattern spans two: the longest vector length is as long.
-pub(super) const BLOCK: usize = 128;
+pub(crate) const BLOCK: usize = 128;
 
 /// k of a unit: four groups. Also what rows of dense weights and mask bits are padded to.
 pub(super) const UNIT: usize = 16;

@@ -8,9 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::checkpoint::{Checkpoint, HostParam};
 use super::{Graph, Input, Node, Operand, ParamId, Read, Site, Value, ValueId};
-use crate::engine::{Device, Prepared, Tensor};
+use crate::engine::{Device, Indices, Prepared, Tensor};
 use crate::error::{Error, Result};
-use crate::glue::Indices;
 use crate::linear::Linear;
 use crate::matrix::{DType, Matrix};
 use crate::problem::Epilogue;

@@ -8,7 +8,7 @@
 use ndarray::{Array2, Axis, concatenate};
 
 use super::checkpoint::{Checkpoint, HostParam};
-use super::{Exact, Input, Read, ValueId};
+use super::{Exact, ExactSite, Input, Read, ValueId};
 use crate::error::{Error, Result};
 use crate::matrix::Matrix;
 use crate::weights::HostWeights;
@@ -47,7 +47,7 @@ pub fn values<T: AsRef<[u32]>>(checkpoint: &Checkpoint, of: &[ValueId], texts: &
             let operands: Option<Vec<_>> =
                 node.reads.iter().zip(inputs.iter().map(Vec::as_slice)).map(operand).collect();
             let operands = operands.ok_or_else(|| Error::Invalid(format!("{} reads what is not there", node.name)))?;
-            node.op.exact(&operands)
+            node.op.exact(&ExactSite(operands))
         };
         values.push(texts.iter().enumerate().map(of_text).collect::<Result<_>>()?);
         let live = graph.live_at(at + 1);

@@ -2,8 +2,8 @@
 //! tells whether a driver's are right.
 //!
 //! Drivers differ in the blocks that they multiply and in the lanes of a subgroup, which no API tells. One text serves
-//! all: a [`CoopUnit`] brings in both, with its tiles. [`Caps::cooperative_lanes`] is what [`Program::CoopCheck`](super::Program::CoopCheck) saw
-//! when the device was opened: it multiplies blocks of whole numbers from different places in workgroup memory, in a
+//! all: a [`CoopUnit`] brings in both, with its tiles. [`Caps::cooperative_lanes`] is what shaders/coop_check.wgsl saw when
+//! the device was opened: it multiplies blocks of whole numbers from different places in workgroup memory, in a
 //! workgroup like the kernels' own. Wrong products, and drivers that are known to be wrong, are left in
 //! [`Caps::cooperative_refused`].
 //!
@@ -13,7 +13,7 @@
 use std::fmt;
 
 use super::Caps;
-use super::wgsl::{ENABLE_F16, Text};
+use super::wgsl::Text;
 use crate::error::Result;
 use crate::mask::VectorLen;
 use crate::problem::Op;
@@ -73,7 +73,7 @@ impl CoopUnit {
     }
 
     /// Brings EDGE and LANES into a text, and the types of the instructions where it has them.
-    pub(super) fn specialise(self, primitives: Primitives, text: &mut Text) -> Result<()> {
+    pub(crate) fn specialise(self, primitives: Primitives, text: &mut Text) -> Result<()> {
         let Self { edge, lanes } = self;
         text.set("const EDGE: u32", edge as usize)?;
         text.set("const LANES: u32", lanes as usize)?;
@@ -111,10 +111,10 @@ impl Primitives {
     }
 
     /// Puts their texts before another one: directives come first.
-    pub(super) fn precede(self, text: &mut Text) {
+    pub(crate) fn precede(self, text: &mut Text) {
         let own = if self.emulated { COOP_EMULATED } else { COOP_NATIVE };
         let held = if self.scalars { COOP_SCALARS } else { COOP_QUADS };
-        text.0 = format!("{own}\n{held}\n{}", text.0.trim_start_matches(ENABLE_F16));
+        text.precede([own, held]);
     }
 }
 
@@ -190,12 +190,12 @@ pub(super) const CHECK_THREADS: usize = 128;
 /// Blocks along features and tokens in that check.
 const CHECK_BLOCKS: usize = 4;
 
-/// Number of f32 that [`Program::CoopCheck`](super::Program::CoopCheck) writes, at most.
+/// Number of f32 that shaders/coop_check.wgsl writes, at most.
 pub(crate) const fn check_len(edge: u32) -> usize {
     CHECK_THREADS + CHECK_THREADS / 8 * (edge * edge) as usize
 }
 
-/// What [`Program::CoopCheck`](super::Program::CoopCheck) has found: the lanes of a subgroup, or what is wrong.
+/// What shaders/coop_check.wgsl has found: the lanes of a subgroup, or what is wrong.
 pub(crate) fn check_result(edge: u32, y: &[f32]) -> std::result::Result<u32, String> {
     let edge = edge as usize;
     let (widths, sums) = y.split_at(CHECK_THREADS.min(y.len()));

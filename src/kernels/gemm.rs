@@ -1,4 +1,5 @@
-//! The GEMM kernels: operation x schedule x form x element types x epilogue, and the WGSL of each.
+//! The GEMM kernels: operation x schedule x form x element types x epilogue, the WGSL of each, and what runs before and
+//! after them.
 //!
 //! Invariant: a [`Kernel`] that exists has a shader; whether a given device can run it is [`Kernel::supported_by`].
 
@@ -6,13 +7,15 @@ use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::features::{FLOATS, workgroup_supported};
 use super::wgsl::{Text, overrides};
-use super::{Caps, CoopTile, CoopUnit, Primitives, Schedule};
+use super::{Binding, Caps, CoopTile, CoopUnit, ParamsLayout, Primitives, Program, Schedule, Shader, fields};
 use crate::error::{Error, Result};
 use crate::mask::VectorLen;
 use crate::matrix::DType;
 use crate::problem::{Epilogue, Form, Op, Problem};
 
+/// Shared by all of them and by the probe of multiply-adds.
 pub(super) const GEMM: &str = include_str!("../../shaders/shared/gemm.wgsl");
 
 /// Mirror of `Params` in shaders/shared/gemm.wgsl.
@@ -38,6 +41,14 @@ pub struct Params {
     /// k of the caller's X.
     pub k_given: u32,
 }
+
+impl Params {
+    pub(super) const LAYOUT: ParamsLayout = fields!(Params: m n k k_split features feature0 tiles_m tiles_n k_given);
+}
+
+/// What shaders/shared/gemm.wgsl declares.
+pub(super) const GEMM_BINDINGS: [Binding; 4] =
+    [Binding::PARAMS, Binding::read(4, "bias"), Binding::read(5, "residual"), Binding::write(6, "y")];
 
 /// One GPU kernel: everything that distinguishes two compiled pipelines.
 ///
@@ -72,7 +83,6 @@ impl Kernel {
 
     /// Every kernel there is: operation x vector length x way x form x storage x output x epilogue.
     pub fn all() -> impl Iterator<Item = Self> {
-        const FLOATS: [DType; 2] = [DType::F32, DType::F16];
         let layouts = || [Form::Linear, Form::Gemm].into_iter().flat_map(|form| FLOATS.map(|output| (form, output)));
         let typed = Op::all().flat_map(|op| FLOATS.map(|storage| (op, storage)));
         let schedules = typed.flat_map(|(op, storage)| {
@@ -118,11 +128,6 @@ impl Kernel {
     /// What it does to an output before it stores it.
     pub fn epilogue(&self) -> Epilogue {
         self.epilogue
-    }
-
-    /// The part that decides its text.
-    pub(super) fn module(self) -> Self {
-        Self { form: Form::Linear, epilogue: Epilogue::NONE, ..self }
     }
 
     /// The kernel that leaves the sums of one split in scratch: token-major f32, no epilogue.
@@ -234,14 +239,7 @@ impl Kernel {
         if let Schedule::Coop(tile) = self.schedule {
             caps.has(tile.unit)?;
         }
-        let (threads, bytes) = (self.schedule.threads(), self.workgroup_bytes());
-        if threads > caps.workgroup_threads {
-            return Err(format!("workgroups of {threads} invocations (it allows {})", caps.workgroup_threads));
-        }
-        if bytes > caps.workgroup_memory {
-            return Err(format!("{bytes} bytes of workgroup memory (it has {})", caps.workgroup_memory));
-        }
-        Ok(())
+        workgroup_supported(caps, self.schedule.threads(), self.workgroup_bytes())
     }
 
     /// The specialised WGSL, as a GPU gets it. An error only if a shader lacks a name that it is to be specialised by,
@@ -250,7 +248,7 @@ impl Kernel {
         self.text(Primitives::NATIVE)?.finish(true)
     }
 
-    pub(super) fn text(&self, primitives: Primitives) -> Result<Text> {
+    fn text(&self, primitives: Primitives) -> Result<Text> {
         let mut text = Text::new(&[GEMM], self.storage, self.output)?;
         if self.op != Op::Dense || matches!(self.schedule, Schedule::Coop(_)) {
             text.push(include_str!("../../shaders/shared/words.wgsl"));
@@ -396,4 +394,171 @@ impl fmt::Display for Kernel {
         }
         Ok(())
     }
+}
+
+impl Shader for Kernel {
+    fn module(&self) -> String {
+        Self { form: Form::Linear, epilogue: Epilogue::NONE, ..*self }.to_string()
+    }
+
+    fn is_plain(&self) -> bool {
+        Self::is_plain(self)
+    }
+
+    fn text(&self, primitives: Primitives) -> Result<Text> {
+        Self::text(self, primitives)
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        Self::overrides(self)
+    }
+
+    fn bindings(&self) -> &'static [Binding] {
+        const {
+            let [params, bias, residual, y] = GEMM_BINDINGS;
+            &[params, Binding::read(1, "w"), Binding::read(2, "bits"), Binding::read(3, "x"), bias, residual, y]
+        }
+    }
+
+    fn params(&self) -> ParamsLayout {
+        Params::LAYOUT
+    }
+
+    fn threads(&self) -> u32 {
+        self.schedule.threads()
+    }
+
+    fn workgroup_bytes(&self) -> u32 {
+        Self::workgroup_bytes(self)
+    }
+
+    fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
+        Self::supported_by(self, caps)
+    }
+}
+
+/// Brings X to the shape that kernels read (shaders/pack_x.wgsl).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pack {
+    /// Whether it is X or B.
+    pub(crate) form: Form,
+    /// Its element type.
+    pub(crate) storage: DType,
+}
+
+impl Shader for Pack {
+    fn module(&self) -> String {
+        Self { form: Form::Linear, ..*self }.to_string()
+    }
+
+    fn is_plain(&self) -> bool {
+        self.form == Form::Linear
+    }
+
+    fn text(&self, _: Primitives) -> Result<Text> {
+        Text::new(&[GEMM, include_str!("../../shaders/pack_x.wgsl")], self.storage, self.storage)
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        overrides(self.form, Epilogue::NONE)
+    }
+
+    fn bindings(&self) -> &'static [Binding] {
+        const {
+            let [params, bias, residual, y] = GEMM_BINDINGS;
+            &[params, Binding::read(3, "x"), bias, residual, y]
+        }
+    }
+
+    fn params(&self) -> ParamsLayout {
+        Params::LAYOUT
+    }
+
+    fn threads(&self) -> u32 {
+        256
+    }
+
+    fn workgroup_bytes(&self) -> u32 {
+        // 32 rows of 32 elements and one more.
+        32 * 33 * self.storage.bytes() as u32
+    }
+
+    fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
+        if self.storage == DType::F16 && !caps.f16 { Err("f16 in shaders".into()) } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for Pack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pack_x-{}-{}", self.storage, self.form.name())
+    }
+}
+
+/// Adds up the splits of k and runs the epilogue (shaders/reduce.wgsl).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reduce {
+    /// Layout of the output.
+    pub(crate) form: Form,
+    /// Its element type.
+    pub(crate) output: DType,
+    /// What is done to it.
+    pub(crate) epilogue: Epilogue,
+}
+
+impl Shader for Reduce {
+    fn module(&self) -> String {
+        Self { form: Form::Linear, epilogue: Epilogue::NONE, ..*self }.to_string()
+    }
+
+    fn is_plain(&self) -> bool {
+        self.form == Form::Linear && self.epilogue == Epilogue::NONE
+    }
+
+    fn text(&self, _: Primitives) -> Result<Text> {
+        Text::new(&[GEMM, include_str!("../../shaders/reduce.wgsl")], DType::F32, self.output)
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        overrides(self.form, self.epilogue)
+    }
+
+    fn bindings(&self) -> &'static [Binding] {
+        const {
+            let [params, bias, residual, y] = GEMM_BINDINGS;
+            &[params, Binding::read(1, "partial"), bias, residual, y]
+        }
+    }
+
+    fn params(&self) -> ParamsLayout {
+        Params::LAYOUT
+    }
+
+    fn threads(&self) -> u32 {
+        256
+    }
+
+    fn workgroup_bytes(&self) -> u32 {
+        0
+    }
+
+    fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
+        if self.output == DType::F16 && !caps.f16 { Err("f16 in shaders".into()) } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for Reduce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "reduce-{}-{}-{}", self.output, self.epilogue, self.form.name())
+    }
+}
+
+/// What runs before and after the kernels.
+pub(crate) fn helpers() -> impl Iterator<Item = Program> {
+    let forms = || [Form::Linear, Form::Gemm].into_iter();
+    let pack = forms().flat_map(|form| FLOATS.map(|storage| Program::new(Pack { form, storage })));
+    let reduce = forms().flat_map(|form| {
+        let typed = FLOATS.into_iter().flat_map(|output| Epilogue::all().map(move |epilogue| (output, epilogue)));
+        typed.map(move |(output, epilogue)| Program::new(Reduce { form, output, epilogue }))
+    });
+    pack.chain(reduce)
 }

@@ -1,198 +1,216 @@
-//! The registry: everything that is compiled for a GPU.
+//! What a program is: something that is compiled for a GPU, with its text, its bindings and its needs.
 //!
-//! Invariant: what a device compiles is a [`Program`], and the tests iterate all of them.
+//! Every kernel is a small type that implements [`Shader`]; a [`Program`] is any of them. Whoever compiles, binds or
+//! tests programs knows no more of them than that trait, so a new kernel changes none of it. [`crate::ops`] has the
+//! list of all programs. Invariant: two programs of one name are the same program.
 
+use std::any::Any;
 use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
-use super::coop::CHECK_THREADS;
-use super::gemm::GEMM;
-use super::wgsl::{Text, overrides};
-use super::{Caps, CoopTile, CoopUnit, Kernel, Primitives, glue, sparsify};
+use super::wgsl::Text;
+use super::{Caps, Kernel, Primitives};
 use crate::error::Result;
-use crate::matrix::DType;
-use crate::problem::{Epilogue, Form};
 
-/// Everything that is compiled for a GPU: the kernels, what runs before and after them, and what measures ceilings.
+/// What a program does with a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Program {
-    /// A GEMM.
-    Gemm(Kernel),
-    /// Brings X to the shape that kernels read (shaders/pack_x.wgsl).
-    Pack {
-        /// Whether it is X or B.
-        form: Form,
-        /// Its element type.
-        storage: DType,
-    },
-    /// Adds up the splits of k and runs the epilogue (shaders/reduce.wgsl).
-    Reduce {
-        /// Layout of the output.
-        form: Form,
-        /// Its element type.
-        output: DType,
-        /// What is done to it.
-        epilogue: Epilogue,
-    },
-    /// Multiply-adds in registers (shaders/probe_fma.wgsl).
-    ProbeFma(DType),
-    /// Cooperative matrices (shaders/probe_coop.wgsl).
-    ProbeCoop(CoopUnit),
-    /// Whether cooperative matrices are right, and how wide their subgroups are (shaders/coop_check.wgsl).
-    CoopCheck {
-        /// Rows and columns of a block.
-        edge: u32,
-    },
-    /// A copy (shaders/probe_copy.wgsl).
-    ProbeCopy,
-    /// What runs between the GEMMs of a transformer.
-    Glue(glue::Glue),
-    /// What makes 2:4 weights of dense ones, and dense ones of them.
-    Conversion(sparsify::Conversion),
+pub enum BindingAccess {
+    /// The parameters, a uniform buffer.
+    Uniform,
+    /// A storage buffer that is read.
+    Read,
+    /// A storage buffer that is written, and may be read.
+    Write,
 }
 
-/// Independent sums of a thread or subgroup, and multiply-adds of each, in the probes of arithmetic.
-pub(crate) const PROBE_CHAINS: usize = 8;
-pub(crate) const PROBE_ROUNDS: usize = 512;
+/// A binding of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Binding {
+    /// Its number, in group 0.
+    pub number: u32,
+    /// The variable's name in the WGSL.
+    pub name: &'static str,
+    /// What is done with it.
+    pub access: BindingAccess,
+}
+
+impl Binding {
+    /// The parameters: number 0.
+    pub(crate) const PARAMS: Self = Self { number: 0, name: "params", access: BindingAccess::Uniform };
+
+    /// An operand that is read.
+    pub(crate) const fn read(number: u32, name: &'static str) -> Self {
+        Self { number, name, access: BindingAccess::Read }
+    }
+
+    /// An operand that is written.
+    pub(crate) const fn write(number: u32, name: &'static str) -> Self {
+        Self { number, name, access: BindingAccess::Write }
+    }
+}
+
+/// The members of a host's parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParamsLayout {
+    /// Names and byte offsets, in their order.
+    pub fields: &'static [(&'static str, usize)],
+    /// Size of all.
+    pub bytes: usize,
+}
+
+impl ParamsLayout {
+    /// A program without parameters.
+    pub(crate) const NONE: Self = Self { fields: &[], bytes: 0 };
+}
+
+/// The [`ParamsLayout`] of a struct with these members: a test compares it with what naga makes of the shader's.
+macro_rules! fields {
+    ($params:ty: $($field:ident)+) => {
+        $crate::kernels::ParamsLayout {
+            fields: &[$((stringify!($field), ::std::mem::offset_of!($params, $field))),+],
+            bytes: ::std::mem::size_of::<$params>(),
+        }
+    };
+}
+pub(crate) use fields;
+
+/// Something that is compiled for a GPU. `Display` gives its name, which tells it from all others.
+pub(crate) trait Shader: fmt::Display + fmt::Debug + Any + Send + Sync {
+    /// Name of the program that stands for all that have the same text: they differ in `override`s alone.
+    fn module(&self) -> String;
+
+    /// Whether it stands for all that differ from it in form and epilogue alone.
+    fn is_plain(&self) -> bool {
+        true
+    }
+
+    /// Its WGSL, on the way to be specialised.
+    fn text(&self, primitives: Primitives) -> Result<Text>;
+
+    /// Values of the text's `override`s: all of them.
+    fn overrides(&self) -> Vec<(&'static str, f64)>;
+
+    /// Its bindings, as the text declares them: parameters first, where it has any.
+    fn bindings(&self) -> &'static [Binding];
+
+    /// The struct that the host writes for its parameters.
+    fn params(&self) -> ParamsLayout;
+
+    /// Invocations per workgroup.
+    fn threads(&self) -> u32;
+
+    /// Bytes of workgroup memory that a workgroup takes.
+    fn workgroup_bytes(&self) -> u32;
+
+    /// Whether a device can run it; if not, what is missing.
+    fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String>;
+}
+
+/// Anything that is compiled for a GPU. `Display` gives its name.
+#[derive(Clone)]
+pub struct Program(Arc<dyn Shader>);
 
 impl Program {
-    /// What is compiled beside the [`Kernel`]s.
-    pub fn helpers() -> impl Iterator<Item = Self> {
-        const FLOATS: [DType; 2] = [DType::F32, DType::F16];
-        let forms = || [Form::Linear, Form::Gemm].into_iter();
-        let pack = forms().flat_map(|form| FLOATS.map(|storage| Self::Pack { form, storage }));
-        let reduce = forms().flat_map(|form| {
-            FLOATS
-                .into_iter()
-                .flat_map(move |output| Epilogue::all().map(move |epilogue| Self::Reduce { form, output, epilogue }))
-        });
-        let probes = FLOATS.map(Self::ProbeFma).into_iter().chain([Self::ProbeCopy]);
-        let coop = CoopUnit::ALL.map(Self::ProbeCoop).into_iter().chain([8, 16].map(|edge| Self::CoopCheck { edge }));
-        let conversions = sparsify::Conversion::all().map(Self::Conversion);
-        pack.chain(reduce).chain(probes).chain(coop).chain(glue::Glue::all().map(Self::Glue)).chain(conversions)
+    pub(crate) fn new(shader: impl Shader) -> Self {
+        Self(Arc::new(shader))
     }
 
-    /// The part that decides its text. Programs that differ in form and epilogue alone share a module.
-    pub(crate) fn module(&self) -> Self {
-        let (form, epilogue) = (Form::Linear, Epilogue::NONE);
-        match *self {
-            Self::Gemm(kernel) => Self::Gemm(kernel.module()),
-            Self::Pack { storage, .. } => Self::Pack { form, storage },
-            Self::Reduce { output, .. } => Self::Reduce { form, output, epilogue },
-            Self::Glue(glue) => Self::Glue(glue.module()),
-            Self::Conversion(conversion) => Self::Conversion(conversion.module()),
-            probe => probe,
-        }
+    /// The GEMM kernel that it is, if it is one.
+    pub fn gemm(&self) -> Option<&Kernel> {
+        self.downcast()
     }
 
-    /// Whether it writes binding 7 beside binding 6.
-    pub(crate) fn writes_two(&self) -> bool {
-        matches!(self, Self::Conversion(conversion) if conversion.writes_two())
+    /// The kernel of a type that it is, if it is one.
+    pub(crate) fn downcast<S: Shader>(&self) -> Option<&S> {
+        (&*self.0 as &dyn Any).downcast_ref()
+    }
+
+    /// Name of the program that stands for all that have the same text.
+    pub fn module(&self) -> String {
+        self.0.module()
+    }
+
+    /// Whether it stands for all that differ from it in form and epilogue alone.
+    pub fn is_plain(&self) -> bool {
+        self.0.is_plain()
     }
 
     /// The specialised WGSL, as a GPU gets it: see [`Kernel::source`].
     pub fn source(&self) -> Result<String> {
-        self.text(Primitives::NATIVE)?.finish(true)
+        self.0.text(Primitives::NATIVE)?.finish(true)
     }
 
     /// The specialised WGSL as a device with these capabilities gets it.
     pub fn source_for(&self, caps: &Caps) -> Result<String> {
-        self.text(Primitives::of(caps))?.finish(caps.unrolls)
+        self.0.text(Primitives::of(caps))?.finish(caps.unrolls)
     }
 
-    fn text(&self, primitives: Primitives) -> Result<Text> {
-        match *self {
-            Self::Gemm(kernel) => kernel.text(primitives),
-            Self::Pack { storage, .. } => {
-                Text::new(&[GEMM, include_str!("../../shaders/pack_x.wgsl")], storage, storage)
-            }
-            Self::Reduce { output, .. } => {
-                Text::new(&[GEMM, include_str!("../../shaders/reduce.wgsl")], DType::F32, output)
-            }
-            Self::ProbeFma(dtype) => {
-                let mut text = Text::new(&[GEMM, include_str!("../../shaders/probe_fma.wgsl")], dtype, DType::F32)?;
-                text.set("const CHAINS: u32", PROBE_CHAINS)?;
-                text.set("const ROUNDS: u32", PROBE_ROUNDS)?;
-                Ok(text)
-            }
-            Self::ProbeCoop(unit) => {
-                let mut text = Text(include_str!("../../shaders/probe_coop.wgsl").to_owned());
-                primitives.precede(&mut text);
-                unit.specialise(primitives, &mut text)?;
-                text.set("const CHAINS: u32", PROBE_CHAINS)?;
-                text.set("const ROUNDS: u32", PROBE_ROUNDS)?;
-                Ok(text)
-            }
-            Self::CoopCheck { edge } => {
-                let mut text = Text(include_str!("../../shaders/coop_check.wgsl").to_owned());
-                primitives.precede(&mut text);
-                // How wide a subgroup is does not concern the instructions.
-                CoopUnit { edge, lanes: 32 }.specialise(primitives, &mut text)?;
-                text.set("const THREADS: u32", CHECK_THREADS)?;
-                text.set("const K_STEPS: u32", CoopTile::K as usize / edge as usize)?;
-                Ok(text)
-            }
-            Self::ProbeCopy => Ok(Text(include_str!("../../shaders/probe_copy.wgsl").to_owned())),
-            Self::Glue(glue) => glue.text(primitives),
-            Self::Conversion(conversion) => Ok(conversion.text()),
-        }
+    /// The shader files that it is made of, one after another as they stand.
+    #[doc(hidden)]
+    pub fn files(&self) -> Result<String> {
+        Ok(self.0.text(Primitives::NATIVE)?.files())
     }
 
     /// Values of the shader's `override`s.
     pub fn overrides(&self) -> Vec<(&'static str, f64)> {
-        match *self {
-            Self::Gemm(kernel) => kernel.overrides(),
-            Self::Pack { form, .. } => overrides(form, Epilogue::NONE),
-            Self::Reduce { form, epilogue, .. } => overrides(form, epilogue),
-            Self::ProbeFma(_) => overrides(Form::Linear, Epilogue::NONE),
-            Self::ProbeCoop(_) => vec![("FACTOR", 0.007_812_5)],
-            Self::CoopCheck { .. } => vec![("ONE", 1.0)],
-            Self::ProbeCopy => vec![("COPIES", 4.0)],
-            Self::Glue(glue) => glue.overrides(),
-            Self::Conversion(conversion) => conversion.overrides(),
-        }
+        self.0.overrides()
+    }
+
+    /// Its bindings: parameters first, where it has any.
+    pub fn bindings(&self) -> &'static [Binding] {
+        self.0.bindings()
+    }
+
+    /// How the host lays out its parameters.
+    pub fn params(&self) -> ParamsLayout {
+        self.0.params()
+    }
+
+    /// Invocations per workgroup.
+    pub fn threads(&self) -> u32 {
+        self.0.threads()
+    }
+
+    /// Bytes of workgroup memory that a workgroup takes.
+    pub fn workgroup_bytes(&self) -> u32 {
+        self.0.workgroup_bytes()
     }
 
     /// Whether a device can run it; if not, what is missing.
     pub fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
-        let f16 = match *self {
-            Self::Gemm(kernel) => return kernel.supported_by(caps),
-            Self::Pack { storage, .. } => storage == DType::F16,
-            Self::Reduce { output, .. } => output == DType::F16,
-            Self::ProbeFma(dtype) => dtype == DType::F16,
-            // The matrices' own speed is what is asked for, and what they are.
-            Self::ProbeCoop(_) | Self::CoopCheck { .. } if caps.emulates_cooperative => {
-                return Err("cooperative matrices that are not acted out".into());
-            }
-            Self::ProbeCoop(unit) => return caps.has(unit),
-            Self::CoopCheck { edge } => {
-                let shape = CoopUnit { edge, lanes: 32 }.shape();
-                return match (caps.cooperative.contains(&shape), caps.subgroups) {
-                    (false, _) => Err(format!("cooperative matrices of {shape}")),
-                    (true, None) => Err("subgroups in shaders".into()),
-                    (true, Some(_)) if !caps.f16 => Err("f16 in shaders".into()),
-                    (true, Some(_)) => Ok(()),
-                };
-            }
-            Self::ProbeCopy => false,
-            Self::Glue(glue) => return glue.supported_by(caps),
-            Self::Conversion(conversion) => return conversion.supported_by(caps),
-        };
-        if f16 && !caps.f16 { Err("f16 in shaders".into()) } else { Ok(()) }
+        self.0.supported_by(caps)
+    }
+}
+
+impl From<Kernel> for Program {
+    fn from(kernel: Kernel) -> Self {
+        Self::new(kernel)
     }
 }
 
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Gemm(kernel) => kernel.fmt(f),
-            Self::Pack { form, storage } => write!(f, "pack_x-{storage}-{}", form.name()),
-            Self::Reduce { form, output, epilogue } => write!(f, "reduce-{output}-{epilogue}-{}", form.name()),
-            Self::ProbeFma(dtype) => write!(f, "probe_fma-{dtype}"),
-            Self::ProbeCoop(unit) => write!(f, "probe_coop{unit}"),
-            Self::CoopCheck { edge } => write!(f, "coop_check-{edge}"),
-            Self::ProbeCopy => f.write_str("probe_copy"),
-            Self::Glue(glue) => glue.fmt(f),
-            Self::Conversion(conversion) => conversion.fmt(f),
-        }
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Program({self})")
+    }
+}
+
+impl PartialEq for Program {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+    }
+}
+
+impl Eq for Program {}
+
+impl Hash for Program {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.to_string().hash(state);
     }
 }

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::matrix::DType;
 use crate::problem::{Activation, Epilogue, Form};
 
-pub(super) const ENABLE_F16: &str = "enable f16;\n";
+const ENABLE_F16: &str = "enable f16;\n";
 
 /// Values of the `override`s of shaders/shared/gemm.wgsl.
 pub(super) fn overrides(form: Form, epilogue: Epilogue) -> Vec<(&'static str, f64)> {
@@ -26,47 +26,69 @@ pub(super) fn overrides(form: Form, epilogue: Epilogue) -> Vec<(&'static str, f6
 }
 
 /// WGSL on its way to be specialised.
-pub(super) struct Text(pub(super) String);
+pub(crate) struct Text {
+    text: String,
+    /// The files that it is made of.
+    files: Vec<&'static str>,
+}
 
 impl Text {
-    pub(super) fn new(parts: &[&str], storage: DType, output: DType) -> Result<Self> {
-        let mut text = Self(parts.join("\n"));
+    /// Files that have no element types to set.
+    pub(crate) fn as_it_stands(files: &[&'static str]) -> Self {
+        Self { text: files.join("\n"), files: files.to_vec() }
+    }
+
+    /// Files that declare the types of what is read and written.
+    pub(crate) fn new(files: &[&'static str], storage: DType, output: DType) -> Result<Self> {
+        let mut text = Self::as_it_stands(files);
         text.replace("alias Storage", storage.name())?;
         text.replace("alias Output", output.name())?;
         if storage == DType::F16 || output == DType::F16 {
-            text.0.insert_str(0, ENABLE_F16);
+            text.text.insert_str(0, ENABLE_F16);
         }
         Ok(text)
     }
 
-    pub(super) fn push(&mut self, part: &str) {
-        self.0.push('\n');
-        self.0.push_str(part);
+    pub(super) fn push(&mut self, file: &'static str) {
+        self.text.push('\n');
+        self.text.push_str(file);
+        self.files.push(file);
+    }
+
+    /// Puts files before all others. They have the directives, which come first.
+    pub(super) fn precede(&mut self, files: [&'static str; 2]) {
+        self.text = format!("{}\n{}", files.join("\n"), self.text.trim_start_matches(ENABLE_F16));
+        self.files.splice(0..0, files);
+    }
+
+    /// The files as they stand.
+    pub(super) fn files(&self) -> String {
+        self.files.join("\n")
     }
 
     /// Sets a constant that is a number or a truth value.
-    pub(super) fn set(&mut self, declaration: &str, value: impl Literal) -> Result<()> {
+    pub(crate) fn set(&mut self, declaration: &str, value: impl Literal) -> Result<()> {
         self.replace(declaration, &value.literal())
     }
 
     /// Replaces the value in the line `{declaration} = ...;`.
-    pub(super) fn replace(&mut self, declaration: &str, value: &str) -> Result<()> {
+    pub(crate) fn replace(&mut self, declaration: &str, value: &str) -> Result<()> {
         let start = format!("\n{declaration} = ");
-        let found = self.0.find(&start).map(|at| at + start.len());
-        let end = found.and_then(|at| self.0[at..].find(';').map(|len| at + len));
+        let found = self.text.find(&start).map(|at| at + start.len());
+        let end = found.and_then(|at| self.text[at..].find(';').map(|len| at + len));
         let (Some(from), Some(to)) = (found, end) else {
             return Err(Error::Invalid(format!("shader does not declare `{declaration}`")));
         };
-        self.0.replace_range(from..to, value);
+        self.text.replace_range(from..to, value);
         Ok(())
     }
 
     pub(super) fn finish(self, unrolled: bool) -> Result<String> {
-        if unrolled { unroll(&self.0, &self.0) } else { Ok(self.0) }
+        if unrolled { unroll(&self.text, &self.text) } else { Ok(self.text) }
     }
 }
 
-pub(super) trait Literal {
+pub(crate) trait Literal {
     fn literal(&self) -> String;
 }
 

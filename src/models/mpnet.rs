@@ -152,3 +152,63 @@ fn bucket(right: bool, distance: usize, buckets: usize) -> usize {
     let far = (distance as f64 / near as f64).ln() / (FAR as f64 / near as f64).ln() * (half - near) as f64;
     first + (near + far as usize).min(half - 1)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    /// The buckets of transformers, for every distance at which they change and those between.
+    #[test]
+    fn buckets_are_those_of_transformers() {
+        let text = include_str!("../../tests/vectors/mpnet.json");
+        let expected: serde_json::Value = serde_json::from_str(text).unwrap();
+        for (side, steps) in expected["buckets"].as_object().unwrap() {
+            let (count, side) = side.split_once(' ').unwrap();
+            let mut steps = steps.as_array().unwrap().iter().peekable();
+            let mut now = 0;
+            for distance in 0..512 {
+                if let Some(step) = steps.next_if(|step| step[0] == distance) {
+                    now = step[1].as_u64().unwrap() as usize;
+                }
+                // A distance of 0 is to no side.
+                let right = side == "right" && distance > 0;
+                assert_eq!(bucket(right, distance, count.parse().unwrap()), now, "{count} {side}, {distance}");
+            }
+            assert!(steps.next().is_none());
+        }
+    }
+
+    #[test]
+    fn distances_lie_from_left_to_right() {
+        // Two heads: the row's number, and that and a half.
+        let numbers: Vec<f32> = (0..BUCKETS).flat_map(|row| [row as f32, row as f32 + 0.5]).collect();
+        let table = by_distance(&Matrix::from_f32(BUCKETS, 2, &numbers).unwrap(), 3).unwrap();
+        assert_eq!(table, Matrix::from_f32(2, 5, &[2.0, 1.0, 0.0, 17.0, 18.0, 2.5, 1.5, 0.5, 17.5, 18.5]).unwrap());
+    }
+
+    #[test]
+    fn configs_that_are_none_are_refused_by_field() {
+        let text = include_str!("../../tests/vectors/mpnet.json");
+        let tiny: serde_json::Value = serde_json::from_str(text).unwrap();
+        let parse = |field: &str, value: serde_json::Value| {
+            let mut config = tiny["tiny"]["config"].clone();
+            config[field] = value;
+            Config::parse(&config.to_string()).map(|config| config.graph().unwrap()).map_err(|e| e.to_string())
+        };
+        let fine = parse("hidden_act", "gelu".into()).unwrap();
+        // Positions start at 2.
+        assert_eq!(fine.limits(), Limits { vocabulary: 14, tokens: 24 });
+        assert_eq!(fine.linear_weights(), 2 * (4 * 1600 + 2 * 40 * 72));
+        for (field, value, error) in [
+            ("model_type", "bert".into(), "model_type is \"bert\", expected mpnet"),
+            ("relative_attention_num_buckets", 8.into(), "relative_attention_num_buckets is 8, expected 32"),
+            ("hidden_size", 41.into(), "hidden_size is 41, which num_attention_heads, 5, does not divide"),
+            ("num_hidden_layers", 0.into(), "num_hidden_layers is 0, expected 1 to 4294967295"),
+            ("max_position_embeddings", 2.into(), "max_position_embeddings is 2, which leaves none for a text"),
+            ("is_decoder", true.into(), "is_decoder is true, expected false"),
+        ] {
+            assert_eq!(parse(field, value).map(|_| ()), Err(error.to_owned()), "{field}");
+        }
+    }
+}

@@ -85,7 +85,7 @@ pub fn sparsify(w: &Matrix, vector: VectorLen) -> Result<Sparse24> {
 
 /// [`sparsify`] at the vector length of `s`, over what it holds: weights that change need no new memory, which takes the
 /// system as long to hand out as it takes to fill. An error if shape or type differ, or [`Error::Nan`]; after that `s`
-/// holds the weights with the NaN kept, as [devices](crate::sparsify) do.
+/// holds the weights with the NaN kept, as [devices](crate::ops::sparsify) do.
 ///
 /// ```
 /// use sparse24::{Matrix, VectorLen, prune};

@@ -1,4 +1,6 @@
 //! The oracle of magnitude pruning and compression: exact bytes, worked out column by column from the definition.
+//!
+//! Invariant: no code is shared with the devices nor with the host's own pruning.
 
 use std::cmp::Ordering;
 
@@ -12,11 +14,11 @@ use crate::matrix::{Element, Elements, Matrix, each_dtype};
 /// ```
 /// use sparse24::{Matrix, VectorLen, reference};
 /// let w = Matrix::from_f32(1, 4, &[1.0, -3.0, f32::NAN, 2.0])?;
-/// let (values, meta) = reference::sparsify::sparsify(&w, VectorLen::ONE)?;
+/// let (values, meta) = reference::sparsify::exact(&w, VectorLen::ONE)?;
 /// assert_eq!((values.get(0), values.get(1).is_nan(), meta), (-3.0, true, vec![0x9]));
 /// # Ok::<(), sparse24::Error>(())
 /// ```
-pub fn sparsify(w: &Matrix, vector: VectorLen) -> Result<(Elements, Vec<u32>)> {
+pub fn exact(w: &Matrix, vector: VectorLen) -> Result<(Elements, Vec<u32>)> {
     fn typed<T: Element>(w: &Matrix, data: &[T], vector: VectorLen) -> Result<(Elements, Vec<u32>)> {
         let (m, k) = (w.rows(), w.cols());
         let (groups, words) = (k.div_ceil(4), k.div_ceil(32));

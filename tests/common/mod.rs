@@ -4,8 +4,10 @@
 
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::{Rng, SeedableRng};
-use sparse24::reference::{self, Operands, Oracle, Sample, Verdict};
-use sparse24::{DType, Device, Elements, Io, Mask, Mask24, Matrix, Op, Plan, Problem, Sparse24, VectorLen, prune};
+use sparse24::reference::{Operands, Oracle, Sample, Verdict};
+use sparse24::{
+    DType, Device, Elements, Gemm, HostWeights, Io, Mask, Matrix, Op, Plan, Problem, Sparse24, VectorLen, prune,
+};
 
 /// The GPU to test: the adapter named by SPARSE24_TEST_DEVICE, else any. `None`, with a word on stderr, where there is
 /// none, unless SPARSE24_REQUIRE_GPU is set: then that is a failure.
@@ -105,59 +107,31 @@ pub fn matrix(rows: usize, cols: usize, dtype: DType, data: Data, rng: &mut Pcg6
     Matrix::new(rows, cols, Elements::from_f32(dtype, &values)).unwrap()
 }
 
-/// Weights of a problem, on the host.
-pub enum HostWeights {
-    Dense(Matrix),
-    Sparse24(Sparse24),
-    Masked(Matrix, Mask),
-    Masked24(Matrix, Mask24),
-}
-
-impl HostWeights {
-    pub fn new(problem: &Problem, data: Data, rng: &mut Pcg64) -> Self {
-        let w = matrix(problem.m, problem.k, problem.storage, data, rng);
-        match problem.op {
-            Op::Dense => Self::Dense(w),
-            Op::Sparse24(v) => {
-                // A random pattern: every code occurs whatever the weights are, under-full groups where they are zero.
-                let mask = prune::random(problem.m, problem.k, v, rng.next_u64()).unwrap();
-                Self::Sparse24(Sparse24::compress(&w, &mask).unwrap())
-            }
-            Op::Masked24 => {
-                let mask = prune::random(problem.m, problem.k, VectorLen::ONE, rng.next_u64()).unwrap();
-                Self::Masked24(w, mask)
-            }
-            Op::Masked => {
-                let density = rng.next_u32();
-                let mask = Mask::from_fn(problem.m, problem.k, |_, _| rng.next_u32() < density).unwrap();
-                Self::Masked(w, mask)
-            }
+/// Weights for a problem, in the form of its operation.
+pub fn host_weights(problem: &Problem, data: Data, rng: &mut Pcg64) -> HostWeights {
+    let w = matrix(problem.m, problem.k, problem.storage, data, rng);
+    match problem.op {
+        Op::Dense => HostWeights::Dense(w),
+        Op::Sparse24(v) => {
+            // A random pattern: every code occurs whatever the weights are, under-full groups where they are zero.
+            let mask = prune::random(problem.m, problem.k, v, rng.next_u64()).unwrap();
+            HostWeights::Sparse24(Sparse24::compress(&w, &mask).unwrap())
         }
-    }
-
-    pub fn upload(&self, device: &Device) -> sparse24::Weights {
-        match self {
-            Self::Dense(w) => device.upload_weights(&w.into()),
-            Self::Sparse24(w) => device.upload_weights(&w.into()),
-            Self::Masked(w, mask) => device.upload_weights(&sparse24::HostWeights::Masked(w.clone(), mask.clone())),
-            Self::Masked24(w, mask) => device.upload_weights(&sparse24::HostWeights::Masked24(w.clone(), mask.clone())),
+        Op::Masked24 => {
+            let mask = prune::random(problem.m, problem.k, VectorLen::ONE, rng.next_u64()).unwrap();
+            HostWeights::Masked24(w, mask)
         }
-        .unwrap()
-    }
-
-    pub fn as_oracle(&self) -> reference::Weights<'_> {
-        match self {
-            Self::Dense(w) => reference::Weights::Dense(w),
-            Self::Sparse24(w) => reference::Weights::Sparse24(w),
-            Self::Masked(w, mask) => reference::Weights::Masked(w, mask),
-            Self::Masked24(w, mask) => reference::Weights::Masked(w, mask.mask()),
+        Op::Masked => {
+            let density = rng.next_u32();
+            let mask = Mask::from_fn(problem.m, problem.k, |_, _| rng.next_u32() < density).unwrap();
+            HostWeights::Masked(w, mask)
         }
     }
 }
 
 /// Draws operands, computes the plan's problem on `device` over a poisoned output, and judges every element.
 pub fn verdict(device: &Device, plan: &Plan, data: Data, rng: &mut Pcg64) -> Verdict {
-    let weights = HostWeights::new(plan.problem(), data, rng);
+    let weights = host_weights(plan.problem(), data, rng);
     verdict_of(device, plan, &weights, &weights, data, rng)
 }
 
@@ -180,7 +154,7 @@ pub fn verdict_of(
 
     let y = run(device, plan, uploaded, &x, bias.as_ref(), residual.as_ref());
     let bias = bias.as_ref().map(|b| b.elements().to_f32());
-    let operands = Operands { weights: told.as_oracle(), x: &x, bias: bias.as_deref(), residual: residual.as_ref() };
+    let operands = Operands { weights: told, x: &x, bias: bias.as_deref(), residual: residual.as_ref() };
     Oracle::new(problem, operands).unwrap().verify(&y, Sample::All).unwrap()
 }
 
@@ -197,12 +171,12 @@ pub fn run(
     let (rows, cols) = problem.y_shape();
     let poison = Elements::from_f32(problem.output, &vec![f32::NAN; rows * cols]);
     let y = device.upload(&Matrix::new(rows, cols, poison).unwrap()).unwrap();
-    let weights = weights.upload(device);
+    let weights = device.upload_weights(weights).unwrap();
     let x = device.upload(x).unwrap();
     let bias = bias.map(|b| device.upload(b).unwrap());
     let residual = residual.map(|r| device.upload(r).unwrap());
     let io = Io { x: &x, bias: bias.as_ref(), residual: residual.as_ref(), y: &y };
-    device.prepare(plan, &weights, &io).unwrap().run().unwrap();
+    device.prepare(&Gemm { plan, weights: &weights, io }).unwrap().run().unwrap();
     device.read(&y).unwrap()
 }
 

@@ -1,23 +1,19 @@
 //! Pruning and compression in one pass, on the host, on the CPU device and on a GPU: every byte against the oracle.
-//!
-//! Tests that need a GPU are ignored unless asked for (`-- --include-ignored`). Outputs start as garbage.
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and says what it skips")]
 
-mod common;
-
-use common::{Data, allocated, callers_device, gpu, matrix, rng, seed};
+use crate::common::{Data, allocated, callers_device, gpu, matrix, rng, seed};
+use crate::poisoned;
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::Rng;
-use sparse24::reference::sparsify::sparsify as oracle;
-use sparse24::sparsify::{Compressed, Densify, Sparsify};
+use sparse24::reference::decompress::exact as decompressed;
+use sparse24::reference::sparsify::exact as oracle;
 use sparse24::{
-    DType, Device, Elements, Error, Indices, Io, Matrix, Op, Options, Problem, Sparse24, Tensor, VectorLen, Weights,
-    prune,
+    Compressed, DType, Decompress, Device, Elements, Error, Gemm, Indices, Io, Matrix, Op, Options, Problem, Sparse24,
+    Sparsify, Tensor, VectorLen, Weights, prune,
 };
 
 /// What weights are made of.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
+pub(crate) enum Kind {
     /// Every bit of the mantissa.
     Uniform,
     /// Few distinct values, zeros of both signs among them: ties and under-full groups.
@@ -31,7 +27,7 @@ enum Kind {
     Shuffled,
 }
 
-const KINDS: [Kind; 5] = [Kind::Uniform, Kind::Few, Kind::Bits, Kind::Nan, Kind::Shuffled];
+pub(crate) const KINDS: [Kind; 5] = [Kind::Uniform, Kind::Few, Kind::Bits, Kind::Nan, Kind::Shuffled];
 
 /// Bits that are a NaN of the type.
 fn is_nan(bits: u32, dtype: DType) -> bool {
@@ -42,7 +38,7 @@ fn is_nan(bits: u32, dtype: DType) -> bool {
     }
 }
 
-fn elements(dtype: DType, bits: &[u32]) -> Elements {
+pub(crate) fn elements(dtype: DType, bits: &[u32]) -> Elements {
     let bytes: Vec<u8> = match dtype {
         DType::F32 => bits.iter().flat_map(|b| b.to_le_bytes()).collect(),
         DType::F16 | DType::Bf16 => bits.iter().flat_map(|b| (*b as u16).to_le_bytes()).collect(),
@@ -50,7 +46,7 @@ fn elements(dtype: DType, bits: &[u32]) -> Elements {
     Elements::from_bytes(dtype, &bytes).unwrap()
 }
 
-fn weights(m: usize, k: usize, dtype: DType, kind: Kind, v: VectorLen, rng: &mut Pcg64) -> Matrix {
+pub(crate) fn weights(m: usize, k: usize, dtype: DType, kind: Kind, v: VectorLen, rng: &mut Pcg64) -> Matrix {
     let mut any = |nan: bool| loop {
         let bits = rng.next_u32();
         // A tenth is zero or infinite.
@@ -104,10 +100,10 @@ fn weights(m: usize, k: usize, dtype: DType, kind: Kind, v: VectorLen, rng: &mut
 
 /// Sizes: single, ragged groups, around a word, around the 32 blocks of a workgroup and the 128 rows of a task, blocks
 /// that are not full.
-const SIZES: [(usize, usize); 12] =
+pub(crate) const SIZES: [(usize, usize); 12] =
     [(1, 1), (1, 3), (3, 4), (2, 5), (5, 31), (32, 32), (33, 33), (31, 36), (129, 62), (64, 130), (260, 100), (17, 7)];
 
-fn same(got: &Elements, want: &Elements, what: &str) {
+pub(crate) fn same(got: &Elements, want: &Elements, what: &str) {
     assert_eq!(got.dtype(), want.dtype(), "{what}");
     let size = got.dtype().bytes();
     let differs = got.as_bytes().chunks(size).zip(want.as_bytes().chunks(size)).position(|(a, b)| a != b);
@@ -169,13 +165,8 @@ fn weights_that_do_not_fit_the_old_ones_are_refused() {
     assert!(s.values().get(7).is_nan());
 }
 
-/// A tensor, and indices, that hold something else than what is to be written.
-fn garbage(device: &Device, rows: usize, cols: usize, dtype: DType) -> Tensor {
-    device.upload(&Matrix::new(rows, cols, Elements::from_f32(dtype, &vec![f32::NAN; rows * cols])).unwrap()).unwrap()
-}
-
 /// Weights of these sizes that every code and value differs from.
-fn other_weights(device: &Device, m: usize, k: usize, dtype: DType, vector: VectorLen) -> Weights {
+pub(crate) fn other_weights(device: &Device, m: usize, k: usize, dtype: DType, vector: VectorLen) -> Weights {
     let w = matrix(m, k, dtype, Data::Uniform, &mut rng(1, 1));
     let s = Sparse24::compress(&w, &prune::random(m, k, vector, 5).unwrap()).unwrap();
     device.upload_weights(&s.into()).unwrap()
@@ -186,20 +177,20 @@ fn expect(device: &Device, w: &Matrix, vector: VectorLen, what: &str) {
     let (m, k, dtype) = (w.rows(), w.cols(), w.dtype());
     let what = format!("{what} on {}", device.info().name());
     let (values, meta) = oracle(w, vector).unwrap();
-    let dense = Sparse24::from_parts(m, k, vector, values.clone(), meta.clone()).unwrap().decompress();
+    let dense = decompressed((m, k), vector, &values, &meta).unwrap();
 
     let tensor = device.upload(w).unwrap();
-    let got_values = garbage(device, m, 2 * k.div_ceil(4), dtype);
+    let got_values = poisoned(device, m, 2 * k.div_ceil(4), dtype);
     let got_meta = device.indices(meta.len()).unwrap();
     device.write_indices(&got_meta, &vec![u32::MAX; meta.len()]).unwrap();
     let packed = other_weights(device, m, k, dtype, vector);
     let parts = Compressed::Parts { vector, values: &got_values, meta: &got_meta };
-    let backs = [garbage(device, m, k, dtype), garbage(device, m, k, dtype)];
+    let backs = [poisoned(device, m, k, dtype), poisoned(device, m, k, dtype)];
     let calls = [
-        device.sparsify(&Sparsify { w: &tensor, to: parts }).unwrap(),
-        device.sparsify(&Sparsify { w: &tensor, to: Compressed::Weights(&packed) }).unwrap(),
-        device.densify(&Densify { from: parts, w: &backs[0] }).unwrap(),
-        device.densify(&Densify { from: Compressed::Weights(&packed), w: &backs[1] }).unwrap(),
+        device.prepare(&Sparsify { w: &tensor, to: parts }).unwrap(),
+        device.prepare(&Sparsify { w: &tensor, to: Compressed::Weights(&packed) }).unwrap(),
+        device.prepare(&Decompress { from: parts, w: &backs[0] }).unwrap(),
+        device.prepare(&Decompress { from: Compressed::Weights(&packed), w: &backs[1] }).unwrap(),
     ];
     device.submit(&calls).unwrap();
     same(device.read(&got_values).unwrap().elements(), &values, &format!("{what}: values"));
@@ -245,22 +236,23 @@ fn products_see_the_new_weights(device: &Device) {
         for n in [2, 40].into_iter().filter(|_| f16 || dtype == DType::F32) {
             let (m, k) = (140, 100);
             let x = device.upload(&matrix(n, k, dtype, Data::Whole, &mut rng)).unwrap();
-            let [y, fresh] = [0; 2].map(|_| garbage(device, n, m, dtype));
-            let w = garbage(device, m, k, dtype);
+            let [y, fresh] = [0; 2].map(|_| poisoned(device, n, m, dtype));
+            let w = poisoned(device, m, k, dtype);
             let weights = other_weights(device, m, k, dtype, vector);
             let problem = Problem::linear(Op::Sparse24(vector), m, n, k, dtype);
             let plan = device.plan(&problem).unwrap();
             let io = Io { x: &x, bias: None, residual: None, y: &y };
             let step = [
-                device.sparsify(&Sparsify { w: &w, to: Compressed::Weights(&weights) }).unwrap(),
-                device.prepare(&plan, &weights, &io).unwrap(),
+                device.prepare(&Sparsify { w: &w, to: Compressed::Weights(&weights) }).unwrap(),
+                device.prepare(&Gemm { plan: &plan, weights: &weights, io }).unwrap(),
             ];
             for round in 0..2 {
                 let host = matrix(m, k, dtype, Data::Whole, &mut rng);
                 device.write(&w, &host).unwrap();
                 device.submit(&step).unwrap();
                 let uploaded = device.upload_weights(&prune::sparsify(&host, vector).unwrap().into()).unwrap();
-                device.prepare(&plan, &uploaded, &Io { y: &fresh, ..io }).unwrap().run().unwrap();
+                let gemm = Gemm { plan: &plan, weights: &uploaded, io: Io { y: &fresh, ..io } };
+                device.prepare(&gemm).unwrap().run().unwrap();
                 let (y, fresh) = (device.read(&y).unwrap(), device.read(&fresh).unwrap());
                 assert_eq!(y, fresh, "{problem:?}, round {round}");
                 assert!(y.elements().to_f32().iter().any(|x| *x != 0.0));
@@ -286,8 +278,8 @@ fn what_does_not_fit_is_refused_by_name(device: &Device) {
     let vector = VectorLen::ONE;
     let says = |w: &Tensor, compressed: Compressed<'_>, words: &[&str]| {
         let errors = [
-            device.sparsify(&Sparsify { w, to: compressed }).unwrap_err().to_string(),
-            device.densify(&Densify { from: compressed, w }).unwrap_err().to_string(),
+            device.prepare(&Sparsify { w, to: compressed }).unwrap_err().to_string(),
+            device.prepare(&Decompress { from: compressed, w }).unwrap_err().to_string(),
         ];
         assert!(errors.iter().all(|e| words.iter().all(|word| e.contains(word))), "{errors:?}");
     };
@@ -320,7 +312,7 @@ fn what_does_not_fit_is_refused_by_name_on_the_cpu() {
     let device = Device::cpu().unwrap();
     let weights = other_weights(&device, 4, 8, DType::Bf16, VectorLen::ONE);
     let w = device.zeros(4, 8, DType::F32).unwrap();
-    let error = device.sparsify(&Sparsify { w: &w, to: Compressed::Weights(&weights) }).unwrap_err();
+    let error = device.prepare(&Sparsify { w: &w, to: Compressed::Weights(&weights) }).unwrap_err();
     assert_eq!(error.to_string(), "weights is bf16, expected f32");
 }
 
@@ -363,37 +355,15 @@ fn matrices_larger_than_a_binding_are_converted_in_parts() {
         let host = weights(m, k, DType::F32, Kind::Few, vector, &mut rng(seed(), m as u64));
         let w = device.upload(&host).unwrap();
         let packed = other_weights(&device, m, k, DType::F32, vector);
-        let back = garbage(&device, m, k, DType::F32);
+        let back = poisoned(&device, m, k, DType::F32);
         let calls = [
-            device.sparsify(&Sparsify { w: &w, to: Compressed::Weights(&packed) }).unwrap(),
-            device.densify(&Densify { from: Compressed::Weights(&packed), w: &back }).unwrap(),
+            device.prepare(&Sparsify { w: &w, to: Compressed::Weights(&packed) }).unwrap(),
+            device.prepare(&Decompress { from: Compressed::Weights(&packed), w: &back }).unwrap(),
         ];
         device.submit(&calls).unwrap();
         let dense = prune::sparsify(&host, vector).unwrap().decompress();
         same(device.read(&back).unwrap().elements(), dense.elements(), &format!("{m} rows, V = {vector}"));
     }
-}
-
-/// An odd number of f16 ends within a word of the caller's buffer; what shares the word stays.
-#[test]
-#[ignore = "needs a GPU"]
-fn an_odd_number_of_halves_leaves_its_neighbour_alone() {
-    let Some(under_test) = gpu() else { return };
-    let (wgpu_device, queue) = callers_device(&under_test, wgpu::Features::empty(), |own| own);
-    let device = Device::from_wgpu(wgpu_device.clone(), queue.clone()).unwrap();
-    let buffer = wgpu_device.create_buffer(&wgpu::BufferDescriptor {
-        label: None,
-        size: 8,
-        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-        mapped_at_creation: false,
-    });
-    queue.write_buffer(&buffer, 0, &[0xff; 8]);
-    let w = Matrix::from_f32(1, 3, &[1.0, 2.0, 3.0]).unwrap().cast(DType::F16);
-    let packed = device.upload_weights(&prune::sparsify(&w, VectorLen::ONE).unwrap().into()).unwrap();
-    let three = Tensor::from_buffer(&device, buffer.clone(), 1, 3, DType::F16).unwrap();
-    device.densify(&Densify { from: Compressed::Weights(&packed), w: &three }).unwrap().run().unwrap();
-    let four = Tensor::from_buffer(&device, buffer, 1, 4, DType::F16).unwrap();
-    same(device.read(&four).unwrap().elements(), &elements(DType::F16, &[0, 0x4000, 0x4200, 0xffff]), "four halves");
 }
 
 /// A step that is repeated allocates nothing.
@@ -406,8 +376,8 @@ fn a_repeated_step_allocates_nothing() {
     let w = device.upload(&matrix(64, 64, DType::F32, Data::Uniform, &mut rng(1, 1))).unwrap();
     let weights = other_weights(&device, 64, 64, DType::F32, VectorLen::ONE);
     let step = [
-        device.sparsify(&Sparsify { w: &w, to: Compressed::Weights(&weights) }).unwrap(),
-        device.densify(&Densify { from: Compressed::Weights(&weights), w: &w }).unwrap(),
+        device.prepare(&Sparsify { w: &w, to: Compressed::Weights(&weights) }).unwrap(),
+        device.prepare(&Decompress { from: Compressed::Weights(&weights), w: &w }).unwrap(),
     ];
     device.submit(&step).unwrap();
     device.wait().unwrap();

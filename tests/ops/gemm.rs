@@ -5,22 +5,18 @@
 //! by default each operation, way and storage type runs once or twice, with forms, output types and epilogues that
 //! rotate so that each test meets all of them. SPARSE24_TEST_ALL=1 runs the whole list, for machines with a real GPU;
 //! with SPARSE24_TEST_SECONDS in an order drawn from the seed, until the time is up.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stderr,
-    reason = "a test may panic, and says what it does"
-)]
-
-mod common;
+#![allow(clippy::expect_used, reason = "a test may panic")]
 
 use std::collections::HashSet;
 
-use common::{Data, HostWeights, SIZES, check, gpu, ops, rng, seed, verdict_of};
 use rand_pcg::rand_core::Rng;
 use sparse24::kernels::{Caps, CoopUnit, Kernel, Schedule};
 use sparse24::reference::{Operands, Oracle, Sample};
-use sparse24::{DType, Device, Elements, Epilogue, Form, Matrix, Op, Options, Plan, Problem, Sparse24, VectorLen};
+use sparse24::{
+    DType, Device, Elements, Epilogue, Form, HostWeights, Matrix, Op, Options, Plan, Problem, Sparse24, VectorLen,
+};
+
+use crate::common::{self, Data, SIZES, check, gpu, host_weights, ops, rng, seed, verdict_of};
 
 fn f16_too(device: &Device) -> &'static [DType] {
     match device.caps() {
@@ -277,10 +273,10 @@ fn check_sample(device: &Device, problem: &Problem, cut: &str, seed: u64) {
     let plan = device.plan(problem).unwrap();
     assert!(plan.explain().contains(cut), "{}", plan.explain());
     let mut rng = rng(seed, 9);
-    let weights = HostWeights::new(problem, Data::Whole, &mut rng);
+    let weights = host_weights(problem, Data::Whole, &mut rng);
     let x = common::matrix(problem.n, problem.k, DType::F32, Data::Whole, &mut rng);
     let y = common::run(device, &plan, &weights, &x, None, None);
-    let operands = Operands { weights: weights.as_oracle(), x: &x, bias: None, residual: None };
+    let operands = Operands { weights: &weights, x: &x, bias: None, residual: None };
     let sample = Sample::Random { features: 300, tokens: 300, seed };
     let verdict = Oracle::new(problem, operands).unwrap().verify(&y, sample).unwrap();
     assert!(verdict.passed(), "{verdict}\n{}", plan.explain());
@@ -382,7 +378,7 @@ fn bf16_weights_are_widened(device: &Device) {
         let plan = device.plan(&problem).unwrap();
         let mut rng = rng(seed, 0);
         let half = Problem { storage: DType::Bf16, ..problem };
-        let weights = HostWeights::new(&half, Data::Uniform, &mut rng);
+        let weights = host_weights(&half, Data::Uniform, &mut rng);
         let verdict = verdict_of(device, &plan, &weights, &weights, Data::Uniform, &mut rng);
         assert!(verdict.passed(), "{verdict}\n{}", plan.explain());
     }
@@ -412,7 +408,7 @@ fn one_corrupted_bit_of_the_weights_is_seen(device: &Device) {
     };
     for v in VectorLen::ALL {
         let op = Op::Sparse24(v);
-        let told = HostWeights::new(&problem(op), Data::Whole, &mut rng(seed, 2));
+        let told = host_weights(&problem(op), Data::Whole, &mut rng(seed, 2));
         let HostWeights::Sparse24(w) = &told else { unreachable!() };
         // The first group whose first value is not zero: what is corrupted must be multiplied by something.
         let group = (0..w.k() / 4).find(|g| w.values().get(2 * g) != 0.0).unwrap();
@@ -431,7 +427,7 @@ fn one_corrupted_bit_of_the_weights_is_seen(device: &Device) {
         let changed = Sparse24::from_parts(w.m(), w.k(), v, Elements::F32(values), w.meta().to_vec()).unwrap();
         fails(op, &HostWeights::Sparse24(changed), &told, "value");
     }
-    let told = HostWeights::new(&problem(Op::Masked), Data::Whole, &mut rng(seed, 3));
+    let told = host_weights(&problem(Op::Masked), Data::Whole, &mut rng(seed, 3));
     let HostWeights::Masked(w, mask) = &told else { unreachable!() };
     let at = (0..w.cols()).find(|&c| w.get(7, c) != 0.0).unwrap();
     let mut words = mask.words().to_vec();
@@ -448,7 +444,7 @@ fn ways_of_one_operation_give_the_same_sums_for_whole_numbers() {
     for op in [Op::Dense, Op::Masked, Op::Masked24, Op::Sparse24(VectorLen::ONE)] {
         let problem = Problem::linear(op, 100, 70, 132, DType::F32);
         let mut rng = rng(seed, 5);
-        let weights = HostWeights::new(&problem, Data::Whole, &mut rng);
+        let weights = host_weights(&problem, Data::Whole, &mut rng);
         let x = common::matrix(70, 132, DType::F32, Data::Whole, &mut rng);
         let outputs: Vec<_> = Plan::gpu_candidates(&problem, caps)
             .iter()
@@ -487,7 +483,7 @@ fn an_infinite_row_stays_in_its_own_outputs(device: &Device) {
         let output = |infinite: bool| {
             let fill = if infinite { f32::INFINITY } else { 0.0 };
             let mut rng = rng(seed, 6);
-            let weights = match HostWeights::new(&problem, Data::Whole, &mut rng) {
+            let weights = match host_weights(&problem, Data::Whole, &mut rng) {
                 HostWeights::Dense(w) => HostWeights::Dense(with_row(&w, 3, fill)),
                 HostWeights::Masked(w, mask) => HostWeights::Masked(with_row(&w, 3, fill), mask),
                 HostWeights::Masked24(w, mask) => HostWeights::Masked24(with_row(&w, 3, fill), mask),

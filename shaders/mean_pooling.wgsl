@@ -1,5 +1,5 @@
 // Mean of a sequence's real tokens, and with NORMALIZE that mean over its Euclidean length, 1e-12 at least. A sequence
-// without tokens becomes zeros. Twin: `pool` of src/reference/glue.rs.
+// without tokens becomes zeros. Twin: src/reference/mean_pooling.rs.
 //
 // Tile: a workgroup of 256 per sequence, since its length is a sum over all features. A thread owns four neighbouring
 // features; where there are fewer fours than threads, as many runs of threads as fit share the tokens, and where there
@@ -11,7 +11,18 @@ override NORMALIZE: bool = true;
 
 const THREADS: u32 = 256u;
 
-@group(0) @binding(2) var<storage, read> lengths: array<u32>;
+// src/ops/mean_pooling.rs has the same.
+struct Params {
+    // Rows of Y.
+    sequences: u32,
+    // Features of a row.
+    width: u32,
+    // Rows of a sequence of X.
+    seq: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(3) var<storage, read> lengths: array<u32>;
 
 var<workgroup> parts: array<vec4<f32>, THREADS>;
 
@@ -22,7 +33,7 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let sequence = workgroup.y * grid.x + workgroup.x;
-    if sequence >= params.tokens {
+    if sequence >= params.sequences {
         return;
     }
     let length = min(lengths[sequence], params.seq);

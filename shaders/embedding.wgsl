@@ -1,4 +1,4 @@
-// Sum of embeddings: Y[t] = sum over the tables of table[ids[t]]. Twin: `embed` of src/reference/glue.rs.
+// Sum of embeddings: Y[t] = sum over the tables of table[ids[t]]. Twin: src/reference/embedding.rs.
 //
 // Tile: a thread per element, 256 to a workgroup, so that neighbours read a run of one row; nothing is reused, so
 // nothing is kept in workgroup memory. Dispatch grid: workgroups over x and y. Residue: threads past the last element
@@ -10,13 +10,26 @@ override TABLES: u32 = 3u;
 
 const THREADS: u32 = 256u;
 
+// src/ops/embedding.rs has the same.
+struct Params {
+    // Rows of Y.
+    tokens: u32,
+    // Features of a row.
+    width: u32,
+    // Rows of each table.
+    rows0: u32,
+    rows1: u32,
+    rows2: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> table0: array<Storage>;
 @group(0) @binding(2) var<storage, read> ids0: array<u32>;
 @group(0) @binding(3) var<storage, read> table1: array<Storage>;
 @group(0) @binding(4) var<storage, read> ids1: array<u32>;
 @group(0) @binding(5) var<storage, read> table2: array<Storage>;
-@group(0) @binding(7) var<storage, read> ids2: array<u32>;
-@group(0) @binding(6) var<storage, read_write> y: array<Output>;
+@group(0) @binding(6) var<storage, read> ids2: array<u32>;
+@group(0) @binding(7) var<storage, read_write> y: array<Output>;
 
 @compute @workgroup_size(THREADS)
 fn main(

@@ -1,5 +1,5 @@
-// Decompression: the row-major W that values and codes stand for, zero wherever no value is coded. Twin: `expand_rows`
-// of src/format.rs.
+// Decompression: the row-major W that values and codes stand for, zero wherever no value is coded. Twins: `expand_rows`
+// of src/format.rs and src/reference/decompress.rs.
 //
 // Tile: a thread per word of W, 256 to a workgroup: one f32, or two f16, which may belong to different groups or rows.
 // Neighbours read the same word of codes and neighbouring values. Dispatch grid: workgroups over x and y. No workgroup
@@ -10,7 +10,7 @@ const THREADS: u32 = 256u;
 
 @group(0) @binding(1) var<storage, read> values: array<u32>;
 @group(0) @binding(2) var<storage, read> codes: array<u32>;
-@group(0) @binding(6) var<storage, read_write> y: array<u32>;
+@group(0) @binding(3) var<storage, read_write> y: array<u32>;
 
 // The bits of element `e` of W.
 fn element(e: u32) -> u32 {

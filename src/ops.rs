@@ -1,0 +1,188 @@
+//! Operations: what a device computes.
+//!
+//! An operation is a struct of its operands, which [`Device::prepare`] checks and binds, once; the [`Prepared`] call
+//! runs as often as wanted, alone, recorded into a caller's encoder, or in a row with others ([`Device::submit`]).
+//! Tensors are token-major, f32 or f16 in any combination of input and output unless an operation says otherwise;
+//! arithmetic and sums are f32. A sequence is `seq` consecutive rows of a tensor, its first tokens real and the rest
+//! padding.
+//!
+//! ```text
+//!                     src/ops/<stem>.rs
+//!    operands ──────►   struct, check, cost
+//!    Device::prepare      ├─ dispatches ──► Program ◄── shaders/<stem>.wgsl      a GPU
+//!                         └─ cpu_call ────► CpuCall                              the CPU device
+//!                                                 │ y
+//!                     tests/ops/<stem>.rs  ◄──────┘ on both kinds of devices
+//!                         ▲
+//!                         └── exact result and bound: src/reference/<stem>.rs, which shares no code with the others
+//! ```
+//!
+//! # How to add one
+//! 1. `src/ops/<stem>.rs`: the struct of operands, which implements [`Operation`]; the type of its GPU program, and
+//!    `shaders()`, which lists every text of it; its loops on the CPU.
+//! 2. `shaders/<stem>.wgsl`: the program. Its header states computation, tile, dispatch grid, workgroup memory and
+//!    residues.
+//! 3. `src/reference/<stem>.rs`: the exact result in f64, and how far an f32 result may be from it.
+//! 4. `tests/ops/<stem>.rs`: both devices against the reference.
+//! 5. One line in the list below, [`each_operation!`](crate::each_operation). The modules, the public names, the
+//!    programs that compilers and tests iterate all follow from it.
+//!
+//! Code that several operations need is in `src/kernels` (of GPU programs), `src/cpu` (of loops), `src/engine` (of
+//! operands), `src/reference.rs` (of bounds) and `shaders/shared`.
+//!
+//! # Gradients
+//! A gradient is an operation of its own in the file of the operation that it belongs to, with a twin in the same file
+//! of the reference: it has other operands, another program and another cost, and is prepared and run like any other.
+//!
+//! # Errors
+//! [`Error::Shape`] and [`Error::DType`] name the operand that does not fit, [`Error::Mismatch`] one of another device,
+//! [`Error::TooLarge`] one that the device cannot bind at once, [`Error::MissingFeature`] what the device lacks (f16,
+//! or workgroup memory). What is written must share no memory with another operand. Outputs without elements are no
+//! error. Invariant: a prepared call's operands have the shapes that its kernel indexes, and live on its device;
+//! indices are checked where they are used.
+//!
+//! ```
+//! use sparse24::{Attention, DType, Device, Embedding, LayerNorm, Matrix, MeanPooling, measure::uniform};
+//!
+//! // Two sequences of up to four tokens, 12 features, three heads of four.
+//! let (batch, seq, d) = (2, 4, 12);
+//! let device = Device::cpu()?;
+//! let words = device.upload(&uniform(100, d, DType::F32, 1)?)?;
+//! let ids = device.indices(batch * seq)?;
+//! let lengths = device.indices(batch)?;
+//! let ones = device.upload(&Matrix::from_f32(1, d, &[1.0; 12])?)?;
+//! let zeros = device.zeros(1, d, DType::F32)?;
+//! let x = device.zeros(batch * seq, d, DType::F32)?;
+//! let normed = device.zeros(batch * seq, d, DType::F32)?;
+//! let qkv = device.zeros(batch * seq, 3 * d, DType::F32)?; // a GEMM would fill it
+//! let attended = device.zeros(batch * seq, d, DType::F32)?;
+//! let pooled = device.zeros(batch, d, DType::F32)?;
+//!
+//! let calls = [
+//!     device.prepare(&Embedding { tables: &[(&words, &ids)], y: &x })?,
+//!     device.prepare(&LayerNorm { x: &x, gamma: &ones, beta: &zeros, eps: 1e-12, y: &normed })?,
+//!     device.prepare(&Attention { qkv: &qkv, lengths: &lengths, batch, seq, heads: 3, y: &attended })?,
+//!     device.prepare(&MeanPooling { x: &normed, lengths: &lengths, batch, seq, normalize: true, y: &pooled })?,
+//! ];
+//! // For each batch of texts: new ids and lengths, one submission.
+//! device.write_indices(&ids, &[5, 7, 11, 0, 13, 17, 0, 0])?;
+//! device.write_indices(&lengths, &[3, 2])?;
+//! device.submit(&calls)?;
+//! let embedding = device.read(&pooled)?.to_array();
+//! assert!((embedding.row(0).mapv(|x| x * x).sum() - 1.0).abs() < 1e-6);
+//! # Ok::<(), sparse24::Error>(())
+//! ```
+
+use std::sync::Arc;
+
+use crate::cpu::{Cpu, CpuCall};
+pub use crate::engine::{Compressed, Cost, Device, Indices, Operand, OperandValue};
+use crate::engine::{Inner, Prepared, Work, check_devices, check_memory};
+#[cfg(doc)]
+use crate::error::Error;
+use crate::error::Result;
+use crate::gpu::{BufferRange, Dispatch, Gpu};
+use crate::kernels::{Program, probes};
+use crate::plan::grid;
+
+/// The list of operations: the stem of the files and the struct of operands of each. Calls a macro with it.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! each_operation {
+    ($do:ident) => {
+        $do! {
+            attention::Attention
+            decompress::Decompress
+            embedding::Embedding
+            gemm::Gemm
+            layer_norm::LayerNorm
+            mean_pooling::MeanPooling
+            sparsify::Sparsify
+        }
+    };
+}
+
+macro_rules! modules {
+    ($($stem:ident::$operation:ident)*) => {
+        $(
+            pub mod $stem;
+            pub use $stem::$operation;
+        )*
+
+        impl Program {
+            /// Every program there is: of each operation, and those that measure and check.
+            pub fn all() -> impl Iterator<Item = Self> {
+                probes()$(.chain($stem::shaders()))*
+            }
+        }
+    };
+}
+crate::each_operation!(modules);
+
+impl Program {
+    /// What is compiled beside the [`Kernel`](crate::kernels::Kernel)s.
+    pub fn helpers() -> impl Iterator<Item = Self> {
+        Self::all().filter(|program| program.gemm().is_none())
+    }
+}
+
+/// What a device can be asked to compute: operands, and how each kind of device goes about it.
+///
+/// [`Device::prepare`] checks what is true of all operations: that operands belong to the device, that none is bf16,
+/// and that nothing that is written shares its memory. The rest is the operation's to [check](Self::check).
+pub trait Operation {
+    /// Its stem: the name of its files.
+    fn name(&self) -> &'static str;
+
+    /// What it reads and writes, by the names that errors use.
+    fn operands(&self) -> Vec<Operand<'_>>;
+
+    /// An error, which names what does not fit, unless shapes, types and numbers are what the kernels take.
+    fn check(&self) -> Result<()>;
+
+    /// What it must do at least. Lengths of sequences are data on a device, so sequences count as whole.
+    fn cost(&self) -> Cost;
+
+    /// Its dispatches on a GPU. Its operands have been checked.
+    #[doc(hidden)]
+    fn dispatches(&self, gpu: &Gpu) -> Result<Vec<Dispatch>>;
+
+    /// The call that computes it on the CPU device. Its operands have been checked.
+    #[doc(hidden)]
+    fn cpu_call(&self, cpu: &Cpu) -> Result<Box<dyn CpuCall>>;
+}
+
+impl Device {
+    /// Checks an operation's operands and binds them. Everything that a call needs is allocated here.
+    pub fn prepare(&self, operation: &impl Operation) -> Result<Prepared> {
+        let operands = operation.operands();
+        check_devices(self, &operands)?;
+        operation.check()?;
+        check_memory(&operands)?;
+        let work = match self.inner() {
+            Inner::Gpu(gpu) => Work::Gpu(operation.dispatches(gpu)?),
+            Inner::Cpu(cpu) => Work::Cpu(Arc::from(operation.cpu_call(cpu)?)),
+        };
+        Ok(Prepared::new(self, operation.cost(), work))
+    }
+}
+
+/// One dispatch of a program, or none where there are no workgroups.
+fn dispatch(
+    gpu: &Gpu,
+    program: Program,
+    workgroups: usize,
+    params: &impl bytemuck::NoUninit,
+    operands: &[Option<BufferRange<'_>>],
+) -> Result<Vec<Dispatch>> {
+    if workgroups == 0 {
+        return Ok(Vec::new());
+    }
+    let grid = grid(workgroups, 1, &gpu.info().caps)?;
+    Ok(vec![gpu.dispatch(&program, grid, params, operands)?])
+}
+
+/// A cost of so many operations that moves all of these operands once.
+fn cost_of(flops: f64, operands: &[Operand<'_>]) -> Cost {
+    Cost { flops, bytes: operands.iter().map(|operand| operand.bytes() as f64).sum() }
+}

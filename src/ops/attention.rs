@@ -1,0 +1,599 @@
+//! Softmax attention over sequences.
+//!
+//! Invariant: keys and values of padding contribute nothing, whatever they hold, and rows of padding become zeros.
+
+use std::fmt;
+
+use bytemuck::{Pod, Zeroable};
+use ndarray::Array2;
+
+use super::{Cost, Indices, Operand, Operation, cost_of, dispatch};
+use crate::cpu::rows::{LANES, each_pair, exp, work};
+use crate::cpu::{Cpu, CpuCall, Shared, SharedIndices, read, write};
+use crate::engine::{Prepared, Tensor, gpu_size};
+use crate::error::{Error, Result, checked_mul, expect_len, expect_shape};
+use crate::gpu::{Dispatch, Gpu};
+use crate::graph::{ExactSite, Graph, Input, NodeOp, ParamId, Precision, Read, Rows, Site, ValueId};
+use crate::kernels::{
+    Binding, Caps, CoopUnit, FeatureAccess, ParamsLayout, Primitives, Program, Shader, Text, Types, WIDTHS, fields,
+    workgroup_supported,
+};
+use crate::matrix::{DType, Element};
+use crate::reference::attention;
+
+/// Attention: `y = softmax(Q Kᵀ / √(d / heads)) V` per sequence and head, over the sequence's real tokens.
+///
+/// Keys and values at or past a sequence's length contribute nothing, whatever they hold; the rows of `y` there become
+/// zeros. A length past `seq` counts as `seq`; a sequence of length 0 becomes zeros. Scores never reach memory: on a
+/// GPU a workgroup holds those of a few keys at a time, and on the CPU a thread those of 16 queries, so `seq` is
+/// bounded by `qkv` alone.
+///
+/// A GPU whose cooperative matrices pay multiplies f16 heads of 32 or 64 features by them, and rounds the weights of a
+/// sum to f16 for that. Of heads of more than 64 features a GPU computes the scores anew for each 64.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// `batch·seq x 3·d`: Q, K and V of a token side by side, each with its heads side by side.
+    pub qkv: &'a Tensor,
+    /// Real tokens of each sequence, `batch` of them.
+    pub lengths: &'a Indices,
+    /// Number of sequences.
+    pub batch: usize,
+    /// Rows of each sequence.
+    pub seq: usize,
+    /// Number of heads, of which `d` is a multiple.
+    pub heads: usize,
+    /// `batch·seq x d`, overwritten.
+    pub y: &'a Tensor,
+}
+
+impl Operation for Attention<'_> {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn operands(&self) -> Vec<Operand<'_>> {
+        let Self { qkv, lengths, y, .. } = *self;
+        vec![Operand::read("qkv", qkv), Operand::write("y", y), Operand::read("lengths", lengths)]
+    }
+
+    fn check(&self) -> Result<()> {
+        let Self { qkv, lengths, batch, seq, heads, y } = *self;
+        let (tokens, width) = (checked_mul("tokens", batch, seq)?, y.cols());
+        expect_shape("qkv", qkv.shape(), (tokens, checked_mul("features of Q, K and V", 3, width)?))?;
+        expect_shape("y", y.shape(), (tokens, width))?;
+        expect_len("lengths", lengths.len(), batch)?;
+        if heads == 0 || !width.is_multiple_of(heads) {
+            return Err(Error::Invalid(format!("{width} features are no whole number for each of {heads} heads")));
+        }
+        Ok(())
+    }
+
+    /// Two products of all queries with all keys.
+    fn cost(&self) -> Cost {
+        let pairs = self.batch as f64 * (self.seq as f64).powi(2);
+        cost_of(4.0 * pairs * self.y.cols() as f64, &self.operands())
+    }
+
+    fn dispatches(&self, gpu: &Gpu) -> Result<Vec<Dispatch>> {
+        let Self { qkv, lengths, batch, seq, heads, y } = *self;
+        let head_dim = y.cols() / heads;
+        let caps = &gpu.info().caps;
+        let caps = &Caps { rates: gpu.tuning().rates.unwrap_or(caps.rates), ..caps.clone() };
+        let all_heads = checked_mul("heads", batch, heads)?;
+        let tile = AttentionTile::choose(all_heads, seq, head_dim, qkv.dtype(), caps);
+        let tile = tile.map_err(|lacks| Error::MissingFeature {
+            device: gpu.info().name.clone(),
+            feature: format!("what the least tile of attention takes: {lacks}"),
+        })?;
+        let kernel = AttentionKernel::new(tile, gpu_size("features of a head", head_dim)?, qkv.dtype(), y.dtype())?;
+        let params = Params {
+            tokens: gpu_size("tokens", y.rows())?,
+            width: gpu_size("features of a token", y.cols())?,
+            seq: gpu_size("rows of a sequence", seq)?,
+            heads: gpu_size("heads", heads)?,
+            scale: (1.0 / (head_dim.max(1) as f64).sqrt()) as f32,
+        };
+        let workgroups = tile.workgroups(all_heads, seq, head_dim).ok_or_else(|| Error::Overflow {
+            what: "workgroups of an attention".into(),
+            detail: format!("{all_heads} heads of {seq} tokens"),
+        })?;
+        let operands = [qkv.on_gpu(), y.on_gpu(), lengths.on_gpu()];
+        dispatch(gpu, Program::new(kernel), workgroups, &params, &operands)
+    }
+
+    fn cpu_call(&self, _: &Cpu) -> Result<Box<dyn CpuCall>> {
+        let Self { qkv, lengths, seq, heads, y, .. } = *self;
+        let (head_dim, qkv, lengths, y) = (y.cols() / heads, qkv.on_cpu()?, lengths.on_cpu()?, y.on_cpu()?);
+        Ok(Box::new(Call { qkv, lengths, seq, heads, head_dim, y }))
+    }
+}
+
+/// Mirror of `Params` in shaders/shared/attention.wgsl.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Params {
+    pub(crate) tokens: u32,
+    pub(crate) width: u32,
+    pub(crate) seq: u32,
+    pub(crate) heads: u32,
+    pub(crate) scale: f32,
+}
+
+/// A tile of attention: a workgroup owns `queries` queries and `depth` features of a head's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AttentionTile {
+    queries: u32,
+    depth: u32,
+    cooperative: Option<CoopUnit>,
+}
+
+impl AttentionTile {
+    /// The registered tiles, those of cooperative matrices last. The fourth fits the 16 KiB of workgroup memory that
+    /// WebGPU grants everywhere. Of each unit of cooperative matrices all but the first tile fit 32 KiB.
+    pub const ALL: [Self; 4 * (1 + CoopUnit::ALL.len())] = {
+        let mut all = [Self { queries: 0, depth: 0, cooperative: None }; 4 * (1 + CoopUnit::ALL.len())];
+        let mut i = 0;
+        while i < all.len() {
+            let queries = if i % 2 == 0 { 64 } else { 32 };
+            let depth = if i % 4 < 2 { 64 } else { 32 };
+            let cooperative = if i < 4 { None } else { Some(CoopUnit::ALL[i / 4 - 1]) };
+            all[i] = Self { queries, depth, cooperative };
+            i += 1;
+        }
+        all
+    };
+
+    /// The tile for so many sequences and heads in all, on a device: of cooperative matrices for f16 and heads that are
+    /// as deep as a tile, where the device acts them out or has them and they are faster than its plain arithmetic;
+    /// else as deep as a head, so that its scores are computed once; and with 64 queries, so that keys and values are
+    /// read half as often, unless there are no more than 32, or too few workgroups for the device. If none fits, what
+    /// the device lacks for the least one.
+    pub fn choose(
+        heads: usize,
+        seq: usize,
+        head_dim: usize,
+        storage: DType,
+        caps: &Caps,
+    ) -> std::result::Result<Self, String> {
+        let depth = if head_dim <= 32 { 32 } else { 64 };
+        // About one workgroup for each multiprocessor.
+        let few = (heads as u64).saturating_mul(seq.div_ceil(64) as u64) < u64::from(caps.busy_threads / 1024);
+        let queries = if seq <= 32 || few { 32 } else { 64 };
+        let suits = |tile: &Self| tile.suits(head_dim, storage);
+        let pays = caps.emulates_cooperative || caps.rates.cooperative > caps.rates.fma;
+        let fits = |tile: &Self| tile.supported_by(caps).is_ok() && (pays || !tile.is_cooperative());
+        let distance = |tile: &Self| (tile.cooperative.is_none(), tile.depth != depth, tile.queries != queries);
+        let best = Self::ALL.into_iter().filter(suits).filter(fits).min_by_key(distance);
+        best.ok_or_else(|| match Self::ALL.into_iter().filter(suits).min_by_key(|tile| tile.workgroup_bytes()) {
+            Some(least) => least.supported_by(caps).err().unwrap_or_default(),
+            None => "a tile".into(),
+        })
+    }
+
+    /// Whether it computes heads of so many features of this type.
+    fn suits(self, head_dim: usize, storage: DType) -> bool {
+        self.cooperative.is_none() || (storage == DType::F16 && self.depth as usize == head_dim)
+    }
+
+    /// Whether it multiplies by cooperative matrices. Weights are rounded to f16 then.
+    pub const fn is_cooperative(self) -> bool {
+        self.cooperative.is_some()
+    }
+
+    /// What multiplies, where that is cooperative matrices.
+    pub const fn unit(self) -> Option<CoopUnit> {
+        self.cooperative
+    }
+
+    /// Keys of a step.
+    const fn keys(self) -> u32 {
+        if self.is_cooperative() { self.depth } else { 32 }
+    }
+
+    /// Invocations per workgroup.
+    pub const fn threads(self) -> u32 {
+        match self.cooperative {
+            // A subgroup for as many queries as a block has rows.
+            Some(unit) => unit.lanes() * (self.queries / unit.edge()),
+            // 8 along keys for 4 queries.
+            None => 2 * self.queries,
+        }
+    }
+
+    /// Bytes of workgroup memory that a workgroup takes.
+    pub const fn workgroup_bytes(self) -> u32 {
+        let Self { queries, depth, cooperative } = self;
+        if cooperative.is_some() {
+            return 16 * (depth / 4 + 2) * (depth + queries) + 80 * queries;
+        }
+        4 * (queries * depth + self.keys() * (depth + queries))
+    }
+
+    fn supported_by(self, caps: &Caps) -> std::result::Result<(), String> {
+        if let Some(unit) = self.cooperative {
+            caps.has(unit)?;
+        }
+        workgroup_supported(caps, self.threads(), self.workgroup_bytes())
+    }
+
+    /// Workgroups for so many sequences and heads in all; `None` if they cannot be counted.
+    fn workgroups(self, heads: usize, seq: usize, head_dim: usize) -> Option<usize> {
+        let pieces = head_dim.div_ceil(self.depth as usize).checked_mul(seq.div_ceil(self.queries as usize))?;
+        heads.checked_mul(pieces)
+    }
+}
+
+impl fmt::Display for AttentionTile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(unit) = self.cooperative {
+            write!(f, "coop{unit}_")?;
+        }
+        write!(f, "{}x{}x{}", self.queries, self.keys(), self.depth)
+    }
+}
+
+/// The program (shaders/attention.wgsl, shaders/attention_coop.wgsl). Its name (`Display`) is made of its parts, such
+/// as `attention-f16f32-64x32x64-d64-quads`: types of input and sums, tile, features of a head, how these are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AttentionKernel {
+    tile: AttentionTile,
+    head_dim: u32,
+    access: FeatureAccess,
+    types: Types,
+}
+
+impl AttentionKernel {
+    /// Attention of heads of `head_dim` features. An error for a type that kernels do not store, and for a tile of
+    /// cooperative matrices unless the storage is f16 and heads are as deep as the tile.
+    pub fn new(tile: AttentionTile, head_dim: u32, storage: DType, output: DType) -> Result<Self> {
+        let types = Types::new(storage, output)?;
+        if !tile.suits(head_dim as usize, storage) {
+            return Err(Error::Invalid(format!(
+                "attention tile {tile} takes heads of {} features of f16, not of {head_dim} of {storage}",
+                tile.depth
+            )));
+        }
+        Ok(Self { tile, head_dim, access: FeatureAccess::of(head_dim), types })
+    }
+}
+
+/// Every text.
+pub(crate) fn shaders() -> impl Iterator<Item = Program> {
+    let tiles = Types::all().flat_map(|types| AttentionTile::ALL.map(|tile| (types, tile)));
+    tiles.flat_map(|(types, tile)| {
+        let depths = if tile.is_cooperative() { vec![tile.depth] } else { WIDTHS.to_vec() };
+        let kernels = depths.into_iter().map(move |d| AttentionKernel::new(tile, d, types.storage(), types.output()));
+        kernels.filter_map(Result::ok).map(Program::new)
+    })
+}
+
+impl Shader for AttentionKernel {
+    fn module(&self) -> String {
+        Self { head_dim: 0, ..*self }.to_string()
+    }
+
+    fn text(&self, primitives: Primitives) -> Result<Text> {
+        const SHARED: &str = include_str!("../../shaders/shared/attention.wgsl");
+        let AttentionTile { queries, depth, cooperative } = self.tile;
+        let own = match cooperative {
+            Some(_) => include_str!("../../shaders/attention_coop.wgsl"),
+            None => include_str!("../../shaders/attention.wgsl"),
+        };
+        let mut text = self.types.text(&[self.access.text(), SHARED, own])?;
+        let (quads, keys) = (depth / 4, self.tile.keys());
+        let steps = |pieces: u32| pieces.div_ceil(self.tile.threads());
+        let common = [("QUERIES", queries), ("DEPTH", depth)];
+        let own = if let Some(unit) = cooperative {
+            primitives.precede(&mut text);
+            unit.specialise(primitives, &mut text)?;
+            let sharers = unit.lanes() / unit.edge();
+            vec![
+                ("BLOCKS", depth / unit.edge()),
+                ("SPAN_BLOCKS", 16 / unit.edge()),
+                ("SPANS", depth / 16),
+                ("LANE_QUADS", 4 / sharers),
+                ("SHARERS", sharers),
+                ("Q_STEPS", steps(queries * quads)),
+                ("K_STEPS", steps(keys * quads)),
+                ("V_STEPS", steps(quads * quads)),
+            ]
+        } else {
+            vec![
+                ("COLUMN_QUADS", depth / 32),
+                ("SUMS", depth / 8),
+                ("Q_STEPS", steps(queries / 4 * quads)),
+                ("K_STEPS", steps(keys / 4 * quads)),
+                ("V_STEPS", steps(keys * quads)),
+            ]
+        };
+        for (name, value) in common.into_iter().chain(own) {
+            text.set(&format!("const {name}: u32"), value as usize)?;
+        }
+        Ok(text)
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        vec![("HEAD_DIM", f64::from(self.head_dim))]
+    }
+
+    fn bindings(&self) -> &'static [Binding] {
+        const { &[Binding::PARAMS, Binding::read(1, "x"), Binding::write(2, "y"), Binding::read(3, "lengths")] }
+    }
+
+    fn params(&self) -> ParamsLayout {
+        fields!(Params: tokens width seq heads scale)
+    }
+
+    fn threads(&self) -> u32 {
+        self.tile.threads()
+    }
+
+    fn workgroup_bytes(&self) -> u32 {
+        self.tile.workgroup_bytes()
+    }
+
+    fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
+        self.types.supported_by(caps, 0, 0)?;
+        self.tile.supported_by(caps)
+    }
+}
+
+impl fmt::Display for AttentionKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tile, head_dim, access, types } = self;
+        write!(f, "attention-{}f32-{tile}-d{head_dim}-{}{}", types.storage(), access.name(), types.suffix())
+    }
+}
+
+/// Keys, or features of values, that a block of queries is multiplied with at once: each query is loaded once for all
+/// of them, and their sums fit registers. A query is in each of its lanes: then keys and values are read as they lie in
+/// memory, no sum crosses lanes, and a sequence of any length has no ragged end.
+const BLOCK: usize = 4;
+
+/// One number for each of a block of queries.
+type Lanes = [f32; LANES];
+
+/// Queries of one task. Each task widens all keys and values of its sequence.
+const TASK_QUERIES: usize = 64;
+/// The same where there are fewer sequences than threads.
+const FEW_TASK_QUERIES: usize = 16;
+
+#[derive(Debug)]
+struct Call {
+    qkv: Shared,
+    lengths: SharedIndices,
+    seq: usize,
+    heads: usize,
+    head_dim: usize,
+    y: Shared,
+}
+
+impl CpuCall for Call {
+    fn run(&self, cpu: &Cpu) {
+        let (qkv, lengths) = (read(&self.qkv), read(&self.lengths));
+        each_pair!(qkv.elements(), write(&self.y).elements_mut(), (qkv, y) => self.attend(cpu, qkv, &lengths, y));
+    }
+}
+
+impl Call {
+    fn attend<X: Element, Y: Element>(&self, cpu: &Cpu, qkv: &[X], lengths: &[u32], y: &mut [Y]) {
+        let Self { seq, heads, head_dim, .. } = *self;
+        let width = heads * head_dim;
+        let few = lengths.len() < cpu.info().threads;
+        let task = if few { FEW_TASK_QUERIES } else { TASK_QUERIES };
+        cpu.each_chunk(y, seq * width, |sequence, y| {
+            let qkv = &qkv[sequence * 3 * seq * width..][..3 * seq * width];
+            let length = seq.min(lengths[sequence] as usize);
+            cpu.each_chunk(y, task * width, |part, y| {
+                cpu.with_scratch(Head::scratch(length, head_dim), |scratch| {
+                    let query0 = part * task;
+                    cpu.simd().run(Attend { qkv, length, heads, head_dim, query0, y, scratch });
+                });
+            });
+        });
+    }
+}
+
+work!(Attend<X, Y>, {
+        qkv: &'a [X],
+        length: usize,
+        heads: usize,
+        head_dim: usize,
+        query0: usize,
+        y: &'a mut [Y],
+        scratch: &'a mut [f32],
+    },
+    attend(qkv, length, (heads, head_dim), query0, y, scratch));
+
+/// Attention of the queries of one sequence from `query0` on, as many as `y` has rows.
+#[inline(always)]
+fn attend<X: Element, Y: Element>(
+    qkv: &[X],
+    length: usize,
+    (heads, head_dim): (usize, usize),
+    query0: usize,
+    y: &mut [Y],
+    scratch: &mut [f32],
+) {
+    let width = heads * head_dim;
+    let real = length.saturating_sub(query0).min(y.len() / width);
+    let (y, padding) = y.split_at_mut(real * width);
+    padding.fill(Y::from_f32(0.0));
+    if real > 0 {
+        for head in 0..heads {
+            Head { length, width, head_dim, first: head * head_dim }.run(qkv, query0, y, scratch);
+        }
+    }
+}
+
+/// One head of one sequence.
+#[derive(Clone, Copy)]
+struct Head {
+    /// Real tokens of the sequence.
+    length: usize,
+    /// Features of Q, of K and of V.
+    width: usize,
+    head_dim: usize,
+    /// First feature of the head.
+    first: usize,
+}
+
+impl Head {
+    /// f32s that [`Head::run`] works in: keys and values, and for a block of queries themselves and their scores.
+    fn scratch(length: usize, head_dim: usize) -> usize {
+        2 * length * head_dim + LANES * (head_dim + length)
+    }
+
+    /// The head's part of the output rows `y`, which belong to queries from `query0` on. `qkv` is the sequence.
+    #[inline(always)]
+    fn run<X: Element, Y: Element>(self, qkv: &[X], query0: usize, y: &mut [Y], scratch: &mut [f32]) {
+        let Self { length, width, head_dim, first } = self;
+        let (k, rest) = scratch.split_at_mut(length * head_dim);
+        let (v, rest) = rest.split_at_mut(length * head_dim);
+        let (blocks, _) = rest.as_chunks_mut::<LANES>();
+        let (q, scores) = blocks.split_at_mut(head_dim);
+        let of = |token: usize, part: usize| &qkv[(3 * token + part) * width + first..][..head_dim];
+
+        for (part, to) in [(1, &mut *k), (2, &mut *v)] {
+            for (token, to) in to.chunks_exact_mut(head_dim).enumerate() {
+                for (to, x) in to.iter_mut().zip(of(token, part)) {
+                    *to = x.to_f32();
+                }
+            }
+        }
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        for (block, y) in y.chunks_mut(LANES * width).enumerate() {
+            let rows = y.len() / width;
+            // Lanes past the last query compute on what the block before has left there, and nobody reads them.
+            for lane in 0..rows {
+                for (q, x) in q.iter_mut().zip(of(query0 + block * LANES + lane, 0)) {
+                    q[lane] = x.to_f32() * scale;
+                }
+            }
+            let scores = &mut scores[..length];
+            let (fours, rest) = scores.as_chunks_mut::<BLOCK>();
+            let (k_fours, k_rest) = k.split_at(fours.len() * BLOCK * head_dim);
+            for (scores, k) in fours.iter_mut().zip(k_fours.chunks_exact(BLOCK * head_dim)) {
+                *scores = products(q, k);
+            }
+            for (score, k) in rest.iter_mut().zip(k_rest.chunks_exact(head_dim)) {
+                [*score] = products(q, k);
+            }
+            let factors = softmax(scores).map(|total| 1.0 / total);
+            let whole = head_dim / BLOCK * BLOCK;
+            for column in (0..whole).step_by(BLOCK) {
+                let sums: [Lanes; BLOCK] = values(scores, v, head_dim, column);
+                store(&sums, &factors, y, width, first + column);
+            }
+            for column in whole..head_dim {
+                let sums: [Lanes; 1] = values(scores, v, head_dim, column);
+                store(&sums, &factors, y, width, first + column);
+            }
+        }
+    }
+}
+
+/// Scores of the queries `q`, one vector of lanes per feature, with some keys, one after another in `k`.
+#[inline(always)]
+fn products<const K: usize>(q: &[Lanes], k: &[f32]) -> [Lanes; K] {
+    let rows: [&[f32]; K] = std::array::from_fn(|row| &k[row * q.len()..][..q.len()]);
+    let mut sums = [[0.0; LANES]; K];
+    for (d, q) in q.iter().enumerate() {
+        for (sums, row) in sums.iter_mut().zip(&rows) {
+            let k = row[d];
+            for (sum, q) in sums.iter_mut().zip(q) {
+                *sum += k * q;
+            }
+        }
+    }
+    sums
+}
+
+/// Replaces the scores of each lane by the exponentials of their distances from the largest. Returns their sums.
+#[inline(always)]
+fn softmax(scores: &mut [Lanes]) -> Lanes {
+    let mut highest = [f32::NEG_INFINITY; LANES];
+    for scores in scores.iter() {
+        for (highest, &score) in highest.iter_mut().zip(scores) {
+            *highest = if score > *highest { score } else { *highest };
+        }
+    }
+    let mut sums = [0.0; LANES];
+    for scores in scores {
+        for ((score, highest), sum) in scores.iter_mut().zip(&highest).zip(&mut sums) {
+            *score = exp(*score - highest);
+            *sum += *score;
+        }
+    }
+    sums
+}
+
+/// Weighted sums of some of the values' features, from `column` on; `v` has `head_dim` of them per key.
+#[inline(always)]
+fn values<const C: usize>(weights: &[Lanes], v: &[f32], head_dim: usize, column: usize) -> [Lanes; C] {
+    let mut sums = [[0.0; LANES]; C];
+    for (weights, v) in weights.iter().zip(v.chunks_exact(head_dim)) {
+        let Some(v) = v[column..].first_chunk::<C>() else { continue };
+        for (sums, v) in sums.iter_mut().zip(v) {
+            for (sum, weight) in sums.iter_mut().zip(weights) {
+                *sum += v * weight;
+            }
+        }
+    }
+    sums
+}
+
+/// Features of the output from `column` on, for as many queries as `y` has rows.
+#[inline(always)]
+fn store<Y: Element>(sums: &[Lanes], factors: &Lanes, y: &mut [Y], width: usize, column: usize) {
+    for ((lane, y), factor) in y.chunks_exact_mut(width).enumerate().zip(factors) {
+        for (y, sums) in y[column..].iter_mut().zip(sums) {
+            *y = Y::from_f32(sums[lane] * factor);
+        }
+    }
+}
+
+/// Attention as a node: Q, K and V side by side, and the lengths.
+#[derive(Debug)]
+struct AttentionNode {
+    heads: usize,
+}
+
+impl NodeOp for AttentionNode {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn prepare(&self, site: &Site<'_>) -> Result<Prepared> {
+        let &Site { device, batch, seq, y, .. } = site;
+        let (qkv, lengths) = (site.tensor(0)?, site.indices(1)?);
+        if site.reads.len() > 2 {
+            return Err(Error::Invalid("attention with relative positions has no kernel yet".into()));
+        }
+        device.prepare(&Attention { qkv, lengths, batch, seq, heads: self.heads, y })
+    }
+
+    fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
+        let (qkv, lengths) = (site.matrix(0)?, site.indices(1)?);
+        if site.len() > 2 {
+            return Err(Error::Invalid("attention with relative positions has no twin yet".into()));
+        }
+        Ok(attention::exact(qkv.view(), lengths, (qkv.nrows(), self.heads)))
+    }
+}
+
+impl Graph {
+    /// Adds attention over `qkv`, whose rows are Q, K and V side by side.
+    pub fn attention(
+        &mut self,
+        name: &str,
+        qkv: ValueId,
+        heads: usize,
+        relative_bias: Option<ParamId>,
+    ) -> Result<ValueId> {
+        let width = self.value(qkv).cols / 3;
+        let mut reads = vec![Read::Value(qkv), Read::Input(Input::Lengths)];
+        reads.extend(relative_bias.map(Read::Param));
+        self.node(name, AttentionNode { heads }, reads, (Rows::Tokens, width, Precision::Model))
+    }
+}

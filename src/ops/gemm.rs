@@ -1,0 +1,301 @@
+//! The GEMM: what a [`Plan`] decided, bound to operands.
+//!
+//! Which kernel runs, and in which steps, is the plan's; its kernels are in [`crate::kernels`] and, on the CPU, in
+//! `src/cpu`. Here each step's operands are bound. Invariant: the steps of a prepared call cover the plan's problem, on
+//! operands of its shapes and types.
+
+use std::sync::{Arc, RwLock};
+
+use ndarray::{Array1, Array2};
+
+use super::{Cost, Operand, Operation, cost_of};
+use crate::cpu::{Cpu, CpuCall, CpuOperands, CpuWeights, Shared, read, write};
+use crate::engine::{Piece, Prepared, Tensor, Weights};
+use crate::error::{Error, Result, expect_dtype, expect_shape};
+use crate::gpu::{BufferRange, Dispatch, Gpu, Scratch};
+use crate::graph::{ExactSite, Graph, NodeOp, ParamKind, Precision, Read, Site, StoredTensor, ValueId};
+use crate::kernels::{Kernel, Program, helpers};
+use crate::matrix::{DType, Element};
+use crate::plan::{Activations, CpuSchedule, Method, Plan, Step, Target, WeightOperand};
+use crate::problem::{Activation, Epilogue, Problem};
+use crate::reference::gemm::activation;
+
+/// A product with its epilogue, as a plan says: Y = act(X·Wᵀ + bias) + residual, or the plain form.
+#[derive(Clone, Copy, Debug)]
+pub struct Gemm<'a> {
+    /// How the problem is solved; made for this kind of device.
+    pub plan: &'a Plan,
+    /// W, in the form that the plan wants: [`Plan::weights`].
+    pub weights: &'a Weights,
+    /// The other operands.
+    pub io: Io<'a>,
+}
+
+/// The operands of a GEMM beside the weights.
+#[derive(Clone, Copy, Debug)]
+pub struct Io<'a> {
+    /// X (`n x k`) in the linear form, B (`k x n`) in the plain one.
+    pub x: &'a Tensor,
+    /// One f32 per output feature, `1 x m`; given if and only if the plan's epilogue adds it.
+    pub bias: Option<&'a Tensor>,
+    /// A matrix of the output's shape and type; given if and only if the plan's epilogue adds it.
+    pub residual: Option<&'a Tensor>,
+    /// Y (`n x m`) or C (`m x n`), overwritten. Must share no memory with the others.
+    pub y: &'a Tensor,
+}
+
+/// Every kernel, and what runs before and after it.
+pub(crate) fn shaders() -> impl Iterator<Item = Program> {
+    Kernel::all().map(Program::from).chain(helpers())
+}
+
+impl Operation for Gemm<'_> {
+    fn name(&self) -> &'static str {
+        "gemm"
+    }
+
+    fn operands(&self) -> Vec<Operand<'_>> {
+        let Io { x, bias, residual, y } = self.io;
+        let added = [("bias", bias), ("residual", residual)];
+        let added = added.into_iter().filter_map(|(name, tensor)| Some(Operand::read(name, tensor?)));
+        let given = [Operand::read("weights", self.weights), Operand::read("x", x), Operand::write("y", y)];
+        given.into_iter().chain(added).collect()
+    }
+
+    fn check(&self) -> Result<()> {
+        let Self { plan, weights, io } = *self;
+        let problem = plan.problem();
+        let Problem { m, k, storage, output, epilogue, .. } = *problem;
+        if weights.op() != plan.weights() {
+            return Err(Error::Mismatch {
+                what: "weights".into(),
+                got: format!("{:?}", weights.op()),
+                expected: format!("{:?}", plan.weights()),
+            });
+        }
+        expect_shape("weights", weights.shape(), (m, k))?;
+        expect_dtype("weights", weights.dtype(), storage)?;
+        expect_shape("x", io.x.shape(), problem.x_shape())?;
+        expect_dtype("x", io.x.dtype(), storage)?;
+        expect_shape("y", io.y.shape(), problem.y_shape())?;
+        expect_dtype("y", io.y.dtype(), output)?;
+        for (what, tensor, wanted, shape, dtype) in [
+            ("bias", io.bias, epilogue.bias, (1, m), DType::F32),
+            ("residual", io.residual, epilogue.residual, problem.y_shape(), output),
+        ] {
+            if tensor.is_some() != wanted {
+                let word = |given| if given { "with" } else { "without" };
+                return Err(Error::Mismatch {
+                    what: format!("operands {} {what}", word(tensor.is_some())),
+                    got: format!("a plan {} {what}", word(tensor.is_some())),
+                    expected: format!("one {} {what}", word(wanted)),
+                });
+            }
+            if let Some(tensor) = tensor {
+                expect_shape(what, tensor.shape(), shape)?;
+                expect_dtype(what, tensor.dtype(), dtype)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn cost(&self) -> Cost {
+        cost_of(self.plan.problem().effective_flops(), &self.operands())
+    }
+
+    fn dispatches(&self, gpu: &Gpu) -> Result<Vec<Dispatch>> {
+        let Self { plan, weights, io } = self;
+        let Method::Gpu(_) = plan.method() else { return Err(foreign_plan("the CPU device", "a GPU")) };
+        let (packed, partial) = plan.scratch_bytes();
+        let scratch = |which, bytes: u64| (bytes > 0).then(|| gpu.scratch(which, bytes)).transpose();
+        let bind = Bind {
+            problem: plan.problem(),
+            pieces: weights.on_gpu()?,
+            io,
+            packed: scratch(Scratch::Packed, packed)?,
+            partial: scratch(Scratch::Partial, partial)?,
+            scratch_bytes: (packed, partial),
+        };
+        plan.steps(&gpu.info().caps)?.iter().map(|step| bind.dispatch(gpu, step)).collect()
+    }
+
+    fn cpu_call(&self, _: &Cpu) -> Result<Box<dyn CpuCall>> {
+        let Self { plan, weights, io } = self;
+        let Method::Cpu(method) = plan.method() else { return Err(foreign_plan("a GPU", "the CPU device")) };
+        Ok(Box::new(Call {
+            problem: *plan.problem(),
+            schedule: method.schedule(),
+            weights: weights.on_cpu()?,
+            x: io.x.on_cpu()?,
+            bias: io.bias.map(Tensor::on_cpu).transpose()?,
+            residual: io.residual.map(Tensor::on_cpu).transpose()?,
+            y: io.y.on_cpu()?,
+        }))
+    }
+}
+
+fn foreign_plan(got: &str, expected: &str) -> Error {
+    Error::Mismatch { what: "plan".into(), got: got.into(), expected: expected.into() }
+}
+
+#[derive(Debug)]
+struct Call {
+    problem: Problem,
+    schedule: CpuSchedule,
+    weights: Arc<RwLock<CpuWeights>>,
+    x: Shared,
+    bias: Option<Shared>,
+    residual: Option<Shared>,
+    y: Shared,
+}
+
+impl CpuCall for Call {
+    fn run(&self, cpu: &Cpu) {
+        let weights = read(&self.weights);
+        let x = read(&self.x);
+        let bias = self.bias.as_deref().map(read);
+        let residual = self.residual.as_deref().map(read);
+        let mut y = write(&self.y);
+        let operands = CpuOperands {
+            weights: &weights,
+            x: &x,
+            bias: bias.as_ref().and_then(|b| f32::of(b.elements())),
+            residual: residual.as_ref().map(|r| r.elements()),
+        };
+        cpu.gemm(&self.problem, self.schedule, &operands, y.elements_mut());
+    }
+}
+
+/// What the steps of a plan are bound to.
+struct Bind<'a> {
+    problem: &'a Problem,
+    pieces: &'a [Piece],
+    io: &'a Io<'a>,
+    packed: Option<wgpu::Buffer>,
+    partial: Option<wgpu::Buffer>,
+    scratch_bytes: (u64, u64),
+}
+
+impl Bind<'_> {
+    /// Binds a step's operands, in the order of its program's bindings: packing and reducing have fewer than kernels.
+    fn dispatch(&self, gpu: &Gpu, step: &Step) -> Result<Dispatch> {
+        let Problem { m, n, k, storage, output, .. } = *self.problem;
+        let packed = self.packed.as_ref().map(|buffer| BufferRange { buffer, offset: 0, bytes: self.scratch_bytes.0 });
+        let partial =
+            self.partial.as_ref().map(|buffer| BufferRange { buffer, offset: 0, bytes: self.scratch_bytes.1 });
+        let x = match &step.x {
+            Activations::Nothing => None,
+            Activations::Given(tokens) => self.io.x.part_on_gpu(tokens, n, k * storage.bytes()),
+            Activations::Packed => packed,
+        };
+        let (residual, y) = match &step.y {
+            Target::Packed => (None, packed),
+            Target::Partial => (None, partial),
+            Target::Output(tokens) => {
+                let token_bytes = m * output.bytes();
+                let residual = self.io.residual.and_then(|tensor| tensor.part_on_gpu(tokens, n, token_bytes));
+                (residual, self.io.y.part_on_gpu(tokens, n, token_bytes))
+            }
+        };
+        let bias = self.io.bias.and_then(Tensor::on_gpu);
+        let [bias, residual] = [bias, residual].map(|operand| operand.filter(|_| step.epilogue));
+        let own = match step.weights {
+            WeightOperand::Nothing => vec![x],
+            WeightOperand::Partial => vec![partial],
+            WeightOperand::Piece(piece) => {
+                let [values, words] = self.pieces[piece].bindings();
+                vec![values, words, x]
+            }
+        };
+        gpu.dispatch(&step.program, step.grid, &step.params, &[&own[..], &[bias, residual, y]].concat())
+    }
+}
+
+/// A linear layer as a node: x, weights, and the bias and the residual that its epilogue adds.
+#[derive(Debug)]
+struct GemmNode {
+    epilogue: Epilogue,
+}
+
+impl NodeOp for GemmNode {
+    fn name(&self) -> &'static str {
+        "gemm"
+    }
+
+    fn prepare(&self, site: &Site<'_>) -> Result<Prepared> {
+        let Epilogue { bias, residual, .. } = self.epilogue;
+        let residual = residual.then(|| site.tensor(2 + usize::from(bias))).transpose()?;
+        let bias = bias.then(|| site.tensor(2)).transpose()?;
+        site.linear(1)?.prepare(&Io { x: site.tensor(0)?, bias, residual, y: site.y })
+    }
+
+    fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
+        let mut y = site.matrix(0)?.dot(&site.matrix(1)?.t());
+        if self.epilogue.bias {
+            y += &Array1::from(site.row(2)?);
+        }
+        y.mapv_inplace(|y| activation(self.epilogue.activation, y));
+        if self.epilogue.residual {
+            y += site.matrix(2 + usize::from(self.epilogue.bias))?;
+        }
+        Ok(y)
+    }
+
+    fn epilogue(&self) -> Epilogue {
+        self.epilogue
+    }
+}
+
+/// A linear layer to be added to a graph: `act(x Wᵀ + bias) + residual`.
+#[derive(Clone, Debug)]
+pub struct LinearSpec<'a> {
+    /// The node's name.
+    pub name: &'a str,
+    /// Its activations.
+    pub x: ValueId,
+    /// Output features.
+    pub m: usize,
+    /// The stored layers that it is made of, one under the other, such as Q, K and V: names and output features. Itself
+    /// if there are none.
+    pub parts: Vec<(String, usize)>,
+    /// Whether it has a bias.
+    pub bias: bool,
+    /// What is done to the product.
+    pub activation: Activation,
+    /// What is added to it then.
+    pub residual: Option<ValueId>,
+}
+
+impl<'a> LinearSpec<'a> {
+    /// A layer of one stored tensor with a bias, and nothing after it.
+    pub fn new(name: &'a str, x: ValueId, m: usize) -> Self {
+        Self { name, x, m, parts: Vec::new(), bias: true, activation: Activation::None, residual: None }
+    }
+}
+
+impl Graph {
+    /// Adds a linear layer, by the parameters `{name}.weight` and `{name}.bias`.
+    pub fn linear(&mut self, linear: LinearSpec<'_>) -> Result<ValueId> {
+        let LinearSpec { name, x, m, parts, bias, activation, residual } = linear;
+        let (rows, k) = (self.value(x).rows, self.value(x).cols);
+        let parts = if parts.is_empty() { vec![(name.to_owned(), m)] } else { parts };
+        let weights = self.param(format!("{name}.weight"), ParamKind::Weights, (m, k))?;
+        // Weights may lack their `.weight`.
+        let stored = |(name, m): &(String, usize)| StoredTensor {
+            names: vec![format!("{name}.weight"), name.clone()],
+            shape: vec![*m, k],
+        };
+        self.stored_as(weights, parts.iter().map(stored).collect());
+        let mut reads = vec![Read::Value(x), Read::Param(weights)];
+        if bias {
+            let bias = self.param(format!("{name}.bias"), ParamKind::Matrix(Precision::F32), (1, m))?;
+            let stored =
+                |(name, m): &(String, usize)| StoredTensor { names: vec![format!("{name}.bias")], shape: vec![*m] };
+            self.stored_as(bias, parts.iter().map(stored).collect());
+            reads.push(Read::Param(bias));
+        }
+        reads.extend(residual.map(Read::Value));
+        let epilogue = Epilogue { bias, activation, residual: residual.is_some() };
+        self.node(name, GemmNode { epilogue }, reads, (rows, m, Precision::Model))
+    }
+}

@@ -1,0 +1,59 @@
+//! The oracle of sums of embeddings.
+//!
+//! # The bound
+//! γ₂·Σ|a| for three addends, γ₁ for two, 0 for one, plus Σφ, plus 2⁻¹²⁶ for each sum; then the store.
+//!
+//! Invariant: no code is shared with the devices.
+
+use ndarray::{Array2, ArrayView2};
+
+use super::{Expectation, FLUSH, U, bounded, gamma, phi};
+use crate::error::{Error, Result, expect_len, expect_shape};
+use crate::matrix::{DType, Matrix};
+
+/// `y[t] = Σ table[ids[t]]`, an id past the end of a table meaning its last row.
+///
+/// # Panics
+/// If there is no table or one without rows, or tables differ in width or ids in number.
+pub fn exact(tables: &[(ArrayView2<'_, f64>, &[u32])]) -> Array2<f64> {
+    let (tokens, width) = (tables[0].1.len(), tables[0].0.ncols());
+    Array2::from_shape_fn((tokens, width), |(t, c)| {
+        tables.iter().map(|(table, ids)| table[[(ids[t] as usize).min(table.nrows() - 1), c]]).sum()
+    })
+}
+
+/// The same with its bounds. An error if tables differ in width, or ids in number, or there is no table or one without
+/// rows.
+///
+/// ```
+/// use sparse24::{DType, Matrix, reference::embedding};
+/// let table = Matrix::from_f32(2, 1, &[1.5, -2.0])?;
+/// let want = embedding::expect(&[(&table, &[1, 0])], DType::F32)?;
+/// assert!(want.verify(&Matrix::from_f32(2, 1, &[-2.0, 1.5])?)?.passed());
+/// assert!(!want.verify(&Matrix::from_f32(2, 1, &[-2.0, 1.5000001])?)?.passed());
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+pub fn expect(tables: &[(&Matrix, &[u32])], output: DType) -> Result<Expectation> {
+    let [(first, ids), ..] = tables else { return Err(Error::Invalid("an embedding needs a table".into())) };
+    let (tokens, width) = (ids.len(), first.cols());
+    for (table, ids) in tables {
+        expect_shape("table", (table.rows().min(1), table.cols()), (1, width))?;
+        expect_len("ids", ids.len(), tokens)?;
+    }
+    let wide: Vec<_> = tables.iter().map(|(table, ids)| (table.to_array().mapv(f64::from), *ids)).collect();
+    let sums = exact(&wide.iter().map(|(table, ids)| (table.view(), *ids)).collect::<Vec<_>>());
+    let mut all = Expectation::new(tokens, width, output);
+    for t in 0..tokens {
+        for c in 0..width {
+            let (mut abs, mut flushed) = (0.0, 0.0);
+            for (table, ids) in tables {
+                let a = f64::from(table.get((ids[t] as usize).min(table.rows() - 1), c));
+                abs += a.abs();
+                flushed += phi(a, table.dtype());
+            }
+            let additions = tables.len() - 1;
+            all.push(sums[[t, c]], bounded(abs, gamma(additions, U) * abs + flushed + additions as f64 * FLUSH));
+        }
+    }
+    Ok(all)
+}

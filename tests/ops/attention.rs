@@ -1,0 +1,278 @@
+//! Attention, by plain tiles and by those of cooperative matrices.
+
+use sparse24::kernels::{Caps, CoopUnit, Rates};
+use sparse24::ops::attention::{AttentionKernel, AttentionTile};
+use sparse24::reference::attention as oracle;
+use sparse24::{Attention, DType, Device, Elements, Matrix, Options, Tuning};
+
+use crate::common::{Data, callers_device, gpu, matrix, rng, seed};
+use crate::{expect, indices, lengths_of, numbers, poisoned, refuses, scaled, types, with_nan_padding};
+
+#[test]
+fn attention_agrees_with_the_oracle_on_the_cpu() {
+    attention_agrees_with_the_oracle(&Device::cpu().unwrap());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn attention_agrees_with_the_oracle_on_the_gpu() {
+    gpu().iter().for_each(attention_agrees_with_the_oracle);
+}
+
+/// Sequences, rows of each, heads, features of each. Rows around the tiles' 32 and 64 queries and 32 keys and the CPU's
+/// 16 lanes; heads of one feature, of a ragged four, of the two depths of tiles, and of more than one piece of them.
+const ATTENTIONS: [(usize, usize, usize, usize); 17] = [
+    (1, 1, 1, 1),
+    (5, 5, 3, 3),
+    (3, 16, 2, 8),
+    (2, 17, 1, 31),
+    (3, 31, 2, 32),
+    (2, 32, 1, 33),
+    (2, 33, 2, 64),
+    (5, 63, 1, 8),
+    (2, 64, 12, 32),
+    (2, 65, 3, 64),
+    (3, 100, 2, 32),
+    (1, 128, 2, 64),
+    (2, 129, 1, 20),
+    (2, 40, 1, 65),
+    (1, 70, 2, 96),
+    (1, 50, 1, 130),
+    (1, 300, 1, 16),
+];
+
+fn attention_agrees_with_the_oracle(device: &Device) {
+    let seed = seed();
+    let pays = |rates: Rates| rates.cooperative > rates.fma;
+    let coop = device.caps().is_some_and(|caps| caps.cooperative_lanes.is_some() && pays(caps.rates));
+    for (i, sizes) in ATTENTIONS.into_iter().enumerate() {
+        for types in types(device, i) {
+            // What a device may choose cooperative matrices for.
+            let half = coop && types.0 == DType::F16 && (sizes.3 == 32 || sizes.3 == 64);
+            let weights = if half { DType::F16 } else { DType::F32 };
+            attention_agrees(device, sizes, types, weights, seed + i as u64);
+        }
+    }
+}
+
+/// One attention of these sizes and types, with weights rounded to a type.
+fn attention_agrees(
+    device: &Device,
+    (batch, seq, heads, head_dim): (usize, usize, usize, usize),
+    (storage, output): (DType, DType),
+    weights: DType,
+    seed: u64,
+) {
+    let width = heads * head_dim;
+    // Flat softmaxes, peaked ones, and exact scores with many ties.
+    for (data, factor) in [(Data::Uniform, 1.0), (Data::Uniform, 8.0), (Data::Whole, 1.0)] {
+        let mut rng = rng(seed, 0);
+        let lengths = lengths_of(batch, seq, &mut rng);
+        let qkv = scaled(&matrix(batch * seq, 3 * width, storage, data, &mut rng), factor);
+        let qkv = with_nan_padding(&qkv, &lengths, seq);
+        let want = oracle::expect(&qkv, &lengths, (seq, heads), weights, output).unwrap();
+        let (tx, tl) = (device.upload(&qkv).unwrap(), indices(device, &lengths));
+        let y = poisoned(device, batch * seq, width, output);
+        let call = device.prepare(&Attention { qkv: &tx, lengths: &tl, batch, seq, heads, y: &y }).unwrap();
+        let what = format!("{batch} x {seq}, {heads} heads of {head_dim}, {storage} to {output}, {data:?} x {factor}");
+        expect(device, &call, &y, &want, &what);
+    }
+}
+
+#[test]
+fn huge_scores_make_no_finite_nonsense_on_the_cpu() {
+    huge_scores_make_no_finite_nonsense(&Device::cpu().unwrap());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn huge_scores_make_no_finite_nonsense_on_the_gpu() {
+    gpu().iter().for_each(huge_scores_make_no_finite_nonsense);
+}
+
+fn huge_scores_make_no_finite_nonsense(device: &Device) {
+    let half = device.caps().is_none_or(|caps| caps.f16);
+    for (size, storage) in [(6e4, DType::F16), (1e18, DType::F32)] {
+        if half || storage == DType::F32 {
+            the_largest_score_takes_it_all(device, size, storage);
+        }
+    }
+    // Scores past f32, of one key in the last tile, of all, and those that are no number on the way.
+    let all = |token: usize| token < 100;
+    let last = |token: usize| token == 99;
+    for (what, sign, there) in
+        [("one", 1.0, &last as &dyn Fn(usize) -> bool), ("all", 1.0, &all), ("lowest", -1.0, &all)]
+    {
+        let y = attended(device, DType::F32, |token, feature| {
+            (1e20, if there(token) { sign * 1e20 } else { 0.0 }, (token + feature) as f32)
+        });
+        assert!(y.iter().all(|y| y.is_nan()), "{what}: {:?} on {}", &y[..4], device.info().name());
+    }
+    let y = attended(device, DType::F32, |token, feature| {
+        (1e20, if token == 70 { [1e20, -1e20][feature % 2] } else { 0.0 }, 1.0)
+    });
+    assert!(y.iter().all(|y| y.is_nan()), "differences of infinities: {:?} on {}", &y[..4], device.info().name());
+}
+
+/// One key has the largest score by far, in the last step of keys or in the first: its value is the result, exactly.
+fn the_largest_score_takes_it_all(device: &Device, size: f32, storage: DType) {
+    for largest in [99, 0] {
+        let y = attended(device, storage, |token, feature| {
+            (size, if token == largest { size } else { -size }, (token + feature) as f32)
+        });
+        let expected: Vec<f32> = (0..100 * 32).map(|i| (largest + i % 32) as f32).collect();
+        assert!(y == expected, "key {largest}, {storage} on {}: {:?}", device.info().name(), &y[..4]);
+    }
+}
+
+/// Attention of one head of 32 features over 100 tokens, whose Q, K and V are functions of token and feature.
+fn attended(device: &Device, storage: DType, of: impl Fn(usize, usize) -> (f32, f32, f32)) -> Vec<f32> {
+    let (seq, d) = (100, 32);
+    let mut qkv = vec![0.0; seq * 3 * d];
+    for (token, row) in qkv.chunks_mut(3 * d).enumerate() {
+        for feature in 0..d {
+            (row[feature], row[d + feature], row[2 * d + feature]) = of(token, feature);
+        }
+    }
+    let qkv = device.upload(&Matrix::new(seq, 3 * d, Elements::from_f32(storage, &qkv)).unwrap()).unwrap();
+    let (lengths, y) = (indices(device, &[seq as u32]), poisoned(device, seq, d, storage));
+    // So that a NaN is the kernel's.
+    device.write(&y, &Matrix::zeros(seq, d, storage).unwrap()).unwrap();
+    device.prepare(&Attention { qkv: &qkv, lengths: &lengths, batch: 1, seq, heads: 1, y: &y }).unwrap().run().unwrap();
+    numbers(device, &y)
+}
+
+/// Attention by the cooperative matrices of a device.
+fn cooperative_attention_agrees(device: &Device, unit: CoopUnit) {
+    let caps = device.caps().unwrap();
+    let rates = device.tuning().rates.unwrap_or(caps.rates);
+    let caps = Caps { rates, ..caps.clone() };
+    let seed = seed();
+    let mut tiles = Vec::new();
+    // Queries around 32 and 64, keys around 16, 32 and 64, several steps of keys, one query.
+    for (i, (batch, seq, heads, head_dim)) in
+        [(1, 1, 1, 32), (3, 15, 1, 64), (2, 33, 2, 32), (5, 32, 1, 64), (2, 65, 3, 32), (2, 130, 2, 64)]
+            .into_iter()
+            .enumerate()
+    {
+        let tile = AttentionTile::choose(batch * heads, seq, head_dim, DType::F16, &caps).unwrap();
+        assert_eq!(tile.unit(), Some(unit), "{tile}");
+        tiles.push(tile.to_string());
+        let output = if i == 0 { DType::F32 } else { DType::F16 };
+        attention_agrees(device, (batch, seq, heads, head_dim), (DType::F16, output), DType::F16, seed + i as u64);
+    }
+    the_largest_score_takes_it_all(device, 6e4, DType::F16);
+    // Within 32 KiB of workgroup memory.
+    for tile in ["64x32x32", "32x32x32", "32x64x64"].map(|tile| format!("coop{unit}_{tile}")) {
+        assert!(tiles.contains(&tile) || caps.workgroup_memory > 32 << 10, "{tile} has not run: {tiles:?}");
+    }
+}
+
+/// The kernels of cooperative matrices, with those acted out in plain WGSL: every index they compute is their own.
+#[test]
+#[ignore = "needs a GPU"]
+fn cooperative_attention_agrees_with_the_oracle_when_acted_out() {
+    let Some(device) = gpu() else { return };
+    if !device.caps().unwrap().f16 {
+        eprintln!("skipped: no f16");
+        return;
+    }
+    for (i, unit) in CoopUnit::ALL.into_iter().enumerate() {
+        // Rolled: llvmpipe takes a minute to compile such a kernel unrolled, some seconds as it stands.
+        let options = Options {
+            emulate_cooperative: Some(unit),
+            cooperative_scalars: Some(i % 2 == 1),
+            unroll: Some(false),
+            ..Default::default()
+        };
+        cooperative_attention_agrees(&Device::open(device.info().name(), options).unwrap(), unit);
+    }
+}
+
+/// The same by the instructions of a device that has them. Where its plain arithmetic is faster, it is told otherwise.
+#[test]
+#[ignore = "needs a GPU"]
+fn cooperative_attention_agrees_with_the_oracle() {
+    let Some(under_test) = gpu() else { return };
+    let Some(lanes) = under_test.caps().unwrap().cooperative_lanes else {
+        assert!(std::env::var_os("SPARSE24_REQUIRE_COOPERATIVE").is_none(), "cooperative matrices are required");
+        eprintln!("skipped: no cooperative matrices");
+        return;
+    };
+    let shapes = &under_test.caps().unwrap().cooperative;
+    let has = |unit: &CoopUnit| unit.lanes() == lanes && shapes.contains(&unit.shape());
+    let unit = CoopUnit::ALL.into_iter().find(has).unwrap();
+    let options = Options { unroll: (lanes == 8).then_some(false), ..Default::default() };
+    let device = Device::open(under_test.info().name(), options).unwrap();
+    let rates = device.caps().unwrap().rates;
+    device.set_tuning(Tuning::new(Some(Rates { cooperative: 10.0 * rates.fma, ..rates })));
+    cooperative_attention_agrees(&device, unit);
+}
+
+/// The limits that WebGPU grants everywhere leave a tile of attention.
+#[test]
+#[ignore = "needs a GPU"]
+fn attention_runs_in_the_least_workgroup_memory() {
+    let Some(under_test) = gpu() else { return };
+    let limits = |own: wgpu::Limits| wgpu::Limits { max_compute_workgroup_storage_size: 16384, ..own };
+    let (wgpu_device, queue) = callers_device(&under_test, wgpu::Features::empty(), limits);
+    attention_agrees_with_the_oracle(&Device::from_wgpu(wgpu_device, queue).unwrap());
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name_on_the_cpu() {
+    what_does_not_fit_is_refused_by_name(&Device::cpu().unwrap());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn what_does_not_fit_is_refused_by_name_on_the_gpu() {
+    gpu().iter().for_each(what_does_not_fit_is_refused_by_name);
+}
+
+fn what_does_not_fit_is_refused_by_name(device: &Device) {
+    let tensor = |rows, cols| device.zeros(rows, cols, DType::F32).unwrap();
+    let (x, y, qkv) = (tensor(6, 8), tensor(6, 8), tensor(6, 24));
+    let (six, two) = (device.indices(6).unwrap(), device.indices(2).unwrap());
+    let attention = Attention { qkv: &qkv, lengths: &two, batch: 2, seq: 3, heads: 2, y: &y };
+    refuses(device, &Attention { heads: 3, ..attention }, &["8 features", "3 heads"]);
+    refuses(device, &Attention { heads: 0, ..attention }, &["0 heads"]);
+    refuses(device, &Attention { qkv: &x, ..attention }, &["qkv", "[6, 8]", "[6, 24]"]);
+    refuses(device, &Attention { seq: 4, ..attention }, &["qkv", "[8, 24]"]);
+    refuses(device, &Attention { lengths: &six, ..attention }, &["lengths", "[6]", "[2]"]);
+    refuses(device, &Attention { batch: usize::MAX, ..attention }, &["tokens overflows"]);
+}
+
+#[test]
+fn empty_outputs_are_no_error_on_the_cpu() {
+    empty_outputs_are_no_error(&Device::cpu().unwrap());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn empty_outputs_are_no_error_on_the_gpu() {
+    gpu().iter().for_each(empty_outputs_are_no_error);
+}
+
+fn empty_outputs_are_no_error(device: &Device) {
+    let none = device.indices(0).unwrap();
+    for width in [8, 0] {
+        let [qkv, y] = [3 * width, width].map(|cols| device.zeros(0, cols, DType::F32).unwrap());
+        let attention = Attention { qkv: &qkv, lengths: &none, batch: 0, seq: 5, heads: 2, y: &y };
+        device.prepare(&attention).unwrap().run().unwrap();
+    }
+}
+
+/// A kernel that exists has a shader: what has none is refused when it is made, with what is wrong.
+#[test]
+fn kernels_without_a_shader_are_refused() {
+    let says = |tile, head_dim, storage| {
+        AttentionKernel::new(tile, head_dim, storage, DType::F16).map(|k| k.to_string()).map_err(|e| e.to_string())
+    };
+    let [.., coop] = AttentionTile::ALL;
+    assert_eq!(
+        says(coop, 64, DType::F16),
+        Err(format!("attention tile {coop} takes heads of 32 features of f16, not of 64 of f16"))
+    );
+    assert!(says(coop, 32, DType::F32).is_err() && says(coop, 32, DType::F16).is_ok());
+}

@@ -16,7 +16,7 @@
 //!     │  Sparse24::compress   values + 4-bit codes                    format   (files: io)
 //!     ▼
 //!  compressed   Sparse24
-//!     │  Device::upload_…     once                                    engine
+//!     │  Device::upload_weights   once                                engine    (in any form: weights)
 //!     ▼
 //!  on a device  Weights                      Problem                  problem
 //!     │                                         │  Device::plan       plan  ◄ kernels (the list of GEMM kernels)
@@ -33,9 +33,9 @@
 //!  output       Tensor ◄──── Oracle::verify ── reference              measure: verify, time, record
 //!                                                                     tune: the best way, kept in a file
 //! ```
-//! Each stage is a module of that name, and each arrow a type of its own. Imports run downward only: [`measure`] stands
-//! on [`ops`], that on [`engine`], that on the devices, those on [`plan`], [`kernels`] and [`mod@format`]. [`mod@reference`] imports
-//! nothing that it checks.
+//! Each stage is a module of that name, and each arrow a type of its own. Imports run downward: [`measure`] stands on
+//! [`engine`], that on the devices, those on [`plan`], [`kernels`] and [`mod@format`]. [`ops`] brings operations to
+//! devices and to graphs. [`mod@reference`] imports nothing that it checks.
 //!
 //! # The words
 //! W is `m x k`, [out features, in features], and sparse along `k`. X is `n x k`, Y is `n x m`: token-major. The main
@@ -95,8 +95,8 @@
 //! word of its own. On cooperative matrices (tensor cores) a gathered block serves the rows that share its pattern, so
 //! V should be a subgroup's rows or more. Where no kernel wins, 2:4 weights can still be kept and expanded on the way
 //! to workgroup memory, at dense speed. On a CPU a multiply-add takes its activations from memory at no extra cost, so
-//! that gathering pays at V = 1, too. [`kernels`] lists the GPU's ways and [`plan::CpuSchedule`] the CPU's, [`plan`] chooses
-//! by estimate, [`tune`] by measurement, and [`Plan::explain`] says why.
+//! that gathering pays at V = 1, too. [`kernels`] lists the GPU's schedules and [`plan::CpuSchedule`] the CPU's,
+//! [`plan`] chooses by estimate, [`tune`] by measurement, and [`Plan::explain`] says why.
 //!
 //! # Which weights go
 //! Magnitude is a start. [`prune`] also weighs weights by the inputs that they meet, lets those that stay make up for
@@ -105,10 +105,37 @@
 //! are stored in this crate's format or in one of the others that people have: [`io`].
 //!
 //! # A whole model
-//! What a model computes, linear layers and what is between them (embeddings, layer normalisation, attention, pooling),
-//! are operations: [`ops`]. An operation is a file, its GPU program, its twin in the reference, and a line in a list.
-//! [`Device::submit`] runs the calls of a forward pass as one submission. The module `bert` (feature `bert`)
-//! is a model built that way, from a folder of files to embeddings; [`linear`] shows another one.
+//! A model is data: a [`graph`](graph::Graph) of named nodes, each an operation of [`ops`] with what it reads. A file of
+//! [`models`] makes one of a config and the names of tensors; nothing else knows an architecture.
+//!
+//! ```text
+//!  ops/<name>.rs      an operation: operands, check, GPU program, CPU loops, cost; and what it is as a node
+//!        ▲            its twins: reference/<name>.rs, shaders/<name>.wgsl, tests/ops/<name>.rs
+//!        │ nodes
+//!  graph.rs           Graph: nodes, values, parameters, which channels may be permuted together
+//!        ▲            Checkpoint (host) ─► Model (device) ─► Forward (one batch and sequence): one submission
+//!        │ builds     tools on any graph: calibration, ablation, permutation, times; the f64 twin
+//!  models/<name>.rs   bert, mpnet: config.json + names of tensors ─► Graph
+//!        ▲
+//!  text.rs            Encoder: a folder of files ─► embeddings of texts (feature `text`)
+//! ```
+//!
+//! ## The way of one weight matrix
+//! `encoder.layer.0.output.dense.weight` of a folder: [`models::load`] reads its `config.json` and makes a graph in which
+//! a node of the operation `gemm` reads a parameter of that name. [`graph::Checkpoint::load`] asks [`io`] for the tensor
+//! and holds it as [`HostWeights`], dense. [`graph::Checkpoint::calibrate`] runs texts through the model and shows it to
+//! [`prune::SparseGpt`] with the statistics of its inputs; the [`Mask24`] and the weights that come back become a
+//! [`Sparse24`] by [`Sparse24::compress`], and take its place. [`graph::Model::new`] gives it to a [`Linear`], which
+//! asks [`plan`] for a batch of tokens, uploads it in the form that the plan wants ([`Device::upload_weights`]), and
+//! binds it as a [`Gemm`]. The plan's kernel multiplies by it, in every pass.
+//!
+//! ## The way of one text
+//! `text::Tokenizer` makes token ids of it,
+//! `text::Encoder` puts it into a batch of texts of its length and asks [`graph::Model::forward`] for the pass of that
+//! shape, whose calls are prepared once. [`graph::Forward::run_on`] writes ids and lengths to the device and submits all
+//! calls at once: the node `embeddings` looks rows up, norms, products and attention follow in the graph's order, each
+//! value in a buffer that is used again after its last reader. The pooled states are read back, and `text::Pipeline` does
+//! on the host what is left to do. [`graph::twin`] makes the same walk in f64.
 //!
 //! # Weights that change
 //! Training keeps dense weights and multiplies by their 2:4 form. [`Sparsify`] prunes and compresses a tensor
@@ -161,6 +188,7 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `dtype.rs` `matrix.rs` `mask.rs` `problem.rs` | what stages pass on: element types, matrices, bit masks, one GEMM with its epilogue |
+//! | `weights.rs` | the weights of a layer on the host: dense, 2:4, masked |
 //! | `format.rs` `groups.rs` | the format: its specification, compress, decompress, validate; groups of four, many at a time |
 //! | `prune.rs` `prune/` | which weights stay: magnitude, Wanda, second order, SparseGPT; statistics; orders of channels |
 //! | `memory.rs` `bootstrap.rs` | memory, asked for before it is taken; what data leave open of a figure |
@@ -176,7 +204,9 @@
 //! | `engine.rs` `engine/` | what an embedder calls: upload, prepare, run; tensors, indices and weights as operands |
 //! | `linear.rs` | a layer in whichever form runs it best |
 //! | `compile.rs` `compile/` | what GPU compilers make of the kernels, without a GPU: machine code, banks, an estimate |
-//! | `bert.rs` `bert/` | BERT: config, tokens, checkpoint, forward pass, and its f64 twin |
+//! | `graph.rs` `graph/` | a model as data; its parameters, passes, f64 twin; calibration, ablation, permutation, times |
+//! | `models.rs` `models/` | the architectures: config and names of tensors to graph, a file each |
+//! | `text.rs` `text/` | encoders of texts: folders, tokens, what follows the last states |
 //! | `measure.rs` | verify, time, record, ceilings |
 //! | `report.rs` `report/` | table and JSON; files read back and checked, runs compared, the page and its charts, claims |
 //! | `tune.rs` | the best kernels of a device: raced, and kept in a cache |

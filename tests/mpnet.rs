@@ -1,8 +1,8 @@
 //! MPNet, a second architecture in a file of its own: its graph against what torch computes, on devices and in f64, and
 //! every tool on it.
 //!
-//! The small model and what torch makes of it are in tests/vectors (see its README). The real one comes by
-//! `bash tests/fetch-mpnet.sh`; its tests are ignored unless asked for, as are those that need a GPU.
+//! The model is small; it and what torch makes of it are in tests/vectors (see its README). Tests that need a GPU are
+//! ignored unless asked for. The real model is in tests/mpnet_base.rs.
 
 #![cfg(feature = "text")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use common::gpu;
 use serde_json::Value;
 use sparse24::graph::{Batching, Checkpoint, Sparsity};
-use sparse24::text::{Encoder, Files, Pipeline, Tokenizer, twin};
+use sparse24::text::{Encoder, Pipeline, twin};
 use sparse24::{DType, Device, VectorLen, models};
 
 fn vectors(name: &str) -> PathBuf {
@@ -226,46 +226,4 @@ mod command_line {
         assert_eq!((&result["layers"], &result["hidden"]), (&json!(2), &json!(40)));
         assert!(result["rows"].as_array().unwrap().iter().all(|row| row["verified"] == true));
     }
-}
-
-fn files() -> Files {
-    Files::in_folder(concat!(env!("CARGO_MANIFEST_DIR"), "/model/mpnet"))
-}
-
-/// all-mpnet-base-v2, as Sentence Transformers runs it.
-fn embeddings_are_torchs(device: &Device) {
-    let files = files();
-    let graph = models::load(&files.config).unwrap();
-    let limits = graph.limits();
-    let tokenizer = Tokenizer::load(&files.tokenizer, limits).unwrap();
-    let tokenizer = tokenizer.truncated_at(files.max_tokens(limits).unwrap()).unwrap();
-    let checkpoint = Checkpoint::load(graph, &files.weights, None, DType::F32).unwrap();
-    let pipeline = Pipeline::load(&files, checkpoint.graph().output_width()).unwrap();
-    let encoder = Encoder::new(device, &checkpoint, pipeline).unwrap();
-    let items = reference("model")["items"].take();
-    let items = items.as_array().unwrap();
-    let texts: Vec<_> = items.iter().map(|item| item["text"].as_str().unwrap()).collect();
-    let tokens = tokenizer.encode(&texts).unwrap();
-    for (item, got) in items.iter().zip(&tokens.ids) {
-        assert_eq!(*got, ids(&item["ids"]), "{}", item["text"]);
-    }
-    let embeddings = encoder.embed(&tokens.ids, Batching::default()).unwrap();
-    for (row, item) in items.iter().enumerate() {
-        let expected = numbers(&item["embedding"]);
-        let got = (0..expected.len()).map(|col| f64::from(embeddings.get(row, col)));
-        let off = distance(got, &expected);
-        assert!(off < 2e-5, "text {row} on {}: {off:.2e}", device.info().name());
-    }
-}
-
-#[test]
-#[ignore = "needs model/mpnet"]
-fn the_cpu_gives_torchs_embeddings() {
-    embeddings_are_torchs(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU and model/mpnet"]
-fn a_gpu_gives_torchs_embeddings() {
-    gpu().iter().for_each(embeddings_are_torchs);
 }

@@ -162,8 +162,9 @@ impl Checkpoint {
         Ok(Self { graph: Arc::new(graph), dtype, params })
     }
 
-    /// The same parameters for a graph that goes on from this one: with more nodes, and no more parameters.
-    pub(crate) fn extended(&self, extend: impl FnOnce(&mut Graph) -> Result<()>) -> Result<Self> {
+    /// The same parameters for a graph that goes on from this one: with more nodes, such as a pooling, and no more
+    /// parameters.
+    pub fn extended(&self, extend: impl FnOnce(&mut Graph) -> Result<()>) -> Result<Self> {
         let mut graph = Graph::clone(&self.graph);
         extend(&mut graph)?;
         if graph.params.len() != self.params.len() {
@@ -326,6 +327,7 @@ pub(crate) struct Reader<'a> {
 
 impl Reader<'_> {
     /// One that asks a single source, by names as they are.
+    #[cfg(feature = "text")]
     pub(crate) fn of(source: Source, dtype: DType) -> Self {
         Self { sources: vec![source], absent: None, dtype, prefixes: &[] }
     }

@@ -85,6 +85,8 @@ struct Row {
     parts: Option<Parts>,
     /// Sum of the medians of the parts when timed alone: how far that is from the median is how far to trust them.
     parts_alone_ms: Option<f64>,
+    /// What each part must do at least in a pass, by the operations' own count: what its time is to be held against.
+    parts_cost: PartsCost,
     sequences_per_second: Option<f64>,
     /// 2 x linear weights x tokens / median, in 10¹² per second, whatever was skipped.
     effective_tflops: Option<f64>,
@@ -108,6 +110,34 @@ struct Parts {
     gemm_ms: f64,
     attention_ms: f64,
     rest_ms: f64,
+}
+
+/// Operations in 10⁹, and bytes of operands in 10⁶, as dense ones count: 2:4 multiplies half as often.
+#[derive(Clone, Copy, Serialize)]
+struct PartsCost {
+    gemm_gflop: f64,
+    gemm_mb: f64,
+    attention_gflop: f64,
+    attention_mb: f64,
+    rest_gflop: f64,
+    rest_mb: f64,
+}
+
+impl PartsCost {
+    fn of(forward: &Forward) -> Self {
+        let [gemm, attention, rest] = PARTS.map(|part| {
+            let own = forward.calls().filter(|(node, _)| Part::of(node.op.name()) == part);
+            own.fold((0.0, 0.0), |sum, (_, call)| (sum.0 + call.cost().flops / 1e9, sum.1 + call.cost().bytes / 1e6))
+        });
+        Self {
+            gemm_gflop: gemm.0,
+            gemm_mb: gemm.1,
+            attention_gflop: attention.0,
+            attention_mb: attention.1,
+            rest_gflop: rest.0,
+            rest_mb: rest.1,
+        }
+    }
 }
 
 /// A row while it is measured.
@@ -372,6 +402,7 @@ impl Subject {
             clock: None,
             parts: None,
             parts_alone_ms: None,
+            parts_cost: PartsCost::of(&forward),
             sequences_per_second: None,
             effective_tflops: None,
             speedup_vs_dense: None,

@@ -147,6 +147,11 @@ impl Input {
         }
     }
 
+    /// Whether they are the same whatever the texts.
+    pub(crate) fn is_fixed(self) -> bool {
+        matches!(self, Self::Constant(_) | Self::Positions { padding: None, .. })
+    }
+
     /// The numbers of one text, padded to `to.len()` tokens, or its length.
     pub(crate) fn write(self, ids: &[u32], to: &mut [u32]) {
         match self {

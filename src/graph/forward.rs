@@ -154,7 +154,7 @@ impl Forward {
             calls,
             turn: Mutex::default(),
         };
-        forward.write_unchecked(&vec![vec![0; seq]; batch])?;
+        forward.write_inputs(&vec![vec![0; seq]; batch], |_| true)?;
         Ok(forward)
     }
 
@@ -186,12 +186,14 @@ impl Forward {
                 return Err(Error::Invalid(reason).of_text(i));
             }
         }
-        self.write_unchecked(texts)
+        self.write_inputs(texts, |input| !input.is_fixed())
     }
 
-    fn write_unchecked<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<()> {
+    /// Some of the inputs, for texts that fit.
+    fn write_inputs<T: AsRef<[u32]>>(&self, texts: &[T], which: impl Fn(Input) -> bool) -> Result<()> {
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        for ((input, indices), numbers) in self.inputs.iter().zip(&mut *staging) {
+        for ((input, indices), numbers) in self.inputs.iter().zip(&mut *staging).filter(|((input, _), _)| which(*input))
+        {
             let each = numbers.len() / self.batch;
             for (text, row) in texts.iter().zip(numbers.chunks_exact_mut(each)) {
                 input.write(text.as_ref(), row);

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::graph::{ChannelSet, Channels, Graph, ParamId, ValueId};
+use crate::ops::attention::AttentionSpec;
 use crate::ops::gemm::LinearSpec;
 use crate::problem::Activation;
 
@@ -166,7 +167,8 @@ impl PostNormBlock<'_> {
         let fused = format!("{attention}.qkv");
         let parts = self.qkv.iter().map(|part| (format!("{attention}.{part}"), d)).collect();
         let qkv = graph.linear(LinearSpec { parts, ..LinearSpec::new(&fused, x, 3 * d) })?;
-        let attended = graph.attention(attention, qkv, heads, self.relative_bias)?;
+        let spec = AttentionSpec { relative_bias: self.relative_bias, ..AttentionSpec::new(qkv, heads) };
+        let attended = graph.attention(attention, spec)?;
         let sum = graph.linear(LinearSpec { residual: Some(x), ..LinearSpec::new(attention_out, attended, d) })?;
         let normed = graph.layer_norm(attention_norm, sum, eps)?;
         let inner = graph.linear(LinearSpec { activation, ..LinearSpec::new(up, normed, intermediate) })?;

@@ -10,6 +10,7 @@ use sparse24::graph::{
     Precision, Read, Sparsity, ValueId, twin,
 };
 use sparse24::measure::Policy;
+use sparse24::ops::attention::AttentionSpec;
 use sparse24::ops::gemm::LinearSpec;
 use sparse24::prune::permute::Budget;
 use sparse24::{Activation, DType, Device, HostWeights, Matrix, Sparse24, VectorLen, prune};
@@ -17,15 +18,17 @@ use sparse24::{Activation, DType, Device, HostWeights, Matrix, Sparse24, VectorL
 /// Words of the vocabulary, tokens of a text, features, features in between.
 const SIZES: (usize, usize, usize, usize) = (11, 6, 8, 12);
 
-/// Two feed-forward blocks with the norm in front and the residual stream around, as decoders have them; one head of
-/// attention in the first; a head of its own at the end. Nothing in the crate is made for it.
+/// Two feed-forward blocks with the norm in front and the residual stream around, as decoders have them; causal
+/// attention of two heads with one of keys in the first; a head of its own at the end. Nothing in the crate is made for it.
 fn graph() -> Graph {
     let (vocabulary, tokens, d, inner) = SIZES;
     let mut graph = Graph::new(Limits { vocabulary, tokens });
     let mut x = graph.embedding("words", &[("words.weight", vocabulary, Input::Ids)], d).unwrap();
     let normed = graph.layer_norm("attention.norm", x, 1e-5).unwrap();
-    let qkv = graph.linear(LinearSpec::new("attention.qkv", normed, 3 * d)).unwrap();
-    let attended = graph.attention("attention", qkv, 2, None).unwrap();
+    let qkv = graph.linear(LinearSpec::new("attention.qkv", normed, 2 * d)).unwrap();
+    let attended = graph
+        .attention("attention", AttentionSpec { causal: true, kv_heads: 1, ..AttentionSpec::new(qkv, 2) })
+        .unwrap();
     x = graph.linear(LinearSpec { residual: Some(x), ..LinearSpec::new("attention.out", attended, d) }).unwrap();
     for i in 0..2 {
         let at = |name: &str| format!("block.{i}.{name}");

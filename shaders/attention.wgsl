@@ -1,8 +1,9 @@
-// Attention of one sequence and head: Y = softmax(Q Kt * scale) V over the real tokens of the sequence. Twin:
+// Attention of one sequence and head: Y = softmax(Q Kt * scale + bias) V over the real tokens of the sequence. Twin:
 // src/reference/attention.rs.
 //
-// X has a row of Q | K | V per token, each `width` features, HEAD_DIM of them to a head. Keys at or past the sequence's
-// length contribute nothing, whatever they hold; rows of queries there become zeros.
+// X has a row of Q | K | V per token, `width` features of Q and as many over SHARE of K and of V, HEAD_DIM of them to a
+// head. Keys at or past the sequence's length contribute nothing, whatever they hold; rows of queries there become
+// zeros. CAUSAL: keys behind a query have the weight zero, and steps in which all are behind all queries are left out.
 //
 // Tile: a workgroup owns QUERIES queries and DEPTH features of a head's output and walks the keys by KEYS. The softmax
 // is computed on the way (M. Milakov, N. Gimelshein 2018, arXiv:1805.02867): what was summed so far is multiplied by
@@ -28,8 +29,8 @@
 // Occupancy, threads per core at least: rdna2 256, rdna3 256, rdna4 256, ampere 768, ada 768, apple-m1 384, adreno 128.
 // Of a tile's registers 4 * SUMS are sums and 16 scores; the rest are addresses and what is on its way.
 //
-// Residues: rows and features past the end are read as zeros. A key past the length gets the lowest score there is for
-// the maximum and the weight zero.
+// Residues: rows and features past the end are read as zeros. A key that a query does not see gets the lowest score
+// there is for the maximum and the weight zero; every query sees the first key, so no maximum stays the lowest.
 
 // Features of a head.
 override HEAD_DIM: u32 = 64u;
@@ -67,6 +68,15 @@ fn fetch_turned(place: Place, token: u32, part: u32, feature: u32) -> mat4x4<f32
         fetch(place, token + 2u, part, feature),
         fetch(place, token + 3u, part, feature),
     ));
+}
+
+// Whether each of the four queries from `query` on sees a key.
+fn sees(place: Place, query: u32, key: u32) -> vec4<bool> {
+    let real = vec4(key < place.length);
+    if !CAUSAL {
+        return real;
+    }
+    return real & (vec4(key) <= vec4(query) + vec4(0u, 1u, 2u, 3u));
 }
 
 @compute @workgroup_size(THREADS)
@@ -133,7 +143,13 @@ fn main(
         // unroll
         for (var j = 0u; j < 4u; j++) {
             let key = 4u * tk + j;
-            p_tile[key * QUERY_QUADS + tq] = select(vec4(LOWEST), scores[j], key0 + key < place.length);
+            if BIASED {
+                // unroll
+                for (var i = 0u; i < 4u; i++) {
+                    scores[j][i] += bias_of(place, query0 + 4u * tq + i, key0 + key);
+                }
+            }
+            p_tile[key * QUERY_QUADS + tq] = select(vec4(LOWEST), scores[j], sees(place, query0 + 4u * tq, key0 + key));
         }
         workgroupBarrier();
 
@@ -156,7 +172,7 @@ fn main(
             let at = key * QUERY_QUADS + tq;
             // Read back, so that no register holds a score while the values are on their way.
             let weight = exp(p_tile[at] - highest);
-            p_tile[at] = select(vec4<f32>(), weight, key0 + key < place.length);
+            p_tile[at] = select(vec4<f32>(), weight, sees(place, query0 + 4u * tq, key0 + key));
         }
         let shrink = exp(maximum - highest);
         maximum = highest;

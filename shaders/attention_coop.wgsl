@@ -22,7 +22,8 @@
 //
 // Occupancy, threads per core at least: rdna3 256, rdna4 256, ampere 256, ada 256.
 //
-// Residues: as in attention.wgsl; a key past the length has the weight zero, and its values are read as zeros.
+// Residues: as in attention.wgsl; a key that is not seen has the weight zero, and past the length its values are read
+// as zeros.
 
 // Features of a head: DEPTH.
 override HEAD_DIM: u32 = 64u;
@@ -108,11 +109,22 @@ fn stage_scores(span: u32, subgroup: u32, lane: u32) {
     }
 }
 
-// Four of a lane's staged scores: those of `key` and the next three keys of the sequence. Past its length the lowest
-// there is, whose exponential is zero beside any score.
-fn scores_at(place: Place, at: u32, key: u32) -> vec4<f32> {
-    let four = vec4(stage[at], stage[at + 1u], stage[at + 2u], stage[at + 3u]) * params.scale;
-    return select(vec4(LOWEST), four, vec4(key) + vec4(0u, 1u, 2u, 3u) < vec4(place.length));
+// Four of a lane's staged scores: those of its query with `key` and the next three keys of the sequence. For those that
+// it does not see the lowest there is, whose exponential is zero beside any score.
+fn scores_at(place: Place, at: u32, query: u32, key: u32) -> vec4<f32> {
+    var four = vec4(stage[at], stage[at + 1u], stage[at + 2u], stage[at + 3u]) * params.scale;
+    if BIASED {
+        // unroll
+        for (var i = 0u; i < 4u; i++) {
+            four[i] += bias_of(place, query, key + i);
+        }
+    }
+    let keys = vec4(key) + vec4(0u, 1u, 2u, 3u);
+    var seen = keys < vec4(place.length);
+    if CAUSAL {
+        seen = seen & (keys <= vec4(query));
+    }
+    return select(vec4(LOWEST), four, seen);
 }
 
 fn highest_of(v: vec4<f32>) -> f32 {
@@ -140,6 +152,7 @@ fn main(
     let row = lane % EDGE;
     let part = lane / EDGE % SHARERS * 4u * LANE_QUADS;
     let staged = subgroup * STAGE_SIZE + row * STAGE_STRIDE + part;
+    let query = query0 + EDGE * subgroup + row;
 
     // unroll
     for (var s = 0u; s < Q_STEPS; s++) {
@@ -162,7 +175,7 @@ fn main(
             var highest = maximum;
             // unroll
             for (var q = 0u; q < LANE_QUADS; q++) {
-                scores[q] = scores_at(place, staged + 4u * q, key0 + SPAN * span + part + 4u * q);
+                scores[q] = scores_at(place, staged + 4u * q, query, key0 + SPAN * span + part + 4u * q);
                 highest = max(highest, highest_of(scores[q]));
             }
             total *= exp(maximum - highest);
@@ -203,7 +216,7 @@ fn main(
             let at = (QUERIES + EDGE * subgroup + row) * STRIDE + (SPAN * span + part) / 4u;
             // unroll
             for (var q = 0u; q < LANE_QUADS; q++) {
-                let four = scores_at(place, staged + 4u * q, key0 + SPAN * span + part + 4u * q);
+                let four = scores_at(place, staged + 4u * q, query, key0 + SPAN * span + part + 4u * q);
                 hold_x(at + q, Quad(exp(four - highest) * WEIGHT_SCALE));
             }
             workgroupBarrier();
@@ -219,7 +232,6 @@ fn main(
         }
     }
 
-    let query = query0 + EDGE * subgroup + row;
     let start = (place.row0 + query) * params.width + place.head0;
     let factor = 1.0 / (WEIGHT_SCALE * total);
     // unroll

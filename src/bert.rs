@@ -424,7 +424,7 @@ impl States {
             let io = Io { x, bias: Some(&parts.bias), residual, y };
             if pinned { parts.linear.pinned().prepare(&io) } else { parts.linear.prepare(&io) }
         };
-        let attention = Attention { qkv, lengths, batch: *batch, seq: *seq, heads: config.heads(), y: attended };
+        let attention = Attention::new(qkv, lengths, (*batch, *seq), config.heads(), attended);
         Ok([
             (Part::Gemm, linear(&parts.qkv, hidden, None, qkv)?),
             (Part::Attention, device.prepare(&attention)?),

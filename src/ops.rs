@@ -61,7 +61,7 @@
 //! let calls = [
 //!     device.prepare(&Embedding { tables: &[(&words, &ids)], y: &x })?,
 //!     device.prepare(&LayerNorm { x: &x, gamma: &ones, beta: &zeros, eps: 1e-12, y: &normed })?,
-//!     device.prepare(&Attention { qkv: &qkv, lengths: &lengths, batch, seq, heads: 3, y: &attended })?,
+//!     device.prepare(&Attention::new(&qkv, &lengths, (batch, seq), 3, &attended))?,
 //!     device.prepare(&MeanPooling { x: &normed, lengths: &lengths, batch, seq, normalize: true, y: &pooled })?,
 //! ];
 //! // For each batch of texts: new ids and lengths, one submission.

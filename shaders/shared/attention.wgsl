@@ -1,5 +1,12 @@
-// What the attention kernels share: where a workgroup's queries lie, and how its operands are read. attention.wgsl or
-// attention_coop.wgsl follows; both declare HEAD_DIM, QUERIES and DEPTH.
+// What the attention kernels share: where a workgroup's queries lie, how its operands are read, and which keys a query
+// sees. attention.wgsl or attention_coop.wgsl follows; both declare HEAD_DIM, QUERIES and DEPTH.
+
+// Query heads that share a head of keys and values.
+override SHARE: u32 = 1u;
+// Whether a query sees no key behind it.
+override CAUSAL: bool = false;
+// Whether a number is added to each score that depends on head and distance alone.
+override BIASED: bool = false;
 
 // The lowest score there is, whose exponential is zero beside any other.
 const LOWEST: f32 = -3.4028234e38;
@@ -15,18 +22,24 @@ struct Params {
     heads: u32,
     // What scores are multiplied by.
     scale: f32,
+    // Largest distance that the bias has, `reach` on both sides of zero.
+    reach: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(3) var<storage, read> lengths: array<u32>;
+// A row of 2 * reach + 1 for each head: that of distance key - query = d at d + reach.
+@group(0) @binding(4) var<storage, read> bias: array<f32>;
 
 // What a workgroup works on.
 struct Place {
     // First row of the sequence, and how many of its rows are real.
     row0: u32,
     length: u32,
-    // First feature of the head.
+    // The head, its first feature among the queries, and that of its keys among the keys.
+    head: u32,
     head0: u32,
+    key_head0: u32,
     // First of the workgroup's queries, and first feature of its output.
     query0: u32,
     feature0: u32,
@@ -49,11 +62,17 @@ fn place_of(workgroup: vec3<u32>, grid: vec3<u32>) -> Place {
     var place: Place;
     place.row0 = sequence * params.seq;
     place.length = min(lengths[sequence], params.seq);
-    place.head0 = head % params.heads * HEAD_DIM;
+    place.head = head % params.heads;
+    place.head0 = place.head * HEAD_DIM;
+    place.key_head0 = place.head / SHARE * HEAD_DIM;
     place.query0 = id % pieces_q * QUERIES;
     place.feature0 = piece % pieces_d * DEPTH;
     // Padding has no use for keys.
     place.keys = select(place.length, 0u, place.query0 >= place.length);
+    if CAUSAL {
+        // Behind the last query nothing is seen.
+        place.keys = min(place.keys, place.query0 + QUERIES);
+    }
     place.there = id < pieces_q * pieces_d * params.heads * sequences;
     return place;
 }
@@ -63,5 +82,13 @@ fn fetch(place: Place, token: u32, part: u32, feature: u32) -> vec4<f32> {
     if token >= place.length {
         return vec4<f32>();
     }
-    return load4((place.row0 + token) * 3u * params.width + part * params.width + place.head0, feature, HEAD_DIM);
+    // Features of all keys, and of all values.
+    let shared_width = params.width / SHARE;
+    let first = select(params.width + (part - 1u) * shared_width + place.key_head0, place.head0, part == 0u);
+    return load4((place.row0 + token) * (params.width + 2u * shared_width) + first, feature, HEAD_DIM);
+}
+
+// What is added to the score of a query and a key. Distances that the bias does not have are none of real tokens.
+fn bias_of(place: Place, query: u32, key: u32) -> f32 {
+    return bias[place.head * (2u * params.reach + 1u) + min(key + params.reach - query, 2u * params.reach)];
 }

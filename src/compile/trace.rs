@@ -729,11 +729,11 @@ mod tests {
             let coop = tile.is_cooperative();
             let qkv = floats(32, 3 * 64, DType::F16, 4);
             let program = Program::new(attention::AttentionKernel::new(tile, 64, DType::F16, DType::F32).unwrap());
-            let params = attention::Params { tokens: 32, width: 64, seq: 32, heads: 1, scale: 0.125 };
+            let params = attention::Params { tokens: 32, width: 64, seq: 32, heads: 1, scale: 0.125, reach: 0 };
             let operands = [(3, &20u32.to_le_bytes()[..]), (1, &bytes(&qkv))];
             let y = outcome(program, bytemuck::bytes_of(&params), &operands, (32, 64));
             let weights = if coop { DType::F16 } else { DType::F32 };
-            let expected = reference::attention::expect(&qkv, &[20], (32, 1), weights, DType::F32).unwrap();
+            let expected = reference::attention::expect(&qkv, &[20], (32, 1), &Default::default(), weights, DType::F32).unwrap();
             let verdict = expected.verify(&y).unwrap();
             assert!(verdict.passed() && verdict.checked == 32 * 64, "{tile}: {verdict}");
         }

@@ -10,7 +10,7 @@ use super::{Cost, Indices, Operand, Operation, cost_of, dispatch};
 use crate::cpu::rows::{LANES, each_pair, exp, work};
 use crate::cpu::{Cpu, CpuCall, Shared, SharedIndices, read, write};
 use crate::engine::{Tensor, gpu_size};
-use crate::error::{Error, Result, checked_mul, expect_len, expect_shape};
+use crate::error::{Error, Result, checked_mul, expect_dtype, expect_len, expect_shape};
 use crate::gpu::{Dispatch, Gpu};
 use crate::kernels::{
     Binding, Caps, CoopUnit, FeatureAccess, ParamsLayout, Primitives, Program, Shader, Text, Types, WIDTHS, fields,
@@ -18,29 +18,97 @@ use crate::kernels::{
 };
 use crate::matrix::{DType, Element};
 
-/// Attention: `y = softmax(Q Kᵀ / √(d / heads)) V` per sequence and head, over the sequence's real tokens.
+/// Attention: `y = softmax(Q Kᵀ / √(features of a head)) V` per sequence and head, over the sequence's real tokens.
 ///
 /// Keys and values at or past a sequence's length contribute nothing, whatever they hold; the rows of `y` there become
 /// zeros. A length past `seq` counts as `seq`; a sequence of length 0 becomes zeros. Scores never reach memory: on a
 /// GPU a workgroup holds those of a few keys at a time, and on the CPU a thread those of 16 queries, so `seq` is
 /// bounded by `qkv` alone.
 ///
+/// Heads may [share](Self::kv_heads) keys and values, queries may see [no later key](Self::causal), and scores may have
+/// a [bias](Self::relative_bias).
+///
 /// A GPU whose cooperative matrices pay multiplies f16 heads of 32 or 64 features by them, and rounds the weights of a
 /// sum to f16 for that. Of heads of more than 64 features a GPU computes the scores anew for each 64.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
-    /// `batch·seq x 3·d`: Q, K and V of a token side by side, each with its heads side by side.
-    pub qkv: &'a Tensor,
-    /// Real tokens of each sequence, `batch` of them.
-    pub lengths: &'a Indices,
-    /// Number of sequences.
-    pub batch: usize,
-    /// Rows of each sequence.
-    pub seq: usize,
-    /// Number of heads, of which `d` is a multiple.
-    pub heads: usize,
-    /// `batch·seq x d`, overwritten.
-    pub y: &'a Tensor,
+    qkv: &'a Tensor,
+    lengths: &'a Indices,
+    batch: usize,
+    seq: usize,
+    heads: usize,
+    kv_heads: usize,
+    causal: bool,
+    bias: Option<&'a Tensor>,
+    y: &'a Tensor,
+}
+
+impl<'a> Attention<'a> {
+    /// `heads` heads over `batch` sequences of `seq` rows: from `qkv`, `batch·seq x 3·d`, to `y`, `batch·seq x d`, which
+    /// is overwritten. `qkv` has Q, K and V of a token side by side, each with its heads side by side; `lengths` has the
+    /// number of real tokens of each sequence. `d` is a multiple of `heads`.
+    ///
+    /// ```
+    /// use sparse24::{Attention, Device, DType, Matrix};
+    /// let device = Device::cpu()?;
+    /// // Two tokens with equal scores: the mean of both values, or for the first, if it sees no later one, its own.
+    /// let qkv = device.upload(&Matrix::from_f32(2, 3, &[0.0, 1.0, 2.0, 0.0, 1.0, 4.0])?)?;
+    /// let lengths = device.indices(1)?;
+    /// device.write_indices(&lengths, &[2])?;
+    /// let y = device.zeros(2, 1, DType::F32)?;
+    /// let attention = Attention::new(&qkv, &lengths, (1, 2), 1, &y);
+    /// device.prepare(&attention)?.run()?;
+    /// assert_eq!(device.read(&y)?, Matrix::from_f32(2, 1, &[3.0, 3.0])?);
+    /// device.prepare(&attention.causal())?.run()?;
+    /// assert_eq!(device.read(&y)?, Matrix::from_f32(2, 1, &[2.0, 3.0])?);
+    /// # Ok::<(), sparse24::Error>(())
+    /// ```
+    pub fn new(
+        qkv: &'a Tensor,
+        lengths: &'a Indices,
+        (batch, seq): (usize, usize),
+        heads: usize,
+        y: &'a Tensor,
+    ) -> Self {
+        Self { qkv, lengths, batch, seq, heads, kv_heads: heads, causal: false, bias: None, y }
+    }
+
+    /// The same with fewer heads of keys and values, a divisor of `heads`: as many neighbouring query heads share each.
+    /// `qkv` is then `batch·seq x (heads + 2·kv_heads)·(d / heads)`.
+    #[must_use]
+    pub fn kv_heads(self, kv_heads: usize) -> Self {
+        Self { kv_heads, ..self }
+    }
+
+    /// The same where a query sees its own key and those before it alone. Values of later tokens are multiplied by zero
+    /// on some devices, so they must be finite to contribute nothing.
+    #[must_use]
+    pub fn causal(self) -> Self {
+        Self { causal: true, ..self }
+    }
+
+    /// The same with a number added to each score, that of the distance from query to key: `bias` is f32, `heads x (2·P
+    /// - 1)` with `P` from `seq` on, and query `i` of head `h` adds `bias[h][j - i + P - 1]` to its scaled score with
+    /// key `j`.
+    #[must_use]
+    pub fn relative_bias(self, bias: &'a Tensor) -> Self {
+        Self { bias: Some(bias), ..self }
+    }
+
+    /// Features of a head.
+    fn head_dim(&self) -> usize {
+        self.y.cols() / self.heads
+    }
+
+    /// Query heads that share a head of keys and values.
+    fn share(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Largest distance that the bias has.
+    fn reach(&self) -> usize {
+        self.bias.map_or(0, |bias| bias.cols() / 2)
+    }
 }
 
 impl Operation for Attention<'_> {
@@ -49,31 +117,46 @@ impl Operation for Attention<'_> {
     }
 
     fn operands(&self) -> Vec<Operand<'_>> {
-        let Self { qkv, lengths, y, .. } = *self;
-        vec![Operand::read("qkv", qkv), Operand::write("y", y), Operand::read("lengths", lengths)]
+        let Self { qkv, lengths, bias, y, .. } = *self;
+        let given = [Operand::read("qkv", qkv), Operand::write("y", y), Operand::read("lengths", lengths)];
+        given.into_iter().chain(bias.map(|bias| Operand::read("bias", bias))).collect()
     }
 
     fn check(&self) -> Result<()> {
-        let Self { qkv, lengths, batch, seq, heads, y } = *self;
+        let Self { qkv, lengths, batch, seq, heads, kv_heads, bias, y, .. } = *self;
         let (tokens, width) = (checked_mul("tokens", batch, seq)?, y.cols());
-        expect_shape("qkv", qkv.shape(), (tokens, checked_mul("features of Q, K and V", 3, width)?))?;
-        expect_shape("y", y.shape(), (tokens, width))?;
-        expect_len("lengths", lengths.len(), batch)?;
         if heads == 0 || !width.is_multiple_of(heads) {
             return Err(Error::Invalid(format!("{width} features are no whole number for each of {heads} heads")));
         }
-        Ok(())
+        if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+            return Err(Error::Invalid(format!("{heads} heads are no whole number for each of {kv_heads} of keys")));
+        }
+        // Both are parts of what the tensor has.
+        let shared = checked_mul("features of K and V", 2, width / heads * kv_heads)?;
+        let features = width.checked_add(shared).ok_or_else(|| Error::Overflow {
+            what: "features of Q, K and V".into(),
+            detail: format!("{width} + {shared}"),
+        })?;
+        expect_shape("qkv", qkv.shape(), (tokens, features))?;
+        expect_shape("y", y.shape(), (tokens, width))?;
+        expect_len("lengths", lengths.len(), batch)?;
+        let Some(bias) = bias else { return Ok(()) };
+        expect_dtype("bias", bias.dtype(), DType::F32)?;
+        // An even number of distances has no middle.
+        let distances = bias.cols().max(checked_mul("distances", 2, seq.max(1))? - 1) | 1;
+        expect_shape("bias", bias.shape(), (heads, distances))
     }
 
-    /// Two products of all queries with all keys.
+    /// Two products of all queries with all keys that they see.
     fn cost(&self) -> Cost {
-        let pairs = self.batch as f64 * (self.seq as f64).powi(2);
-        cost_of(4.0 * pairs * self.y.cols() as f64, &self.operands())
+        let seq = self.seq as f64;
+        let pairs = if self.causal { seq * (seq + 1.0) / 2.0 } else { seq * seq };
+        cost_of(4.0 * self.batch as f64 * pairs * self.y.cols() as f64, &self.operands())
     }
 
     fn dispatches(&self, gpu: &Gpu) -> Result<Vec<Dispatch>> {
-        let Self { qkv, lengths, batch, seq, heads, y } = *self;
-        let head_dim = y.cols() / heads;
+        let Self { qkv, lengths, batch, seq, heads, causal, bias, y, .. } = *self;
+        let head_dim = self.head_dim();
         let caps = &gpu.info().caps;
         let caps = &Caps { rates: gpu.tuning().rates.unwrap_or(caps.rates), ..caps.clone() };
         let all_heads = checked_mul("heads", batch, heads)?;
@@ -83,25 +166,28 @@ impl Operation for Attention<'_> {
             feature: format!("what the least tile of attention takes: {lacks}"),
         })?;
         let kernel = AttentionKernel::new(tile, gpu_size("features of a head", head_dim)?, qkv.dtype(), y.dtype())?;
+        let kernel = kernel.with(gpu_size("heads", self.share())?, causal, bias.is_some());
         let params = Params {
             tokens: gpu_size("tokens", y.rows())?,
             width: gpu_size("features of a token", y.cols())?,
             seq: gpu_size("rows of a sequence", seq)?,
             heads: gpu_size("heads", heads)?,
             scale: (1.0 / (head_dim.max(1) as f64).sqrt()) as f32,
+            reach: gpu_size("distances", self.reach())?,
         };
         let workgroups = tile.workgroups(all_heads, seq, head_dim).ok_or_else(|| Error::Overflow {
             what: "workgroups of an attention".into(),
             detail: format!("{all_heads} heads of {seq} tokens"),
         })?;
-        let operands = [qkv.on_gpu(), y.on_gpu(), lengths.on_gpu()];
+        let operands = [qkv.on_gpu(), y.on_gpu(), lengths.on_gpu(), bias.and_then(Tensor::on_gpu)];
         dispatch(gpu, Program::new(kernel), workgroups, &params, &operands)
     }
 
     fn cpu_call(&self, _: &Cpu) -> Result<Box<dyn CpuCall>> {
-        let Self { qkv, lengths, seq, heads, y, .. } = *self;
-        let (head_dim, qkv, lengths, y) = (y.cols() / heads, qkv.on_cpu()?, lengths.on_cpu()?, y.on_cpu()?);
-        Ok(Box::new(Call { qkv, lengths, seq, heads, head_dim, y }))
+        let Self { qkv, lengths, seq, heads, causal, bias, y, .. } = *self;
+        let shape = Shape { seq, heads, share: self.share(), head_dim: self.head_dim(), causal, reach: self.reach() };
+        let bias = bias.map(Tensor::on_cpu).transpose()?;
+        Ok(Box::new(Call { qkv: qkv.on_cpu()?, lengths: lengths.on_cpu()?, bias, shape, y: y.on_cpu()? }))
     }
 }
 
@@ -114,6 +200,7 @@ pub(crate) struct Params {
     pub(crate) seq: u32,
     pub(crate) heads: u32,
     pub(crate) scale: f32,
+    pub(crate) reach: u32,
 }
 
 /// A tile of attention: a workgroup owns `queries` queries and `depth` features of a head's output.
@@ -230,13 +317,17 @@ impl fmt::Display for AttentionTile {
 }
 
 /// The program (shaders/attention.wgsl, shaders/attention_coop.wgsl). Its name (`Display`) is made of its parts, such
-/// as `attention-f16f32-64x32x64-d64-quads`: types of input and sums, tile, features of a head, how these are read.
+/// as `attention-f16f32-64x32x64-d64-quads`: types of input and sums, tile, features of a head, how these are read; then
+/// `share4` where so many query heads share their keys, `causal` and `bias`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AttentionKernel {
     tile: AttentionTile,
     head_dim: u32,
     access: FeatureAccess,
     types: Types,
+    share: u32,
+    causal: bool,
+    biased: bool,
 }
 
 impl AttentionKernel {
@@ -250,23 +341,33 @@ impl AttentionKernel {
                 tile.depth
             )));
         }
-        Ok(Self { tile, head_dim, access: FeatureAccess::of(head_dim), types })
+        let access = FeatureAccess::of(head_dim);
+        Ok(Self { tile, head_dim, access, types, share: 1, causal: false, biased: false })
+    }
+
+    /// The same where `share` query heads share their keys and values, queries see no later key, and scores have a bias.
+    pub fn with(self, share: u32, causal: bool, biased: bool) -> Self {
+        Self { share, causal, biased, ..self }
     }
 }
 
-/// Every text.
+/// Every text, and where output is as stored each tile with all options.
 pub(crate) fn shaders() -> impl Iterator<Item = Program> {
     let tiles = Types::all().flat_map(|types| AttentionTile::ALL.map(|tile| (types, tile)));
     tiles.flat_map(|(types, tile)| {
+        let (storage, output) = (types.storage(), types.output());
         let depths = if tile.is_cooperative() { vec![tile.depth] } else { WIDTHS.to_vec() };
-        let kernels = depths.into_iter().map(move |d| AttentionKernel::new(tile, d, types.storage(), types.output()));
-        kernels.filter_map(Result::ok).map(Program::new)
+        let kernels = depths.into_iter().filter_map(move |d| AttentionKernel::new(tile, d, storage, output).ok());
+        let optional = move |kernel: AttentionKernel| kernel.access == FeatureAccess::Quads && storage == output;
+        kernels.flat_map(move |kernel| {
+            [kernel].into_iter().chain(optional(kernel).then(|| kernel.with(4, true, true))).map(Program::new)
+        })
     })
 }
 
 impl Shader for AttentionKernel {
     fn module(&self) -> String {
-        Self { head_dim: 0, ..*self }.to_string()
+        Self { head_dim: 0, ..*self }.with(1, false, false).to_string()
     }
 
     fn text(&self, primitives: Primitives) -> Result<Text> {
@@ -310,15 +411,29 @@ impl Shader for AttentionKernel {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        vec![("HEAD_DIM", f64::from(self.head_dim))]
+        let flag = |set| f64::from(u8::from(set));
+        vec![
+            ("HEAD_DIM", f64::from(self.head_dim)),
+            ("SHARE", f64::from(self.share)),
+            ("CAUSAL", flag(self.causal)),
+            ("BIASED", flag(self.biased)),
+        ]
     }
 
     fn bindings(&self) -> &'static [Binding] {
-        const { &[Binding::PARAMS, Binding::read(1, "x"), Binding::write(2, "y"), Binding::read(3, "lengths")] }
+        const {
+            &[
+                Binding::PARAMS,
+                Binding::read(1, "x"),
+                Binding::write(2, "y"),
+                Binding::read(3, "lengths"),
+                Binding::read(4, "bias"),
+            ]
+        }
     }
 
     fn params(&self) -> ParamsLayout {
-        fields!(Params: tokens width seq heads scale)
+        fields!(Params: tokens width seq heads scale reach)
     }
 
     fn threads(&self) -> u32 {
@@ -337,8 +452,13 @@ impl Shader for AttentionKernel {
 
 impl fmt::Display for AttentionKernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tile, head_dim, access, types } = self;
-        write!(f, "attention-{}f32-{tile}-d{head_dim}-{}{}", types.storage(), access.name(), types.suffix())
+        let Self { tile, head_dim, access, types, share, causal, biased } = self;
+        write!(f, "attention-{}f32-{tile}-d{head_dim}-{}", types.storage(), access.name())?;
+        if *share > 1 {
+            write!(f, "-share{share}")?;
+        }
+        let (causal, biased) = (if *causal { "-causal" } else { "" }, if *biased { "-bias" } else { "" });
+        write!(f, "{causal}{biased}{}", types.suffix())
     }
 }
 
@@ -355,70 +475,103 @@ const TASK_QUERIES: usize = 64;
 /// The same where there are fewer sequences than threads.
 const FEW_TASK_QUERIES: usize = 16;
 
+/// Sizes and options: a row of the input has `heads * (1 + 2 / share) * head_dim` features.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    seq: usize,
+    heads: usize,
+    share: usize,
+    head_dim: usize,
+    causal: bool,
+    reach: usize,
+}
+
+impl Shape {
+    /// Features of Q, and of a row of the output.
+    fn width(self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Features of Q, K and V.
+    fn row(self) -> usize {
+        self.width() + 2 * (self.width() / self.share)
+    }
+
+    /// Keys that the queries before `end` see.
+    fn visible(self, length: usize, end: usize) -> usize {
+        if self.causal { length.min(end) } else { length }
+    }
+}
+
 #[derive(Debug)]
 struct Call {
     qkv: Shared,
     lengths: SharedIndices,
-    seq: usize,
-    heads: usize,
-    head_dim: usize,
+    bias: Option<Shared>,
+    shape: Shape,
     y: Shared,
 }
 
 impl CpuCall for Call {
     fn run(&self, cpu: &Cpu) {
-        let (qkv, lengths) = (read(&self.qkv), read(&self.lengths));
-        each_pair!(qkv.elements(), write(&self.y).elements_mut(), (qkv, y) => self.attend(cpu, qkv, &lengths, y));
+        let (qkv, lengths, bias) = (read(&self.qkv), read(&self.lengths), self.bias.as_deref().map(read));
+        let bias = bias.as_ref().and_then(|bias| f32::of(bias.elements()));
+        let given = (&lengths[..], bias);
+        each_pair!(qkv.elements(), write(&self.y).elements_mut(), (qkv, y) => attend_all(cpu, self.shape, qkv, given, y));
     }
 }
 
-impl Call {
-    fn attend<X: Element, Y: Element>(&self, cpu: &Cpu, qkv: &[X], lengths: &[u32], y: &mut [Y]) {
-        let Self { seq, heads, head_dim, .. } = *self;
-        let width = heads * head_dim;
-        let few = lengths.len() < cpu.info().threads;
-        let task = if few { FEW_TASK_QUERIES } else { TASK_QUERIES };
-        cpu.each_chunk(y, seq * width, |sequence, y| {
-            let qkv = &qkv[sequence * 3 * seq * width..][..3 * seq * width];
-            let length = seq.min(lengths[sequence] as usize);
-            cpu.each_chunk(y, task * width, |part, y| {
-                cpu.with_scratch(Head::scratch(length, head_dim), |scratch| {
-                    let query0 = part * task;
-                    cpu.simd().run(Attend { qkv, length, heads, head_dim, query0, y, scratch });
-                });
+fn attend_all<X: Element, Y: Element>(
+    cpu: &Cpu,
+    shape: Shape,
+    qkv: &[X],
+    (lengths, bias): (&[u32], Option<&[f32]>),
+    y: &mut [Y],
+) {
+    let Shape { seq, head_dim, .. } = shape;
+    let few = lengths.len() < cpu.info().threads;
+    let task = if few { FEW_TASK_QUERIES } else { TASK_QUERIES };
+    cpu.each_chunk(y, seq * shape.width(), |sequence, y| {
+        let qkv = &qkv[sequence * seq * shape.row()..][..seq * shape.row()];
+        let length = seq.min(lengths[sequence] as usize);
+        cpu.each_chunk(y, task * shape.width(), |part, y| {
+            cpu.with_scratch(Head::scratch(length, head_dim), |scratch| {
+                let query0 = part * task;
+                cpu.simd().run(Attend { qkv, bias, length, shape, query0, y, scratch });
             });
         });
-    }
+    });
 }
 
 work!(Attend<X, Y>, {
         qkv: &'a [X],
+        bias: Option<&'a [f32]>,
         length: usize,
-        heads: usize,
-        head_dim: usize,
+        shape: Shape,
         query0: usize,
         y: &'a mut [Y],
         scratch: &'a mut [f32],
     },
-    attend(qkv, length, (heads, head_dim), query0, y, scratch));
+    attend(qkv, bias, length, shape, query0, y, scratch));
 
 /// Attention of the queries of one sequence from `query0` on, as many as `y` has rows.
 #[inline(always)]
 fn attend<X: Element, Y: Element>(
     qkv: &[X],
+    bias: Option<&[f32]>,
     length: usize,
-    (heads, head_dim): (usize, usize),
+    shape: Shape,
     query0: usize,
     y: &mut [Y],
     scratch: &mut [f32],
 ) {
-    let width = heads * head_dim;
+    let width = shape.width();
     let real = length.saturating_sub(query0).min(y.len() / width);
     let (y, padding) = y.split_at_mut(real * width);
     padding.fill(Y::from_f32(0.0));
     if real > 0 {
-        for head in 0..heads {
-            Head { length, width, head_dim, first: head * head_dim }.run(qkv, query0, y, scratch);
+        for head in 0..shape.heads {
+            Head { length: shape.visible(length, query0 + real), shape, head }.run(qkv, bias, query0, y, scratch);
         }
     }
 }
@@ -426,13 +579,10 @@ fn attend<X: Element, Y: Element>(
 /// One head of one sequence.
 #[derive(Clone, Copy)]
 struct Head {
-    /// Real tokens of the sequence.
+    /// Keys that the queries see.
     length: usize,
-    /// Features of Q, of K and of V.
-    width: usize,
-    head_dim: usize,
-    /// First feature of the head.
-    first: usize,
+    shape: Shape,
+    head: usize,
 }
 
 impl Head {
@@ -443,31 +593,44 @@ impl Head {
 
     /// The head's part of the output rows `y`, which belong to queries from `query0` on. `qkv` is the sequence.
     #[inline(always)]
-    fn run<X: Element, Y: Element>(self, qkv: &[X], query0: usize, y: &mut [Y], scratch: &mut [f32]) {
-        let Self { length, width, head_dim, first } = self;
+    fn run<X: Element, Y: Element>(
+        self,
+        qkv: &[X],
+        bias: Option<&[f32]>,
+        query0: usize,
+        y: &mut [Y],
+        scratch: &mut [f32],
+    ) {
+        let Self { length, shape, head } = self;
+        let (width, head_dim, first) = (shape.width(), shape.head_dim, head * shape.head_dim);
         let (k, rest) = scratch.split_at_mut(length * head_dim);
         let (v, rest) = rest.split_at_mut(length * head_dim);
         let (blocks, _) = rest.as_chunks_mut::<LANES>();
         let (q, scores) = blocks.split_at_mut(head_dim);
-        let of = |token: usize, part: usize| &qkv[(3 * token + part) * width + first..][..head_dim];
+        let of = |token: usize, feature: usize| &qkv[token * shape.row() + feature..][..head_dim];
 
-        for (part, to) in [(1, &mut *k), (2, &mut *v)] {
-            for (token, to) in to.chunks_exact_mut(head_dim).enumerate() {
-                for (to, x) in to.iter_mut().zip(of(token, part)) {
-                    *to = x.to_f32();
+        // Widened by the first of the heads that share them.
+        if head % shape.share == 0 {
+            let keys = width + head / shape.share * head_dim;
+            for (feature, to) in [(keys, &mut *k), (keys + width / shape.share, &mut *v)] {
+                for (token, to) in to.chunks_exact_mut(head_dim).enumerate() {
+                    for (to, x) in to.iter_mut().zip(of(token, feature)) {
+                        *to = x.to_f32();
+                    }
                 }
             }
         }
         let scale = 1.0 / (head_dim as f32).sqrt();
         for (block, y) in y.chunks_mut(LANES * width).enumerate() {
             let rows = y.len() / width;
+            let block0 = query0 + block * LANES;
             // Lanes past the last query compute on what the block before has left there, and nobody reads them.
             for lane in 0..rows {
-                for (q, x) in q.iter_mut().zip(of(query0 + block * LANES + lane, 0)) {
+                for (q, x) in q.iter_mut().zip(of(block0 + lane, first)) {
                     q[lane] = x.to_f32() * scale;
                 }
             }
-            let scores = &mut scores[..length];
+            let scores = &mut scores[..shape.visible(length, block0 + rows)];
             let (fours, rest) = scores.as_chunks_mut::<BLOCK>();
             let (k_fours, k_rest) = k.split_at(fours.len() * BLOCK * head_dim);
             for (scores, k) in fours.iter_mut().zip(k_fours.chunks_exact(BLOCK * head_dim)) {
@@ -475,6 +638,12 @@ impl Head {
             }
             for (score, k) in rest.iter_mut().zip(k_rest.chunks_exact(head_dim)) {
                 [*score] = products(q, k);
+            }
+            if let Some(bias) = bias {
+                add_bias(scores, &bias[head * (2 * shape.reach + 1)..][..2 * shape.reach + 1], block0, rows);
+            }
+            if shape.causal {
+                hide_later(scores, block0);
             }
             let factors = softmax(scores).map(|total| 1.0 / total);
             let whole = head_dim / BLOCK * BLOCK;
@@ -487,6 +656,29 @@ impl Head {
                 store(&sums, &factors, y, width, first + column);
             }
         }
+    }
+}
+
+/// Adds to the scores of `rows` queries from `query0` on what their distances from each key have in a row of the bias.
+#[inline(always)]
+fn add_bias(scores: &mut [Lanes], bias: &[f32], query0: usize, rows: usize) {
+    let reach = bias.len() / 2;
+    for (key, scores) in scores.iter_mut().enumerate() {
+        for (lane, score) in scores[..rows].iter_mut().enumerate() {
+            *score += bias[key + reach - (query0 + lane)];
+        }
+    }
+}
+
+/// Takes from the queries from `query0` on, one to a lane, the keys behind them: their exponentials become zero.
+#[inline(always)]
+fn hide_later(scores: &mut [Lanes], query0: usize) {
+    for (key, scores) in scores.iter_mut().enumerate().skip(query0) {
+        let seen = |lane: usize| key <= query0 + lane;
+        scores
+            .iter_mut()
+            .enumerate()
+            .for_each(|(lane, score)| *score = if seen(lane) { *score } else { f32::NEG_INFINITY });
     }
 }
 

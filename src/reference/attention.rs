@@ -17,6 +17,9 @@
 //!    the last place, 2·u₁₆·Σw(1 + θ)|v|, and n·2⁻²⁶·(1 + max|v|) for those that are flushed, which the kernels scale
 //!    by 2¹² before they round them.
 //!
+//! 5. A bias b that is added to a score costs one rounding of the sum, and φ(b): Δ(1 + u) + u·|s| + φ + 2⁻¹²⁶.
+//! 6. Keys that a query does not see have the weight zero, and are none of the n.
+//!
 //! Then the store, as in [`super`]. Invariant: no code is shared with the devices.
 
 use ndarray::{Array2, ArrayView2, s};
@@ -25,31 +28,65 @@ use super::{Expectation, Expected, FLUSH, U, gamma, is_subnormal, limits, phi, s
 use crate::error::{Error, Result, expect_shape};
 use crate::matrix::{DType, Matrix};
 
+/// What an attention may do beside its plain form.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AttentionOptions<'a> {
+    /// Heads of keys and values, of which each is shared by as many neighbouring heads; `None` for as many as heads.
+    pub kv_heads: Option<usize>,
+    /// Whether a query sees its own key and those before it alone.
+    pub causal: bool,
+    /// `heads x (2·P - 1)`: query `i` of head `h` adds `bias[h][j - i + P - 1]` to its scaled score with key `j`.
+    pub bias: Option<ArrayView2<'a, f64>>,
+}
+
+impl AttentionOptions<'_> {
+    /// What is added to the score of a query and a key.
+    fn bias_of(&self, head: usize, query: usize, key: usize) -> Option<f64> {
+        self.bias.map(|bias| bias[[head, key + bias.ncols() / 2 - query]])
+    }
+}
+
+/// First features of Q, K and V of a head, and features of a head, of rows of so many features.
+fn parts(features: usize, heads: usize, head: usize, kv_heads: usize) -> ([usize; 3], usize) {
+    assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{kv_heads} heads of keys for {heads} heads");
+    let h = features / (heads + 2 * kv_heads);
+    assert!(features == (heads + 2 * kv_heads) * h, "{features} features for {heads} heads");
+    let shared = head * kv_heads / heads;
+    ([head, heads + shared, heads + kv_heads + shared].map(|at| at * h), h)
+}
+
 /// Attention over `qkv`, whose rows are Q | K | V: `lengths.len()` sequences of `seq` rows. Rows at or past a
 /// sequence's length are zero, and what they hold as keys and values does not matter.
 ///
 /// # Panics
-/// If `qkv` has fewer rows than that, or features that are no whole number for each head.
-pub fn exact(qkv: ArrayView2<'_, f64>, lengths: &[u32], (seq, heads): (usize, usize)) -> Array2<f64> {
-    let width = qkv.ncols() / 3;
-    assert!(width.is_multiple_of(heads), "{width} features for {heads} heads");
-    let h = width / heads;
-    let mut y = Array2::zeros((qkv.nrows(), width));
+/// If `qkv` has fewer rows than that, or features that are no whole number for each head, or the bias has not all
+/// distances.
+pub fn exact(
+    qkv: ArrayView2<'_, f64>,
+    lengths: &[u32],
+    (seq, heads): (usize, usize),
+    options: &AttentionOptions<'_>,
+) -> Array2<f64> {
+    let kv_heads = options.kv_heads.unwrap_or(heads);
+    let mut y = Array2::zeros((qkv.nrows(), parts(qkv.ncols(), heads, 0, kv_heads).1 * heads));
     for (sequence, &length) in lengths.iter().enumerate() {
         let rows = sequence * seq..sequence * seq + seq.min(length as usize);
         for head in 0..heads {
-            let part = |part: usize| {
-                let first = part * width + head * h;
-                qkv.slice(s![rows.clone(), first..first + h])
-            };
-            let mut weights = part(0).dot(&part(1).t()) / (h as f64).sqrt();
-            for mut row in weights.rows_mut() {
-                let most = row.fold(f64::NEG_INFINITY, |most, &s| most.max(s));
-                row.mapv_inplace(|s| (s - most).exp());
-                let total = row.sum();
-                row /= total;
+            let (first, h) = parts(qkv.ncols(), heads, head, kv_heads);
+            let [q, k, v] = first.map(|at| qkv.slice(s![rows.clone(), at..at + h]));
+            let mut weights = q.dot(&k.t()) / (h as f64).sqrt();
+            for ((query, key), score) in weights.indexed_iter_mut() {
+                *score += options.bias_of(head, query, key).unwrap_or(0.0);
             }
-            y.slice_mut(s![rows.clone(), head * h..(head + 1) * h]).assign(&weights.dot(&part(2)));
+            let mut own = y.slice_mut(s![rows.clone(), head * h..(head + 1) * h]);
+            for (query, (scores, mut y)) in weights.rows_mut().into_iter().zip(own.rows_mut()).enumerate() {
+                let seen = if options.causal { query + 1 } else { scores.len() };
+                let mut scores = scores.slice_move(s![..seen]);
+                let most = scores.fold(f64::NEG_INFINITY, |most, &s| most.max(s));
+                scores.mapv_inplace(|s| (s - most).exp());
+                let total = scores.sum();
+                y.assign(&(scores.dot(&v.slice(s![..seen, ..])) / total));
+            }
         }
     }
     y
@@ -62,7 +99,7 @@ pub fn exact(qkv: ArrayView2<'_, f64>, lengths: &[u32], (seq, heads): (usize, us
 /// use sparse24::{DType, Matrix, reference::attention};
 /// // Two real tokens with equal scores, and padding: the mean of the two values.
 /// let qkv = Matrix::from_f32(3, 3, &[0.0, 1.0, 2.0, 0.0, 1.0, 4.0, 9.0, 9.0, f32::NAN])?;
-/// let want = attention::expect(&qkv, &[2], (3, 1), DType::F32, DType::F32)?;
+/// let want = attention::expect(&qkv, &[2], (3, 1), &Default::default(), DType::F32, DType::F32)?;
 /// assert_eq!([0, 1, 2].map(|t| want.element(t, 0).value), [3.0, 3.0, 0.0]);
 /// # Ok::<(), sparse24::Error>(())
 /// ```
@@ -70,35 +107,43 @@ pub fn expect(
     qkv: &Matrix,
     lengths: &[u32],
     (seq, heads): (usize, usize),
+    options: &AttentionOptions<'_>,
     weights: DType,
     output: DType,
 ) -> Result<Expectation> {
-    let width = qkv.cols() / 3;
-    if heads == 0 || !width.is_multiple_of(heads) {
-        return Err(Error::Invalid(format!("{width} features are no whole number for each of {heads} heads")));
+    let kv_heads = options.kv_heads.unwrap_or(heads);
+    if heads == 0
+        || kv_heads == 0
+        || !heads.is_multiple_of(kv_heads)
+        || !qkv.cols().is_multiple_of(heads + 2 * kv_heads)
+    {
+        let features = qkv.cols();
+        return Err(Error::Invalid(format!("{features} features for {heads} heads, {kv_heads} of them of keys")));
     }
-    expect_shape("qkv", (qkv.rows(), qkv.cols()), (lengths.len() * seq, 3 * width))?;
-    let h = width / heads;
-    let scale = 1.0 / (h as f64).sqrt();
-    let y = exact(qkv.to_array().mapv(f64::from).view(), lengths, (seq, heads));
+    expect_shape("qkv", (qkv.rows(), qkv.cols()), (lengths.len() * seq, qkv.cols()))?;
+    let y = exact(qkv.to_array().mapv(f64::from).view(), lengths, (seq, heads), options);
+    let width = y.ncols();
     let mut all = Expectation::new(qkv.rows(), width, output);
     let zero = Expected { value: 0.0, bound: 0.0, output };
     all.elements.resize(qkv.rows() * width, zero);
     for (sequence, &length) in lengths.iter().enumerate() {
         let n = seq.min(length as usize);
         for head in 0..heads {
-            // The features of part 0 (Q), 1 (K) or 2 (V) of the head, token by token.
-            let part = |part: usize| -> Vec<Vec<f64>> {
-                let row = |t: usize| (0..h).map(move |c| (sequence * seq + t, part * width + head * h + c));
+            let (first, h) = parts(qkv.cols(), heads, head, kv_heads);
+            // The features of Q, K or V of the head, token by token.
+            let part = |first: usize| -> Vec<Vec<f64>> {
+                let row = |t: usize| (0..h).map(move |c| (sequence * seq + t, first + c));
                 (0..n).map(|t| row(t).map(|(r, c)| f64::from(qkv.get(r, c))).collect()).collect()
             };
-            let (q, k, v) = (part(0), part(1), part(2));
+            let [q, k, v] = first.map(part);
             for (t, q) in q.iter().enumerate() {
-                let shares = Weights::of(q, &k, scale, qkv.dtype(), weights);
+                let seen = if options.causal { t + 1 } else { n };
+                let bias = |key: usize| options.bias_of(head, t, key);
+                let shares = Weights::of(q, &k[..seen], bias, qkv.dtype(), weights);
                 let row0 = (sequence * seq + t) * width + head * h;
                 for c in 0..h {
                     let value = y[[sequence * seq + t, head * h + c]];
-                    let error = shares.error(value, v.iter().map(|v| v[c]), qkv.dtype());
+                    let error = shares.error(value, v[..seen].iter().map(|v| v[c]), qkv.dtype());
                     all.elements[row0 + c] = stored(value, error, !error.is_finite(), output);
                 }
             }
@@ -122,13 +167,15 @@ struct Weights {
 }
 
 impl Weights {
-    fn of(q: &[f64], keys: &[Vec<f64>], scale: f64, storage: DType, rounded: DType) -> Self {
+    fn of(q: &[f64], keys: &[Vec<f64>], bias: impl Fn(usize) -> Option<f64>, storage: DType, rounded: DType) -> Self {
         let (h, n) = (q.len(), keys.len());
+        let scale = 1.0 / (h as f64).sqrt();
         let growth = gamma(h + 4, U);
         let mut decided = true;
         let scores: Vec<(f64, f64)> = keys
             .iter()
-            .map(|k| {
+            .enumerate()
+            .map(|(key_index, k)| {
                 let (mut dot, mut abs, mut subnormal, mut key) = (0.0, 0.0, 0.0, 0.0);
                 for (&q, &k) in q.iter().zip(k) {
                     dot += q * k;
@@ -138,7 +185,11 @@ impl Weights {
                 }
                 decided &= abs * (1.0 + growth) < f64::from(f32::MAX);
                 let flushed = scale * subnormal + FLUSH * (2.0 * h as f64 + key);
-                (scale * dot, growth * scale * abs + (1.0 + growth) * flushed)
+                let (score, error) = (scale * dot, growth * scale * abs + (1.0 + growth) * flushed);
+                bias(key_index).map_or((score, error), |b| {
+                    let sum = score + b;
+                    (sum, error * (1.0 + U) + U * sum.abs() + phi(b, DType::F32) + FLUSH)
+                })
             })
             .collect();
         let most = scores.iter().fold(f64::NEG_INFINITY, |most, &(s, _)| most.max(s));

@@ -2,7 +2,7 @@
 
 use sparse24::kernels::{Caps, CoopUnit, Rates};
 use sparse24::ops::attention::{AttentionKernel, AttentionTile};
-use sparse24::reference::attention as oracle;
+use sparse24::reference::attention::{self as oracle, AttentionOptions};
 use sparse24::{Attention, DType, Device, Elements, Matrix, Options, Tuning};
 
 use crate::common::{Data, callers_device, gpu, matrix, rng, seed};
@@ -58,24 +58,163 @@ fn attention_agrees_with_the_oracle(device: &Device) {
 /// One attention of these sizes and types, with weights rounded to a type.
 fn attention_agrees(
     device: &Device,
-    (batch, seq, heads, head_dim): (usize, usize, usize, usize),
-    (storage, output): (DType, DType),
+    sizes: (usize, usize, usize, usize),
+    types: (DType, DType),
     weights: DType,
     seed: u64,
 ) {
-    let width = heads * head_dim;
     // Flat softmaxes, peaked ones, and exact scores with many ties.
     for (data, factor) in [(Data::Uniform, 1.0), (Data::Uniform, 8.0), (Data::Whole, 1.0)] {
-        let mut rng = rng(seed, 0);
-        let lengths = lengths_of(batch, seq, &mut rng);
-        let qkv = scaled(&matrix(batch * seq, 3 * width, storage, data, &mut rng), factor);
-        let qkv = with_nan_padding(&qkv, &lengths, seq);
-        let want = oracle::expect(&qkv, &lengths, (seq, heads), weights, output).unwrap();
-        let (tx, tl) = (device.upload(&qkv).unwrap(), indices(device, &lengths));
-        let y = poisoned(device, batch * seq, width, output);
-        let call = device.prepare(&Attention { qkv: &tx, lengths: &tl, batch, seq, heads, y: &y }).unwrap();
-        let what = format!("{batch} x {seq}, {heads} heads of {head_dim}, {storage} to {output}, {data:?} x {factor}");
-        expect(device, &call, &y, &want, &what);
+        attends(device, sizes, Asked::default(), types, weights, (data, factor), seed);
+    }
+}
+
+/// What a test asks for beside the plain form.
+#[derive(Clone, Copy, Debug, Default)]
+struct Asked {
+    /// Query heads that share keys and values, less one.
+    more_share: usize,
+    causal: bool,
+    /// Distances of the bias past those of the sequence.
+    bias: Option<usize>,
+}
+
+/// One attention on operands of a kind.
+fn attends(
+    device: &Device,
+    (batch, seq, heads, head_dim): (usize, usize, usize, usize),
+    options: Asked,
+    (storage, output): (DType, DType),
+    weights: DType,
+    (data, factor): (Data, f32),
+    seed: u64,
+) {
+    let mut rng = rng(seed, 0);
+    let lengths = lengths_of(batch, seq, &mut rng);
+    let kv_heads = heads / (options.more_share + 1);
+    let features = (heads + 2 * kv_heads) * head_dim;
+    let qkv = scaled(&matrix(batch * seq, features, storage, data, &mut rng), factor);
+    let qkv = with_nan_padding(&qkv, &lengths, seq);
+    let bias = options.bias.map(|more| matrix(heads, 2 * (seq + more) - 1, DType::F32, Data::Uniform, &mut rng));
+    let wide = bias.as_ref().map(|bias| bias.to_array().mapv(f64::from));
+    let told = AttentionOptions {
+        kv_heads: Some(kv_heads),
+        causal: options.causal,
+        bias: wide.as_ref().map(|bias| bias.view()),
+    };
+    let want = oracle::expect(&qkv, &lengths, (seq, heads), &told, weights, output).unwrap();
+    let (tx, tl) = (device.upload(&qkv).unwrap(), indices(device, &lengths));
+    let tb = bias.map(|bias| device.upload(&bias).unwrap());
+    let y = poisoned(device, batch * seq, heads * head_dim, output);
+    let mut attention = Attention::new(&tx, &tl, (batch, seq), heads, &y).kv_heads(kv_heads);
+    if options.causal {
+        attention = attention.causal();
+    }
+    if let Some(bias) = &tb {
+        attention = attention.relative_bias(bias);
+    }
+    let call = device.prepare(&attention).unwrap();
+    let what = format!(
+        "{batch} x {seq}, {heads} heads of {head_dim}, {options:?}, {storage} to {output}, {data:?} x {factor}"
+    );
+    expect(device, &call, &y, &want, &what);
+}
+
+/// Each option alone, and all together.
+const OPTIONS: [Asked; 5] = [
+    Asked { more_share: 1, causal: false, bias: None },
+    Asked { more_share: 0, causal: true, bias: None },
+    Asked { more_share: 0, causal: false, bias: Some(0) },
+    Asked { more_share: 3, causal: true, bias: Some(3) },
+    Asked { more_share: 3, causal: true, bias: None },
+];
+
+#[test]
+fn options_agree_with_the_oracle_on_the_cpu() {
+    options_agree_with_the_oracle(&Device::cpu().unwrap());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn options_agree_with_the_oracle_on_the_gpu() {
+    gpu().iter().for_each(options_agree_with_the_oracle);
+}
+
+/// Rows around the tiles' queries and keys and the CPU's blocks and tasks; heads of a ragged four, of both depths of
+/// tiles, and of more than one piece.
+fn options_agree_with_the_oracle(device: &Device) {
+    let seed = seed();
+    let sizes = [(1, 1, 4, 3), (5, 17, 4, 8), (2, 33, 4, 32), (3, 70, 4, 64), (1, 130, 4, 20), (1, 66, 4, 65)];
+    for (i, sizes) in sizes.into_iter().enumerate() {
+        for (j, options) in OPTIONS.into_iter().enumerate() {
+            // Each pair of options and types is a pipeline to compile.
+            let types = if device.caps().is_none() { types(device, i) } else { vec![types(device, i)[0]] };
+            for types in types {
+                for (data, factor) in [(Data::Uniform, 1.0), (Data::Uniform, 8.0), (Data::Whole, 1.0)] {
+                    attends(device, sizes, options, types, DType::F32, (data, factor), seed + (10 * i + j) as u64);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_bias_is_that_of_the_distance_on_the_cpu() {
+    a_bias_is_that_of_the_distance(&Device::cpu().unwrap());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn a_bias_is_that_of_the_distance_on_the_gpu() {
+    gpu().iter().for_each(a_bias_is_that_of_the_distance);
+}
+
+/// A bias that one distance has far more of than all others gives each query the value of the key at that distance, for
+/// each head its own; whoever has no such key, the nearest in the bias's order.
+fn a_bias_is_that_of_the_distance(device: &Device) {
+    let (seq, heads, p) = (40, 2, 45);
+    let mut qkv = vec![0.0; seq * 3 * heads];
+    for (token, row) in qkv.chunks_mut(3 * heads).enumerate() {
+        row[2 * heads] = token as f32;
+        row[2 * heads + 1] = 100.0 + token as f32;
+    }
+    // Head 0 looks three tokens back, head 1 two ahead.
+    let distances = [-3, 2];
+    let mut bias = vec![-1e4; heads * (2 * p - 1)];
+    for (head, d) in distances.into_iter().enumerate() {
+        bias[(head as i32 * (2 * p as i32 - 1) + d + p as i32 - 1) as usize] = 1e4;
+    }
+    let qkv = device.upload(&Matrix::from_f32(seq, 3 * heads, &qkv).unwrap()).unwrap();
+    let bias = device.upload(&Matrix::from_f32(heads, 2 * p - 1, &bias).unwrap()).unwrap();
+    let (lengths, y) = (indices(device, &[seq as u32]), poisoned(device, seq, heads, DType::F32));
+    let attention = Attention::new(&qkv, &lengths, (1, seq), heads, &y).relative_bias(&bias);
+    device.prepare(&attention).unwrap().run().unwrap();
+    let y = numbers(device, &y);
+    for query in 3..seq - 2 {
+        assert_eq!([y[2 * query], y[2 * query + 1]], [(query - 3) as f32, 100.0 + (query + 2) as f32], "{query}");
+    }
+}
+
+/// The check itself: none of these passes for another.
+#[test]
+fn other_options_are_seen() {
+    let mut rng = rng(seed(), 0);
+    let qkv = matrix(20, 8 * 4, DType::F32, Data::Uniform, &mut rng);
+    let bias = matrix(4, 39, DType::F32, Data::Uniform, &mut rng).to_array().mapv(f64::from);
+    let plain = AttentionOptions { kv_heads: Some(2), ..Default::default() };
+    let all = [
+        plain,
+        AttentionOptions { causal: true, ..plain },
+        AttentionOptions { bias: Some(bias.view()), ..plain },
+        AttentionOptions { bias: Some(bias.view()), causal: true, ..plain },
+    ];
+    let all = all.map(|options| oracle::expect(&qkv, &[20], (20, 4), &options, DType::F32, DType::F32).unwrap());
+    for (i, want) in all.iter().enumerate() {
+        for (j, other) in all.iter().enumerate() {
+            let y: Vec<f32> = (0..20 * 16).map(|e| other.element(e / 16, e % 16).value as f32).collect();
+            let verdict = want.verify(&Matrix::from_f32(20, 16, &y).unwrap()).unwrap();
+            assert_eq!(verdict.passed(), i == j, "{j} for {i}: {verdict}");
+        }
     }
 }
 
@@ -138,7 +277,7 @@ fn attended(device: &Device, storage: DType, of: impl Fn(usize, usize) -> (f32, 
     let (lengths, y) = (indices(device, &[seq as u32]), poisoned(device, seq, d, storage));
     // So that a NaN is the kernel's.
     device.write(&y, &Matrix::zeros(seq, d, storage).unwrap()).unwrap();
-    device.prepare(&Attention { qkv: &qkv, lengths: &lengths, batch: 1, seq, heads: 1, y: &y }).unwrap().run().unwrap();
+    device.prepare(&Attention::new(&qkv, &lengths, (1, seq), 1, &y)).unwrap().run().unwrap();
     numbers(device, &y)
 }
 
@@ -160,6 +299,10 @@ fn cooperative_attention_agrees(device: &Device, unit: CoopUnit) {
         tiles.push(tile.to_string());
         let output = if i == 0 { DType::F32 } else { DType::F16 };
         attention_agrees(device, (batch, seq, heads, head_dim), (DType::F16, output), DType::F16, seed + i as u64);
+    }
+    for (i, options) in OPTIONS.into_iter().enumerate() {
+        let (sizes, types) = ([(1, 100, 4, 32), (2, 70, 4, 64)][i % 2], (DType::F16, DType::F16));
+        attends(device, sizes, options, types, DType::F16, (Data::Uniform, 8.0), seed + i as u64);
     }
     the_largest_score_takes_it_all(device, 6e4, DType::F16);
     // Within 32 KiB of workgroup memory.
@@ -234,13 +377,22 @@ fn what_does_not_fit_is_refused_by_name(device: &Device) {
     let tensor = |rows, cols| device.zeros(rows, cols, DType::F32).unwrap();
     let (x, y, qkv) = (tensor(6, 8), tensor(6, 8), tensor(6, 24));
     let (six, two) = (device.indices(6).unwrap(), device.indices(2).unwrap());
-    let attention = Attention { qkv: &qkv, lengths: &two, batch: 2, seq: 3, heads: 2, y: &y };
-    refuses(device, &Attention { heads: 3, ..attention }, &["8 features", "3 heads"]);
-    refuses(device, &Attention { heads: 0, ..attention }, &["0 heads"]);
-    refuses(device, &Attention { qkv: &x, ..attention }, &["qkv", "[6, 8]", "[6, 24]"]);
-    refuses(device, &Attention { seq: 4, ..attention }, &["qkv", "[8, 24]"]);
-    refuses(device, &Attention { lengths: &six, ..attention }, &["lengths", "[6]", "[2]"]);
-    refuses(device, &Attention { batch: usize::MAX, ..attention }, &["tokens overflows"]);
+    let of = |heads| Attention::new(&qkv, &two, (2, 3), heads, &y);
+    refuses(device, &of(3), &["8 features", "3 heads"]);
+    refuses(device, &of(0), &["0 heads"]);
+    refuses(device, &Attention::new(&x, &two, (2, 3), 2, &y), &["qkv", "[6, 8]", "[6, 24]"]);
+    refuses(device, &Attention::new(&qkv, &two, (2, 4), 2, &y), &["qkv", "[8, 24]"]);
+    refuses(device, &Attention::new(&qkv, &six, (2, 3), 2, &y), &["lengths", "[6]", "[2]"]);
+    refuses(device, &Attention::new(&qkv, &two, (usize::MAX, 3), 2, &y), &["tokens overflows"]);
+
+    refuses(device, &of(4).kv_heads(3), &["4 heads", "3 of keys"]);
+    refuses(device, &of(4).kv_heads(0), &["0 of keys"]);
+    refuses(device, &of(4).kv_heads(2), &["qkv", "[6, 24]", "[6, 16]"]);
+    for (rows, cols, expected) in [(3, 5, "[2, 5]"), (2, 4, "[2, 5]"), (2, 3, "[2, 5]"), (2, 6, "[2, 7]")] {
+        refuses(device, &of(2).relative_bias(&tensor(rows, cols)), &["bias", expected]);
+    }
+    let half = device.zeros(2, 5, DType::F16).unwrap();
+    refuses(device, &of(2).relative_bias(&half), &["bias is f16, expected f32"]);
 }
 
 #[test]
@@ -258,8 +410,11 @@ fn empty_outputs_are_no_error(device: &Device) {
     let none = device.indices(0).unwrap();
     for width in [8, 0] {
         let [qkv, y] = [3 * width, width].map(|cols| device.zeros(0, cols, DType::F32).unwrap());
-        let attention = Attention { qkv: &qkv, lengths: &none, batch: 0, seq: 5, heads: 2, y: &y };
-        device.prepare(&attention).unwrap().run().unwrap();
+        let bias = device.zeros(2, 9, DType::F32).unwrap();
+        let plain = Attention::new(&qkv, &none, (0, 5), 2, &y);
+        for attention in [plain, plain.causal(), plain.relative_bias(&bias)] {
+            device.prepare(&attention).unwrap().run().unwrap();
+        }
     }
 }
 

@@ -169,7 +169,15 @@ fn a_slightly_wrong_result_is_seen() {
         ),
         (
             read(&layer.attended),
-            reference::attention::expect(&qkv, &layer.lengths, (seq, heads), DType::F32, DType::F32).unwrap(),
+            reference::attention::expect(
+                &qkv,
+                &layer.lengths,
+                (seq, heads),
+                &Default::default(),
+                DType::F32,
+                DType::F32,
+            )
+            .unwrap(),
         ),
         (read(&layer.pooled), reference::mean_pooling::expect(&attended, &layer.lengths, seq, true).unwrap()),
     ];
@@ -221,7 +229,7 @@ impl Layer {
             device.prepare(&Embedding { tables: &[(&words, &ids), (&positions, &places)], y: &x }).unwrap(),
             device.prepare(&LayerNorm { x: &x, gamma: &gamma, beta: &beta, eps: 1e-12, y: &normed }).unwrap(),
             device.prepare(&Gemm { plan: &plan, weights: &device.upload_dense(&w).unwrap(), io }).unwrap(),
-            device.prepare(&Attention { qkv: &qkv, lengths: &tl, batch, seq, heads, y: &attended }).unwrap(),
+            device.prepare(&Attention::new(&qkv, &tl, (batch, seq), heads, &attended)).unwrap(),
             device
                 .prepare(&MeanPooling { x: &attended, lengths: &tl, batch, seq, normalize: true, y: &pooled })
                 .unwrap(),
@@ -237,9 +245,16 @@ impl Layer {
             reference::layer_norm::expect(&read(&self.x), &vec![1.0; width], &vec![0.0; width], 1e-12, DType::F32);
         let verdicts = [
             want.unwrap().verify(&read(&self.normed)),
-            reference::attention::expect(&read(&self.qkv), &self.lengths, (seq, heads), DType::F32, DType::F32)
-                .unwrap()
-                .verify(&read(&self.attended)),
+            reference::attention::expect(
+                &read(&self.qkv),
+                &self.lengths,
+                (seq, heads),
+                &Default::default(),
+                DType::F32,
+                DType::F32,
+            )
+            .unwrap()
+            .verify(&read(&self.attended)),
             reference::mean_pooling::expect(&read(&self.attended), &self.lengths, seq, true)
                 .unwrap()
                 .verify(&read(&self.pooled)),

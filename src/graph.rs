@@ -27,12 +27,12 @@
 //! parameter is read by one node.
 
 mod ablation;
+mod batches;
 mod calibrate;
 mod checkpoint;
 mod forward;
 mod model;
 mod permute;
-mod stream;
 mod times;
 pub mod twin;
 
@@ -44,6 +44,7 @@ use std::sync::Arc;
 use ndarray::Array2;
 
 pub use ablation::{Ablation, Outputs};
+pub use batches::{Batch, Batching, batches};
 pub use calibrate::{Calibration, Inputs, Visit};
 #[cfg(feature = "text")]
 pub(crate) use checkpoint::Reader;
@@ -51,7 +52,6 @@ pub use checkpoint::{Checkpoint, LinearTensor, Sparsity};
 pub use forward::Forward;
 pub use model::Model;
 pub use permute::{Kept, Permuted};
-pub use stream::{Batch, Batching, batches};
 pub use times::{Times, time_forwards};
 
 use crate::engine::{Device, Indices, Prepared, Tensor};

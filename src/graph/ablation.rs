@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 
+use super::batches::{Batches, Batching};
 use super::checkpoint::Checkpoint;
 use super::forward::Parts;
-use super::stream::{Batching, Streams};
 use crate::engine::Device;
 use crate::error::{Error, Result};
 use crate::matrix::Matrix;
@@ -38,7 +38,7 @@ use crate::weights::HostWeights;
 #[derive(Debug)]
 pub struct Ablation {
     parts: Arc<Parts>,
-    streams: Streams,
+    batches: Batches,
 }
 
 /// What [`Ablation::run`] hands its results to, batch by batch: which texts they are of, the tokens to which each is
@@ -54,18 +54,18 @@ impl Ablation {
         batching: Batching,
     ) -> Result<Self> {
         let parts = Arc::new(Parts::new(device, checkpoint)?);
-        let streams = Streams::new(&parts.graph, texts, batching)?;
-        Ok(Self { parts, streams })
+        let batches = Batches::new(&parts.graph, texts, batching)?;
+        Ok(Self { parts, batches })
     }
 
     /// Number of texts.
     pub fn texts(&self) -> usize {
-        self.streams.texts()
+        self.batches.texts()
     }
 
     /// Tokens of each text.
     pub fn lengths(&self) -> Vec<usize> {
-        self.streams.lengths()
+        self.batches.lengths()
     }
 
     /// Runs the model with `weights` in place of the linear layer `name`. Layers must be asked for in their order, each
@@ -73,17 +73,17 @@ impl Ablation {
     pub fn run(&mut self, name: &str, weights: HostWeights, done: &mut Outputs<'_>) -> Result<()> {
         let graph = Arc::clone(&self.parts.graph);
         let layer = graph.linear_named(name)?;
-        if layer.node < self.streams.node() {
-            let next = &graph.nodes()[self.streams.node()].name;
+        if layer.node < self.batches.node() {
+            let next = &graph.nodes()[self.batches.node()].name;
             return Err(Error::Invalid(format!("{name} comes before {next}, to which the texts have gone")));
         }
         let param = graph.param_of(layer.weights);
         let weights = weights.fitted(name, (param.rows, param.cols), self.parts.dtype)?;
-        self.streams.advance(&[&self.parts], layer.node)?;
+        self.batches.advance(&[&self.parts], layer.node)?;
         let changed = Arc::new(self.parts.with_linear(layer.weights, weights));
         let output = graph.outputs().last().ok_or_else(|| Error::Invalid("the model has no output".into()))?;
-        self.streams.run(&[&changed], graph.nodes().len(), *output, |stream, outputs| {
-            outputs.iter().try_for_each(|output| done(&stream.texts, stream.seq, output))
+        self.batches.run(&[&changed], graph.nodes().len(), *output, |batch, outputs| {
+            outputs.iter().try_for_each(|output| done(&batch.texts, batch.seq, output))
         })
     }
 }

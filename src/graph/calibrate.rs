@@ -8,9 +8,9 @@
 
 use std::sync::Arc;
 
+use super::batches::{Batches, Batching};
 use super::checkpoint::Checkpoint;
 use super::forward::Parts;
-use super::stream::{Batching, Streams};
 use crate::engine::Device;
 use crate::error::{Error, Result};
 use crate::prune::Statistics;
@@ -81,18 +81,18 @@ impl Checkpoint {
             ));
         }
         let graph = Arc::clone(self.graph());
-        let mut streams = Streams::new(&graph, texts, how.batching)?;
+        let mut batches = Batches::new(&graph, texts, how.batching)?;
         // The model whose inputs are counted, and the dense one that it is corrected by.
         let dense = Arc::new(Parts::new(device, self)?);
         let mut pruned = Arc::clone(&dense);
         for layer in graph.linears() {
             let models: Vec<&Arc<Parts>> = [&pruned].into_iter().chain(corrected.then_some(&dense)).collect();
-            streams.advance(&models, layer.node)?;
+            batches.advance(&models, layer.node)?;
             let (k, rows) = (graph.value(layer.x).cols, graph.value(layer.x).rows);
             let mut statistics = if how.gram { Statistics::full(k)? } else { Statistics::diagonal(k) };
-            streams.run(&models, layer.node, layer.x, |stream, x| match &x[..] {
-                [x, dense] => statistics.add_pair(&stream.real(x, rows)?, &stream.real(dense, rows)?),
-                x => x.iter().try_for_each(|x| statistics.add(&stream.real(x, rows)?)),
+            batches.run(&models, layer.node, layer.x, |batch, x| match &x[..] {
+                [x, dense] => statistics.add_pair(&batch.real(x, rows)?, &batch.real(dense, rows)?),
+                x => x.iter().try_for_each(|x| statistics.add(&batch.real(x, rows)?)),
             })?;
             if let Some(new) = visit(layer.name, self.linear(layer.name)?, &statistics)? {
                 self.set_linear(layer.name, new)?;

@@ -1,7 +1,7 @@
 //! Batches of texts that go through a graph part by part, their states kept on the host in between.
 //!
 //! Parts end where one value alone is live ([`Graph::cut_before`]), so that a state is one matrix a batch, and memory does
-//! not grow with the model's depth. Invariant: the batches of a [`Streams`] come by length, so that neighbours mostly have
+//! not grow with the model's depth. Invariant: the batches of a [`Batches`] come by length, so that neighbours mostly have
 //! one shape and its buffers.
 
 use std::sync::Arc;
@@ -68,9 +68,9 @@ pub fn batches(lengths: &[usize], most: usize, batching: Batching) -> Vec<Batch>
 
 /// All texts of a run, before the same node.
 #[derive(Debug)]
-pub(super) struct Streams {
+pub(super) struct Batches {
     graph: Arc<Graph>,
-    batches: Vec<Stream>,
+    batches: Vec<BatchStates>,
     /// The node that runs next, and the value that is all it and those after it need of what was computed; none where that
     /// is nothing.
     at: (usize, Option<ValueId>),
@@ -78,7 +78,7 @@ pub(super) struct Streams {
 
 /// One batch.
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(super) struct BatchStates {
     /// Which texts these are.
     pub(super) texts: Vec<usize>,
     /// Their tokens.
@@ -89,7 +89,7 @@ pub(super) struct Stream {
     states: Vec<Matrix>,
 }
 
-impl Streams {
+impl Batches {
     /// Texts, given as token ids, before the first node. An error if there are no texts, or one is no input of the model.
     pub(super) fn new<T: AsRef<[u32]>>(graph: &Arc<Graph>, texts: &[T], batching: Batching) -> Result<Self> {
         if texts.is_empty() {
@@ -102,21 +102,21 @@ impl Streams {
         let plan = batches(&lengths, graph.limits().tokens, batching).into_iter();
         let batches = plan.map(|Batch { texts: of, seq }| {
             let ids = of.iter().map(|&text| texts[text].as_ref().to_vec()).collect();
-            Stream { texts: of, ids, seq, states: Vec::new() }
+            BatchStates { texts: of, ids, seq, states: Vec::new() }
         });
         Ok(Self { graph: Arc::clone(graph), batches: batches.collect(), at: (0, None) })
     }
 
     /// Number of texts.
     pub(super) fn texts(&self) -> usize {
-        self.batches.iter().map(|stream| stream.texts.len()).sum()
+        self.batches.iter().map(|batch| batch.texts.len()).sum()
     }
 
     /// Tokens of each text.
     pub(super) fn lengths(&self) -> Vec<usize> {
         let mut lengths = vec![0; self.texts()];
-        for stream in &self.batches {
-            stream.texts.iter().zip(stream.lengths()).for_each(|(&text, length)| lengths[text] = length);
+        for batch in &self.batches {
+            batch.texts.iter().zip(batch.lengths()).for_each(|(&text, length)| lengths[text] = length);
         }
         lengths
     }
@@ -135,27 +135,27 @@ impl Streams {
             states.push(values);
             Ok(())
         })?;
-        self.batches.iter_mut().zip(states).for_each(|(stream, states)| stream.states = states);
+        self.batches.iter_mut().zip(states).for_each(|(batch, states)| batch.states = states);
         self.at = (to, Some(live));
         Ok(())
     }
 
     /// Runs the nodes from where the texts are to before `to`, and hands a value of every batch to `done`, once for each
-    /// model. Whose texts they are stays as it was.
+    /// model. The texts stay where they are.
     pub(super) fn run(
         &self,
         models: &[&Arc<Parts>],
         to: usize,
         value: ValueId,
-        mut done: impl FnMut(&Stream, Vec<Matrix>) -> Result<()>,
+        mut done: impl FnMut(&BatchStates, Vec<Matrix>) -> Result<()>,
     ) -> Result<()> {
         let (from, live) = self.at;
         if live == Some(value) {
-            return self.batches.iter().try_for_each(|stream| done(stream, stream.states.clone()));
+            return self.batches.iter().try_for_each(|batch| done(batch, batch.states.clone()));
         }
         let mut kept: Option<Vec<Forward>> = None;
-        for stream in &self.batches {
-            let shape = (stream.ids.len(), stream.seq);
+        for batch in &self.batches {
+            let shape = (batch.ids.len(), batch.seq);
             // Given back before the next is made: this bounds what is allocated at once.
             let same = kept.take().filter(|forwards| forwards.iter().all(|f| (f.batch(), f.seq()) == shape));
             let forwards = match same {
@@ -166,8 +166,8 @@ impl Streams {
                     .collect::<Result<Vec<_>>>()?,
             };
             let ends = forwards.iter().enumerate().map(|(model, forward)| {
-                forward.write(&stream.ids)?;
-                if let (Some(live), Some(state)) = (live.and_then(|v| forward.operand(v)), stream.states.get(model)) {
+                forward.write(&batch.ids)?;
+                if let (Some(live), Some(state)) = (live.and_then(|v| forward.operand(v)), batch.states.get(model)) {
                     forward.device().write(live, state)?;
                 }
                 forward.run()?;
@@ -175,14 +175,14 @@ impl Streams {
                 forward.device().read(tapped)
             });
             let ends = ends.collect::<Result<_>>()?;
-            done(stream, ends)?;
+            done(batch, ends)?;
             kept = Some(forwards);
         }
         Ok(())
     }
 }
 
-impl Stream {
+impl BatchStates {
     /// Tokens of each text.
     pub(super) fn lengths(&self) -> impl Iterator<Item = usize> + Clone {
         self.ids.iter().map(Vec::len)

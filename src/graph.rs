@@ -45,7 +45,7 @@ use ndarray::Array2;
 
 pub use ablation::{Ablation, Outputs};
 pub use batches::{Batch, Batching, batches};
-pub use calibrate::{Calibration, Inputs, Visit};
+pub use calibrate::{Calibration, CalibrationInputs, Visit};
 #[cfg(feature = "text")]
 pub(crate) use checkpoint::Reader;
 pub use checkpoint::{Checkpoint, LinearTensor, Sparsity};
@@ -124,8 +124,8 @@ pub struct Value {
 pub enum Input {
     /// The ids of the tokens; 0 for padding.
     Ids,
-    /// The place of each token in its sequence, counted from `first`. Tokens of the id `padding` have the place
-    /// `first - 1` and are not counted.
+    /// The place of each token in its sequence, counted from `first`. Tokens of the id `padding` have the place before
+    /// `first` (0 where that is 0) and are not counted.
     Positions {
         /// The place of a sequence's first token.
         first: u32,
@@ -199,7 +199,8 @@ pub enum ParamKind {
 pub struct StoredTensor {
     /// What it may be called, the usual name first.
     pub names: Vec<String>,
-    /// Its shape. Its first dimension are the parameter's rows, or its columns where it has one dimension.
+    /// Its shape. Several tensors of one parameter lie one under the other, by their first dimension; one that is
+    /// converted may have any shape of two dimensions.
     pub shape: Vec<usize>,
 }
 
@@ -209,7 +210,7 @@ type Convert = Arc<dyn Fn(&Matrix) -> Result<Matrix> + Send + Sync>;
 /// Something that the model has learnt.
 #[derive(Clone)]
 pub struct Param {
-    /// `{name}.weight` and so on of the node that reads it.
+    /// Unique among parameters: that of the tensor that it is stored as, or of the layer that several are.
     pub name: String,
     /// How it is used.
     pub kind: ParamKind,
@@ -233,7 +234,7 @@ impl fmt::Debug for Param {
 
 /// The operands of a node on a device, for one batch and sequence.
 #[derive(Clone, Copy, Debug)]
-pub enum Operand<'a> {
+pub enum NodeOperand<'a> {
     /// A value or a parameter.
     Tensor(&'a Tensor),
     /// An input.
@@ -252,13 +253,13 @@ pub struct Site<'a> {
     /// Tokens of each, padding included.
     pub seq: usize,
     /// What it reads, in the order of [`Node::reads`].
-    pub reads: Vec<Operand<'a>>,
+    pub reads: Vec<NodeOperand<'a>>,
     /// What it writes.
     pub y: &'a Tensor,
 }
 
 impl<'a> Site<'a> {
-    fn operand(&self, at: usize) -> Result<Operand<'a>> {
+    fn operand(&self, at: usize) -> Result<NodeOperand<'a>> {
         let missing = || Error::Invalid(format!("a node has {} operands, and asks for another", self.reads.len()));
         self.reads.get(at).copied().ok_or_else(missing)
     }
@@ -266,7 +267,7 @@ impl<'a> Site<'a> {
     /// The operand of this place, a tensor. Errors are mistakes of the node's operation.
     pub fn tensor(&self, at: usize) -> Result<&'a Tensor> {
         match self.operand(at)? {
-            Operand::Tensor(tensor) => Ok(tensor),
+            NodeOperand::Tensor(tensor) => Ok(tensor),
             other => Err(Error::Invalid(format!("operand {at} is {other:?}, not a tensor"))),
         }
     }
@@ -274,7 +275,7 @@ impl<'a> Site<'a> {
     /// The operand of this place, indices.
     pub fn indices(&self, at: usize) -> Result<&'a Indices> {
         match self.operand(at)? {
-            Operand::Indices(indices) => Ok(indices),
+            NodeOperand::Indices(indices) => Ok(indices),
             other => Err(Error::Invalid(format!("operand {at} is {other:?}, not indices"))),
         }
     }
@@ -282,7 +283,7 @@ impl<'a> Site<'a> {
     /// The operand of this place, weights.
     pub fn linear(&self, at: usize) -> Result<&'a Linear> {
         match self.operand(at)? {
-            Operand::Linear(linear) => Ok(linear),
+            NodeOperand::Linear(linear) => Ok(linear),
             other => Err(Error::Invalid(format!("operand {at} is {other:?}, not weights"))),
         }
     }
@@ -345,7 +346,7 @@ pub trait NodeOp: fmt::Debug + Send + Sync {
     /// The value in f64, for one text without padding, by the operation's twin in [`reference`](mod@crate::reference).
     fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>>;
 
-    /// What a product does before it stores its result; of operations that read weights.
+    /// What a product does before it stores its result: of operations that read weights.
     fn epilogue(&self) -> Epilogue {
         Epilogue::NONE
     }
@@ -435,7 +436,7 @@ pub struct Limits {
 
 /// The blocks of which a model has so many.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layers {
+pub struct Blocks {
     /// What the names of their tensors start with, before their number.
     pub prefix: String,
     /// How many there are.
@@ -448,10 +449,10 @@ pub struct Layers {
 ///
 /// ```
 /// use sparse24::graph::{Checkpoint, Model};
-/// use sparse24::models::bert::{Config, Sizes};
+/// use sparse24::models::bert::{BertConfig, Sizes};
 /// use sparse24::{Activation, DType, Device};
 /// let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 2, heads: 2, intermediate: 16, positions: 4, types: 1 };
-/// let graph = Config::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
+/// let graph = BertConfig::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
 /// assert_eq!(graph.linears().count(), 8);
 /// // Every value has a name.
 /// let inner = graph.value_named("encoder.layer.1.intermediate.dense").map(|id| graph.value(id).cols);
@@ -468,7 +469,7 @@ pub struct Layers {
 pub struct Graph {
     limits: Limits,
     prefixes: Vec<String>,
-    layers: Option<Layers>,
+    blocks: Option<Blocks>,
     params: Vec<Param>,
     values: Vec<Value>,
     nodes: Vec<Node>,
@@ -483,7 +484,7 @@ impl Graph {
         Self {
             limits,
             prefixes: Vec::new(),
-            layers: None,
+            blocks: None,
             params: Vec::new(),
             values: Vec::new(),
             nodes: Vec::new(),
@@ -493,17 +494,18 @@ impl Graph {
     }
 
     /// Says what names of stored tensors may start with, beside nothing: what checkpoints of larger models have in front.
-    pub fn prefix(&mut self, prefix: &str) {
+    pub fn add_prefix(&mut self, prefix: &str) {
         self.prefixes.push(prefix.to_owned());
     }
 
     /// Says how many blocks the model has, so that tensors of more are found to be another model's.
-    pub fn layers(&mut self, layers: Layers) {
-        self.layers = Some(layers);
+    pub fn set_blocks(&mut self, blocks: Blocks) {
+        self.blocks = Some(blocks);
     }
 
-    /// Adds a parameter. An error if there is one of its name.
-    pub fn param(&mut self, name: String, kind: ParamKind, (rows, cols): (usize, usize)) -> Result<ParamId> {
+    /// Adds a parameter, which is stored as a tensor of its own name: of two dimensions, or of one where it is a row of
+    /// f32. An error if there is one of its name.
+    pub fn add_param(&mut self, name: String, kind: ParamKind, (rows, cols): (usize, usize)) -> Result<ParamId> {
         if self.params.iter().any(|param| param.name == name) {
             return Err(Error::Invalid(format!("there are two parameters {name}")));
         }
@@ -517,12 +519,12 @@ impl Graph {
     }
 
     /// Says which tensors a parameter is stored as, other than one of its own name.
-    pub fn stored_as(&mut self, param: ParamId, stored: Vec<StoredTensor>) {
+    pub fn set_stored(&mut self, param: ParamId, stored: Vec<StoredTensor>) {
         self.params[param.0].stored = stored;
     }
 
     /// Says what a parameter is made from: a function of the stored matrix.
-    pub fn converted_by(
+    pub fn set_conversion(
         &mut self,
         param: ParamId,
         convert: impl Fn(&Matrix) -> Result<Matrix> + Send + Sync + 'static,
@@ -531,13 +533,14 @@ impl Graph {
     }
 
     /// Says what a parameter's elements are near to before a model is trained: of factors, 1.
-    pub fn around(&mut self, param: ParamId, around: f32) {
+    pub fn set_around(&mut self, param: ParamId, around: f32) {
         self.params[param.0].around = around;
     }
 
-    /// Adds a node, and the value that it writes. An error if there is one of its name, or it reads weights that another
-    /// node reads.
-    pub fn node(
+    /// Adds a node, and the value that it writes. An error if there is one of its name, it reads what is not there, or it
+    /// reads weights that another node reads, or two. Of a node with weights the first value is their activations, and
+    /// another parameter is their bias.
+    pub fn add_node(
         &mut self,
         name: &str,
         op: impl NodeOp + 'static,
@@ -549,9 +552,15 @@ impl Graph {
         }
         let writes = ValueId(self.values.len());
         let node = Node { name: name.to_owned(), op: Arc::new(op), reads, writes };
-        for weights in node.params().filter(|param| self.params[param.0].kind == ParamKind::Weights) {
-            if self.nodes.iter().any(|other| other.params().any(|param| param == weights)) {
-                return Err(Error::Invalid(format!("two nodes read {}", self.params[weights.0].name)));
+        let weights = |param: &ParamId| self.params[param.0].kind == ParamKind::Weights;
+        if node.values().any(|value| value >= writes) || node.params().any(|param| param.0 >= self.params.len()) {
+            return Err(Error::Invalid(format!("{name} reads what the graph does not have before it")));
+        }
+        if let Some(own) = node.params().find(weights) {
+            let read = self.nodes.iter().any(|other| other.params().any(|param| param == own));
+            if read || node.params().filter(weights).count() > 1 {
+                let taken = &self.params[own.0].name;
+                return Err(Error::Invalid(format!("{name}: weights have one node, and a node one of them: {taken}")));
             }
         }
         self.values.push(Value { name: name.to_owned(), rows, cols, precision });
@@ -559,24 +568,43 @@ impl Graph {
         Ok(writes)
     }
 
-    /// Says that a value is kept to the end of a pass; the last one that is said to be is what the model is for.
-    pub fn output(&mut self, value: ValueId) {
+    /// Says that a value of this graph is kept to the end of a pass; the last one that is said to be is what the model is
+    /// for.
+    pub fn add_output(&mut self, value: ValueId) {
         self.outputs.push(value);
     }
 
-    /// Says that channels may be permuted. An error if there are not as many of them in all places, or blocks do not
-    /// divide them.
+    /// Says that channels may be permuted. An error if there are channels of this name, blocks do not divide them, or a
+    /// place is not that of weights with as many of them, or named twice.
     pub fn permutable(&mut self, channels: Channels) -> Result<()> {
         let Channels { name, count, width, sets, .. } = &channels;
+        if self.channels.iter().any(|other| other.name == *name) {
+            return Err(Error::Invalid(format!("there are two channels {name}")));
+        }
         if *width == 0 || !count.is_multiple_of(*width) {
             return Err(Error::Invalid(format!("{name}: {count} channels are no blocks of {width}")));
         }
-        for set in sets {
-            let short = set.rows.iter().find(|(of, first)| first + count > self.params[of.0].rows);
-            let other = set.columns.iter().find(|of| self.params[of.0].cols != *count);
-            if let Some(of) = short.map(|(of, _)| of).or(other) {
-                return Err(Error::Invalid(format!("{name}: {} has no {count} channels", self.params[of.0].name)));
-            }
+        let mut rows: Vec<(ParamId, usize)> = sets.iter().flat_map(|set| &set.rows).copied().collect();
+        let mut columns: Vec<ParamId> = sets.iter().flat_map(|set| &set.columns).copied().collect();
+        let fits = |param: ParamId, channels: fn(&Param) -> usize, last: usize, exactly: bool| {
+            let param = self.params.get(param.0).filter(|param| param.kind == ParamKind::Weights);
+            param.is_some_and(|param| if exactly { channels(param) == last } else { channels(param) >= last })
+        };
+        let misfit = |place: &ParamId| {
+            let place = self.params.get(place.0).map_or("a parameter of another graph", |param| &*param.name);
+            Err(Error::Invalid(format!("{name}: {place} has no {count} channels")))
+        };
+        if let Some((param, _)) = rows.iter().find(|(param, first)| !fits(*param, |p| p.rows, first + count, false)) {
+            return misfit(param);
+        }
+        if let Some(param) = columns.iter().find(|param| !fits(**param, |p| p.cols, *count, true)) {
+            return misfit(param);
+        }
+        rows.sort_unstable();
+        columns.sort_unstable();
+        let overlap = rows.windows(2).any(|pair| pair[0].0 == pair[1].0 && pair[1].1 < pair[0].1 + count);
+        if overlap || columns.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(Error::Invalid(format!("{name}: a place is named twice")));
         }
         self.channels.push(channels);
         Ok(())
@@ -588,8 +616,8 @@ impl Graph {
     }
 
     /// Its blocks, if it has said so.
-    pub fn blocks(&self) -> Option<&Layers> {
-        self.layers.as_ref()
+    pub fn blocks(&self) -> Option<&Blocks> {
+        self.blocks.as_ref()
     }
 
     /// All nodes in the order in which they run.
@@ -618,7 +646,7 @@ impl Graph {
     }
 
     /// A parameter.
-    pub fn param_of(&self, id: ParamId) -> &Param {
+    pub fn param(&self, id: ParamId) -> &Param {
         &self.params[id.0]
     }
 
@@ -702,7 +730,7 @@ impl Graph {
     }
 
     /// The last place up to node `at` where one value alone is live, or the start: what is computed from there on needs no
-    /// other state than that value. Between the blocks of a transformer that is the residual stream.
+    /// other state than that value. In a transformer there is such a place before each part of a block.
     pub(crate) fn cut_before(&self, at: usize) -> (usize, Option<ValueId>) {
         let cuts = (1..=at).rev().find_map(|at| match self.live_at(at)[..] {
             [one] => Some((at, Some(one))),

@@ -35,7 +35,8 @@
 //! ```
 //! Each stage is a module of that name, and each arrow a type of its own. Imports run downward: [`measure`] stands on
 //! [`engine`], that on the devices, those on [`plan`], [`kernels`] and [`mod@format`]. [`ops`] brings operations to
-//! devices and to graphs. [`mod@reference`] imports nothing that it checks.
+//! devices and, each with the node that it is, to a [`graph`]: these two name each other. [`mod@reference`] imports
+//! nothing that it checks.
 //!
 //! # The words
 //! W is `m x k`, [out features, in features], and sparse along `k`. X is `n x k`, Y is `n x m`: token-major. The main

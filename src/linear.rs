@@ -98,7 +98,7 @@ struct Layer {
 struct Forms {
     /// Compressed weights for as long as the layer is there, to make the other form from; others until they are on the
     /// device.
-    host: Option<HostWeights>,
+    host: Option<Arc<HostWeights>>,
     /// On the device, in the form of the host's.
     own: Option<Weights>,
     /// The dense copy of compressed weights.
@@ -109,7 +109,11 @@ impl Device {
     /// A layer with these weights: a [`Matrix`](crate::Matrix), a [`Sparse24`](crate::Sparse24), or any [`HostWeights`]. They are uploaded when the
     /// first call is prepared, compressed ones in the form that its number of tokens wants. bf16 weights become f32.
     pub fn linear(&self, w: impl Into<HostWeights>, epilogue: Epilogue) -> Linear {
-        let w = w.into();
+        self.linear_of(Arc::new(w.into()), epilogue)
+    }
+
+    /// The same with weights that others hold, too.
+    pub(crate) fn linear_of(&self, w: Arc<HostWeights>, epilogue: Epilogue) -> Linear {
         let dtype = match w.dtype() {
             DType::Bf16 => DType::F32,
             own => own,
@@ -185,13 +189,13 @@ impl Linear {
         if let Some(weights) = form {
             return Ok(weights.clone());
         }
-        let uploaded = match &*host {
+        let uploaded = match host.as_deref() {
             Some(w) if w.op() == op => device.upload_weights(w)?,
             Some(HostWeights::Sparse24(w)) if op == Op::Dense => device.upload_weights(&w.decompress().into())?,
             // Plans of a layer are of its own operation, or dense in place of 2:4.
             _ => return Err(Error::Invalid(format!("a layer of {} has no weights for {op}", self.layer.op))),
         };
-        if !matches!(host, Some(HostWeights::Sparse24(_))) {
+        if !matches!(host.as_deref(), Some(HostWeights::Sparse24(_))) {
             *host = None;
         }
         Ok(form.insert(uploaded).clone())

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, checked_mul};
 use crate::graph::{ChannelSet, Channels, Graph, ParamId, ValueId};
 use crate::ops::attention::AttentionSpec;
 use crate::ops::gemm::LinearSpec;
@@ -21,11 +21,14 @@ use crate::problem::Activation;
 type Load = fn(&Fields) -> Result<Graph>;
 
 /// Every architecture by the `model_type` of its config.
-const ALL: [(&str, Load); 2] =
-    [("bert", |fields| bert::Config::of(fields)?.graph()), ("mpnet", |fields| mpnet::Config::of(fields)?.graph())];
+const ALL: [(&str, Load); 2] = [
+    ("bert", |fields| bert::BertConfig::of(fields)?.graph()),
+    ("mpnet", |fields| mpnet::MpnetConfig::of(fields)?.graph()),
+];
 
 /// Reads `config.json`. Errors name the file and the field: one that is missing or of another type, sizes that do not fit
-/// each other, an architecture that is not known here. Configs without a `model_type` are BERT's, which has had them.
+/// each other, an architecture that is not known here. A config without a `model_type` is a BERT's:
+/// its older ones lack it.
 pub fn load(path: impl AsRef<Path>) -> Result<Graph> {
     let path = path.as_ref();
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
@@ -42,15 +45,13 @@ pub fn parse(text: &str) -> Result<Graph> {
     let fields = Fields::parse(text)?;
     let known: Vec<_> = ALL.iter().map(|(name, _)| *name).collect();
     let kind = fields.one_of("model_type", &known)?.unwrap_or("bert");
-    match ALL.iter().find(|(name, _)| *name == kind) {
-        Some((_, load)) => load(&fields),
-        None => Err(Error::Invalid(format!("model_type is {kind}"))),
-    }
+    let load = ALL.iter().find(|(name, _)| *name == kind).map_or(ALL[0].1, |(_, load)| *load);
+    load(&fields)
 }
 
 /// The graph of a well-known model's sizes, one of [`NAMES`]: for measurements with random weights.
 pub fn named(name: &str) -> Option<Graph> {
-    bert::Config::named(name)?.graph().ok()
+    bert::BertConfig::named(name)?.graph().ok()
 }
 
 /// The names that [`named`] knows.
@@ -129,12 +130,65 @@ impl Fields {
     }
 }
 
+/// The sizes that encoders of BERT's kind have, by the names of their configs' fields.
+pub(crate) struct EncoderSizes {
+    pub(crate) vocabulary: usize,
+    pub(crate) hidden: usize,
+    pub(crate) layers: usize,
+    pub(crate) heads: usize,
+    pub(crate) intermediate: usize,
+    pub(crate) positions: usize,
+    /// What LayerNorm adds to the variance.
+    pub(crate) eps: f32,
+}
+
+impl EncoderSizes {
+    /// An error if a size is 0 or more than a kernel counts to, heads do not divide the hidden size, or a number of
+    /// elements does not fit.
+    pub(crate) fn check(&self) -> Result<()> {
+        let &Self { vocabulary, hidden, layers, heads, intermediate, positions, eps } = self;
+        for (name, size) in [
+            ("vocab_size", vocabulary),
+            ("hidden_size", hidden),
+            ("num_hidden_layers", layers),
+            ("num_attention_heads", heads),
+            ("intermediate_size", intermediate),
+            ("max_position_embeddings", positions),
+        ] {
+            check_size(name, size)?;
+        }
+        if !hidden.is_multiple_of(heads) {
+            return Err(Error::Invalid(format!(
+                "hidden_size is {hidden}, which num_attention_heads, {heads}, does not divide"
+            )));
+        }
+        if !(eps >= 0.0 && eps.is_finite()) {
+            return Err(Error::Invalid(format!("layer_norm_eps is {eps}, expected a number of at least 0")));
+        }
+        for (what, rows) in [
+            ("word table", vocabulary),
+            ("position table", positions),
+            ("weights of Q, K and V", checked_mul("weights of Q, K and V", 3, hidden)?),
+            ("feed-forward weights", intermediate),
+        ] {
+            // With room for the eight bytes of an f64 each.
+            checked_mul(what, checked_mul(what, rows, hidden)?, 8)?;
+        }
+        let of_layer = 4 * hidden as u128 * hidden as u128 + 2 * hidden as u128 * intermediate as u128;
+        if of_layer.checked_mul(layers as u128).is_none_or(|all| usize::try_from(all).is_err()) {
+            return Err(Error::Overflow { what: "linear weights".into(), detail: format!("{layers} * {of_layer}") });
+        }
+        Ok(())
+    }
+}
+
 /// An error if a size is 0 or more than a kernel counts to.
-pub(crate) fn check_sizes(sizes: &[(&str, usize)]) -> Result<()> {
-    sizes.iter().try_for_each(|&(name, size)| match u32::try_from(size) {
+pub(crate) fn check_size(name: &str, size: usize) -> Result<()> {
+    // Ids, positions and the kernels' sizes are u32.
+    match u32::try_from(size) {
         Ok(1..) => Ok(()),
         _ => Err(Error::Invalid(format!("{name} is {size}, expected 1 to {}", u32::MAX))),
-    })
+    }
 }
 
 /// A transformer's encoder block with a norm after each of its two parts, as BERT has them (Vaswani et al. 2017): what it

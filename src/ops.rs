@@ -129,7 +129,8 @@ impl Program {
 /// What a device can be asked to compute: operands, and how each kind of device goes about it.
 ///
 /// [`Device::prepare`] checks what is true of all operations: that operands belong to the device, that none is bf16,
-/// and that nothing that is written shares its memory. The rest is the operation's to [check](Self::check).
+/// and that nothing that is written shares its memory. The rest is the operation's to [check](Self::check). It is
+/// implemented in this crate alone: what devices make of an operation is not public.
 pub trait Operation {
     /// Its stem: the name of its files.
     fn name(&self) -> &'static str;

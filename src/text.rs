@@ -40,11 +40,11 @@ use crate::matrix::{Elements, Matrix};
 ///
 /// ```
 /// use sparse24::graph::{Batching, Checkpoint, Sparsity};
-/// use sparse24::models::bert::{Config, Sizes};
+/// use sparse24::models::bert::{BertConfig, Sizes};
 /// use sparse24::text::{Encoder, Pipeline, twin};
 /// use sparse24::{Activation, DType, Device};
 /// let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 2, heads: 2, intermediate: 16, positions: 4, types: 1 };
-/// let graph = Config::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
+/// let graph = BertConfig::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
 /// let mut checkpoint = Checkpoint::random(graph, DType::F32, 24)?;
 /// checkpoint.prune(Sparsity::TwoFour(sparse24::VectorLen::ONE))?;
 ///

@@ -1,7 +1,8 @@
 //! The weights of one linear layer on the host, `m x k`, in any of the forms that the crate multiplies by.
 //!
 //! Files are read into them, pruning turns one form into another, [`Device::upload_weights`](crate::Device::upload_weights)
-//! takes them to a device, and the oracle is told them. Invariant: none of the public methods changes a form's pattern.
+//! takes them to a device, and the oracle is told them. Invariant: a method that changes weights or their order keeps
+//! which of them are kept.
 
 use std::ops::Range;
 
@@ -62,11 +63,7 @@ impl HostWeights {
 
     /// The mask that is applied whenever the weights are used, if there is one.
     pub fn mask(&self) -> Option<&Mask> {
-        match self {
-            Self::Dense(_) | Self::Sparse24(_) => None,
-            Self::Masked(_, mask) => Some(mask),
-            Self::Masked24(_, mask) => Some(mask.mask()),
-        }
+        self.masked().map(|(_, mask)| mask)
     }
 
     /// What is multiplied with: every weight, with zeros where it is pruned or masked. An error if a mask has another
@@ -80,19 +77,19 @@ impl HostWeights {
         }
     }
 
-    /// Some of the rows, in the same form, but that codes of a mask become bits. An error if there are no such rows.
+    /// Some of the rows, in the same form, but that codes of a mask become bits. An error if there are no such rows, or a
+    /// mask has another shape than its weights.
     pub fn rows_of(&self, rows: Range<usize>) -> Result<Self> {
-        let masked = |w: &Matrix, mask: &Mask| {
-            let from = rows.start;
-            let part = w.rows_of(rows.clone())?;
-            let mask = Mask::from_fn(part.rows(), part.cols(), |row, col| mask.get(from + row, col))?;
-            Ok(Self::Masked(part, mask))
-        };
-        match self {
-            Self::Dense(w) => Ok(Self::Dense(w.rows_of(rows)?)),
-            Self::Sparse24(w) => Ok(Self::Sparse24(w.rows_of(rows)?)),
-            Self::Masked(w, mask) => masked(w, mask),
-            Self::Masked24(w, mask) => masked(w, mask.mask()),
+        match (self, self.masked()) {
+            (_, Some((w, mask))) => {
+                expect_shape("mask", (mask.rows(), mask.cols()), (w.rows(), w.cols()))?;
+                let from = rows.start;
+                let part = w.rows_of(rows)?;
+                let mask = Mask::from_fn(part.rows(), part.cols(), |row, col| mask.get(from + row, col))?;
+                Ok(Self::Masked(part, mask))
+            }
+            (Self::Sparse24(w), _) => Ok(Self::Sparse24(w.rows_of(rows)?)),
+            (Self::Dense(w) | Self::Masked(w, _) | Self::Masked24(w, _), None) => Ok(Self::Dense(w.rows_of(rows)?)),
         }
     }
 
@@ -128,11 +125,11 @@ impl HostWeights {
 
     /// Weights of the same type and number of columns one under the other. 2:4 if all are, with the longest vector whose
     /// blocks lie in one part each; masked if all are; dense otherwise.
-    pub(crate) fn stacked(parts: &[Self]) -> Result<Self> {
-        let Some(first) = parts.first() else { return Err(Error::Invalid("no matrices to stack".into())) };
-        if let [one] = parts {
-            return Ok(one.clone());
+    pub(crate) fn stacked(mut parts: Vec<Self>) -> Result<Self> {
+        if parts.len() == 1 {
+            return Ok(parts.remove(0));
         }
+        let Some(first) = parts.first() else { return Err(Error::Invalid("no matrices to stack".into())) };
         let (rows, k, dtype) = (parts.iter().map(Self::m).sum(), first.k(), first.dtype());
         let compressed: Option<Vec<&Sparse24>> = parts
             .iter()
@@ -149,14 +146,7 @@ impl HostWeights {
             let meta = parts.iter().flat_map(|w| w.meta()).copied().collect();
             return Ok(Self::Sparse24(Sparse24::from_parts(rows, k, vector, values, meta)?));
         }
-        let masked: Option<Vec<(&Matrix, &Mask)>> = parts
-            .iter()
-            .map(|part| match part {
-                Self::Masked(w, mask) => Some((w, mask)),
-                Self::Masked24(w, mask) => Some((w, mask.mask())),
-                Self::Dense(_) | Self::Sparse24(_) => None,
-            })
-            .collect();
+        let masked: Option<Vec<(&Matrix, &Mask)>> = parts.iter().map(Self::masked).collect();
         if let Some(masked) = masked {
             let weights = Matrix::new(rows, k, join(masked.iter().map(|(w, _)| w.elements()), dtype))?;
             let words = masked.iter().flat_map(|(_, mask)| mask.words()).copied().collect();
@@ -169,35 +159,42 @@ impl HostWeights {
     /// The same weights with their rows in this order: place `i` gets row `order[i]`. An error if they are compressed,
     /// whose pattern would not survive.
     pub(crate) fn rows_in(&self, order: &[usize]) -> Result<Self> {
-        let masked = |w: &Matrix, mask: &Mask| {
-            let moved = Mask::from_fn(mask.rows(), mask.cols(), |row, col| mask.get(order[row], col))?;
-            Ok(Self::Masked(permute::rows(w, order)?, moved))
-        };
-        match self {
-            Self::Dense(w) => Ok(Self::Dense(permute::rows(w, order)?)),
-            Self::Masked(w, mask) => masked(w, mask),
-            Self::Masked24(w, mask) => masked(w, mask.mask()),
-            Self::Sparse24(_) => Err(compressed("rows")),
-        }
+        self.moved("rows", |w| permute::rows(w, order), |row, col| (order[row], col))
     }
 
     /// The same weights with their columns in this order; see [`HostWeights::rows_in`].
     pub(crate) fn columns_in(&self, order: &[usize]) -> Result<Self> {
-        let masked = |w: &Matrix, mask: &Mask| {
-            let moved = Mask::from_fn(mask.rows(), mask.cols(), |row, col| mask.get(row, order[col]))?;
-            Ok(Self::Masked(permute::columns(w, order)?, moved))
-        };
-        match self {
-            Self::Dense(w) => Ok(Self::Dense(permute::columns(w, order)?)),
-            Self::Masked(w, mask) => masked(w, mask),
-            Self::Masked24(w, mask) => masked(w, mask.mask()),
-            Self::Sparse24(_) => Err(compressed("columns")),
+        self.moved("columns", |w| permute::columns(w, order), |row, col| (row, order[col]))
+    }
+
+    /// The same weights in another order, in which a place gets what was at `from` of it. Codes of a mask become bits.
+    fn moved(
+        &self,
+        what: &str,
+        weights: impl Fn(&Matrix) -> Result<Matrix>,
+        from: impl Fn(usize, usize) -> (usize, usize),
+    ) -> Result<Self> {
+        match (self, self.masked()) {
+            (_, Some((w, mask))) => {
+                let kept = |row, col| {
+                    let (row, col) = from(row, col);
+                    mask.get(row, col)
+                };
+                Ok(Self::Masked(weights(w)?, Mask::from_fn(mask.rows(), mask.cols(), kept)?))
+            }
+            (Self::Dense(w), _) => Ok(Self::Dense(weights(w)?)),
+            _ => Err(Error::Invalid(format!("the {what} of compressed weights cannot be permuted, prune afterwards"))),
         }
     }
-}
 
-fn compressed(what: &str) -> Error {
-    Error::Invalid(format!("the {what} of compressed weights cannot be permuted, prune afterwards"))
+    /// Weights and the mask that is applied to them, if there is one.
+    fn masked(&self) -> Option<(&Matrix, &Mask)> {
+        match self {
+            Self::Dense(_) | Self::Sparse24(_) => None,
+            Self::Masked(w, mask) => Some((w, mask)),
+            Self::Masked24(w, mask) => Some((w, mask.mask())),
+        }
+    }
 }
 
 /// Elements of the same type one after the other.

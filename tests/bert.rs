@@ -16,7 +16,7 @@ use common::{allocated, callers_device, gpu, seed, submissions};
 use serde_json::json;
 use sparse24::graph::{Batching, Checkpoint, Limits, Model, Sparsity, batches};
 use sparse24::io::{Entry, save};
-use sparse24::models::bert::Config;
+use sparse24::models::bert::BertConfig;
 use sparse24::text::{Encoder, Files, Pipeline, Tokenizer, twin};
 use sparse24::{DType, Device, HostWeights, Mask, Matrix, Op, Sparse24, TensorFile, VectorLen, models, prune};
 use tempfile::TempDir;
@@ -574,7 +574,7 @@ fn configs_that_are_none_are_refused_by_field() {
     let parse = |change: &dyn Fn(&mut serde_json::Value)| {
         let mut config = TinyBert::new(0).config;
         change(&mut config);
-        Config::parse(&config.to_string()).map_err(|e| e.to_string())
+        BertConfig::parse(&config.to_string()).map_err(|e| e.to_string())
     };
     let fine = parse(&|_| {}).unwrap();
     let sizes = fine.sizes();
@@ -616,7 +616,7 @@ fn configs_that_are_none_are_refused_by_field() {
         c["intermediate_size"] = json!(4_000_000_000u64);
     });
     assert!(huge.as_ref().is_err_and(|e| e.contains("overflows")), "{huge:?}");
-    assert!(Config::parse("[]").is_err_and(|e| e.to_string() == "is not a JSON object"));
+    assert!(BertConfig::parse("[]").is_err_and(|e| e.to_string() == "is not a JSON object"));
     let missing = models::load("nowhere/config.json").unwrap_err().to_string();
     assert!(missing.starts_with("nowhere/config.json: "), "{missing}");
 }

@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use ndarray::Array2;
-use sparse24::graph::{Ablation, Batching, Calibration, Checkpoint, Inputs, LinearTensor, Sparsity};
-use sparse24::models::bert::{Config, Sizes};
+use sparse24::graph::{Ablation, Batching, Calibration, CalibrationInputs, Checkpoint, LinearTensor, Sparsity};
+use sparse24::models::bert::{BertConfig, Sizes};
 use sparse24::prune::{Method, SparseGpt};
 use sparse24::text::{Encoder, Pipeline, twin};
 use sparse24::{Activation, DType, Device, HostWeights, Matrix, Sparse24, VectorLen, prune};
@@ -14,7 +14,7 @@ const SIZES: Sizes =
     Sizes { vocabulary: 30, hidden: 24, layers: 3, heads: 3, intermediate: 40, positions: 20, types: 1 };
 
 fn checkpoint() -> Checkpoint {
-    let graph = Config::new(SIZES, 1e-12, Activation::Gelu).unwrap().graph().unwrap();
+    let graph = BertConfig::new(SIZES, 1e-12, Activation::Gelu).unwrap().graph().unwrap();
     let mut checkpoint = Checkpoint::random(graph, DType::F32, 24).unwrap();
     // Weights large enough for layers to matter.
     for (name, w) in checkpoint.linears().map(|(name, w)| (name, w.clone())).collect::<Vec<_>>() {
@@ -29,7 +29,7 @@ fn texts(n: usize) -> Vec<Vec<u32>> {
     (0..n).map(|text| (0..1 + text * 7 % 19).map(|token| ((text * 13 + token * 5) % 30) as u32).collect()).collect()
 }
 
-fn how(inputs: Inputs, batch: usize) -> Calibration {
+fn how(inputs: CalibrationInputs, batch: usize) -> Calibration {
     Calibration { batching: Batching { texts: batch, ..Batching::default() }, gram: true, inputs }
 }
 
@@ -55,8 +55,8 @@ fn close(a: &Array2<f64>, b: &Array2<f64>, what: &str) {
 fn padding_and_batches_are_in_no_statistic() {
     let (checkpoint, texts) = (checkpoint(), texts(40));
     let tokens: usize = texts.iter().map(Vec::len).sum();
-    let alone = grams(&checkpoint, how(Inputs::Pruned, 1), &texts);
-    let together = grams(&checkpoint, how(Inputs::Pruned, 32), &texts);
+    let alone = grams(&checkpoint, how(CalibrationInputs::Pruned, 1), &texts);
+    let together = grams(&checkpoint, how(CalibrationInputs::Pruned, 32), &texts);
     assert_eq!(alone.len(), 12);
     assert!(alone.iter().map(|of| &of.0).eq(checkpoint.linears().map(|of| of.0).collect::<Vec<_>>().iter()));
     for ((name, n, one), (_, _, other)) in alone.iter().zip(&together) {
@@ -72,7 +72,7 @@ fn the_first_layer_sees_embeddings_whatever_the_layers_are() {
     for (name, w) in checkpoint.linears() {
         silent.set_linear(&name, Matrix::zeros(w.m(), w.k(), DType::F32).unwrap().into()).unwrap();
     }
-    let [one, other] = [&checkpoint, &silent].map(|of| grams(of, how(Inputs::Dense, 4), &texts));
+    let [one, other] = [&checkpoint, &silent].map(|of| grams(of, how(CalibrationInputs::Dense, 4), &texts));
     close(&other[0].2, &one[0].2, "the first layer");
     assert_ne!(other[4].2.diag(), one[4].2.diag(), "the second layer sees what the first one does");
 }
@@ -81,8 +81,8 @@ fn the_first_layer_sees_embeddings_whatever_the_layers_are() {
 fn later_layers_see_what_earlier_ones_lost_unless_they_are_not_to() {
     let (checkpoint, texts) = (checkpoint(), texts(20));
     let device = Device::cpu().unwrap();
-    let before = grams(&checkpoint, how(Inputs::Dense, 8), &texts);
-    for inputs in [Inputs::Dense, Inputs::Pruned, Inputs::Corrected] {
+    let before = grams(&checkpoint, how(CalibrationInputs::Dense, 8), &texts);
+    for inputs in [CalibrationInputs::Dense, CalibrationInputs::Pruned, CalibrationInputs::Corrected] {
         let mut all = Vec::new();
         let mut pruned = checkpoint.clone();
         pruned
@@ -97,8 +97,8 @@ fn later_layers_see_what_earlier_ones_lost_unless_they_are_not_to() {
         for ((gram, cross), (name, _, dense)) in all.iter().zip(&before) {
             let same = (gram - dense).iter().all(|x| x.abs() < 1e-4 * dense[[0, 0]].abs());
             let first = name == "encoder.layer.0.attention.self.qkv";
-            assert_eq!(same, first || inputs == Inputs::Dense, "{inputs:?}, {name}");
-            assert_eq!(cross.is_some(), inputs == Inputs::Corrected);
+            assert_eq!(same, first || inputs == CalibrationInputs::Dense, "{inputs:?}, {name}");
+            assert_eq!(cross.is_some(), inputs == CalibrationInputs::Corrected);
             if let Some(cross) = cross.as_ref().filter(|_| first) {
                 close(cross, gram, "where both models are the same, C is H");
             }
@@ -111,7 +111,7 @@ fn correction_comes_closer_to_the_dense_model() {
     let (checkpoint, texts) = (checkpoint(), texts(300));
     let device = Device::cpu().unwrap();
     let dense = twin::hidden_states(&checkpoint, &texts[..60]).unwrap();
-    let lost = |inputs: Option<Inputs>| {
+    let lost = |inputs: Option<CalibrationInputs>| {
         let mut pruned = checkpoint.clone();
         match inputs {
             None => pruned.prune(Sparsity::TwoFour(VectorLen::new(4).unwrap())).unwrap(),
@@ -125,7 +125,8 @@ fn correction_comes_closer_to_the_dense_model() {
         }
         (&twin::hidden_states(&pruned, &texts[..60]).unwrap() - &dense).mapv(|x| x * x).sum()
     };
-    let (magnitude, pruned, corrected) = (lost(None), lost(Some(Inputs::Pruned)), lost(Some(Inputs::Corrected)));
+    let (magnitude, pruned, corrected) =
+        (lost(None), lost(Some(CalibrationInputs::Pruned)), lost(Some(CalibrationInputs::Corrected)));
     assert!(pruned < 0.6 * magnitude, "{pruned} against magnitude's {magnitude}");
     assert!(corrected < 0.97 * pruned, "{corrected} against {pruned}");
 }
@@ -169,10 +170,13 @@ fn no_texts_and_bad_ones_are_refused() {
     let mut checkpoint = checkpoint();
     let device = Device::cpu().unwrap();
     let mut error = |texts: &[Vec<u32>]| {
-        checkpoint.calibrate(&device, texts, how(Inputs::Dense, 8), &mut |_, _, _| Ok(None)).unwrap_err().to_string()
+        checkpoint
+            .calibrate(&device, texts, how(CalibrationInputs::Dense, 8), &mut |_, _, _| Ok(None))
+            .unwrap_err()
+            .to_string()
     };
     assert_eq!(error(&[]), "there are no texts");
-    let diagonal = Calibration { gram: false, ..how(Inputs::Corrected, 8) };
+    let diagonal = Calibration { gram: false, ..how(CalibrationInputs::Corrected, 8) };
     let mut other = self::checkpoint();
     let corrected = other.calibrate(&device, &texts(3), diagonal, &mut |_, _, _| Ok(None)).unwrap_err().to_string();
     assert!(corrected.starts_with("inputs are corrected by way of a full Gram matrix"), "{corrected}");

@@ -2,12 +2,10 @@
 //! crate knows.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::collections::HashSet;
-
 use ndarray::Array2;
 use sparse24::graph::{
-    Ablation, Batching, Calibration, ChannelSet, Channels, Checkpoint, Graph, Input, Inputs, Limits, Model, ParamKind,
-    Precision, Read, Sparsity, ValueId, twin,
+    Ablation, Batching, Calibration, CalibrationInputs, ChannelSet, Channels, Checkpoint, ExactSite, Graph, Input,
+    Limits, Model, NodeOp, ParamKind, Precision, Read, Rows, Site, Sparsity, ValueId, twin,
 };
 use sparse24::measure::Policy;
 use sparse24::ops::attention::AttentionSpec;
@@ -51,7 +49,7 @@ fn graph() -> Graph {
     }
     let pooled = graph.mean_pooling("pooled", x, false).unwrap();
     let head = graph.linear(LinearSpec::new("head", pooled, 5)).unwrap();
-    graph.output(head);
+    graph.add_output(head);
     graph
 }
 
@@ -123,19 +121,44 @@ fn buffers_are_reused_by_liveness() {
     assert_eq!(forward.run_on(&texts).unwrap(), tapped.run_on(&texts).unwrap());
 }
 
-/// What a backward pass needs: from the end, every reader of a value comes before the node that makes it.
+/// What a backward pass needs: a node reads values of nodes before it, so that from the end every reader of a value comes
+/// before the node that makes it.
 #[test]
-fn a_walk_in_reverse_meets_readers_first() {
-    let graph = graph();
-    let mut met = HashSet::new();
-    for node in graph.nodes().iter().rev() {
-        assert!(graph.readers(node.writes).all(|reader| met.contains(&reader.name)), "{}", node.name);
-        met.insert(node.name.clone());
+fn nodes_read_what_is_before_them() {
+    let mut graph = graph();
+    let readers = |graph: &Graph, name: &str| -> Vec<String> {
+        graph.readers(value(graph, name)).map(|node| node.name.clone()).collect()
+    };
+    assert_eq!(readers(&graph, "words"), ["attention.norm", "attention.out"]);
+    assert_eq!(readers(&graph, "head"), Vec::<String>::new());
+    // A value of a graph that goes on.
+    let mut longer = graph.clone();
+    let later = longer.mean_pooling("again", value(&longer, "words"), true).unwrap();
+    let error = graph.mean_pooling("other", later, true);
+    assert!(error.is_err(), "{error:?}");
+    let weights = graph.linear_named("head").unwrap().weights;
+    let x = value(&graph, "pooled");
+    let error =
+        graph.add_node("other", Sum, vec![Read::Value(x), Read::Param(weights)], (Rows::Sequences, 5, Precision::F32));
+    assert_eq!(error.unwrap_err().to_string(), "other: weights have one node, and a node one of them: head.weight");
+}
+
+/// An operation of a test's own.
+#[derive(Debug)]
+struct Sum;
+
+impl NodeOp for Sum {
+    fn name(&self) -> &'static str {
+        "sum"
     }
-    assert_eq!(met.len(), graph.nodes().len());
-    let readers = |name: &str| graph.readers(value(&graph, name)).map(|node| &*node.name).collect::<Vec<_>>();
-    assert_eq!(readers("words"), ["attention.norm", "attention.out"]);
-    assert_eq!(readers("head"), Vec::<&str>::new());
+
+    fn prepare(&self, _: &Site<'_>) -> sparse24::Result<sparse24::Prepared> {
+        Err(sparse24::Error::Invalid("is never prepared".into()))
+    }
+
+    fn exact(&self, site: &ExactSite<'_>) -> sparse24::Result<Array2<f64>> {
+        Ok(site.matrix(0)?.clone())
+    }
 }
 
 #[test]
@@ -145,7 +168,7 @@ fn inputs_are_those_of_the_texts() {
         // As a table of as many rows would be read.
         let mut graph = Graph::new(Limits { vocabulary: 100, tokens: 10 });
         let table = graph.embedding("t", &[("t.weight", 100, input)], 1).unwrap();
-        graph.output(table);
+        graph.add_output(table);
         let mut checkpoint = Checkpoint::random(graph, DType::F32, 1).unwrap();
         let rows: Vec<f32> = (0..100).map(|row| row as f32).collect();
         let dir = tempfile::tempdir().unwrap();
@@ -179,7 +202,19 @@ fn what_makes_no_sense_is_refused() {
     };
     assert_eq!(graph.permutable(count(6, 6)).unwrap_err().to_string(), "some: head.weight has no 6 channels");
     assert_eq!(graph.permutable(count(5, 2)).unwrap_err().to_string(), "some: 5 channels are no blocks of 2");
-    let twice = graph.param("head.weight".into(), ParamKind::Matrix(Precision::Model), (1, 1)).unwrap_err();
+    let twice = ChannelSet { rows: vec![(head, 0), (head, 1)], columns: Vec::new() };
+    let overlap = Channels { sets: vec![twice], ..count(4, 4) };
+    assert_eq!(graph.permutable(overlap).unwrap_err().to_string(), "some: a place is named twice");
+    let known = Channels { name: "block.0.up".into(), ..count(5, 5) };
+    assert_eq!(graph.permutable(known).unwrap_err().to_string(), "there are two channels block.0.up");
+    let bias = graph.linear_named("head").unwrap().bias.unwrap();
+    let sets = vec![ChannelSet { rows: vec![(bias, 0)], columns: Vec::new() }];
+    let error = graph.permutable(Channels { sets, ..count(1, 1) }).unwrap_err().to_string();
+    assert_eq!(error, "some: head.bias has no 1 channels");
+    let empty = Checkpoint::random(Graph::new(graph.limits()), DType::F32, 1).unwrap();
+    let error = Model::new(&Device::cpu().unwrap(), &empty).unwrap().forward(1, 1).map(|_| ()).unwrap_err();
+    assert_eq!(error.to_string(), "a pass needs a node");
+    let twice = graph.add_param("head.weight".into(), ParamKind::Matrix(Precision::Model), (1, 1)).unwrap_err();
     assert_eq!(twice.to_string(), "there are two parameters head.weight");
     assert!(matches!(graph.nodes()[1].reads[0], Read::Value(of) if of == x));
     let none = graph.linear_named("words").unwrap_err().to_string();
@@ -195,7 +230,7 @@ fn calibration_sees_the_inputs_of_every_layer() {
         let how = Calibration {
             batching: Batching { texts: batch, ..Batching::default() },
             gram: true,
-            inputs: Inputs::Dense,
+            inputs: CalibrationInputs::Dense,
         };
         let mut names = Vec::new();
         let visit = &mut |name: &str, _: &HostWeights, statistics: &prune::Statistics| {

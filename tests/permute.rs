@@ -274,7 +274,7 @@ fn matrices_are_permuted_in_every_type() {
 #[cfg(feature = "text")]
 mod bert {
     use sparse24::graph::{Checkpoint, Kept, Sparsity};
-    use sparse24::models::bert::{Config, Sizes};
+    use sparse24::models::bert::{BertConfig, Sizes};
     use sparse24::text::{Files, Pipeline, twin};
     use sparse24::{Activation, HostWeights, Mask, models};
 
@@ -289,7 +289,7 @@ mod bert {
     fn checkpoint(seed: u64) -> Checkpoint {
         let sizes =
             Sizes { vocabulary: 14, hidden: HIDDEN, layers: 2, heads: 5, intermediate: INNER, positions: 24, types: 2 };
-        let graph = Config::new(sizes, 1e-12, Activation::Gelu).unwrap().graph().unwrap();
+        let graph = BertConfig::new(sizes, 1e-12, Activation::Gelu).unwrap().graph().unwrap();
         let mut checkpoint = Checkpoint::random(graph, DType::F32, seed).unwrap();
         let names: Vec<_> = checkpoint.linears().map(|(name, w)| (name, w.m(), w.k())).collect();
         for (i, (name, m, k)) in names.into_iter().enumerate() {

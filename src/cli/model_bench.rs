@@ -621,7 +621,7 @@ mod tests {
     use anyhow::bail;
     use ndarray::array;
     use sparse24::HostWeights;
-    use sparse24::models::bert::{Config, Sizes};
+    use sparse24::models::bert::{BertConfig, Sizes};
 
     use super::*;
 
@@ -642,9 +642,9 @@ mod tests {
     /// small random ones that attend to all tokens nearly alike.
     #[test]
     fn one_wrong_weight_fails_verification() -> Result<()> {
-        let config = Config::named("minilm").context("known")?;
+        let config = BertConfig::named("minilm").context("known")?;
         let sizes = Sizes { vocabulary: 99, layers: 2, ..config.sizes() };
-        let graph = Config::new(sizes, config.eps(), config.activation())?.graph()?;
+        let graph = BertConfig::new(sizes, config.eps(), config.activation())?.graph()?;
         let right = Checkpoint::random(graph.clone(), DType::F32, 24)?;
         let device = Device::cpu()?;
         let expected = Expected::new(&right, &Pipeline::default(), &ids(&graph, &[8, 3], 1)?)?;

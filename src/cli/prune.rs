@@ -23,7 +23,7 @@ use super::sensitivity::{MetricArgs, Pruning};
 use super::{Outcome, model, progress, size, writable};
 use sparse24::bootstrap::Interval;
 use sparse24::error::printable;
-use sparse24::graph::{Checkpoint, Inputs, LinearTensor};
+use sparse24::graph::{CalibrationInputs, Checkpoint, LinearTensor};
 use sparse24::io::{Dtype, Item, Layout, NewFolder, Raw24, Source, Spec24, Stored, in_by_out, transpose};
 use sparse24::prune::{Method, SparseGpt, Statistics};
 use sparse24::{DType, Elements, HostWeights, Matrix, Sparse24, VectorLen};
@@ -75,7 +75,7 @@ pub(crate) struct Args {
     /// or both, so that a layer makes up for what those before it lost (corrected, for sparsegpt alone and its
     /// default).
     #[arg(long, value_name = "dense|pruned|corrected", value_parser = inputs, requires = "calibration")]
-    inputs: Option<Inputs>,
+    inputs: Option<CalibrationInputs>,
     /// Damping of sparsegpt: this share of the mean of the inputs' squares is added to all of them; 0.05 unless given.
     #[arg(long, value_name = "SHARE")]
     damping: Option<f64>,
@@ -121,11 +121,11 @@ pub(crate) struct Args {
     running: model::Running,
 }
 
-fn inputs(text: &str) -> Result<Inputs, String> {
+fn inputs(text: &str) -> Result<CalibrationInputs, String> {
     match text {
-        "pruned" => Ok(Inputs::Pruned),
-        "dense" => Ok(Inputs::Dense),
-        "corrected" => Ok(Inputs::Corrected),
+        "pruned" => Ok(CalibrationInputs::Pruned),
+        "dense" => Ok(CalibrationInputs::Dense),
+        "corrected" => Ok(CalibrationInputs::Corrected),
         _ => Err("is not dense, pruned or corrected".into()),
     }
 }
@@ -311,7 +311,7 @@ impl Args {
         let compensates = self.method.needs_gram();
         ensure_usage!(compensates || self.damping.is_none(), "--damping is sparsegpt's, not {}'s", self.method);
         ensure_usage!(
-            compensates || self.inputs != Some(Inputs::Corrected),
+            compensates || self.inputs != Some(CalibrationInputs::Corrected),
             "--inputs corrected is for sparsegpt: {} leaves weights as they are",
             self.method
         );

@@ -24,7 +24,7 @@ use super::{Outcome, model, print, print_json, progress, writable};
 use sparse24::bootstrap::Interval;
 use sparse24::choose::Candidate;
 use sparse24::engine::Device;
-use sparse24::graph::{Ablation, Batching, Calibration, Checkpoint, Inputs, Sparsity, Times};
+use sparse24::graph::{Ablation, Batching, Calibration, CalibrationInputs, Checkpoint, Sparsity, Times};
 use sparse24::io::{Source, write_atomically};
 use sparse24::prune::{Method, SparseGpt, Statistics};
 use sparse24::text::{Encoder, Pipeline, Similarity, Tokenizer};
@@ -362,7 +362,7 @@ impl Subject<'_> {
         if !pruning.method.needs_statistics() {
             return checkpoint.linears().try_for_each(|(name, w)| visit(&name, w, None));
         }
-        let how = Calibration { batching, gram: pruning.method.needs_gram(), inputs: Inputs::Dense };
+        let how = Calibration { batching, gram: pruning.method.needs_gram(), inputs: CalibrationInputs::Dense };
         // Nothing takes a layer's place, so that its copy stays as it is.
         checkpoint.clone().calibrate(device, calibration, how, &mut |name, w, statistics| {
             visit(name, w, Some(statistics)).map(|()| None)

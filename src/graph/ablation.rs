@@ -18,10 +18,10 @@ use crate::weights::HostWeights;
 ///
 /// ```
 /// use sparse24::graph::{Ablation, Batching, Checkpoint};
-/// use sparse24::models::bert::{Config, Sizes};
+/// use sparse24::models::bert::{BertConfig, Sizes};
 /// use sparse24::{Activation, DType, Device, HostWeights, Sparse24, VectorLen, prune};
 /// let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 2, heads: 2, intermediate: 16, positions: 4, types: 1 };
-/// let graph = Config::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
+/// let graph = BertConfig::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
 /// let checkpoint = Checkpoint::random(graph, DType::F32, 24)?;
 /// let texts = [vec![1, 2, 3, 4], vec![5]];
 /// let mut ablation = Ablation::new(&Device::cpu()?, &checkpoint, &texts, Batching::default())?;
@@ -68,7 +68,7 @@ impl Ablation {
         self.batches.lengths()
     }
 
-    /// Runs the model with `weights` in place of the linear layer `name`. Layers must be asked for in their order, each
+    /// Runs the model with `weights` in place of the linear layer `name`. Blocks must be asked for in their order, each
     /// any number of times; an error says so, or that there is no such layer or the weights do not fit it.
     pub fn run(&mut self, name: &str, weights: HostWeights, done: &mut Outputs<'_>) -> Result<()> {
         let graph = Arc::clone(&self.parts.graph);
@@ -77,10 +77,10 @@ impl Ablation {
             let next = &graph.nodes()[self.batches.node()].name;
             return Err(Error::Invalid(format!("{name} comes before {next}, to which the texts have gone")));
         }
-        let param = graph.param_of(layer.weights);
+        let param = graph.param(layer.weights);
         let weights = weights.fitted(name, (param.rows, param.cols), self.parts.dtype)?;
         self.batches.advance(&[&self.parts], layer.node)?;
-        let changed = Arc::new(self.parts.with_linear(layer.weights, weights));
+        let changed = Arc::new(self.parts.with_linear(layer.weights, Arc::new(weights)));
         let output = graph.outputs().last().ok_or_else(|| Error::Invalid("the model has no output".into()))?;
         self.batches.run(&[&changed], graph.nodes().len(), *output, |batch, outputs| {
             outputs.iter().try_for_each(|output| done(&batch.texts, batch.seq, output))

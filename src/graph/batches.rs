@@ -96,7 +96,7 @@ impl Batches {
             return Err(Error::Invalid("there are no texts".into()));
         }
         for (i, text) in texts.iter().enumerate() {
-            graph.check_ids(text.as_ref()).map_err(|e| Error::Invalid(format!("text {i}: {e}")))?;
+            graph.check_ids(text.as_ref()).map_err(|e| e.of_text(i))?;
         }
         let lengths: Vec<_> = texts.iter().map(|text| text.as_ref().len()).collect();
         let plan = batches(&lengths, graph.limits().tokens, batching).into_iter();

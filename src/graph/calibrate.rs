@@ -2,9 +2,10 @@
 //! goes by.
 //!
 //! Linear layers are visited in the order in which they run. Only the states before a layer at which one value alone is
-//! live are kept (on the host: of a transformer `tokens x hidden`), so that memory does not grow with the model's depth
-//! beyond its weights (twice these and the states where inputs are corrected); the way from there to a layer's input is run
-//! again, which costs less than two forward passes in all. Invariant: padding is in no statistic.
+//! live are kept (on the host: of a transformer `tokens x hidden`, twice that where inputs are corrected), and the
+//! device keeps no weights of layers before that, so that memory does not grow with the model's depth; the way from there
+//! to a layer's input is run again, which costs less than two forward passes in all. Invariant: padding is in no
+//! statistic.
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use crate::weights::HostWeights;
 
 /// What the layers before a linear layer compute its inputs with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Inputs {
+pub enum CalibrationInputs {
     /// The weights that the checkpoint had: every layer is pruned as if it were the only one.
     Dense,
     /// The weights that were put in their place: every layer sees what those before it lost.
@@ -36,7 +37,7 @@ pub struct Calibration {
     /// Whether all of H is summed, or its diagonal alone.
     pub gram: bool,
     /// Which weights the inputs come from.
-    pub inputs: Inputs,
+    pub inputs: CalibrationInputs,
 }
 
 /// What [`Checkpoint::calibrate`] shows a linear layer to: its name, its weights as they are now, and the statistics of
@@ -51,14 +52,14 @@ impl Checkpoint {
     /// `visit` fails; layers before that one keep what they were given.
     ///
     /// ```
-    /// use sparse24::graph::{Batching, Calibration, Checkpoint, Inputs};
-    /// use sparse24::models::bert::{Config, Sizes};
+    /// use sparse24::graph::{Batching, Calibration, Checkpoint, CalibrationInputs};
+    /// use sparse24::models::bert::{BertConfig, Sizes};
     /// use sparse24::{Activation, DType, Device, HostWeights, Mask, Sparse24, VectorLen, prune::SparseGpt};
     /// let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 2, heads: 2, intermediate: 16, positions: 4, types: 1 };
-    /// let graph = Config::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
+    /// let graph = BertConfig::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
     /// let mut checkpoint = Checkpoint::random(graph, DType::F32, 24)?;
     /// let texts = [vec![1, 2, 3, 4], vec![5, 6, 7]];
-    /// let how = Calibration { batching: Batching::default(), gram: true, inputs: Inputs::Pruned };
+    /// let how = Calibration { batching: Batching::default(), gram: true, inputs: CalibrationInputs::Pruned };
     /// checkpoint.calibrate(&Device::cpu()?, &texts, how, &mut |_, w, statistics| {
     ///     let w = w.to_dense()?;
     ///     let (pruned, mask) = SparseGpt::new(VectorLen::ONE).prune(&w, statistics, None)?;
@@ -74,7 +75,7 @@ impl Checkpoint {
         how: Calibration,
         visit: &mut Visit<'_>,
     ) -> Result<()> {
-        let corrected = how.inputs == Inputs::Corrected;
+        let corrected = how.inputs == CalibrationInputs::Corrected;
         if corrected && !how.gram {
             return Err(Error::Invalid(
                 "inputs are corrected by way of a full Gram matrix, which is not asked for".into(),
@@ -83,11 +84,17 @@ impl Checkpoint {
         let graph = Arc::clone(self.graph());
         let mut batches = Batches::new(&graph, texts, how.batching)?;
         // The model whose inputs are counted, and the dense one that it is corrected by.
-        let dense = Arc::new(Parts::new(device, self)?);
+        let mut dense = Arc::new(Parts::new(device, self)?);
         let mut pruned = Arc::clone(&dense);
         for layer in graph.linears() {
+            let from = batches.node();
             let models: Vec<&Arc<Parts>> = [&pruned].into_iter().chain(corrected.then_some(&dense)).collect();
             batches.advance(&models, layer.node)?;
+            if batches.node() > from {
+                dense = Arc::new(dense.from_node(batches.node()));
+                pruned = Arc::new(pruned.from_node(batches.node()));
+            }
+            let models: Vec<&Arc<Parts>> = [&pruned].into_iter().chain(corrected.then_some(&dense)).collect();
             let (k, rows) = (graph.value(layer.x).cols, graph.value(layer.x).rows);
             let mut statistics = if how.gram { Statistics::full(k)? } else { Statistics::diagonal(k) };
             batches.run(&models, layer.node, layer.x, |batch, x| match &x[..] {
@@ -96,8 +103,8 @@ impl Checkpoint {
             })?;
             if let Some(new) = visit(layer.name, self.linear(layer.name)?, &statistics)? {
                 self.set_linear(layer.name, new)?;
-                if how.inputs != Inputs::Dense {
-                    pruned = Arc::new(pruned.with_linear(layer.weights, self.linear(layer.name)?.clone()));
+                if how.inputs != CalibrationInputs::Dense {
+                    pruned = Arc::new(pruned.with_linear(layer.weights, Arc::clone(self.linear(layer.name)?)));
                 }
             }
         }

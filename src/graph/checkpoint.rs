@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::{Graph, Layers, LinearLayer, Param, ParamId, ParamKind};
-use crate::error::{Error, Result};
+use super::{Blocks, Graph, LinearLayer, Param, ParamId, ParamKind};
+use crate::error::{Error, Result, expect_shape};
 use crate::format::Sparse24;
 use crate::io::{Item, Source, Stored};
 use crate::mask::VectorLen;
@@ -67,8 +67,20 @@ impl fmt::Display for Sparsity {
 /// A parameter on the host.
 #[derive(Clone, Debug)]
 pub(super) enum HostParam {
-    Weights(HostWeights),
-    Matrix(Matrix),
+    Weights(Arc<HostWeights>),
+    Matrix(Arc<Matrix>),
+}
+
+impl From<HostWeights> for HostParam {
+    fn from(w: HostWeights) -> Self {
+        Self::Weights(Arc::new(w))
+    }
+}
+
+impl From<Matrix> for HostParam {
+    fn from(matrix: Matrix) -> Self {
+        Self::Matrix(Arc::new(matrix))
+    }
 }
 
 /// Which part of which linear layer a tensor is.
@@ -92,10 +104,10 @@ pub enum LinearTensor {
 ///
 /// ```
 /// use sparse24::graph::{Checkpoint, Sparsity};
-/// use sparse24::models::bert::{Config, Sizes};
+/// use sparse24::models::bert::{BertConfig, Sizes};
 /// use sparse24::{Activation, DType, HostWeights, VectorLen};
 /// let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 2, heads: 2, intermediate: 16, positions: 4, types: 1 };
-/// let graph = Config::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
+/// let graph = BertConfig::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
 /// let mut checkpoint = Checkpoint::random(graph, DType::F32, 24)?;
 /// let dense = checkpoint.linears().next().map(|(_, w)| w.clone());
 ///
@@ -110,7 +122,7 @@ pub enum LinearTensor {
 pub struct Checkpoint {
     graph: Arc<Graph>,
     dtype: DType,
-    params: Vec<Arc<HostParam>>,
+    params: Vec<HostParam>,
 }
 
 impl Checkpoint {
@@ -135,10 +147,10 @@ impl Checkpoint {
         }
         let absent = (!weights.exists()).then(|| weights.to_owned());
         let reader = Reader { sources, absent, dtype: activation_dtype(dtype)?, prefixes: &graph.prefixes };
-        if let Some(layers) = &graph.layers {
-            reader.none_past(layers)?;
+        if let Some(blocks) = &graph.blocks {
+            reader.none_past(blocks)?;
         }
-        let params = graph.params.iter().map(|param| Ok(Arc::new(reader.param(param)?))).collect::<Result<_>>()?;
+        let params = graph.params.iter().map(|param| reader.param(param)).collect::<Result<_>>()?;
         Ok(Self { graph: Arc::new(graph), dtype, params })
     }
 
@@ -146,17 +158,17 @@ impl Checkpoint {
     /// deviation of 0.02 that transformers are initialised with, biases too; factors of norms are near one.
     pub fn random(graph: Graph, dtype: DType, seed: u64) -> Result<Self> {
         let dtype = activation_dtype(dtype)?;
-        let draw = |(at, param): (usize, &Param)| -> Result<Arc<HostParam>> {
+        let draw = |(at, param): (usize, &Param)| -> Result<HostParam> {
             let seed = seed.wrapping_add((at as u64 + 1).wrapping_mul(PARTS));
             let mut w = measure::uniform(param.rows, param.cols, DType::F32, seed)?;
             if let Elements::F32(data) = w.elements_mut() {
                 // A uniform number in [-1, 1) has the standard deviation 1/√3.
                 data.iter_mut().for_each(|x| *x = param.around + *x * 0.02 * 3f32.sqrt());
             }
-            Ok(Arc::new(match param.kind {
-                ParamKind::Weights => HostParam::Weights(HostWeights::Dense(w.cast(dtype))),
-                ParamKind::Matrix(precision) => HostParam::Matrix(w.cast(precision.of(dtype))),
-            }))
+            Ok(match param.kind {
+                ParamKind::Weights => HostWeights::Dense(w.cast(dtype)).into(),
+                ParamKind::Matrix(precision) => w.cast(precision.of(dtype)).into(),
+            })
         };
         let params = graph.params.iter().enumerate().map(draw).collect::<Result<_>>()?;
         Ok(Self { graph: Arc::new(graph), dtype, params })
@@ -184,14 +196,14 @@ impl Checkpoint {
     }
 
     pub(super) fn params(&self) -> impl Iterator<Item = &HostParam> {
-        self.params.iter().map(Arc::as_ref)
+        self.params.iter()
     }
 
     pub(super) fn param(&self, id: ParamId) -> &HostParam {
         &self.params[id.0]
     }
 
-    fn weights(&self, id: ParamId) -> Option<&HostWeights> {
+    fn weights(&self, id: ParamId) -> Option<&Arc<HostWeights>> {
         match self.param(id) {
             HostParam::Weights(w) => Some(w),
             HostParam::Matrix(_) => None,
@@ -200,16 +212,16 @@ impl Checkpoint {
 
     /// Puts a parameter of the same shape and kind in the place of another.
     pub(super) fn set_param(&mut self, id: ParamId, param: HostParam) {
-        self.params[id.0] = Arc::new(param);
+        self.params[id.0] = param;
     }
 
     /// Every linear layer by name, in the order in which they run: `encoder.layer.0.attention.self.qkv` and so on.
     pub fn linears(&self) -> impl Iterator<Item = (String, &HostWeights)> {
-        self.graph.linears().filter_map(|layer| Some((layer.name.to_owned(), self.weights(layer.weights)?)))
+        self.graph.linears().filter_map(|layer| Some((layer.name.to_owned(), &**self.weights(layer.weights)?)))
     }
 
     /// The weights of a linear layer. An error if there is none of that name.
-    pub fn linear(&self, name: &str) -> Result<&HostWeights> {
+    pub fn linear(&self, name: &str) -> Result<&Arc<HostWeights>> {
         let layer = self.graph.linear_named(name)?;
         self.weights(layer.weights).ok_or_else(|| Error::Invalid(format!("{name} has no weights")))
     }
@@ -237,7 +249,7 @@ impl Checkpoint {
                 let bias = &bias.elements().to_f32()[rows];
                 Some(LinearTensor::Bias(Matrix::from_f32(1, bias.len(), bias)?))
             }
-            (false, _, Some(w)) if rows == (0..w.m()) => Some(LinearTensor::Weights(w.clone())),
+            (false, _, Some(w)) if rows == (0..w.m()) => Some(LinearTensor::Weights(HostWeights::clone(w))),
             (false, _, Some(w)) => Some(LinearTensor::Weights(w.rows_of(rows)?)),
             _ => None,
         })
@@ -267,7 +279,7 @@ impl Checkpoint {
         let id = self.graph.linear_named(name)?.weights;
         let Param { rows, cols, .. } = self.graph.params[id.0];
         let weights = weights.fitted(name, (rows, cols), self.dtype)?;
-        self.set_param(id, HostParam::Weights(weights));
+        self.set_param(id, weights.into());
         Ok(())
     }
 
@@ -297,8 +309,10 @@ impl Checkpoint {
 
     fn each_dense(&mut self, change: impl Fn(&Matrix) -> Result<HostWeights>) -> Result<()> {
         for param in &mut self.params {
-            if let HostParam::Weights(HostWeights::Dense(w)) = &**param {
-                *param = Arc::new(HostParam::Weights(change(w)?));
+            if let HostParam::Weights(weights) = param
+                && let HostWeights::Dense(w) = &**weights
+            {
+                *param = change(w)?.into();
             }
         }
         Ok(())
@@ -337,22 +351,24 @@ impl Reader<'_> {
         match param.kind {
             ParamKind::Weights => {
                 let parts: Vec<_> = named().map(|(names, shape)| self.weights(names, shape)).collect::<Result<_>>()?;
-                Ok(HostParam::Weights(HostWeights::stacked(&parts)?))
+                Ok(HostWeights::stacked(parts)?.into())
             }
             ParamKind::Matrix(precision) => {
                 let dtype = precision.of(self.dtype);
-                let parts: Vec<_> =
+                let mut parts: Vec<Matrix> =
                     named().map(|(names, shape)| self.tensor(names, shape, dtype)).collect::<Result<_>>()?;
-                let stacked = match &parts[..] {
-                    [one] => one.clone(),
+                let whole = match parts.pop() {
+                    Some(one) if parts.is_empty() => one,
                     // Vectors, one after the other.
-                    _ => {
-                        let all: Vec<f32> = parts.iter().flat_map(|part| part.elements().to_f32()).collect();
+                    last => {
+                        let all: Vec<f32> =
+                            parts.iter().chain(&last).flat_map(|part| part.elements().to_f32()).collect();
                         Matrix::new(param.rows, param.cols, Elements::from_f32(dtype, &all))?
                     }
                 };
-                let matrix = param.convert.as_ref().map_or(Ok(stacked.clone()), |convert| convert(&stacked))?;
-                Ok(HostParam::Matrix(matrix))
+                let whole = if let Some(convert) = &param.convert { convert(&whole)? } else { whole };
+                expect_shape(&param.name, (whole.rows(), whole.cols()), (param.rows, param.cols))?;
+                Ok(whole.into())
             }
         }
     }
@@ -367,8 +383,8 @@ impl Reader<'_> {
 
     /// An error that names a tensor of a block that a model of so many does not have: without it the result would be
     /// another model's.
-    fn none_past(&self, layers: &Layers) -> Result<()> {
-        let Layers { prefix, count, field } = layers;
+    fn none_past(&self, blocks: &Blocks) -> Result<()> {
+        let Blocks { prefix, count, field } = blocks;
         for source in &self.sources {
             for item in source.items() {
                 let names = self.prefixes.iter().filter_map(|p| item.name.strip_prefix(p)).chain([&*item.name]);

@@ -7,12 +7,13 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::checkpoint::{Checkpoint, HostParam};
-use super::{Graph, Input, Node, Operand, ParamId, Read, Site, Value, ValueId};
+use super::{Graph, Input, Node, NodeOperand, ParamId, Read, Site, Value, ValueId};
 use crate::engine::{Device, Indices, Prepared, Tensor};
 use crate::error::{Error, Result};
 use crate::linear::Linear;
 use crate::matrix::{DType, Matrix};
 use crate::problem::Epilogue;
+use crate::weights::HostWeights;
 
 /// What of a model is on the device whatever the batch. Cloning shares it.
 #[derive(Clone, Debug)]
@@ -27,6 +28,8 @@ pub(super) struct Parts {
 enum DeviceParam {
     Linear(Linear),
     Tensor(Tensor),
+    /// Of nodes that do not run again.
+    Released,
 }
 
 impl Parts {
@@ -40,7 +43,7 @@ impl Parts {
         }
         let uploaded = checkpoint.params().zip(epilogues).map(|(param, epilogue)| match (param, epilogue) {
             (HostParam::Weights(w), epilogue) => {
-                Ok(DeviceParam::Linear(device.linear(w.clone(), epilogue.unwrap_or(Epilogue::NONE))))
+                Ok(DeviceParam::Linear(device.linear_of(Arc::clone(w), epilogue.unwrap_or(Epilogue::NONE))))
             }
             (HostParam::Matrix(matrix), _) => Ok(DeviceParam::Tensor(device.upload(matrix)?)),
         });
@@ -49,12 +52,23 @@ impl Parts {
     }
 
     /// The same on the same memory, with other weights in one place.
-    pub(super) fn with_linear(&self, weights: ParamId, w: impl Into<crate::HostWeights>) -> Self {
+    pub(super) fn with_linear(&self, weights: ParamId, w: Arc<HostWeights>) -> Self {
         let mut changed = self.clone();
         if let DeviceParam::Linear(old) = &self.params[weights.0] {
-            changed.params[weights.0] = DeviceParam::Linear(self.device.linear(w, old.epilogue()));
+            changed.params[weights.0] = DeviceParam::Linear(self.device.linear_of(w, old.epilogue()));
         }
         changed
+    }
+
+    /// The same without what only nodes before this one read: passes from there on are all that it can make.
+    pub(super) fn from_node(&self, node: usize) -> Self {
+        let mut rest = self.clone();
+        for (at, param) in rest.params.iter_mut().enumerate() {
+            if !self.graph.nodes()[node..].iter().any(|node| node.params().any(|of| of.0 == at)) {
+                *param = DeviceParam::Released;
+            }
+        }
+        rest
     }
 
     /// The same on the same memory, whose 2:4 layers take no dense weights in their place.
@@ -72,7 +86,7 @@ impl Parts {
     pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.graph.linears().filter_map(|linear| match &self.params[linear.weights.0] {
             DeviceParam::Linear(linear) => Some(linear),
-            DeviceParam::Tensor(_) => None,
+            DeviceParam::Tensor(_) | DeviceParam::Released => None,
         })
     }
 }
@@ -91,7 +105,7 @@ pub struct Forward {
     of: Vec<(ValueId, usize)>,
     nodes: Range<usize>,
     calls: Vec<Prepared>,
-    /// Held from the writing of inputs to the reading of results.
+    /// Held by [`Forward::run_on`] from the writing of inputs to the reading of results.
     turn: Mutex<()>,
 }
 
@@ -108,6 +122,9 @@ impl Forward {
     ) -> Result<Self> {
         let Parts { device, graph, dtype, .. } = &*parts;
         graph.tokens_of(batch, seq)?;
+        if nodes.is_empty() {
+            return Err(Error::Invalid("a pass needs a node".into()));
+        }
         let mut inputs: Vec<(Input, Indices)> = Vec::new();
         for read in graph.nodes()[nodes.clone()].iter().flat_map(|node| &node.reads) {
             if let Read::Input(input) = read
@@ -123,18 +140,19 @@ impl Forward {
         };
         let buffers: Vec<Tensor> = shapes.into_iter().map(tensor).collect::<Result<_>>()?;
         let place = |value: ValueId| of.iter().rev().find(|(of, _)| *of == value).map(|(_, buffer)| &buffers[*buffer]);
-        let missing = || Error::Invalid("a node reads a value that has no buffer".into());
+        let missing = || Error::Invalid("a node reads what is not on the device".into());
         let call = |node: &Node| {
             let operand = |read: &Read| match read {
-                Read::Value(value) => place(*value).map(Operand::Tensor).ok_or_else(missing),
+                Read::Value(value) => place(*value).map(NodeOperand::Tensor).ok_or_else(missing),
                 Read::Input(input) => {
                     let found = inputs.iter().find(|(of, _)| of == input);
-                    found.map(|(_, indices)| Operand::Indices(indices)).ok_or_else(missing)
+                    found.map(|(_, indices)| NodeOperand::Indices(indices)).ok_or_else(missing)
                 }
-                Read::Param(param) => Ok(match &parts.params[param.0] {
-                    DeviceParam::Linear(linear) => Operand::Linear(linear),
-                    DeviceParam::Tensor(tensor) => Operand::Tensor(tensor),
-                }),
+                Read::Param(param) => match &parts.params[param.0] {
+                    DeviceParam::Linear(linear) => Ok(NodeOperand::Linear(linear)),
+                    DeviceParam::Tensor(tensor) => Ok(NodeOperand::Tensor(tensor)),
+                    DeviceParam::Released => Err(missing()),
+                },
             };
             let reads = node.reads.iter().map(operand).collect::<Result<_>>()?;
             let y = place(node.writes).ok_or_else(missing)?;
@@ -174,7 +192,8 @@ impl Forward {
     }
 
     /// Gives the next runs their texts, as many as the batch has, each of 1 to [`Forward::seq`] ids below the
-    /// vocabulary's size. An [`Error::Text`] says which is not so.
+    /// vocabulary's size. An [`Error::Text`] says which is not so. Threads that share a pass take turns by themselves, or
+    /// call [`Forward::run_on`].
     pub fn write<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<()> {
         if texts.len() != self.batch {
             return Err(Error::Invalid(format!("{} texts for a batch of {}", texts.len(), self.batch)));
@@ -225,7 +244,7 @@ impl Forward {
     /// What the model is for: the value of its last output, in a part of a graph that of its last node.
     pub fn output(&self) -> &Tensor {
         let last = self.parts.graph.outputs().last().and_then(|value| self.tap(*value));
-        // A range has at least one node, and so a buffer.
+        // A pass has at least one node, and so a buffer: `new` sees to it.
         last.unwrap_or_else(|| &self.buffers[self.of[self.of.len() - 1].1])
     }
 

@@ -86,7 +86,7 @@ impl Model {
     /// ```
     /// use sparse24::graph::{Checkpoint, Model};
     /// use sparse24::{DType, Device, models};
-    /// let graph = models::bert::Config::new(
+    /// let graph = models::bert::BertConfig::new(
     ///     models::bert::Sizes { vocabulary: 9, hidden: 8, layers: 1, heads: 2, intermediate: 16, positions: 4, types: 1 },
     ///     1e-12,
     ///     sparse24::Activation::Gelu,

@@ -5,7 +5,7 @@
 //! layer's columns follow; where the model allows it, heads themselves have an order, which both follow.
 //!
 //! Weights are rounded as they were, sums come in another order: the function stays the same up to the order in which sums
-//! are added up. Invariant: nothing is done by halves.
+//! are added up. Invariant: after an error of [`Checkpoint::reorder`] no parameter has changed.
 
 use std::collections::BTreeMap;
 use std::{slice, thread};
@@ -13,7 +13,7 @@ use std::{slice, thread};
 use ndarray::{Array2, Axis, s};
 
 use super::checkpoint::{Checkpoint, HostParam};
-use super::{ChannelSet, Channels, ParamId};
+use super::{ChannelSet, Channels, Graph, LinearLayer, ParamId};
 use crate::error::{Error, Result, expect_shape};
 use crate::mask::VectorLen;
 use crate::matrix::Matrix;
@@ -50,10 +50,10 @@ impl Checkpoint {
     ///
     /// ```
     /// use sparse24::graph::{Checkpoint, twin};
-    /// use sparse24::models::bert::{Config, Sizes};
+    /// use sparse24::models::bert::{BertConfig, Sizes};
     /// use sparse24::{Activation, DType};
     /// let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 1, heads: 2, intermediate: 16, positions: 4, types: 1 };
-    /// let graph = Config::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
+    /// let graph = BertConfig::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
     /// let mut checkpoint = Checkpoint::random(graph, DType::F32, 24)?;
     /// let output = checkpoint.graph().outputs().to_vec();
     /// let before = twin::values(&checkpoint, &output, &[[1, 2, 3]])?;
@@ -102,19 +102,20 @@ impl Checkpoint {
         };
         for (set, order) in sets.iter().zip(orders).filter(|(_, order)| !is_identity(order)) {
             for &(weights, first) in &set.rows {
-                let rows = within(graph.param_of(weights).rows, first, order);
+                let rows = within(graph.param(weights).rows, first, order);
                 let bias = graph.linear_of(weights).and_then(|layer| layer.bias);
                 for id in [Some(weights), bias].into_iter().flatten() {
                     change(id, &|param| match param {
-                        HostParam::Weights(w) => Ok(HostParam::Weights(w.rows_in(&rows)?)),
-                        HostParam::Matrix(bias) => Ok(HostParam::Matrix(permute::columns(bias, &rows)?)),
+                        HostParam::Weights(w) => Ok(w.rows_in(&rows)?.into()),
+                        HostParam::Matrix(bias) => Ok(permute::columns(bias, &rows)?.into()),
                     })?;
                 }
             }
             for &weights in &set.columns {
                 change(weights, &|param| match param {
-                    HostParam::Weights(w) => Ok(HostParam::Weights(w.columns_in(order)?)),
-                    HostParam::Matrix(w) => Ok(HostParam::Matrix(permute::columns(w, order)?)),
+                    HostParam::Weights(w) => Ok(w.columns_in(order)?.into()),
+                    // Channels are of weights: see `Graph::permutable`.
+                    HostParam::Matrix(_) => Ok(param.clone()),
                 })?;
             }
         }
@@ -132,11 +133,11 @@ impl Checkpoint {
     ///
     /// ```
     /// use sparse24::graph::{Checkpoint, Sparsity};
-    /// use sparse24::models::bert::{Config, Sizes};
+    /// use sparse24::models::bert::{BertConfig, Sizes};
     /// use sparse24::prune::permute::Budget;
     /// use sparse24::{Activation, DType, VectorLen};
     /// let sizes = Sizes { vocabulary: 9, hidden: 16, layers: 2, heads: 2, intermediate: 32, positions: 4, types: 1 };
-    /// let graph = Config::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
+    /// let graph = BertConfig::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
     /// let mut checkpoint = Checkpoint::random(graph, DType::F32, 24)?;
     /// let vector = VectorLen::new(4)?;
     ///
@@ -160,10 +161,18 @@ impl Checkpoint {
         // Those that take longest first, and in a turn with their like.
         let mut order: Vec<usize> = (0..graph.channels().len()).collect();
         order.sort_by_key(|&at| std::cmp::Reverse(effort(&graph.channels()[at])));
-        let turns: Vec<&[usize]> = order.chunks(threads).collect();
+        let mut turns: Vec<Vec<usize>> = Vec::new();
+        for at in order {
+            // Channels of one layer, its rows and its columns, are not searched at once: each changes the other's scores.
+            let apart = |other: &usize| !shares(&graph, &graph.channels()[at], &graph.channels()[*other]);
+            match turns.last_mut().filter(|turn| turn.len() < threads && turn.iter().all(apart)) {
+                Some(turn) => turn.push(at),
+                None => turns.push(vec![at]),
+            }
+        }
         let longest = |turn: &[usize]| turn.iter().map(|&at| effort(&graph.channels()[at])).max().unwrap_or(0);
         let all: usize = turns.iter().map(|turn| longest(turn)).sum();
-        let mut found: Vec<Option<Permuted>> = vec![None; order.len()];
+        let mut found: Vec<Option<Permuted>> = vec![None; graph.channels().len()];
         // A turn has no more searches than threads, so that there are no more scores at once than are needed.
         for turn in &turns {
             let part = budget.part(longest(turn) as f64 / all.max(1) as f64);
@@ -197,21 +206,25 @@ impl Checkpoint {
         channels: &Channels,
         scores: &mut impl FnMut(&str, &Matrix) -> Result<Array2<f32>>,
     ) -> Result<Vec<(ParamId, String, Array2<f32>)>> {
-        let mut found = Vec::new();
-        for layer in self.graph().linears().filter(|layer| has(channels, layer.weights)) {
-            let w = self.linear(layer.name)?;
-            if matches!(w, HostWeights::Sparse24(_)) {
-                return Ok(Vec::new());
-            }
-            found.push((layer.weights, layer.name.to_owned(), w));
+        let graph = self.graph();
+        let own: Vec<_> = graph.linears().filter(|layer| has(channels, layer.weights)).collect();
+        let compressed = |name: &str| matches!(self.linear(name).map(|w| &**w), Ok(HostWeights::Sparse24(_)));
+        if own.iter().any(|layer| compressed(layer.name)) {
+            return Ok(Vec::new());
         }
-        let of = |(id, name, w): (ParamId, String, &HostWeights)| {
-            let scored = scores(&name, &w.to_dense()?)?;
-            expect_shape(&format!("scores of {name}"), scored.dim(), (w.m(), w.k()))?;
-            Ok((id, name, scored))
+        let of = |layer: LinearLayer<'_>| {
+            let w = self.linear(layer.name)?;
+            let scored = scores(layer.name, &w.to_dense()?)?;
+            expect_shape(&format!("scores of {}", layer.name), scored.dim(), (w.m(), w.k()))?;
+            Ok((layer.weights, layer.name.to_owned(), scored))
         };
-        found.into_iter().map(of).collect()
+        own.into_iter().map(of).collect()
     }
+}
+
+/// Whether a layer has both.
+fn shares(graph: &Graph, one: &Channels, other: &Channels) -> bool {
+    graph.linears().any(|layer| has(one, layer.weights) && has(other, layer.weights))
 }
 
 fn has(channels: &Channels, weights: ParamId) -> bool {

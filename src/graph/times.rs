@@ -1,8 +1,8 @@
 //! How long a forward pass and each of its linear layers take, dense and pruned: what a choice by speed goes by.
 //!
 //! The calls that are timed are those of whole models on their own buffers, so that a layer finds the device's caches as
-//! it would in a forward pass. Linear layers whose names differ in numbers alone, such as all Q, K and V, have the same
-//! shapes: their calls are timed together, one after the other, and share their mean. Samples of all forms take turns.
+//! it would in a forward pass. Calls of linear layers of the same shape whose names differ in numbers alone, such as all
+//! Q, K and V, are timed together, one after the other, and share their mean. Samples of all forms take turns.
 //! Invariant: a layer that the checkpoint has in another form than dense is in no time but that of the whole.
 
 use std::time::Duration;
@@ -76,10 +76,10 @@ fn kind_of(name: &str) -> String {
 ///
 /// ```
 /// use sparse24::graph::{Checkpoint, Sparsity, time_forwards};
-/// use sparse24::models::bert::{Config, Sizes};
+/// use sparse24::models::bert::{BertConfig, Sizes};
 /// use sparse24::{Activation, DType, Device, VectorLen, measure::Policy};
 /// let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 2, heads: 2, intermediate: 16, positions: 4, types: 1 };
-/// let dense = Checkpoint::random(Config::new(sizes, 1e-12, Activation::Gelu)?.graph()?, DType::F32, 24)?;
+/// let dense = Checkpoint::random(BertConfig::new(sizes, 1e-12, Activation::Gelu)?.graph()?, DType::F32, 24)?;
 /// let mut pruned = dense.clone();
 /// pruned.prune(Sparsity::TwoFour(VectorLen::ONE))?;
 /// let times = time_forwards(&Device::cpu()?, &[&dense, &pruned], 2, 4, &Policy::QUICK)?;
@@ -110,16 +110,16 @@ pub fn time_forwards(
 
 impl Checkpoint {
     /// Times forward passes of `batch` texts of `seq` tokens, and their linear layers: dense, and pruned in each of these
-    /// patterns by magnitude, which takes as long as any other mask. Q, K and V get the longest pattern that
-    /// [fits](Checkpoint::fitting_vector). 2:4 layers take no dense weights in their place. All of it is on the device at
+    /// patterns by magnitude, which takes as long as any other mask. Layers of several tensors get the longest
+    /// pattern that [fits](Checkpoint::fitting_vector). 2:4 layers take no dense weights in their place. All of it is on the device at
     /// once: a model for each pattern.
     ///
     /// ```
     /// use sparse24::graph::Checkpoint;
-    /// use sparse24::models::bert::{Config, Sizes};
+    /// use sparse24::models::bert::{BertConfig, Sizes};
     /// use sparse24::{Activation, DType, Device, VectorLen, measure::Policy};
     /// let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 2, heads: 2, intermediate: 16, positions: 4, types: 1 };
-    /// let checkpoint = Checkpoint::random(Config::new(sizes, 1e-12, Activation::Gelu)?.graph()?, DType::F32, 24)?;
+    /// let checkpoint = Checkpoint::random(BertConfig::new(sizes, 1e-12, Activation::Gelu)?.graph()?, DType::F32, 24)?;
     /// let times = checkpoint.times(&Device::cpu()?, 2, 4, &[VectorLen::ONE], &Policy::QUICK)?;
     /// assert!(times.of("encoder.layer.1.output.dense", Some(VectorLen::ONE)) > Some(0.0));
     /// # Ok::<(), sparse24::Error>(())
@@ -133,9 +133,9 @@ impl Checkpoint {
         policy: &Policy,
     ) -> Result<Times> {
         // Dense layers by kind.
-        let mut kinds: Vec<(String, Vec<String>)> = Vec::new();
-        for (name, _) in self.linears().filter(|(_, w)| matches!(w, HostWeights::Dense(_))) {
-            let kind = kind_of(&name);
+        let mut kinds: Vec<((String, usize, usize), Vec<String>)> = Vec::new();
+        for (name, w) in self.linears().filter(|(_, w)| matches!(w, HostWeights::Dense(_))) {
+            let kind = (kind_of(&name), w.m(), w.k());
             match kinds.iter_mut().find(|(known, _)| *known == kind) {
                 Some((_, names)) => names.push(name),
                 None => kinds.push((kind, vec![name])),

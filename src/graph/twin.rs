@@ -18,10 +18,10 @@ use crate::weights::HostWeights;
 ///
 /// ```
 /// use sparse24::graph::{Checkpoint, Model, twin};
-/// use sparse24::models::bert::{Config, Sizes};
+/// use sparse24::models::bert::{BertConfig, Sizes};
 /// use sparse24::{Activation, DType, Device};
 /// let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 2, heads: 2, intermediate: 16, positions: 4, types: 1 };
-/// let graph = Config::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
+/// let graph = BertConfig::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
 /// let checkpoint = Checkpoint::random(graph, DType::F32, 24)?;
 /// let output = checkpoint.graph().outputs()[0];
 /// let expected = &twin::values(&checkpoint, &[output], &[[1, 2, 3]])?[0];
@@ -31,7 +31,9 @@ use crate::weights::HostWeights;
 /// ```
 pub fn values<T: AsRef<[u32]>>(checkpoint: &Checkpoint, of: &[ValueId], texts: &[T]) -> Result<Vec<Array2<f64>>> {
     let graph = checkpoint.graph();
-    texts.iter().try_for_each(|text| graph.check_ids(text.as_ref()))?;
+    for (i, text) in texts.iter().enumerate() {
+        graph.check_ids(text.as_ref()).map_err(|e| e.of_text(i))?;
+    }
     // By node, then by text, so that one parameter at a time is there in f64.
     let mut values: Vec<Vec<Array2<f64>>> = Vec::new();
     for (at, node) in graph.nodes().iter().enumerate() {
@@ -82,13 +84,17 @@ fn numbers(read: &Read, text: &[u32]) -> Vec<u32> {
 
 /// A parameter in f64; of weights those in effect.
 fn exact(param: &HostParam) -> Array2<f64> {
-    match param {
-        HostParam::Matrix(w) | HostParam::Weights(HostWeights::Dense(w)) => numbers_of(w),
-        HostParam::Weights(weights @ (HostWeights::Masked(w, _) | HostWeights::Masked24(w, _))) => {
+    let weights = match param {
+        HostParam::Matrix(matrix) => return numbers_of(matrix),
+        HostParam::Weights(weights) => weights,
+    };
+    match &**weights {
+        HostWeights::Dense(w) => numbers_of(w),
+        HostWeights::Masked(w, _) | HostWeights::Masked24(w, _) => {
             let kept = |at: (usize, usize)| weights.mask().is_none_or(|mask| mask.get(at.0, at.1));
             Array2::from_shape_fn((w.rows(), w.cols()), |at| if kept(at) { f64::from(w.get(at.0, at.1)) } else { 0.0 })
         }
-        HostParam::Weights(HostWeights::Sparse24(w)) => {
+        HostWeights::Sparse24(w) => {
             let mut full = Array2::zeros((w.m(), w.k()));
             for row in 0..w.m() {
                 for group in 0..w.k().div_ceil(4) {

@@ -2,12 +2,12 @@
 //!
 //! An encoder block is two GEMMs around attention and two of the feed-forward part, each with bias, GELU and residual in
 //! its epilogue, and two LayerNorms. Q, K and V are one layer, because they are one product on the device. Segment types
-//! are all 0. Invariant: a [`Config`] has no size of zero, its heads divide its hidden size, and the number of elements of
+//! are all 0. Invariant: a [`BertConfig`] has no size of zero, its heads divide its hidden size, and the number of elements of
 //! each of its tensors fits `usize`.
 
-use super::{Fields, PostNormBlock, check_sizes};
-use crate::error::{Error, Result, checked_mul};
-use crate::graph::{Graph, Input, Layers, Limits};
+use super::{EncoderSizes, Fields, PostNormBlock, check_size};
+use crate::error::Result;
+use crate::graph::{Blocks, Graph, Input, Limits};
 use crate::problem::Activation;
 
 /// The sizes of an encoder.
@@ -32,54 +32,25 @@ pub struct Sizes {
 /// What a BERT is made of beside its weights.
 ///
 /// ```
-/// use sparse24::models::bert::Config;
-/// let config = Config::named("minilm").ok_or(sparse24::Error::Invalid("there is one".into()))?;
+/// use sparse24::models::bert::BertConfig;
+/// let config = BertConfig::named("minilm").ok_or(sparse24::Error::Invalid("there is one".into()))?;
 /// assert_eq!((config.sizes().hidden, config.sizes().heads, config.sizes().layers), (384, 12, 6));
 /// assert_eq!(config.graph()?.linear_weights(), 6 * (4 * 384 * 384 + 2 * 384 * 1536));
 /// # Ok::<(), sparse24::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Config {
+pub struct BertConfig {
     sizes: Sizes,
     eps: f32,
     activation: Activation,
 }
 
-impl Config {
+impl BertConfig {
     /// Checks sizes against each other. `eps` is added to LayerNorm's variance; `activation` is the feed-forward part's.
     pub fn new(sizes: Sizes, eps: f32, activation: Activation) -> Result<Self> {
         let Sizes { vocabulary, hidden, layers, heads, intermediate, positions, types } = sizes;
-        check_sizes(&[
-            ("vocab_size", vocabulary),
-            ("hidden_size", hidden),
-            ("num_hidden_layers", layers),
-            ("num_attention_heads", heads),
-            ("intermediate_size", intermediate),
-            ("max_position_embeddings", positions),
-            ("type_vocab_size", types),
-        ])?;
-        if !hidden.is_multiple_of(heads) {
-            return Err(Error::Invalid(format!(
-                "hidden_size is {hidden}, which num_attention_heads, {heads}, does not divide"
-            )));
-        }
-        if !(eps >= 0.0 && eps.is_finite()) {
-            return Err(Error::Invalid(format!("layer_norm_eps is {eps}, expected a number of at least 0")));
-        }
-        for (what, rows) in [
-            ("word table", vocabulary),
-            ("position table", positions),
-            ("type table", types),
-            ("weights of Q, K and V", checked_mul("weights of Q, K and V", 3, hidden)?),
-            ("feed-forward weights", intermediate),
-        ] {
-            // With room for the eight bytes of an f64 each.
-            checked_mul(what, checked_mul(what, rows, hidden)?, 8)?;
-        }
-        let of_layer = 4 * hidden as u128 * hidden as u128 + 2 * hidden as u128 * intermediate as u128;
-        if of_layer.checked_mul(layers as u128).is_none_or(|all| usize::try_from(all).is_err()) {
-            return Err(Error::Overflow { what: "linear weights".into(), detail: format!("{layers} * {of_layer}") });
-        }
+        EncoderSizes { vocabulary, hidden, layers, heads, intermediate, positions, eps }.check()?;
+        check_size("type_vocab_size", types)?;
         Ok(Self { sizes, eps, activation })
     }
 
@@ -113,9 +84,9 @@ impl Config {
         let Self { sizes, eps, activation } = *self;
         let Sizes { vocabulary, hidden, layers, heads, intermediate, positions, types } = sizes;
         let mut graph = Graph::new(Limits { vocabulary, tokens: positions });
-        graph.prefix("bert.");
+        graph.add_prefix("bert.");
         let field = "num_hidden_layers";
-        graph.layers(Layers { prefix: "encoder.layer.".to_owned(), count: layers, field });
+        graph.set_blocks(Blocks { prefix: "encoder.layer.".to_owned(), count: layers, field });
         let tables = [
             ("embeddings.word_embeddings.weight", vocabulary, Input::Ids),
             ("embeddings.position_embeddings.weight", positions, Input::Positions { first: 0, padding: None }),
@@ -139,7 +110,7 @@ impl Config {
             };
             states = block.add(&mut graph, states)?;
         }
-        graph.output(states);
+        graph.add_output(states);
         Ok(graph)
     }
 

@@ -3,12 +3,12 @@
 //! An encoder block is BERT's, but that attention adds a bias to its scores, one for each head and distance, from a table
 //! that all blocks share. Distances share rows of the table: near ones have one each, far ones an interval that grows with
 //! the logarithm, and keys to the right of a query have the second half. Positions of embeddings count from 2 on, and not
-//! the padding token. There are no segment types. Invariant: a [`Config`] has no size of zero, and its heads divide its
+//! the padding token. There are no segment types. Invariant: a [`MpnetConfig`] has no size of zero, and its heads divide its
 //! hidden size.
 
-use super::{Fields, PostNormBlock, check_sizes};
+use super::{EncoderSizes, Fields, PostNormBlock};
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Input, Layers, Limits, ParamKind, Precision, StoredTensor};
+use crate::graph::{Blocks, Graph, Input, Limits, ParamKind, Precision, StoredTensor};
 use crate::matrix::Matrix;
 use crate::problem::Activation;
 
@@ -23,7 +23,7 @@ const FAR: usize = 128;
 
 /// What an MPNet is made of beside its weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Config {
+pub struct MpnetConfig {
     vocabulary: usize,
     hidden: usize,
     layers: usize,
@@ -34,15 +34,9 @@ pub struct Config {
     activation: Activation,
 }
 
-impl Config {
+impl MpnetConfig {
     /// Reads the fields of a `config.json`. An error names one that is missing or of another type, or sizes that do not
     /// fit each other.
-    pub fn parse(text: &str) -> Result<Self> {
-        let fields = Fields::parse(text)?;
-        fields.one_of("model_type", &["mpnet"])?;
-        Self::of(&fields)
-    }
-
     pub(super) fn of(fields: &Fields) -> Result<Self> {
         fields.none_of(&["is_decoder", "add_cross_attention"])?;
         let config = Self {
@@ -56,26 +50,11 @@ impl Config {
             activation: fields.activation("hidden_act")?,
         };
         let Self { vocabulary, hidden, layers, heads, intermediate, positions, eps, .. } = config;
-        check_sizes(&[
-            ("vocab_size", vocabulary),
-            ("hidden_size", hidden),
-            ("num_hidden_layers", layers),
-            ("num_attention_heads", heads),
-            ("intermediate_size", intermediate),
-            ("max_position_embeddings", positions),
-        ])?;
-        if !hidden.is_multiple_of(heads) {
-            return Err(Error::Invalid(format!(
-                "hidden_size is {hidden}, which num_attention_heads, {heads}, does not divide"
-            )));
-        }
+        EncoderSizes { vocabulary, hidden, layers, heads, intermediate, positions, eps }.check()?;
         if positions <= PADDING as usize + 1 {
             return Err(Error::Invalid(format!(
                 "max_position_embeddings is {positions}, which leaves none for a text"
             )));
-        }
-        if !(eps >= 0.0 && eps.is_finite()) {
-            return Err(Error::Invalid(format!("layer_norm_eps is {eps}, expected a number of at least 0")));
         }
         // Another number is of no use in Transformers: its forward pass takes 32 rows.
         let buckets = fields.size("relative_attention_num_buckets", Some(BUCKETS))?;
@@ -90,9 +69,9 @@ impl Config {
         let &Self { vocabulary, hidden, layers, heads, intermediate, positions, eps, activation } = self;
         let tokens = positions - PADDING as usize - 1;
         let mut graph = Graph::new(Limits { vocabulary, tokens });
-        graph.prefix("mpnet.");
+        graph.add_prefix("mpnet.");
         let field = "num_hidden_layers";
-        graph.layers(Layers { prefix: "encoder.layer.".to_owned(), count: layers, field });
+        graph.set_blocks(Blocks { prefix: "encoder.layer.".to_owned(), count: layers, field });
         let places = Input::Positions { first: PADDING + 1, padding: Some(PADDING) };
         let tables = [
             ("embeddings.word_embeddings.weight", vocabulary, Input::Ids),
@@ -102,9 +81,9 @@ impl Config {
         let mut states = graph.layer_norm("embeddings.LayerNorm", embedded, eps)?;
 
         let name = "encoder.relative_attention_bias.weight";
-        let bias = graph.param(name.to_owned(), ParamKind::Matrix(Precision::F32), (heads, 2 * tokens - 1))?;
-        graph.stored_as(bias, vec![StoredTensor { names: vec![name.to_owned()], shape: vec![BUCKETS, heads] }]);
-        graph.converted_by(bias, move |table| by_distance(table, tokens));
+        let bias = graph.add_param(name.to_owned(), ParamKind::Matrix(Precision::F32), (heads, 2 * tokens - 1))?;
+        graph.set_stored(bias, vec![StoredTensor { names: vec![name.to_owned()], shape: vec![BUCKETS, heads] }]);
+        graph.set_conversion(bias, move |table| by_distance(table, tokens));
         for i in 0..layers {
             let at = |name: &str| format!("encoder.layer.{i}.{name}");
             let block = PostNormBlock {
@@ -121,7 +100,7 @@ impl Config {
             };
             states = block.add(&mut graph, states)?;
         }
-        graph.output(states);
+        graph.add_output(states);
         Ok(graph)
     }
 }
@@ -194,14 +173,14 @@ mod tests {
         let parse = |field: &str, value: serde_json::Value| {
             let mut config = tiny["tiny"]["config"].clone();
             config[field] = value;
-            Config::parse(&config.to_string()).map(|config| config.graph().unwrap()).map_err(|e| e.to_string())
+            crate::models::parse(&config.to_string()).map_err(|e| e.to_string())
         };
         let fine = parse("hidden_act", "gelu".into()).unwrap();
         // Positions start at 2.
         assert_eq!(fine.limits(), Limits { vocabulary: 14, tokens: 24 });
         assert_eq!(fine.linear_weights(), 2 * (4 * 1600 + 2 * 40 * 72));
         for (field, value, error) in [
-            ("model_type", "bert".into(), "model_type is \"bert\", expected mpnet"),
+            ("model_type", "gpt2".into(), "model_type is \"gpt2\", expected bert or mpnet"),
             ("relative_attention_num_buckets", 8.into(), "relative_attention_num_buckets is 8, expected 32"),
             ("hidden_size", 41.into(), "hidden_size is 41, which num_attention_heads, 5, does not divide"),
             ("num_hidden_layers", 0.into(), "num_hidden_layers is 0, expected 1 to 4294967295"),

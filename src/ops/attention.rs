@@ -812,6 +812,6 @@ impl Graph {
         let mut reads = vec![Read::Value(qkv), Read::Input(Input::Lengths)];
         reads.extend(relative_bias.map(Read::Param));
         let width = features / all * heads;
-        self.node(name, AttentionNode { heads, kv_heads, causal }, reads, (Rows::Tokens, width, Precision::Model))
+        self.add_node(name, AttentionNode { heads, kv_heads, causal }, reads, (Rows::Tokens, width, Precision::Model))
     }
 }

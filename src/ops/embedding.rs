@@ -291,12 +291,12 @@ impl Graph {
         let mut reads = Vec::new();
         for (table, rows, input) in tables {
             let kind = ParamKind::Matrix(Precision::Model);
-            reads.push(Read::Param(self.param((*table).to_owned(), kind, (*rows, width))?));
+            reads.push(Read::Param(self.add_param((*table).to_owned(), kind, (*rows, width))?));
             reads.push(Read::Input(*input));
         }
         if reads.is_empty() {
             return Err(Error::Invalid(format!("{name}: an embedding needs a table")));
         }
-        self.node(name, EmbeddingNode, reads, (Rows::Tokens, width, Precision::Model))
+        self.add_node(name, EmbeddingNode, reads, (Rows::Tokens, width, Precision::Model))
     }
 }

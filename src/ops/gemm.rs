@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, RwLock};
 
-use ndarray::{Array1, Array2};
+use ndarray::Array2;
 
 use super::{Cost, Operand, Operation, cost_of};
 use crate::cpu::{Cpu, CpuCall, CpuOperands, CpuWeights, Shared, read, write};
@@ -18,7 +18,7 @@ use crate::kernels::{Kernel, Program, helpers};
 use crate::matrix::{DType, Element};
 use crate::plan::{Activations, CpuSchedule, Method, Plan, Step, Target, WeightOperand};
 use crate::problem::{Activation, Epilogue, Problem};
-use crate::reference::gemm::activation;
+use crate::reference::gemm;
 
 /// A product with its epilogue, as a plan says: Y = act(X·Wᵀ + bias) + residual, or the plain form.
 #[derive(Clone, Copy, Debug)]
@@ -230,15 +230,11 @@ impl NodeOp for GemmNode {
     }
 
     fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
-        let mut y = site.matrix(0)?.dot(&site.matrix(1)?.t());
-        if self.epilogue.bias {
-            y += &Array1::from(site.row(2)?);
-        }
-        y.mapv_inplace(|y| activation(self.epilogue.activation, y));
-        if self.epilogue.residual {
-            y += site.matrix(2 + usize::from(self.epilogue.bias))?;
-        }
-        Ok(y)
+        let Epilogue { bias, activation, residual } = self.epilogue;
+        let residual = residual.then(|| site.matrix(2 + usize::from(bias))).transpose()?;
+        let bias = bias.then(|| site.row(2)).transpose()?;
+        let (x, w) = (site.matrix(0)?.view(), site.matrix(1)?.view());
+        Ok(gemm::exact(x, w, bias.as_deref(), activation, residual.map(|residual| residual.view())))
     }
 
     fn epilogue(&self) -> Epilogue {
@@ -279,23 +275,23 @@ impl Graph {
         let LinearSpec { name, x, m, parts, bias, activation, residual } = linear;
         let (rows, k) = (self.value(x).rows, self.value(x).cols);
         let parts = if parts.is_empty() { vec![(name.to_owned(), m)] } else { parts };
-        let weights = self.param(format!("{name}.weight"), ParamKind::Weights, (m, k))?;
+        let weights = self.add_param(format!("{name}.weight"), ParamKind::Weights, (m, k))?;
         // Weights may lack their `.weight`.
         let stored = |(name, m): &(String, usize)| StoredTensor {
             names: vec![format!("{name}.weight"), name.clone()],
             shape: vec![*m, k],
         };
-        self.stored_as(weights, parts.iter().map(stored).collect());
+        self.set_stored(weights, parts.iter().map(stored).collect());
         let mut reads = vec![Read::Value(x), Read::Param(weights)];
         if bias {
-            let bias = self.param(format!("{name}.bias"), ParamKind::Matrix(Precision::F32), (1, m))?;
+            let bias = self.add_param(format!("{name}.bias"), ParamKind::Matrix(Precision::F32), (1, m))?;
             let stored =
                 |(name, m): &(String, usize)| StoredTensor { names: vec![format!("{name}.bias")], shape: vec![*m] };
-            self.stored_as(bias, parts.iter().map(stored).collect());
+            self.set_stored(bias, parts.iter().map(stored).collect());
             reads.push(Read::Param(bias));
         }
         reads.extend(residual.map(Read::Value));
         let epilogue = Epilogue { bias, activation, residual: residual.is_some() };
-        self.node(name, GemmNode { epilogue }, reads, (rows, m, Precision::Model))
+        self.add_node(name, GemmNode { epilogue }, reads, (rows, m, Precision::Model))
     }
 }

@@ -238,15 +238,15 @@ impl Graph {
         let (rows, cols) = (self.value(x).rows, self.value(x).cols);
         let mut vector = |new: &str, old: &str, around| -> Result<ParamId> {
             let kind = ParamKind::Matrix(Precision::F32);
-            let param = self.param(format!("{name}.{new}"), kind, (1, cols))?;
+            let param = self.add_param(format!("{name}.{new}"), kind, (1, cols))?;
             // The second names are those of checkpoints converted from TensorFlow.
             let names = vec![format!("{name}.{new}"), format!("{name}.{old}")];
-            self.stored_as(param, vec![StoredTensor { names, shape: vec![cols] }]);
-            self.around(param, around);
+            self.set_stored(param, vec![StoredTensor { names, shape: vec![cols] }]);
+            self.set_around(param, around);
             Ok(param)
         };
         let (gamma, beta) = (vector("weight", "gamma", 1.0)?, vector("bias", "beta", 0.0)?);
         let reads = vec![Read::Value(x), Read::Param(gamma), Read::Param(beta)];
-        self.node(name, LayerNormNode { eps }, reads, (rows, cols, Precision::Model))
+        self.add_node(name, LayerNormNode { eps }, reads, (rows, cols, Precision::Model))
     }
 }

@@ -246,6 +246,6 @@ impl Graph {
     pub fn mean_pooling(&mut self, name: &str, x: ValueId, normalize: bool) -> Result<ValueId> {
         let cols = self.value(x).cols;
         let reads = vec![Read::Value(x), Read::Input(Input::Lengths)];
-        self.node(name, MeanPoolingNode { normalize }, reads, (Rows::Sequences, cols, Precision::F32))
+        self.add_node(name, MeanPoolingNode { normalize }, reads, (Rows::Sequences, cols, Precision::F32))
     }
 }

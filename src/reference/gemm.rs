@@ -56,7 +56,7 @@
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView2};
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
@@ -454,6 +454,24 @@ impl Row {
             }
         }
         dot
+    }
+}
+
+/// The linear form in f64: act(X·Wᵀ + bias) + residual, of whole matrices.
+pub fn exact(
+    x: ArrayView2<'_, f64>,
+    w: ArrayView2<'_, f64>,
+    bias: Option<&[f64]>,
+    of: Activation,
+    residual: Option<ArrayView2<'_, f64>>,
+) -> Array2<f64> {
+    let mut y = x.dot(&w.t());
+    for mut row in y.rows_mut() {
+        row.iter_mut().enumerate().for_each(|(col, y)| *y = activation(of, *y + bias.map_or(0.0, |bias| bias[col])));
+    }
+    match residual {
+        Some(residual) => y + residual,
+        None => y,
     }
 }
 

@@ -330,7 +330,7 @@ impl Pipeline {
             let states = graph.outputs().last().copied();
             let states = states.ok_or_else(|| Error::Invalid("the model has no states to pool".into()))?;
             let pooled = graph.mean_pooling("pooling", states, normalize)?;
-            graph.output(pooled);
+            graph.add_output(pooled);
             Ok(())
         })
     }
@@ -340,11 +340,11 @@ impl Pipeline {
     ///
     /// ```
     /// use sparse24::graph::{Ablation, Batching, Checkpoint};
-    /// use sparse24::models::bert::{Config, Sizes};
+    /// use sparse24::models::bert::{BertConfig, Sizes};
     /// use sparse24::text::Pipeline;
     /// use sparse24::{Activation, DType, Device, Matrix};
     /// let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 2, heads: 2, intermediate: 16, positions: 4, types: 1 };
-    /// let graph = Config::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
+    /// let graph = BertConfig::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
     /// let (checkpoint, pipeline) = (Checkpoint::random(graph, DType::F32, 24)?, Pipeline::default());
     /// let texts = [vec![1, 2, 3, 4], vec![5]];
     /// let model = pipeline.attach(&checkpoint)?;

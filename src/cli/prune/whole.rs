@@ -10,7 +10,7 @@ use crate::cli::args::one_stdin;
 use crate::cli::model::{self, Source};
 use crate::cli::sensitivity::{Baseline, Drop, Metric, Row as SensitivityRow, Subject, calibration, candidates};
 use crate::cli::{progress, say};
-use sparse24::graph::{Calibration, Checkpoint, Inputs, Times, time_forwards};
+use sparse24::graph::{Calibration, CalibrationInputs, Checkpoint, Kept, Times, time_forwards};
 use sparse24::measure::Policy;
 use sparse24::prune::Statistics;
 use sparse24::prune::permute::Budget;
@@ -144,7 +144,7 @@ impl Subjects<'_> {
         }
     }
 
-    fn how(&self, gram: bool, inputs: Inputs) -> Calibration {
+    fn how(&self, gram: bool, inputs: CalibrationInputs) -> Calibration {
         Calibration { batching: self.args.running.batching(), gram, inputs }
     }
 
@@ -164,7 +164,7 @@ impl Subjects<'_> {
             Ok::<_, sparse24::Error>(Some(HostWeights::Sparse24(pruned)))
         };
         if self.args.calibration.is_some() {
-            let by_default = if method.needs_gram() { Inputs::Corrected } else { Inputs::Pruned };
+            let by_default = if method.needs_gram() { CalibrationInputs::Corrected } else { CalibrationInputs::Pruned };
             let how = self.how(method.needs_gram(), inputs.unwrap_or(by_default));
             let visit = &mut |name: &str, w: &HostWeights, of: &Statistics| visit(name, w, Some(of));
             checkpoint.calibrate(&self.device, &self.texts, how, visit)?;
@@ -185,7 +185,7 @@ impl Subjects<'_> {
         let method = self.args.method;
         let mut statistics = BTreeMap::new();
         if method.needs_statistics() {
-            let how = self.how(false, Inputs::Dense);
+            let how = self.how(false, CalibrationInputs::Dense);
             checkpoint.calibrate(&self.device, &self.texts, how, &mut |name, _, of| {
                 statistics.insert(name.to_owned(), of.clone());
                 Ok(None)
@@ -200,7 +200,11 @@ impl Subjects<'_> {
         let vector = self.args.vector.iter().copied().max().unwrap_or(VectorLen::ONE);
         let permuted = checkpoint.permute(vector, &budget, |name, w| method.scores(w, statistics.get(name)))?;
         bar.finish_and_clear();
-        let kept: BTreeMap<_, _> = permuted.into_iter().flat_map(|channels| channels.kept).collect();
+        // A layer has the share that it had before the first order of its channels, and after the last.
+        let mut kept: BTreeMap<String, Kept> = BTreeMap::new();
+        for (name, of) in permuted.into_iter().flat_map(|channels| channels.kept) {
+            kept.entry(name).and_modify(|kept| kept.after = of.after).or_insert(of);
+        }
         let named = checkpoint.linears().filter_map(|(name, _)| kept.get(&name).map(|kept| (name, kept)));
         Ok(named.map(|(name, kept)| Reordered { name, kept_before: kept.before, kept_after: kept.after }).collect())
     }

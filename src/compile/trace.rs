@@ -733,7 +733,8 @@ mod tests {
             let operands = [(3, &20u32.to_le_bytes()[..]), (1, &bytes(&qkv))];
             let y = outcome(program, bytemuck::bytes_of(&params), &operands, (32, 64));
             let weights = if coop { DType::F16 } else { DType::F32 };
-            let expected = reference::attention::expect(&qkv, &[20], (32, 1), &Default::default(), weights, DType::F32).unwrap();
+            let expected =
+                reference::attention::expect(&qkv, &[20], (32, 1), &Default::default(), weights, DType::F32).unwrap();
             let verdict = expected.verify(&y).unwrap();
             assert!(verdict.passed() && verdict.checked == 32 * 64, "{tile}: {verdict}");
         }

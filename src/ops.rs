@@ -98,6 +98,7 @@ macro_rules! each_operation {
             layer_norm::LayerNorm
             mean_pooling::MeanPooling
             rms_norm::RmsNorm
+            rotary::Rotary
             sparsify::Sparsify
         }
     };

@@ -97,6 +97,8 @@ macro_rules! each_operation {
             gemm::Gemm
             layer_norm::LayerNorm
             mean_pooling::MeanPooling
+            rms_norm::RmsNorm
+            rotary::Rotary
             sparsify::Sparsify
         }
     };

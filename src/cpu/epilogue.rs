@@ -1,7 +1,7 @@
 //! What is done to sums before they are stored, on the CPU: act(sum + bias) + residual, rounded to the output's type.
 //!
 //! The activations are plain f32 arithmetic without branches or calls, so that the compiler turns a run of outputs into
-//! vectors; their formulas are those of shaders/shared/gemm.wgsl. Invariant: an output does not depend on where in a
+//! vectors; their formulas are those of shaders/shared/activation.wgsl. Invariant: an output does not depend on where in a
 //! run it stands, and so not on how the work was cut up.
 #![allow(unsafe_code, reason = "threads write disjoint parts of one output; a kernel over vector instructions")]
 
@@ -132,19 +132,25 @@ impl Work for Apply<'_> {
             Bias::Each(bias) => sums.iter_mut().zip(bias).for_each(|(v, b)| *v += b),
             Bias::Same(bias) => sums.iter_mut().for_each(|v| *v += bias),
         }
-        match activation {
-            Activation::None => {}
-            // Not f32::max, which turns NaN into 0.
-            Activation::Relu => sums.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v }),
-            Activation::Gelu => sums.iter_mut().for_each(|v| *v = gelu(*v)),
-            Activation::GeluTanh => {
-                sums.iter_mut().for_each(|v| *v *= sigmoid(1.595_769_2 * *v * (1.0 + 0.044_715 * *v * *v)));
-            }
-            Activation::Silu => sums.iter_mut().for_each(|v| *v *= sigmoid(*v)),
-        }
+        activate(activation, sums);
         if let Some(residual) = residual {
             sums.iter_mut().zip(residual).for_each(|(v, r)| *v += r);
         }
+    }
+}
+
+/// Replaces numbers by their activations.
+#[inline(always)]
+pub(crate) fn activate(activation: Activation, numbers: &mut [f32]) {
+    match activation {
+        Activation::None => {}
+        // Not f32::max, which turns NaN into 0.
+        Activation::Relu => numbers.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v }),
+        Activation::Gelu => numbers.iter_mut().for_each(|v| *v = gelu(*v)),
+        Activation::GeluTanh => {
+            numbers.iter_mut().for_each(|v| *v *= sigmoid(1.595_769_2 * *v * (1.0 + 0.044_715 * *v * *v)));
+        }
+        Activation::Silu => numbers.iter_mut().for_each(|v| *v *= sigmoid(*v)),
     }
 }
 

@@ -16,7 +16,8 @@ use crate::matrix::DType;
 use crate::problem::{Epilogue, Form, Op, Problem};
 
 /// Shared by all of them and by the probe of multiply-adds.
-pub(super) const GEMM: &str = include_str!("../../shaders/shared/gemm.wgsl");
+pub(super) const GEMM: &str =
+    concat!(include_str!("../../shaders/shared/gemm.wgsl"), "\n", include_str!("../../shaders/shared/activation.wgsl"));
 
 /// Mirror of `Params` in shaders/shared/gemm.wgsl.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

@@ -8,21 +8,26 @@ use crate::problem::{Activation, Epilogue, Form};
 
 const ENABLE_F16: &str = "enable f16;\n";
 
-/// Values of the `override`s of shaders/shared/gemm.wgsl.
+/// Values of the `override`s of shaders/shared/gemm.wgsl and activation.wgsl.
 pub(super) fn overrides(form: Form, epilogue: Epilogue) -> Vec<(&'static str, f64)> {
-    let activation = match epilogue.activation {
+    vec![
+        ("LINEAR", f64::from(u8::from(form == Form::Linear))),
+        ("HAS_BIAS", f64::from(u8::from(epilogue.bias))),
+        activation_override(epilogue.activation),
+        ("HAS_RESIDUAL", f64::from(u8::from(epilogue.residual))),
+    ]
+}
+
+/// Value of the `override` of shaders/shared/activation.wgsl.
+pub(crate) fn activation_override(activation: Activation) -> (&'static str, f64) {
+    let number = match activation {
         Activation::None => 0.0,
         Activation::Relu => 1.0,
         Activation::Gelu => 2.0,
         Activation::GeluTanh => 3.0,
         Activation::Silu => 4.0,
     };
-    vec![
-        ("LINEAR", f64::from(u8::from(form == Form::Linear))),
-        ("HAS_BIAS", f64::from(u8::from(epilogue.bias))),
-        ("ACTIVATION", activation),
-        ("HAS_RESIDUAL", f64::from(u8::from(epilogue.residual))),
-    ]
+    ("ACTIVATION", number)
 }
 
 /// WGSL on its way to be specialised.

@@ -1,0 +1,184 @@
+//! Normalisation of each token by the root of the mean of its squares.
+//!
+//! Invariant: no mean is taken away, and nothing is added behind.
+
+use std::fmt;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Cost, Operand, Operation, cost_of, dispatch};
+use crate::cpu::rows::{TASK_TOKENS, each_pair, inverse_root, sum_of, work};
+use crate::cpu::{Cpu, CpuCall, Shared, read, write};
+use crate::engine::{Tensor, gpu_size};
+use crate::error::{Error, Result, expect_dtype, expect_shape};
+use crate::gpu::{Dispatch, Gpu};
+use crate::kernels::{
+    Binding, Caps, FeatureAccess, ParamsLayout, Primitives, Program, Shader, Text, Types, WIDTHS, WORKGROUP, fields,
+};
+use crate::matrix::{DType, Element};
+
+/// RMS normalisation: `y = x / √(mean of x² + eps) · gamma` over the features of each token. A token whose mean of squares
+/// overflows f32 becomes NaNs.
+#[derive(Clone, Copy, Debug)]
+pub struct RmsNorm<'a> {
+    /// `tokens x d`.
+    pub x: &'a Tensor,
+    /// `1 x d`, f32.
+    pub gamma: &'a Tensor,
+    /// What is added to the mean of squares; finite, not negative.
+    pub eps: f32,
+    /// `tokens x d`, overwritten. Not the memory of `x`.
+    pub y: &'a Tensor,
+}
+
+/// Tokens of a workgroup.
+const TOKENS: usize = WORKGROUP / 32;
+
+impl Operation for RmsNorm<'_> {
+    fn name(&self) -> &'static str {
+        "rms_norm"
+    }
+
+    fn operands(&self) -> Vec<Operand<'_>> {
+        let Self { x, gamma, y, .. } = *self;
+        vec![Operand::read("x", x), Operand::read("gamma", gamma), Operand::write("y", y)]
+    }
+
+    fn check(&self) -> Result<()> {
+        let Self { x, gamma, eps, y } = *self;
+        expect_shape("y", y.shape(), x.shape())?;
+        expect_shape("gamma", gamma.shape(), (1, x.cols()))?;
+        expect_dtype("gamma", gamma.dtype(), DType::F32)?;
+        if !(eps >= 0.0 && eps.is_finite()) {
+            return Err(Error::Invalid(format!("eps is {eps}, not a finite number from 0 on")));
+        }
+        Ok(())
+    }
+
+    /// A square and its sum, and two products per element.
+    fn cost(&self) -> Cost {
+        cost_of(4.0 * self.x.rows() as f64 * self.x.cols() as f64, &self.operands())
+    }
+
+    fn dispatches(&self, gpu: &Gpu) -> Result<Vec<Dispatch>> {
+        let Self { x, gamma, eps, y } = *self;
+        let kernel = RmsNormKernel::new(gpu_size("features of a token", x.cols())?, x.dtype(), y.dtype())?;
+        let params = Params { tokens: gpu_size("tokens", y.rows())?, epsilon: eps };
+        let workgroups = if x.cols() == 0 { 0 } else { x.rows().div_ceil(TOKENS) };
+        let operands = [x.on_gpu(), y.on_gpu(), gamma.on_gpu()];
+        dispatch(gpu, Program::new(kernel), workgroups, &params, &operands)
+    }
+
+    fn cpu_call(&self, _: &Cpu) -> Result<Box<dyn CpuCall>> {
+        let Self { x, gamma, eps, y } = *self;
+        Ok(Box::new(Call { x: x.on_cpu()?, gamma: gamma.on_cpu()?, eps, y: y.on_cpu()? }))
+    }
+}
+
+/// Mirror of `Params` in shaders/rms_norm.wgsl.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+struct Params {
+    tokens: u32,
+    epsilon: f32,
+}
+
+/// The program (shaders/rms_norm.wgsl). Its name (`Display`) is made of its parts, such as
+/// `rms_norm-f16f32-d384-quads`: types of input and sums, features of a token, and how these are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RmsNormKernel {
+    width: u32,
+    access: FeatureAccess,
+    types: Types,
+}
+
+impl RmsNormKernel {
+    /// Normalisation of tokens of `width` features. An error for a type that kernels do not store.
+    pub fn new(width: u32, storage: DType, output: DType) -> Result<Self> {
+        Ok(Self { width, access: FeatureAccess::of(width), types: Types::new(storage, output)? })
+    }
+}
+
+/// Every text.
+pub(crate) fn shaders() -> impl Iterator<Item = Program> {
+    let sizes = Types::all().flat_map(|types| WIDTHS.map(|width| (types, width)));
+    sizes.map(|(types, width)| Program::new(RmsNormKernel { width, access: FeatureAccess::of(width), types }))
+}
+
+impl Shader for RmsNormKernel {
+    fn module(&self) -> String {
+        Self { width: 0, ..*self }.to_string()
+    }
+
+    fn text(&self, _: Primitives) -> Result<Text> {
+        self.types.text(&[
+            self.access.text(),
+            include_str!("../../shaders/shared/inverse_root.wgsl"),
+            include_str!("../../shaders/rms_norm.wgsl"),
+        ])
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        vec![("WIDTH", f64::from(self.width))]
+    }
+
+    fn bindings(&self) -> &'static [Binding] {
+        const { &[Binding::PARAMS, Binding::read(1, "x"), Binding::write(2, "y"), Binding::read(3, "gamma")] }
+    }
+
+    fn params(&self) -> ParamsLayout {
+        fields!(Params: tokens epsilon)
+    }
+
+    fn threads(&self) -> u32 {
+        WORKGROUP as u32
+    }
+
+    fn workgroup_bytes(&self) -> u32 {
+        4 * WORKGROUP as u32
+    }
+
+    fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
+        self.types.supported_by(caps, self.threads(), self.workgroup_bytes())
+    }
+}
+
+impl fmt::Display for RmsNormKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { width, access, types } = self;
+        write!(f, "rms_norm-{}f32-d{width}-{}{}", types.storage(), access.name(), types.suffix())
+    }
+}
+
+#[derive(Debug)]
+struct Call {
+    x: Shared,
+    gamma: Shared,
+    eps: f32,
+    y: Shared,
+}
+
+impl CpuCall for Call {
+    fn run(&self, cpu: &Cpu) {
+        let (x, gamma, epsilon) = (read(&self.x), read(&self.gamma), self.eps);
+        let Some(gamma) = f32::of(gamma.elements()) else { return };
+        let task = TASK_TOKENS * gamma.len();
+        each_pair!(x.elements(), write(&self.y).elements_mut(), (x, y) => cpu.each_chunk(y, task, |i, y| {
+            cpu.simd().run(NormTokens { x: &x[i * task..][..y.len()], gamma, epsilon, y });
+        }));
+    }
+}
+
+work!(NormTokens<X, Y>, { x: &'a [X], gamma: &'a [f32], epsilon: f32, y: &'a mut [Y] },
+    norm_tokens(x, gamma, epsilon, y));
+
+/// Normalisation of some tokens.
+#[inline(always)]
+fn norm_tokens<X: Element, Y: Element>(x: &[X], gamma: &[f32], epsilon: f32, y: &mut [Y]) {
+    for (x, y) in x.chunks_exact(gamma.len()).zip(y.chunks_exact_mut(gamma.len())) {
+        let factor = inverse_root(sum_of(x, |x| x * x) / x.len() as f32 + epsilon);
+        for ((y, x), gamma) in y.iter_mut().zip(x).zip(gamma) {
+            *y = Y::from_f32(x.to_f32() * factor * gamma);
+        }
+    }
+}

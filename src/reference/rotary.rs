@@ -1,0 +1,97 @@
+//! The oracle of rotary positions.
+//!
+//! # The bound
+//! A turned feature is a sum of two products p and q: γ₂·(|p| + |q|), plus what is lost where a factor is taken for zero
+//! (φ of each times the other), plus 3·2⁻¹²⁶. A copied one: φ. Then the store.
+//!
+//! Invariant: no code is shared with the devices.
+
+use ndarray::{Array2, ArrayView2};
+
+use super::{Expectation, FLUSH, U, bounded, gamma, phi};
+use crate::error::{Error, Result, expect_shape};
+use crate::matrix::{DType, Matrix};
+
+/// The two products whose sum a feature becomes, each as feature of `x`, number of its table, whether that is a sine,
+/// and sign; `None` for one that is copied.
+fn products(feature: usize, half: usize, rotated: usize) -> Option<[(usize, usize, bool, f64); 2]> {
+    if feature >= rotated {
+        return None;
+    }
+    let c = feature % (2 * half);
+    if c < half {
+        Some([(feature, c, false, 1.0), (feature + half, c, true, -1.0)])
+    } else {
+        Some([(feature, c - half, false, 1.0), (feature - half, c - half, true, 1.0)])
+    }
+}
+
+/// Row `t` of `x` turned for position `t % seq + offset`: of its first `rotated` features, heads of twice as many as
+/// `cos` and `sin` have columns.
+///
+/// # Panics
+/// If a position is not in the tables, or these are not of one shape.
+pub fn exact(
+    x: ArrayView2<'_, f64>,
+    (cos, sin): (ArrayView2<'_, f64>, ArrayView2<'_, f64>),
+    (seq, offset): (usize, usize),
+    rotated: usize,
+) -> Array2<f64> {
+    assert_eq!(cos.dim(), sin.dim(), "tables of one shape");
+    Array2::from_shape_fn(x.dim(), |(t, c)| match products(c, cos.ncols(), rotated) {
+        None => x[[t, c]],
+        Some(pair) => {
+            let position = t % seq + offset;
+            let product = |(feature, column, is_sine, sign): (usize, usize, bool, f64)| {
+                sign * x[[t, feature]] * if is_sine { sin[[position, column]] } else { cos[[position, column]] }
+            };
+            pair.map(product).iter().sum()
+        }
+    })
+}
+
+/// The same with its bounds. An error if the tables differ in shape, or have not every position, or heads are not whole.
+///
+/// ```
+/// use sparse24::{DType, Matrix, reference::rotary};
+/// // A quarter of a turn.
+/// let (x, cos, sin) = (Matrix::from_f32(1, 3, &[1.0, 2.0, 7.0])?, Matrix::zeros(1, 1, DType::F32)?, [1.0]);
+/// let sin = Matrix::from_f32(1, 1, &sin)?;
+/// let want = rotary::expect(&x, (&cos, &sin), (1, 0), 2, DType::F32)?;
+/// assert_eq!([0, 1, 2].map(|c| want.element(0, c).value), [-2.0, 1.0, 7.0]);
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+pub fn expect(
+    x: &Matrix,
+    (cos, sin): (&Matrix, &Matrix),
+    (seq, offset): (usize, usize),
+    rotated: usize,
+    output: DType,
+) -> Result<Expectation> {
+    expect_shape("sin", (sin.rows(), sin.cols()), (cos.rows(), cos.cols()))?;
+    let half = cos.cols();
+    let there =
+        rotated == 0 || (half > 0 && rotated.is_multiple_of(2 * half) && offset + seq.min(x.rows()) <= cos.rows());
+    if !there || rotated > x.cols() || (seq == 0 && x.rows() > 0) {
+        return Err(Error::Invalid(format!("{rotated} features, {seq} positions from {offset} on")));
+    }
+    let wide = |m: &Matrix| m.to_array().mapv(f64::from);
+    let (wide_cos, wide_sin) = (wide(cos), wide(sin));
+    let y = exact(wide(x).view(), (wide_cos.view(), wide_sin.view()), (seq, offset), rotated);
+    let mut all = Expectation::new(x.rows(), x.cols(), output);
+    for ((t, c), &y) in y.indexed_iter() {
+        let Some(pair) = products(c, half, rotated) else {
+            all.push(y, bounded(y, phi(y, x.dtype())));
+            continue;
+        };
+        let (mut abs, mut lost) = (0.0, 3.0 * FLUSH);
+        for (feature, column, is_sine, _) in pair {
+            let table = if is_sine { sin } else { cos };
+            let (a, b) = (f64::from(x.get(t, feature)), f64::from(table.get(t % seq + offset, column)));
+            abs += (a * b).abs();
+            lost += phi(a, x.dtype()) * b.abs() + phi(b, DType::F32) * a.abs();
+        }
+        all.push(y, bounded(abs, gamma(2, U) * abs + lost));
+    }
+    Ok(all)
+}

@@ -1,0 +1,156 @@
+//! Rotary positions.
+
+use sparse24::ops::rotary::RotaryKernel;
+use sparse24::reference::rotary as oracle;
+use sparse24::{DType, Device, Matrix, Rotary};
+
+use crate::common::{Data, gpu, matrix, rng, seed};
+use crate::{expect, numbers, poisoned, refuses, slightly_wrong, types};
+
+#[test]
+fn rotations_agree_with_the_oracle_on_the_cpu() {
+    rotations_agree_with_the_oracle(&Device::cpu().unwrap());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn rotations_agree_with_the_oracle_on_the_gpu() {
+    gpu().iter().for_each(rotations_agree_with_the_oracle);
+}
+
+fn rotations_agree_with_the_oracle(device: &Device) {
+    let seed = seed();
+    // Tokens, rows of a sequence, offset, half of a head, heads that are turned, features behind them. One pair; an odd
+    // number behind; around a workgroup of 256 items; a model's heads of Q and K before V; a sequence that is longer than
+    // the tokens, and one that is not whole; nothing to turn.
+    let sizes = [
+        (1, 1, 0, 1, 1, 0),
+        (3, 2, 5, 3, 2, 5),
+        (5, 5, 0, 51, 1, 0),
+        (17, 4, 1, 16, 3, 32),
+        (6, 3, 7, 32, 12, 256),
+        (2, 100, 90, 4, 2, 3),
+        (3, 3, 0, 2, 0, 7),
+    ];
+    for (i, (tokens, seq, offset, half, heads, more)) in sizes.into_iter().enumerate() {
+        for (storage, output) in types(device, i) {
+            for data in [Data::Whole, Data::Uniform, Data::Edge] {
+                let mut rng = rng(seed, i as u64);
+                let rotated = 2 * half * heads;
+                let x = matrix(tokens, rotated + more, storage, data, &mut rng);
+                let positions = offset + seq.min(tokens);
+                // Of a model, and any numbers.
+                let tables = match data {
+                    Data::Edge => [0, 1].map(|_| matrix(positions, half, DType::F32, Data::Edge, &mut rng)),
+                    _ => Rotary::tables(positions, 2 * half, 10000.0).unwrap(),
+                };
+                let [cos, sin] = &tables;
+                let want = oracle::expect(&x, (cos, sin), (seq, offset), rotated, output).unwrap();
+                let [tx, tc, ts] = [&x, cos, sin].map(|m| device.upload(m).unwrap());
+                let y = poisoned(device, tokens, rotated + more, output);
+                let call = Rotary { x: &tx, cos: &tc, sin: &ts, seq, offset, rotated, y: &y };
+                let call = device.prepare(&call).unwrap();
+                let what = format!("{:?}, {storage} to {output}, {data:?}", sizes[i]);
+                expect(device, &call, &y, &want, &what);
+                if matches!(data, Data::Uniform) && storage == output && rotated > 60 {
+                    slightly_wrong(&want, &device.read(&y).unwrap(), &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn positions_go_on_from_the_offset_on_the_cpu() {
+    positions_go_on_from_the_offset(&Device::cpu().unwrap());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn positions_go_on_from_the_offset_on_the_gpu() {
+    gpu().iter().for_each(positions_go_on_from_the_offset);
+}
+
+/// Tables that name their position: what a token gets tells which it took.
+fn positions_go_on_from_the_offset(device: &Device) {
+    let positions: Vec<f32> = (0..20).map(|position| position as f32).collect();
+    let cos = device.upload(&Matrix::from_f32(20, 1, &positions).unwrap()).unwrap();
+    let sin = device.zeros(20, 1, DType::F32).unwrap();
+    let x = device.upload(&Matrix::from_f32(6, 2, &[1.0; 12]).unwrap()).unwrap();
+    let y = device.zeros(6, 2, DType::F32).unwrap();
+    device
+        .prepare(&Rotary { x: &x, cos: &cos, sin: &sin, seq: 3, offset: 11, rotated: 2, y: &y })
+        .unwrap()
+        .run()
+        .unwrap();
+    let expected = [11.0, 11.0, 12.0, 12.0, 13.0, 13.0].repeat(2);
+    assert_eq!(numbers(device, &y), expected, "{}", device.info().name());
+}
+
+/// Angles of a position and the largest frequency, and of the second, by hand.
+#[test]
+fn tables_are_those_of_the_angles() {
+    let [cos, sin] = Rotary::tables(3, 4, 100.0).unwrap();
+    assert_eq!((cos.rows(), cos.cols()), (3, 2));
+    for position in 0..3 {
+        for (c, angle) in [position as f64, position as f64 / 10.0].into_iter().enumerate() {
+            assert_eq!((cos.get(position, c), sin.get(position, c)), (angle.cos() as f32, angle.sin() as f32));
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name_on_the_cpu() {
+    what_does_not_fit_is_refused_by_name(&Device::cpu().unwrap());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn what_does_not_fit_is_refused_by_name_on_the_gpu() {
+    gpu().iter().for_each(what_does_not_fit_is_refused_by_name);
+}
+
+fn what_does_not_fit_is_refused_by_name(device: &Device) {
+    let tensor = |rows, cols| device.zeros(rows, cols, DType::F32).unwrap();
+    let (x, y, cos, sin) = (tensor(6, 8), tensor(6, 8), tensor(5, 2), tensor(5, 2));
+    let rotary = Rotary { x: &x, cos: &cos, sin: &sin, seq: 3, offset: 2, rotated: 8, y: &y };
+    assert!(device.prepare(&rotary).is_ok());
+    refuses(device, &Rotary { y: &tensor(6, 7), ..rotary }, &["y has shape [6, 7], expected [6, 8]"]);
+    refuses(device, &Rotary { sin: &tensor(5, 1), ..rotary }, &["sin", "[5, 1]", "[5, 2]"]);
+    refuses(device, &Rotary { rotated: 6, ..rotary }, &["6 of 8 features", "heads of 4"]);
+    refuses(device, &Rotary { rotated: 12, ..rotary }, &["12 of 8 features"]);
+    refuses(device, &Rotary { offset: 3, ..rotary }, &["3 positions from 3 on", "cos's 5"]);
+    refuses(device, &Rotary { offset: usize::MAX, ..rotary }, &["positions from"]);
+    refuses(device, &Rotary { seq: 0, ..rotary }, &["6 tokens", "0 rows"]);
+    refuses(device, &Rotary { y: &x, ..rotary }, &["y shares its memory with x"]);
+    let half = device.zeros(5, 2, DType::F16).unwrap();
+    refuses(device, &Rotary { cos: &half, ..rotary }, &["cos is f16, expected f32"]);
+}
+
+#[test]
+fn empty_outputs_are_no_error_on_the_cpu() {
+    empty_outputs_are_no_error(&Device::cpu().unwrap());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn empty_outputs_are_no_error_on_the_gpu() {
+    gpu().iter().for_each(empty_outputs_are_no_error);
+}
+
+fn empty_outputs_are_no_error(device: &Device) {
+    let table = device.zeros(0, 2, DType::F32).unwrap();
+    for (tokens, width) in [(0, 8), (0, 0), (3, 0)] {
+        let [x, y] = [0; 2].map(|_| device.zeros(tokens, width, DType::F32).unwrap());
+        let rotary = Rotary { x: &x, cos: &table, sin: &table, seq: 2, offset: 0, rotated: 0, y: &y };
+        device.prepare(&rotary).unwrap().run().unwrap();
+    }
+}
+
+/// A kernel that exists has a shader: what has none is refused when it is made, with what is wrong.
+#[test]
+fn kernels_without_a_shader_are_refused() {
+    let says = |storage| RotaryKernel::new(32, storage, DType::F16).map(|k| k.to_string()).map_err(|e| e.to_string());
+    assert_eq!(says(DType::Bf16), Err("activations is bf16, expected f32".to_owned()));
+    assert_eq!(says(DType::F32), Ok("rotary-f32f32-d64-out_f16".into()));
+}

@@ -223,6 +223,8 @@ pub struct Param {
     /// What its elements are drawn around in a model of random weights.
     pub around: f32,
     convert: Option<Convert>,
+    /// What it is, if that is not learnt.
+    constant: Option<Arc<Matrix>>,
 }
 
 impl fmt::Debug for Param {
@@ -514,8 +516,16 @@ impl Graph {
             ParamKind::Weights | ParamKind::Matrix(_) => vec![rows, cols],
         };
         let stored = vec![StoredTensor { names: vec![name.clone()], shape }];
-        self.params.push(Param { name, kind, rows, cols, stored, around: 0.0, convert: None });
+        self.params.push(Param { name, kind, rows, cols, stored, around: 0.0, convert: None, constant: None });
         Ok(ParamId(self.params.len() - 1))
+    }
+
+    /// Adds a matrix of f32 that is known beforehand and stored nowhere. An error if there is a parameter of its name.
+    pub fn add_constant(&mut self, name: String, matrix: Matrix) -> Result<ParamId> {
+        let id = self.add_param(name, ParamKind::Matrix(Precision::F32), (matrix.rows(), matrix.cols()))?;
+        let param = &mut self.params[id.0];
+        (param.stored, param.constant) = (Vec::new(), Some(Arc::new(matrix.cast(DType::F32))));
+        Ok(id)
     }
 
     /// Says which tensors a parameter is stored as, other than one of its own name.

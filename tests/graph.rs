@@ -24,13 +24,15 @@ fn graph() -> Graph {
     let mut x = graph.embedding("words", &[("words.weight", vocabulary, Input::Ids)], d).unwrap();
     let normed = graph.layer_norm("attention.norm", x, 1e-5).unwrap();
     let qkv = graph.linear(LinearSpec::new("attention.qkv", normed, 2 * d)).unwrap();
+    let tables = graph.rotary_tables("rotary", d / 2, 1e4).unwrap();
+    let qkv = graph.rotary("attention.rotary", qkv, tables, 3 * d / 2).unwrap();
     let attended = graph
         .attention("attention", AttentionSpec { causal: true, kv_heads: 1, ..AttentionSpec::new(qkv, 2) })
         .unwrap();
     x = graph.linear(LinearSpec { residual: Some(x), ..LinearSpec::new("attention.out", attended, d) }).unwrap();
     for i in 0..2 {
         let at = |name: &str| format!("block.{i}.{name}");
-        let normed = graph.layer_norm(&at("norm"), x, 1e-5).unwrap();
+        let normed = graph.rms_norm(&at("norm"), x, 1e-5).unwrap();
         let up = at("up");
         let h =
             graph.linear(LinearSpec { activation: Activation::Relu, ..LinearSpec::new(&up, normed, inner) }).unwrap();
@@ -109,8 +111,8 @@ fn buffers_are_reused_by_liveness() {
     let forward = model.forward(2, 6).unwrap();
     let kept: Vec<_> = graph.values().filter(|(id, _)| forward.tap(*id).is_some()).collect();
     // A buffer keeps the last of its values. Of eight features three are needed at once: the residual, what attention
-    // computes, and their sum; of every other shape one.
-    assert_eq!((kept.len(), graph.values().len()), (7, 13), "{kept:?}");
+    // computes, and their sum; of Q, K and V two, before and after they are turned; of every other shape one.
+    assert_eq!((kept.len(), graph.values().len()), (8, 14), "{kept:?}");
     assert!(kept.iter().any(|(_, value)| value.name == "head"));
     // Taps cost a buffer each.
     let all: Vec<_> = graph.values().map(|(id, _)| id).collect();

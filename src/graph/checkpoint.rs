@@ -159,6 +159,9 @@ impl Checkpoint {
     pub fn random(graph: Graph, dtype: DType, seed: u64) -> Result<Self> {
         let dtype = activation_dtype(dtype)?;
         let draw = |(at, param): (usize, &Param)| -> Result<HostParam> {
+            if let Some(constant) = &param.constant {
+                return Ok(HostParam::Matrix(Arc::clone(constant)));
+            }
             let seed = seed.wrapping_add((at as u64 + 1).wrapping_mul(PARTS));
             let mut w = measure::uniform(param.rows, param.cols, DType::F32, seed)?;
             if let Elements::F32(data) = w.elements_mut() {
@@ -347,6 +350,9 @@ impl Reader<'_> {
     }
 
     fn param(&self, param: &Param) -> Result<HostParam> {
+        if let Some(constant) = &param.constant {
+            return Ok(HostParam::Matrix(Arc::clone(constant)));
+        }
         let named = || param.stored.iter().map(|part| (part.names.iter().map(String::as_str), &part.shape));
         match param.kind {
             ParamKind::Weights => {

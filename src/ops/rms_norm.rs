@@ -5,17 +5,20 @@
 use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
+use ndarray::Array2;
 
 use super::{Cost, Operand, Operation, cost_of, dispatch};
 use crate::cpu::rows::{TASK_TOKENS, each_pair, inverse_root, sum_of, work};
 use crate::cpu::{Cpu, CpuCall, Shared, read, write};
-use crate::engine::{Tensor, gpu_size};
+use crate::engine::{Prepared, Tensor, gpu_size};
 use crate::error::{Error, Result, expect_dtype, expect_shape};
 use crate::gpu::{Dispatch, Gpu};
+use crate::graph::{ExactSite, Graph, NodeOp, ParamKind, Precision, Read, Site, ValueId};
 use crate::kernels::{
     Binding, Caps, FeatureAccess, ParamsLayout, Primitives, Program, Shader, Text, Types, WIDTHS, WORKGROUP, fields,
 };
 use crate::matrix::{DType, Element};
+use crate::reference::rms_norm;
 
 /// RMS normalisation: `y = x / √(mean of x² + eps) · gamma` over the features of each token. A token whose mean of squares
 /// overflows f32 becomes NaNs.
@@ -180,5 +183,41 @@ fn norm_tokens<X: Element, Y: Element>(x: &[X], gamma: &[f32], epsilon: f32, y: 
         for ((y, x), gamma) in y.iter_mut().zip(x).zip(gamma) {
             *y = Y::from_f32(x.to_f32() * factor * gamma);
         }
+    }
+}
+
+/// RMS normalisation as a node: x, gamma.
+#[derive(Debug)]
+struct RmsNormNode {
+    eps: f32,
+}
+
+impl NodeOp for RmsNormNode {
+    fn name(&self) -> &'static str {
+        "rms_norm"
+    }
+
+    fn prepare(&self, site: &Site<'_>) -> Result<Prepared> {
+        let (x, gamma) = (site.tensor(0)?, site.tensor(1)?);
+        site.device.prepare(&RmsNorm { x, gamma, eps: self.eps, y: site.y })
+    }
+
+    fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
+        Ok(rms_norm::exact(site.matrix(0)?.view(), &site.row(1)?, f64::from(self.eps)))
+    }
+}
+
+impl Graph {
+    /// Adds a normalisation by the root of the mean of squares, with the parameter `{name}.weight`.
+    pub fn rms_norm(&mut self, name: &str, x: ValueId, eps: f32) -> Result<ValueId> {
+        let (rows, cols) = (self.value(x).rows, self.value(x).cols);
+        let gamma = self.add_param(format!("{name}.weight"), ParamKind::Matrix(Precision::F32), (1, cols))?;
+        self.set_around(gamma, 1.0);
+        self.add_node(
+            name,
+            RmsNormNode { eps },
+            vec![Read::Value(x), Read::Param(gamma)],
+            (rows, cols, Precision::Model),
+        )
     }
 }

@@ -5,15 +5,18 @@
 use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
+use ndarray::Array2;
 
 use super::{Cost, Operand, Operation, cost_of, dispatch};
 use crate::cpu::rows::{TASK_TOKENS, each_pair, work};
 use crate::cpu::{Cpu, CpuCall, Shared, read, write};
-use crate::engine::{Tensor, gpu_size};
+use crate::engine::{Prepared, Tensor, gpu_size};
 use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
 use crate::gpu::{Dispatch, Gpu};
+use crate::graph::{ExactSite, Graph, NodeOp, ParamId, Precision, Read, Site, ValueId};
 use crate::kernels::{Binding, Caps, ParamsLayout, Primitives, Program, Shader, Text, Types, WORKGROUP, fields};
 use crate::matrix::{DType, Element, Matrix};
+use crate::reference::rotary;
 
 /// Rotary positions (J. Su et al. 2021, [arXiv:2104.09864](https://arxiv.org/abs/2104.09864)), with the halves of a head
 /// turned against each other, as Hugging Face's Llama has them: for feature `c` of the first half of a head of `h`
@@ -282,5 +285,44 @@ fn turn_tokens<X: Element, Y: Element>(
                 *yb = Y::from_f32(b * cos + a * sin);
             }
         }
+    }
+}
+
+/// Rotary positions as a node: x, cosines, sines. A text starts at position 0.
+#[derive(Debug)]
+struct RotaryNode {
+    rotated: usize,
+}
+
+impl NodeOp for RotaryNode {
+    fn name(&self) -> &'static str {
+        "rotary"
+    }
+
+    fn prepare(&self, site: &Site<'_>) -> Result<Prepared> {
+        let (x, cos, sin) = (site.tensor(0)?, site.tensor(1)?, site.tensor(2)?);
+        let rotary = Rotary { x, cos, sin, seq: site.seq, offset: 0, rotated: self.rotated, y: site.y };
+        site.device.prepare(&rotary)
+    }
+
+    fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
+        let (x, cos, sin) = (site.matrix(0)?, site.matrix(1)?, site.matrix(2)?);
+        Ok(rotary::exact(x.view(), (cos.view(), sin.view()), (x.nrows(), 0), self.rotated))
+    }
+}
+
+impl Graph {
+    /// Adds the tables of cosines and sines for heads of `head_dim` features and as many positions as texts have tokens:
+    /// see [`Rotary::tables`]. All blocks read the same.
+    pub fn rotary_tables(&mut self, name: &str, head_dim: usize, theta: f64) -> Result<[ParamId; 2]> {
+        let [cos, sin] = Rotary::tables(self.limits().tokens, head_dim, theta)?;
+        Ok([self.add_constant(format!("{name}.cos"), cos)?, self.add_constant(format!("{name}.sin"), sin)?])
+    }
+
+    /// Adds the turning of the first `rotated` features of each token, which are whole heads.
+    pub fn rotary(&mut self, name: &str, x: ValueId, tables: [ParamId; 2], rotated: usize) -> Result<ValueId> {
+        let (rows, cols) = (self.value(x).rows, self.value(x).cols);
+        let reads = vec![Read::Value(x), Read::Param(tables[0]), Read::Param(tables[1])];
+        self.add_node(name, RotaryNode { rotated }, reads, (rows, cols, Precision::Model))
     }
 }

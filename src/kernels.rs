@@ -60,4 +60,4 @@ pub(crate) use registry::{Shader, fields};
 pub use schedule::{Schedule, Tile};
 pub use sparse24::Sparse24Layout;
 pub(crate) use sparse24::Sparse24Params;
-pub(crate) use wgsl::Text;
+pub(crate) use wgsl::{Text, activation_override};

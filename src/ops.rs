@@ -94,6 +94,7 @@ macro_rules! each_operation {
             attention::Attention
             decompress::Decompress
             embedding::Embedding
+            gated::Gated
             gemm::Gemm
             layer_norm::LayerNorm
             mean_pooling::MeanPooling

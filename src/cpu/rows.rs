@@ -8,7 +8,7 @@
 use rayon::prelude::*;
 
 use super::Cpu;
-pub(crate) use super::epilogue::exp;
+pub(crate) use super::epilogue::{activate, exp};
 use crate::matrix::Element;
 
 /// Sums that a loop keeps side by side: a register of AVX-512, two of AVX2, four of SSE2 or NEON.

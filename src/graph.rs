@@ -641,6 +641,9 @@ impl Graph {
     }
 
     /// A value.
+    ///
+    /// # Panics
+    /// If it is of another graph.
     pub fn value(&self, id: ValueId) -> &Value {
         &self.values[id.0]
     }
@@ -656,6 +659,9 @@ impl Graph {
     }
 
     /// A parameter.
+    ///
+    /// # Panics
+    /// If it is of another graph.
     pub fn param(&self, id: ParamId) -> &Param {
         &self.params[id.0]
     }

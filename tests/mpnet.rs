@@ -198,7 +198,8 @@ mod command_line {
         assert_eq!(chosen["chosen"]["layers"].as_array().unwrap().len(), 8, "{chosen}");
         // Any speed will do: whether it is reached is the machine's affair, that every layer was timed is not.
         let fast = dir.path().join("fast").to_str().unwrap().to_owned();
-        let args = ["prune", &model, &fast, "--input", &texts, "--target-speedup", "1000", "--device", "cpu"];
+        let args =
+            ["prune", &model, &fast, "--input", &texts, "--target-speedup", "1000", "--seq", "16", "--device", "cpu"];
         let output = Command::new(env!("CARGO_BIN_EXE_sparse24")).args(args).output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         assert!(!output.status.success() && error.contains("--target-speedup"), "{error}");

@@ -5,19 +5,22 @@
 use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
+use ndarray::Array2;
 
 use super::{Cost, Operand, Operation, cost_of, dispatch};
 use crate::cpu::rows::{TASK_TOKENS, activate, each_pair, work};
 use crate::cpu::{Cpu, CpuCall, Shared, read, write};
-use crate::engine::{Tensor, gpu_size};
-use crate::error::{Result, checked_mul, expect_shape};
+use crate::engine::{Prepared, Tensor, gpu_size};
+use crate::error::{Error, Result, checked_mul, expect_shape};
 use crate::gpu::{Dispatch, Gpu};
+use crate::graph::{ExactSite, Graph, NodeOp, Precision, Read, Site, ValueId};
 use crate::kernels::{
     Binding, Caps, FeatureAccess, ParamsLayout, Primitives, Program, Shader, Text, Types, WIDTHS, WORKGROUP,
     activation_override, fields,
 };
 use crate::matrix::{DType, Element};
 use crate::problem::Activation;
+use crate::reference::gated;
 
 /// A gate: `y = act(a) · b`, `a` being the first half of each row of `x` and `b` the second. With SiLU it is the SwiGLU of
 /// Llama, with GELU GeGLU (N. Shazeer 2020, [arXiv:2002.05202](https://arxiv.org/abs/2002.05202)).
@@ -188,5 +191,36 @@ fn gate_tokens<X: Element, Y: Element>(x: &[X], width: usize, activation: Activa
                 *y = Y::from_f32(*gate * b.to_f32());
             }
         }
+    }
+}
+
+/// A gated activation as a node: both halves side by side.
+#[derive(Debug)]
+struct GatedNode {
+    activation: Activation,
+}
+
+impl NodeOp for GatedNode {
+    fn name(&self) -> &'static str {
+        "gated"
+    }
+
+    fn prepare(&self, site: &Site<'_>) -> Result<Prepared> {
+        site.device.prepare(&Gated { x: site.tensor(0)?, activation: self.activation, y: site.y })
+    }
+
+    fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
+        Ok(gated::exact(site.matrix(0)?.view(), self.activation))
+    }
+}
+
+impl Graph {
+    /// Adds a gated activation of the two halves of `x`. An error if it has an odd number of features.
+    pub fn gated(&mut self, name: &str, x: ValueId, activation: Activation) -> Result<ValueId> {
+        let (rows, cols) = (self.value(x).rows, self.value(x).cols);
+        if !cols.is_multiple_of(2) {
+            return Err(Error::Invalid(format!("{name}: {cols} features have no two halves")));
+        }
+        self.add_node(name, GatedNode { activation }, vec![Read::Value(x)], (rows, cols / 2, Precision::Model))
     }
 }

@@ -105,10 +105,10 @@
 //! are stored in this crate's format or in one of the others that people have: [`io`].
 //!
 //! # A whole model
-//! What a model computes, linear layers and what is between them (embeddings, layer normalisation, attention, pooling),
-//! are operations: [`ops`]. An operation is a file, its GPU program, its twin in the reference, and a line in a list.
-//! [`Device::submit`] runs the calls of a forward pass as one submission. The module `bert` (feature `bert`)
-//! is a model built that way, from a folder of files to embeddings; [`linear`] shows another one.
+//! What a model computes, linear layers and what is between them (embeddings, norms, rotary positions, attention, gates,
+//! pooling), are operations: [`ops`]. An operation is a file, its GPU program, its twin in the reference, and a line in
+//! a list. [`Device::submit`] runs the calls of a forward pass as one submission. The module `bert` (feature `bert`) is
+//! a model built that way, from a folder of files to embeddings; [`linear`] shows another one.
 //!
 //! # Weights that change
 //! Training keeps dense weights and multiplies by their 2:4 form. [`Sparsify`] prunes and compresses a tensor

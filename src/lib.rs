@@ -106,8 +106,9 @@
 //! are stored in this crate's format or in one of the others that people have: [`io`].
 //!
 //! # A whole model
-//! A model is data: a [`graph`](graph::Graph) of named nodes, each an operation of [`ops`] with what it reads. A file of
-//! [`models`] makes one of a config and the names of tensors; nothing else knows an architecture.
+//! What a model computes, linear layers and what is between them (embeddings, norms, rotary positions, attention, gates,
+//! pooling), are operations: [`ops`]. A model is data: a [`graph`](graph::Graph) of named nodes, each an operation with
+//! what it reads. A file of [`models`] makes one of a config and the names of tensors; nothing else knows an architecture.
 //!
 //! ```text
 //!  ops/<name>.rs      an operation: operands, check, GPU program, CPU loops, cost; and what it is as a node
@@ -131,9 +132,8 @@
 //! binds it as a [`Gemm`]. The plan's kernel multiplies by it, in every pass.
 //!
 //! ## The way of one text
-//! `text::Tokenizer` makes token ids of it,
-//! `text::Encoder` puts it into a batch of texts of its length and asks [`graph::Model::forward`] for the pass of that
-//! shape, whose calls are prepared once. [`graph::Forward::run_on`] writes ids and lengths to the device and submits all
+//! `text::Tokenizer` makes token ids of it, `text::Encoder` puts it into a batch of texts of its length and asks
+//! [`graph::Model::forward`] for the pass of that shape, whose calls are prepared once. [`graph::Forward::run_on`] writes ids and lengths to the device and submits all
 //! calls at once: the node `embeddings` looks rows up, norms, products and attention follow in the graph's order, each
 //! value in a buffer that is used again after its last reader. The pooled states are read back, and `text::Pipeline` does
 //! on the host what is left to do. [`graph::twin`] makes the same walk in f64.

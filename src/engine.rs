@@ -546,10 +546,10 @@ impl Device {
         }
     }
 
-    /// Uploads weights of any form, in the layout of its operation. [`Sparsify`](crate::Sparsify) replaces compressed ones where
-    /// they lie; masked ones keep weights and mask apart, so that either can be uploaded anew, as training does. An error
-    /// if a mask has another shape than its weights, or is to be held as 2:4 codes and keeps fewer than two weights of a
-    /// group, which it names: there is no code for that.
+    /// Uploads weights of any form, in the layout of its operation. [`Sparsify`](crate::Sparsify) replaces compressed
+    /// ones where they lie; masked ones keep weights and mask apart, so that either can be uploaded anew, as training
+    /// does. An error if a mask has another shape than its weights, or is to be held as 2:4 codes and keeps fewer than
+    /// two weights of a group, which it names: there is no code for that.
     pub fn upload_weights(&self, w: &HostWeights) -> Result<Weights> {
         let (op, m, k) = (w.op(), w.m(), w.k());
         if let Some(mask) = w.mask() {

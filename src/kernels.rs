@@ -1,9 +1,9 @@
 //! The GPU kernels: which exist, what they are called, what they need of a device, and their WGSL.
 //!
-//! A [`Kernel`] is a product of small types: operation, [`Schedule`], form, element types and epilogue.
-//! [`Kernel::all`] is the one list that the planner, the tuner, the tests and the benchmarks iterate. A [`Program`] is
-//! anything that is compiled for a GPU, these kernels and those of all other [operations](crate::ops);
-//! [`Program::all`] lists them. Nothing here needs a device. Invariant: a `Kernel` that exists has a shader; whether a given device can run it is
+//! A [`Kernel`] is a product of small types: operation, [`Schedule`], form, element types and epilogue. [`Kernel::all`]
+//! is the one list that the planner, the tuner, the tests and the benchmarks iterate. A [`Program`] is anything that is
+//! compiled for a GPU, these kernels and those of all other [operations](crate::ops); [`Program::all`] lists them.
+//! Nothing here needs a device. Invariant: a `Kernel` that exists has a shader; whether a given device can run it is
 //! [`Kernel::supported_by`].
 //!
 //! # Schedules

@@ -31,7 +31,7 @@
 //!                                               │
 //!                                               ▼
 //!  output       Tensor ◄──── Oracle::verify ── reference              measure: verify, time, record
-//!                                                                     tune: the best way, kept in a file
+//!                                                                     tune: the best schedule, kept in a file
 //! ```
 //! Each stage is a module of that name, and each arrow a type of its own. Imports run downward: [`measure`] stands on
 //! [`engine`], that on the devices, those on [`plan`], [`kernels`] and [`mod@format`]. [`ops`] brings operations to
@@ -106,9 +106,10 @@
 //! are stored in this crate's format or in one of the others that people have: [`io`].
 //!
 //! # A whole model
-//! What a model computes, linear layers and what is between them (embeddings, norms, rotary positions, attention, gates,
-//! pooling), are operations: [`ops`]. A model is data: a [`graph`](graph::Graph) of named nodes, each an operation with
-//! what it reads. A file of [`models`] makes one of a config and the names of tensors; nothing else knows an architecture.
+//! What a model computes, linear layers and what is between them (embeddings, norms, rotary positions, attention,
+//! gates, pooling), are operations: [`ops`]. A model is data: a [`graph`](graph::Graph) of named nodes, each an
+//! operation with what it reads. A file of [`models`] makes one of a config and the names of tensors; nothing else
+//! knows an architecture.
 //!
 //! ```text
 //!  ops/<name>.rs      an operation: operands, check, GPU program, CPU loops, cost; and what it is as a node
@@ -123,20 +124,21 @@
 //! ```
 //!
 //! ## The way of one weight matrix
-//! `encoder.layer.0.output.dense.weight` of a folder: [`models::load`] reads its `config.json` and makes a graph in which
-//! a node of the operation `gemm` reads a parameter of that name. [`graph::Checkpoint::load`] asks [`io`] for the tensor
-//! and holds it as [`HostWeights`], dense. [`graph::Checkpoint::calibrate`] runs texts through the model and shows it to
-//! [`prune::SparseGpt`] with the statistics of its inputs; the [`Mask24`] and the weights that come back become a
-//! [`Sparse24`] by [`Sparse24::compress`], and take its place. [`graph::Model::new`] gives it to a [`Linear`], which
-//! asks [`plan`] for a batch of tokens, uploads it in the form that the plan wants ([`Device::upload_weights`]), and
-//! binds it as a [`Gemm`]. The plan's kernel multiplies by it, in every pass.
+//! `encoder.layer.0.output.dense.weight` of a folder: [`models::load`] reads its `config.json` and makes a graph in
+//! which a node of the operation `gemm` reads a parameter of that name. [`graph::Checkpoint::load`] asks [`io`] for the
+//! tensor and holds it as [`HostWeights`], dense. [`graph::Checkpoint::calibrate`] runs texts through the model and
+//! shows it to [`prune::SparseGpt`] with the statistics of its inputs; the [`Mask24`] and the weights that come back
+//! become a [`Sparse24`] by [`Sparse24::compress`], and take its place. [`graph::Model::new`] gives it to a [`Linear`],
+//! which asks [`plan`] for a batch of tokens, uploads it in the form that the plan wants ([`Device::upload_weights`]),
+//! and binds it as a [`Gemm`]. The plan's kernel multiplies by it, in every pass.
 //!
 //! ## The way of one text
 //! `text::Tokenizer` makes token ids of it, `text::Encoder` puts it into a batch of texts of its length and asks
-//! [`graph::Model::forward`] for the pass of that shape, whose calls are prepared once. [`graph::Forward::run_on`] writes ids and lengths to the device and submits all
-//! calls at once: the node `embeddings` looks rows up, norms, products and attention follow in the graph's order, each
-//! value in a buffer that is used again after its last reader. The pooled states are read back, and `text::Pipeline` does
-//! on the host what is left to do. [`graph::twin`] makes the same walk in f64.
+//! [`graph::Model::forward`] for the pass of that shape, whose calls are prepared once. [`graph::Forward::run_on`]
+//! writes ids and lengths to the device and submits all calls at once: the node `embeddings` looks rows up, norms,
+//! products and attention follow in the graph's order, each value in a buffer that is used again after its last reader.
+//! The pooled states are read back, and `text::Pipeline` does on the host what is left to do. [`graph::twin`] makes the
+//! same walk in f64.
 //!
 //! # Weights that change
 //! Training keeps dense weights and multiplies by their 2:4 form. [`Sparsify`] prunes and compresses a tensor
@@ -159,7 +161,7 @@
 //! on the operands that are timed, within a bound derived from `k` and f32's round-off, and on whole numbers, where the
 //! bound is zero and one wrong product shows. The outputs checked are spread over the whole result, one feature and one
 //! token of every 32 (up to 512 of each), and none of the others may be left unwritten. The tests run every kernel
-//! (operation, vector length, way, tile, storage type) against the same reference on two software drivers, with
+//! (operation, vector length, schedule, tile, storage type) against the same reference on two software drivers, with
 //! epilogues, forms and output types in rotation (`SPARSE24_TEST_ALL=1` takes the whole product of 20,000), compile
 //! every shader in Tint, the compiler of browsers, and hold the format bit for bit against files made by torch and
 //! compressed-tensors. Kernels of cooperative matrices run with the matrices acted out in plain WGSL where their tiles

@@ -106,8 +106,9 @@ struct Forms {
 }
 
 impl Device {
-    /// A layer with these weights: a [`Matrix`](crate::Matrix), a [`Sparse24`](crate::Sparse24), or any [`HostWeights`]. They are uploaded when the
-    /// first call is prepared, compressed ones in the form that its number of tokens wants. bf16 weights become f32.
+    /// A layer with these weights: a [`Matrix`](crate::Matrix), a [`Sparse24`](crate::Sparse24), or any
+    /// [`HostWeights`]. They are uploaded when the first call is prepared, compressed ones in the form that its number
+    /// of tokens wants. bf16 weights become f32.
     pub fn linear(&self, w: impl Into<HostWeights>, epilogue: Epilogue) -> Linear {
         self.linear_of(Arc::new(w.into()), epilogue)
     }

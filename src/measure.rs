@@ -173,7 +173,7 @@ pub struct Record {
     pub vector: Option<usize>,
     /// Name of the kernel.
     pub kernel: String,
-    /// Its way and tile on a GPU, with `/splits` of k if there are several; on the CPU a
+    /// Its schedule and tile on a GPU, with `/splits` of k if there are several; on the CPU a
     /// [`CpuSchedule`](crate::plan::CpuSchedule).
     /// `dense_` in front where an `auto` row uses dense weights.
     pub tile: String,

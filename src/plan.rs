@@ -55,7 +55,7 @@ impl GpuMethod {
     }
 }
 
-/// A problem and the way it will be solved.
+/// A problem, and how it is solved.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     problem: Problem,
@@ -141,12 +141,12 @@ struct Layer {
     k: usize,
 }
 
-/// The best way that was measured for a layer and a number of tokens.
+/// The best schedule that was measured for a layer and a number of tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tuned {
     /// Tokens.
     pub n: usize,
-    /// The way.
+    /// The schedule.
     pub schedule: Schedule,
     /// Splits of k.
     pub splits: usize,
@@ -155,12 +155,12 @@ pub struct Tuned {
 }
 
 impl Tuning {
-    /// Rates, and no measured ways yet.
+    /// Rates, and no measured schedules yet.
     pub fn new(rates: Option<Rates>) -> Self {
         Self { rates, best: HashMap::new() }
     }
 
-    /// Adds the best way for a problem, in place of what was there for as many tokens.
+    /// Adds the best schedule for a problem, in place of what was there for as many tokens.
     pub fn insert(&mut self, problem: &Problem, tuned: Tuned) {
         let entries = self.best.entry(Layer::of(problem)).or_default();
         entries.retain(|e| e.n != tuned.n);
@@ -322,7 +322,7 @@ impl Plan {
     }
 
     /// This plan with 2:4 weights, or the dense one in its place unless the 2:4 time is at most `margin` of the dense
-    /// one. `times` are of the ways that are compared, and rest on `basis`.
+    /// one. `times` are of the schedules that are compared, and rest on `basis`.
     fn or_dense(self, dense: Self, basis: Basis, margin: f64, times: [(String, f64); 2]) -> Self {
         let [(sparse_way, sparse_time), (dense_way, dense_time)] = times;
         let verdict = format!(
@@ -340,8 +340,8 @@ impl Plan {
         Self { method: dense.method, basis: dense.basis, reason, ..self }
     }
 
-    /// The plan with the given way and splits of k, for tests, tuning and `bench --plan`. An error if it is none of the
-    /// operation's, or the device cannot run it.
+    /// The plan with the given schedule and splits of k, for tests, tuning and `bench --plan`. An error if it is none
+    /// of the operation's, or the device cannot run it.
     pub fn gpu_with(problem: &Problem, caps: &Caps, schedule: Schedule, splits: usize) -> Result<Self> {
         let kernel = Kernel::new(problem, schedule)?;
         kernel.supported_by(caps).map_err(|feature| Error::MissingFeature { device: kernel.to_string(), feature })?;
@@ -458,7 +458,7 @@ impl Plan {
         }
     }
 
-    /// What tells the kernels of one operation apart: way and tile on a GPU, a [`CpuSchedule`] on the CPU.
+    /// What tells the kernels of one operation apart: schedule and tile on a GPU, a [`CpuSchedule`] on the CPU.
     pub fn schedule(&self) -> String {
         let dense = if self.weights() == self.problem.op { "" } else { "dense_" };
         match &self.method {

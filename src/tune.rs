@@ -1,4 +1,4 @@
-//! Which way is best on the device at hand: measured once, kept in a file, believed by the planner from then on.
+//! Which schedule is best on the device at hand: measured once, kept in a file, believed by the planner from then on.
 //!
 //! Estimates choose well between kernels that differ much and badly between those that differ little, and what differs
 //! little on one GPU differs much on the next. So [`try_all`] races the candidates of a problem, and a [`Cache`] keeps
@@ -21,8 +21,8 @@
 //!  "entries": [{"op": "sparse24", "vector": 32, "dtype": "f16", "m": 768, "n": 512, "k": 3072,
 //!               "way": "128x128x16", "splits": 4, "seconds": 1e-3, "date": "2026-11-22T10:00:00Z"}]}
 //! ```
-//! An entry that a budget cut off has a further field, `untried`: the ways, with their splits as in `"64x64x16/2"`, that
-//! are still to be tried. Beside the files lies `tuning.lock`, which is empty.
+//! An entry that a budget cut off has a further field, `untried`: the schedules, with their splits as in
+//! `"64x64x16/2"`, that are still to be tried. Beside the files lies `tuning.lock`, which is empty.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -110,7 +110,7 @@ impl Key {
     }
 }
 
-/// The best way that was found for one problem, and when.
+/// The best schedule that was found for one problem, and when.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     problem: Problem,
@@ -125,7 +125,7 @@ impl Entry {
         &self.problem
     }
 
-    /// The best way of those that were tried.
+    /// The best schedule of those that were tried.
     pub fn tuned(&self) -> &Tuned {
         &self.tuned
     }
@@ -240,7 +240,7 @@ impl Cache {
         self.insert_unfinished(problem, tuned, Vec::new());
     }
 
-    /// The same where these ways are still to be tried.
+    /// The same where these schedules are still to be tried.
     pub fn insert_unfinished(&mut self, problem: &Problem, tuned: Tuned, untried: Vec<String>) {
         let Problem { op, m, n, k, storage, .. } = *problem;
         let problem = Problem::linear(op, m, n, k, storage);
@@ -255,7 +255,7 @@ impl Cache {
         &self.entries
     }
 
-    /// For [`Device::set_tuning`]: the best ways, and rates where ceilings were measured.
+    /// For [`Device::set_tuning`]: the best schedules, and rates where ceilings were measured.
     pub fn tuning(&self, caps: &Caps) -> Tuning {
         let mut tuning = Tuning::new(rates(&self.ceilings, &caps.rates));
         for entry in &self.entries {
@@ -480,7 +480,7 @@ impl Tried {
         })
     }
 
-    /// The ways of the candidates that there was no time for.
+    /// The schedules of the candidates that there was no time for.
     pub fn untried(&self) -> Vec<String> {
         let untried = self.trials.iter().filter(|(_, trial)| *trial == Trial::Untried);
         untried.map(|(plan, _)| plan.schedule()).collect()
@@ -540,7 +540,7 @@ mod tests {
         let mut cache = cache();
         let path = cache.save(&inner).unwrap();
         assert_eq!(path.file_name().unwrap().to_str().unwrap(), key().file_name());
-        // Every way of every operation finds itself by its name.
+        // Every schedule of every operation finds itself by its name.
         assert_eq!(Cache::load(&inner, &key()).unwrap().unwrap(), cache);
         assert_eq!(reloaded(|_| ()).unwrap().unwrap(), cache);
         // No temporary file is left.
@@ -688,7 +688,7 @@ mod tests {
             (Box::new(set("/ceilings/fma_f32_tflops", json!("0.5"))), "fma_f32_tflops"),
             (Box::new(|json| *json = json!([])), "has no schema"),
             (Box::new(entry("way", json!("64x64x17"))), "entry 1: way is \"64x64x17\""),
-            // A way of another operation.
+            // A schedule of another operation.
             (Box::new(entry("way", json!("lanes_128x128x16"))), "way"),
             (Box::new(entry("splits", json!(0))), "splits is 0"),
             (Box::new(entry("splits", json!(17))), "splits is 17"),

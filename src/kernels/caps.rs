@@ -77,7 +77,7 @@ impl Caps {
         }
     }
 
-    /// Whether a kernel of this way may tell what a device lacks: where one unit of cooperative matrices runs, the
+    /// Whether a kernel of this schedule may tell what a device lacks: where one unit of cooperative matrices runs, the
     /// kernels of the others are not missed.
     pub(crate) fn misses(&self, schedule: Schedule) -> bool {
         match schedule {

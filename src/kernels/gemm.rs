@@ -54,8 +54,8 @@ pub(super) const GEMM_BINDINGS: [Binding; 4] =
 /// One GPU kernel: everything that distinguishes two compiled pipelines.
 ///
 /// Its name (`Display`) is made of its parts, such as `gemm_sparse24-f16f32-v32-128x128x16-bias_gelu`: operation,
-/// storage and accumulation type, vector length, way and tile, epilogue; then `gemm` for the plain form, and `out_f32`
-/// or `out_f16` where the output has another type than the storage.
+/// storage and accumulation type, vector length, schedule and tile, epilogue; then `gemm` for the plain form, and
+/// `out_f32` or `out_f16` where the output has another type than the storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Kernel {
     op: Op,
@@ -67,8 +67,8 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The kernel that solves a problem in one of its operation's ways. An error if there is no shader for the element
-    /// types or the way.
+    /// The kernel that solves a problem in one of its operation's schedules. An error if there is no shader for the
+    /// element types or the schedule.
     pub fn new(problem: &Problem, schedule: Schedule) -> Result<Self> {
         for (what, got) in [("weights and x", problem.storage), ("y", problem.output)] {
             if got == DType::Bf16 {
@@ -76,13 +76,13 @@ impl Kernel {
             }
         }
         if !Schedule::of(problem.op, problem.storage).contains(&schedule) {
-            return Err(Error::Invalid(format!("{schedule} is no way of {} {}", problem.storage, problem.op)));
+            return Err(Error::Invalid(format!("{schedule} is no schedule of {} {}", problem.storage, problem.op)));
         }
         let Problem { op, form, storage, output, epilogue, .. } = *problem;
         Ok(Self { op, schedule, form, storage, output, epilogue })
     }
 
-    /// Every kernel there is: operation x vector length x way x form x storage x output x epilogue.
+    /// Every kernel there is: operation x vector length x schedule x form x storage x output x epilogue.
     pub fn all() -> impl Iterator<Item = Self> {
         let layouts = || [Form::Linear, Form::Gemm].into_iter().flat_map(|form| FLOATS.map(|output| (form, output)));
         let typed = Op::all().flat_map(|op| FLOATS.map(|storage| (op, storage)));

@@ -64,7 +64,7 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    /// The ways that are registered for an operation on elements of a type.
+    /// The schedules that are registered for an operation on elements of a type.
     pub fn of(op: Op, storage: DType) -> Vec<Self> {
         let mut schedules = Vec::new();
         let short = op.vector().map(VectorLen::get).filter(|&v| v < 8);
@@ -86,7 +86,7 @@ impl Schedule {
         schedules
     }
 
-    /// The way of this name (its `Display`) among those of an operation.
+    /// The schedule of this name (its `Display`) among those of an operation.
     pub fn named(op: Op, storage: DType, name: &str) -> Option<Self> {
         Self::of(op, storage).into_iter().find(|schedule| schedule.to_string() == name)
     }

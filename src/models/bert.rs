@@ -114,8 +114,8 @@ impl BertConfig {
         Ok(graph)
     }
 
-    /// The sizes of a well-known model, one of [`NAMES`](super::NAMES): MiniLM-L6 with 384 features (all-MiniLM-L6-v2), BERT-base and
-    /// BERT-large, uncased.
+    /// The sizes of a well-known model, one of [`NAMES`](super::NAMES): MiniLM-L6 with 384 features (all-MiniLM-L6-v2),
+    /// BERT-base and BERT-large, uncased.
     pub fn named(name: &str) -> Option<Self> {
         let (hidden, layers, heads) = match name {
             "minilm" => (384, 6, 12),

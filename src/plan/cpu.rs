@@ -1,8 +1,8 @@
 //! How the CPU device solves a problem: which kernel, by counted work against what such processors do per cycle.
 //!
-//! Both ways of an operation read the same weights, so the choice between them is free at run time; that between 2:4 and
-//! dense weights is not, and is made here too. Invariant: a method's way is one of its operation's, for its number of
-//! tokens.
+//! Both schedules of an operation read the same weights, so the choice between them is free at run time; that between
+//! 2:4 and dense weights is not, and is made here too. Invariant: a method's schedule is one of its operation's, for
+//! its number of tokens.
 
 use std::fmt;
 
@@ -26,7 +26,7 @@ pub enum CpuSchedule {
 }
 
 impl CpuSchedule {
-    /// The ways of an operation; of two with the same estimate, the first is taken.
+    /// The schedules of an operation; of two with the same estimate, the first is taken.
     pub const fn of(op: Op) -> [Self; 2] {
         match op {
             Op::Dense | Op::Masked | Op::Masked24 => [Self::Columns, Self::GemmCrate],
@@ -94,7 +94,7 @@ const CLOCK: f64 = 3e9;
 const READ: f64 = 2e10;
 
 impl CpuMethod {
-    /// `None` if the way does not take so many tokens. `op` is that of the weights which are used.
+    /// `None` if the schedule does not take so many tokens. `op` is that of the weights which are used.
     pub(super) fn new(problem: &Problem, op: Op, schedule: CpuSchedule, caps: &CpuCaps) -> Option<Self> {
         let own = schedule.takes(problem.n).then_some(schedule)?;
         let simd = if own == CpuSchedule::GemmCrate { caps.gemm_simd } else { caps.simd };

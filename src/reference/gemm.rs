@@ -1,8 +1,8 @@
 //! The oracle of GEMMs: two ways that share no code, and a bound that is zero on whole numbers.
 //!
-//! Invariant: compressed weights are read through the accessors of [`Sparse24`](crate::Sparse24) alone and decoded here, in two ways that
-//! share no code: [`Oracle::element`] walks the values of one row and looks up the index of each;
-//! [`Oracle::decompressed`] walks the metadata and scatters values into a dense matrix, which [`Oracle::full`]
+//! Invariant: compressed weights are read through the accessors of [`Sparse24`](crate::Sparse24) alone and decoded
+//! here, in two ways that share no code: [`Oracle::element`] walks the values of one row and looks up the index of
+//! each; [`Oracle::decompressed`] walks the metadata and scatters values into a dense matrix, which [`Oracle::full`]
 //! multiplies.
 //!
 //! # What is exact

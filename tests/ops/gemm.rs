@@ -2,7 +2,7 @@
 //!
 //! Tests that need a GPU are ignored unless asked for (`-- --include-ignored`). They iterate [`Kernel::all`], the list
 //! that the planner chooses from. A pipeline costs a software driver a third of a second, and the list has thousands:
-//! by default each operation, way and storage type runs once or twice, with forms, output types and epilogues that
+//! by default each operation, schedule and storage type runs once or twice, with forms, output types and epilogues that
 //! rotate so that each test meets all of them. SPARSE24_TEST_ALL=1 runs the whole list, for machines with a real GPU;
 //! with SPARSE24_TEST_SECONDS in an order drawn from the seed, until the time is up.
 #![allow(clippy::expect_used, reason = "a test may panic")]
@@ -41,7 +41,7 @@ fn problem_of(kernel: &Kernel) -> Problem {
     }
 }
 
-/// One kernel of each way and storage type of some operations, or all of them.
+/// One kernel of each schedule and storage type of some operations, or all of them.
 fn some_kernels(caps: &Caps, wanted: impl Fn(Op) -> bool) -> Vec<Kernel> {
     let all = Kernel::all().filter(|k| wanted(k.op()) && k.supported_by(caps).is_ok());
     if std::env::var_os("SPARSE24_TEST_ALL").is_some() {
@@ -265,7 +265,7 @@ fn splits_of_k_agree_with_the_oracle() {
             }
         }
     }
-    assert!(met.len() >= 10, "only {} ways were split", met.len());
+    assert!(met.len() >= 10, "only {} schedules were split", met.len());
 }
 
 /// Computes a plan's problem on whole numbers and checks a sample of it, and that all of it was written.
@@ -454,7 +454,7 @@ fn ways_of_one_operation_give_the_same_sums_for_whole_numbers() {
         for (schedule, output) in &outputs {
             assert!(*output == outputs[0].1, "{op}: {schedule} differs from {}", outputs[0].0);
         }
-        // Without k every way is left with the epilogue.
+        // Without k every schedule is left with the epilogue.
         for plan in Plan::gpu_candidates(&Problem::linear(op, 3, 4, 0, DType::F32), caps) {
             check(&device, &plan, &[Data::Whole], seed, 10);
         }

@@ -91,8 +91,8 @@ impl Checkpoint {
             let models: Vec<&Arc<Parts>> = [&pruned].into_iter().chain(corrected.then_some(&dense)).collect();
             batches.advance(&models, layer.node)?;
             if batches.node() > from {
-                dense = Arc::new(dense.from_node(batches.node()));
-                pruned = Arc::new(pruned.from_node(batches.node()));
+                dense = Arc::new(dense.rest_from(batches.node()));
+                pruned = Arc::new(pruned.rest_from(batches.node()));
             }
             let models: Vec<&Arc<Parts>> = [&pruned].into_iter().chain(corrected.then_some(&dense)).collect();
             let (k, rows) = (graph.value(layer.x).cols, graph.value(layer.x).rows);

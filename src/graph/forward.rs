@@ -61,7 +61,7 @@ impl Parts {
     }
 
     /// The same without what only nodes before this one read: passes from there on are all that it can make.
-    pub(super) fn from_node(&self, node: usize) -> Self {
+    pub(super) fn rest_from(&self, node: usize) -> Self {
         let mut rest = self.clone();
         for (at, param) in rest.params.iter_mut().enumerate() {
             if !self.graph.nodes()[node..].iter().any(|node| node.params().any(|of| of.0 == at)) {

@@ -533,7 +533,8 @@ impl Graph {
         self.params[param.0].stored = stored;
     }
 
-    /// Says what a parameter is made from: a function of the stored matrix.
+    /// Says what a parameter is made of: a function of the stored tensors, put together, which gives as many rows and
+    /// columns as the parameter has. [`Graph::set_stored`] says which shapes they have before.
     pub fn set_conversion(
         &mut self,
         param: ParamId,
@@ -547,9 +548,9 @@ impl Graph {
         self.params[param.0].around = around;
     }
 
-    /// Adds a node, and the value that it writes. An error if there is one of its name, it reads what is not there, or it
-    /// reads weights that another node reads, or two. Of a node with weights the first value is their activations, and
-    /// another parameter is their bias.
+    /// Adds a node, and the value that it writes. A node that reads weights is a linear layer: its activations are the
+    /// first value that it reads, and its bias is the other parameter, if there is one. An error if there is a node of this
+    /// name, it reads what is not there, or weights are read by two nodes or two of them by one.
     pub fn add_node(
         &mut self,
         name: &str,
@@ -570,7 +571,9 @@ impl Graph {
             let read = self.nodes.iter().any(|other| other.params().any(|param| param == own));
             if read || node.params().filter(weights).count() > 1 {
                 let taken = &self.params[own.0].name;
-                return Err(Error::Invalid(format!("{name}: weights have one node, and a node one of them: {taken}")));
+                return Err(Error::Invalid(format!(
+                    "{name} reads {taken}: weights are read by one node, which reads no others"
+                )));
             }
         }
         self.values.push(Value { name: name.to_owned(), rows, cols, precision });

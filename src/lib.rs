@@ -194,7 +194,7 @@
 //! | `weights.rs` | the weights of a layer on the host: dense, 2:4, masked |
 //! | `format.rs` `groups.rs` | the format: its specification, compress, decompress, validate; groups of four, many at a time |
 //! | `prune.rs` `prune/` | which weights stay: magnitude, Wanda, second order, SparseGPT; statistics; orders of channels |
-//! | `memory.rs` `bootstrap.rs` | memory, asked for before it is taken; what data leave open of a figure |
+//! | `error.rs` `memory.rs` `bootstrap.rs` | the one error type; memory, asked for before it is taken; what data leave open of a figure |
 //! | `choose.rs` | which layers to prune, by what may be lost or by time |
 //! | `io.rs` `io/` | safetensors, shards, folders, and everybody's 2:4 layouts |
 //! | `ops.rs` `ops/` | operations, a file each: operands, checks, cost, GPU program, CPU loops; their list |
@@ -210,7 +210,7 @@
 //! | `graph.rs` `graph/` | a model as data; its parameters, passes, f64 twin; calibration, ablation, permutation, times |
 //! | `models.rs` `models/` | the architectures: config and names of tensors to graph, a file each |
 //! | `text.rs` `text/` | encoders of texts: folders, tokens, what follows the last states |
-//! | `measure.rs` | verify, time, record, ceilings |
+//! | `measure.rs` `measure/` | verify, time, record, ceilings; noise |
 //! | `report.rs` `report/` | table and JSON; files read back and checked, runs compared, the page and its charts, claims |
 //! | `tune.rs` | the best kernels of a device: raced, and kept in a cache |
 //! | `main.rs` `cli.rs` `cli/` | the binary: the command line |

@@ -1,8 +1,14 @@
 //! The architectures: a file for each, which makes a [`Graph`] of a config.
 //!
 //! A model's file reads its `config.json`, adds nodes with the names that its tensors have, and says which channels may
-//! be permuted. Nothing else in the crate knows an architecture. Invariant: a model is one file, and one line in the list
-//! below.
+//! be permuted. Nothing else in the crate knows an architecture.
+//!
+//! # How to add one
+//! A file in `src/models`, here its `mod` and a line of the list `ALL`. The file reads fields by `Fields`, which refuses
+//! by name what does not fit, and builds the [`Graph`] by the methods that operations give it, such as
+//! [`Graph::linear`]; `PostNormBlock` is the block that BERT and MPNet share. [`Graph::add_prefix`] and
+//! [`Graph::set_blocks`] say what else names of tensors look like. tests/mpnet.rs shows what is due: the f64 twin against
+//! another program's numbers (tests/vectors), devices against both, and every tool.
 
 pub mod bert;
 pub mod mpnet;
@@ -21,7 +27,7 @@ use crate::problem::Activation;
 type Load = fn(&Fields) -> Result<Graph>;
 
 /// Every architecture by the `model_type` of its config.
-const ALL: [(&str, Load); 2] = [
+const ALL: &[(&str, Load)] = &[
     ("bert", |fields| bert::BertConfig::of(fields)?.graph()),
     ("mpnet", |fields| mpnet::MpnetConfig::of(fields)?.graph()),
 ];
@@ -208,7 +214,8 @@ pub(crate) struct PostNormBlock<'a> {
     pub(crate) intermediate: usize,
     pub(crate) activation: Activation,
     pub(crate) eps: f32,
-    /// What is added to the scores of attention, which then belongs to a head at its place.
+    /// What is added to the scores of attention, for each head its own. All blocks share it, so that heads then keep their
+    /// places; without it they may be permuted.
     pub(crate) relative_bias: Option<ParamId>,
 }
 

@@ -19,9 +19,10 @@
 //!
 //! # How to add one
 //! 1. `src/ops/<stem>.rs`: the struct of operands, which implements [`Operation`]; the type of its GPU program, and
-//!    `shaders()`, which lists every text of it; its loops on the CPU.
+//!    `shaders()`, which lists every text of it; its loops on the CPU. If models are to use it, what it is as a node: a
+//!    type that implements [`NodeOp`](crate::graph::NodeOp), and a method of [`Graph`](crate::graph::Graph) that adds it.
 //! 2. `shaders/<stem>.wgsl`: the program. Its header states computation, tile, dispatch grid, workgroup memory and
-//!    residues.
+//!    residues. (GEMMs have several, `gemm_*` and `gemv_*`, and attention a second one for cooperative matrices.)
 //! 3. `src/reference/<stem>.rs`: the exact result in f64, and how far an f32 result may be from it.
 //! 4. `tests/ops/<stem>.rs`: both devices against the reference.
 //! 5. One line in the list below, [`each_operation!`](crate::each_operation). The modules, the public names, the
@@ -31,8 +32,9 @@
 //! operands), `src/reference.rs` (of bounds) and `shaders/shared`.
 //!
 //! # Gradients
-//! A gradient is an operation of its own in the file of the operation that it belongs to, with a twin in the same file
-//! of the reference: it has other operands, another program and another cost, and is prepared and run like any other.
+//! There are none yet. Their place is the file of the operation that they belong to, with a twin in the same file of the
+//! reference: a gradient has other operands, another program and another cost, and is prepared and run like any other
+//! operation. A graph's nodes can be walked in reverse for it ([`Graph::nodes`](crate::graph::Graph::nodes)).
 //!
 //! # Errors
 //! [`Error::Shape`] and [`Error::DType`] name the operand that does not fit, [`Error::Mismatch`] one of another device,
@@ -62,14 +64,13 @@
 //!     device.prepare(&Embedding { tables: &[(&words, &ids)], y: &x })?,
 //!     device.prepare(&LayerNorm { x: &x, gamma: &ones, beta: &zeros, eps: 1e-12, y: &normed })?,
 //!     device.prepare(&Attention::new(&qkv, &lengths, (batch, seq), 3, &attended))?,
-//!     device.prepare(&MeanPooling { x: &normed, lengths: &lengths, batch, seq, normalize: true, y: &pooled })?,
+//!     device.prepare(&MeanPooling { x: &attended, lengths: &lengths, batch, seq, normalize: true, y: &pooled })?,
 //! ];
 //! // For each batch of texts: new ids and lengths, one submission.
 //! device.write_indices(&ids, &[5, 7, 11, 0, 13, 17, 0, 0])?;
 //! device.write_indices(&lengths, &[3, 2])?;
 //! device.submit(&calls)?;
-//! let embedding = device.read(&pooled)?.to_array();
-//! assert!((embedding.row(0).mapv(|x| x * x).sum() - 1.0).abs() < 1e-6);
+//! assert_eq!((device.read(&pooled)?.rows(), device.read(&pooled)?.cols()), (batch, d));
 //! # Ok::<(), sparse24::Error>(())
 //! ```
 

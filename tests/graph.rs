@@ -144,7 +144,10 @@ fn nodes_read_what_is_before_them() {
     let weights = graph.linear_named("head").unwrap().weights;
     let x = value(&graph, "pooled");
     let error = graph.add_node("other", Sum, vec![Read::Value(x), Read::Param(weights)], shape);
-    assert_eq!(error.unwrap_err().to_string(), "other: weights have one node, and a node one of them: head.weight");
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "other reads head.weight: weights are read by one node, which reads no others"
+    );
 }
 
 /// An operation of a test's own.

@@ -37,9 +37,10 @@ Examples:
   sparse24 eval --model pruned --pairs stsb-dev.csv
 
 Without --include, what is pruned are matrices of f32, f16 or bf16 whose names do not
-speak of embeddings, norms, tables of biases, poolers or heads; of a model that is run its linear layers,
-of which Q, K and V are one. A weight that is zero stays zero, so that pruning twice
-keeps what both keep.
+speak of embeddings, norms, tables of biases, poolers or heads. Where the model is run
+(--calibration, --permute, --max-drop, --target-speedup) they are its linear layers, of
+which Q, K and V are one. A weight that is zero stays zero, so that pruning twice keeps
+what both keep.
 
 Matrices of in features x out features (Conv1D of GPT-2 and its relatives, kernels of
 Flax and Keras) are pruned along their in features, too. No form but dense has a place

@@ -12,7 +12,7 @@ use crate::graph::{Blocks, Graph, Input, Limits, ParamKind, Precision, StoredTen
 use crate::matrix::Matrix;
 use crate::problem::Activation;
 
-/// The id of the padding token: not a field of the config that Transformers would read.
+/// The id of the padding token. Transformers' MPNet has it fixed, and does not read the config's `pad_token_id`.
 const PADDING: u32 = 1;
 
 /// Rows of the table of relative positions. Transformers' forward pass takes so many, whatever the config's field says.
@@ -35,6 +35,11 @@ pub struct MpnetConfig {
 }
 
 impl MpnetConfig {
+    /// As [`parse`](super::parse), of a config that is known to be an MPNet's.
+    pub fn parse(text: &str) -> Result<Self> {
+        Self::of(&Fields::parse(text)?)
+    }
+
     /// Reads the fields of a `config.json`. An error names one that is missing or of another type, or sizes that do not
     /// fit each other.
     pub(super) fn of(fields: &Fields) -> Result<Self> {

@@ -6,7 +6,7 @@
 //! # How to add one
 //! A file in `src/models`, here its `mod` and a line of the list `ALL`. The file reads fields by `Fields`, which refuses
 //! by name what does not fit, and builds the [`Graph`] by the methods that operations give it, such as
-//! [`Graph::linear`]; `PostNormBlock` is the block that BERT and MPNet share. [`Graph::add_prefix`] and
+//! [`Graph::linear`]; `PostNormEncoder` is what BERT and MPNet share. [`Graph::add_prefix`] and
 //! [`Graph::set_blocks`] say what else names of tensors look like. tests/mpnet.rs shows what is due: the f64 twin against
 //! another program's numbers (tests/vectors), devices against both, and every tool.
 
@@ -18,7 +18,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result, checked_mul};
-use crate::graph::{ChannelSet, Channels, Graph, ParamId, ValueId};
+use crate::graph::{Blocks, ChannelSet, Channels, Graph, Input, ParamId, ValueId};
 use crate::ops::attention::AttentionSpec;
 use crate::ops::gemm::LinearSpec;
 use crate::problem::Activation;
@@ -136,8 +136,10 @@ impl Fields {
     }
 }
 
-/// The sizes that encoders of BERT's kind have, by the names of their configs' fields.
-pub(crate) struct EncoderSizes {
+/// What encoders of BERT's kind are made of, by the names of their configs' fields: a norm after the sum of embeddings and
+/// after each of a block's two parts (Vaswani et al. 2017).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct PostNormEncoder {
     pub(crate) vocabulary: usize,
     pub(crate) hidden: usize,
     pub(crate) layers: usize,
@@ -146,13 +148,44 @@ pub(crate) struct EncoderSizes {
     pub(crate) positions: usize,
     /// What LayerNorm adds to the variance.
     pub(crate) eps: f32,
+    /// The feed-forward part's.
+    pub(crate) activation: Activation,
 }
 
-impl EncoderSizes {
+/// What the parts of block i are called, each behind `encoder.layer.{i}.`.
+pub(crate) struct BlockNames {
+    pub(crate) attention: &'static str,
+    /// The layers of Q, K and V, behind the name of the attention.
+    pub(crate) qkv: [&'static str; 3],
+    /// The layer after attention, and the norm after that.
+    pub(crate) attention_out: [&'static str; 2],
+    /// The feed-forward part's two layers, and the norm after them.
+    pub(crate) feed_forward: [&'static str; 3],
+}
+
+impl PostNormEncoder {
+    /// Reads the fields of a config, and [checks](Self::check) them.
+    pub(crate) fn of(fields: &Fields) -> Result<Self> {
+        // What else these bring would be left out: attention to earlier tokens only, layers that attend to another text.
+        fields.none_of(&["is_decoder", "add_cross_attention"])?;
+        let encoder = Self {
+            vocabulary: fields.size("vocab_size", None)?,
+            hidden: fields.size("hidden_size", None)?,
+            layers: fields.size("num_hidden_layers", None)?,
+            heads: fields.size("num_attention_heads", None)?,
+            intermediate: fields.size("intermediate_size", None)?,
+            positions: fields.size("max_position_embeddings", None)?,
+            eps: fields.number("layer_norm_eps", 1e-12)? as f32,
+            activation: fields.activation("hidden_act")?,
+        };
+        encoder.check()?;
+        Ok(encoder)
+    }
+
     /// An error if a size is 0 or more than a kernel counts to, heads do not divide the hidden size, or a number of
     /// elements does not fit.
     pub(crate) fn check(&self) -> Result<()> {
-        let &Self { vocabulary, hidden, layers, heads, intermediate, positions, eps } = self;
+        let &Self { vocabulary, hidden, layers, heads, intermediate, positions, eps, .. } = self;
         for (name, size) in [
             ("vocab_size", vocabulary),
             ("hidden_size", hidden),
@@ -186,62 +219,61 @@ impl EncoderSizes {
         }
         Ok(())
     }
-}
 
-/// An error if a size is 0 or more than a kernel counts to.
-pub(crate) fn check_size(name: &str, size: usize) -> Result<()> {
-    // Ids, positions and the kernels' sizes are u32.
-    match u32::try_from(size) {
-        Ok(1..) => Ok(()),
-        _ => Err(Error::Invalid(format!("{name} is {size}, expected 1 to {}", u32::MAX))),
+    /// Adds the sum of rows of these tables, and its norm.
+    pub(crate) fn embed(&self, graph: &mut Graph, tables: &[(&str, usize, Input)]) -> Result<ValueId> {
+        let embedded = graph.embedding("embeddings", tables, self.hidden)?;
+        graph.layer_norm("embeddings.LayerNorm", embedded, self.eps)
     }
-}
 
-/// A transformer's encoder block with a norm after each of its two parts, as BERT has them (Vaswani et al. 2017): what it
-/// is called and made of.
-pub(crate) struct PostNormBlock<'a> {
-    /// The name of the attention, such as `encoder.layer.0.attention.self`.
-    pub(crate) attention: &'a str,
-    /// Those of the layers of Q, K and V below it.
-    pub(crate) qkv: [&'a str; 3],
-    /// That of the layer after attention.
-    pub(crate) attention_out: &'a str,
-    /// That of its norm.
-    pub(crate) attention_norm: &'a str,
-    /// Those of the feed-forward part's two layers, and of the norm after it.
-    pub(crate) feed_forward: [&'a str; 3],
-    pub(crate) heads: usize,
-    pub(crate) intermediate: usize,
-    pub(crate) activation: Activation,
-    pub(crate) eps: f32,
-    /// What is added to the scores of attention, for each head its own. All blocks share it, so that heads then keep their
-    /// places; without it they may be permuted.
-    pub(crate) relative_bias: Option<ParamId>,
-}
+    /// Adds all blocks, from states to states, which are the graph's output. `relative_bias` is what all of them add to the
+    /// scores of attention, for each head its own: heads keep their places then, and may be permuted without it.
+    pub(crate) fn add_blocks(
+        &self,
+        graph: &mut Graph,
+        mut states: ValueId,
+        names: &BlockNames,
+        relative_bias: Option<ParamId>,
+    ) -> Result<()> {
+        let field = "num_hidden_layers";
+        graph.set_blocks(Blocks { prefix: "encoder.layer.".to_owned(), count: self.layers, field });
+        for i in 0..self.layers {
+            states = self.add_block(graph, states, &format!("encoder.layer.{i}"), names, relative_bias)?;
+        }
+        graph.add_output(states);
+        Ok(())
+    }
 
-impl PostNormBlock<'_> {
-    /// Adds the block, from states to states.
-    pub(crate) fn add(&self, graph: &mut Graph, x: ValueId) -> Result<ValueId> {
-        let &Self { attention, attention_out, attention_norm, heads, intermediate, activation, eps, .. } = self;
-        let d = graph.value(x).cols;
-        let [up, down, norm] = self.feed_forward;
+    fn add_block(
+        &self,
+        graph: &mut Graph,
+        x: ValueId,
+        block: &str,
+        names: &BlockNames,
+        relative_bias: Option<ParamId>,
+    ) -> Result<ValueId> {
+        let &Self { hidden: d, heads, intermediate, activation, eps, .. } = self;
+        let at = |name: &str| format!("{block}.{name}");
+        let attention = at(names.attention);
+        let [attention_out, attention_norm] = names.attention_out.map(at);
+        let [up, down, norm] = names.feed_forward.map(at);
         let fused = format!("{attention}.qkv");
-        let parts = self.qkv.iter().map(|part| (format!("{attention}.{part}"), d)).collect();
+        let parts = names.qkv.iter().map(|part| (format!("{attention}.{part}"), d)).collect();
         let qkv = graph.linear(LinearSpec { parts, ..LinearSpec::new(&fused, x, 3 * d) })?;
-        let spec = AttentionSpec { relative_bias: self.relative_bias, ..AttentionSpec::new(qkv, heads) };
-        let attended = graph.attention(attention, spec)?;
-        let sum = graph.linear(LinearSpec { residual: Some(x), ..LinearSpec::new(attention_out, attended, d) })?;
-        let normed = graph.layer_norm(attention_norm, sum, eps)?;
-        let inner = graph.linear(LinearSpec { activation, ..LinearSpec::new(up, normed, intermediate) })?;
-        let sum = graph.linear(LinearSpec { residual: Some(normed), ..LinearSpec::new(down, inner, d) })?;
+        let spec = AttentionSpec { relative_bias, ..AttentionSpec::new(qkv, heads) };
+        let attended = graph.attention(&attention, spec)?;
+        let sum = graph.linear(LinearSpec { residual: Some(x), ..LinearSpec::new(&attention_out, attended, d) })?;
+        let normed = graph.layer_norm(&attention_norm, sum, eps)?;
+        let inner = graph.linear(LinearSpec { activation, ..LinearSpec::new(&up, normed, intermediate) })?;
+        let sum = graph.linear(LinearSpec { residual: Some(normed), ..LinearSpec::new(&down, inner, d) })?;
         let weights = |graph: &Graph, name: &str| graph.linear_named(name).map(|layer| layer.weights);
-        let (qkv, out) = (weights(graph, &fused)?, weights(graph, attention_out)?);
-        let (up, down) = (weights(graph, up)?, weights(graph, down)?);
+        let (qkv, out) = (weights(graph, &fused)?, weights(graph, &attention_out)?);
+        let (up_weights, down_weights) = (weights(graph, &up)?, weights(graph, &down)?);
         graph.permutable(Channels {
-            name: attention.to_owned(),
+            name: attention,
             count: d,
             width: d / heads,
-            blocks_move: self.relative_bias.is_none(),
+            blocks_move: relative_bias.is_none(),
             sets: vec![
                 // What queries and keys are compared by. No columns follow them, but from V = 2 on their order decides
                 // which rows share a pattern.
@@ -251,12 +283,21 @@ impl PostNormBlock<'_> {
             ],
         })?;
         graph.permutable(Channels {
-            name: self.feed_forward[0].to_owned(),
+            name: up,
             count: intermediate,
             width: intermediate,
             blocks_move: false,
-            sets: vec![ChannelSet { rows: vec![(up, 0)], columns: vec![down] }],
+            sets: vec![ChannelSet { rows: vec![(up_weights, 0)], columns: vec![down_weights] }],
         })?;
-        graph.layer_norm(norm, sum, eps)
+        graph.layer_norm(&norm, sum, eps)
+    }
+}
+
+/// An error if a size is 0 or more than a kernel counts to.
+pub(crate) fn check_size(name: &str, size: usize) -> Result<()> {
+    // Ids, positions and the kernels' sizes are u32.
+    match u32::try_from(size) {
+        Ok(1..) => Ok(()),
+        _ => Err(Error::Invalid(format!("{name} is {size}, expected 1 to {}", u32::MAX))),
     }
 }

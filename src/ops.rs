@@ -78,12 +78,11 @@ use std::sync::Arc;
 
 use crate::cpu::{Cpu, CpuCall};
 pub use crate::engine::{Compressed, Cost, Device, Indices, Operand, OperandValue};
-use crate::engine::{Inner, Prepared, Work, check_devices, check_memory};
-#[cfg(doc)]
-use crate::error::Error;
-use crate::error::Result;
+use crate::engine::{Inner, Prepared, Tensor, Work, check_devices, check_memory};
+use crate::error::{Error, Result, expect_dtype, expect_shape};
 use crate::gpu::{BufferRange, Dispatch, Gpu};
 use crate::kernels::{Program, probes};
+use crate::matrix::DType;
 use crate::plan::grid;
 
 /// The list of operations: the stem of the files and the struct of operands of each. Calls a macro with it.
@@ -185,6 +184,20 @@ fn dispatch(
     }
     let grid = grid(workgroups, 1, &gpu.info().caps)?;
     Ok(vec![gpu.dispatch(&program, grid, params, operands)?])
+}
+
+/// What is true of every normalisation over the features of each token: `y` is like `x`, each of the tensors in
+/// `per_feature` has an f32 for every feature, and `eps` is a finite number from 0 on.
+fn check_norm(x: &Tensor, per_feature: &[(&'static str, &Tensor)], eps: f32, y: &Tensor) -> Result<()> {
+    expect_shape("y", y.shape(), x.shape())?;
+    for (what, tensor) in per_feature {
+        expect_shape(what, tensor.shape(), (1, x.cols()))?;
+        expect_dtype(what, tensor.dtype(), DType::F32)?;
+    }
+    if !(eps >= 0.0 && eps.is_finite()) {
+        return Err(Error::Invalid(format!("eps is {eps}, not a finite number from 0 on")));
+    }
+    Ok(())
 }
 
 /// A cost of so many operations that moves all of these operands once.

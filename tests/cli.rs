@@ -800,7 +800,7 @@ fn bench_of_a_model_verifies_every_row_and_says_where_time_goes() {
         assert!(parts.iter().all(|&ms| ms > 0.0) && (parts.iter().sum::<f64>() / median - 1.0).abs() < 1e-9, "{row}");
         assert!(row["parts_alone_ms"].as_f64().unwrap() > 0.0 && row["noisy"].is_boolean(), "{row}");
         assert!(row["parts_cost"]["gemm_gflop"].as_f64() > row["parts_cost"]["rest_gflop"].as_f64(), "{row}");
-        assert!(row["max_error"].as_f64().unwrap() <= 1e-4 && row["verified"] == true, "{row}");
+        assert!(row["max_error"].as_f64().unwrap() <= 5e-5 && row["verified"] == true, "{row}");
         let command = row["command"].as_str().unwrap();
         assert!(command.contains("--batch 3 --seq 24") && command.contains("--ops dense"), "{command}");
     }

@@ -289,7 +289,7 @@ impl Operands {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
-    use crate::kernels::Pack;
+    use crate::kernels::{NormParams, Pack};
     use crate::ops::{attention, layer_norm};
     use crate::problem::{Activation, Epilogue, Form, Problem};
     use crate::reference::{self, Oracle, Sample};
@@ -706,7 +706,7 @@ mod tests {
         let (x, gamma, beta) =
             (floats(8, 64, DType::F16, 1), floats(1, 64, DType::F32, 2), floats(1, 64, DType::F32, 3));
         let program = Program::new(layer_norm::LayerNormKernel::new(64, DType::F16, DType::F32).unwrap());
-        let params = layer_norm::Params { tokens: 8, epsilon: 1e-5 };
+        let params = NormParams { tokens: 8, epsilon: 1e-5 };
         let bytes = |matrix: &Matrix| matrix.elements().to_le_bytes();
         let operands = [(1, bytes(&x)), (3, bytes(&gamma)), (4, bytes(&beta))];
         let operands = operands.each_ref().map(|(at, bytes)| (*at, &bytes[..]));

@@ -93,11 +93,14 @@ impl Types {
 
     /// Whether a device can run a kernel of these types; if not, what is missing.
     pub(crate) fn supported_by(self, caps: &Caps, threads: u32, bytes: u32) -> std::result::Result<(), String> {
-        if !caps.f16 && [self.storage, self.output].contains(&DType::F16) {
-            return Err("f16 in shaders".into());
-        }
+        types_supported(caps, &[self.storage, self.output])?;
         workgroup_supported(caps, threads, bytes)
     }
+}
+
+/// Whether a device has these types in shaders; if not, what is missing.
+pub(crate) fn types_supported(caps: &Caps, types: &[DType]) -> std::result::Result<(), String> {
+    if types.contains(&DType::F16) && !caps.f16 { Err("f16 in shaders".into()) } else { Ok(()) }
 }
 
 /// Whether a device has workgroups of so many invocations and bytes; if not, what is missing.

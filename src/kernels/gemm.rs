@@ -7,7 +7,7 @@ use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::features::{FLOATS, workgroup_supported};
+use super::features::{FLOATS, types_supported, workgroup_supported};
 use super::wgsl::{Text, overrides};
 use super::{Binding, Caps, CoopTile, CoopUnit, ParamsLayout, Primitives, Program, Schedule, Shader, fields};
 use crate::error::{Error, Result};
@@ -234,9 +234,7 @@ impl Kernel {
 
     /// Whether a device can run it; if not, what is missing.
     pub fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
-        if !caps.f16 && (self.storage == DType::F16 || self.output == DType::F16) {
-            return Err("f16 in shaders".into());
-        }
+        types_supported(caps, &[self.storage, self.output])?;
         if let Schedule::Coop(tile) = self.schedule {
             caps.has(tile.unit)?;
         }
@@ -475,17 +473,14 @@ impl Shader for Pack {
         Params::LAYOUT
     }
 
-    fn threads(&self) -> u32 {
-        256
-    }
-
     fn workgroup_bytes(&self) -> u32 {
         // 32 rows of 32 elements and one more.
         32 * 33 * self.storage.bytes() as u32
     }
 
     fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
-        if self.storage == DType::F16 && !caps.f16 { Err("f16 in shaders".into()) } else { Ok(()) }
+        types_supported(caps, &[self.storage])?;
+        workgroup_supported(caps, self.threads(), self.workgroup_bytes())
     }
 }
 
@@ -534,16 +529,9 @@ impl Shader for Reduce {
         Params::LAYOUT
     }
 
-    fn threads(&self) -> u32 {
-        256
-    }
-
-    fn workgroup_bytes(&self) -> u32 {
-        0
-    }
-
     fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
-        if self.output == DType::F16 && !caps.f16 { Err("f16 in shaders".into()) } else { Ok(()) }
+        types_supported(caps, &[self.output])?;
+        workgroup_supported(caps, self.threads(), self.workgroup_bytes())
     }
 }
 

@@ -7,6 +7,7 @@ use std::fmt;
 use bytemuck::{Pod, Zeroable};
 
 use super::coop::CHECK_THREADS;
+use super::features::{types_supported, workgroup_supported};
 use super::gemm::{GEMM, GEMM_BINDINGS};
 use super::wgsl::{Text, overrides};
 use super::{Binding, Caps, CoopTile, CoopUnit, Params, ParamsLayout, Primitives, Program, Shader, fields};
@@ -31,10 +32,6 @@ pub(crate) fn probes() -> impl Iterator<Item = Program> {
 pub(crate) struct ProbeFma(pub(crate) DType);
 
 impl Shader for ProbeFma {
-    fn module(&self) -> String {
-        self.to_string()
-    }
-
     fn text(&self, _: Primitives) -> Result<Text> {
         let mut text = Text::new(&[GEMM, include_str!("../../shaders/probe_fma.wgsl")], self.0, DType::F32)?;
         text.set("const CHAINS: u32", PROBE_CHAINS)?;
@@ -54,16 +51,9 @@ impl Shader for ProbeFma {
         Params::LAYOUT
     }
 
-    fn threads(&self) -> u32 {
-        256
-    }
-
-    fn workgroup_bytes(&self) -> u32 {
-        0
-    }
-
     fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
-        if self.0 == DType::F16 && !caps.f16 { Err("f16 in shaders".into()) } else { Ok(()) }
+        types_supported(caps, &[self.0])?;
+        workgroup_supported(caps, self.threads(), self.workgroup_bytes())
     }
 }
 
@@ -78,10 +68,6 @@ impl fmt::Display for ProbeFma {
 pub(crate) struct ProbeCoop(pub(crate) CoopUnit);
 
 impl Shader for ProbeCoop {
-    fn module(&self) -> String {
-        self.to_string()
-    }
-
     fn text(&self, primitives: Primitives) -> Result<Text> {
         let mut text = Text::as_it_stands(&[include_str!("../../shaders/probe_coop.wgsl")]);
         primitives.precede(&mut text);
@@ -97,10 +83,6 @@ impl Shader for ProbeCoop {
 
     fn bindings(&self) -> &'static [Binding] {
         const { &[Binding::write(0, "y")] }
-    }
-
-    fn params(&self) -> ParamsLayout {
-        ParamsLayout::NONE
     }
 
     fn threads(&self) -> u32 {
@@ -136,10 +118,6 @@ pub(crate) struct CoopCheck {
 }
 
 impl Shader for CoopCheck {
-    fn module(&self) -> String {
-        self.to_string()
-    }
-
     fn text(&self, primitives: Primitives) -> Result<Text> {
         let mut text = Text::as_it_stands(&[include_str!("../../shaders/coop_check.wgsl")]);
         primitives.precede(&mut text);
@@ -156,10 +134,6 @@ impl Shader for CoopCheck {
 
     fn bindings(&self) -> &'static [Binding] {
         const { &[Binding::write(0, "y")] }
-    }
-
-    fn params(&self) -> ParamsLayout {
-        ParamsLayout::NONE
     }
 
     fn threads(&self) -> u32 {
@@ -204,10 +178,6 @@ pub(crate) struct CopyParams {
 }
 
 impl Shader for ProbeCopy {
-    fn module(&self) -> String {
-        self.to_string()
-    }
-
     fn text(&self, _: Primitives) -> Result<Text> {
         Ok(Text::as_it_stands(&[include_str!("../../shaders/probe_copy.wgsl")]))
     }
@@ -222,18 +192,6 @@ impl Shader for ProbeCopy {
 
     fn params(&self) -> ParamsLayout {
         fields!(CopyParams: n)
-    }
-
-    fn threads(&self) -> u32 {
-        256
-    }
-
-    fn workgroup_bytes(&self) -> u32 {
-        0
-    }
-
-    fn supported_by(&self, _: &Caps) -> std::result::Result<(), String> {
-        Ok(())
     }
 }
 

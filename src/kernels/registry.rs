@@ -10,7 +10,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use super::wgsl::Text;
-use super::{Caps, Kernel, Primitives};
+use super::{Caps, Kernel, Primitives, WORKGROUP, workgroup_supported};
 use crate::error::Result;
 
 /// What a program does with a binding.
@@ -75,10 +75,14 @@ macro_rules! fields {
 }
 pub(crate) use fields;
 
-/// Something that is compiled for a GPU. `Display` gives its name, which tells it from all others.
+/// Something that is compiled for a GPU. `Display` gives its name, which tells it from all others. What most kernels have
+/// in common is here: a workgroup of [`WORKGROUP`] invocations that keep nothing in its memory.
 pub(crate) trait Shader: fmt::Display + fmt::Debug + Any + Send + Sync {
-    /// Name of the program that stands for all that have the same text: they differ in `override`s alone.
-    fn module(&self) -> String;
+    /// Name of the program that stands for all that have the same text: they differ in `override`s alone. Unless there are
+    /// such others, its own.
+    fn module(&self) -> String {
+        self.to_string()
+    }
 
     /// Whether it stands for all that differ from it in form and epilogue alone.
     fn is_plain(&self) -> bool {
@@ -95,16 +99,24 @@ pub(crate) trait Shader: fmt::Display + fmt::Debug + Any + Send + Sync {
     fn bindings(&self) -> &'static [Binding];
 
     /// The struct that the host writes for its parameters.
-    fn params(&self) -> ParamsLayout;
+    fn params(&self) -> ParamsLayout {
+        ParamsLayout::NONE
+    }
 
     /// Invocations per workgroup.
-    fn threads(&self) -> u32;
+    fn threads(&self) -> u32 {
+        WORKGROUP as u32
+    }
 
     /// Bytes of workgroup memory that a workgroup takes.
-    fn workgroup_bytes(&self) -> u32;
+    fn workgroup_bytes(&self) -> u32 {
+        0
+    }
 
     /// Whether a device can run it; if not, what is missing.
-    fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String>;
+    fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
+        workgroup_supported(caps, self.threads(), self.workgroup_bytes())
+    }
 }
 
 /// Anything that is compiled for a GPU. `Display` gives its name.

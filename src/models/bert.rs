@@ -5,9 +5,9 @@
 //! are all 0. Invariant: a [`BertConfig`] has no size of zero, its heads divide its hidden size, and the number of elements of
 //! each of its tensors fits `usize`.
 
-use super::{EncoderSizes, Fields, PostNormBlock, check_size};
+use super::{BlockNames, Fields, PostNormEncoder, check_size};
 use crate::error::Result;
-use crate::graph::{Blocks, Graph, Input, Limits};
+use crate::graph::{Graph, Input, Limits};
 use crate::problem::Activation;
 
 /// The sizes of an encoder.
@@ -40,18 +40,30 @@ pub struct Sizes {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BertConfig {
-    sizes: Sizes,
-    eps: f32,
-    activation: Activation,
+    encoder: PostNormEncoder,
+    types: usize,
 }
+
+/// What its checkpoints call the parts of a block.
+const BLOCK: BlockNames = BlockNames {
+    attention: "attention.self",
+    qkv: ["query", "key", "value"],
+    attention_out: ["attention.output.dense", "attention.output.LayerNorm"],
+    feed_forward: ["intermediate.dense", "output.dense", "output.LayerNorm"],
+};
 
 impl BertConfig {
     /// Checks sizes against each other. `eps` is added to LayerNorm's variance; `activation` is the feed-forward part's.
     pub fn new(sizes: Sizes, eps: f32, activation: Activation) -> Result<Self> {
         let Sizes { vocabulary, hidden, layers, heads, intermediate, positions, types } = sizes;
-        EncoderSizes { vocabulary, hidden, layers, heads, intermediate, positions, eps }.check()?;
+        let encoder = PostNormEncoder { vocabulary, hidden, layers, heads, intermediate, positions, eps, activation };
+        encoder.check()?;
+        Self::with(encoder, types)
+    }
+
+    fn with(encoder: PostNormEncoder, types: usize) -> Result<Self> {
         check_size("type_vocab_size", types)?;
-        Ok(Self { sizes, eps, activation })
+        Ok(Self { encoder, types })
     }
 
     /// Reads the fields of a `config.json`. An error names one that is missing or of another type, sizes that do not fit
@@ -64,53 +76,21 @@ impl BertConfig {
 
     pub(super) fn of(fields: &Fields) -> Result<Self> {
         fields.one_of("position_embedding_type", &["absolute"])?;
-        // What else these bring would be left out: attention to earlier tokens only, layers that attend to another text.
-        fields.none_of(&["is_decoder", "add_cross_attention"])?;
-        let sizes = Sizes {
-            vocabulary: fields.size("vocab_size", None)?,
-            hidden: fields.size("hidden_size", None)?,
-            layers: fields.size("num_hidden_layers", None)?,
-            heads: fields.size("num_attention_heads", None)?,
-            intermediate: fields.size("intermediate_size", None)?,
-            positions: fields.size("max_position_embeddings", None)?,
-            types: fields.size("type_vocab_size", Some(2))?,
-        };
-        let eps = fields.number("layer_norm_eps", 1e-12)?;
-        Self::new(sizes, eps as f32, fields.activation("hidden_act")?)
+        Self::with(PostNormEncoder::of(fields)?, fields.size("type_vocab_size", Some(2))?)
     }
 
     /// The model as a graph.
     pub fn graph(&self) -> Result<Graph> {
-        let Self { sizes, eps, activation } = *self;
-        let Sizes { vocabulary, hidden, layers, heads, intermediate, positions, types } = sizes;
+        let PostNormEncoder { vocabulary, positions, .. } = self.encoder;
         let mut graph = Graph::new(Limits { vocabulary, tokens: positions });
         graph.add_prefix("bert.");
-        let field = "num_hidden_layers";
-        graph.set_blocks(Blocks { prefix: "encoder.layer.".to_owned(), count: layers, field });
         let tables = [
             ("embeddings.word_embeddings.weight", vocabulary, Input::Ids),
             ("embeddings.position_embeddings.weight", positions, Input::Positions { first: 0, padding: None }),
-            ("embeddings.token_type_embeddings.weight", types, Input::Constant(0)),
+            ("embeddings.token_type_embeddings.weight", self.types, Input::Constant(0)),
         ];
-        let embedded = graph.embedding("embeddings", &tables, hidden)?;
-        let mut states = graph.layer_norm("embeddings.LayerNorm", embedded, eps)?;
-        for i in 0..layers {
-            let at = |name: &str| format!("encoder.layer.{i}.{name}");
-            let block = PostNormBlock {
-                attention: &at("attention.self"),
-                qkv: ["query", "key", "value"],
-                attention_out: &at("attention.output.dense"),
-                attention_norm: &at("attention.output.LayerNorm"),
-                feed_forward: [&at("intermediate.dense"), &at("output.dense"), &at("output.LayerNorm")],
-                heads,
-                intermediate,
-                activation,
-                eps,
-                relative_bias: None,
-            };
-            states = block.add(&mut graph, states)?;
-        }
-        graph.add_output(states);
+        let states = self.encoder.embed(&mut graph, &tables)?;
+        self.encoder.add_blocks(&mut graph, states, &BLOCK, None)?;
         Ok(graph)
     }
 
@@ -130,16 +110,17 @@ impl BertConfig {
 
     /// All sizes.
     pub fn sizes(&self) -> Sizes {
-        self.sizes
+        let PostNormEncoder { vocabulary, hidden, layers, heads, intermediate, positions, .. } = self.encoder;
+        Sizes { vocabulary, hidden, layers, heads, intermediate, positions, types: self.types }
     }
 
     /// What LayerNorm adds to the variance.
     pub fn eps(&self) -> f32 {
-        self.eps
+        self.encoder.eps
     }
 
     /// The function between the two linear layers of the feed-forward part.
     pub fn activation(&self) -> Activation {
-        self.activation
+        self.encoder.activation
     }
 }

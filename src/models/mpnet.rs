@@ -6,11 +6,10 @@
 //! the padding token. There are no segment types. Invariant: a [`MpnetConfig`] has no size of zero, and its heads divide its
 //! hidden size.
 
-use super::{EncoderSizes, Fields, PostNormBlock};
+use super::{BlockNames, Fields, PostNormEncoder};
 use crate::error::{Error, Result};
-use crate::graph::{Blocks, Graph, Input, Limits, ParamKind, Precision, StoredTensor};
+use crate::graph::{Graph, Input, Limits, ParamKind, Precision, StoredTensor};
 use crate::matrix::Matrix;
-use crate::problem::Activation;
 
 /// The id of the padding token. Transformers' MPNet has it fixed, and does not read the config's `pad_token_id`.
 const PADDING: u32 = 1;
@@ -24,15 +23,16 @@ const FAR: usize = 128;
 /// What an MPNet is made of beside its weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MpnetConfig {
-    vocabulary: usize,
-    hidden: usize,
-    layers: usize,
-    heads: usize,
-    intermediate: usize,
-    positions: usize,
-    eps: f32,
-    activation: Activation,
+    encoder: PostNormEncoder,
 }
+
+/// What its checkpoints call the parts of a block.
+const BLOCK: BlockNames = BlockNames {
+    attention: "attention.attn",
+    qkv: ["q", "k", "v"],
+    attention_out: ["attention.attn.o", "attention.LayerNorm"],
+    feed_forward: ["intermediate.dense", "output.dense", "output.LayerNorm"],
+};
 
 impl MpnetConfig {
     /// As [`parse`](super::parse), of a config that is known to be an MPNet's.
@@ -43,19 +43,8 @@ impl MpnetConfig {
     /// Reads the fields of a `config.json`. An error names one that is missing or of another type, or sizes that do not
     /// fit each other.
     pub(super) fn of(fields: &Fields) -> Result<Self> {
-        fields.none_of(&["is_decoder", "add_cross_attention"])?;
-        let config = Self {
-            vocabulary: fields.size("vocab_size", None)?,
-            hidden: fields.size("hidden_size", None)?,
-            layers: fields.size("num_hidden_layers", None)?,
-            heads: fields.size("num_attention_heads", None)?,
-            intermediate: fields.size("intermediate_size", None)?,
-            positions: fields.size("max_position_embeddings", None)?,
-            eps: fields.number("layer_norm_eps", 1e-12)? as f32,
-            activation: fields.activation("hidden_act")?,
-        };
-        let Self { vocabulary, hidden, layers, heads, intermediate, positions, eps, .. } = config;
-        EncoderSizes { vocabulary, hidden, layers, heads, intermediate, positions, eps }.check()?;
+        let encoder = PostNormEncoder::of(fields)?;
+        let positions = encoder.positions;
         if positions <= PADDING as usize + 1 {
             return Err(Error::Invalid(format!(
                 "max_position_embeddings is {positions}, which leaves none for a text"
@@ -66,46 +55,27 @@ impl MpnetConfig {
         if buckets != BUCKETS {
             return Err(Error::Invalid(format!("relative_attention_num_buckets is {buckets}, expected {BUCKETS}")));
         }
-        Ok(config)
+        Ok(Self { encoder })
     }
 
     /// The model as a graph.
     pub fn graph(&self) -> Result<Graph> {
-        let &Self { vocabulary, hidden, layers, heads, intermediate, positions, eps, activation } = self;
+        let PostNormEncoder { vocabulary, heads, positions, .. } = self.encoder;
         let tokens = positions - PADDING as usize - 1;
         let mut graph = Graph::new(Limits { vocabulary, tokens });
         graph.add_prefix("mpnet.");
-        let field = "num_hidden_layers";
-        graph.set_blocks(Blocks { prefix: "encoder.layer.".to_owned(), count: layers, field });
         let places = Input::Positions { first: PADDING + 1, padding: Some(PADDING) };
         let tables = [
             ("embeddings.word_embeddings.weight", vocabulary, Input::Ids),
             ("embeddings.position_embeddings.weight", positions, places),
         ];
-        let embedded = graph.embedding("embeddings", &tables, hidden)?;
-        let mut states = graph.layer_norm("embeddings.LayerNorm", embedded, eps)?;
+        let states = self.encoder.embed(&mut graph, &tables)?;
 
         let name = "encoder.relative_attention_bias.weight";
         let bias = graph.add_param(name.to_owned(), ParamKind::Matrix(Precision::F32), (heads, 2 * tokens - 1))?;
         graph.set_stored(bias, vec![StoredTensor { names: vec![name.to_owned()], shape: vec![BUCKETS, heads] }]);
         graph.set_conversion(bias, move |table| by_distance(table, tokens));
-        for i in 0..layers {
-            let at = |name: &str| format!("encoder.layer.{i}.{name}");
-            let block = PostNormBlock {
-                attention: &at("attention.attn"),
-                qkv: ["q", "k", "v"],
-                attention_out: &at("attention.attn.o"),
-                attention_norm: &at("attention.LayerNorm"),
-                feed_forward: [&at("intermediate.dense"), &at("output.dense"), &at("output.LayerNorm")],
-                heads,
-                intermediate,
-                activation,
-                eps,
-                relative_bias: Some(bias),
-            };
-            states = block.add(&mut graph, states)?;
-        }
-        graph.add_output(states);
+        self.encoder.add_blocks(&mut graph, states, &BLOCK, Some(bias))?;
         Ok(graph)
     }
 }

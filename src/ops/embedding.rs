@@ -166,14 +166,6 @@ impl Shader for EmbeddingKernel {
         fields!(Params: tokens width rows0 rows1 rows2)
     }
 
-    fn threads(&self) -> u32 {
-        WORKGROUP as u32
-    }
-
-    fn workgroup_bytes(&self) -> u32 {
-        0
-    }
-
     fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
         self.types.supported_by(caps, self.threads(), self.workgroup_bytes())
     }

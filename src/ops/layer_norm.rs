@@ -4,18 +4,17 @@
 
 use std::fmt;
 
-use bytemuck::{Pod, Zeroable};
 use ndarray::Array2;
 
-use super::{Cost, Operand, Operation, cost_of, dispatch};
+use super::{Cost, Operand, Operation, check_norm, cost_of, dispatch};
 use crate::cpu::rows::{TASK_TOKENS, each_pair, inverse_root, sum_of, work};
 use crate::cpu::{Cpu, CpuCall, Shared, read, write};
 use crate::engine::{Prepared, Tensor, gpu_size};
-use crate::error::{Error, Result, expect_dtype, expect_shape};
+use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 use crate::graph::{ExactSite, Graph, NodeOp, ParamId, ParamKind, Precision, Read, Site, StoredTensor, ValueId};
 use crate::kernels::{
-    Binding, Caps, FeatureAccess, ParamsLayout, Primitives, Program, Shader, Text, Types, WIDTHS, WORKGROUP, fields,
+    Binding, Caps, NormLayout, NormParams, ParamsLayout, Primitives, Program, Shader, Text, WORKGROUP,
 };
 use crate::matrix::{DType, Element};
 use crate::reference::layer_norm;
@@ -37,9 +36,6 @@ pub struct LayerNorm<'a> {
     pub y: &'a Tensor,
 }
 
-/// Tokens of a workgroup.
-const TOKENS: usize = WORKGROUP / 32;
-
 impl Operation for LayerNorm<'_> {
     fn name(&self) -> &'static str {
         "layer_norm"
@@ -52,15 +48,7 @@ impl Operation for LayerNorm<'_> {
 
     fn check(&self) -> Result<()> {
         let Self { x, gamma, beta, eps, y } = *self;
-        expect_shape("y", y.shape(), x.shape())?;
-        for (what, tensor) in [("gamma", gamma), ("beta", beta)] {
-            expect_shape(what, tensor.shape(), (1, x.cols()))?;
-            expect_dtype(what, tensor.dtype(), DType::F32)?;
-        }
-        if !(eps >= 0.0 && eps.is_finite()) {
-            return Err(Error::Invalid(format!("eps is {eps}, not a finite number from 0 on")));
-        }
-        Ok(())
+        check_norm(x, &[("gamma", gamma), ("beta", beta)], eps, y)
     }
 
     /// A sum, a difference, a square and its sum, a product, and a multiplication and addition per element.
@@ -70,11 +58,10 @@ impl Operation for LayerNorm<'_> {
 
     fn dispatches(&self, gpu: &Gpu) -> Result<Vec<Dispatch>> {
         let Self { x, gamma, beta, eps, y } = *self;
-        let kernel = LayerNormKernel::new(gpu_size("features of a token", x.cols())?, x.dtype(), y.dtype())?;
-        let params = Params { tokens: gpu_size("tokens", y.rows())?, epsilon: eps };
-        let workgroups = if x.cols() == 0 { 0 } else { x.rows().div_ceil(TOKENS) };
+        let layout = NormLayout::new(gpu_size("features of a token", x.cols())?, x.dtype(), y.dtype())?;
+        let params = NormParams { tokens: gpu_size("tokens", y.rows())?, epsilon: eps };
         let operands = [x.on_gpu(), y.on_gpu(), gamma.on_gpu(), beta.on_gpu()];
-        dispatch(gpu, Program::new(kernel), workgroups, &params, &operands)
+        dispatch(gpu, Program::new(LayerNormKernel(layout)), layout.workgroups(x.rows()), &params, &operands)
     }
 
     fn cpu_call(&self, _: &Cpu) -> Result<Box<dyn CpuCall>> {
@@ -84,51 +71,34 @@ impl Operation for LayerNorm<'_> {
     }
 }
 
-/// Mirror of `Params` in shaders/layer_norm.wgsl.
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-#[repr(C)]
-pub(crate) struct Params {
-    pub(crate) tokens: u32,
-    pub(crate) epsilon: f32,
-}
-
 /// The program (shaders/layer_norm.wgsl). Its name (`Display`) is made of its parts, such as
 /// `layer_norm-f16f32-d384-quads`: types of input and sums, features of a token, and how these are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct LayerNormKernel {
-    width: u32,
-    access: FeatureAccess,
-    types: Types,
-}
+pub struct LayerNormKernel(NormLayout);
 
 impl LayerNormKernel {
-    /// Layer normalisation of tokens of `width` features. An error for a type that kernels do not store.
+    /// Normalisation of tokens of `width` features. An error for a type that kernels do not store.
     pub fn new(width: u32, storage: DType, output: DType) -> Result<Self> {
-        Ok(Self { width, access: FeatureAccess::of(width), types: Types::new(storage, output)? })
+        Ok(Self(NormLayout::new(width, storage, output)?))
     }
 }
 
 /// Every text.
 pub(crate) fn shaders() -> impl Iterator<Item = Program> {
-    let sizes = Types::all().flat_map(|types| WIDTHS.map(|width| (types, width)));
-    sizes.map(|(types, width)| Program::new(LayerNormKernel { width, access: FeatureAccess::of(width), types }))
+    NormLayout::all().map(|layout| Program::new(LayerNormKernel(layout)))
 }
 
 impl Shader for LayerNormKernel {
     fn module(&self) -> String {
-        Self { width: 0, ..*self }.to_string()
+        Self(self.0.module()).to_string()
     }
 
     fn text(&self, _: Primitives) -> Result<Text> {
-        self.types.text(&[
-            self.access.text(),
-            include_str!("../../shaders/shared/inverse_root.wgsl"),
-            include_str!("../../shaders/layer_norm.wgsl"),
-        ])
+        self.0.text(include_str!("../../shaders/layer_norm.wgsl"))
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        vec![("WIDTH", f64::from(self.width))]
+        self.0.overrides()
     }
 
     fn bindings(&self) -> &'static [Binding] {
@@ -144,11 +114,7 @@ impl Shader for LayerNormKernel {
     }
 
     fn params(&self) -> ParamsLayout {
-        fields!(Params: tokens epsilon)
-    }
-
-    fn threads(&self) -> u32 {
-        WORKGROUP as u32
+        NormParams::LAYOUT
     }
 
     fn workgroup_bytes(&self) -> u32 {
@@ -156,14 +122,13 @@ impl Shader for LayerNormKernel {
     }
 
     fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
-        self.types.supported_by(caps, self.threads(), self.workgroup_bytes())
+        self.0.supported_by(caps, self.workgroup_bytes())
     }
 }
 
 impl fmt::Display for LayerNormKernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { width, access, types } = self;
-        write!(f, "layer_norm-{}f32-d{width}-{}{}", types.storage(), access.name(), types.suffix())
+        write!(f, "layer_norm-{}", self.0)
     }
 }
 

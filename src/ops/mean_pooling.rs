@@ -142,10 +142,6 @@ impl Shader for MeanPoolingKernel {
         fields!(Params: sequences width seq)
     }
 
-    fn threads(&self) -> u32 {
-        WORKGROUP as u32
-    }
-
     fn workgroup_bytes(&self) -> u32 {
         16 * WORKGROUP as u32
     }

@@ -196,14 +196,6 @@ impl Shader for RotaryKernel {
         fields!(Params: tokens width rotated seq offset)
     }
 
-    fn threads(&self) -> u32 {
-        WORKGROUP as u32
-    }
-
-    fn workgroup_bytes(&self) -> u32 {
-        0
-    }
-
     fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
         self.types.supported_by(caps, self.threads(), self.workgroup_bytes())
     }

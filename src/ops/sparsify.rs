@@ -47,8 +47,7 @@ use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 use crate::groups::Bits;
 use crate::kernels::{
-    Binding, Caps, ParamsLayout, Primitives, Program, Shader, Sparse24Layout, Sparse24Params, Text, WORKGROUP,
-    workgroup_supported,
+    Binding, ParamsLayout, Primitives, Program, Shader, Sparse24Layout, Sparse24Params, Text, WORKGROUP,
 };
 use crate::layout::WORD;
 use crate::mask::VectorLen;
@@ -127,16 +126,8 @@ impl Shader for SparsifyKernel {
         Sparse24Params::LAYOUT
     }
 
-    fn threads(&self) -> u32 {
-        WORKGROUP as u32
-    }
-
     fn workgroup_bytes(&self) -> u32 {
         4 * WORKGROUP as u32
-    }
-
-    fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
-        workgroup_supported(caps, self.threads(), self.workgroup_bytes())
     }
 }
 

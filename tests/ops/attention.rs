@@ -8,16 +8,7 @@ use sparse24::{Attention, DType, Device, Elements, Matrix, Options, Tuning};
 use crate::common::{Data, callers_device, gpu, matrix, rng, seed};
 use crate::{expect, indices, lengths_of, numbers, poisoned, refuses, scaled, types, with_nan_padding};
 
-#[test]
-fn attention_agrees_with_the_oracle_on_the_cpu() {
-    attention_agrees_with_the_oracle(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn attention_agrees_with_the_oracle_on_the_gpu() {
-    gpu().iter().for_each(attention_agrees_with_the_oracle);
-}
+on_both_devices!(attention_agrees_with_the_oracle);
 
 /// Sequences, rows of each, heads, features of each. Rows around the tiles' 32 and 64 queries and 32 keys and the CPU's
 /// 16 lanes; heads of one feature, of a ragged four, of the two depths of tiles, and of more than one piece of them.
@@ -129,16 +120,7 @@ const OPTIONS: [Asked; 5] = [
     Asked { more_share: 3, causal: true, bias: None },
 ];
 
-#[test]
-fn options_agree_with_the_oracle_on_the_cpu() {
-    options_agree_with_the_oracle(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn options_agree_with_the_oracle_on_the_gpu() {
-    gpu().iter().for_each(options_agree_with_the_oracle);
-}
+on_both_devices!(options_agree_with_the_oracle);
 
 /// Rows around the tiles' queries and keys and the CPU's blocks and tasks; heads of a ragged four, of both depths of
 /// tiles, and of more than one piece.
@@ -158,16 +140,7 @@ fn options_agree_with_the_oracle(device: &Device) {
     }
 }
 
-#[test]
-fn a_bias_is_that_of_the_distance_on_the_cpu() {
-    a_bias_is_that_of_the_distance(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn a_bias_is_that_of_the_distance_on_the_gpu() {
-    gpu().iter().for_each(a_bias_is_that_of_the_distance);
-}
+on_both_devices!(a_bias_is_that_of_the_distance);
 
 /// A bias that one distance has far more of than all others gives each query the value of the key at that distance, for
 /// each head its own; whoever has no such key, the nearest in the bias's order.
@@ -218,16 +191,7 @@ fn other_options_are_seen() {
     }
 }
 
-#[test]
-fn huge_scores_make_no_finite_nonsense_on_the_cpu() {
-    huge_scores_make_no_finite_nonsense(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn huge_scores_make_no_finite_nonsense_on_the_gpu() {
-    gpu().iter().for_each(huge_scores_make_no_finite_nonsense);
-}
+on_both_devices!(huge_scores_make_no_finite_nonsense);
 
 fn huge_scores_make_no_finite_nonsense(device: &Device) {
     let half = device.caps().is_none_or(|caps| caps.f16);
@@ -362,16 +326,7 @@ fn attention_runs_in_the_least_workgroup_memory() {
     attention_agrees_with_the_oracle(&Device::from_wgpu(wgpu_device, queue).unwrap());
 }
 
-#[test]
-fn what_does_not_fit_is_refused_by_name_on_the_cpu() {
-    what_does_not_fit_is_refused_by_name(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn what_does_not_fit_is_refused_by_name_on_the_gpu() {
-    gpu().iter().for_each(what_does_not_fit_is_refused_by_name);
-}
+on_both_devices!(what_does_not_fit_is_refused_by_name);
 
 fn what_does_not_fit_is_refused_by_name(device: &Device) {
     let tensor = |rows, cols| device.zeros(rows, cols, DType::F32).unwrap();
@@ -395,16 +350,7 @@ fn what_does_not_fit_is_refused_by_name(device: &Device) {
     refuses(device, &of(2).relative_bias(&half), &["bias is f16, expected f32"]);
 }
 
-#[test]
-fn empty_outputs_are_no_error_on_the_cpu() {
-    empty_outputs_are_no_error(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn empty_outputs_are_no_error_on_the_gpu() {
-    gpu().iter().for_each(empty_outputs_are_no_error);
-}
+on_both_devices!(empty_outputs_are_no_error);
 
 fn empty_outputs_are_no_error(device: &Device) {
     let none = device.indices(0).unwrap();

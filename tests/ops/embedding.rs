@@ -8,16 +8,7 @@ use sparse24::{DType, Device, Embedding, Error, Indices, Tensor};
 use crate::common::{Data, callers_device, gpu, matrix, rng, seed};
 use crate::{expect, indices, poisoned, refuses, types};
 
-#[test]
-fn embeddings_agree_with_the_oracle_on_the_cpu() {
-    embeddings_agree_with_the_oracle(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn embeddings_agree_with_the_oracle_on_the_gpu() {
-    gpu().iter().for_each(embeddings_agree_with_the_oracle);
-}
+on_both_devices!(embeddings_agree_with_the_oracle);
 
 fn embeddings_agree_with_the_oracle(device: &Device) {
     let seed = seed();
@@ -48,16 +39,7 @@ fn embeddings_agree_with_the_oracle(device: &Device) {
     }
 }
 
-#[test]
-fn what_does_not_fit_is_refused_by_name_on_the_cpu() {
-    what_does_not_fit_is_refused_by_name(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn what_does_not_fit_is_refused_by_name_on_the_gpu() {
-    gpu().iter().for_each(what_does_not_fit_is_refused_by_name);
-}
+on_both_devices!(what_does_not_fit_is_refused_by_name);
 
 fn what_does_not_fit_is_refused_by_name(device: &Device) {
     let tensor = |rows, cols| device.zeros(rows, cols, DType::F32).unwrap();
@@ -77,16 +59,7 @@ fn what_does_not_fit_is_refused_by_name(device: &Device) {
     says(&[(&wide, &six)], &["table 0 is bf16"]);
 }
 
-#[test]
-fn empty_outputs_are_no_error_on_the_cpu() {
-    empty_outputs_are_no_error(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn empty_outputs_are_no_error_on_the_gpu() {
-    gpu().iter().for_each(empty_outputs_are_no_error);
-}
+on_both_devices!(empty_outputs_are_no_error);
 
 fn empty_outputs_are_no_error(device: &Device) {
     let none = device.indices(0).unwrap();

@@ -4,22 +4,13 @@ use sparse24::ops::gated::GatedKernel;
 use sparse24::reference::gated as oracle;
 use sparse24::{Activation, DType, Device, Elements, Gated, Matrix};
 
-use crate::common::{Data, gpu, matrix, rng, seed};
+use crate::common::{Data, matrix, rng, seed};
 use crate::{numbers, poisoned, refuses, slightly_wrong, types};
 
 const ACTIVATIONS: [Activation; 5] =
     [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::None];
 
-#[test]
-fn gates_agree_with_the_oracle_on_the_cpu() {
-    gates_agree_with_the_oracle(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn gates_agree_with_the_oracle_on_the_gpu() {
-    gpu().iter().for_each(gates_agree_with_the_oracle);
-}
+on_both_devices!(gates_agree_with_the_oracle);
 
 fn gates_agree_with_the_oracle(device: &Device) {
     let seed = seed();
@@ -50,16 +41,7 @@ fn gates_agree_with_the_oracle(device: &Device) {
     }
 }
 
-#[test]
-fn edge_values_stay_what_they_are_on_the_cpu() {
-    edge_values_stay_what_they_are(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn edge_values_stay_what_they_are_on_the_gpu() {
-    gpu().iter().for_each(edge_values_stay_what_they_are);
-}
+on_both_devices!(edge_values_stay_what_they_are);
 
 /// Large gates open and close, and no sigmoid or error function overflows on the way; a NaN stays one.
 fn edge_values_stay_what_they_are(device: &Device) {
@@ -78,16 +60,7 @@ fn edge_values_stay_what_they_are(device: &Device) {
     }
 }
 
-#[test]
-fn what_does_not_fit_is_refused_by_name_on_the_cpu() {
-    what_does_not_fit_is_refused_by_name(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn what_does_not_fit_is_refused_by_name_on_the_gpu() {
-    gpu().iter().for_each(what_does_not_fit_is_refused_by_name);
-}
+on_both_devices!(what_does_not_fit_is_refused_by_name);
 
 fn what_does_not_fit_is_refused_by_name(device: &Device) {
     let tensor = |rows, cols, dtype| device.zeros(rows, cols, dtype).unwrap();

@@ -337,16 +337,7 @@ fn every_size_works_on_the_gpu() {
     }
 }
 
-#[test]
-fn bert_layers_agree_with_the_oracle_on_the_cpu() {
-    bert_layers_agree_with_the_oracle(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn bert_layers_agree_with_the_oracle_on_the_gpu() {
-    gpu().iter().for_each(bert_layers_agree_with_the_oracle);
-}
+on_both_devices!(bert_layers_agree_with_the_oracle);
 
 fn bert_layers_agree_with_the_oracle(device: &Device) {
     let seed = seed();
@@ -360,16 +351,7 @@ fn bert_layers_agree_with_the_oracle(device: &Device) {
     }
 }
 
-#[test]
-fn bf16_weights_are_widened_on_the_cpu() {
-    bf16_weights_are_widened(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn bf16_weights_are_widened_on_the_gpu() {
-    gpu().iter().for_each(bf16_weights_are_widened);
-}
+on_both_devices!(bf16_weights_are_widened);
 
 fn bf16_weights_are_widened(device: &Device) {
     let seed = seed();
@@ -384,16 +366,7 @@ fn bf16_weights_are_widened(device: &Device) {
     }
 }
 
-#[test]
-fn one_corrupted_bit_of_the_weights_is_seen_on_the_cpu() {
-    one_corrupted_bit_of_the_weights_is_seen(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn one_corrupted_bit_of_the_weights_is_seen_on_the_gpu() {
-    gpu().iter().for_each(one_corrupted_bit_of_the_weights_is_seen);
-}
+on_both_devices!(one_corrupted_bit_of_the_weights_is_seen);
 
 /// The check itself: a single wrong code, value or mask bit on the device is seen.
 fn one_corrupted_bit_of_the_weights_is_seen(device: &Device) {
@@ -461,16 +434,7 @@ fn ways_of_one_operation_give_the_same_sums_for_whole_numbers() {
     }
 }
 
-#[test]
-fn an_infinite_row_stays_in_its_own_outputs_on_the_cpu() {
-    an_infinite_row_stays_in_its_own_outputs(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn an_infinite_row_stays_in_its_own_outputs_on_the_gpu() {
-    gpu().iter().for_each(an_infinite_row_stays_in_its_own_outputs);
-}
+on_both_devices!(an_infinite_row_stays_in_its_own_outputs);
 
 /// Reading past the end of a row finds the next one, and a product with a zero hides that, unless it is infinite.
 fn an_infinite_row_stays_in_its_own_outputs(device: &Device) {

@@ -7,16 +7,7 @@ use sparse24::{DType, Device, Elements, Error, LayerNorm, Matrix};
 use crate::common::{Data, callers_device, gpu, matrix, rng, seed};
 use crate::{numbers, poisoned, refuses, types};
 
-#[test]
-fn layer_normalisation_agrees_with_the_oracle_on_the_cpu() {
-    layer_normalisation_agrees_with_the_oracle(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn layer_normalisation_agrees_with_the_oracle_on_the_gpu() {
-    gpu().iter().for_each(layer_normalisation_agrees_with_the_oracle);
-}
+on_both_devices!(layer_normalisation_agrees_with_the_oracle);
 
 fn layer_normalisation_agrees_with_the_oracle(device: &Device) {
     let seed = seed();
@@ -52,16 +43,7 @@ fn layer_normalisation_agrees_with_the_oracle(device: &Device) {
     }
 }
 
-#[test]
-fn variances_that_overflow_show_on_the_cpu() {
-    variances_that_overflow_show(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn variances_that_overflow_show_on_the_gpu() {
-    gpu().iter().for_each(variances_that_overflow_show);
-}
+on_both_devices!(variances_that_overflow_show);
 
 /// A norm over squares that f32 cannot hold is NaN, not beta or zero; its neighbours are as ever. A constant row is beta,
 /// and where nothing is added to its variance no number on the CPU: a GPU's division may leave the mean an ulp off, and
@@ -99,16 +81,7 @@ fn variances_that_overflow_show(device: &Device) {
     }
 }
 
-#[test]
-fn what_does_not_fit_is_refused_by_name_on_the_cpu() {
-    what_does_not_fit_is_refused_by_name(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn what_does_not_fit_is_refused_by_name_on_the_gpu() {
-    gpu().iter().for_each(what_does_not_fit_is_refused_by_name);
-}
+on_both_devices!(what_does_not_fit_is_refused_by_name);
 
 fn what_does_not_fit_is_refused_by_name(device: &Device) {
     let tensor = |rows, cols| device.zeros(rows, cols, DType::F32).unwrap();
@@ -125,16 +98,7 @@ fn what_does_not_fit_is_refused_by_name(device: &Device) {
     }
 }
 
-#[test]
-fn empty_outputs_are_no_error_on_the_cpu() {
-    empty_outputs_are_no_error(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn empty_outputs_are_no_error_on_the_gpu() {
-    gpu().iter().for_each(empty_outputs_are_no_error);
-}
+on_both_devices!(empty_outputs_are_no_error);
 
 fn empty_outputs_are_no_error(device: &Device) {
     for (tokens, width) in [(0, 8), (0, 0), (3, 0)] {

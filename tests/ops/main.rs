@@ -8,6 +8,24 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+/// Tests a function of a device on the CPU device and, where asked for, on a GPU: `it::on_the_cpu`, `it::on_the_gpu`.
+macro_rules! on_both_devices {
+    ($it:ident) => {
+        mod $it {
+            #[test]
+            fn on_the_cpu() {
+                super::$it(&sparse24::Device::cpu().unwrap());
+            }
+
+            #[test]
+            #[ignore = "needs a GPU"]
+            fn on_the_gpu() {
+                crate::common::gpu().iter().for_each(super::$it);
+            }
+        }
+    };
+}
+
 macro_rules! modules {
     ($($stem:ident::$operation:ident)*) => { $(mod $stem;)* };
 }

@@ -4,19 +4,10 @@ use sparse24::ops::mean_pooling::MeanPoolingKernel;
 use sparse24::reference::mean_pooling as oracle;
 use sparse24::{DType, Device, Matrix, MeanPooling};
 
-use crate::common::{Data, gpu, matrix, rng, seed};
+use crate::common::{Data, matrix, rng, seed};
 use crate::{indices, lengths_of, numbers, poisoned, refuses, types, with_nan_padding};
 
-#[test]
-fn pooling_agrees_with_the_oracle_on_the_cpu() {
-    pooling_agrees_with_the_oracle(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn pooling_agrees_with_the_oracle_on_the_gpu() {
-    gpu().iter().for_each(pooling_agrees_with_the_oracle);
-}
+on_both_devices!(pooling_agrees_with_the_oracle);
 
 fn pooling_agrees_with_the_oracle(device: &Device) {
     let seed = seed();
@@ -60,16 +51,7 @@ fn pooling_agrees_with_the_oracle(device: &Device) {
     }
 }
 
-#[test]
-fn lengths_that_overflow_show_on_the_cpu() {
-    lengths_that_overflow_show(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn lengths_that_overflow_show_on_the_gpu() {
-    gpu().iter().for_each(lengths_that_overflow_show);
-}
+on_both_devices!(lengths_that_overflow_show);
 
 /// A mean over a length whose square f32 cannot hold is NaN, not zero; its neighbours are as ever.
 fn lengths_that_overflow_show(device: &Device) {
@@ -95,16 +77,7 @@ fn lengths_that_overflow_show(device: &Device) {
     }
 }
 
-#[test]
-fn what_does_not_fit_is_refused_by_name_on_the_cpu() {
-    what_does_not_fit_is_refused_by_name(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn what_does_not_fit_is_refused_by_name_on_the_gpu() {
-    gpu().iter().for_each(what_does_not_fit_is_refused_by_name);
-}
+on_both_devices!(what_does_not_fit_is_refused_by_name);
 
 fn what_does_not_fit_is_refused_by_name(device: &Device) {
     let tensor = |rows, cols| device.zeros(rows, cols, DType::F32).unwrap();
@@ -117,16 +90,7 @@ fn what_does_not_fit_is_refused_by_name(device: &Device) {
     refuses(device, &MeanPooling { x: &wide, ..pooling }, &["x is bf16"]);
 }
 
-#[test]
-fn empty_operands_are_no_error_on_the_cpu() {
-    empty_operands_are_no_error(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn empty_operands_are_no_error_on_the_gpu() {
-    gpu().iter().for_each(empty_operands_are_no_error);
-}
+on_both_devices!(empty_operands_are_no_error);
 
 fn empty_operands_are_no_error(device: &Device) {
     let none = device.indices(0).unwrap();

@@ -4,19 +4,10 @@ use sparse24::ops::rms_norm::RmsNormKernel;
 use sparse24::reference::rms_norm as oracle;
 use sparse24::{DType, Device, Matrix, RmsNorm};
 
-use crate::common::{Data, gpu, matrix, rng, seed};
+use crate::common::{Data, matrix, rng, seed};
 use crate::{numbers, poisoned, refuses, slightly_wrong, types};
 
-#[test]
-fn normalisation_agrees_with_the_oracle_on_the_cpu() {
-    normalisation_agrees_with_the_oracle(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn normalisation_agrees_with_the_oracle_on_the_gpu() {
-    gpu().iter().for_each(normalisation_agrees_with_the_oracle);
-}
+on_both_devices!(normalisation_agrees_with_the_oracle);
 
 fn normalisation_agrees_with_the_oracle(device: &Device) {
     let seed = seed();
@@ -49,16 +40,7 @@ fn normalisation_agrees_with_the_oracle(device: &Device) {
     }
 }
 
-#[test]
-fn squares_that_overflow_show_on_the_cpu() {
-    squares_that_overflow_show(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn squares_that_overflow_show_on_the_gpu() {
-    gpu().iter().for_each(squares_that_overflow_show);
-}
+on_both_devices!(squares_that_overflow_show);
 
 /// A norm over squares that f32 cannot hold is NaN, not zero; its neighbours are as ever. A row of zeros is zeros where
 /// something is added, and no number where nothing is.
@@ -79,16 +61,7 @@ fn squares_that_overflow_show(device: &Device) {
     }
 }
 
-#[test]
-fn what_does_not_fit_is_refused_by_name_on_the_cpu() {
-    what_does_not_fit_is_refused_by_name(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn what_does_not_fit_is_refused_by_name_on_the_gpu() {
-    gpu().iter().for_each(what_does_not_fit_is_refused_by_name);
-}
+on_both_devices!(what_does_not_fit_is_refused_by_name);
 
 fn what_does_not_fit_is_refused_by_name(device: &Device) {
     let tensor = |rows, cols| device.zeros(rows, cols, DType::F32).unwrap();
@@ -105,16 +78,7 @@ fn what_does_not_fit_is_refused_by_name(device: &Device) {
     }
 }
 
-#[test]
-fn empty_outputs_are_no_error_on_the_cpu() {
-    empty_outputs_are_no_error(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn empty_outputs_are_no_error_on_the_gpu() {
-    gpu().iter().for_each(empty_outputs_are_no_error);
-}
+on_both_devices!(empty_outputs_are_no_error);
 
 fn empty_outputs_are_no_error(device: &Device) {
     for (tokens, width) in [(0, 8), (0, 0), (3, 0)] {

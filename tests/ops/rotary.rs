@@ -4,19 +4,10 @@ use sparse24::ops::rotary::RotaryKernel;
 use sparse24::reference::rotary as oracle;
 use sparse24::{DType, Device, Matrix, Rotary};
 
-use crate::common::{Data, gpu, matrix, rng, seed};
+use crate::common::{Data, matrix, rng, seed};
 use crate::{expect, numbers, poisoned, refuses, slightly_wrong, types};
 
-#[test]
-fn rotations_agree_with_the_oracle_on_the_cpu() {
-    rotations_agree_with_the_oracle(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn rotations_agree_with_the_oracle_on_the_gpu() {
-    gpu().iter().for_each(rotations_agree_with_the_oracle);
-}
+on_both_devices!(rotations_agree_with_the_oracle);
 
 fn rotations_agree_with_the_oracle(device: &Device) {
     let seed = seed();
@@ -60,16 +51,7 @@ fn rotations_agree_with_the_oracle(device: &Device) {
     }
 }
 
-#[test]
-fn positions_go_on_from_the_offset_on_the_cpu() {
-    positions_go_on_from_the_offset(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn positions_go_on_from_the_offset_on_the_gpu() {
-    gpu().iter().for_each(positions_go_on_from_the_offset);
-}
+on_both_devices!(positions_go_on_from_the_offset);
 
 /// Tables that name their position: what a token gets tells which it took.
 fn positions_go_on_from_the_offset(device: &Device) {
@@ -99,16 +81,7 @@ fn tables_are_those_of_the_angles() {
     }
 }
 
-#[test]
-fn what_does_not_fit_is_refused_by_name_on_the_cpu() {
-    what_does_not_fit_is_refused_by_name(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn what_does_not_fit_is_refused_by_name_on_the_gpu() {
-    gpu().iter().for_each(what_does_not_fit_is_refused_by_name);
-}
+on_both_devices!(what_does_not_fit_is_refused_by_name);
 
 fn what_does_not_fit_is_refused_by_name(device: &Device) {
     let tensor = |rows, cols| device.zeros(rows, cols, DType::F32).unwrap();
@@ -127,16 +100,7 @@ fn what_does_not_fit_is_refused_by_name(device: &Device) {
     refuses(device, &Rotary { cos: &half, ..rotary }, &["cos is f16, expected f32"]);
 }
 
-#[test]
-fn empty_outputs_are_no_error_on_the_cpu() {
-    empty_outputs_are_no_error(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn empty_outputs_are_no_error_on_the_gpu() {
-    gpu().iter().for_each(empty_outputs_are_no_error);
-}
+on_both_devices!(empty_outputs_are_no_error);
 
 fn empty_outputs_are_no_error(device: &Device) {
     let table = device.zeros(0, 2, DType::F32).unwrap();

@@ -261,16 +261,7 @@ fn products_see_the_new_weights(device: &Device) {
     }
 }
 
-#[test]
-fn products_see_the_new_weights_on_the_cpu() {
-    products_see_the_new_weights(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn products_see_the_new_weights_on_the_gpu() {
-    gpu().iter().for_each(products_see_the_new_weights);
-}
+on_both_devices!(products_see_the_new_weights);
 
 fn what_does_not_fit_is_refused_by_name(device: &Device) {
     let tensor = |rows, cols| device.zeros(rows, cols, DType::F32).unwrap();
@@ -330,16 +321,7 @@ fn matrices_without_elements_are_no_error(device: &Device) {
     }
 }
 
-#[test]
-fn matrices_without_elements_are_no_error_on_the_cpu() {
-    matrices_without_elements_are_no_error(&Device::cpu().unwrap());
-}
-
-#[test]
-#[ignore = "needs a GPU"]
-fn matrices_without_elements_are_no_error_on_the_gpu() {
-    gpu().iter().for_each(matrices_without_elements_are_no_error);
-}
+on_both_devices!(matrices_without_elements_are_no_error);
 
 /// Dense weights may be larger than a binding where compressed ones are not, and those may come in pieces.
 #[test]

@@ -58,6 +58,7 @@ use crate::engine::{Device, Indices, Prepared, Tensor};
 use crate::error::{Error, Result, checked_mul};
 use crate::linear::Linear;
 use crate::matrix::{DType, Matrix};
+use crate::ops::Gradient;
 use crate::problem::Epilogue;
 
 /// A value that a node computes, by its place in [`Graph::values`].
@@ -291,6 +292,26 @@ impl<'a> Site<'a> {
     }
 }
 
+/// Where a node's gradient is computed: the operands of its value, all f32, and with them the gradients.
+#[derive(Debug)]
+pub struct BackwardSite<'a> {
+    /// What the node's value was computed from, and that value.
+    pub forward: Site<'a>,
+    /// What the pass kept for this: see [`NodeOp::saves`].
+    pub saved: Option<&'a Tensor>,
+    /// The gradient of the node's value. It may be overwritten by the last call, as no other node reads it.
+    pub dy: &'a Tensor,
+    /// Where the gradient of each operand goes, in the order of [`Node::reads`]; `None` where none is wanted.
+    pub gradients: Vec<Option<Gradient<'a>>>,
+}
+
+impl<'a> BackwardSite<'a> {
+    /// Where the gradient of the operand of this place goes, if it is wanted.
+    pub fn gradient(&self, at: usize) -> Option<Gradient<'a>> {
+        self.gradients.get(at).copied().flatten()
+    }
+}
+
 /// An operand of a node in the f64 twin of one text.
 #[derive(Clone, Copy, Debug)]
 pub enum Exact<'a> {
@@ -347,6 +368,13 @@ pub trait NodeOp: fmt::Debug + Send + Sync {
 
     /// The value in f64, for one text without padding, by the operation's twin in [`reference`](mod@crate::reference).
     fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>>;
+
+    /// The calls that compute the gradients that the site wants from that of the node's value. They run in this order, each
+    /// after those of all nodes that read the value.
+    fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
+        let _ = site;
+        Err(Error::Invalid(format!("{} has no gradient", self.name())))
+    }
 
     /// What a product does before it stores its result: of operations that read weights.
     fn epilogue(&self) -> Epilogue {

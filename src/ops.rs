@@ -32,9 +32,11 @@
 //! operands), `src/reference.rs` (of bounds) and `shaders/shared`.
 //!
 //! # Gradients
-//! There are none yet. Their place is the file of the operation that they belong to, with a twin in the same file of the
-//! reference: a gradient has other operands, another program and another cost, and is prepared and run like any other
-//! operation. A graph's nodes can be walked in reverse for it ([`Graph::nodes`](crate::graph::Graph::nodes)).
+//! The gradient of an operation is an operation of its own, in the same four files: `LayerNorm` has `LayerNormGrad`, which
+//! takes the operands of the forward, the gradient `dy` of its output and a [`Gradient`] for each operand that has one. A
+//! large one is in a module below, `src/ops/<stem>/grad.rs`; its program is `shaders/<stem>_grad.wgsl`. Gradients are f32.
+//! The reference has `grad`, the exact gradient in f64, which tests compare with finite differences of `exact` and then
+//! with both devices. Nodes of a graph bind it in [`NodeOp::backward`](crate::graph::NodeOp::backward).
 //!
 //! # Errors
 //! [`Error::Shape`] and [`Error::DType`] name the operand that does not fit, [`Error::Mismatch`] one of another device,
@@ -168,6 +170,29 @@ impl Device {
             Inner::Cpu(cpu) => Work::Cpu(Arc::from(operation.cpu_call(cpu)?)),
         };
         Ok(Prepared::new(self, operation.cost(), work))
+    }
+}
+
+/// Where a gradient goes: a tensor of the shape of what it is the gradient of.
+#[derive(Clone, Copy, Debug)]
+pub struct Gradient<'a> {
+    /// f32. Shares no memory with another operand.
+    pub to: &'a Tensor,
+    /// Whether the gradient is added to what is there, in place of overwriting it.
+    pub add: bool,
+}
+
+#[allow(dead_code, reason = "the operations' gradients follow")]
+impl<'a> Gradient<'a> {
+    /// It as an operand that is written.
+    pub(crate) fn operand(&self, name: &'static str) -> Operand<'a> {
+        Operand::write(name, self.to)
+    }
+
+    /// An error unless it has this shape and is f32.
+    pub(crate) fn check(&self, name: &str, shape: (usize, usize)) -> Result<()> {
+        expect_shape(name, self.to.shape(), shape)?;
+        expect_dtype(name, self.to.dtype(), DType::F32)
     }
 }
 

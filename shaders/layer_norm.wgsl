@@ -11,11 +11,6 @@ const SUMS: u32 = 2u;
 
 @group(0) @binding(4) var<storage, read> beta: array<f32>;
 
-// One where the features go on, zero past them.
-fn inside(column: u32) -> vec4<f32> {
-    return select(vec4<f32>(), vec4<f32>(1.0), vec4(column) + vec4(0u, 1u, 2u, 3u) < vec4(WIDTH));
-}
-
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,

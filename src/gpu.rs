@@ -223,9 +223,9 @@ pub struct Dispatch {
 /// What the dispatches of all calls share: each fills it before it reads it, and a queue runs them one after another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scratch {
-    /// Activations in the kernels' own shape.
+    /// Activations in the kernels' own shape, or a few numbers of each token.
     Packed,
-    /// The sums of the splits of k.
+    /// The sums of the splits of k, or of blocks of tokens.
     Partial,
 }
 

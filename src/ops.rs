@@ -78,12 +78,13 @@
 
 use std::sync::Arc;
 
+use crate::cpu::rows::Target;
 use crate::cpu::{Cpu, CpuCall};
 pub use crate::engine::{Compressed, Cost, Device, Indices, Operand, OperandValue};
-use crate::engine::{Inner, Prepared, Tensor, Work, check_devices, check_memory};
+use crate::engine::{Inner, Prepared, Tensor, Work, check_devices, check_memory, gpu_size};
 use crate::error::{Error, Result, expect_dtype, expect_shape};
-use crate::gpu::{BufferRange, Dispatch, Gpu};
-use crate::kernels::{Program, probes};
+use crate::gpu::{BufferRange, Dispatch, Gpu, Scratch};
+use crate::kernels::{NormFold, NormFoldParams, NormSums, NormSumsParams, Program, WORKGROUP, probes};
 use crate::matrix::DType;
 use crate::plan::grid;
 
@@ -182,7 +183,6 @@ pub struct Gradient<'a> {
     pub add: bool,
 }
 
-#[allow(dead_code, reason = "the operations' gradients follow")]
 impl<'a> Gradient<'a> {
     /// It as an operand that is written.
     pub(crate) fn operand(&self, name: &'static str) -> Operand<'a> {
@@ -194,6 +194,16 @@ impl<'a> Gradient<'a> {
         expect_shape(name, self.to.shape(), shape)?;
         expect_dtype(name, self.to.dtype(), DType::F32)
     }
+
+    /// It as loops on the CPU write it.
+    pub(crate) fn on_cpu(&self) -> Result<Target> {
+        Ok(Target { to: self.to.on_cpu()?, add: self.add })
+    }
+}
+
+/// An error unless each of the tensors that a gradient is computed from is f32.
+fn check_f32(operands: &[(&'static str, &Tensor)]) -> Result<()> {
+    operands.iter().try_for_each(|(name, tensor)| expect_dtype(name, tensor.dtype(), DType::F32))
 }
 
 /// One dispatch of a program, or none where there are no workgroups.
@@ -223,6 +233,45 @@ fn check_norm(x: &Tensor, per_feature: &[(&'static str, &Tensor)], eps: f32, y: 
         return Err(Error::Invalid(format!("eps is {eps}, not a finite number from 0 on")));
     }
     Ok(())
+}
+
+/// The dispatches that sum a normalisation's gradients of its parameters over the tokens, after one that has left a mean
+/// and a factor of each token in [`norm_statistics`]: of the factors per feature, and of the addends where there are such.
+fn norm_sums(gpu: &Gpu, x: &Tensor, dy: &Tensor, gradients: &[Option<Gradient<'_>>]) -> Result<Vec<Dispatch>> {
+    let (tokens, width) = (gpu_size("tokens", x.rows())?, gpu_size("features of a token", x.cols())?);
+    if gradients.iter().all(Option::is_none) || width == 0 {
+        return Ok(Vec::new());
+    }
+    let kernel = NormSums::new(width, gradients.len() as u32);
+    let params = NormSumsParams { tokens, block: NormSums::block(tokens) };
+    let blocks = tokens.div_ceil(params.block);
+    let bytes = 4 * u64::from(blocks) * x.cols() as u64 * gradients.len() as u64;
+    let parts = gpu.scratch(Scratch::Partial, bytes)?;
+    let parts = Some(BufferRange { buffer: &parts, offset: 0, bytes });
+    let statistics = norm_statistics(gpu, x)?;
+    let statistics = Some(BufferRange { buffer: &statistics, offset: 0, bytes: 8 * x.rows() as u64 });
+    let workgroups = blocks as usize * x.cols().div_ceil(WORKGROUP);
+    let operands = [x.on_gpu(), dy.on_gpu(), statistics, parts];
+    let mut dispatches = dispatch(gpu, Program::new(kernel), workgroups, &params, &operands)?;
+    for (first, gradient) in gradients.iter().enumerate() {
+        if let Some(Gradient { to, add }) = gradient {
+            let params = NormFoldParams { width, blocks, first: first as u32, sums: gradients.len() as u32 };
+            let operands = [parts, to.on_gpu()];
+            dispatches.extend(dispatch(
+                gpu,
+                Program::new(NormFold::new(*add)),
+                x.cols().div_ceil(WORKGROUP),
+                &params,
+                &operands,
+            )?);
+        }
+    }
+    Ok(dispatches)
+}
+
+/// Where a normalisation's gradient leaves two numbers of each token for [`norm_sums`].
+fn norm_statistics(gpu: &Gpu, x: &Tensor) -> Result<wgpu::Buffer> {
+    gpu.scratch(Scratch::Packed, 8 * x.rows() as u64)
 }
 
 /// A cost of so many operations that moves all of these operands once.

@@ -41,10 +41,12 @@ macro_rules! modules {
     ($($stem:ident::$operation:ident)*) => { $(pub mod $stem;)* };
 }
 crate::each_operation!(modules);
+mod rounded;
 
 use std::fmt;
 
 pub use self::gemm::{Operands, Oracle, Sample, activation};
+use self::rounded::Rounded;
 use crate::error::{Result, expect_dtype, expect_shape};
 use crate::matrix::{DType, Matrix};
 
@@ -163,6 +165,23 @@ impl Expectation {
     /// Adds the next element: what it is before it is stored, and how far a device may be from that.
     fn push(&mut self, value: f64, error: f64) {
         self.elements.push(stored(value, error, !error.is_finite(), self.output));
+    }
+
+    /// Adds the next element, as far from its exact value as the computation says.
+    fn push_near(&mut self, value: f64, computed: Rounded) {
+        self.push(value, bounded(value, computed.error));
+    }
+
+    /// What it becomes where it is added to f32 numbers that were there: one more rounding, and the φ of these. An error if
+    /// they have another shape.
+    pub fn added_to(mut self, before: &Matrix) -> Result<Self> {
+        expect_shape("what is added to", (before.rows(), before.cols()), (self.rows, self.cols))?;
+        for (i, element) in self.elements.iter_mut().enumerate() {
+            let before = Rounded::read(before.get(i / self.cols, i % self.cols), before.dtype());
+            let sum = before.plus(Rounded::within(element.value, element.bound));
+            *element = stored(sum.value, sum.error, !sum.error.is_finite(), self.output);
+        }
+        Ok(self)
     }
 
     /// One element.

@@ -1,4 +1,5 @@
-// What layer_norm.wgsl and rms_norm.wgsl share: parameters, and how the WIDTH features of a token are dealt out.
+// What layer_norm.wgsl, rms_norm.wgsl and their gradients share: parameters, and how the WIDTH features of a token are
+// dealt out.
 //
 // Tile: 8 tokens to a workgroup of 256, 32 neighbouring lanes to a token; a lane takes every 32nd four of its features,
 // and reads them from the cache each time, since how long a row is, is not known when registers are given out. Dispatch
@@ -43,4 +44,9 @@ fn places(column: u32) -> vec4<u32> {
 fn scales(column: u32) -> vec4<f32> {
     let at = places(column);
     return vec4(gamma[at.x], gamma[at.y], gamma[at.z], gamma[at.w]);
+}
+
+// One where the features go on, zero past them.
+fn inside(column: u32) -> vec4<f32> {
+    return select(vec4<f32>(), vec4<f32>(1.0), vec4(column) + vec4(0u, 1u, 2u, 3u) < vec4(WIDTH));
 }

@@ -7,15 +7,30 @@
 
 use rayon::prelude::*;
 
-use super::Cpu;
 pub(crate) use super::epilogue::{activate, exp};
-use crate::matrix::Element;
+use super::{Cpu, Shared};
+use crate::matrix::{Element, Elements};
 
 /// Sums that a loop keeps side by side: a register of AVX-512, two of AVX2, four of SSE2 or NEON.
 pub(crate) const LANES: usize = 16;
 
 /// Tokens of a task of what costs little per token.
 pub(crate) const TASK_TOKENS: usize = 16;
+
+/// Where a gradient goes.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// A matrix of f32.
+    pub(crate) to: Shared,
+    /// Whether it is added to what is there.
+    pub(crate) add: bool,
+}
+
+/// Stores an element of a gradient, or adds it to what is there.
+#[inline(always)]
+pub(crate) fn put(to: &mut f32, value: f32, add: bool) {
+    *to = if add { *to + value } else { value };
+}
 
 /// Runs `$body` for inputs and an output of the types that kernels store.
 macro_rules! each_pair {
@@ -53,6 +68,27 @@ macro_rules! work {
 }
 pub(crate) use work;
 
+/// As [`work!`], of f32 alone.
+macro_rules! work_of_f32 {
+    ($name:ident, { $($field:ident: $of:ty),+ $(,)? }, $call:expr) => {
+        struct $name<'a> {
+            $($field: $of),+
+        }
+
+        impl<'a> $crate::simd::Work for $name<'a> {
+            type Output = ();
+
+            #[inline(always)]
+            #[allow(unsafe_code, reason = "plain loops, which the level's function turns into its instructions")]
+            unsafe fn run<S: $crate::simd::Instructions>(self) {
+                let Self { $($field),+ } = self;
+                $call
+            }
+        }
+    };
+}
+pub(crate) use work_of_f32;
+
 /// Sum of `of(a)` over a slice: lane by lane, then over the lanes.
 #[inline(always)]
 pub(crate) fn sum_of<X: Element>(x: &[X], of: impl Fn(f32) -> f32) -> f32 {
@@ -65,6 +101,28 @@ pub(crate) fn sum_of<X: Element>(x: &[X], of: impl Fn(f32) -> f32) -> f32 {
     }
     let tail: f32 = rest.iter().map(|x| of(x.to_f32())).sum();
     lanes.iter().sum::<f32>() + tail
+}
+
+/// Sums of what `of` makes of the elements of three slices of one length: lane by lane, then over the lanes.
+#[inline(always)]
+pub(crate) fn sums_of<const N: usize>(
+    (a, b, c): (&[f32], &[f32], &[f32]),
+    of: impl Fn(f32, f32, f32) -> [f32; N],
+) -> [f32; N] {
+    let ((a, a_rest), (b, b_rest), (c, c_rest)) =
+        (a.as_chunks::<LANES>(), b.as_chunks::<LANES>(), c.as_chunks::<LANES>());
+    let mut lanes = [[0.0f32; LANES]; N];
+    for ((a, b), c) in a.iter().zip(b).zip(c) {
+        for lane in 0..LANES {
+            let terms = of(a[lane], b[lane], c[lane]);
+            lanes.iter_mut().zip(terms).for_each(|(lanes, term)| lanes[lane] += term);
+        }
+    }
+    let mut tail = [0.0; N];
+    for ((&a, &b), &c) in a_rest.iter().zip(b_rest).zip(c_rest) {
+        tail.iter_mut().zip(of(a, b, c)).for_each(|(tail, term)| *tail += term);
+    }
+    std::array::from_fn(|n| lanes[n].iter().sum::<f32>() + tail[n])
 }
 
 /// 1/√t of a mean or sum of squares, and NaN of one that has overflowed: zero, its limit, would make finite numbers of
@@ -83,5 +141,43 @@ impl Cpu {
                 None => y.chunks_mut(len).enumerate().for_each(|(i, chunk)| work(i, chunk)),
             });
         }
+    }
+
+    /// As [`Cpu::each_chunk`], with chunks of two outputs that belong together.
+    pub(crate) fn each_chunk_of_two<Y: Send, Z: Send>(
+        &self,
+        (y, y_len): (&mut [Y], usize),
+        (z, z_len): (&mut [Z], usize),
+        work: impl Fn(usize, &mut [Y], &mut [Z]) + Sync,
+    ) {
+        if !y.is_empty() && !z.is_empty() {
+            self.pool.enter(|| match self.pool.threads {
+                Some(_) => {
+                    let chunks = y.par_chunks_mut(y_len).zip(z.par_chunks_mut(z_len));
+                    chunks.enumerate().for_each(|(i, (y, z))| work(i, y, z));
+                }
+                None => {
+                    let chunks = y.chunks_mut(y_len).zip(z.chunks_mut(z_len));
+                    chunks.enumerate().for_each(|(i, (y, z))| work(i, y, z));
+                }
+            });
+        }
+    }
+
+    /// Adds up the rows of some parts, `stride` apart, from their element `first` on, in their order: a gradient that is a
+    /// sum over tokens, from the sums over blocks of them.
+    pub(crate) fn fold(&self, parts: &[f32], stride: usize, first: usize, target: &Target) {
+        const RUN: usize = 64;
+        let mut to = super::write(&target.to);
+        let Elements::F32(to) = to.elements_mut() else { return };
+        self.each_chunk(to, RUN, |run, to| {
+            let mut sums = [0.0; RUN];
+            for part in parts.chunks_exact(stride) {
+                for (sum, part) in sums[..to.len()].iter_mut().zip(&part[first + run * RUN..]) {
+                    *sum += part;
+                }
+            }
+            to.iter_mut().zip(sums).for_each(|(to, sum)| put(to, sum, target.add));
+        });
     }
 }

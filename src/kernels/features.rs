@@ -58,6 +58,9 @@ pub(crate) struct Types {
 }
 
 impl Types {
+    /// f32 on both sides.
+    pub(crate) const F32: Self = Self { storage: DType::F32, output: DType::F32 };
+
     /// An error for a type that kernels do not store.
     pub(crate) fn new(storage: DType, output: DType) -> Result<Self> {
         for got in [storage, output] {

@@ -1,12 +1,16 @@
-//! What the normalisations over the features of a token share: the host's side of shaders/shared/norm.wgsl.
+//! What the normalisations over the features of a token share: the host's side of shaders/shared/norm.wgsl, and the
+//! programs that sum the gradients of their parameters over the tokens.
 //!
-//! Invariant: a workgroup has whole tokens.
+//! Invariant: a workgroup of a normalisation has whole tokens, and sums over tokens are cut up by their number alone.
 
 use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Caps, FeatureAccess, ParamsLayout, Text, Types, WIDTHS, WORKGROUP, fields};
+use super::{
+    Binding, Caps, FeatureAccess, ParamsLayout, Primitives, Program, Shader, Text, Types, WIDTHS, WORKGROUP,
+    add_override, add_suffix, fields,
+};
 use crate::error::Result;
 use crate::matrix::DType;
 
@@ -59,6 +63,11 @@ impl NormLayout {
         ])
     }
 
+    /// One of every text of f32 alone, as gradients have.
+    pub(crate) fn all_f32() -> impl Iterator<Item = Self> {
+        Self::all().filter(|layout| layout.types == Types::F32)
+    }
+
     /// Values of the `override`s.
     pub(crate) fn overrides(self) -> Vec<(&'static str, f64)> {
         vec![("WIDTH", f64::from(self.width))]
@@ -80,4 +89,126 @@ impl fmt::Display for NormLayout {
         let Self { width, access, types } = self;
         write!(f, "{}f32-d{width}-{}{}", types.storage(), access.name(), types.suffix())
     }
+}
+
+/// Mirror of `Params` in shaders/norm_sums.wgsl.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct NormSumsParams {
+    pub(crate) tokens: u32,
+    pub(crate) block: u32,
+}
+
+/// The program (shaders/norm_sums.wgsl) that sums a normalisation's gradients of its parameters over blocks of tokens: so
+/// many rows of sums for each. Its name (`Display`) is made of its parts, such as `norm_sums-d384-2`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct NormSums {
+    width: u32,
+    sums: u32,
+}
+
+impl NormSums {
+    /// For tokens of `width` features; of the factors alone, or of factors and addends.
+    pub(crate) fn new(width: u32, sums: u32) -> Self {
+        Self { width, sums }
+    }
+
+    /// Tokens of a block: few, so that there are workgroups for a GPU, but no more than 128 blocks, whose sums one thread
+    /// adds up.
+    pub(crate) fn block(tokens: u32) -> u32 {
+        tokens.div_ceil(128).max(16)
+    }
+}
+
+impl Shader for NormSums {
+    fn module(&self) -> String {
+        "norm_sums".into()
+    }
+
+    fn text(&self, _: Primitives) -> Result<Text> {
+        Ok(Text::as_it_stands(&[include_str!("../../shaders/norm_sums.wgsl")]))
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        vec![("WIDTH", f64::from(self.width)), ("SUMS", f64::from(self.sums))]
+    }
+
+    fn bindings(&self) -> &'static [Binding] {
+        const {
+            &[
+                Binding::PARAMS,
+                Binding::read(1, "x"),
+                Binding::read(2, "dy"),
+                Binding::read(3, "statistics"),
+                Binding::write(4, "parts"),
+            ]
+        }
+    }
+
+    fn params(&self) -> ParamsLayout {
+        fields!(NormSumsParams: tokens block)
+    }
+}
+
+impl fmt::Display for NormSums {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "norm_sums-d{}-{}", self.width, self.sums)
+    }
+}
+
+/// Mirror of `Params` in shaders/norm_fold.wgsl.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct NormFoldParams {
+    pub(crate) width: u32,
+    pub(crate) blocks: u32,
+    pub(crate) first: u32,
+    pub(crate) sums: u32,
+}
+
+/// The program (shaders/norm_fold.wgsl) that adds up the sums over blocks of tokens. Its name (`Display`) is `norm_fold`, or
+/// `norm_fold-add` where they are added to what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct NormFold {
+    add: bool,
+}
+
+impl NormFold {
+    /// One that overwrites, or adds.
+    pub(crate) fn new(add: bool) -> Self {
+        Self { add }
+    }
+}
+
+impl Shader for NormFold {
+    fn module(&self) -> String {
+        "norm_fold".into()
+    }
+
+    fn text(&self, _: Primitives) -> Result<Text> {
+        Ok(Text::as_it_stands(&[include_str!("../../shaders/norm_fold.wgsl")]))
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        vec![add_override(self.add)]
+    }
+
+    fn bindings(&self) -> &'static [Binding] {
+        const { &[Binding::PARAMS, Binding::read(1, "parts"), Binding::write(2, "y")] }
+    }
+
+    fn params(&self) -> ParamsLayout {
+        fields!(NormFoldParams: width blocks first sums)
+    }
+}
+
+impl fmt::Display for NormFold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "norm_fold{}", add_suffix(self.add))
+    }
+}
+
+/// What the gradients of all normalisations need beside their own programs.
+pub(crate) fn norm_sums() -> impl Iterator<Item = Program> {
+    [Program::new(NormSums::new(WIDTHS[0], 2)), Program::new(NormFold::new(false))].into_iter()
 }

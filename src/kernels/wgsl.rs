@@ -30,6 +30,26 @@ pub(crate) fn activation_override(activation: Activation) -> (&'static str, f64)
     ("ACTIVATION", number)
 }
 
+/// Value of the `override` of gradients that may not be wanted: whether it is added to, or `None`.
+pub(crate) fn target_override(add: Option<bool>) -> (&'static str, f64) {
+    ("TARGET", add.map_or(0.0, |add| if add { 2.0 } else { 1.0 }))
+}
+
+/// The end of the names of such programs.
+pub(crate) fn target_suffix(add: Option<bool>) -> &'static str {
+    add.map_or("-sums", add_suffix)
+}
+
+/// Value of the `override` of gradients: whether it is added to what is there.
+pub(crate) fn add_override(add: bool) -> (&'static str, f64) {
+    ("ADD", f64::from(u8::from(add)))
+}
+
+/// The end of the names of such programs.
+pub(crate) fn add_suffix(add: bool) -> &'static str {
+    if add { "-add" } else { "" }
+}
+
 /// WGSL on its way to be specialised.
 pub(crate) struct Text {
     text: String,

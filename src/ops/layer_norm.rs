@@ -2,6 +2,8 @@
 //!
 //! Invariant: the variance is a mean of squared differences, taken in a second pass over a token.
 
+mod grad;
+
 use std::fmt;
 
 use ndarray::Array2;
@@ -12,12 +14,16 @@ use crate::cpu::{Cpu, CpuCall, Shared, read, write};
 use crate::engine::{Prepared, Tensor, gpu_size};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::graph::{ExactSite, Graph, NodeOp, ParamId, ParamKind, Precision, Read, Site, StoredTensor, ValueId};
+use crate::graph::{
+    BackwardSite, ExactSite, Graph, NodeOp, ParamId, ParamKind, Precision, Read, Site, StoredTensor, ValueId,
+};
 use crate::kernels::{
     Binding, Caps, NormLayout, NormParams, ParamsLayout, Primitives, Program, Shader, Text, WORKGROUP,
 };
 use crate::matrix::{DType, Element};
 use crate::reference::layer_norm;
+
+pub use grad::{LayerNormGrad, LayerNormGradKernel};
 
 /// Layer normalisation: `y = (x - mean) / √(variance + eps) · gamma + beta` over the features of each token, with the
 /// biased variance (the mean of squared differences, computed in a second pass). A token whose variance overflows f32
@@ -85,7 +91,7 @@ impl LayerNormKernel {
 
 /// Every text.
 pub(crate) fn shaders() -> impl Iterator<Item = Program> {
-    NormLayout::all().map(|layout| Program::new(LayerNormKernel(layout)))
+    NormLayout::all().map(|layout| Program::new(LayerNormKernel(layout))).chain(grad::shaders())
 }
 
 impl Shader for LayerNormKernel {
@@ -194,6 +200,16 @@ impl NodeOp for LayerNormNode {
     fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
         let (x, gamma, beta) = (site.matrix(0)?, site.row(1)?, site.row(2)?);
         Ok(layer_norm::exact(x.view(), &gamma, &beta, f64::from(self.eps)))
+    }
+
+    fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
+        let [dx, dgamma, dbeta] = [0, 1, 2].map(|at| site.gradient(at));
+        if dx.or(dgamma).or(dbeta).is_none() {
+            return Ok(Vec::new());
+        }
+        let (x, gamma) = (site.forward.tensor(0)?, site.forward.tensor(1)?);
+        let grad = LayerNormGrad { x, gamma, eps: self.eps, dy: site.dy, dx, dgamma, dbeta };
+        Ok(vec![site.forward.device.prepare(&grad)?])
     }
 }
 

@@ -9,12 +9,16 @@
 //! 5. c·r·γ + β: the errors of c and r multiplied out, a rounding for each of the three operations, and the φ of gamma
 //!    and beta; then the store.
 //!
+//! # The bound of the gradient
+//! With z = c·r as above and g = dy·γ, dx = (g − mean(g) − z·mean(g·z))·r, dgamma = Σ dy·z and dbeta = Σ dy over the
+//! tokens: every step with the errors of those before it and its own rounding, means and sums as in [`super`].
+//!
 //! Invariant: no code is shared with the devices.
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array1, Array2, ArrayView2, Axis};
 
-use super::{Expectation, FLUSH, U, bounded, inverse_root, mean_of, phi, square_error};
-use crate::error::{Result, expect_len};
+use super::{Expectation, FLUSH, Rounded, U, bounded, inverse_root, mean_of, phi, square_error};
+use crate::error::{Result, expect_len, expect_shape};
 use crate::matrix::{DType, Matrix};
 
 /// Layer normalisation of each row of `x`, with one gamma and beta per feature.
@@ -77,4 +81,74 @@ pub fn expect(x: &Matrix, gammas: &[f32], betas: &[f32], eps: f32, output: DType
         }
     }
     Ok(all)
+}
+
+/// Gradients of `x`, gamma and beta, where `dy` is that of the result.
+///
+/// # Panics
+/// If there are fewer gammas than columns, or `dy` has another shape than `x`.
+pub fn grad(
+    x: ArrayView2<'_, f64>,
+    gamma: &[f64],
+    eps: f64,
+    dy: ArrayView2<'_, f64>,
+) -> (Array2<f64>, Array1<f64>, Array1<f64>) {
+    let d = x.ncols() as f64;
+    let mut dx = Array2::zeros(x.dim());
+    let mut dgamma = Array1::zeros(x.ncols());
+    for ((x, dy), mut dx) in x.rows().into_iter().zip(dy.rows()).zip(dx.rows_mut()) {
+        let centred = &x - x.sum() / d;
+        let r = 1.0 / (centred.mapv(|c| c * c).sum() / d + eps).sqrt();
+        let z = centred * r;
+        let g = Array1::from_shape_fn(dy.len(), |c| dy[c] * gamma[c]);
+        let along = (&g * &z).sum() / d;
+        dx.assign(&((&g - g.sum() / d - &z * along) * r));
+        dgamma += &(&dy * &z);
+    }
+    (dx, dgamma, dy.sum_axis(Axis(0)))
+}
+
+/// The same with their bounds, of f32 operands.
+///
+/// ```
+/// use sparse24::{Matrix, reference::layer_norm};
+/// let (x, dy) = (Matrix::from_f32(1, 2, &[1.0, 3.0])?, Matrix::from_f32(1, 2, &[0.5, 0.25])?);
+/// let [dx, dgamma, dbeta] = layer_norm::expect_grad(&x, &[1.0, 1.0], 0.0, &dy)?;
+/// // Two features become -1 and 1 whatever they are.
+/// assert_eq!((dx.element(0, 0).value, dx.element(0, 1).value), (0.0, 0.0));
+/// assert_eq!((dgamma.element(0, 0).value, dbeta.element(0, 0).value), (-0.5, 0.5));
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+pub fn expect_grad(x: &Matrix, gammas: &[f32], eps: f32, dy: &Matrix) -> Result<[Expectation; 3]> {
+    let (tokens, d) = (x.rows(), x.cols());
+    expect_len("gamma", gammas.len(), d)?;
+    expect_shape("dy", (dy.rows(), dy.cols()), (tokens, d))?;
+    let (x_wide, dy_wide) = (x.to_array().mapv(f64::from), dy.to_array().mapv(f64::from));
+    let wide: Vec<f64> = gammas.iter().map(|&gamma| f64::from(gamma)).collect();
+    let exact = grad(x_wide.view(), &wide, f64::from(eps), dy_wide.view());
+    let row = |m: &Matrix, t: usize| (0..d).map(|c| Rounded::read(m.get(t, c), m.dtype())).collect::<Vec<_>>();
+    let mut dx = Expectation::new(tokens, d, DType::F32);
+    let mut normed = Vec::with_capacity(tokens);
+    for t in 0..tokens {
+        let (x, dy) = (row(x, t), row(dy, t));
+        let mean = Rounded::mean(x.iter().copied());
+        let centred: Vec<_> = x.iter().map(|x| x.minus(mean)).collect();
+        let variance = Rounded::mean(centred.iter().map(|c| c.times(*c)));
+        let r = variance.plus(Rounded::exact(f64::from(eps))).inverse_root();
+        let z: Vec<_> = centred.iter().map(|c| c.times(r)).collect();
+        let g: Vec<_> = dy.iter().zip(gammas).map(|(dy, &gamma)| dy.times(Rounded::read(gamma, DType::F32))).collect();
+        let level = Rounded::mean(g.iter().copied());
+        let along = Rounded::mean(g.iter().zip(&z).map(|(g, z)| g.times(*z)));
+        for (c, (g, z)) in g.iter().zip(&z).enumerate() {
+            dx.push_near(exact.0[[t, c]], g.minus(level).minus(z.times(along)).times(r));
+        }
+        normed.push(z);
+    }
+    let (mut dgamma, mut dbeta) = (Expectation::new(1, d, DType::F32), Expectation::new(1, d, DType::F32));
+    for c in 0..d {
+        let given = |t: usize| Rounded::read(dy.get(t, c), dy.dtype());
+        dgamma.push_near(exact.1[c], Rounded::sum((0..tokens).map(|t| given(t).times(normed[t][c])), 0));
+        dbeta.push_near(exact.2[c], Rounded::sum((0..tokens).map(given), 0));
+    }
+    Ok([dx, dgamma, dbeta])
 }

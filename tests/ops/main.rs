@@ -32,12 +32,13 @@ macro_rules! modules {
 sparse24::each_operation!(modules);
 
 use common::{Data, allocated, callers_device, gpu, matrix, rng, seed, submissions};
+use ndarray::Array2;
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::Rng;
 use sparse24::reference::{self, Expectation, Verdict};
 use sparse24::{
-    Attention, DType, Device, Elements, Embedding, Error, Gemm, Indices, Io, LayerNorm, Matrix, MeanPooling, Op,
-    Operation, Options, Prepared, Problem, Tensor,
+    Attention, DType, Device, Elements, Embedding, Error, Gemm, Gradient, Indices, Io, LayerNorm, Matrix, MeanPooling,
+    Op, Operation, Options, Prepared, Problem, Tensor,
 };
 
 /// Pairs of input and output types that the device computes on: all of them on the CPU, for case `i` f32 and one other
@@ -49,6 +50,63 @@ pub(crate) fn types(device: &Device, i: usize) -> Vec<(DType, DType)> {
         None => std::iter::once(plain).chain(others).collect(),
         Some(caps) if caps.f16 => vec![plain, others[i % 3]],
         Some(_) => vec![plain],
+    }
+}
+
+/// Where a gradient goes in a test: NaNs to be overwritten, or numbers that it is added to.
+pub(crate) struct Sink {
+    pub(crate) to: Tensor,
+    before: Option<Matrix>,
+}
+
+impl Sink {
+    pub(crate) fn new(device: &Device, (rows, cols): (usize, usize), add: bool, rng: &mut Pcg64) -> Self {
+        let before = add.then(|| matrix(rows, cols, DType::F32, Data::Uniform, rng));
+        let to = match &before {
+            Some(before) => device.upload(before).unwrap(),
+            None => poisoned(device, rows, cols, DType::F32),
+        };
+        Self { to, before }
+    }
+
+    pub(crate) fn gradient(&self) -> Gradient<'_> {
+        Gradient { to: &self.to, add: self.before.is_some() }
+    }
+
+    /// Judges what it has become, which is within its bound.
+    pub(crate) fn verify(&self, device: &Device, want: &Expectation, what: &str) -> Verdict {
+        let want = match &self.before {
+            Some(before) => want.clone().added_to(before).unwrap(),
+            None => want.clone(),
+        };
+        let verdict = want.verify(&device.read(&self.to).unwrap()).unwrap();
+        assert!(verdict.error_over_bound <= 1.0, "{what} on {}: {verdict}", device.info().name());
+        verdict
+    }
+}
+
+/// f64 numbers of a test.
+pub(crate) fn wide(m: &Matrix) -> Array2<f64> {
+    m.to_array().mapv(f64::from)
+}
+
+/// A gradient is that of `loss`, by central differences: to 1e-6 of its largest element, far from the 1e-10 that these are
+/// good for, and further from what any wrong term would do.
+#[track_caller]
+pub(crate) fn differences_agree(gradient: &Array2<f64>, at: &Array2<f64>, loss: impl Fn(&Array2<f64>) -> f64) {
+    let step = 1e-5;
+    let largest = gradient.iter().fold(0.0f64, |largest, g| largest.max(g.abs()));
+    assert_eq!(gradient.dim(), at.dim());
+    assert!(largest > 0.0, "a gradient of zeros says nothing");
+    for ((row, col), gradient) in gradient.indexed_iter() {
+        let moved = |by: f64| {
+            let mut x = at.clone();
+            x[[row, col]] += by;
+            loss(&x)
+        };
+        let difference = (moved(step) - moved(-step)) / (2.0 * step);
+        let error = (gradient - difference).abs();
+        assert!(error <= 1e-6 * largest, "[{row}, {col}] is {gradient}, by differences {difference}");
     }
 }
 

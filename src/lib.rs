@@ -265,6 +265,7 @@ pub use mask::{Mask, Mask24, VectorLen};
 pub use matrix::{DType, Element, Elements, Matrix};
 pub use ops::gemm::Io;
 pub use ops::layer_norm::LayerNormGrad;
+pub use ops::mean_pooling::MeanPoolingGrad;
 pub use ops::{Cost, Gradient, Operation};
 pub use plan::{Plan, Tuning};
 pub use problem::{Activation, Epilogue, Form, Op, Problem};

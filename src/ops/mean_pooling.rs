@@ -2,6 +2,8 @@
 //!
 //! Invariant: rows of padding are not read, and a sequence without tokens becomes zeros.
 
+mod grad;
+
 use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
@@ -13,12 +15,14 @@ use crate::cpu::{Cpu, CpuCall, Shared, SharedIndices, read, write};
 use crate::engine::{Prepared, Tensor, gpu_size};
 use crate::error::{Result, checked_mul, expect_dtype, expect_len, expect_shape};
 use crate::gpu::{Dispatch, Gpu};
-use crate::graph::{ExactSite, Graph, Input, NodeOp, Precision, Read, Rows, Site, ValueId};
+use crate::graph::{BackwardSite, ExactSite, Graph, Input, NodeOp, Precision, Read, Rows, Site, ValueId};
 use crate::kernels::{
     Binding, Caps, FeatureAccess, ParamsLayout, Primitives, Program, Shader, Text, Types, WIDTHS, WORKGROUP, fields,
 };
 use crate::matrix::{DType, Element, Elements};
 use crate::reference::mean_pooling;
+
+pub use grad::{MeanPoolingGrad, MeanPoolingGradKernel};
 
 /// Mean of each sequence's real tokens, and then, if `normalize`, that over its Euclidean length (or over 1e-12, where
 /// the length is smaller).
@@ -112,9 +116,10 @@ impl MeanPoolingKernel {
 /// Every text.
 pub(crate) fn shaders() -> impl Iterator<Item = Program> {
     let sizes = Types::all().filter(|types| types.output() == DType::F32).flat_map(|types| WIDTHS.map(|w| (types, w)));
-    sizes.map(|(types, width)| {
+    let forward = sizes.map(|(types, width)| {
         Program::new(MeanPoolingKernel { normalize: true, access: FeatureAccess::of(width), types })
-    })
+    });
+    forward.chain(grad::shaders())
 }
 
 impl Shader for MeanPoolingKernel {
@@ -234,6 +239,14 @@ impl NodeOp for MeanPoolingNode {
     fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
         let (x, lengths) = (site.matrix(0)?, site.indices(1)?);
         Ok(mean_pooling::exact(x.view(), lengths, x.nrows(), self.normalize))
+    }
+
+    fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
+        let Some(dx) = site.gradient(0) else { return Ok(Vec::new()) };
+        let Site { device, batch, seq, .. } = site.forward;
+        let (x, lengths) = (site.forward.tensor(0)?, site.forward.indices(1)?);
+        let grad = MeanPoolingGrad { x, lengths, batch, seq, normalize: self.normalize, dy: site.dy, dx };
+        Ok(vec![device.prepare(&grad)?])
     }
 }
 

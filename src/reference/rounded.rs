@@ -71,6 +71,16 @@ impl Rounded {
         Self::within(value / count, error / count + 2.0 * FLUSH)
     }
 
+    /// It over a whole number, in a division or a product with a reciprocal.
+    pub(super) fn over(self, count: usize) -> Self {
+        Self::mean(std::iter::once(self)).times_exactly(1.0 / count as f64)
+    }
+
+    /// It times a number, without a rounding.
+    fn times_exactly(self, factor: f64) -> Self {
+        Self::within(self.value * factor, self.error * factor + FLUSH)
+    }
+
     /// 1/√ of it.
     pub(super) fn inverse_root(self) -> Self {
         let (value, error) = inverse_root(self.value, self.error);

@@ -2,10 +2,13 @@
 
 use sparse24::ops::mean_pooling::MeanPoolingKernel;
 use sparse24::reference::mean_pooling as oracle;
-use sparse24::{DType, Device, Matrix, MeanPooling};
+use sparse24::{DType, Device, Gradient, Matrix, MeanPooling, MeanPoolingGrad};
 
 use crate::common::{Data, matrix, rng, seed};
-use crate::{indices, lengths_of, numbers, poisoned, refuses, types, with_nan_padding};
+use crate::{
+    Sink, differences_agree, indices, lengths_of, numbers, poisoned, refuses, scaled, slightly_wrong, types, wide,
+    with_nan_padding,
+};
 
 on_both_devices!(pooling_agrees_with_the_oracle);
 
@@ -49,6 +52,79 @@ fn pooling_agrees_with_the_oracle(device: &Device) {
             }
         }
     }
+}
+
+#[test]
+fn the_oracles_gradient_is_that_of_differences() {
+    let mut rng = rng(seed(), 0);
+    // Whole, one token, none, more than there are rows.
+    let (seq, lengths) = (3, [3, 1, 0, 9]);
+    let mut given = |rows| wide(&matrix(rows, 5, DType::F32, Data::Uniform, &mut rng));
+    let (x, dy) = (given(12), given(4));
+    for normalize in [false, true] {
+        let dx = oracle::grad(x.view(), &lengths, seq, normalize, dy.view());
+        differences_agree(&dx, &x, |x| (oracle::exact(x.view(), &lengths, seq, normalize) * &dy).sum());
+    }
+    // Means that are shorter than what they are divided by: linear, and steep.
+    let x = x * 1e-14;
+    let dx = oracle::grad(x.view(), &lengths, seq, true, dy.view());
+    let plain = oracle::grad(x.view(), &lengths, seq, false, dy.view()) * 1e12;
+    assert!(dx.iter().zip(&plain).all(|(a, b)| (a - b).abs() <= 1e-12 * b.abs()));
+}
+
+on_both_devices!(gradients_agree_with_the_oracle);
+
+fn gradients_agree_with_the_oracle(device: &Device) {
+    let seed = seed();
+    // Rows around the 16 of a workgroup; features around its 256 threads, and those of MiniLM.
+    let sizes = [(1, 1, 1), (5, 5, 3), (3, 16, 64), (5, 17, 255), (2, 15, 257), (5, 40, 384), (2, 3, 1030)];
+    for (i, (batch, seq, width)) in sizes.into_iter().enumerate() {
+        for (data, factor) in [(Data::Whole, 1.0), (Data::Uniform, 1.0), (Data::Uniform, 1e-14)] {
+            for (normalize, add) in [(false, false), (false, true), (true, false), (true, true)] {
+                let mut rng = rng(seed, i as u64);
+                let lengths = lengths_of(batch, seq, &mut rng);
+                let x = scaled(&matrix(batch * seq, width, DType::F32, data, &mut rng), factor);
+                let x = with_nan_padding(&x, &lengths, seq);
+                let dy = matrix(batch, width, DType::F32, Data::Uniform, &mut rng);
+                let want = oracle::expect_grad(&x, &lengths, seq, normalize, &dy).unwrap();
+                let (tx, tdy, tl) =
+                    (device.upload(&x).unwrap(), device.upload(&dy).unwrap(), indices(device, &lengths));
+                let sink = Sink::new(device, (batch * seq, width), add, &mut rng);
+                let dx = sink.gradient();
+                let grad = MeanPoolingGrad { x: &tx, lengths: &tl, batch, seq, normalize, dy: &tdy, dx };
+                device.prepare(&grad).unwrap().run().unwrap();
+                let what = format!("{batch} x {seq} x {width}, {data:?} * {factor}, {normalize}, {add}");
+                let verdict = sink.verify(device, &want, &what);
+                // A mean of whole numbers may be zero but for the rounding of its division.
+                let whole = matches!(data, Data::Whole);
+                assert!(verdict.undecided == 0 || (whole && normalize && width < 4), "{what}: {verdict}");
+                if !add && factor == 1.0 && !whole && width == 384 {
+                    slightly_wrong(&want, &device.read(&sink.to).unwrap(), &what);
+                }
+            }
+        }
+    }
+}
+
+on_both_devices!(gradients_that_do_not_fit_are_refused_by_name);
+
+fn gradients_that_do_not_fit_are_refused_by_name(device: &Device) {
+    let tensor = |rows, cols| device.zeros(rows, cols, DType::F32).unwrap();
+    let (x, dy, to, two) = (tensor(6, 8), tensor(2, 8), tensor(6, 8), device.indices(2).unwrap());
+    let into = |to| Gradient { to, add: false };
+    let grad = MeanPoolingGrad { x: &x, lengths: &two, batch: 2, seq: 3, normalize: true, dy: &dy, dx: into(&to) };
+    assert!(device.prepare(&grad).is_ok());
+    refuses(device, &MeanPoolingGrad { dy: &tensor(3, 8), ..grad }, &["dy has shape [3, 8], expected [2, 8]"]);
+    refuses(device, &MeanPoolingGrad { seq: 4, ..grad }, &["x has shape [6, 8], expected [8, 8]"]);
+    refuses(device, &MeanPoolingGrad { dx: into(&dy), ..grad }, &["dx has shape [2, 8], expected [6, 8]"]);
+    refuses(device, &MeanPoolingGrad { dx: into(&x), ..grad }, &["dx shares its memory with x"]);
+    refuses(device, &MeanPoolingGrad { lengths: &device.indices(3).unwrap(), ..grad }, &["lengths", "[3]"]);
+    let half = device.zeros(6, 8, DType::F16).unwrap();
+    refuses(device, &MeanPoolingGrad { x: &half, ..grad }, &["x is f16, expected f32"]);
+    // Nothing to write is no error.
+    let (none, [empty, dy, to]) = (device.indices(0).unwrap(), [0; 3].map(|rows| tensor(rows, 8)));
+    let grad = MeanPoolingGrad { x: &empty, lengths: &none, batch: 0, dy: &dy, dx: into(&to), ..grad };
+    device.prepare(&grad).unwrap().run().unwrap();
 }
 
 on_both_devices!(lengths_that_overflow_show);

@@ -263,6 +263,7 @@ pub use io::TensorFile;
 pub use linear::Linear;
 pub use mask::{Mask, Mask24, VectorLen};
 pub use matrix::{DType, Element, Elements, Matrix};
+pub use ops::activation::ActivateGrad;
 pub use ops::gemm::Io;
 pub use ops::layer_norm::LayerNormGrad;
 pub use ops::mean_pooling::MeanPoolingGrad;

@@ -94,6 +94,7 @@ use crate::plan::grid;
 macro_rules! each_operation {
     ($do:ident) => {
         $do! {
+            activation::Activate
             attention::Attention
             decompress::Decompress
             embedding::Embedding

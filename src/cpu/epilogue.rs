@@ -154,6 +154,28 @@ pub(crate) fn activate(activation: Activation, numbers: &mut [f32]) {
     }
 }
 
+/// Replaces numbers by the slopes of their activations there; below zero and at it, ReLU has none. As
+/// shaders/shared/slope.wgsl.
+#[inline(always)]
+pub(crate) fn slope(activation: Activation, numbers: &mut [f32]) {
+    match activation {
+        Activation::None => numbers.fill(1.0),
+        Activation::Relu => numbers.iter_mut().for_each(|v| *v = if *v <= 0.0 { 0.0 } else { 1.0 }),
+        // The normal distribution and v times its density.
+        Activation::Gelu => numbers.iter_mut().for_each(|v| {
+            let density = 0.398_942_3 * exp(-0.5 * *v * *v);
+            *v = 0.5 * (1.0 + erf(*v * std::f32::consts::FRAC_1_SQRT_2)) + *v * density;
+        }),
+        Activation::GeluTanh => numbers.iter_mut().for_each(|v| {
+            // Past 16 the slope is 0 or 1, and cubes may overflow. NaN stays.
+            let w = v.clamp(-16.0, 16.0);
+            let u = 1.595_769_2 * w * (1.0 + 0.044_715 * w * w);
+            *v = sigmoid(u) + w * sigmoid_slope(u) * (1.595_769_2 * (1.0 + 0.134_145 * w * w));
+        }),
+        Activation::Silu => numbers.iter_mut().for_each(|v| *v = sigmoid(*v) + *v * sigmoid_slope(*v)),
+    }
+}
+
 /// v·Φ(v), by the error function.
 #[inline(always)]
 fn gelu(v: f32) -> f32 {
@@ -175,6 +197,13 @@ fn erf(v: f32) -> f32 {
 fn sigmoid(v: f32) -> f32 {
     let t = exp(-v.abs());
     (if v < 0.0 { t } else { 1.0 }) / (1.0 + t)
+}
+
+/// The slope of [`sigmoid`]: σ(v)·σ(−v), without the cancellation of 1 − σ(v).
+#[inline(always)]
+fn sigmoid_slope(v: f32) -> f32 {
+    let t = exp(-v.abs());
+    t / ((1.0 + t) * (1.0 + t))
 }
 
 /// eˣ for x ≤ 0, to about an ulp; 0 below -87, short of where it would be subnormal.

@@ -7,7 +7,7 @@
 
 use rayon::prelude::*;
 
-pub(crate) use super::epilogue::{activate, exp};
+pub(crate) use super::epilogue::{activate, exp, slope};
 use super::{Cpu, Shared};
 use crate::matrix::{Element, Elements};
 

@@ -172,13 +172,13 @@ impl Expectation {
         self.push(value, bounded(value, computed.error));
     }
 
-    /// What it becomes where it is added to f32 numbers that were there: one more rounding, and the φ of these. An error if
-    /// they have another shape.
+    /// What it becomes where it is added to f32 numbers that were there: their φ, and two roundings more, as a compiler may
+    /// take them into the last sum, in any order. An error if they have another shape.
     pub fn added_to(mut self, before: &Matrix) -> Result<Self> {
         expect_shape("what is added to", (before.rows(), before.cols()), (self.rows, self.cols))?;
         for (i, element) in self.elements.iter_mut().enumerate() {
             let before = Rounded::read(before.get(i / self.cols, i % self.cols), before.dtype());
-            let sum = before.plus(Rounded::within(element.value, element.bound));
+            let sum = Rounded::sum([before, Rounded::within(element.value, element.bound)].into_iter(), 0);
             *element = stored(sum.value, sum.error, !sum.error.is_finite(), self.output);
         }
         Ok(self)

@@ -2,6 +2,8 @@
 //!
 //! Invariant: no mean is taken away, and nothing is added behind.
 
+mod grad;
+
 use std::fmt;
 
 use ndarray::Array2;
@@ -12,12 +14,14 @@ use crate::cpu::{Cpu, CpuCall, Shared, read, write};
 use crate::engine::{Prepared, Tensor, gpu_size};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::graph::{ExactSite, Graph, NodeOp, ParamKind, Precision, Read, Site, ValueId};
+use crate::graph::{BackwardSite, ExactSite, Graph, NodeOp, ParamKind, Precision, Read, Site, ValueId};
 use crate::kernels::{
     Binding, Caps, NormLayout, NormParams, ParamsLayout, Primitives, Program, Shader, Text, WORKGROUP,
 };
 use crate::matrix::{DType, Element};
 use crate::reference::rms_norm;
+
+pub use grad::{RmsNormGrad, RmsNormGradKernel};
 
 /// RMS normalisation: `y = x / √(mean of x² + eps) · gamma` over the features of each token. A token whose mean of squares
 /// overflows f32 becomes NaNs.
@@ -81,7 +85,7 @@ impl RmsNormKernel {
 
 /// Every text.
 pub(crate) fn shaders() -> impl Iterator<Item = Program> {
-    NormLayout::all().map(|layout| Program::new(RmsNormKernel(layout)))
+    NormLayout::all().map(|layout| Program::new(RmsNormKernel(layout))).chain(grad::shaders())
 }
 
 impl Shader for RmsNormKernel {
@@ -171,6 +175,16 @@ impl NodeOp for RmsNormNode {
 
     fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
         Ok(rms_norm::exact(site.matrix(0)?.view(), &site.row(1)?, f64::from(self.eps)))
+    }
+
+    fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
+        let [dx, dgamma] = [0, 1].map(|at| site.gradient(at));
+        if dx.or(dgamma).is_none() {
+            return Ok(Vec::new());
+        }
+        let (x, gamma) = (site.forward.tensor(0)?, site.forward.tensor(1)?);
+        let grad = RmsNormGrad { x, gamma, eps: self.eps, dy: site.dy, dx, dgamma };
+        Ok(vec![site.forward.device.prepare(&grad)?])
     }
 }
 

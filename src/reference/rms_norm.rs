@@ -8,12 +8,16 @@
 //! 3. x·r·γ: φ of x and the error of r multiplied out, a rounding for each of the two products, and the φ of gamma; then
 //!    the store.
 //!
+//! # The bound of the gradient
+//! With z = x·r as above and g = dy·γ, dx = (g − z·mean(g·z))·r and dgamma = Σ dy·z over the tokens: every step with the
+//! errors of those before it and its own rounding, means and sums as in [`super`].
+//!
 //! Invariant: no code is shared with the devices.
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array1, Array2, ArrayView2};
 
-use super::{Expectation, FLUSH, U, bounded, inverse_root, phi, square_error};
-use crate::error::{Result, expect_len};
+use super::{Expectation, FLUSH, Rounded, U, bounded, inverse_root, phi, square_error};
+use crate::error::{Result, expect_len, expect_shape};
 use crate::matrix::{DType, Matrix};
 
 /// Each row of `x` over the root of the mean of its squares and `eps`, times one gamma per feature.
@@ -62,4 +66,62 @@ pub fn expect(x: &Matrix, gammas: &[f32], eps: f32, output: DType) -> Result<Exp
         }
     }
     Ok(all)
+}
+
+/// Gradients of `x` and gamma, where `dy` is that of the result.
+///
+/// # Panics
+/// If there are fewer gammas than columns, or `dy` has another shape than `x`.
+pub fn grad(x: ArrayView2<'_, f64>, gamma: &[f64], eps: f64, dy: ArrayView2<'_, f64>) -> (Array2<f64>, Array1<f64>) {
+    let d = x.ncols() as f64;
+    let mut dx = Array2::zeros(x.dim());
+    let mut dgamma = Array1::zeros(x.ncols());
+    for ((x, dy), mut dx) in x.rows().into_iter().zip(dy.rows()).zip(dx.rows_mut()) {
+        let r = 1.0 / (x.dot(&x) / d + eps).sqrt();
+        let z = &x * r;
+        let g = Array1::from_shape_fn(dy.len(), |c| dy[c] * gamma[c]);
+        dx.assign(&((&g - &z * (g.dot(&z) / d)) * r));
+        dgamma += &(&dy * &z);
+    }
+    (dx, dgamma)
+}
+
+/// The same with their bounds, of f32 operands.
+///
+/// ```
+/// use sparse24::{Matrix, reference::rms_norm};
+/// let (x, dy) = (Matrix::from_f32(1, 2, &[3.0, -3.0])?, Matrix::from_f32(1, 2, &[0.5, 0.5])?);
+/// let [dx, dgamma] = rms_norm::expect_grad(&x, &[1.0, 1.0], 0.0, &dy)?;
+/// assert!((dx.element(0, 0).value - 0.5 / 3.0).abs() < 1e-15);
+/// assert_eq!((dgamma.element(0, 0).value, dgamma.element(0, 1).value), (0.5, -0.5));
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+pub fn expect_grad(x: &Matrix, gammas: &[f32], eps: f32, dy: &Matrix) -> Result<[Expectation; 2]> {
+    let (tokens, d) = (x.rows(), x.cols());
+    expect_len("gamma", gammas.len(), d)?;
+    expect_shape("dy", (dy.rows(), dy.cols()), (tokens, d))?;
+    let (x_wide, dy_wide) = (x.to_array().mapv(f64::from), dy.to_array().mapv(f64::from));
+    let wide: Vec<f64> = gammas.iter().map(|&gamma| f64::from(gamma)).collect();
+    let exact = grad(x_wide.view(), &wide, f64::from(eps), dy_wide.view());
+    let row = |m: &Matrix, t: usize| (0..d).map(|c| Rounded::read(m.get(t, c), m.dtype())).collect::<Vec<_>>();
+    let mut dx = Expectation::new(tokens, d, DType::F32);
+    let mut normed = Vec::with_capacity(tokens);
+    for t in 0..tokens {
+        let (x, dy) = (row(x, t), row(dy, t));
+        let squares = Rounded::mean(x.iter().map(|x| x.times(*x)));
+        let r = squares.plus(Rounded::exact(f64::from(eps))).inverse_root();
+        let z: Vec<_> = x.iter().map(|x| x.times(r)).collect();
+        let g: Vec<_> = dy.iter().zip(gammas).map(|(dy, &gamma)| dy.times(Rounded::read(gamma, DType::F32))).collect();
+        let along = Rounded::mean(g.iter().zip(&z).map(|(g, z)| g.times(*z)));
+        for (c, (g, z)) in g.iter().zip(&z).enumerate() {
+            dx.push_near(exact.0[[t, c]], g.minus(z.times(along)).times(r));
+        }
+        normed.push(z);
+    }
+    let mut dgamma = Expectation::new(1, d, DType::F32);
+    for c in 0..d {
+        let terms = (0..tokens).map(|t| Rounded::read(dy.get(t, c), dy.dtype()).times(normed[t][c]));
+        dgamma.push_near(exact.1[c], Rounded::sum(terms, 0));
+    }
+    Ok([dx, dgamma])
 }

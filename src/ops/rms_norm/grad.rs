@@ -1,0 +1,237 @@
+//! Gradients of normalisation by the root of the mean of squares.
+//!
+//! Invariant: sums over tokens are taken over fixed blocks of them and then over the blocks, so that they depend on the
+//! shape alone.
+
+use std::fmt;
+
+use super::super::{
+    Cost, Gradient, Operand, Operation, check_f32, check_norm, cost_of, dispatch, norm_statistics, norm_sums,
+};
+use crate::cpu::rows::{TASK_TOKENS, Target, inverse_root, put, sum_of, sums_of, work_of_f32};
+use crate::cpu::{Cpu, CpuCall, Shared, read, write};
+use crate::engine::{Tensor, gpu_size};
+use crate::error::{Result, expect_shape};
+use crate::gpu::{BufferRange, Dispatch, Gpu};
+use crate::kernels::{
+    Binding, Caps, NormLayout, NormParams, ParamsLayout, Primitives, Program, Shader, Text, WORKGROUP, target_override,
+    target_suffix,
+};
+use crate::matrix::{DType, Element, Elements};
+
+/// Gradients of an [`RmsNorm`](crate::RmsNorm) with respect to `x` and gamma: those that are wanted. All tensors are f32.
+/// The mean of squares is computed from `x` again: the forward keeps nothing for this.
+///
+/// ```
+/// use sparse24::{DType, Device, Gradient, Matrix, RmsNormGrad};
+/// let device = Device::cpu()?;
+/// let x = device.upload(&Matrix::from_f32(1, 2, &[3.0, -3.0])?)?;
+/// let gamma = device.upload(&Matrix::from_f32(1, 2, &[1.0, 1.0])?)?;
+/// let dy = device.upload(&Matrix::from_f32(1, 2, &[0.5, 0.25])?)?;
+/// let to = device.zeros(1, 2, DType::F32)?;
+/// let dgamma = Some(Gradient { to: &to, add: false });
+/// device.prepare(&RmsNormGrad { x: &x, gamma: &gamma, eps: 0.0, dy: &dy, dx: None, dgamma })?.run()?;
+/// assert_eq!(device.read(&to)?, Matrix::from_f32(1, 2, &[0.5, -0.25])?);
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct RmsNormGrad<'a> {
+    /// `tokens x d`: what was normalised.
+    pub x: &'a Tensor,
+    /// `1 x d`.
+    pub gamma: &'a Tensor,
+    /// What was added to the mean of squares.
+    pub eps: f32,
+    /// `tokens x d`: the gradient of the result.
+    pub dy: &'a Tensor,
+    /// Of `x`, `tokens x d`.
+    pub dx: Option<Gradient<'a>>,
+    /// Of gamma, `1 x d`: a sum over the tokens.
+    pub dgamma: Option<Gradient<'a>>,
+}
+
+impl Operation for RmsNormGrad<'_> {
+    fn name(&self) -> &'static str {
+        "rms_norm_grad"
+    }
+
+    fn operands(&self) -> Vec<Operand<'_>> {
+        let Self { x, gamma, dy, dx, dgamma, .. } = *self;
+        let read = [Operand::read("x", x), Operand::read("gamma", gamma), Operand::read("dy", dy)];
+        let written = [("dx", dx), ("dgamma", dgamma)];
+        let written = written.into_iter().filter_map(|(name, gradient)| Some(gradient?.operand(name)));
+        read.into_iter().chain(written).collect()
+    }
+
+    fn check(&self) -> Result<()> {
+        let Self { x, gamma, eps, dy, dx, dgamma } = *self;
+        check_f32(&[("x", x), ("dy", dy)])?;
+        if let Some(dx) = dx {
+            dx.check("dx", x.shape())?;
+        }
+        if let Some(dgamma) = dgamma {
+            dgamma.check("dgamma", (1, x.cols()))?;
+        }
+        expect_shape("dy", dy.shape(), x.shape())?;
+        check_norm(x, &[("gamma", gamma)], eps, dy)
+    }
+
+    /// A square and its sum, 2; three products and a sum, 4; dx, 4; dgamma, 2 per element.
+    fn cost(&self) -> Cost {
+        cost_of(12.0 * self.x.rows() as f64 * self.x.cols() as f64, &self.operands())
+    }
+
+    fn dispatches(&self, gpu: &Gpu) -> Result<Vec<Dispatch>> {
+        let Self { x, gamma, eps, dy, dx, dgamma } = *self;
+        let layout = NormLayout::new(gpu_size("features of a token", x.cols())?, DType::F32, DType::F32)?;
+        let kernel = RmsNormGradKernel { layout, dx: dx.map(|dx| dx.add) };
+        let params = NormParams { tokens: gpu_size("tokens", x.rows())?, epsilon: eps };
+        let statistics = norm_statistics(gpu, x)?;
+        let statistics = Some(BufferRange { buffer: &statistics, offset: 0, bytes: 8 * x.rows() as u64 });
+        let to = dx.and_then(|dx| dx.to.on_gpu());
+        let operands = [x.on_gpu(), to, gamma.on_gpu(), dy.on_gpu(), statistics];
+        let mut dispatches = dispatch(gpu, Program::new(kernel), layout.workgroups(x.rows()), &params, &operands)?;
+        dispatches.extend(norm_sums(gpu, x, dy, &[dgamma])?);
+        Ok(dispatches)
+    }
+
+    fn cpu_call(&self, _: &Cpu) -> Result<Box<dyn CpuCall>> {
+        let Self { x, gamma, eps, dy, dx, dgamma } = *self;
+        let target = |gradient: Option<Gradient<'_>>| gradient.map(|gradient| gradient.on_cpu()).transpose();
+        let [x, gamma, dy] = [x.on_cpu()?, gamma.on_cpu()?, dy.on_cpu()?];
+        Ok(Box::new(Call { x, gamma, eps, dy, dx: target(dx)?, dgamma: target(dgamma)? }))
+    }
+}
+
+/// The program (shaders/rms_norm_grad.wgsl). Its name (`Display`) is made of its parts, such as
+/// `rms_norm_grad-f32f32-d384-quads-add`: as of [`RmsNormKernel`](super::RmsNormKernel), and `add` where `dx` is added
+/// to, `sums` where it is not wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RmsNormGradKernel {
+    layout: NormLayout,
+    /// Whether `dx` is added to; `None` where it is not wanted.
+    dx: Option<bool>,
+}
+
+/// Every text.
+pub(super) fn shaders() -> impl Iterator<Item = Program> {
+    NormLayout::all_f32().map(|layout| Program::new(RmsNormGradKernel { layout, dx: Some(false) }))
+}
+
+impl Shader for RmsNormGradKernel {
+    fn module(&self) -> String {
+        Self { layout: self.layout.module(), dx: Some(false) }.to_string()
+    }
+
+    fn text(&self, _: Primitives) -> Result<Text> {
+        self.layout.text(include_str!("../../../shaders/rms_norm_grad.wgsl"))
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        [self.layout.overrides(), vec![target_override(self.dx)]].concat()
+    }
+
+    fn bindings(&self) -> &'static [Binding] {
+        const {
+            &[
+                Binding::PARAMS,
+                Binding::read(1, "x"),
+                Binding::write(2, "y"),
+                Binding::read(3, "gamma"),
+                Binding::read(4, "dy"),
+                Binding::write(5, "statistics"),
+            ]
+        }
+    }
+
+    fn params(&self) -> ParamsLayout {
+        NormParams::LAYOUT
+    }
+
+    fn workgroup_bytes(&self) -> u32 {
+        2 * 4 * WORKGROUP as u32
+    }
+
+    fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
+        self.layout.supported_by(caps, self.workgroup_bytes())
+    }
+}
+
+impl fmt::Display for RmsNormGradKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rms_norm_grad-{}{}", self.layout, target_suffix(self.dx))
+    }
+}
+
+#[derive(Debug)]
+struct Call {
+    x: Shared,
+    gamma: Shared,
+    eps: f32,
+    dy: Shared,
+    dx: Option<Target>,
+    dgamma: Option<Target>,
+}
+
+impl CpuCall for Call {
+    fn run(&self, cpu: &Cpu) {
+        let (x, gamma, dy, epsilon) = (read(&self.x), read(&self.gamma), read(&self.dy), self.eps);
+        let [Some(x), Some(gamma), Some(dy)] = [&x, &gamma, &dy].map(|m| f32::of(m.elements())) else { return };
+        let (width, task) = (gamma.len(), TASK_TOKENS * gamma.len());
+        if width == 0 {
+            return;
+        }
+        cpu.with_scratch(x.len().div_ceil(task) * width, |parts| {
+            let add = self.dx.as_ref().is_some_and(|dx| dx.add);
+            let tokens = |i: usize, dx: &mut [f32], parts: &mut [f32]| {
+                let range = i * task..x.len().min((i + 1) * task);
+                let (x, dy) = (&x[range.clone()], &dy[range]);
+                cpu.simd().run(GradTokens { x, gamma, epsilon, dy, add, dx, parts });
+            };
+            match &self.dx {
+                Some(dx) => {
+                    let mut dx = write(&dx.to);
+                    let Elements::F32(dx) = dx.elements_mut() else { return };
+                    cpu.each_chunk_of_two((dx, task), (parts, width), tokens);
+                }
+                None => cpu.each_chunk(parts, width, |i, parts| tokens(i, &mut [], parts)),
+            }
+            if let Some(target) = &self.dgamma {
+                cpu.fold(parts, width, 0, target);
+            }
+        });
+    }
+}
+
+work_of_f32!(GradTokens, {
+        x: &'a [f32],
+        gamma: &'a [f32],
+        epsilon: f32,
+        dy: &'a [f32],
+        add: bool,
+        dx: &'a mut [f32],
+        parts: &'a mut [f32],
+    },
+    grad_tokens((x, gamma, epsilon), dy, add, dx, parts));
+
+/// Gradients of some tokens: of each, unless `dx` is empty, and the sum of those of gamma in `dgamma`.
+#[inline(always)]
+fn grad_tokens((x, gamma, epsilon): (&[f32], &[f32], f32), dy: &[f32], add: bool, dx: &mut [f32], dgamma: &mut [f32]) {
+    let width = gamma.len();
+    let count = width as f32;
+    dgamma.fill(0.0);
+    let dgamma = &mut dgamma[..width];
+    let mut dx = dx.chunks_exact_mut(width);
+    for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact(width)) {
+        let factor = inverse_root(sum_of(x, |x| x * x) / count + epsilon);
+        for ((dgamma, x), dy) in dgamma.iter_mut().zip(x).zip(dy) {
+            *dgamma += dy * (x * factor);
+        }
+        let Some(dx) = dx.next() else { continue };
+        let [along] = sums_of((x, dy, gamma), |x, dy, gamma| [dy * gamma * (x * factor)]);
+        let along = along / count;
+        for (((dx, x), dy), gamma) in dx.iter_mut().zip(x).zip(dy).zip(gamma) {
+            put(dx, (dy * gamma - x * factor * along) * factor, add);
+        }
+    }
+}

@@ -2,6 +2,8 @@
 //!
 //! Invariant: each output has its own two inputs, and no other.
 
+mod grad;
+
 use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
@@ -13,7 +15,7 @@ use crate::cpu::{Cpu, CpuCall, Shared, read, write};
 use crate::engine::{Prepared, Tensor, gpu_size};
 use crate::error::{Error, Result, checked_mul, expect_shape};
 use crate::gpu::{Dispatch, Gpu};
-use crate::graph::{ExactSite, Graph, NodeOp, Precision, Read, Site, ValueId};
+use crate::graph::{BackwardSite, ExactSite, Graph, NodeOp, Precision, Read, Site, ValueId};
 use crate::kernels::{
     Binding, Caps, FeatureAccess, ParamsLayout, Primitives, Program, Shader, Text, Types, WIDTHS, WORKGROUP,
     activation_override, fields,
@@ -21,6 +23,8 @@ use crate::kernels::{
 use crate::matrix::{DType, Element};
 use crate::problem::Activation;
 use crate::reference::gated;
+
+pub use grad::{GatedGrad, GatedGradKernel};
 
 /// A gate: `y = act(a) · b`, `a` being the first half of each row of `x` and `b` the second. With SiLU it is the SwiGLU of
 /// Llama, with GELU GeGLU (N. Shazeer 2020, [arXiv:2002.05202](https://arxiv.org/abs/2002.05202)).
@@ -79,7 +83,7 @@ impl Operation for Gated<'_> {
     }
 }
 
-/// Mirror of `Params` in shaders/gated.wgsl.
+/// Mirror of `Params` in shaders/gated.wgsl and gated_grad.wgsl.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
@@ -106,7 +110,8 @@ impl GatedKernel {
 /// Every text.
 pub(crate) fn shaders() -> impl Iterator<Item = Program> {
     let sizes = Types::all().flat_map(|types| WIDTHS.map(|width| (types, FeatureAccess::of(width))));
-    sizes.map(|(types, access)| Program::new(GatedKernel { activation: Activation::Silu, access, types }))
+    let own = |(types, access)| Program::new(GatedKernel { activation: Activation::Silu, access, types });
+    sizes.map(own).chain(grad::shaders())
 }
 
 impl Shader for GatedKernel {
@@ -203,6 +208,12 @@ impl NodeOp for GatedNode {
 
     fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
         Ok(gated::exact(site.matrix(0)?.view(), self.activation))
+    }
+
+    fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
+        let Some(dx) = site.gradient(0) else { return Ok(Vec::new()) };
+        let grad = GatedGrad { x: site.forward.tensor(0)?, activation: self.activation, dy: site.dy, dx };
+        Ok(vec![site.forward.device.prepare(&grad)?])
     }
 }
 

@@ -2,10 +2,10 @@
 
 use sparse24::ops::gated::GatedKernel;
 use sparse24::reference::gated as oracle;
-use sparse24::{Activation, DType, Device, Elements, Gated, Matrix};
+use sparse24::{Activation, DType, Device, Elements, Gated, GatedGrad, Matrix};
 
 use crate::common::{Data, matrix, rng, seed};
-use crate::{numbers, poisoned, refuses, slightly_wrong, types};
+use crate::{Sink, differences_agree, into, numbers, poisoned, refuses, scaled, slightly_wrong, types, wide};
 
 const ACTIVATIONS: [Activation; 5] =
     [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::None];
@@ -34,6 +34,47 @@ fn gates_agree_with_the_oracle(device: &Device) {
                     assert!(verdict.undecided * 2 < verdict.checked, "{what}");
                     if matches!(data, Data::Uniform) && storage == output && width > 60 {
                         slightly_wrong(&want, &y, &what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_oracles_gradient_is_that_of_differences() {
+    let mut rng = rng(seed(), 0);
+    let x = wide(&matrix(4, 10, DType::F32, Data::Uniform, &mut rng)) * 5.0;
+    let dy = wide(&matrix(4, 5, DType::F32, Data::Uniform, &mut rng));
+    for gate in ACTIVATIONS {
+        let dx = oracle::grad(x.view(), gate, dy.view());
+        differences_agree(&dx, &x, |x| (oracle::exact(x.view(), gate) * &dy).sum());
+    }
+}
+
+on_both_devices!(gradients_agree_with_the_oracle);
+
+fn gradients_agree_with_the_oracle(device: &Device) {
+    let seed = seed();
+    // One feature; around the 64 that the CPU widens at once and the 16 tokens of its tasks; a workgroup of 256; a model's.
+    let sizes = [(1, 1), (3, 3), (5, 63), (2, 65), (16, 16), (1, 257), (17, 1536)];
+    for (i, (tokens, width)) in sizes.into_iter().enumerate() {
+        for gate in ACTIVATIONS {
+            for (data, factor) in [(Data::Whole, 1.0), (Data::Uniform, 4.0), (Data::Edge, 1.0)] {
+                for add in [false, true] {
+                    let mut rng = rng(seed, i as u64);
+                    let x = scaled(&matrix(tokens, 2 * width, DType::F32, data, &mut rng), factor);
+                    let dy = matrix(tokens, width, DType::F32, Data::Uniform, &mut rng);
+                    let want = oracle::expect_grad(&x, gate, &dy).unwrap();
+                    let [tx, tdy] = [&x, &dy].map(|m| device.upload(m).unwrap());
+                    let sink = Sink::new(device, (tokens, 2 * width), add, &mut rng);
+                    let grad = GatedGrad { x: &tx, activation: gate, dy: &tdy, dx: sink.gradient() };
+                    device.prepare(&grad).unwrap().run().unwrap();
+                    let what = format!("{tokens} x {width}, {gate:?}, {data:?}, {add}");
+                    let verdict = sink.verify(device, &want, &what);
+                    assert!(verdict.undecided == 0, "{what}: {verdict}");
+                    if !add && matches!(data, Data::Uniform) && width > 60 {
+                        slightly_wrong(&want, &device.read(&sink.to).unwrap(), &what);
                     }
                 }
             }
@@ -73,6 +114,25 @@ fn what_does_not_fit_is_refused_by_name(device: &Device) {
     for (tokens, width) in [(0, 4), (3, 0)] {
         let (x, y) = (tensor(tokens, 2 * width, DType::F32), tensor(tokens, width, DType::F32));
         device.prepare(&Gated { x: &x, y: &y, ..gated }).unwrap().run().unwrap();
+    }
+}
+
+on_both_devices!(gradients_that_do_not_fit_are_refused_by_name);
+
+fn gradients_that_do_not_fit_are_refused_by_name(device: &Device) {
+    let tensor = |rows, cols, dtype| device.zeros(rows, cols, dtype).unwrap();
+    let (x, dy, to) = (tensor(6, 8, DType::F32), tensor(6, 4, DType::F32), tensor(6, 8, DType::F32));
+    let grad = GatedGrad { x: &x, activation: Activation::Silu, dy: &dy, dx: into(&to) };
+    assert!(device.prepare(&grad).is_ok());
+    refuses(device, &GatedGrad { dy: &to, ..grad }, &["x has shape [6, 8], expected [6, 16]"]);
+    refuses(device, &GatedGrad { dx: into(&dy), ..grad }, &["dx has shape [6, 4], expected [6, 8]"]);
+    refuses(device, &GatedGrad { dx: into(&x), ..grad }, &["dx shares its memory with x"]);
+    refuses(device, &GatedGrad { x: &tensor(6, 8, DType::F16), ..grad }, &["x is f16, expected f32"]);
+    refuses(device, &GatedGrad { dx: into(&tensor(6, 8, DType::F16)), ..grad }, &["dx is f16, expected f32"]);
+    for (tokens, width) in [(0, 4), (3, 0)] {
+        let [x, to] = [0; 2].map(|_| tensor(tokens, 2 * width, DType::F32));
+        let dy = tensor(tokens, width, DType::F32);
+        device.prepare(&GatedGrad { x: &x, dy: &dy, dx: into(&to), ..grad }).unwrap().run().unwrap();
     }
 }
 

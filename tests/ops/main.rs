@@ -56,7 +56,7 @@ pub(crate) fn types(device: &Device, i: usize) -> Vec<(DType, DType)> {
 /// Where a gradient goes in a test: NaNs to be overwritten, or numbers that it is added to.
 pub(crate) struct Sink {
     pub(crate) to: Tensor,
-    before: Option<Matrix>,
+    pub(crate) before: Option<Matrix>,
 }
 
 impl Sink {
@@ -83,6 +83,11 @@ impl Sink {
         assert!(verdict.error_over_bound <= 1.0, "{what} on {}: {verdict}", device.info().name());
         verdict
     }
+}
+
+/// A gradient that is overwritten.
+pub(crate) fn into(to: &Tensor) -> Gradient<'_> {
+    Gradient { to, add: false }
 }
 
 /// f64 numbers of a test.

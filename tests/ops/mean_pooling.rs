@@ -2,12 +2,12 @@
 
 use sparse24::ops::mean_pooling::MeanPoolingKernel;
 use sparse24::reference::mean_pooling as oracle;
-use sparse24::{DType, Device, Gradient, Matrix, MeanPooling, MeanPoolingGrad};
+use sparse24::{DType, Device, Matrix, MeanPooling, MeanPoolingGrad};
 
 use crate::common::{Data, matrix, rng, seed};
 use crate::{
-    Sink, differences_agree, indices, lengths_of, numbers, poisoned, refuses, scaled, slightly_wrong, types, wide,
-    with_nan_padding,
+    Sink, differences_agree, indices, into, lengths_of, numbers, poisoned, refuses, scaled, slightly_wrong, types,
+    wide, with_nan_padding,
 };
 
 on_both_devices!(pooling_agrees_with_the_oracle);
@@ -111,7 +111,6 @@ on_both_devices!(gradients_that_do_not_fit_are_refused_by_name);
 fn gradients_that_do_not_fit_are_refused_by_name(device: &Device) {
     let tensor = |rows, cols| device.zeros(rows, cols, DType::F32).unwrap();
     let (x, dy, to, two) = (tensor(6, 8), tensor(2, 8), tensor(6, 8), device.indices(2).unwrap());
-    let into = |to| Gradient { to, add: false };
     let grad = MeanPoolingGrad { x: &x, lengths: &two, batch: 2, seq: 3, normalize: true, dy: &dy, dx: into(&to) };
     assert!(device.prepare(&grad).is_ok());
     refuses(device, &MeanPoolingGrad { dy: &tensor(3, 8), ..grad }, &["dy has shape [3, 8], expected [2, 8]"]);

@@ -264,6 +264,7 @@ pub use linear::Linear;
 pub use mask::{Mask, Mask24, VectorLen};
 pub use matrix::{DType, Element, Elements, Matrix};
 pub use ops::activation::ActivateGrad;
+pub use ops::embedding::EmbeddingGrad;
 pub use ops::gated::GatedGrad;
 pub use ops::gemm::Io;
 pub use ops::layer_norm::LayerNormGrad;

@@ -2,6 +2,8 @@
 //!
 //! Invariant: every table has a row, and an id past the end of one reads its last.
 
+mod grad;
+
 use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
@@ -14,10 +16,12 @@ use crate::cpu::{Cpu, CpuCall, Shared, SharedIndices, read, write};
 use crate::engine::{Prepared, Tensor, gpu_size};
 use crate::error::{Error, Result, expect_dtype, expect_len, expect_shape};
 use crate::gpu::{Dispatch, Gpu};
-use crate::graph::{ExactSite, Graph, Input, NodeOp, ParamKind, Precision, Read, Rows, Site, ValueId};
+use crate::graph::{BackwardSite, ExactSite, Graph, Input, NodeOp, ParamKind, Precision, Read, Rows, Site, ValueId};
 use crate::kernels::{Binding, Caps, ParamsLayout, Primitives, Program, Shader, Text, Types, WORKGROUP, fields};
 use crate::matrix::{DType, Element, Elements};
 use crate::reference::embedding;
+
+pub use grad::{EmbeddingGrad, EmbeddingGradKernel};
 
 /// Sum of embeddings: `y[t] = Σ table[ids[t]]` over the tables, `t` being a row of `y`.
 ///
@@ -131,7 +135,7 @@ impl EmbeddingKernel {
 
 /// Every text.
 pub(crate) fn shaders() -> impl Iterator<Item = Program> {
-    Types::all().map(|types| Program::new(EmbeddingKernel { tables: 3, types }))
+    Types::all().map(|types| Program::new(EmbeddingKernel { tables: 3, types })).chain(grad::shaders())
 }
 
 impl Shader for EmbeddingKernel {
@@ -273,6 +277,16 @@ impl NodeOp for EmbeddingNode {
     fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
         let tables = (0..site.len() / 2).map(|i| Ok((site.matrix(2 * i)?.view(), site.indices(2 * i + 1)?)));
         Ok(embedding::exact(&tables.collect::<Result<Vec<_>>>()?))
+    }
+
+    fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
+        let wanted = (0..site.forward.reads.len() / 2).filter_map(|i| Some((i, site.gradient(2 * i)?)));
+        let tables: Vec<_> =
+            wanted.map(|(i, table)| Ok((site.forward.indices(2 * i + 1)?, table))).collect::<Result<_>>()?;
+        if tables.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(vec![site.forward.device.prepare(&EmbeddingGrad { tables: &tables, dy: site.dy })?])
     }
 }
 

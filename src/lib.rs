@@ -270,6 +270,7 @@ pub use ops::gemm::Io;
 pub use ops::layer_norm::LayerNormGrad;
 pub use ops::mean_pooling::MeanPoolingGrad;
 pub use ops::rms_norm::RmsNormGrad;
+pub use ops::rotary::RotaryGrad;
 pub use ops::{Cost, Gradient, Operation};
 pub use plan::{Plan, Tuning};
 pub use problem::{Activation, Epilogue, Form, Op, Problem};

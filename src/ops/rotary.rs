@@ -2,6 +2,8 @@
 //!
 //! Invariant: every position that a token can have is in the tables.
 
+mod grad;
+
 use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
@@ -13,10 +15,12 @@ use crate::cpu::{Cpu, CpuCall, Shared, read, write};
 use crate::engine::{Prepared, Tensor, gpu_size};
 use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
 use crate::gpu::{Dispatch, Gpu};
-use crate::graph::{ExactSite, Graph, NodeOp, ParamId, Precision, Read, Site, ValueId};
+use crate::graph::{BackwardSite, ExactSite, Graph, NodeOp, ParamId, Precision, Read, Site, ValueId};
 use crate::kernels::{Binding, Caps, ParamsLayout, Primitives, Program, Shader, Text, Types, WORKGROUP, fields};
 use crate::matrix::{DType, Element, Matrix};
 use crate::reference::rotary;
+
+pub use grad::{RotaryGrad, RotaryGradKernel};
 
 /// Rotary positions (J. Su et al. 2021, [arXiv:2104.09864](https://arxiv.org/abs/2104.09864)), with the halves of a head
 /// turned against each other, as Hugging Face's Llama has them: for feature `c` of the first half of a head of `h`
@@ -83,26 +87,7 @@ impl Operation for Rotary<'_> {
     fn check(&self) -> Result<()> {
         let Self { x, cos, sin, seq, offset, rotated, y } = *self;
         expect_shape("y", y.shape(), x.shape())?;
-        expect_shape("sin", sin.shape(), cos.shape())?;
-        expect_dtype("cos", cos.dtype(), DType::F32)?;
-        expect_dtype("sin", sin.dtype(), DType::F32)?;
-        let head_dim = checked_mul("features of a head", 2, cos.cols())?;
-        if rotated > x.cols() || (rotated > 0 && (head_dim == 0 || !rotated.is_multiple_of(head_dim))) {
-            return Err(Error::Invalid(format!(
-                "{rotated} of {} features are no whole number of heads of {head_dim}",
-                x.cols()
-            )));
-        }
-        if seq == 0 && x.rows() > 0 {
-            return Err(Error::Invalid(format!("{} tokens are no sequences of 0 rows", x.rows())));
-        }
-        // A sequence may be longer than there are tokens.
-        let last = offset.checked_add(seq.min(x.rows())).filter(|&last| last <= cos.rows());
-        if last.is_none() && rotated > 0 {
-            let (rows, has) = (seq.min(x.rows()), cos.rows());
-            return Err(Error::Invalid(format!("{rows} positions from {offset} on are not all among cos's {has}")));
-        }
-        Ok(())
+        check_tables(x, (cos, sin), Place { seq, offset, rotated })
     }
 
     /// Two products and a sum for each turned feature.
@@ -114,14 +99,7 @@ impl Operation for Rotary<'_> {
         let Self { x, cos, sin, seq, offset, rotated, y } = *self;
         let half = gpu_size("features of a head", cos.cols())?;
         let kernel = RotaryKernel::new(half, x.dtype(), y.dtype())?;
-        let params = Params {
-            tokens: gpu_size("tokens", x.rows())?,
-            width: gpu_size("features of a token", x.cols())?,
-            rotated: gpu_size("features of a token", rotated)?,
-            // No more than there are: a sequence may be of any length.
-            seq: gpu_size("rows of a sequence", seq.min(x.rows()))?,
-            offset: gpu_size("positions", if rotated == 0 { 0 } else { offset })?,
-        };
+        let params = Params::new(x, Place { seq, offset, rotated })?;
         let items = x.rows() * (x.cols() - rotated / 2);
         let operands = [x.on_gpu(), y.on_gpu(), cos.on_gpu(), sin.on_gpu()];
         dispatch(gpu, Program::new(kernel), items.div_ceil(WORKGROUP), &params, &operands)
@@ -135,7 +113,7 @@ impl Operation for Rotary<'_> {
     }
 }
 
-/// Mirror of `Params` in shaders/rotary.wgsl.
+/// Mirror of `Params` in shaders/rotary.wgsl and rotary_grad.wgsl.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
@@ -144,6 +122,45 @@ struct Params {
     rotated: u32,
     seq: u32,
     offset: u32,
+}
+
+impl Params {
+    /// Of the tokens of `x`.
+    fn new(x: &Tensor, Place { seq, offset, rotated }: Place) -> Result<Self> {
+        Ok(Self {
+            tokens: gpu_size("tokens", x.rows())?,
+            width: gpu_size("features of a token", x.cols())?,
+            rotated: gpu_size("features of a token", rotated)?,
+            // No more than there are: a sequence may be of any length.
+            seq: gpu_size("rows of a sequence", seq.min(x.rows()))?,
+            offset: gpu_size("positions", if rotated == 0 { 0 } else { offset })?,
+        })
+    }
+}
+
+/// An error unless there are cosines and sines of one shape for every position of the tokens of `x`, whose turned features
+/// are whole heads.
+fn check_tables(x: &Tensor, (cos, sin): (&Tensor, &Tensor), Place { seq, offset, rotated }: Place) -> Result<()> {
+    expect_shape("sin", sin.shape(), cos.shape())?;
+    expect_dtype("cos", cos.dtype(), DType::F32)?;
+    expect_dtype("sin", sin.dtype(), DType::F32)?;
+    let head_dim = checked_mul("features of a head", 2, cos.cols())?;
+    if rotated > x.cols() || (rotated > 0 && (head_dim == 0 || !rotated.is_multiple_of(head_dim))) {
+        return Err(Error::Invalid(format!(
+            "{rotated} of {} features are no whole number of heads of {head_dim}",
+            x.cols()
+        )));
+    }
+    if seq == 0 && x.rows() > 0 {
+        return Err(Error::Invalid(format!("{} tokens are no sequences of 0 rows", x.rows())));
+    }
+    // A sequence may be longer than there are tokens.
+    let last = offset.checked_add(seq.min(x.rows())).filter(|&last| last <= cos.rows());
+    if last.is_none() && rotated > 0 {
+        let (rows, has) = (seq.min(x.rows()), cos.rows());
+        return Err(Error::Invalid(format!("{rows} positions from {offset} on are not all among cos's {has}")));
+    }
+    Ok(())
 }
 
 /// The program (shaders/rotary.wgsl). Its name (`Display`) is made of its parts, such as `rotary-f16f32-d64`: types of
@@ -164,7 +181,7 @@ impl RotaryKernel {
 
 /// Every text.
 pub(crate) fn shaders() -> impl Iterator<Item = Program> {
-    Types::all().map(|types| Program::new(RotaryKernel { half: 32, types }))
+    Types::all().map(|types| Program::new(RotaryKernel { half: 32, types })).chain(grad::shaders())
 }
 
 impl Shader for RotaryKernel {
@@ -300,6 +317,13 @@ impl NodeOp for RotaryNode {
     fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
         let (x, cos, sin) = (site.matrix(0)?, site.matrix(1)?, site.matrix(2)?);
         Ok(rotary::exact(x.view(), (cos.view(), sin.view()), (x.nrows(), 0), self.rotated))
+    }
+
+    fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
+        let Some(dx) = site.gradient(0) else { return Ok(Vec::new()) };
+        let (cos, sin) = (site.forward.tensor(1)?, site.forward.tensor(2)?);
+        let (seq, rotated) = (site.forward.seq, self.rotated);
+        Ok(vec![site.forward.device.prepare(&RotaryGrad { cos, sin, seq, offset: 0, rotated, dy: site.dy, dx })?])
     }
 }
 

@@ -4,6 +4,8 @@
 //! A turned feature is a sum of two products p and q: γ₂·(|p| + |q|), plus what is lost where a factor is taken for zero
 //! (φ of each times the other), plus 3·2⁻¹²⁶. A copied one: φ. Then the store.
 //!
+//! The gradient is the same turn with the sines' signs changed: the oracle of the turn, of other tables.
+//!
 //! Invariant: no code is shared with the devices.
 
 use ndarray::{Array2, ArrayView2};
@@ -94,4 +96,30 @@ pub fn expect(
         all.push(y, bounded(abs, gamma(2, U) * abs + lost));
     }
     Ok(all)
+}
+
+/// Gradient of `x`, where `dy` is that of the result: each pair turned back.
+///
+/// # Panics
+/// As [`exact`].
+pub fn grad(
+    (cos, sin): (ArrayView2<'_, f64>, ArrayView2<'_, f64>),
+    place: (usize, usize),
+    rotated: usize,
+    dy: ArrayView2<'_, f64>,
+) -> Array2<f64> {
+    let back = sin.mapv(|sin| -sin);
+    exact(dy, (cos, back.view()), place, rotated)
+}
+
+/// The same with its bounds, of f32 operands. Errors as of [`expect`].
+pub fn expect_grad(
+    (cos, sin): (&Matrix, &Matrix),
+    place: (usize, usize),
+    rotated: usize,
+    dy: &Matrix,
+) -> Result<Expectation> {
+    let back: Vec<f32> = sin.elements().to_f32().iter().map(|sin| -sin).collect();
+    let back = Matrix::from_f32(sin.rows(), sin.cols(), &back)?;
+    expect(dy, (cos, &back), place, rotated, DType::F32)
 }

@@ -2,28 +2,29 @@
 
 use sparse24::ops::rotary::RotaryKernel;
 use sparse24::reference::rotary as oracle;
-use sparse24::{DType, Device, Matrix, Rotary};
+use sparse24::{DType, Device, Matrix, Rotary, RotaryGrad};
 
 use crate::common::{Data, matrix, rng, seed};
-use crate::{expect, numbers, poisoned, refuses, slightly_wrong, types};
+use crate::{Sink, differences_agree, expect, into, numbers, poisoned, refuses, slightly_wrong, types, wide};
+
+/// Tokens, rows of a sequence, offset, half of a head, heads that are turned, features behind them. One pair; an odd
+/// number behind; around a workgroup of 256 items; a model's heads of Q and K before V; a sequence that is longer than
+/// the tokens, and one that is not whole; nothing to turn.
+const SIZES: [(usize, usize, usize, usize, usize, usize); 7] = [
+    (1, 1, 0, 1, 1, 0),
+    (3, 2, 5, 3, 2, 5),
+    (5, 5, 0, 51, 1, 0),
+    (17, 4, 1, 16, 3, 32),
+    (6, 3, 7, 32, 12, 256),
+    (2, 100, 90, 4, 2, 3),
+    (3, 3, 0, 2, 0, 7),
+];
 
 on_both_devices!(rotations_agree_with_the_oracle);
 
 fn rotations_agree_with_the_oracle(device: &Device) {
     let seed = seed();
-    // Tokens, rows of a sequence, offset, half of a head, heads that are turned, features behind them. One pair; an odd
-    // number behind; around a workgroup of 256 items; a model's heads of Q and K before V; a sequence that is longer than
-    // the tokens, and one that is not whole; nothing to turn.
-    let sizes = [
-        (1, 1, 0, 1, 1, 0),
-        (3, 2, 5, 3, 2, 5),
-        (5, 5, 0, 51, 1, 0),
-        (17, 4, 1, 16, 3, 32),
-        (6, 3, 7, 32, 12, 256),
-        (2, 100, 90, 4, 2, 3),
-        (3, 3, 0, 2, 0, 7),
-    ];
-    for (i, (tokens, seq, offset, half, heads, more)) in sizes.into_iter().enumerate() {
+    for (i, (tokens, seq, offset, half, heads, more)) in SIZES.into_iter().enumerate() {
         for (storage, output) in types(device, i) {
             for data in [Data::Whole, Data::Uniform, Data::Edge] {
                 let mut rng = rng(seed, i as u64);
@@ -41,13 +42,72 @@ fn rotations_agree_with_the_oracle(device: &Device) {
                 let y = poisoned(device, tokens, rotated + more, output);
                 let call = Rotary { x: &tx, cos: &tc, sin: &ts, seq, offset, rotated, y: &y };
                 let call = device.prepare(&call).unwrap();
-                let what = format!("{:?}, {storage} to {output}, {data:?}", sizes[i]);
+                let what = format!("{:?}, {storage} to {output}, {data:?}", SIZES[i]);
                 expect(device, &call, &y, &want, &what);
                 if matches!(data, Data::Uniform) && storage == output && rotated > 60 {
                     slightly_wrong(&want, &device.read(&y).unwrap(), &what);
                 }
             }
         }
+    }
+}
+
+#[test]
+fn the_oracles_gradient_is_that_of_differences() {
+    let mut rng = rng(seed(), 0);
+    let [x, dy] = [0, 1].map(|_| wide(&matrix(5, 11, DType::F32, Data::Uniform, &mut rng)));
+    let [cos, sin] = Rotary::tables(6, 4, 100.0).unwrap().map(|table| wide(&table));
+    let (tables, place) = ((cos.view(), sin.view()), (3, 2));
+    let dx = oracle::grad(tables, place, 8, dy.view());
+    differences_agree(&dx, &x, |x| (oracle::exact(x.view(), tables, place, 8) * &dy).sum());
+}
+
+on_both_devices!(gradients_agree_with_the_oracle);
+
+fn gradients_agree_with_the_oracle(device: &Device) {
+    let seed = seed();
+    for (i, (tokens, seq, offset, half, heads, more)) in SIZES.into_iter().enumerate() {
+        for data in [Data::Whole, Data::Uniform] {
+            for add in [false, true] {
+                let mut rng = rng(seed, i as u64);
+                let rotated = 2 * half * heads;
+                let dy = matrix(tokens, rotated + more, DType::F32, data, &mut rng);
+                let tables = Rotary::tables(offset + seq.min(tokens), 2 * half, 10000.0).unwrap();
+                let [cos, sin] = &tables;
+                let want = oracle::expect_grad((cos, sin), (seq, offset), rotated, &dy).unwrap();
+                let [tdy, tc, ts] = [&dy, cos, sin].map(|m| device.upload(m).unwrap());
+                let sink = Sink::new(device, (tokens, rotated + more), add, &mut rng);
+                let dx = sink.gradient();
+                let grad = RotaryGrad { cos: &tc, sin: &ts, seq, offset, rotated, dy: &tdy, dx };
+                device.prepare(&grad).unwrap().run().unwrap();
+                let what = format!("{:?}, {data:?}, {add}", SIZES[i]);
+                sink.verify(device, &want, &what);
+                if !add && matches!(data, Data::Uniform) && rotated > 60 {
+                    slightly_wrong(&want, &device.read(&sink.to).unwrap(), &what);
+                }
+            }
+        }
+    }
+}
+
+on_both_devices!(gradients_that_do_not_fit_are_refused_by_name);
+
+fn gradients_that_do_not_fit_are_refused_by_name(device: &Device) {
+    let tensor = |rows, cols| device.zeros(rows, cols, DType::F32).unwrap();
+    let (dy, to, cos, sin) = (tensor(6, 8), tensor(6, 8), tensor(5, 2), tensor(5, 2));
+    let grad = RotaryGrad { cos: &cos, sin: &sin, seq: 3, offset: 2, rotated: 8, dy: &dy, dx: into(&to) };
+    assert!(device.prepare(&grad).is_ok());
+    refuses(device, &RotaryGrad { dx: into(&tensor(6, 7)), ..grad }, &["dx has shape [6, 7], expected [6, 8]"]);
+    refuses(device, &RotaryGrad { sin: &tensor(5, 1), ..grad }, &["sin", "[5, 1]", "[5, 2]"]);
+    refuses(device, &RotaryGrad { rotated: 6, ..grad }, &["6 of 8 features", "heads of 4"]);
+    refuses(device, &RotaryGrad { offset: 3, ..grad }, &["3 positions from 3 on"]);
+    refuses(device, &RotaryGrad { dx: into(&dy), ..grad }, &["shares its memory"]);
+    let half = device.zeros(6, 8, DType::F16).unwrap();
+    refuses(device, &RotaryGrad { dy: &half, ..grad }, &["dy is f16, expected f32"]);
+    for (tokens, width) in [(0, 8), (3, 0)] {
+        let [dy, to] = [0; 2].map(|_| tensor(tokens, width));
+        let grad = RotaryGrad { rotated: 0, dy: &dy, dx: into(&to), ..grad };
+        device.prepare(&grad).unwrap().run().unwrap();
     }
 }
 

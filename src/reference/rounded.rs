@@ -27,7 +27,7 @@ impl Rounded {
     }
 
     /// A value that is off by `error` before it is rounded.
-    pub(super) fn rounded(value: f64, error: f64) -> Self {
+    fn round(value: f64, error: f64) -> Self {
         Self::within(value, error + U * (value.abs() + error) + FLUSH)
     }
 
@@ -37,7 +37,7 @@ impl Rounded {
     }
 
     pub(super) fn plus(self, other: Self) -> Self {
-        Self::rounded(self.value + other.value, self.error + other.error)
+        Self::round(self.value + other.value, self.error + other.error)
     }
 
     pub(super) fn minus(self, other: Self) -> Self {
@@ -47,7 +47,7 @@ impl Rounded {
     pub(super) fn times(self, other: Self) -> Self {
         let (a, b) = (self.value.abs(), other.value.abs());
         let error = a * other.error + b * self.error + self.error * other.error;
-        Self::rounded(self.value * other.value, error)
+        Self::round(self.value * other.value, error)
     }
 
     /// Sum of all, with `more` roundings beside those of the additions.

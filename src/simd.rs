@@ -148,6 +148,8 @@ pub(crate) trait Work {
 /// Every function needs a processor with the instructions, and pointers to as many elements as it says.
 pub(crate) trait Instructions: Copy {
     const LANES: usize;
+    /// Whether a·b + c is one instruction. Without it, `f32::mul_add` is a call.
+    const FUSED: bool;
     /// A vector of f32.
     type F32: Copy;
     /// For each lane, the position of an element within its four lanes.
@@ -185,6 +187,12 @@ pub(crate) trait Instructions: Copy {
             }
         }
     }
+}
+
+/// a·b + c of numbers in plain loops, rounded once where there is an instruction for it.
+#[inline(always)]
+pub(crate) fn multiply_add<S: Instructions>(a: f32, b: f32, c: f32) -> f32 {
+    if S::FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
 /// An element that a vector can be read from.
@@ -236,6 +244,7 @@ impl Portable {
 
 impl Instructions for Portable {
     const LANES: usize = 4;
+    const FUSED: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
     type F32 = [f32; 4];
     type Picks = [usize; 4];
 
@@ -267,9 +276,7 @@ impl Instructions for Portable {
     }
     #[inline(always)]
     unsafe fn fma(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
-        // Without the instruction, `mul_add` is a call.
-        let fused = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
-        Self::each(|i| if fused { a[i].mul_add(b[i], c[i]) } else { a[i] * b[i] + c[i] })
+        Self::each(|i| multiply_add::<Self>(a[i], b[i], c[i]))
     }
     #[inline(always)]
     unsafe fn keep(v: [f32; 4], bits: u16, part: usize) -> [f32; 4] {
@@ -303,6 +310,7 @@ mod x86 {
     // SAFETY (all blocks): the caller has the instructions and vouches for the pointers.
     impl Instructions for Avx2 {
         const LANES: usize = 8;
+        const FUSED: bool = true;
         type F32 = __m256;
         type Picks = __m256i;
 
@@ -392,6 +400,7 @@ mod x86 {
     // SAFETY (all blocks): as for `Avx2`.
     impl Instructions for Avx512 {
         const LANES: usize = 16;
+        const FUSED: bool = true;
         type F32 = __m512;
         type Picks = __m512i;
 

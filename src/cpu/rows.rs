@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::Cpu;
 pub(crate) use super::epilogue::{activate, exp};
+pub(crate) use super::memory::{Run, Strip, Strips};
 use crate::matrix::Element;
 
 /// Sums that a loop keeps side by side: a register of AVX-512, two of AVX2, four of SSE2 or NEON.
@@ -32,14 +33,15 @@ macro_rules! each_pair {
 }
 pub(crate) use each_pair;
 
-/// A loop as work: a struct of its arguments, as it is compiled for each level that it is inlined into.
+/// A loop as work: a struct of its arguments, as it is compiled for each level that it is inlined into. The call may name
+/// the level's instructions, `S`.
 macro_rules! work {
-    ($name:ident<$($type:ident),+>, { $($field:ident: $of:ty),+ $(,)? }, $call:expr) => {
-        struct $name<'a, $($type),+> {
+    ($name:ident<$($type:ident),*>, { $($field:ident: $of:ty),+ $(,)? }, $call:expr) => {
+        struct $name<'a, $($type),*> {
             $($field: $of),+
         }
 
-        impl<'a, $($type: $crate::Element),+> $crate::simd::Work for $name<'a, $($type),+> {
+        impl<'a, $($type: $crate::Element),*> $crate::simd::Work for $name<'a, $($type),*> {
             type Output = ();
 
             #[inline(always)]

@@ -182,7 +182,6 @@ pub struct Gradient<'a> {
     pub add: bool,
 }
 
-#[allow(dead_code, reason = "the operations' gradients follow")]
 impl<'a> Gradient<'a> {
     /// It as an operand that is written.
     pub(crate) fn operand(&self, name: &'static str) -> Operand<'a> {

@@ -2,18 +2,21 @@
 //!
 //! Invariant: keys and values of padding contribute nothing, whatever they hold, and rows of padding become zeros.
 
+mod grad;
+
 use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
 use ndarray::Array2;
 
-use super::{Cost, Indices, Operand, Operation, cost_of, dispatch};
+pub use self::grad::AttentionGrad;
+use super::{Cost, Gradient, Indices, Operand, Operation, cost_of, dispatch};
 use crate::cpu::rows::{LANES, each_pair, exp, work};
 use crate::cpu::{Cpu, CpuCall, Shared, SharedIndices, read, write};
 use crate::engine::{Prepared, Tensor, gpu_size};
 use crate::error::{Error, Result, checked_mul, expect_dtype, expect_len, expect_shape};
 use crate::gpu::{Dispatch, Gpu};
-use crate::graph::{ExactSite, Graph, Input, NodeOp, ParamId, Precision, Read, Rows, Site, ValueId};
+use crate::graph::{BackwardSite, ExactSite, Graph, Input, NodeOp, ParamId, Precision, Read, Rows, Site, ValueId};
 use crate::kernels::{
     Binding, Caps, CoopUnit, FeatureAccess, ParamsLayout, Primitives, Program, Shader, Text, Types, WIDTHS, fields,
     workgroup_supported,
@@ -112,6 +115,12 @@ impl<'a> Attention<'a> {
     fn reach(&self) -> usize {
         self.bias.map_or(0, |bias| bias.cols() / 2)
     }
+
+    /// What the CPU's loops go by.
+    fn shape(&self) -> Shape {
+        let Self { seq, heads, causal, .. } = *self;
+        Shape { seq, heads, share: self.share(), head_dim: self.head_dim(), causal, reach: self.reach() }
+    }
 }
 
 impl Operation for Attention<'_> {
@@ -187,10 +196,9 @@ impl Operation for Attention<'_> {
     }
 
     fn cpu_call(&self, _: &Cpu) -> Result<Box<dyn CpuCall>> {
-        let Self { qkv, lengths, seq, heads, causal, bias, y, .. } = *self;
-        let shape = Shape { seq, heads, share: self.share(), head_dim: self.head_dim(), causal, reach: self.reach() };
+        let Self { qkv, lengths, bias, y, .. } = *self;
         let bias = bias.map(Tensor::on_cpu).transpose()?;
-        Ok(Box::new(Call { qkv: qkv.on_cpu()?, lengths: lengths.on_cpu()?, bias, shape, y: y.on_cpu()? }))
+        Ok(Box::new(Call { qkv: qkv.on_cpu()?, lengths: lengths.on_cpu()?, bias, shape: self.shape(), y: y.on_cpu()? }))
     }
 }
 
@@ -753,20 +761,40 @@ struct AttentionNode {
     causal: bool,
 }
 
+impl AttentionNode {
+    /// The attention at a site.
+    fn operation<'a>(&self, site: &Site<'a>) -> Result<Attention<'a>> {
+        let &Self { heads, kv_heads, causal } = self;
+        let attention = Attention::new(site.tensor(0)?, site.indices(1)?, (site.batch, site.seq), heads, site.y);
+        let attention = attention.kv_heads(kv_heads);
+        let attention = if causal { attention.causal() } else { attention };
+        Ok(match site.reads.get(2) {
+            Some(_) => attention.relative_bias(site.tensor(2)?),
+            None => attention,
+        })
+    }
+}
+
 impl NodeOp for AttentionNode {
     fn name(&self) -> &'static str {
         "attention"
     }
 
     fn prepare(&self, site: &Site<'_>) -> Result<Prepared> {
-        let &Self { heads, kv_heads, causal } = self;
-        let attention = Attention::new(site.tensor(0)?, site.indices(1)?, (site.batch, site.seq), heads, site.y);
-        let attention = attention.kv_heads(kv_heads);
-        let attention = if causal { attention.causal() } else { attention };
-        match site.reads.get(2) {
-            Some(_) => site.device.prepare(&attention.relative_bias(site.tensor(2)?)),
-            None => site.device.prepare(&attention),
+        site.device.prepare(&self.operation(site)?)
+    }
+
+    fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
+        let forward = self.operation(&site.forward)?;
+        let (dqkv, dbias) = (site.gradient(0), site.gradient(2));
+        if dqkv.is_none() && dbias.is_none() {
+            return Ok(Vec::new());
         }
+        let device = site.forward.device;
+        // Where the bias alone learns, that of Q, K and V goes where nobody reads it.
+        let nowhere = device.zeros(dqkv.map_or(forward.qkv.rows(), |_| 0), forward.qkv.cols(), DType::F32)?;
+        let dqkv = dqkv.unwrap_or(Gradient { to: &nowhere, add: false });
+        Ok(vec![device.prepare(&AttentionGrad { forward, dy: site.dy, dqkv, dbias })?])
     }
 
     fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {

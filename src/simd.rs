@@ -195,6 +195,35 @@ pub(crate) fn multiply_add<S: Instructions>(a: f32, b: f32, c: f32) -> f32 {
     if S::FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// Transposes 16 rows, `stride` numbers apart: each vector of `to` has one number of all of them.
+pub(crate) struct Transpose16<'a> {
+    pub(crate) from: &'a [f32],
+    pub(crate) stride: usize,
+    pub(crate) to: &'a mut [[f32; 16]],
+}
+
+impl Work for Transpose16<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Instructions>(self) {
+        let Self { from, stride, to } = self;
+        assert!(to.len() <= stride && from.len() >= 16 * stride, "{} of {stride}, of {}", to.len(), from.len());
+        let whole = to.len() / 8 * 8;
+        for column in (0..whole).step_by(8) {
+            for row in [0, 8] {
+                let (from, to) = (&from[row * stride + column..], &mut to[column..]);
+                // SAFETY: the caller has the instructions. Eight rows of eight numbers follow in `from`, and as many halves of
+                // vectors in `to`, by the assertion.
+                unsafe { S::transpose8(from.as_ptr(), stride, to.as_mut_ptr().cast::<f32>().add(row), 16) };
+            }
+        }
+        for (column, to) in to.iter_mut().enumerate().skip(whole) {
+            *to = std::array::from_fn(|row| from[row * stride + column]);
+        }
+    }
+}
+
 /// An element that a vector can be read from.
 pub(crate) trait Loaded: Element {
     /// Reads and widens `LANES` elements.

@@ -16,7 +16,7 @@ use crate::error::{Error, Result, expect_dtype, expect_shape};
 use crate::gpu::{Dispatch, Gpu};
 use crate::matrix::{DType, Element, Elements};
 use crate::ops::{Cost, Gradient, Operand, Operation, cost_of};
-use crate::simd::{Instructions, multiply_add};
+use crate::simd::{Instructions, Simd, Transpose16, multiply_add};
 
 /// The gradient of [`Attention`]: from that of its output to those of Q, K and V, and of its bias. All tensors are f32.
 ///
@@ -155,6 +155,7 @@ impl CpuCall for Call {
                     length: seq.min(lengths[sequence] as usize),
                     shape,
                     kv_head: task % kv_heads,
+                    simd: cpu.simd(),
                 };
                 cpu.with_scratch(group.scratch(), |scratch| {
                     cpu.simd().run(Differentiate { group, strip, add: self.dqkv.1, dbias, scratch });
@@ -196,6 +197,7 @@ struct Group<'a> {
     length: usize,
     shape: Shape,
     kv_head: usize,
+    simd: Simd,
 }
 
 impl<'a> Group<'a> {
@@ -223,7 +225,7 @@ impl<'a> Group<'a> {
     /// computed on, and nobody reads what becomes of it.
     #[inline(always)]
     fn run<S: Instructions>(self, mut strip: Strip<'_>, add: bool, dbias: &mut [f32], scratch: &mut [f32]) {
-        let Self { length, shape, kv_head, .. } = self;
+        let Self { length, shape, kv_head, simd, .. } = self;
         let Shape { seq, share, head_dim, .. } = shape;
         let (width, kv_width, stride) = (shape.width(), shape.width() / share, self.stride());
         let (k, rest) = scratch.split_at_mut(length * stride);
@@ -254,15 +256,16 @@ impl<'a> Group<'a> {
             for query0 in (0..length).step_by(LANES) {
                 let rows = LANES.min(length - query0);
                 let mut d = [0.0; LANES];
-                // Lanes past the last query compute on what the block before has left there, and nobody reads them.
                 for (lane, d) in d[..rows].iter_mut().enumerate() {
-                    let (query, at) = (query0 + lane, lane * stride);
+                    let query = query0 + lane;
                     let given = |all: &'a [f32]| &all[query * width + first..][..head_dim];
-                    let own = given(self.dy);
-                    *d = dot(own, given(self.y));
-                    fill(own, 1.0, &mut dy_rows[at..], dy, lane);
-                    fill(self.of(query, first), scale, &mut q_rows[at..], q, lane);
+                    *d = dot(given(self.dy), given(self.y));
+                    dy_rows[lane * stride..][..head_dim].copy_from_slice(given(self.dy));
+                    store(self.of(query, first), scale, false, &mut q_rows[lane * stride..][..head_dim]);
                 }
+                // Lanes past the last query compute on what the block before has left there, and nobody reads them.
+                simd.run(Transpose16 { from: q_rows, stride, to: q });
+                simd.run(Transpose16 { from: dy_rows, stride, to: dy });
                 let seen = shape.visible(length, query0 + rows);
                 let (p, ds) = (&mut p[..seen], &mut ds[..seen]);
                 products::<S>(q, k, stride, p);
@@ -305,16 +308,7 @@ impl<'a> Group<'a> {
     }
 }
 
-/// A query's features, as a row and in its lane of each feature's vector.
-#[inline(always)]
-fn fill(from: &[f32], factor: f32, row: &mut [f32], lanes: &mut [Lanes], lane: usize) {
-    for ((x, row), lanes) in from.iter().zip(row).zip(lanes) {
-        *row = x * factor;
-        lanes[lane] = *row;
-    }
-}
-
-/// A row of a gradient, on its way to memory.
+/// A row times a factor, written or added.
 #[inline(always)]
 fn store(from: &[f32], factor: f32, add: bool, to: &mut [f32]) {
     for (to, x) in to.iter_mut().zip(from) {
@@ -385,8 +379,8 @@ fn add_to_keys_of<S: Instructions, const K: usize>(
 ) {
     for column in (0..stride).step_by(LANES) {
         let mut sums: [Lanes; K] = std::array::from_fn(|key| vector(to, key * stride + column));
-        for query in 0..queries.min(LANES) {
-            let row: Lanes = vector(from, query * stride + column);
+        for (query, row) in from.chunks_exact(stride).take(queries.min(LANES)).enumerate() {
+            let row = vector(row, column);
             for (sums, weights) in sums.iter_mut().zip(weights) {
                 add_multiple::<S>(sums, weights[query], row);
             }

@@ -3,6 +3,7 @@
 //! Invariant: keys and values of padding contribute nothing, whatever they hold, and rows of padding become zeros.
 
 mod grad;
+mod grad_kernels;
 
 use std::fmt;
 
@@ -116,6 +117,18 @@ impl<'a> Attention<'a> {
         self.bias.map_or(0, |bias| bias.cols() / 2)
     }
 
+    /// What the GPU's programs go by.
+    fn params(&self) -> Result<Params> {
+        Ok(Params {
+            tokens: gpu_size("tokens", self.y.rows())?,
+            width: gpu_size("features of a token", self.y.cols())?,
+            seq: gpu_size("rows of a sequence", self.seq)?,
+            heads: gpu_size("heads", self.heads)?,
+            scale: (1.0 / (self.head_dim().max(1) as f64).sqrt()) as f32,
+            reach: gpu_size("distances", self.reach())?,
+        })
+    }
+
     /// What the CPU's loops go by.
     fn shape(&self) -> Shape {
         let Self { seq, heads, causal, .. } = *self;
@@ -179,14 +192,7 @@ impl Operation for Attention<'_> {
         })?;
         let kernel = AttentionKernel::new(tile, gpu_size("features of a head", head_dim)?, qkv.dtype(), y.dtype())?;
         let kernel = kernel.with(gpu_size("heads", self.share())?, causal, bias.is_some());
-        let params = Params {
-            tokens: gpu_size("tokens", y.rows())?,
-            width: gpu_size("features of a token", y.cols())?,
-            seq: gpu_size("rows of a sequence", seq)?,
-            heads: gpu_size("heads", heads)?,
-            scale: (1.0 / (head_dim.max(1) as f64).sqrt()) as f32,
-            reach: gpu_size("distances", self.reach())?,
-        };
+        let params = self.params()?;
         let workgroups = tile.workgroups(all_heads, seq, head_dim).ok_or_else(|| Error::Overflow {
             what: "workgroups of an attention".into(),
             detail: format!("{all_heads} heads of {seq} tokens"),
@@ -362,10 +368,10 @@ impl AttentionKernel {
     }
 }
 
-/// Every text, and where output is as stored each tile with all options.
+/// Every text, and where output is as stored each tile with all options; those of the gradient last.
 pub(crate) fn shaders() -> impl Iterator<Item = Program> {
     let tiles = Types::all().flat_map(|types| AttentionTile::ALL.map(|tile| (types, tile)));
-    tiles.flat_map(|(types, tile)| {
+    let forward = tiles.flat_map(|(types, tile)| {
         let (storage, output) = (types.storage(), types.output());
         let depths = if tile.is_cooperative() { vec![tile.depth] } else { WIDTHS.to_vec() };
         let kernels = depths.into_iter().filter_map(move |d| AttentionKernel::new(tile, d, storage, output).ok());
@@ -373,7 +379,8 @@ pub(crate) fn shaders() -> impl Iterator<Item = Program> {
         kernels.flat_map(move |kernel| {
             [kernel].into_iter().chain(optional(kernel).then(|| kernel.with(4, true, true))).map(Program::new)
         })
-    })
+    });
+    forward.chain(grad_kernels::shaders())
 }
 
 impl Shader for AttentionKernel {

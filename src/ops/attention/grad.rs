@@ -8,14 +8,18 @@
 //!
 //! Invariant: rows of padding are not read, and their gradients are zero.
 
-use super::{Attention, BLOCK, Lanes, Shape, add_bias, hide_later, softmax};
+use super::grad_kernels::{
+    AttentionGradBias, AttentionGradKv, AttentionGradQ, BiasParams, DEPTH, DISTANCES, Options, ROWS,
+};
+use super::{Attention, BLOCK, Lanes, Params, Shape, add_bias, hide_later, softmax};
 use crate::cpu::rows::{LANES, Run, Strip, Strips, work};
 use crate::cpu::{Cpu, CpuCall, Shared, SharedIndices, read, write};
-use crate::engine::Tensor;
-use crate::error::{Error, Result, expect_dtype, expect_shape};
-use crate::gpu::{Dispatch, Gpu};
+use crate::engine::{Tensor, gpu_size};
+use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
+use crate::gpu::{BufferRange, Dispatch, Gpu, Scratch};
+use crate::kernels::Program;
 use crate::matrix::{DType, Element, Elements};
-use crate::ops::{Cost, Gradient, Operand, Operation, cost_of};
+use crate::ops::{Cost, Gradient, Operand, Operation, cost_of, dispatch};
 use crate::simd::{Instructions, Simd, Transpose16, multiply_add};
 
 /// The gradient of [`Attention`]: from that of its output to those of Q, K and V, and of its bias. All tensors are f32.
@@ -89,8 +93,60 @@ impl Operation for AttentionGrad<'_> {
         cost_of(2.5 * self.forward.cost().flops, &self.operands())
     }
 
+    /// The queries' gradient comes first: it leaves what the others need.
     fn dispatches(&self, gpu: &Gpu) -> Result<Vec<Dispatch>> {
-        Err(Error::MissingFeature { device: gpu.info().name.clone(), feature: "the gradient of attention".into() })
+        let Self { forward, dy, dqkv, dbias } = *self;
+        let Attention { qkv, lengths, batch, seq, heads, kv_heads, causal, bias, y } = forward;
+        let (head_dim, params) = (forward.head_dim(), forward.params()?);
+        let pieces = seq.div_ceil(ROWS);
+        let options = Options {
+            head_dim: gpu_size("features of a head", head_dim.max(1))?,
+            share: gpu_size("heads", forward.share())?,
+            causal,
+            biased: bias.is_some(),
+            add: dqkv.add,
+        };
+        let workgroups = |heads: usize| -> Result<usize> {
+            let all = checked_mul("workgroups of an attention", checked_mul("heads", batch, heads)?, pieces)?;
+            checked_mul("workgroups of an attention", all, head_dim.div_ceil(DEPTH))
+        };
+
+        // For each query and head a vec4; for each workgroup of queries a row of sums by distance.
+        let queries = checked_mul("queries of all heads", y.rows(), heads)?;
+        let columns = checked_mul("distances", pieces + 1, ROWS)?;
+        let rows = checked_mul("rows of sums", checked_mul("heads", batch, heads)?, pieces)?;
+        let sums = match dbias {
+            Some(_) => gpu_size("sums by distance", checked_mul("sums by distance", rows, columns)?)?,
+            // A binding is there all the same.
+            None => 4,
+        };
+        let words = [4 * u64::from(gpu_size("queries of all heads", queries)?), u64::from(sums)];
+        let buffers = [gpu.scratch(Scratch::Statistics, 4 * words[0])?, gpu.scratch(Scratch::Sums, 4 * words[1])?];
+        let scratch = |at: usize| Some(BufferRange { buffer: &buffers[at], offset: 0, bytes: 4 * words[at] });
+        let (statistics, sums) = (scratch(0), scratch(1));
+
+        let common = [qkv.on_gpu(), dqkv.to.on_gpu(), lengths.on_gpu(), bias.and_then(Tensor::on_gpu), dy.on_gpu()];
+        let program = Program::new(AttentionGradQ { options, bias_grad: dbias.is_some() });
+        let operands = [&common[..], &[y.on_gpu(), statistics, sums]].concat();
+        let mut calls = dispatch(gpu, program, workgroups(heads)?, &params, &operands)?;
+        let kv_params = Params { heads: gpu_size("heads", kv_heads)?, ..params };
+        let operands = [&common[..], &[statistics]].concat();
+        let program = Program::new(AttentionGradKv(options));
+        calls.extend(dispatch(gpu, program, workgroups(kv_heads)?, &kv_params, &operands)?);
+        if let Some(dbias) = dbias {
+            let params = BiasParams {
+                heads: params.heads,
+                // Without features no workgroup has left sums.
+                sequences: if head_dim == 0 { 0 } else { gpu_size("sequences", batch)? },
+                pieces: gpu_size("pieces of queries", pieces)?,
+                columns: gpu_size("distances", columns)?,
+                reach: params.reach,
+            };
+            let workgroups = checked_mul("workgroups of a bias", heads, dbias.to.cols().div_ceil(DISTANCES))?;
+            let program = Program::new(AttentionGradBias { add: dbias.add });
+            calls.extend(dispatch(gpu, program, workgroups, &params, &[sums, dbias.to.on_gpu()])?);
+        }
+        Ok(calls)
     }
 
     fn cpu_call(&self, _: &Cpu) -> Result<Box<dyn CpuCall>> {

@@ -227,6 +227,14 @@ pub(crate) enum Scratch {
     Packed,
     /// The sums of the splits of k, or of blocks of tokens.
     Partial,
+    /// What is kept of each query's softmax for the gradients of its keys.
+    Statistics,
+    /// Sums of some rows of a gradient, on their way to the sum of all.
+    Sums,
+}
+
+impl Scratch {
+    const COUNT: usize = Self::Sums as usize + 1;
 }
 
 /// An open device, with what is compiled and allocated once.
@@ -242,7 +250,7 @@ pub struct Gpu {
     /// By the name of the program that stands for all of a text.
     modules: Mutex<HashMap<String, wgpu::ShaderModule>>,
     pipelines: Mutex<HashMap<Program, wgpu::ComputePipeline>>,
-    scratch: Mutex<[Option<wgpu::Buffer>; 2]>,
+    scratch: Mutex<[Option<wgpu::Buffer>; Scratch::COUNT]>,
     tuning: Mutex<Arc<Tuning>>,
     staging: Mutex<Option<wgpu::Buffer>>,
     clock: Option<Mutex<Clock>>,

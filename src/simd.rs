@@ -148,6 +148,8 @@ pub(crate) trait Work {
 /// Every function needs a processor with the instructions, and pointers to as many elements as it says.
 pub(crate) trait Instructions: Copy {
     const LANES: usize;
+    /// Whether a·b + c is one instruction. Without it, `f32::mul_add` is a call.
+    const FUSED: bool;
     /// A vector of f32.
     type F32: Copy;
     /// For each lane, the position of an element within its four lanes.
@@ -183,6 +185,41 @@ pub(crate) trait Instructions: Copy {
                 // SAFETY: within the block that the caller vouches for.
                 unsafe { *to.add(col * to_stride + row) = *from.add(row * from_stride + col) };
             }
+        }
+    }
+}
+
+/// a·b + c of numbers in plain loops, rounded once where there is an instruction for it.
+#[inline(always)]
+pub(crate) fn multiply_add<S: Instructions>(a: f32, b: f32, c: f32) -> f32 {
+    if S::FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Transposes 16 rows, `stride` numbers apart: each vector of `to` has one number of all of them.
+pub(crate) struct Transpose16<'a> {
+    pub(crate) from: &'a [f32],
+    pub(crate) stride: usize,
+    pub(crate) to: &'a mut [[f32; 16]],
+}
+
+impl Work for Transpose16<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Instructions>(self) {
+        let Self { from, stride, to } = self;
+        assert!(to.len() <= stride && from.len() >= 16 * stride, "{} of {stride}, of {}", to.len(), from.len());
+        let whole = to.len() / 8 * 8;
+        for column in (0..whole).step_by(8) {
+            for row in [0, 8] {
+                let (from, to) = (&from[row * stride + column..], &mut to[column..]);
+                // SAFETY: the caller has the instructions. Eight rows of eight numbers follow in `from`, and as many halves of
+                // vectors in `to`, by the assertion.
+                unsafe { S::transpose8(from.as_ptr(), stride, to.as_mut_ptr().cast::<f32>().add(row), 16) };
+            }
+        }
+        for (column, to) in to.iter_mut().enumerate().skip(whole) {
+            *to = std::array::from_fn(|row| from[row * stride + column]);
         }
     }
 }
@@ -236,6 +273,7 @@ impl Portable {
 
 impl Instructions for Portable {
     const LANES: usize = 4;
+    const FUSED: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
     type F32 = [f32; 4];
     type Picks = [usize; 4];
 
@@ -267,9 +305,7 @@ impl Instructions for Portable {
     }
     #[inline(always)]
     unsafe fn fma(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
-        // Without the instruction, `mul_add` is a call.
-        let fused = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
-        Self::each(|i| if fused { a[i].mul_add(b[i], c[i]) } else { a[i] * b[i] + c[i] })
+        Self::each(|i| multiply_add::<Self>(a[i], b[i], c[i]))
     }
     #[inline(always)]
     unsafe fn keep(v: [f32; 4], bits: u16, part: usize) -> [f32; 4] {
@@ -303,6 +339,7 @@ mod x86 {
     // SAFETY (all blocks): the caller has the instructions and vouches for the pointers.
     impl Instructions for Avx2 {
         const LANES: usize = 8;
+        const FUSED: bool = true;
         type F32 = __m256;
         type Picks = __m256i;
 
@@ -392,6 +429,7 @@ mod x86 {
     // SAFETY (all blocks): as for `Avx2`.
     impl Instructions for Avx512 {
         const LANES: usize = 16;
+        const FUSED: bool = true;
         type F32 = __m512;
         type Picks = __m512i;
 

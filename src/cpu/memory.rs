@@ -1,4 +1,5 @@
-//! Memory of the CPU device: aligned buffers, and outputs that several threads write in parts.
+//! Memory of the CPU device: aligned buffers, and outputs that several threads write in parts, of elements one after
+//! another or of columns.
 //!
 //! Invariant: an [`Aligned`] buffer starts on a cache line, so that no vector of a kernel straddles two.
 #![allow(unsafe_code, reason = "threads write disjoint parts of one output")]
@@ -7,6 +8,8 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 
 use bytemuck::{Pod, Zeroable};
+
+use super::Cpu;
 
 /// A cache line.
 #[derive(Clone, Copy, Debug, Zeroable, Pod)]
@@ -90,5 +93,78 @@ impl<'a, T> Parts<'a, T> {
         assert!(range.start <= range.end && range.end <= self.len);
         // SAFETY: within the slice, which is borrowed for 'a, and disjoint from all other parts.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}
+
+/// Columns that are dealt out to strips: strip `s` has the `width` columns from `first + s * width` on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    pub(crate) first: usize,
+    pub(crate) width: usize,
+}
+
+/// How a matrix of so many columns is cut into blocks of rows, and each block into strips, which have some columns of
+/// each run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Strips<'a> {
+    pub(crate) columns: usize,
+    pub(crate) rows: usize,
+    pub(crate) strips: usize,
+    /// From left to right.
+    pub(crate) runs: &'a [Run],
+}
+
+/// One strip of one block of rows.
+pub(crate) struct Strip<'a> {
+    y: Parts<'a, f32>,
+    cut: Strips<'a>,
+    block: usize,
+    strip: usize,
+}
+
+impl Strip<'_> {
+    /// Its columns of a run, in one row of its block.
+    ///
+    /// # Panics
+    /// If the block has no such row.
+    pub(crate) fn row(&mut self, row: usize, run: usize) -> &mut [f32] {
+        let Strips { columns, rows, runs, .. } = self.cut;
+        assert!(row < rows, "row {row} of {rows}");
+        let Run { first, width } = runs[run];
+        let start = (self.block * rows + row) * columns + first + self.strip * width;
+        // SAFETY: `each_strip` makes one strip of each number in a block, of columns that no other has, and what is
+        // lent here is lent until the next call.
+        unsafe { self.y.part(start..start + width) }
+    }
+}
+
+impl Cpu {
+    /// Gives the threads every strip of a matrix, with its number (those of the first block first) and `own_len` elements
+    /// of `own` that are its alone.
+    ///
+    /// # Panics
+    /// If runs overlap or reach past the columns, or `own` is too short.
+    pub(crate) fn each_strip(
+        &self,
+        y: &mut [f32],
+        cut: Strips<'_>,
+        (own, own_len): (&mut [f32], usize),
+        work: impl Fn(usize, Strip<'_>, &mut [f32]) + Sync + Send,
+    ) {
+        let Strips { columns, rows, strips, runs } = cut;
+        let end = runs.iter().fold(0, |end, run| {
+            assert!(end <= run.first, "runs overlap: {runs:?}");
+            run.first + strips * run.width
+        });
+        assert!(end <= columns, "{runs:?} are more than {columns} columns");
+        let blocks = y.len().checked_div(rows * columns).unwrap_or(0);
+        let (y, own) = (Parts::new(y), Parts::new(own));
+        self.pool.enter(|| {
+            self.pool.each(blocks * strips, |task| {
+                let strip = Strip { y, cut, block: task / strips, strip: task % strips };
+                // SAFETY: each task has a part of its own.
+                work(task, strip, unsafe { own.part(task * own_len..(task + 1) * own_len) });
+            });
+        });
     }
 }

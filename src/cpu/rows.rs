@@ -8,6 +8,7 @@
 use rayon::prelude::*;
 
 pub(crate) use super::epilogue::{activate, exp, slope};
+pub(crate) use super::memory::{Run, Strip, Strips};
 use super::{Cpu, Shared};
 use crate::matrix::{Element, Elements};
 
@@ -47,14 +48,15 @@ macro_rules! each_pair {
 }
 pub(crate) use each_pair;
 
-/// A loop as work: a struct of its arguments, as it is compiled for each level that it is inlined into.
+/// A loop as work: a struct of its arguments, as it is compiled for each level that it is inlined into. The call may name
+/// the level's instructions, `S`.
 macro_rules! work {
-    ($name:ident<$($type:ident),+>, { $($field:ident: $of:ty),+ $(,)? }, $call:expr) => {
-        struct $name<'a, $($type),+> {
+    ($name:ident<$($type:ident),*>, { $($field:ident: $of:ty),+ $(,)? }, $call:expr) => {
+        struct $name<'a, $($type),*> {
             $($field: $of),+
         }
 
-        impl<'a, $($type: $crate::Element),+> $crate::simd::Work for $name<'a, $($type),+> {
+        impl<'a, $($type: $crate::Element),*> $crate::simd::Work for $name<'a, $($type),*> {
             type Output = ();
 
             #[inline(always)]
@@ -139,6 +141,28 @@ impl Cpu {
             self.pool.enter(|| match self.pool.threads {
                 Some(_) => y.par_chunks_mut(len).enumerate().for_each(|(i, chunk)| work(i, chunk)),
                 None => y.chunks_mut(len).enumerate().for_each(|(i, chunk)| work(i, chunk)),
+            });
+        }
+    }
+
+    /// As [`Cpu::each_chunk`], with chunks of four outputs of one length.
+    pub(crate) fn each_chunk_of_four<Y: Send>(
+        &self,
+        [a, b, c, d]: [&mut [Y]; 4],
+        len: usize,
+        work: impl Fn([&mut [Y]; 4]) + Sync + Send,
+    ) {
+        if !a.is_empty() {
+            self.pool.enter(|| match self.pool.threads {
+                Some(_) => {
+                    let pairs = a.par_chunks_mut(len).zip(b.par_chunks_mut(len));
+                    let all = pairs.zip(c.par_chunks_mut(len)).zip(d.par_chunks_mut(len));
+                    all.for_each(|(((a, b), c), d)| work([a, b, c, d]));
+                }
+                None => {
+                    let all = a.chunks_mut(len).zip(b.chunks_mut(len)).zip(c.chunks_mut(len)).zip(d.chunks_mut(len));
+                    all.for_each(|(((a, b), c), d)| work([a, b, c, d]));
+                }
             });
         }
     }

@@ -2,18 +2,22 @@
 //!
 //! Invariant: keys and values of padding contribute nothing, whatever they hold, and rows of padding become zeros.
 
+mod grad;
+mod grad_kernels;
+
 use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
 use ndarray::Array2;
 
-use super::{Cost, Indices, Operand, Operation, cost_of, dispatch};
+pub use self::grad::AttentionGrad;
+use super::{Cost, Gradient, Indices, Operand, Operation, cost_of, dispatch};
 use crate::cpu::rows::{LANES, each_pair, exp, work};
 use crate::cpu::{Cpu, CpuCall, Shared, SharedIndices, read, write};
 use crate::engine::{Prepared, Tensor, gpu_size};
 use crate::error::{Error, Result, checked_mul, expect_dtype, expect_len, expect_shape};
 use crate::gpu::{Dispatch, Gpu};
-use crate::graph::{ExactSite, Graph, Input, NodeOp, ParamId, Precision, Read, Rows, Site, ValueId};
+use crate::graph::{BackwardSite, ExactSite, Graph, Input, NodeOp, ParamId, Precision, Read, Rows, Site, ValueId};
 use crate::kernels::{
     Binding, Caps, CoopUnit, FeatureAccess, ParamsLayout, Primitives, Program, Shader, Text, Types, WIDTHS, fields,
     workgroup_supported,
@@ -112,6 +116,24 @@ impl<'a> Attention<'a> {
     fn reach(&self) -> usize {
         self.bias.map_or(0, |bias| bias.cols() / 2)
     }
+
+    /// What the GPU's programs go by.
+    fn params(&self) -> Result<Params> {
+        Ok(Params {
+            tokens: gpu_size("tokens", self.y.rows())?,
+            width: gpu_size("features of a token", self.y.cols())?,
+            seq: gpu_size("rows of a sequence", self.seq)?,
+            heads: gpu_size("heads", self.heads)?,
+            scale: (1.0 / (self.head_dim().max(1) as f64).sqrt()) as f32,
+            reach: gpu_size("distances", self.reach())?,
+        })
+    }
+
+    /// What the CPU's loops go by.
+    fn shape(&self) -> Shape {
+        let Self { seq, heads, causal, .. } = *self;
+        Shape { seq, heads, share: self.share(), head_dim: self.head_dim(), causal, reach: self.reach() }
+    }
 }
 
 impl Operation for Attention<'_> {
@@ -170,14 +192,7 @@ impl Operation for Attention<'_> {
         })?;
         let kernel = AttentionKernel::new(tile, gpu_size("features of a head", head_dim)?, qkv.dtype(), y.dtype())?;
         let kernel = kernel.with(gpu_size("heads", self.share())?, causal, bias.is_some());
-        let params = Params {
-            tokens: gpu_size("tokens", y.rows())?,
-            width: gpu_size("features of a token", y.cols())?,
-            seq: gpu_size("rows of a sequence", seq)?,
-            heads: gpu_size("heads", heads)?,
-            scale: (1.0 / (head_dim.max(1) as f64).sqrt()) as f32,
-            reach: gpu_size("distances", self.reach())?,
-        };
+        let params = self.params()?;
         let workgroups = tile.workgroups(all_heads, seq, head_dim).ok_or_else(|| Error::Overflow {
             what: "workgroups of an attention".into(),
             detail: format!("{all_heads} heads of {seq} tokens"),
@@ -187,10 +202,9 @@ impl Operation for Attention<'_> {
     }
 
     fn cpu_call(&self, _: &Cpu) -> Result<Box<dyn CpuCall>> {
-        let Self { qkv, lengths, seq, heads, causal, bias, y, .. } = *self;
-        let shape = Shape { seq, heads, share: self.share(), head_dim: self.head_dim(), causal, reach: self.reach() };
+        let Self { qkv, lengths, bias, y, .. } = *self;
         let bias = bias.map(Tensor::on_cpu).transpose()?;
-        Ok(Box::new(Call { qkv: qkv.on_cpu()?, lengths: lengths.on_cpu()?, bias, shape, y: y.on_cpu()? }))
+        Ok(Box::new(Call { qkv: qkv.on_cpu()?, lengths: lengths.on_cpu()?, bias, shape: self.shape(), y: y.on_cpu()? }))
     }
 }
 
@@ -354,10 +368,10 @@ impl AttentionKernel {
     }
 }
 
-/// Every text, and where output is as stored each tile with all options.
+/// Every text, and where output is as stored each tile with all options; those of the gradient last.
 pub(crate) fn shaders() -> impl Iterator<Item = Program> {
     let tiles = Types::all().flat_map(|types| AttentionTile::ALL.map(|tile| (types, tile)));
-    tiles.flat_map(|(types, tile)| {
+    let forward = tiles.flat_map(|(types, tile)| {
         let (storage, output) = (types.storage(), types.output());
         let depths = if tile.is_cooperative() { vec![tile.depth] } else { WIDTHS.to_vec() };
         let kernels = depths.into_iter().filter_map(move |d| AttentionKernel::new(tile, d, storage, output).ok());
@@ -365,7 +379,8 @@ pub(crate) fn shaders() -> impl Iterator<Item = Program> {
         kernels.flat_map(move |kernel| {
             [kernel].into_iter().chain(optional(kernel).then(|| kernel.with(4, true, true))).map(Program::new)
         })
-    })
+    });
+    forward.chain(grad_kernels::shaders())
 }
 
 impl Shader for AttentionKernel {
@@ -753,20 +768,40 @@ struct AttentionNode {
     causal: bool,
 }
 
+impl AttentionNode {
+    /// The attention at a site.
+    fn operation<'a>(&self, site: &Site<'a>) -> Result<Attention<'a>> {
+        let &Self { heads, kv_heads, causal } = self;
+        let attention = Attention::new(site.tensor(0)?, site.indices(1)?, (site.batch, site.seq), heads, site.y);
+        let attention = attention.kv_heads(kv_heads);
+        let attention = if causal { attention.causal() } else { attention };
+        Ok(match site.reads.get(2) {
+            Some(_) => attention.relative_bias(site.tensor(2)?),
+            None => attention,
+        })
+    }
+}
+
 impl NodeOp for AttentionNode {
     fn name(&self) -> &'static str {
         "attention"
     }
 
     fn prepare(&self, site: &Site<'_>) -> Result<Prepared> {
-        let &Self { heads, kv_heads, causal } = self;
-        let attention = Attention::new(site.tensor(0)?, site.indices(1)?, (site.batch, site.seq), heads, site.y);
-        let attention = attention.kv_heads(kv_heads);
-        let attention = if causal { attention.causal() } else { attention };
-        match site.reads.get(2) {
-            Some(_) => site.device.prepare(&attention.relative_bias(site.tensor(2)?)),
-            None => site.device.prepare(&attention),
+        site.device.prepare(&self.operation(site)?)
+    }
+
+    fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
+        let forward = self.operation(&site.forward)?;
+        let (dqkv, dbias) = (site.gradient(0), site.gradient(2));
+        if dqkv.is_none() && dbias.is_none() {
+            return Ok(Vec::new());
         }
+        let device = site.forward.device;
+        // Where the bias alone learns, that of Q, K and V goes where nobody reads it.
+        let nowhere = device.zeros(dqkv.map_or(forward.qkv.rows(), |_| 0), forward.qkv.cols(), DType::F32)?;
+        let dqkv = dqkv.unwrap_or(Gradient { to: &nowhere, add: false });
+        Ok(vec![device.prepare(&AttentionGrad { forward, dy: site.dy, dqkv, dbias })?])
     }
 
     fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {

@@ -20,7 +20,18 @@
 //! 5. A bias b that is added to a score costs one rounding of the sum, and φ(b): Δ(1 + u) + u·|s| + φ + 2⁻¹²⁶.
 //! 6. Keys that a query does not see have the weight zero, and are none of the n.
 //!
-//! Then the store, as in [`super`]. Invariant: no code is shared with the devices.
+//! Then the store, as in [`super`].
+//!
+//! # The gradient's bound
+//! With P the weights above, each within θ: after division by their sum P is within ε = (θ + Σwθ + A + 6u) / (1 − Σwθ − A).
+//! dP, a sum of h products, is within γ of h of Σ|dy||v|; so is D, of Σ|dy||y|, plus what it is off because the output it is
+//! computed from is not the exact one: that is known. Both errors, and a rounding of their difference, make δ. Then dS = P∘(dP −
+//! D) is within e = P·(ε·|dP − D| + (1 + ε)·(δ + 2u·(|dP − D| + δ))), and each gradient, a sum of N products a·b with an a that
+//! is off by e, within Σe|b| + γ of N + 5 of Σ(|a| + e)|b| (three for the scale, one for what it multiplies, one for the sum's
+//! parts), and u of the sum with what it is added to. N is what there are keys, or queries of all heads that share a key,
+//! or pairs of one distance.
+//!
+//! Invariant: no code is shared with the devices.
 
 use ndarray::{Array2, ArrayView2, s};
 
@@ -150,6 +161,156 @@ pub fn expect(
         }
     }
     Ok(all)
+}
+
+/// The exact gradients of attention.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionGradients {
+    /// Of Q, K and V side by side.
+    pub dqkv: Array2<f64>,
+    /// Of the bias, if there is one.
+    pub dbias: Option<Array2<f64>>,
+}
+
+/// Gradients of [`exact`] with the same operands, where `dy` is that of its result. Rows at or past a sequence's length have
+/// the gradient zero.
+///
+/// # Panics
+/// As [`exact`], or if `dy` has another shape than its result.
+pub fn grad(
+    qkv: ArrayView2<'_, f64>,
+    lengths: &[u32],
+    (seq, heads): (usize, usize),
+    options: &AttentionOptions<'_>,
+    dy: ArrayView2<'_, f64>,
+) -> AttentionGradients {
+    let kv_heads = options.kv_heads.unwrap_or(heads);
+    let mut dqkv = Array2::zeros(qkv.raw_dim());
+    let mut dbias = options.bias.map(|bias| Array2::zeros(bias.raw_dim()));
+    for (sequence, &length) in lengths.iter().enumerate() {
+        let row0 = sequence * seq;
+        let rows = row0..row0 + seq.min(length as usize);
+        for head in 0..heads {
+            let (first, h) = parts(qkv.ncols(), heads, head, kv_heads);
+            let [q, k, v] = first.map(|at| qkv.slice(s![rows.clone(), at..at + h]));
+            let dy = dy.slice(s![rows.clone(), head * h..(head + 1) * h]);
+            let scale = 1.0 / (h as f64).sqrt();
+            for query in 0..rows.len() {
+                let seen = if options.causal { query + 1 } else { rows.len() };
+                let score = |key: usize| {
+                    scale * q.row(query).dot(&k.row(key)) + options.bias_of(head, query, key).unwrap_or(0.0)
+                };
+                let scores: Vec<f64> = (0..seen).map(score).collect();
+                let most = scores.iter().fold(f64::NEG_INFINITY, |most, &s| most.max(s));
+                let total: f64 = scores.iter().map(|s| (s - most).exp()).sum();
+                let p: Vec<f64> = scores.iter().map(|s| (s - most).exp() / total).collect();
+                let dp: Vec<f64> = (0..seen).map(|key| dy.row(query).dot(&v.row(key))).collect();
+                let mean: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
+                for key in 0..seen {
+                    let ds = p[key] * (dp[key] - mean);
+                    let [query_row, key_row] = [row0 + query, row0 + key];
+                    for c in 0..h {
+                        dqkv[[query_row, first[0] + c]] += scale * ds * k[[key, c]];
+                        dqkv[[key_row, first[1] + c]] += scale * ds * q[[query, c]];
+                        dqkv[[key_row, first[2] + c]] += p[key] * dy[[query, c]];
+                    }
+                    if let Some(dbias) = &mut dbias {
+                        let middle = dbias.ncols() / 2;
+                        dbias[[head, key + middle - query]] += ds;
+                    }
+                }
+            }
+        }
+    }
+    AttentionGradients { dqkv, dbias }
+}
+
+/// The same with its bounds, for f32 operands: that of Q, K and V, and that of the bias. `y` is the attention's output, as the
+/// device has it; `before` are the gradients that these are added to, if they are added.
+pub fn expect_grad(
+    qkv: &Matrix,
+    lengths: &[u32],
+    (seq, heads): (usize, usize),
+    options: &AttentionOptions<'_>,
+    (y, dy): (&Matrix, &Matrix),
+    before: [Option<&Matrix>; 2],
+) -> Result<(Expectation, Option<Expectation>)> {
+    expect_shape("dy", (dy.rows(), dy.cols()), (y.rows(), y.cols()))?;
+    expect_shape("qkv", (qkv.rows(), qkv.cols()), (lengths.len() * seq, qkv.cols()))?;
+    let kv_heads = options.kv_heads.unwrap_or(heads);
+    let [x, y, dy] = [qkv, y, dy].map(|m| m.to_array().mapv(f64::from));
+    let exact = grad(x.view(), lengths, (seq, heads), options, dy.view());
+    // What each gradient is a sum of: errors of its terms, and their sizes.
+    let mut own = (Array2::<f64>::zeros(x.raw_dim()), Array2::<f64>::zeros(x.raw_dim()));
+    let mut bias = exact.dbias.as_ref().map(|dbias| (Array2::zeros(dbias.raw_dim()), Array2::zeros(dbias.raw_dim())));
+    for (sequence, &length) in lengths.iter().enumerate() {
+        let (row0, n) = (sequence * seq, seq.min(length as usize));
+        for head in 0..heads {
+            let (first, h) = parts(x.ncols(), heads, head, kv_heads);
+            let scale = 1.0 / (h as f64).sqrt();
+            let of = |t: usize, at: usize| x.slice(s![row0 + t, at..at + h]).to_vec();
+            let keys: Vec<Vec<f64>> = (0..n).map(|t| of(t, first[1])).collect();
+            for query in 0..n {
+                let (seen, row) = (if options.causal { query + 1 } else { n }, row0 + query);
+                let bias_of = |key: usize| options.bias_of(head, query, key);
+                let weights = Weights::of(&of(query, first[0]), &keys[..seen], bias_of, DType::F32, DType::F32);
+                let shift: f64 = weights.keys.iter().map(|(w, theta)| w * theta).sum();
+                let least = 1.0 - shift - weights.sums;
+                let own_features = s![row, head * h..(head + 1) * h];
+                let (dy, y) = (dy.slice(own_features), y.slice(own_features));
+                let growth = gamma(h, U);
+                // A sum of products with dY, and its error.
+                let product = |other: &dyn Fn(usize) -> f64| {
+                    let terms = (0..h).map(|c| dy[c] * other(c));
+                    let (sum, abs) = terms.fold((0.0, 0.0), |(sum, abs), x| (sum + x, abs + f64::abs(x)));
+                    (sum, growth * abs + 2.0 * h as f64 * FLUSH)
+                };
+                let dp: Vec<(f64, f64)> = (0..seen).map(|key| product(&|c| x[[row0 + key, first[2] + c]])).collect();
+                let mean: f64 = weights.keys.iter().zip(&dp).map(|((w, _), (dp, _))| w * dp).sum();
+                let (given, rounded) = product(&|c| y[c]);
+                let mean_error = rounded + (given - mean).abs();
+                for (key, (&(w, theta), (dp, dp_error))) in weights.keys.iter().zip(dp).enumerate() {
+                    let epsilon = if weights.decided && least > 0.5 {
+                        (theta + shift + weights.sums + 6.0 * U) / least
+                    } else {
+                        f64::INFINITY
+                    };
+                    let difference = (dp - mean).abs();
+                    let delta = dp_error + mean_error;
+                    let delta = delta + 2.0 * U * (difference + delta);
+                    let (ds, e) = (w * difference, w * (epsilon * difference + (1.0 + epsilon) * delta) + FLUSH);
+                    for c in 0..h {
+                        let mut add = |at: (usize, usize), a: f64, e: f64, b: f64| {
+                            own.0[at] += e * b.abs() + FLUSH * (1.0 + b.abs());
+                            own.1[at] += (a + e) * b.abs();
+                        };
+                        add((row, first[0] + c), scale * ds, scale * e, x[[row0 + key, first[1] + c]]);
+                        add((row0 + key, first[1] + c), scale * ds, scale * e, x[[row, first[0] + c]]);
+                        add((row0 + key, first[2] + c), w, w * epsilon + FLUSH, dy[c]);
+                    }
+                    if let Some((errors, sizes)) = &mut bias {
+                        let at = [head, key + errors.ncols() / 2 - query];
+                        errors[at] += e;
+                        sizes[at] += ds + e;
+                    }
+                }
+            }
+        }
+    }
+    let all =
+        |exact: &Array2<f64>, (errors, sizes): &(Array2<f64>, Array2<f64>), terms: usize, before: Option<&Matrix>| {
+            let mut all = Expectation::new(exact.nrows(), exact.ncols(), DType::F32);
+            for (at, value) in exact.indexed_iter() {
+                let error = errors[at] + gamma(terms + 5, U) * sizes[at];
+                let old = before.map_or(0.0, |before| f64::from(before.get(at.0, at.1)));
+                let rounding = if before.is_some() { U * ((old + value).abs() + error) } else { 0.0 };
+                all.push(old + value, error + rounding);
+            }
+            all
+        };
+    let dqkv = all(&exact.dqkv, &own, seq * heads / kv_heads, before[0]);
+    let dbias = exact.dbias.as_ref().zip(bias.as_ref());
+    Ok((dqkv, dbias.map(|(exact, bounds)| all(exact, bounds, lengths.len() * seq, before[1]))))
 }
 
 /// What one query makes of the keys.

@@ -1,7 +1,10 @@
 //! Attention, by plain tiles and by those of cooperative matrices.
 
+use ndarray::Array2;
 use sparse24::kernels::{Caps, CoopUnit, Rates};
-use sparse24::ops::attention::{AttentionKernel, AttentionTile};
+use sparse24::ops::Gradient;
+use sparse24::ops::attention::{AttentionGrad, AttentionKernel, AttentionTile};
+use sparse24::reference::Expectation;
 use sparse24::reference::attention::{self as oracle, AttentionOptions};
 use sparse24::{Attention, DType, Device, Elements, Matrix, Options, Tuning};
 
@@ -376,4 +379,223 @@ fn kernels_without_a_shader_are_refused() {
         Err(format!("attention tile {coop} takes heads of 32 features of f16, not of 64 of f16"))
     );
     assert!(says(coop, 32, DType::F32).is_err() && says(coop, 32, DType::F16).is_ok());
+}
+
+/// The oracle's gradient is that of its result, by central differences, for each option and all: of every operand, padding
+/// and sequences without tokens included.
+#[test]
+fn the_exact_gradient_is_that_of_finite_differences() {
+    let (seq, heads, h, lengths) = (5, 4, 3, [5, 3, 0]);
+    let mut rng = rng(seed(), 0);
+    let mut drawn = |rows, cols| matrix(rows, cols, DType::F32, Data::Uniform, &mut rng).to_array().mapv(f64::from);
+    for asked in std::iter::once(Asked::default()).chain(OPTIONS) {
+        let kv_heads = heads / (asked.more_share + 1);
+        let qkv = drawn(lengths.len() * seq, (heads + 2 * kv_heads) * h);
+        let bias = asked.bias.map(|more| drawn(heads, 2 * (seq + more) - 1));
+        let dy = drawn(lengths.len() * seq, heads * h);
+        let options = |bias: Option<&'_ Array2<f64>>, run: &dyn Fn(&AttentionOptions<'_>) -> f64| {
+            let bias = bias.map(|bias| bias.view());
+            run(&AttentionOptions { kv_heads: Some(kv_heads), causal: asked.causal, bias })
+        };
+        // What dy is the gradient of.
+        let loss = |qkv: &Array2<f64>, bias: Option<&Array2<f64>>| {
+            options(bias, &|told| (oracle::exact(qkv.view(), &lengths, (seq, heads), told) * &dy).sum())
+        };
+        let told = AttentionOptions {
+            kv_heads: Some(kv_heads),
+            causal: asked.causal,
+            bias: bias.as_ref().map(|bias| bias.view()),
+        };
+        let exact = oracle::grad(qkv.view(), &lengths, (seq, heads), &told, dy.view());
+        let step = 1e-5;
+        let agrees = |of: &Array2<f64>, exact: &Array2<f64>, loss: &dyn Fn(&Array2<f64>) -> f64, what: &str| {
+            for (at, &want) in exact.indexed_iter() {
+                let moved = |by: f64| {
+                    let mut moved = of.clone();
+                    moved[at] += by;
+                    loss(&moved)
+                };
+                let got = (moved(step) - moved(-step)) / (2.0 * step);
+                // Third derivatives are of the order of one, times step²; roundings of 1e-15, over the step.
+                assert!((got - want).abs() < 1e-8, "{what} at {at:?}, {asked:?}: {got} by differences, {want}");
+            }
+        };
+        agrees(&qkv, &exact.dqkv, &|moved| loss(moved, bias.as_ref()), "dqkv");
+        if let Some(bias) = &bias {
+            agrees(bias, exact.dbias.as_ref().unwrap(), &|moved| loss(&qkv, Some(moved)), "dbias");
+        }
+    }
+}
+
+/// The gradient of one attention: of Q, K and V, and of the bias if there is one. Padding holds NaN in all operands.
+fn differentiates(
+    device: &Device,
+    (batch, seq, heads, head_dim): (usize, usize, usize, usize),
+    asked: Asked,
+    factor: f32,
+    add: bool,
+    seed: u64,
+) -> Vec<Matrix> {
+    let mut rng = rng(seed, 0);
+    let lengths = lengths_of(batch, seq, &mut rng);
+    let kv_heads = heads / (asked.more_share + 1);
+    let (features, width) = ((heads + 2 * kv_heads) * head_dim, heads * head_dim);
+    let mut drawn = |rows, cols| matrix(rows, cols, DType::F32, Data::Uniform, &mut rng);
+    let qkv = with_nan_padding(&scaled(&drawn(batch * seq, features), factor), &lengths, seq);
+    let dy = with_nan_padding(&drawn(batch * seq, width), &lengths, seq);
+    let bias = asked.bias.map(|more| drawn(heads, 2 * (seq + more) - 1));
+    let before = [Some(drawn(batch * seq, features)), bias.as_ref().map(|bias| drawn(bias.rows(), bias.cols()))];
+    let wide = bias.as_ref().map(|bias| bias.to_array().mapv(f64::from));
+    let told = AttentionOptions {
+        kv_heads: Some(kv_heads),
+        causal: asked.causal,
+        bias: wide.as_ref().map(|bias| bias.view()),
+    };
+
+    let (tx, tl, tdy) = (device.upload(&qkv).unwrap(), indices(device, &lengths), device.upload(&dy).unwrap());
+    let tb = bias.as_ref().map(|bias| device.upload(bias).unwrap());
+    let ty = poisoned(device, batch * seq, width, DType::F32);
+    let mut forward = Attention::new(&tx, &tl, (batch, seq), heads, &ty).kv_heads(kv_heads);
+    if asked.causal {
+        forward = forward.causal();
+    }
+    if let Some(bias) = &tb {
+        forward = forward.relative_bias(bias);
+    }
+    device.prepare(&forward).unwrap().run().unwrap();
+    let y = with_nan_padding(&device.read(&ty).unwrap(), &lengths, seq);
+    device.write(&ty, &y).unwrap();
+
+    let to = before.each_ref().map(|before| {
+        before.as_ref().map(|before| match add {
+            true => device.upload(before).unwrap(),
+            false => poisoned(device, before.rows(), before.cols(), DType::F32),
+        })
+    });
+    let [dqkv, dbias] = to.each_ref().map(|to| to.as_ref().map(|to| Gradient { to, add }));
+    let grad = AttentionGrad { forward, dy: &tdy, dqkv: dqkv.unwrap(), dbias };
+    let call = device.prepare(&grad).unwrap();
+    let before = before.each_ref().map(|before| before.as_ref().filter(|_| add));
+    let wanted = oracle::expect_grad(&qkv, &lengths, (seq, heads), &told, (&y, &dy), before).unwrap();
+    let what = format!("{batch} x {seq}, {heads} heads of {head_dim}, {asked:?}, x {factor}, add {add}, seed {seed}");
+    let [dqkv, dbias] = to;
+    let dqkv = dqkv.unwrap();
+    let verdict = expect(device, &call, &dqkv, &wanted.0, &format!("dqkv, {what}"));
+    assert_eq!(verdict.undecided, 0, "{what}");
+    let mut results = vec![device.read(&dqkv).unwrap()];
+    if let (Some(dbias), Some(wanted)) = (dbias, wanted.1) {
+        let dbias = device.read(&dbias).unwrap();
+        let verdict = wanted.verify(&dbias).unwrap();
+        assert!(verdict.passed() && verdict.undecided == 0, "dbias, {what} on {}: {verdict}", device.info().name());
+        if batch * seq > 60 && factor < 2.0 {
+            says_something(&wanted, &dbias, &what);
+        }
+        results.push(dbias);
+    }
+    if batch * seq > 60 && factor < 2.0 {
+        says_something(&wanted.0, &results[0], &what);
+    }
+    results
+}
+
+/// All bounds together are less than a thousandth of all elements: a wrong factor or a term left out is beyond them.
+fn says_something(want: &Expectation, got: &Matrix, what: &str) {
+    let (rows, cols) = (got.rows(), got.cols());
+    let bounds: f64 = (0..rows * cols).map(|i| want.element(i / cols, i % cols).bound).sum();
+    let sizes: f64 = got.elements().to_f32().iter().map(|x| f64::from(x.abs())).sum();
+    assert!(bounds < 1e-3 * sizes, "{what}: bounds of {bounds} for {sizes}");
+}
+
+on_both_devices!(gradients_agree_with_the_oracle);
+
+/// Rows around the tiles' 32 queries and keys and the CPU's 16 lanes and blocks of four; heads of one feature, of a ragged
+/// four, of whole tiles, and of more than one piece of them. Flat softmaxes and peaked ones.
+fn gradients_agree_with_the_oracle(device: &Device) {
+    let seed = seed();
+    let sizes = [
+        (1, 1, 4, 1),
+        (5, 5, 4, 3),
+        (3, 16, 4, 8),
+        (2, 17, 4, 32),
+        (5, 33, 4, 20),
+        (1, 66, 4, 65),
+        (3, 70, 4, 64),
+        (1, 130, 4, 32),
+    ];
+    let all: Vec<Asked> = std::iter::once(Asked::default()).chain(OPTIONS).collect();
+    for (i, sizes) in sizes.into_iter().enumerate() {
+        for (j, &asked) in all.iter().enumerate() {
+            // On a GPU each combination is two or three pipelines to compile.
+            let (own, turn) = (j == i % all.len(), i + i / all.len());
+            let adds = if device.caps().is_none() { vec![false, true] } else { vec![turn % 2 == 1; usize::from(own)] };
+            for (k, add) in adds.into_iter().enumerate() {
+                for factor in [1.0, 6.0] {
+                    differentiates(device, sizes, asked, factor, add, seed + (20 * i + 2 * j + k) as u64);
+                }
+            }
+        }
+    }
+}
+
+/// Heads of one sequence are tasks of their own, and the bias's gradient is summed over all of them.
+#[test]
+fn cpu_gradients_do_not_depend_on_threads() {
+    let seed = seed();
+    for asked in [Asked::default(), OPTIONS[3]] {
+        let outputs = [1, 2, 5].map(|threads| {
+            let options = Options { threads: Some(threads), ..Default::default() };
+            differentiates(&Device::open("cpu", options).unwrap(), (7, 37, 12, 16), asked, 1.0, false, seed)
+        });
+        assert!(outputs.iter().all(|o| *o == outputs[0]), "{asked:?}");
+    }
+}
+
+on_both_devices!(gradients_of_nothing_are_zero);
+
+/// Without sequences, rows or features no two tokens have a distance.
+fn gradients_of_nothing_are_zero(device: &Device) {
+    for (batch, seq, width) in [(0, 5, 8), (2, 0, 8), (2, 5, 0)] {
+        let tensor = |rows, cols| poisoned(device, rows, cols, DType::F32);
+        let (qkv, y, dy, dqkv) = (
+            tensor(batch * seq, 3 * width),
+            tensor(batch * seq, width),
+            tensor(batch * seq, width),
+            tensor(batch * seq, 3 * width),
+        );
+        let (bias, dbias) = (device.zeros(2, 9, DType::F32).unwrap(), tensor(2, 9));
+        let lengths = indices(device, &vec![5; batch]);
+        let forward = Attention::new(&qkv, &lengths, (batch, seq), 2, &y).relative_bias(&bias);
+        let [dqkv, dbias_to] = [&dqkv, &dbias].map(|to| Gradient { to, add: false });
+        let grad = AttentionGrad { forward, dy: &dy, dqkv, dbias: Some(dbias_to) };
+        device.prepare(&grad).unwrap().run().unwrap();
+        assert_eq!(numbers(device, &dbias), [0.0; 18], "{batch} x {seq} of {width}");
+    }
+}
+
+on_both_devices!(gradients_that_do_not_fit_are_refused_by_name);
+
+fn gradients_that_do_not_fit_are_refused_by_name(device: &Device) {
+    let tensor = |rows, cols, dtype| device.zeros(rows, cols, dtype).unwrap();
+    let [y, dy, other, less] = [8, 8, 8, 7].map(|cols| tensor(6, cols, DType::F32));
+    let [qkv, dqkv] = [24, 24].map(|cols| tensor(6, cols, DType::F32));
+    let [bias, dbias] = [5, 5].map(|cols| tensor(2, cols, DType::F32));
+    let lengths = device.indices(2).unwrap();
+    let forward = Attention::new(&qkv, &lengths, (2, 3), 2, &y);
+    let to = |to| Gradient { to, add: true };
+    let grad = AttentionGrad { forward, dy: &dy, dqkv: to(&dqkv), dbias: None };
+    let biased = AttentionGrad { forward: forward.relative_bias(&bias), ..grad };
+    refuses(device, &AttentionGrad { dy: &less, ..grad }, &["dy", "[6, 7]", "[6, 8]"]);
+    refuses(device, &AttentionGrad { dqkv: to(&other), ..grad }, &["dqkv", "[6, 8]", "[6, 24]"]);
+    refuses(device, &AttentionGrad { dbias: Some(to(&dbias)), ..grad }, &["dbias", "without a bias"]);
+    refuses(device, &AttentionGrad { dbias: Some(to(&other)), ..biased }, &["dbias", "[6, 8]", "[2, 5]"]);
+    refuses(device, &AttentionGrad { dqkv: to(&qkv), ..grad }, &["dqkv", "shares its memory", "qkv"]);
+    refuses(device, &AttentionGrad { dbias: Some(to(&bias)), ..biased }, &["dbias", "shares its memory", "bias"]);
+    let half = |cols| tensor(6, cols, DType::F16);
+    let (half_qkv, half_y, half_dqkv) = (half(24), half(8), half(24));
+    let of = |qkv, y| AttentionGrad { forward: Attention::new(qkv, &lengths, (2, 3), 2, y), ..grad };
+    refuses(device, &of(&half_qkv, &y), &["qkv is f16, expected f32"]);
+    refuses(device, &of(&qkv, &half_y), &["y is f16, expected f32"]);
+    refuses(device, &AttentionGrad { dy: &half_y, ..grad }, &["dy is f16, expected f32"]);
+    refuses(device, &AttentionGrad { dqkv: to(&half_dqkv), ..grad }, &["dqkv is f16, expected f32"]);
+    refuses(device, &AttentionGrad { forward: forward.kv_heads(3), ..grad }, &["3 of keys"]);
 }

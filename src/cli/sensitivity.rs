@@ -6,20 +6,19 @@
 //! the settings that it states.
 
 mod file;
-mod noise;
 mod plot;
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
-use self::file::{Settings, identity, identity_of};
-use self::noise::{Bootstrap, Ranking, Statistic, rounded};
-use super::args::{DASH, Json, Usage, ensure_usage, lines, name_of, one_stdin, open};
+pub(super) use self::file::identity_of;
+use self::file::{Settings, identity};
+use super::args::{DASH, Json, Usage, ensure_usage, lines, name_of, one_stdin, whole};
 use super::eval::{Pairs, similarities_of, spearman};
+use super::statistic::{Bootstrap, Ranking, Statistic, rounded};
 use super::{Outcome, model, print, print_json, progress, writable};
 use sparse24::bootstrap::Interval;
 use sparse24::choose::Candidate;
@@ -167,13 +166,6 @@ impl Texts {
         let name = name.filter(|name| name != DASH).unwrap_or_else(|| name_of(file));
         format!("{name} ({count} {of}, {})", self.identity)
     }
-}
-
-/// All of an input, which may be stdin.
-fn whole(input: &Path) -> Result<Vec<u8>> {
-    let mut text = Vec::new();
-    open(input)?.read_to_end(&mut text).with_context(|| name_of(input))?;
-    Ok(text)
 }
 
 /// The texts of an input: of --calibration. A blank line is no text to learn from.

@@ -745,6 +745,8 @@ fn eval_refuses_what_it_cannot_evaluate() {
     ] {
         assert_eq!(refused(text, 1, &[option, file, "--against", model]), error);
     }
+    let same = refused("cat,x\ncat,x\ndog,y\ndog,y\n", 1, &["--classify", file, "--classify-test", file]);
+    assert!(same.starts_with("error: --classify-test: FILE has the texts that the probe is fitted to"), "{same}");
     let widths = refused(line, 1, &["--texts", file, "--against", wide]).replace(model, "MODEL").replace(wide, "WIDE");
     assert!(widths.contains("embeddings of MODEL have 40 features, those of WIDE 45"), "{widths}");
     let none = refused(line, 1, &["--texts", file, "--against", "nowhere"]);

@@ -148,13 +148,16 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     args.json.file()?;
     let (tasks, files) = args.read()?;
     let encoder = args.model.open(sparsity)?;
+    // Before the first one runs: what is wrong with the other is said at once.
+    let other = args.against.as_deref().map(|folder| args.model.open_other(folder)).transpose().context("--against")?;
     let environment = Environment::unsampled(&encoder.device, command_line());
     let ran = tasks.run(&encoder)?;
     let similarity = encoder.use_of.similarity.name();
     let (device, threads) = (encoder.device.info().name().to_owned(), threads(&encoder.device));
     let model::Encoder { use_of, forms, provenance, .. } = encoder;
     let correlations = tasks.correlations(&ran)?;
-    let against = args.against.as_deref().map(|folder| args.against(folder, &tasks, &ran)).transpose()?;
+    let other = args.against.as_deref().zip(other);
+    let against = other.map(|(name, encoder)| args.against(name, encoder, &tasks, &ran)).transpose()?;
 
     let named = |path: &Option<PathBuf>| path.as_deref().map(name_of);
     let first_batches = FirstBatches {
@@ -230,6 +233,11 @@ impl Args {
             let labelled = Labelled::parse(read(path)?).with_context(|| name_of(path))?;
             if let Some(path) = &self.classify_test {
                 let test = Labelled::parse_of(read(path)?, &labelled.classes).with_context(|| name_of(path))?;
+                ensure!(
+                    test.texts != labelled.texts,
+                    "--classify-test: {} has the texts that the probe is fitted to: others are needed to report on",
+                    name_of(path)
+                );
                 tasks.test = Some((name_of(path), test));
             }
             tasks.labelled = Some((name_of(path), labelled));
@@ -238,8 +246,7 @@ impl Args {
     }
 
     /// Evaluates another model, and compares the first one with it.
-    fn against(&self, model: &str, tasks: &Tasks, first: &figures::Ran) -> Result<Against> {
-        let encoder = self.model.open_other(model).context("--against")?;
+    fn against(&self, model: &str, encoder: model::Encoder, tasks: &Tasks, first: &figures::Ran) -> Result<Against> {
         let ran = tasks.run(&encoder).context("--against")?;
         let widths = first.texts.as_ref().zip(ran.texts.as_ref()).map(|(a, b)| (a.cols(), b.cols()));
         if let Some((width, other)) = widths {

@@ -25,6 +25,7 @@ mod report;
 mod rewrite;
 mod sensitivity;
 mod shapes;
+mod statistic;
 mod tune;
 mod tuning;
 mod version;

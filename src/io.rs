@@ -9,7 +9,7 @@
 //! [`save`] holds no second copy of what it writes. Nothing is memory-mapped: a file that shrinks while it is read is
 //! an error, not a signal.
 //!
-//! A [`NewFolder`] is a model's folder with other weights. [`in_by_out`] finds the matrices that are stored the other
+//! A [`NewFolder`] is a model's folder with other weights, and [`Provenance`] says what those were made from. [`in_by_out`] finds the matrices that are stored the other
 //! way round.
 //!
 //! Invariants: after [`TensorFile::open`] every tensor's type, shape and bytes agree and lie within the file; a file
@@ -18,6 +18,7 @@
 mod folder;
 mod layout;
 mod orientation;
+mod provenance;
 mod source;
 mod temporary;
 
@@ -32,6 +33,7 @@ use bytemuck::Pod;
 pub use folder::{LeftOut, NewFolder, read_config, sparsity_configs};
 pub use layout::{Layout, Raw24, Spec24};
 pub use orientation::{in_by_out, transpose};
+pub use provenance::Provenance;
 pub use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo as Header};
 use serde_json::{Map, Value};

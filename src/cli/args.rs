@@ -168,6 +168,13 @@ pub(super) fn open(input: &Path) -> Result<Box<dyn Read>> {
     Ok(Box::new(file))
 }
 
+/// All of a file, or of stdin if it is `-`.
+pub(super) fn whole(input: &Path) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    open(input)?.read_to_end(&mut text).with_context(|| name_of(input))?;
+    Ok(text)
+}
+
 /// An error if more than one of these inputs is stdin, which can be read once.
 pub(super) fn one_stdin(inputs: &[(&str, Option<&Path>)]) -> Result<()> {
     let dashes: Vec<_> =

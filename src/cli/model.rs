@@ -15,9 +15,10 @@ use super::shapes::Float;
 use super::{say, tuning};
 use sparse24::engine::{Device, Options};
 use sparse24::graph::{Batching, Checkpoint, Sparsity};
+use sparse24::io::Provenance;
 use sparse24::simd::SimdLevel;
 use sparse24::text::{self, Files, Pipeline, Similarity, Tokenizer};
-use sparse24::{DType, Error, Matrix, Op, VectorLen, models};
+use sparse24::{DType, Error, Matrix, Op, VectorLen, io, models};
 
 /// The flags that choose a model and a device.
 #[derive(Clone, Debug, clap::Args)]
@@ -172,6 +173,7 @@ pub(super) struct Loaded {
     pub(super) batching: Batching,
     pub(super) use_of: Use,
     pub(super) forms: Vec<Form>,
+    pub(super) provenance: Provenance,
 }
 
 /// What a model's folder and --prompt say about its use.
@@ -189,6 +191,7 @@ pub(super) struct Encoder {
     batching: Batching,
     pub(super) use_of: Use,
     pub(super) forms: Vec<Form>,
+    pub(super) provenance: Provenance,
 }
 
 /// What [`Encoder::windows`] says of the texts and their time.
@@ -209,22 +212,50 @@ pub(super) const WINDOW: usize = 4096;
 impl ModelArgs {
     /// Opens the device and uploads the model.
     pub(super) fn open(&self, sparsity: Sparsity) -> Result<Encoder> {
-        let Loaded { device, tokenizer, checkpoint, pipeline, batching, use_of, forms } = self.load(sparsity)?;
-        let encoder = text::Encoder::new(&device, &checkpoint, pipeline)?;
-        Ok(Encoder { device, tokenizer, encoder, batching, use_of, forms })
+        self.load(sparsity)?.upload()
+    }
+
+    /// The same with another model, as its folder has it: --weights and what prunes are of the first one alone.
+    pub(super) fn open_other(&self, model: &str) -> Result<Encoder> {
+        self.load_from(model, None, Sparsity::None)?.upload()
     }
 
     /// Opens the device, loads the model and prunes its dense layers.
     pub(super) fn load(&self, sparsity: Sparsity) -> Result<Loaded> {
+        self.load_from(self.name.get(), self.weights.as_deref(), sparsity)
+    }
+
+    fn load_from(&self, model: &str, weights: Option<&Path>, sparsity: Sparsity) -> Result<Loaded> {
         let device = self.running.device()?;
-        let files = files(self.name.get())?;
+        let files = files(model)?;
         let Source { tokenizer, mut checkpoint, pipeline, use_of } =
-            read(&files, self.weights.as_deref(), self.dtype.into(), self.prompt.as_deref())?;
+            read(&files, weights, self.dtype.into(), self.prompt.as_deref())?;
+        let provenance = provenance(weights.into_iter().chain([&*files.weights]))?;
         let before: Vec<Op> = checkpoint.linears().map(|(_, w)| w.op()).collect();
         checkpoint.prune(sparsity)?;
         let forms = forms(&checkpoint, &before);
-        Ok(Loaded { device, tokenizer, checkpoint, pipeline, batching: self.running.batching(), use_of, forms })
+        let batching = self.running.batching();
+        Ok(Loaded { device, tokenizer, checkpoint, pipeline, batching, use_of, forms, provenance })
     }
+}
+
+impl Loaded {
+    fn upload(self) -> Result<Encoder> {
+        let Self { device, tokenizer, checkpoint, pipeline, batching, use_of, forms, provenance } = self;
+        let encoder = text::Encoder::new(&device, &checkpoint, pipeline)?;
+        Ok(Encoder { device, tokenizer, encoder, batching, use_of, forms, provenance })
+    }
+}
+
+/// What the files that weights are read from say of how these were made.
+fn provenance<'a>(files: impl Iterator<Item = &'a Path>) -> Result<Provenance> {
+    let mut all = Provenance::default();
+    for file in files.filter(|file| file.exists()) {
+        for (name, what) in Provenance::of(&io::Source::open(file)?.metadata()).entries() {
+            all.note(name, what);
+        }
+    }
+    Ok(all)
 }
 
 impl Running {

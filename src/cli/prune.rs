@@ -24,7 +24,7 @@ use super::{Outcome, model, progress, size, writable};
 use sparse24::bootstrap::Interval;
 use sparse24::error::printable;
 use sparse24::graph::{CalibrationInputs, Checkpoint, LinearTensor};
-use sparse24::io::{Dtype, Item, Layout, NewFolder, Raw24, Source, Spec24, Stored, in_by_out, transpose};
+use sparse24::io::{Dtype, Item, Layout, NewFolder, Provenance, Raw24, Source, Spec24, Stored, in_by_out, transpose};
 use sparse24::prune::{Method, SparseGpt, Statistics};
 use sparse24::{DType, Elements, HostWeights, Matrix, Sparse24, VectorLen};
 
@@ -163,6 +163,8 @@ struct Choice {
     layers: Vec<Reason>,
     summary: String,
     metric: &'static str,
+    /// The pairs or texts that it was computed on.
+    metric_of: String,
     metric_dense: f64,
     /// With all that was chosen pruned together.
     metric_drop: f64,
@@ -195,6 +197,8 @@ struct Report {
     vectors: Vec<usize>,
     calibration: Option<String>,
     calibration_tokens: Option<u64>,
+    /// What the new file says of how its weights were made, such as `calibrated_on`.
+    provenance: Provenance,
     seed: u64,
     layers: Vec<Row>,
     permuted: Vec<Reordered>,
@@ -258,6 +262,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         vectors: args.vector.iter().map(|v| v.get()).collect(),
         calibration: args.calibration.as_ref().map(|path| path.display().to_string()),
         calibration_tokens: run.tokens,
+        provenance: args.provenance(&source, &run),
         seed: args.seed,
         pruned_share: pruned / candidates,
         bytes_before: source.files().iter().map(|file| bytes(file.path())).sum::<Result<_>>()?,
@@ -293,6 +298,7 @@ struct Run {
     permuted: Vec<Reordered>,
     chosen: Option<Choice>,
     tokens: Option<u64>,
+    calibrated_on: Option<String>,
 }
 
 impl Args {
@@ -363,9 +369,17 @@ impl Args {
     }
 
     /// What the file says of how it was made.
-    fn said(&self) -> String {
+    fn provenance(&self, source: &Source, run: &Run) -> Provenance {
         let vectors: Vec<_> = self.vector.iter().map(ToString::to_string).collect();
-        format!("{} V={} seed={}", self.method, vectors.join(","), self.seed)
+        let mut provenance = Provenance::of(&source.metadata());
+        provenance.note("pruned", &format!("{} V={} seed={}", self.method, vectors.join(","), self.seed));
+        if let Some(texts) = &run.calibrated_on {
+            provenance.note("calibrated_on", texts);
+        }
+        if let Some(Choice { metric_of, .. }) = &run.chosen {
+            provenance.note("chosen_on", metric_of);
+        }
+        provenance
     }
 
     fn pruning(&self) -> Pruning {
@@ -495,8 +509,8 @@ impl Args {
             .collect();
         let bar = progress(pruned);
         let mut rows = run.rows.clone();
-        let said = [("sparse24.pruned".to_owned(), self.said())];
-        rewrite::write(source, self.to, &fates, &said, path, |item| {
+        let provenance: Vec<_> = self.provenance(source, run).metadata().collect();
+        rewrite::write(source, self.to, &fates, &provenance, path, |item| {
             if decoded.contains(&*item.name) {
                 return Ok(Made::Plain(source.dense(item)?));
             }
@@ -631,6 +645,7 @@ mod tests {
             layers: Vec::new(),
             summary: "all layers".to_owned(),
             metric: "spearman",
+            metric_of: "pairs.csv (9 pairs)".to_owned(),
             metric_dense: 0.9,
             metric_drop: 0.1,
             metric_drop_interval: None,

@@ -6,20 +6,19 @@
 //! the settings that it states.
 
 mod file;
-mod noise;
 mod plot;
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
-use self::file::{Settings, identity, identity_of};
-use self::noise::{Bootstrap, Ranking, Statistic, rounded};
-use super::args::{Json, Usage, ensure_usage, lines, name_of, one_stdin, open};
+pub(super) use self::file::identity_of;
+use self::file::{Settings, identity};
+use super::args::{DASH, Json, Usage, ensure_usage, lines, name_of, one_stdin, whole};
 use super::eval::{Pairs, similarities_of, spearman};
+use super::statistic::{Bootstrap, Ranking, Statistic, rounded};
 use super::{Outcome, model, print, print_json, progress, writable};
 use sparse24::bootstrap::Interval;
 use sparse24::choose::Candidate;
@@ -155,11 +154,18 @@ pub(super) struct Texts {
     identity: String,
 }
 
-/// All of an input, which may be stdin.
-fn whole(input: &Path) -> Result<Vec<u8>> {
-    let mut text = Vec::new();
-    open(input)?.read_to_end(&mut text).with_context(|| name_of(input))?;
-    Ok(text)
+impl Texts {
+    /// The file of these texts as a record of what weights were made from names it: by its name alone, as where it lies is
+    /// nobody else's business, and by what tells its contents from others.
+    pub(super) fn described(&self, file: &Path) -> String {
+        self.counted(file, self.ids.len(), "texts")
+    }
+
+    fn counted(&self, file: &Path, count: usize, of: &str) -> String {
+        let name = file.file_name().map(|name| name.to_string_lossy().into_owned());
+        let name = name.filter(|name| name != DASH).unwrap_or_else(|| name_of(file));
+        format!("{name} ({count} {of}, {})", self.identity)
+    }
 }
 
 /// The texts of an input: of --calibration. A blank line is no text to learn from.
@@ -209,6 +215,15 @@ impl Metric {
         let tokens = tokenizer.encode(&texts)?;
         model::warn_of_truncation(tokens.truncated, texts.len(), tokenizer);
         Ok(Self { texts: Texts { ids: tokens.ids, identity: identity_of(&text) }, scores })
+    }
+
+    /// What the metric is of, as a record of what weights were made from names it.
+    pub(super) fn described(&self, args: &MetricArgs) -> String {
+        let file = args.pairs.as_deref().or(args.input.as_deref()).unwrap_or(Path::new(DASH));
+        match &self.scores {
+            Some((scores, _)) => self.texts.counted(file, scores.len(), "pairs"),
+            None => self.texts.described(file),
+        }
     }
 
     /// `spearman` or `cosine`: a name for the metric.

@@ -1,4 +1,4 @@
-//! The one factorisation that second-order pruning needs, on `ndarray`'s matrix products.
+//! The one factorisation that second-order pruning and linear probes need, on `ndarray`'s matrix products.
 //!
 //! A linear-algebra crate would bring it, and two minutes of compilation.
 
@@ -14,7 +14,7 @@ const PANEL: usize = 48;
 /// which H turns out not to be positive definite.
 ///
 /// H = R·Rᵀ with R upper triangular is a Cholesky factorisation from the last column to the first; U is R⁻¹.
-pub(super) fn inverse_factor(h: Array2<f64>) -> Result<Array2<f64>> {
+pub(crate) fn inverse_factor(h: Array2<f64>) -> Result<Array2<f64>> {
     Ok(invert_upper(factor_from_end(h)?))
 }
 

@@ -296,12 +296,12 @@ pub struct Eval {
     pub sparsity: String,
     /// Element type.
     pub dtype: String,
-    /// Spearman's correlation.
-    pub spearman: f64,
+    /// Spearman's correlation, where it was evaluated on pairs.
+    pub spearman: Option<f64>,
     /// Pearson's correlation.
-    pub pearson: f64,
+    pub pearson: Option<f64>,
     /// Number of pairs of sentences.
-    pub pairs: usize,
+    pub pairs: Option<usize>,
     /// The command that measures it again; older files have it in their environment alone.
     pub environment: EvalOrigin,
 }

@@ -42,8 +42,10 @@ pub(super) fn prune(args: &Args) -> Result<Run> {
     let Source { tokenizer, mut checkpoint, pipeline, use_of } = model::read(&files, None, DType::F32, None)?;
     let selected = selected(args, &checkpoint)?;
     let device = args.running.device()?;
-    let texts = args.calibration.as_deref().map(|path| calibration(path, &tokenizer)).transpose()?;
-    let texts = texts.unwrap_or_default().ids;
+    let texts = args.calibration.as_deref().map(|path| Ok::<_, anyhow::Error>((path, calibration(path, &tokenizer)?)));
+    let texts = texts.transpose()?;
+    let calibrated_on = texts.as_ref().map(|(path, texts)| texts.described(path));
+    let texts = texts.map(|(_, texts)| texts.ids).unwrap_or_default();
     let of = Subjects { args, device, tokenizer, pipeline, similarity: use_of.similarity, texts };
     // Neither the order of channels nor the method changes how long a layer takes.
     let times = args.target_speedup.map(|speedup| of.times(&checkpoint, &selected, speedup)).transpose()?;
@@ -72,7 +74,7 @@ pub(super) fn prune(args: &Args) -> Result<Run> {
             say(&warning);
         }
     }
-    Ok(Run { checkpoint: Some(checkpoint), rows, permuted, chosen, tokens })
+    Ok(Run { checkpoint: Some(checkpoint), rows, permuted, chosen, tokens, calibrated_on })
 }
 
 /// The linear layers that the flags select. Q, K and V are one: an error if they select a part of it.
@@ -265,6 +267,7 @@ impl Subjects<'_> {
             layers: layers.collect(),
             summary: chosen.summary,
             metric: metric.name(),
+            metric_of: metric.described(&args.metric),
             metric_dense: baseline.value(),
             metric_drop: drop,
             metric_drop_interval: interval,

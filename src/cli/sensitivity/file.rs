@@ -161,7 +161,7 @@ pub(super) fn identity(paths: &[&Path]) -> Result<String> {
 }
 
 /// [`identity`] of what was read already.
-pub(super) fn identity_of(text: &[u8]) -> String {
+pub(in crate::cli) fn identity_of(text: &[u8]) -> String {
     let mut contents = Contents::default();
     contents.add(text);
     contents.identity()

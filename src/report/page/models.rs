@@ -154,8 +154,9 @@ fn pruned(eval: &Eval, prunes: &[&Prune]) -> (String, Option<usize>) {
 pub(super) fn accuracy(inputs: &[Input], models: &[(Machine, &ModelBench)]) -> Result<Option<Section>> {
     let prunes: Vec<_> =
         inputs.iter().filter_map(|i| if let File::Prune(p) = &i.file { Some(p) } else { None }).collect();
-    let evals: Vec<_> =
-        inputs.iter().filter_map(|i| if let File::Eval(e) = &i.file { Some(e) } else { None }).collect();
+    // Figures of other tasks than pairs are not on the page.
+    let of_pairs = |i: &'_ Input| if let File::Eval(e) = &i.file { Some((e.clone(), e.spearman?)) } else { None };
+    let evals: Vec<(Eval, f64)> = inputs.iter().filter_map(of_pairs).collect();
     if evals.is_empty() {
         return Ok(None);
     }
@@ -179,7 +180,7 @@ pub(super) fn accuracy(inputs: &[Input], models: &[(Machine, &ModelBench)]) -> R
     );
     // Bars by the machine that the speed is of.
     let mut groups: Vec<(String, Vec<Bar>)> = Vec::new();
-    for eval in &evals {
+    for (eval, spearman) in &evals {
         let (how, vector) = pruned(eval, &prunes);
         let how = if is_dense(eval) { "dense".to_owned() } else { how };
         let speed = if is_dense(eval) || vector.is_some() { speed(eval, vector) } else { None };
@@ -187,21 +188,21 @@ pub(super) fn accuracy(inputs: &[Input], models: &[(Machine, &ModelBench)]) -> R
             shown(&eval.model),
             how.clone(),
             eval.dtype.clone(),
-            format!("{:.4}", eval.spearman),
-            format!("{:.4}", eval.pearson),
-            eval.pairs.to_string(),
+            format!("{spearman:.4}"),
+            eval.pearson.map_or_else(|| "-".into(), |pearson| format!("{pearson:.4}")),
+            eval.pairs.map_or_else(|| "-".into(), |pairs| pairs.to_string()),
             speed.as_ref().map_or_else(|| "-".into(), |s| judged((s.0, s.1))),
             shown(&eval.environment.command),
         ]);
         let Some((ratio, order, place)) = speed else { continue };
         let bar = Bar {
             label: how,
-            parts: vec![(eval.spearman, Ink::of(if vector.is_some() { "auto" } else { "dense" }, vector))],
+            parts: vec![(*spearman, Ink::of(if vector.is_some() { "auto" } else { "dense" }, vector))],
             spread: None,
             text: match order {
-                Some(Ordering::Less | Ordering::Greater) => format!("{:.4} at {}", eval.spearman, times(ratio)),
+                Some(Ordering::Less | Ordering::Greater) => format!("{spearman:.4} at {}", times(ratio)),
                 // The table beside it says it in words.
-                _ => format!("{:.4} at {} (?)", eval.spearman, times(ratio)),
+                _ => format!("{spearman:.4} at {} (?)", times(ratio)),
             },
         };
         let heading = format!("speed end to end on {place}");
@@ -222,8 +223,8 @@ pub(super) fn accuracy(inputs: &[Input], models: &[(Machine, &ModelBench)]) -> R
         ..Section::default()
     };
     if !groups.is_empty() {
-        let dense = evals.iter().find(|eval| is_dense(eval));
-        let marks = dense.map(|e| (e.spearman, format!("dense: {:.4}", e.spearman))).into_iter().collect();
+        let dense = evals.iter().find(|(eval, _)| is_dense(eval));
+        let marks = dense.map(|(_, spearman)| (*spearman, format!("dense: {spearman:.4}"))).into_iter().collect();
         let chart = Bars { unit: "Spearman's correlation (no unit)".into(), groups, marks, legend: Vec::new() };
         let alt =
             "Bars of Spearman's correlation by method and V, with the speed end to end; numbers in the table below";

@@ -1,7 +1,7 @@
-//! How much a drop owes to the texts that it was measured on: the [bootstrap](sparse24::bootstrap) over them.
+//! Figures of a sample of texts, and how much they owe to it: the [bootstrap](sparse24::bootstrap) over texts.
 //!
-//! The texts, or pairs of texts, are drawn anew, and the drop is computed on what was drawn. Invariant: the dense and
-//! the pruned model are compared on the same draws, so that what is hard for both does not count as noise.
+//! The texts, or pairs of texts, are drawn anew, and the figure is computed of what was drawn. Invariant: two models are
+//! compared on the same draws, so that what is hard for both does not count as noise.
 
 use sparse24::bootstrap::{DRAWS, Interval};
 
@@ -16,6 +16,8 @@ pub(super) fn rounded(x: f64) -> f64 {
 pub(super) enum Statistic {
     /// Their mean.
     Mean,
+    /// Pearson's correlation with these.
+    Pearson(Vec<f64>),
     /// Spearman's correlation with these.
     Spearman(Ranking),
 }
@@ -61,14 +63,29 @@ fn spearman(x: &Ranking, y: &Ranking, counts: &[u32], space: &mut [Vec<f64>; 2])
     y.ranks(counts, ry);
     // Shared ranks leave the sum of all ranks as it is.
     let mean = (f64::from(counts.iter().sum::<u32>()) + 1.0) / 2.0;
-    let (mut xy, mut xx, mut yy) = (0.0, 0.0, 0.0);
-    for ((&x, &y), &count) in rx.iter().zip(ry.iter()).zip(counts) {
-        let (x, y, count) = (x - mean, y - mean, f64::from(count));
+    correlation([rx, ry], [mean, mean], counts)
+}
+
+/// Pearson's correlation of numbers of which there are so many copies each; `None` where one side is constant.
+fn pearson(x: &[f64], y: &[f64], counts: &[u32]) -> Option<f64> {
+    let all = f64::from(counts.iter().sum::<u32>());
+    let mean = |of: &[f64]| of.iter().zip(counts).map(|(x, &count)| f64::from(count) * x).sum::<f64>() / all;
+    correlation([x, y], [mean(x), mean(y)], counts)
+}
+
+/// The correlation of numbers with these means.
+fn correlation([x, y]: [&[f64]; 2], [mean_x, mean_y]: [f64; 2], counts: &[u32]) -> Option<f64> {
+    let (mut xy, mut xx, mut yy, mut all) = (0.0, 0.0, 0.0, 0.0);
+    for ((&x, &y), &count) in x.iter().zip(y).zip(counts) {
+        let (x, y, count) = (x - mean_x, y - mean_y, f64::from(count));
         xy += count * x * y;
         xx += count * x * x;
         yy += count * y * y;
+        all += count;
     }
-    (xx > 0.0 && yy > 0.0).then(|| xy / (xx * yy).sqrt())
+    // The mean of equal numbers may differ from them in its last digits, which are no variance.
+    let varies = |squares: f64, mean: f64| squares > all * (1e-12 * mean).powi(2);
+    (varies(xx, mean_x) && varies(yy, mean_y)).then(|| xy / (xx * yy).sqrt())
 }
 
 /// The values of a statistic on each draw.
@@ -76,40 +93,52 @@ fn resampled(statistic: &Statistic, numbers: &[f64]) -> Vec<Option<f64>> {
     let n = numbers.len();
     let own = Ranking::new(numbers);
     let (mut counts, mut space) = (vec![0u32; n], [vec![0.0; n], vec![0.0; n]]);
-    sparse24::bootstrap::resampled(n, |drawn| match statistic {
-        Statistic::Mean => Some(drawn.iter().map(|&at| numbers[at]).sum::<f64>() / n as f64),
-        Statistic::Spearman(scores) => {
-            counts.fill(0);
-            drawn.iter().for_each(|&at| counts[at] += 1);
-            spearman(&own, scores, &counts, &mut space)
+    sparse24::bootstrap::resampled(n, |drawn| {
+        counts.fill(0);
+        drawn.iter().for_each(|&at| counts[at] += 1);
+        match statistic {
+            Statistic::Mean => Some(drawn.iter().map(|&at| numbers[at]).sum::<f64>() / n as f64),
+            Statistic::Pearson(scores) => pearson(numbers, scores, &counts),
+            Statistic::Spearman(scores) => spearman(&own, scores, &counts, &mut space),
         }
     })
 }
 
-/// What drops are compared with: the dense model's numbers, on the same draws.
+/// What the middle 95 % of a statistic's values on draws span. None where it is undefined on a quarter of the draws or
+/// more, as a correlation of two pairs is.
+fn interval(values: Vec<f64>) -> Option<Interval> {
+    if values.len() <= DRAWS / 4 * 3 {
+        return None;
+    }
+    let Interval { low, high } = Interval::of(values)?;
+    Some(Interval { low: rounded(low), high: rounded(high) })
+}
+
+impl Statistic {
+    /// The interval of this statistic of these numbers.
+    pub(super) fn interval(&self, numbers: &[f64]) -> Option<Interval> {
+        interval(resampled(self, numbers).into_iter().flatten().collect())
+    }
+}
+
+/// What other models are compared with: the numbers of one of them, on the same draws.
 #[derive(Clone, Debug)]
 pub(super) struct Bootstrap {
     statistic: Statistic,
-    dense: Vec<Option<f64>>,
+    first: Vec<Option<f64>>,
 }
 
 impl Bootstrap {
-    pub(super) fn new(statistic: Statistic, dense: &[f64]) -> Self {
-        let dense = resampled(&statistic, dense);
-        Self { statistic, dense }
+    pub(super) fn new(statistic: Statistic, first: &[f64]) -> Self {
+        let first = resampled(&statistic, first);
+        Self { statistic, first }
     }
 
-    /// The interval of the drop from the dense model's numbers to these. None where the statistic is undefined on
-    /// a quarter of the draws or more, as for two pairs.
+    /// The interval of the statistic of the first model's numbers less that of these.
     pub(super) fn interval(&self, numbers: &[f64]) -> Option<Interval> {
-        let pruned = resampled(&self.statistic, numbers);
-        let drops: Vec<f64> =
-            self.dense.iter().zip(pruned).filter_map(|(dense, pruned)| Some((*dense)? - pruned?)).collect();
-        if drops.len() <= DRAWS / 4 * 3 {
-            return None;
-        }
-        let Interval { low, high } = Interval::of(drops)?;
-        Some(Interval { low: rounded(low), high: rounded(high) })
+        let second = resampled(&self.statistic, numbers);
+        let both = self.first.iter().zip(second);
+        interval(both.filter_map(|(first, second)| Some((*first)? - second?)).collect())
     }
 }
 
@@ -136,10 +165,16 @@ mod tests {
             let expected = eval::spearman(&copies(&x), &copies(&y)).unwrap_or(f64::NAN);
             let got = spearman(&Ranking::new(&x), &Ranking::new(&y), &counts, &mut space).unwrap_or(f64::NAN);
             assert!((got - expected).abs() < 1e-12, "{got}, {expected}");
+            let expected = eval::pearson(&copies(&x), &copies(&y)).unwrap_or(f64::NAN);
+            let got = pearson(&x, &y, &counts).unwrap_or(f64::NAN);
+            assert!((got - expected).abs() < 1e-12, "{got}, {expected}");
         }
         let (one, mut counts) = (Ranking::new(&x), vec![0; 40]);
         counts[3] = 40;
         assert_eq!(spearman(&one, &one, &counts, &mut space), None);
+        // Thirty times 4.1 and its mean differ in their last digits.
+        let constant = [4.1, 0.3].map(|x| vec![x; 3]);
+        assert_eq!(pearson(&constant[0], &constant[1], &[10, 10, 10]), None);
     }
 
     /// For a mean of independent numbers the interval is known: about two standard errors to either side.

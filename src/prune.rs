@@ -25,6 +25,7 @@ mod method;
 pub mod permute;
 mod sparsegpt;
 mod statistics;
+mod swap;
 
 pub use criteria::{Criterion, Norm};
 #[cfg(feature = "text")]

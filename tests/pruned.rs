@@ -139,6 +139,25 @@ fn a_model_is_pruned_by_every_method_and_loads_again() {
 }
 
 #[test]
+fn exchanges_lose_less_of_the_output_and_are_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let [folder, text, _] = model(dir.path(), 5);
+    let json = dir.path().join("report.json").to_str().unwrap().to_owned();
+    let lost = |passes: &str| -> f64 {
+        let out = dir.path().join(passes).to_str().unwrap().to_owned();
+        // Every layer by itself, so that what one loses is not another's.
+        let how = ["--method", "sparsegpt", "--calibration", &text, "--inputs", "dense", "--vector", "8"];
+        let base = ["prune", &folder, &out, "--device", "cpu", "--json", &json, "--exchanges", passes];
+        fine(&[&base[..], &how].concat());
+        let report: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+        assert_eq!(report["exchanges"].to_string(), passes);
+        report["layers"].as_array().unwrap().iter().map(|layer| layer["lost_output"].as_f64().unwrap()).sum()
+    };
+    let [none, four] = ["0", "4"].map(lost);
+    assert!(four < 0.99 * none, "{four} with exchanges, {none} without");
+}
+
+#[test]
 fn forms_and_types_are_those_asked_for_and_given() {
     let dir = tempfile::tempdir().unwrap();
     let [_, text, _] = model(dir.path(), 6);
@@ -278,6 +297,7 @@ fn layers_are_chosen_by_drop_or_by_speed_and_it_says_why() {
     assert!(fine(&["prune", "--help"]).contains(&format!("{default} unless given")));
     for (flags, why) in [
         (&["--damping", "0.1"][..], "--damping is sparsegpt's, not magnitude's"),
+        (&["--exchanges", "2"], "--exchanges is sparsegpt's, not magnitude's"),
         (
             &["--method", "wanda", "--calibration", &text, "--inputs", "corrected"],
             "--inputs corrected is for sparsegpt",

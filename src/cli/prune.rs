@@ -80,6 +80,11 @@ pub(crate) struct Args {
     /// Damping of sparsegpt: this share of the mean of the inputs' squares is added to all of them; 0.05 unless given.
     #[arg(long, value_name = "SHARE")]
     damping: Option<f64>,
+    /// After sparsegpt has chosen a mask, ask each group this many times at most whether another pattern loses less, all
+    /// kept weights refitted; 0 unless given. On MiniLM 4 lower the output lost on text of the same kind by 3 % at
+    /// --vector 128 to 13 % at 1, and take seconds and minutes.
+    #[arg(long, value_name = "PASSES")]
+    exchanges: Option<usize>,
     /// Prune only what this regular expression matches part of the name of, embeddings and heads too.
     #[arg(long, value_name = "RE")]
     include: Option<Regex>,
@@ -194,6 +199,8 @@ struct Report {
     output: String,
     method: &'static str,
     damping: Option<f64>,
+    /// Most passes of exchanges of patterns.
+    exchanges: Option<usize>,
     vectors: Vec<usize>,
     calibration: Option<String>,
     calibration_tokens: Option<u64>,
@@ -256,6 +263,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         version: env!("CARGO_PKG_VERSION"),
         command: command_line(),
         damping: (args.method == Method::SparseGpt).then(|| args.damping()),
+        exchanges: (args.method == Method::SparseGpt).then(|| args.exchanges()),
         input: input.display().to_string(),
         output: output.display().to_string(),
         method: args.method.name(),
@@ -317,6 +325,7 @@ impl Args {
         );
         let compensates = self.method.needs_gram();
         ensure_usage!(compensates || self.damping.is_none(), "--damping is sparsegpt's, not {}'s", self.method);
+        ensure_usage!(compensates || self.exchanges.is_none(), "--exchanges is sparsegpt's, not {}'s", self.method);
         ensure_usage!(
             compensates || self.inputs != Some(CalibrationInputs::Corrected),
             "--inputs corrected is for sparsegpt: {} leaves weights as they are",
@@ -383,11 +392,15 @@ impl Args {
     }
 
     fn pruning(&self) -> Pruning {
-        Pruning { method: self.method, seed: self.seed, damping: self.damping() }
+        Pruning { method: self.method, seed: self.seed, damping: self.damping(), exchanges: self.exchanges() }
     }
 
     fn damping(&self) -> f64 {
         self.damping.unwrap_or(SparseGpt::new(VectorLen::ONE).damping)
+    }
+
+    fn exchanges(&self) -> usize {
+        self.exchanges.unwrap_or(SparseGpt::new(VectorLen::ONE).exchanges)
     }
 
     /// An error if the layout has no place for a matrix that the flags select: before any work is done.

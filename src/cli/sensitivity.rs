@@ -105,6 +105,8 @@ pub(super) struct Pruning {
     pub(super) seed: u64,
     /// Of sparsegpt.
     pub(super) damping: f64,
+    /// Of sparsegpt: most passes of exchanges.
+    pub(super) exchanges: usize,
 }
 
 impl Pruning {
@@ -118,7 +120,8 @@ impl Pruning {
     ) -> sparse24::Result<(Matrix, Mask24)> {
         match (self.method, statistics) {
             (Method::SparseGpt, Some(statistics)) => {
-                let how = SparseGpt { damping: self.damping, ..SparseGpt::new(vector) };
+                let Self { damping, exchanges, .. } = *self;
+                let how = SparseGpt { damping, exchanges, ..SparseGpt::new(vector) };
                 how.prune(w, statistics, Some(&Mask::of_nonzeros(w)?))
             }
             (method, statistics) => {
@@ -132,7 +135,8 @@ impl Pruning {
 
 impl PruningArgs {
     fn pruning(&self) -> Pruning {
-        Pruning { method: self.method, seed: self.seed, damping: SparseGpt::new(VectorLen::ONE).damping }
+        let SparseGpt { damping, exchanges, .. } = SparseGpt::new(VectorLen::ONE);
+        Pruning { method: self.method, seed: self.seed, damping, exchanges }
     }
 
     /// An error of usage if the method needs calibration texts and there are none, or the other way round.

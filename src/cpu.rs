@@ -8,6 +8,7 @@
 
 mod dense;
 mod epilogue;
+mod grad;
 mod memory;
 mod probe;
 pub(crate) mod rows;

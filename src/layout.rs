@@ -30,6 +30,11 @@ fn stored_columns(op: Op, k: usize) -> usize {
     }
 }
 
+/// Units of f32 in a stored row.
+pub(crate) fn units(op: Op, k: usize) -> usize {
+    stored_columns(op, k) / 4
+}
+
 /// Rows of W that share a word.
 fn rows_per_word(op: Op) -> usize {
     op.vector().map_or(1, crate::mask::VectorLen::get)

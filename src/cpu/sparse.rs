@@ -468,13 +468,13 @@ impl<T: Loaded> Work for Pack<'_, T> {
 }
 
 /// Transposes a matrix of `rows` x `cols`.
-struct Transpose<'a> {
-    from: &'a [f32],
-    from_stride: usize,
-    rows: usize,
-    cols: usize,
-    to: &'a mut [f32],
-    to_stride: usize,
+pub(super) struct Transpose<'a> {
+    pub(super) from: &'a [f32],
+    pub(super) from_stride: usize,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) to: &'a mut [f32],
+    pub(super) to_stride: usize,
 }
 
 impl Work for Transpose<'_> {

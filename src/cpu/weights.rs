@@ -269,6 +269,36 @@ impl Packed {
         self.rows(block).div_ceil(2)
     }
 
+    /// The two columns of a group that a row keeps, counted from the group's first. Of groups past the last, any two.
+    pub(super) fn columns(&self, row: usize, group: usize) -> [usize; 2] {
+        if group >= self.k.div_ceil(4) || row >= self.m {
+            return [0, 1];
+        }
+        let (block, within) = (row / BLOCK, row % BLOCK);
+        let step = group / 4 / self.step;
+        let Step { units, values, codes } = self.step(block, step);
+        let unit = group / 4 - step * self.step;
+        let code = match &self.codes {
+            Codes::Own(words) => words[values + within / 2 * units + unit] >> (8 * (group % 4) + 4 * (row % 2)),
+            Codes::Shared(words) => {
+                u32::from(words[codes + within / self.vector.get() * units + unit]) >> (4 * (group % 4))
+            }
+        };
+        [code & 3, code >> 2 & 3].map(|column| column as usize)
+    }
+
+    /// Tells of each unit of a row which it is, and where the first of its values lies: two of each group, four apart.
+    #[inline(always)]
+    pub(super) fn each_unit_of(&self, row: usize, mut f: impl FnMut(usize, usize)) {
+        let (block, within) = (row / BLOCK, row % BLOCK);
+        for step in 0..self.steps() {
+            let Step { units, values, .. } = self.step(block, step);
+            for unit in 0..units {
+                f(step * self.step + unit, (values + within / 2 * units + unit) * UNIT + row % 2 * 2);
+            }
+        }
+    }
+
     /// Patterns of a block at V > 1.
     fn patterns(&self, block: usize) -> usize {
         self.rows(block).div_ceil(self.vector.get())

@@ -4,10 +4,14 @@
 //! `src/cpu`. Here each step's operands are bound. Invariant: the steps of a prepared call cover the plan's problem, on
 //! operands of its shapes and types.
 
+mod grad;
+mod grad_kernels;
+
 use std::sync::{Arc, RwLock};
 
 use ndarray::Array2;
 
+pub use self::grad::{BiasGrad, GemmGradW, GemmGradX, Repack, TrainableWeights};
 use super::{Cost, Operand, Operation, cost_of};
 use crate::cpu::{Cpu, CpuCall, CpuOperands, CpuWeights, Shared, read, write};
 use crate::engine::{Piece, Prepared, Tensor, Weights};
@@ -46,7 +50,7 @@ pub struct Io<'a> {
 
 /// Every kernel, and what runs before and after it.
 pub(crate) fn shaders() -> impl Iterator<Item = Program> {
-    Kernel::all().map(Program::from).chain(helpers())
+    Kernel::all().map(Program::from).chain(helpers()).chain(grad_kernels::shaders())
 }
 
 impl Operation for Gemm<'_> {

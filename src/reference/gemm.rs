@@ -475,6 +475,11 @@ pub fn exact(
     }
 }
 
+/// The gradients of X·Wᵀ: of x (dY·W) and of w (dYᵀ·X). Of w, all weights, whatever is kept.
+pub fn grad(x: ArrayView2<'_, f64>, w: ArrayView2<'_, f64>, dy: ArrayView2<'_, f64>) -> (Array2<f64>, Array2<f64>) {
+    (dy.dot(&w), dy.t().dot(&x))
+}
+
 /// The activations in f64, each within a few 2⁻⁵³·(1 + |x|) for all finite arguments. NaN gives NaN; GELU and SiLU of
 /// −∞ are NaN, as their formulas are.
 ///

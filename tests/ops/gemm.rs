@@ -7,6 +7,8 @@
 //! with SPARSE24_TEST_SECONDS in an order drawn from the seed, until the time is up.
 #![allow(clippy::expect_used, reason = "a test may panic")]
 
+mod grad;
+
 use std::collections::HashSet;
 
 use rand_pcg::rand_core::Rng;

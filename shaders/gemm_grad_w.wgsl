@@ -1,0 +1,135 @@
+// The gradient of a product's weights, of those that are kept: dW = dYᵀ · X, added to what is there with ADD. X is n x k, dY
+// n x m, both row-major f32. By FORM dW is m x k of dense weights (0), m x k and zero where a mask has no bit (1), or has the
+// values of 2:4 weights (2), of which VECTOR rows share a code. Twin: src/reference/gemm.rs.
+//
+// Tile: 64 rows by 64 columns to a workgroup of 256; a thread owns 4 rows and the 4 columns of a group, or of 2:4 weights the
+// two that are kept: half the multiply-adds, as its code says beforehand which activations it reads. Dispatch grid: tiles,
+// along columns first, over x and y. Workgroup memory: 16 tokens of dY for the tile's rows, and of X for its columns.
+// Residue: tokens, rows and columns past the last are zero, and are not stored.
+
+override FORM: u32 = 0u;
+override VECTOR: u32 = 1u;
+override ADD: bool = false;
+
+const THREADS: u32 = 256u;
+const TILE: u32 = 64u;
+const TOKENS: u32 = 16u;
+
+// src/ops/gemm/grad_kernels.rs has the same.
+struct Params {
+    m: u32,
+    n: u32,
+    k: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> words: array<u32>;
+@group(0) @binding(2) var<storage, read> x: array<f32>;
+@group(0) @binding(3) var<storage, read> dy: array<f32>;
+@group(0) @binding(4) var<storage, read_write> dw: array<f32>;
+
+var<workgroup> gradients: array<f32, TOKENS * TILE>;
+var<workgroup> activations: array<f32, TOKENS * TILE>;
+
+// The code of a group in a row.
+fn code(row: u32, group: u32) -> u32 {
+    let word = words[min(row, params.m - 1u) / VECTOR * ((params.k + 31u) / 32u) + min(group, (params.k - 1u) / 4u) / 8u];
+    return (word >> (4u * (group % 8u))) & 15u;
+}
+
+fn store(at: u32, sum: f32) {
+    dw[at] = sum + select(0.0, dw[at], ADD);
+}
+
+@compute @workgroup_size(THREADS)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let id = workgroup.y * grid.x + workgroup.x;
+    let across = (params.k + TILE - 1u) / TILE;
+    let row0 = id / across * TILE;
+    let column0 = id % across * TILE;
+    if row0 >= params.m {
+        return;
+    }
+    let own_rows = lane / 16u * 4u;
+    let own_group = lane % 16u;
+    let row = row0 + own_rows;
+    let group = column0 / 4u + own_group;
+    var codes = vec4<u32>();
+    if FORM == 2u {
+        codes = vec4(code(row, group), code(row + 1u, group), code(row + 2u, group), code(row + 3u, group));
+    }
+    let kept0 = 4u * own_group + (codes & vec4(3u));
+    let kept1 = 4u * own_group + (codes >> vec4(2u));
+
+    var sum0 = vec4<f32>();
+    var sum1 = vec4<f32>();
+    var sum2 = vec4<f32>();
+    var sum3 = vec4<f32>();
+    for (var token0 = 0u; token0 < params.n; token0 += TOKENS) {
+        workgroupBarrier();
+        for (var i = lane; i < TOKENS * TILE; i += THREADS) {
+            let token = i / TILE;
+            let place = i % TILE;
+            let start = min(token0 + token, params.n - 1u);
+            let is_token = token0 + token < params.n;
+            gradients[i] =
+                select(0.0, dy[start * params.m + min(row0 + place, params.m - 1u)], is_token && row0 + place < params.m);
+            activations[i] =
+                select(0.0, x[start * params.k + min(column0 + place, params.k - 1u)], is_token && column0 + place < params.k);
+        }
+        workgroupBarrier();
+        for (var token = 0u; token < TOKENS; token++) {
+            let start = token * TILE;
+            let at = start + own_rows;
+            let rows = vec4(gradients[at], gradients[at + 1u], gradients[at + 2u], gradients[at + 3u]);
+            if FORM != 2u {
+                let column = start + 4u * own_group;
+                sum0 += activations[column] * rows;
+                sum1 += activations[column + 1u] * rows;
+                sum2 += activations[column + 2u] * rows;
+                sum3 += activations[column + 3u] * rows;
+            } else if VECTOR >= 4u {
+                sum0 += activations[start + kept0.x] * rows;
+                sum1 += activations[start + kept1.x] * rows;
+            } else {
+                let own0 = vec4(start) + kept0;
+                let own1 = vec4(start) + kept1;
+                sum0 += vec4(activations[own0.x], activations[own0.y], activations[own0.z], activations[own0.w]) * rows;
+                sum1 += vec4(activations[own1.x], activations[own1.y], activations[own1.z], activations[own1.w]) * rows;
+            }
+        }
+    }
+
+    if 4u * group >= params.k {
+        return;
+    }
+    for (var i = 0u; i < 4u; i++) {
+        if row + i >= params.m {
+            return;
+        }
+        if FORM == 2u {
+            let start = (row + i) * 2u * ((params.k + 3u) / 4u) + 2u * group;
+            store(start, sum0[i]);
+            store(start + 1u, sum1[i]);
+        } else {
+            let sums = vec4(sum0[i], sum1[i], sum2[i], sum3[i]);
+            for (var c = 0u; c < min(4u, params.k - 4u * group); c++) {
+                let column = 4u * group + c;
+                var is_kept = true;
+                if FORM == 1u {
+                    let word = words[(row + i) * ((params.k + 31u) / 32u) + column / 32u];
+                    is_kept = ((word >> (column % 32u)) & 1u) != 0u;
+                }
+                if is_kept {
+                    store((row + i) * params.k + column, sums[c]);
+                } else {
+                    dw[(row + i) * params.k + column] = 0.0;
+                }
+            }
+        }
+    }
+}

@@ -95,6 +95,7 @@ macro_rules! each_operation {
     ($do:ident) => {
         $do! {
             activation::Activate
+            adamw::AdamW
             attention::Attention
             decompress::Decompress
             embedding::Embedding
@@ -102,9 +103,11 @@ macro_rules! each_operation {
             gemm::Gemm
             layer_norm::LayerNorm
             mean_pooling::MeanPooling
+            relative_error::RelativeError
             rms_norm::RmsNorm
             rotary::Rotary
             sparsify::Sparsify
+            sum_squares::SumSquares
         }
     };
 }

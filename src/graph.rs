@@ -11,6 +11,8 @@
 //!                                   ▼
 //!                                 values        ◄─ twin, the same walk in f64
 //!
+//!  Trainable ─► TrainingPass    the same with gradients, forwards and then in reverse        backward
+//!
 //!  tools on any graph: calibrate (statistics of inputs), ablation (one layer replaced), permute (orders of
 //!  channels), times (a pass and its layers)
 //! ```
@@ -20,13 +22,14 @@
 //! the parameters that it needs, and says which channels may be permuted together. Nothing else knows an architecture.
 //!
 //! Values have a number of rows for every (batch, sequence): one per token, or one per sequence. There is no other shape
-//! inference. Nodes stand in the order in which they run, so that a walk in reverse meets every reader of a value before
-//! the node that makes it: what a backward pass needs.
+//! inference. Nodes stand in the order in which they run, so that the way back meets every reader of a value before the node
+//! that makes it.
 //!
 //! Invariants: a node reads values of nodes before it; names of nodes and of parameters are unique; each weights
 //! parameter is read by one node.
 
 mod ablation;
+mod backward;
 mod batches;
 mod calibrate;
 mod checkpoint;
@@ -44,6 +47,7 @@ use std::sync::Arc;
 use ndarray::Array2;
 
 pub use ablation::{Ablation, Outputs};
+pub use backward::{Target, Trainable, TrainingPass};
 pub use batches::{Batch, Batching, batches};
 pub use calibrate::{Calibration, CalibrationInputs, Visit};
 #[cfg(feature = "text")]
@@ -59,6 +63,7 @@ use crate::error::{Error, Result, checked_mul};
 use crate::linear::Linear;
 use crate::matrix::{DType, Matrix};
 use crate::ops::Gradient;
+use crate::ops::gemm::TrainableWeights;
 use crate::problem::Epilogue;
 
 /// A value that a node computes, by its place in [`Graph::values`].
@@ -244,6 +249,8 @@ pub enum NodeOperand<'a> {
     Indices(&'a Indices),
     /// Weights, with the node's epilogue.
     Linear(&'a Linear),
+    /// Weights that are trained.
+    Trainable(&'a TrainableWeights),
 }
 
 /// Where a node computes: its operands on the device, for one batch and sequence.
@@ -290,16 +297,24 @@ impl<'a> Site<'a> {
             other => Err(Error::Invalid(format!("operand {at} is {other:?}, not weights"))),
         }
     }
+
+    /// The operand of this place, weights that are trained.
+    pub fn trainable(&self, at: usize) -> Result<&'a TrainableWeights> {
+        match self.operand(at)? {
+            NodeOperand::Trainable(weights) => Ok(weights),
+            other => Err(Error::Invalid(format!("operand {at} is {other:?}, not weights to be trained"))),
+        }
+    }
 }
 
 /// Where a node's gradient is computed: the operands of its value, all f32, and with them the gradients.
 #[derive(Debug)]
 pub struct BackwardSite<'a> {
-    /// What the node's value was computed from, and that value.
+    /// What the node's value was computed from, and that value, which may be overwritten: its readers are done with it.
     pub forward: Site<'a>,
     /// What the pass kept for this: see [`NodeOp::saves`].
     pub saved: Option<&'a Tensor>,
-    /// The gradient of the node's value. It may be overwritten by the last call, as no other node reads it.
+    /// The gradient of the node's value.
     pub dy: &'a Tensor,
     /// Where the gradient of each operand goes, in the order of [`Node::reads`]; `None` where none is wanted.
     pub gradients: Vec<Option<Gradient<'a>>>,
@@ -369,8 +384,22 @@ pub trait NodeOp: fmt::Debug + Send + Sync {
     /// The value in f64, for one text without padding, by the operation's twin in [`reference`](mod@crate::reference).
     fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>>;
 
+    /// Whether its gradient reads another tensor of its value's shape, which a pass whose gradients are wanted keeps: of a
+    /// linear layer with an activation what that is of.
+    fn saves(&self) -> bool {
+        false
+    }
+
+    /// The calls that compute the node's value in a pass whose gradients are wanted, and `saved` where it
+    /// [saves](Self::saves) something. Weights are [trainable](Site::trainable) there.
+    fn prepare_saving(&self, site: &Site<'_>, saved: Option<&Tensor>) -> Result<Vec<Prepared>> {
+        let _ = saved;
+        Ok(vec![self.prepare(site)?])
+    }
+
     /// The calls that compute the gradients that the site wants from that of the node's value. They run in this order, each
-    /// after those of all nodes that read the value.
+    /// after those of all nodes that read the value. An error if the operation has none, as those of the caller's own have
+    /// unless they say otherwise.
     fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
         let _ = site;
         Err(Error::Invalid(format!("{} has no gradient", self.name())))
@@ -649,6 +678,11 @@ impl Graph {
         }
         self.channels.push(channels);
         Ok(())
+    }
+
+    /// What a stored tensor may be called without what stands in front, and as it is.
+    fn names_of<'a>(&self, tensor: &'a str) -> Vec<&'a str> {
+        self.prefixes.iter().filter_map(|prefix| tensor.strip_prefix(prefix)).chain([tensor]).collect()
     }
 
     /// What texts it takes.

@@ -2,16 +2,19 @@
 //! crate knows.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::sync::Arc;
+
 use ndarray::Array2;
 use sparse24::graph::{
     Ablation, Batching, Calibration, CalibrationInputs, ChannelSet, Channels, Checkpoint, ExactSite, Graph, Input,
-    Limits, Model, NodeOp, ParamKind, Precision, Read, Rows, Site, Sparsity, ValueId, twin,
+    Limits, Model, NodeOp, ParamKind, Precision, Read, Rows, Site, Sparsity, Target, Trainable, TrainingPass, ValueId,
+    twin,
 };
 use sparse24::measure::Policy;
 use sparse24::ops::attention::AttentionSpec;
 use sparse24::ops::gemm::LinearSpec;
 use sparse24::prune::permute::Budget;
-use sparse24::{Activation, DType, Device, HostWeights, Matrix, Sparse24, VectorLen, prune};
+use sparse24::{Activation, DType, Device, HostWeights, Matrix, Sparse24, VectorLen, measure, prune};
 
 /// Words of the vocabulary, tokens of a text, features, features in between.
 const SIZES: (usize, usize, usize, usize) = (11, 6, 8, 12);
@@ -310,4 +313,45 @@ fn ablation_permutation_and_times_take_any_graph() {
         })
         .collect();
     assert_eq!(sparse.len(), 7);
+}
+
+/// On the way back through every operation, too, the loss changes along a direction in each layer's weights as the gradient
+/// says: rotary positions, gates, grouped and causal attention, both norms, pooling.
+#[test]
+fn gradients_are_the_limit_of_differences() {
+    let (device, checkpoint, texts) = (Device::cpu().unwrap(), checkpoint(), texts());
+    let graph = checkpoint.graph();
+    let head = *graph.outputs().last().unwrap();
+    let along = measure::uniform(texts.len(), 5, DType::F32, 3).unwrap();
+    let loss = |checkpoint: &Checkpoint| -> f64 {
+        let y = twin::values(checkpoint, &[head], &texts).unwrap().remove(0);
+        y.indexed_iter().map(|((r, c), y)| y * f64::from(along.get(r, c))).sum()
+    };
+    let trainable = Arc::new(Trainable::new(&device, &checkpoint, &graph.trained_params()).unwrap());
+    let (nodes, targets) = (0..graph.nodes().len(), [Target::Given(head)]);
+    let pass = TrainingPass::new(&trainable, nodes, (texts.len(), 6), &targets, u64::MAX).unwrap();
+    pass.write(&texts).unwrap();
+    pass.forward().unwrap();
+    device.write(pass.gradient(head).unwrap(), &along).unwrap();
+    pass.backward().unwrap();
+    for layer in graph.linears() {
+        let w = checkpoint.linear(layer.name).unwrap().to_dense().unwrap();
+        let direction = measure::uniform(w.rows(), w.cols(), DType::F32, 5).unwrap();
+        let by = 2f32.powi(-11);
+        let moved = |by: f32| {
+            let numbers = w.elements().to_f32().into_iter().zip(direction.elements().to_f32());
+            let moved: Vec<f32> = numbers.map(|(w, d)| w + by * d).collect();
+            let mut checkpoint = checkpoint.clone();
+            let moved = Matrix::from_f32(w.rows(), w.cols(), &moved).unwrap();
+            checkpoint.set_linear(layer.name, moved.into()).unwrap();
+            loss(&checkpoint)
+        };
+        let difference = (moved(by) - moved(-by)) / f64::from(2.0 * by);
+        let (_, _, gradient) = trainable.trained().find(|(param, ..)| *param == layer.weights).unwrap();
+        let gradient = device.read(gradient).unwrap();
+        let terms = gradient.elements().to_f32().into_iter().zip(direction.elements().to_f32());
+        let terms: Vec<f64> = terms.map(|(g, d)| f64::from(g) * f64::from(d)).collect();
+        let (slope, size) = (terms.iter().sum::<f64>(), terms.iter().map(|t| t * t).sum::<f64>().sqrt());
+        assert!((slope - difference).abs() <= 5e-3 * size, "{}: {slope}, not {difference}", layer.name);
+    }
 }

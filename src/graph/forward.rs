@@ -91,15 +91,82 @@ impl Parts {
     }
 }
 
-/// A pass for batches of one shape.
+/// What nodes read of the texts, for batches of one shape.
 #[derive(Debug)]
-pub struct Forward {
-    parts: Arc<Parts>,
+pub(super) struct Inputs {
     batch: usize,
     seq: usize,
     inputs: Vec<(Input, Indices)>,
     /// The numbers of each input, of the batch that is being written.
     staging: Mutex<Vec<Vec<u32>>>,
+}
+
+impl Inputs {
+    /// Those that some nodes read, and `more`, for `batch` texts of `seq` tokens, all of these real until other texts are
+    /// written.
+    pub(super) fn new(device: &Device, nodes: &[Node], more: &[Input], (batch, seq): (usize, usize)) -> Result<Self> {
+        let mut inputs: Vec<(Input, Indices)> = Vec::new();
+        let read = nodes.iter().flat_map(|node| &node.reads).filter_map(|read| match read {
+            Read::Input(input) => Some(*input),
+            Read::Value(_) | Read::Param(_) => None,
+        });
+        for input in read.chain(more.iter().copied()) {
+            if !inputs.iter().any(|(known, _)| *known == input) {
+                inputs.push((input, device.indices(input.rows().count(batch, seq)?)?));
+            }
+        }
+        let staging = Mutex::new(inputs.iter().map(|(_, indices)| vec![0; indices.len()]).collect());
+        let inputs = Self { batch, seq, inputs, staging };
+        inputs.write_some(device, &vec![vec![0; seq]; batch], |_| true)?;
+        Ok(inputs)
+    }
+
+    /// The numbers of an input on the device.
+    pub(super) fn get(&self, input: Input) -> Result<&Indices> {
+        let found = self.inputs.iter().find(|(of, _)| *of == input);
+        found.map(|(_, indices)| indices).ok_or_else(not_there)
+    }
+
+    /// Those of other texts: as many as the batch has, each of 1 to `seq` ids below the vocabulary's size.
+    pub(super) fn write<T: AsRef<[u32]>>(&self, device: &Device, graph: &Graph, texts: &[T]) -> Result<()> {
+        if texts.len() != self.batch {
+            return Err(Error::Invalid(format!("{} texts for a batch of {}", texts.len(), self.batch)));
+        }
+        for (i, text) in texts.iter().map(AsRef::as_ref).enumerate() {
+            graph.check_ids(text).map_err(|e| e.of_text(i))?;
+            if text.len() > self.seq {
+                let reason = format!("has {} tokens, the batch has room for {}", text.len(), self.seq);
+                return Err(Error::Invalid(reason).of_text(i));
+            }
+        }
+        self.write_some(device, texts, |input| !input.is_fixed())
+    }
+
+    /// Some of the inputs, for texts that fit.
+    fn write_some<T: AsRef<[u32]>>(&self, device: &Device, texts: &[T], which: impl Fn(Input) -> bool) -> Result<()> {
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((input, indices), numbers) in self.inputs.iter().zip(&mut *staging).filter(|((input, _), _)| which(*input))
+        {
+            let each = numbers.len() / self.batch;
+            for (text, row) in texts.iter().zip(numbers.chunks_exact_mut(each)) {
+                input.write(text.as_ref(), row);
+            }
+            device.write_indices(indices, numbers)?;
+        }
+        Ok(())
+    }
+}
+
+/// A mistake of this crate: a pass is made of nodes whose operands it has.
+pub(super) fn not_there() -> Error {
+    Error::Invalid("a node reads what is not on the device".into())
+}
+
+/// A pass for batches of one shape.
+#[derive(Debug)]
+pub struct Forward {
+    parts: Arc<Parts>,
+    inputs: Inputs,
     buffers: Vec<Tensor>,
     /// Which buffer each value has, in the order of the nodes: of values that share one the later replaces the earlier.
     of: Vec<(ValueId, usize)>,
@@ -125,14 +192,7 @@ impl Forward {
         if nodes.is_empty() {
             return Err(Error::Invalid("a pass needs a node".into()));
         }
-        let mut inputs: Vec<(Input, Indices)> = Vec::new();
-        for read in graph.nodes()[nodes.clone()].iter().flat_map(|node| &node.reads) {
-            if let Read::Input(input) = read
-                && !inputs.iter().any(|(known, _)| known == input)
-            {
-                inputs.push((*input, device.indices(input.rows().count(batch, seq)?)?));
-            }
-        }
+        let inputs = Inputs::new(device, &graph.nodes()[nodes.clone()], &[], (batch, seq))?;
         let (shapes, of) = graph.buffers(nodes.clone(), taps);
         let tensor = |id: ValueId| {
             let Value { rows, cols, precision, .. } = graph.value(id);
@@ -140,50 +200,32 @@ impl Forward {
         };
         let buffers: Vec<Tensor> = shapes.into_iter().map(tensor).collect::<Result<_>>()?;
         let place = |value: ValueId| of.iter().rev().find(|(of, _)| *of == value).map(|(_, buffer)| &buffers[*buffer]);
-        let missing = || Error::Invalid("a node reads what is not on the device".into());
         let call = |node: &Node| {
             let operand = |read: &Read| match read {
-                Read::Value(value) => place(*value).map(NodeOperand::Tensor).ok_or_else(missing),
-                Read::Input(input) => {
-                    let found = inputs.iter().find(|(of, _)| of == input);
-                    found.map(|(_, indices)| NodeOperand::Indices(indices)).ok_or_else(missing)
-                }
+                Read::Value(value) => place(*value).map(NodeOperand::Tensor).ok_or_else(not_there),
+                Read::Input(input) => inputs.get(*input).map(NodeOperand::Indices),
                 Read::Param(param) => match &parts.params[param.0] {
                     DeviceParam::Linear(linear) => Ok(NodeOperand::Linear(linear)),
                     DeviceParam::Tensor(tensor) => Ok(NodeOperand::Tensor(tensor)),
-                    DeviceParam::Released => Err(missing()),
+                    DeviceParam::Released => Err(not_there()),
                 },
             };
             let reads = node.reads.iter().map(operand).collect::<Result<_>>()?;
-            let y = place(node.writes).ok_or_else(missing)?;
+            let y = place(node.writes).ok_or_else(not_there)?;
             node.op.prepare(&Site { device, batch, seq, reads, y })
         };
         let calls = graph.nodes()[nodes.clone()].iter().map(call).collect::<Result<_>>()?;
-        let staging = inputs.iter().map(|(_, indices)| vec![0; indices.len()]).collect();
-        let forward = Self {
-            parts: Arc::clone(&parts),
-            batch,
-            seq,
-            inputs,
-            staging: Mutex::new(staging),
-            buffers,
-            of,
-            nodes,
-            calls,
-            turn: Mutex::default(),
-        };
-        forward.write_inputs(&vec![vec![0; seq]; batch], |_| true)?;
-        Ok(forward)
+        Ok(Self { parts: Arc::clone(&parts), inputs, buffers, of, nodes, calls, turn: Mutex::default() })
     }
 
     /// Texts of a batch.
     pub fn batch(&self) -> usize {
-        self.batch
+        self.inputs.batch
     }
 
     /// Tokens of each, padding included.
     pub fn seq(&self) -> usize {
-        self.seq
+        self.inputs.seq
     }
 
     /// The graph that it runs.
@@ -195,31 +237,7 @@ impl Forward {
     /// vocabulary's size. An [`Error::Text`] says which is not so. Threads that share a pass take turns by themselves, or
     /// call [`Forward::run_on`].
     pub fn write<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<()> {
-        if texts.len() != self.batch {
-            return Err(Error::Invalid(format!("{} texts for a batch of {}", texts.len(), self.batch)));
-        }
-        for (i, text) in texts.iter().map(AsRef::as_ref).enumerate() {
-            self.parts.graph.check_ids(text).map_err(|e| e.of_text(i))?;
-            if text.len() > self.seq {
-                let reason = format!("has {} tokens, the batch has room for {}", text.len(), self.seq);
-                return Err(Error::Invalid(reason).of_text(i));
-            }
-        }
-        self.write_inputs(texts, |input| !input.is_fixed())
-    }
-
-    /// Some of the inputs, for texts that fit.
-    fn write_inputs<T: AsRef<[u32]>>(&self, texts: &[T], which: impl Fn(Input) -> bool) -> Result<()> {
-        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        for ((input, indices), numbers) in self.inputs.iter().zip(&mut *staging).filter(|((input, _), _)| which(*input))
-        {
-            let each = numbers.len() / self.batch;
-            for (text, row) in texts.iter().zip(numbers.chunks_exact_mut(each)) {
-                input.write(text.as_ref(), row);
-            }
-            self.parts.device.write_indices(indices, numbers)?;
-        }
-        Ok(())
+        self.inputs.write(&self.parts.device, &self.parts.graph, texts)
     }
 
     /// Computes every value for the texts written last, in one submission: on a GPU returns without waiting.

@@ -12,12 +12,13 @@ use std::sync::{Arc, RwLock};
 use ndarray::Array2;
 
 pub use self::grad::{BiasGrad, GemmGradW, GemmGradX, Repack, TrainableWeights};
-use super::{Cost, Operand, Operation, cost_of};
+use super::activation::{Activate, ActivateGrad};
+use super::{Cost, Gradient, Operand, Operation, cost_of};
 use crate::cpu::{Cpu, CpuCall, CpuOperands, CpuWeights, Shared, read, write};
 use crate::engine::{Piece, Prepared, Tensor, Weights};
 use crate::error::{Error, Result, expect_dtype, expect_shape};
 use crate::gpu::{BufferRange, Dispatch, Gpu, Scratch};
-use crate::graph::{ExactSite, Graph, NodeOp, ParamKind, Precision, Read, Site, StoredTensor, ValueId};
+use crate::graph::{BackwardSite, ExactSite, Graph, NodeOp, ParamKind, Precision, Read, Site, StoredTensor, ValueId};
 use crate::kernels::{Kernel, Program, helpers};
 use crate::matrix::{DType, Element};
 use crate::plan::{Activations, CpuSchedule, Method, Plan, Step, Target, WeightOperand};
@@ -231,6 +232,57 @@ impl NodeOp for GemmNode {
         let residual = residual.then(|| site.tensor(2 + usize::from(bias))).transpose()?;
         let bias = bias.then(|| site.tensor(2)).transpose()?;
         site.linear(1)?.prepare(&Io { x: site.tensor(0)?, bias, residual, y: site.y })
+    }
+
+    fn saves(&self) -> bool {
+        self.epilogue.activation != Activation::None
+    }
+
+    fn prepare_saving(&self, site: &Site<'_>, saved: Option<&Tensor>) -> Result<Vec<Prepared>> {
+        let Site { device, y, .. } = *site;
+        let Epilogue { bias, activation, residual } = self.epilogue;
+        let residual = residual.then(|| site.tensor(2 + usize::from(bias))).transpose()?;
+        let bias = bias.then(|| site.tensor(2)).transpose()?;
+        let (weights, x) = (site.trainable(1)?, site.tensor(0)?);
+        let Some(z) = saved else {
+            return Ok(vec![weights.product(device, self.epilogue, Io { x, bias, residual, y })?]);
+        };
+        let plain = Epilogue { activation: Activation::None, residual: false, ..self.epilogue };
+        Ok(vec![
+            weights.product(device, plain, Io { x, bias, residual: None, y: z })?,
+            device.prepare(&Activate { activation, x: z, residual, y })?,
+        ])
+    }
+
+    /// Of dy the activation's gradient comes first, in the place of the node's value, and then those of weights, bias,
+    /// activations and residual.
+    fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
+        let Site { device, y, .. } = site.forward;
+        let Epilogue { bias, activation, residual } = self.epilogue;
+        let (weights, x) = (site.forward.trainable(1)?, site.forward.tensor(0)?);
+        let mut calls = Vec::new();
+        let dz = match site.saved {
+            Some(z) => {
+                let dx = Gradient { to: y, add: false };
+                calls.push(device.prepare(&ActivateGrad { activation, x: z, dy: site.dy, dx })?);
+                y
+            }
+            None => site.dy,
+        };
+        if let Some(dw) = site.gradient(1) {
+            calls.push(device.prepare(&GemmGradW { weights, x, dy: dz, dw })?);
+        }
+        if let Some(dbias) = site.gradient(2).filter(|_| bias) {
+            calls.push(device.prepare(&BiasGrad { dy: dz, dbias })?);
+        }
+        if let Some(dx) = site.gradient(0) {
+            calls.push(device.prepare(&GemmGradX { weights, dy: dz, dx })?);
+        }
+        if let Some(dx) = site.gradient(2 + usize::from(bias)).filter(|_| residual) {
+            // What is added is handed on as it is.
+            calls.push(device.prepare(&ActivateGrad { activation: Activation::None, x: site.dy, dy: site.dy, dx })?);
+        }
+        Ok(calls)
     }
 
     fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {

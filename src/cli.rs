@@ -22,6 +22,7 @@ mod model_bench;
 mod output;
 mod prune;
 mod report;
+mod retrain;
 mod rewrite;
 mod sensitivity;
 mod shapes;
@@ -82,6 +83,7 @@ enum Command {
     Man(generate::Pages),
     Prune(Box<prune::Args>),
     Report(report::Args),
+    Retrain(Box<retrain::Args>),
     Sensitivity(Box<sensitivity::Args>),
     Tune(Box<tune::Args>),
 }
@@ -119,6 +121,7 @@ fn command() -> Result<Outcome> {
         Some(Command::Man(args)) => generate::pages(&args, Cli::command()),
         Some(Command::Prune(args)) => prune::run(&args),
         Some(Command::Report(args)) => report::run(&args),
+        Some(Command::Retrain(args)) => retrain::run(&args),
         Some(Command::Sensitivity(args)) => sensitivity::run(&args),
         Some(Command::Tune(args)) => tune::run(&args),
     }

@@ -141,8 +141,12 @@
 //! same walk in f64.
 //!
 //! # Weights that change
-//! Training keeps dense weights and multiplies by their 2:4 form. [`Sparsify`] prunes and compresses a tensor
-//! over the weights that products are bound to, on the device and in the same submission: see [`ops::sparsify`].
+//! [`train`] brings a pruned model back to the dense one on text without labels. [`graph::TrainingPass`] walks a graph
+//! forwards and in reverse: each operation has its gradient beside it, and that of a product is computed from 2:4 weights
+//! as they are, for what is kept alone ([`ops::gemm`]). What is pruned has no number that could move.
+//!
+//! Training of the caller's own may keep dense weights and multiply by their 2:4 form. [`Sparsify`] prunes and compresses
+//! a tensor over the weights that products are bound to, on the device and in the same submission: see [`ops::sparsify`].
 //!
 //! # What was measured
 //! [`measure`] verifies, then times. Its records, those of other programs and of other machines can be compared and put
@@ -207,7 +211,8 @@
 //! | `engine.rs` `engine/` | what an embedder calls: upload, prepare, run; tensors, indices and weights as operands |
 //! | `linear.rs` | a layer in whichever form runs it best |
 //! | `compile.rs` `compile/` | what GPU compilers make of the kernels, without a GPU: machine code, banks, an estimate |
-//! | `graph.rs` `graph/` | a model as data; its parameters, passes, f64 twin; calibration, ablation, permutation, times |
+//! | `graph.rs` `graph/` | a model as data; its parameters, passes with and without gradients, f64 twin; calibration, ablation, permutation, times |
+//! | `train.rs` `train/` | retraining: a student that learns from a teacher; order of texts, losses, what a run goes on from |
 //! | `models.rs` `models/` | the architectures: config and names of tensors to graph, a file each |
 //! | `text.rs` `text/` | encoders of texts: folders, tokens, what follows the last states; linear probes |
 //! | `measure.rs` `measure/` | verify, time, record, ceilings; noise |
@@ -246,6 +251,7 @@ pub mod report;
 pub mod simd;
 #[cfg(feature = "text")]
 pub mod text;
+pub mod train;
 pub mod tune;
 pub mod weights;
 

@@ -14,7 +14,7 @@ use super::{Blocks, Graph, LinearLayer, Param, ParamId, ParamKind};
 use crate::error::{Error, Result, expect_shape};
 use crate::format::Sparse24;
 use crate::io::{Item, Source, Stored};
-use crate::mask::VectorLen;
+use crate::mask::{Mask, VectorLen};
 use crate::matrix::{DType, Elements, Matrix};
 use crate::measure;
 use crate::prune;
@@ -258,9 +258,45 @@ impl Checkpoint {
         })
     }
 
+    /// What this checkpoint has for a stored vector that is a parameter, such as a norm's: one row.
+    pub fn vector_tensor(&self, tensor: &str) -> Result<Option<Matrix>> {
+        let names = self.graph.names_of(tensor);
+        for (param, of) in self.graph.params.iter().zip(&self.params) {
+            let mut first = 0;
+            for stored in &param.stored {
+                let columns = first..first + stored.shape.iter().product::<usize>();
+                first = columns.end;
+                if param.rows == 1
+                    && param.convert.is_none()
+                    && stored.names.iter().any(|name| names.contains(&&**name))
+                {
+                    let HostParam::Matrix(row) = of else { continue };
+                    let row = &row.elements().to_f32()[columns];
+                    return Ok(Some(Matrix::from_f32(1, row.len(), row)?));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Gives dense linear layers that are 2:4 already the form that says so, with the longest vector that fits, and those
+    /// with other zeros the mask of these: what training is to keep. How files store pruned layers that know no 2:4.
+    pub fn find_sparsity(&mut self) -> Result<()> {
+        self.each_dense(|w| {
+            let nonzeros = Mask::of_nonzeros(w)?;
+            // What a dense matrix has of zeros by chance.
+            if nonzeros.count() * 10 > 9 * w.rows() * w.cols() {
+                return Ok(w.clone().into());
+            }
+            match Sparse24::vector_len_of(&nonzeros) {
+                Some(vector) => Ok(Sparse24::from_dense(w, vector)?.into()),
+                None => Ok(HostWeights::Masked(w.clone(), nonzeros)),
+            }
+        })
+    }
+
     fn part_of(&self, tensor: &str) -> Option<PartOf<'_>> {
-        let names: Vec<&str> =
-            self.graph.prefixes.iter().filter_map(|prefix| tensor.strip_prefix(prefix)).chain([tensor]).collect();
+        let names = self.graph.names_of(tensor);
         let part = |param: ParamId| {
             let mut first = 0;
             self.graph.params[param.0].stored.iter().find_map(|stored| {

@@ -1,0 +1,178 @@
+//! `sparse24 retrain` as its users run it, on a BERT of a few thousand weights.
+
+#![cfg(feature = "cli")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "common/tiny_bert.rs"]
+mod tiny_bert;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use sparse24::graph::Checkpoint;
+use sparse24::text::Files;
+use sparse24::{DType, HostWeights, models};
+use tiny_bert::{TinyBert, WORDS};
+
+/// The binary on a machine without a graphics driver.
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
+    command.args(args).stdin(Stdio::null()).env_remove("VK_ADD_DRIVER_FILES");
+    command.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent");
+    command
+}
+
+#[track_caller]
+fn fine(args: &[&str]) -> String {
+    let Output { status, stdout, stderr } = command(args).output().unwrap();
+    assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
+    String::from_utf8(stdout).unwrap()
+}
+
+#[track_caller]
+fn refused(args: &[&str], code: i32, words: &[&str]) {
+    let Output { status, stderr, .. } = command(args).output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(code), "{stderr}");
+    assert!(words.iter().all(|word| stderr.contains(word)), "{stderr}");
+}
+
+/// A tiny BERT's folder, the same pruned, and a text of sentences in its words.
+fn models(dir: &Path) -> [String; 3] {
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    let [dense, pruned, text] = ["dense", "pruned", "texts.txt"].map(path);
+    TinyBert::new(24).write(Path::new(&dense));
+    let words = &WORDS[5..];
+    let sentence =
+        |i: usize| (0..3 + i % 6).map(|j| words[(i * 7 + j * j * 3 + j) % words.len()]).collect::<Vec<_>>().join(" ");
+    fs::write(&text, (0..200).map(|i| sentence(i) + "\n").collect::<String>()).unwrap();
+    fine(&["prune", &dense, &pruned, "--vector", "4"]);
+    [dense, pruned, text]
+}
+
+fn load(folder: &str) -> Checkpoint {
+    let files = Files::in_folder(folder);
+    Checkpoint::load(models::load(&files.config).unwrap(), &files.weights, None, DType::F32).unwrap()
+}
+
+#[test]
+fn a_pruned_model_is_retrained_and_stays_pruned() {
+    let dir = tempfile::tempdir().unwrap();
+    let [dense, pruned, text] = models(dir.path());
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let [out, json, svg] = ["out", "train.json", "losses.svg"].map(path);
+    let args = ["retrain", &pruned, &out, "--teacher", &dense, "--input", &text, "--steps", "60", "--rate", "3e-3"];
+    let more = ["--batch", "16", "--json", &json, "--plot", &svg];
+    let said = fine(&[&args[..], &more].concat());
+    assert!(said.contains("out: 60 steps on 180 texts (20 held out)"), "{said}");
+
+    let report: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    assert_eq!((&report["schema"], &report["steps"].as_array().map(Vec::len)), (&"sparse24-train/1".into(), &Some(60)));
+    let held_out = report["held_out"].as_array().unwrap();
+    let loss = |at: usize| held_out[at][1].as_f64().unwrap();
+    assert!(report["best_loss"].as_f64().unwrap() < 0.8 * loss(0), "{held_out:?}");
+    let retrained_on = report["provenance"]["retrained_on"].as_str().unwrap();
+    assert!(retrained_on.contains("texts.txt") && retrained_on.contains("200"), "{retrained_on}");
+    let svg = fs::read_to_string(&svg).unwrap();
+    assert!(svg.starts_with("<svg") && svg.contains("held out") && svg.contains("<polyline"), "{svg}");
+
+    let (before, after) = (load(&pruned), load(&out));
+    for ((name, before), (_, after)) in before.linears().zip(after.linears()) {
+        let (HostWeights::Sparse24(before), HostWeights::Sparse24(after)) = (before, after) else {
+            panic!("{name} is not 2:4")
+        };
+        assert_eq!((before.vector(), before.meta()), (after.vector(), after.meta()), "{name}");
+        assert_ne!(before.values(), after.values(), "{name}");
+    }
+    // What is read back is what was trained: norms and biases too.
+    let norm = "encoder.layer.0.output.LayerNorm.weight";
+    assert_ne!(before.vector_tensor(norm).unwrap(), after.vector_tensor(norm).unwrap());
+    let words = "embeddings.word_embeddings.weight";
+    let bytes = |folder: &str| sparse24::TensorFile::open(Path::new(folder).join("model.safetensors")).unwrap();
+    assert_eq!(bytes(&pruned).bytes(words).unwrap(), bytes(&out).bytes(words).unwrap());
+}
+
+/// Weights that are stored dense with zeros keep these.
+#[test]
+fn zeros_of_dense_files_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let [dense, _, text] = models(dir.path());
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let [zeros, out] = ["zeros", "out"].map(path);
+    fine(&["prune", &dense, &zeros, "--vector", "2", "--to", "dense"]);
+    fine(&["retrain", &zeros, &out, "--teacher", &dense, "--input", &text, "--steps", "3", "--batch", "16"]);
+    for ((name, before), (_, after)) in load(&zeros).linears().zip(load(&out).linears()) {
+        let (before, after) = (before.to_dense().unwrap(), after.to_dense().unwrap());
+        let pairs = || before.elements().to_f32().into_iter().zip(after.elements().to_f32());
+        assert!(pairs().all(|(before, after)| before != 0.0 || after == 0.0), "{name}: a pruned weight moved");
+        assert!(pairs().any(|(before, after)| before != after), "{name}");
+    }
+}
+
+/// A run that is killed goes on from its checkpoint, to the bits of one that was not.
+#[test]
+fn a_run_that_is_killed_goes_on_to_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let [dense, pruned, text] = models(dir.path());
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let [whole, parts, state] = ["whole", "parts", "state.safetensors"].map(path);
+    let run = |out: &str, steps: &str| {
+        let args = ["retrain", &pruned, out, "--teacher", &dense, "--input", &text, "--steps", steps, "--batch", "16"];
+        args.map(str::to_owned).to_vec()
+    };
+    let args = |mut args: Vec<String>| {
+        args.extend(["--checkpoint".to_owned(), state.clone()]);
+        args
+    };
+    let strings = |args: &[String]| args.iter().map(String::as_str).collect::<Vec<_>>().join("\u{1}");
+    let plain = run(&whole, "400");
+    fine(&strings(&plain).split('\u{1}').collect::<Vec<_>>());
+
+    let long = args(run(&parts, "400"));
+    let long = strings(&long);
+    let long: Vec<&str> = long.split('\u{1}').collect();
+    let mut child: Child =
+        command(&long).env("SPARSE24_CHECKPOINT_SECONDS", "0").stderr(Stdio::null()).spawn().unwrap();
+    let start = Instant::now();
+    while !Path::new(&state).exists() && start.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(Path::new(&state).exists() && !Path::new(&parts).exists(), "it was killed in the middle");
+    let Output { status, stderr, .. } = command(&long).output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert!(status.success() && stderr.contains("going on after step"), "{stderr}");
+    let read = |folder: &str| fs::read(Path::new(folder).join("model.safetensors")).unwrap();
+    assert!(read(&whole) == read(&parts), "weights differ");
+    // Of other flags it is another run.
+    let other = args(run(&path("other"), "401"));
+    let other = strings(&other);
+    refused(&other.split('\u{1}').collect::<Vec<_>>(), 1, &["state.safetensors", "another run"]);
+}
+
+#[test]
+fn what_cannot_be_retrained_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let [dense, pruned, text] = models(dir.path());
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (out, few, empty) = (path("out"), path("few.txt"), path("empty.txt"));
+    fs::write(&few, "cat\n".repeat(10)).unwrap();
+    fs::write(&empty, "\n\n").unwrap();
+    let args = |teacher: &str, input: &str| {
+        ["retrain", &pruned, &out, "--teacher", teacher, "--input", input].map(str::to_owned)
+    };
+    let refused = |args: [String; 7], more: &[&str], code: i32, words: &[&str]| {
+        let all: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        refused(&all, code, words);
+        assert!(!Path::new(&out).exists());
+    };
+    refused(args(&dense, &few), &["--steps", "2"], 1, &["10 texts are too few"]);
+    refused(args(&dense, &empty), &["--steps", "2"], 1, &["has no texts"]);
+    refused(args(&path("nowhere"), &text), &["--steps", "2"], 1, &["--teacher", "nowhere"]);
+    refused(args(&dense, &text), &["--epochs", "0"], 2, &["above 0"]);
+    refused(args(&dense, &text), &["--epochs", "1", "--minutes", "2"], 2, &["cannot be used with"]);
+}

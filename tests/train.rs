@@ -1,0 +1,186 @@
+//! Retraining as a whole, on a model of a few thousand weights: what a step, a resumed run and a bad input do.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use sparse24::graph::{Checkpoint, Sparsity};
+use sparse24::models::bert::{BertConfig, Sizes};
+use sparse24::train::{Options, Step, Trainer};
+use sparse24::{Activation, DType, Device, HostWeights, Matrix, Options as DeviceOptions, VectorLen, measure};
+
+const SIZES: Sizes =
+    Sizes { vocabulary: 50, hidden: 32, layers: 2, heads: 4, intermediate: 64, positions: 16, types: 1 };
+
+fn dense(sizes: Sizes) -> Checkpoint {
+    let mut graph = BertConfig::new(sizes, 1e-6, Activation::Gelu).unwrap().graph().unwrap();
+    let last = *graph.outputs().last().unwrap();
+    let pooled = graph.mean_pooling("pooled", last, true).unwrap();
+    graph.add_output(pooled);
+    let mut checkpoint = Checkpoint::random(graph, DType::F32, 24).unwrap();
+    let names: Vec<String> = checkpoint.linears().map(|(name, _)| name).collect();
+    for (i, name) in names.iter().enumerate() {
+        let (m, k) = (checkpoint.linear(name).unwrap().m(), checkpoint.linear(name).unwrap().k());
+        let w: Vec<f32> =
+            measure::uniform(m, k, DType::F32, i as u64).unwrap().elements().to_f32().iter().map(|x| x * 0.3).collect();
+        checkpoint.set_linear(name, Matrix::from_f32(m, k, &w).unwrap().into()).unwrap();
+    }
+    checkpoint
+}
+
+fn pruned(dense: &Checkpoint) -> Checkpoint {
+    let mut pruned = dense.clone();
+    pruned.prune(Sparsity::TwoFour(VectorLen::new(16).unwrap())).unwrap();
+    pruned
+}
+
+fn texts() -> Vec<Vec<u32>> {
+    (0..200u32).map(|i| (0..2 + i % 9).map(|t| (i * 7 + t * 13) % 50).collect()).collect()
+}
+
+fn options() -> Options {
+    Options { batch: 16, rate: 3e-3, ..Options::default() }
+}
+
+fn cpu(threads: usize) -> Device {
+    Device::open("cpu", DeviceOptions { threads: Some(threads), ..Default::default() }).unwrap()
+}
+
+fn trainer(device: &Device, steps: u64) -> Trainer {
+    let teacher = dense(SIZES);
+    Trainer::new(device, &pruned(&teacher), &teacher, texts(), steps, options()).unwrap()
+}
+
+/// Values of all linear layers.
+fn weights(checkpoint: &Checkpoint) -> Vec<Matrix> {
+    checkpoint.linears().map(|(_, w)| w.to_dense().unwrap()).collect()
+}
+
+#[test]
+fn a_pruned_model_comes_nearer_to_the_dense_one_and_stays_pruned() {
+    let mut trainer = trainer(&cpu(2), 60);
+    let before = trainer.evaluate().unwrap();
+    let mut steps: Vec<Step> = Vec::new();
+    while let Some(step) = trainer.step().unwrap() {
+        steps.push(step);
+    }
+    let after = trainer.evaluate().unwrap();
+    assert!(after < 0.5 * before, "{after} of {before}");
+    assert_eq!((steps.len(), trainer.best().unwrap()), (60, (after, 60)));
+    // Up in the first tenth, then down to all but nothing.
+    assert!(steps[0].rate < steps[5].rate && steps[59].rate < 0.01 * steps[6].rate);
+    let result = trainer.result().unwrap();
+    let (start, teacher) = (pruned(&dense(SIZES)), dense(SIZES));
+    for ((name, before), (_, after)) in start.linears().zip(result.linears()) {
+        let HostWeights::Sparse24(before) = before else { unreachable!() };
+        let HostWeights::Sparse24(after) = after else { unreachable!("{name}") };
+        assert_eq!((before.vector(), before.meta()), (after.vector(), after.meta()), "{name}");
+        assert_ne!(before.values(), after.values(), "{name}");
+    }
+    assert_ne!(weights(&result), weights(&teacher));
+}
+
+/// The least loss on held-out texts decides, not the last step.
+#[test]
+fn the_best_parameters_are_the_result() {
+    let teacher = dense(SIZES);
+    let wild = Options { rate: 10.0, clip: 1e9, ..options() };
+    let mut trainer = Trainer::new(&cpu(2), &pruned(&teacher), &teacher, texts(), 3, wild).unwrap();
+    let before = trainer.evaluate().unwrap();
+    while trainer.step().unwrap().is_some() {}
+    assert!(trainer.evaluate().unwrap() > before);
+    assert_eq!(trainer.best(), Some((before, 0)));
+    assert_eq!(weights(&trainer.result().unwrap()), weights(&pruned(&teacher)));
+}
+
+#[test]
+fn a_run_is_the_same_to_the_bit_whatever_the_threads() {
+    let run = |threads| {
+        let mut trainer = trainer(&cpu(threads), 4);
+        let mut steps = Vec::new();
+        while let Some(step) = trainer.step().unwrap() {
+            steps.push(step);
+        }
+        (steps, weights(&trainer.result().unwrap()))
+    };
+    let one = run(1);
+    assert!(one == run(2) && one == run(5));
+}
+
+#[test]
+fn a_resumed_run_is_the_same_to_the_bit() {
+    let (dir, device) = (tempfile::tempdir().unwrap(), cpu(2));
+    let path = dir.path().join("state.safetensors");
+    let mut whole = trainer(&device, 20);
+    whole.evaluate().unwrap();
+    let all: Vec<Step> = std::iter::from_fn(|| whole.step().unwrap()).collect();
+    whole.evaluate().unwrap();
+
+    let mut first = trainer(&device, 20);
+    first.evaluate().unwrap();
+    // Into the second epoch of 12 batches.
+    let mut steps: Vec<Step> = (0..13).map(|_| first.step().unwrap().unwrap()).collect();
+    first.save(&path, "so far").unwrap();
+    drop(first);
+    let mut rest = trainer(&device, 20);
+    assert_eq!(rest.resume(&path).unwrap(), "so far");
+    assert_eq!(rest.done(), 13);
+    steps.extend(std::iter::from_fn(|| rest.step().unwrap()));
+    rest.evaluate().unwrap();
+    assert_eq!((steps, rest.best()), (all, whole.best()));
+    assert_eq!(weights(&rest.result().unwrap()), weights(&whole.result().unwrap()));
+}
+
+#[test]
+fn the_state_of_another_run_is_refused() {
+    let (dir, device) = (tempfile::tempdir().unwrap(), cpu(2));
+    let path = dir.path().join("state.safetensors");
+    trainer(&device, 20).save(&path, "").unwrap();
+    let other = trainer(&device, 21).resume(&path).unwrap_err().to_string();
+    assert!(other.contains("state.safetensors") && other.contains("another run"), "{other}");
+    let not = dir.path().join("weights.safetensors");
+    sparse24::io::save_matrices(&not, &[("w", &Matrix::zeros(2, 2, DType::F32).unwrap())]).unwrap();
+    let not = trainer(&device, 20).resume(&not).unwrap_err().to_string();
+    assert!(not.contains("no state of a retraining"), "{not}");
+    std::fs::write(&path, b"nothing").unwrap();
+    assert!(trainer(&device, 20).resume(&path).is_err());
+}
+
+/// A loss that is no number names the step and the state, and no weight has changed.
+#[test]
+fn a_loss_that_is_no_number_is_named() {
+    let mut teacher = dense(SIZES);
+    let start = pruned(&teacher);
+    let name = "encoder.layer.1.intermediate.dense";
+    let (m, k) = (teacher.linear(name).unwrap().m(), teacher.linear(name).unwrap().k());
+    teacher.set_linear(name, Matrix::from_f32(m, k, &vec![3e38; m * k]).unwrap().into()).unwrap();
+    let mut trainer = Trainer::new(&cpu(2), &start, &teacher, texts(), 5, options()).unwrap();
+    let error = trainer.step().unwrap_err().to_string();
+    assert!(error.starts_with("step 1: the loss of ") && trainer.done() == 0, "{error}");
+    assert_eq!(weights(&trainer.result().unwrap()), weights(&start));
+}
+
+#[test]
+fn what_cannot_be_trained_is_refused() {
+    let (device, teacher) = (cpu(2), dense(SIZES));
+    let start = pruned(&teacher);
+    let error = |teacher: &Checkpoint, texts: Vec<Vec<u32>>| {
+        Trainer::new(&device, &start, teacher, texts, 5, options()).unwrap_err().to_string()
+    };
+    assert!(error(&dense(Sizes { layers: 3, ..SIZES }), texts()).contains("another model"));
+    let wide = error(&dense(Sizes { intermediate: 128, ..SIZES }), texts());
+    assert!(wide.contains("128 x 32, not 64 x 32") || wide.contains("1 x 128, not 1 x 64"), "{wide}");
+    assert!(error(&teacher, texts()[..20].to_vec()).contains("20 texts are too few"));
+    assert!(error(&teacher, Vec::new()).contains("0 texts are too few"));
+    let mut strange = texts();
+    strange[3] = vec![50];
+    assert!(error(&teacher, strange).contains("50"));
+}
+
+/// What a step adds up from two batches is a step all the same.
+#[test]
+fn gradients_of_several_batches_are_added_up() {
+    let teacher = dense(SIZES);
+    let twice = Options { accumulate: 2, ..options() };
+    let mut trainer = Trainer::new(&cpu(2), &pruned(&teacher), &teacher, texts(), 30, twice).unwrap();
+    let before = trainer.evaluate().unwrap();
+    while trainer.step().unwrap().is_some() {}
+    assert!(trainer.evaluate().unwrap() < 0.6 * before);
+}

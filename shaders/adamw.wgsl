@@ -1,13 +1,16 @@
 // A step of AdamW on each element of a parameter, with g = factor · gradient:
 //     m = beta1 · m + (1 - beta1) · g        v = beta2 · v + (1 - beta2) · g²
 //     w = keep · w - rate · m / (sqrt(power2 · v) + eps)
-// and the gradient becomes zero. `rate` and `power2` have the corrections for means that start at zero in them, and `keep`
+// and the gradient becomes zero with CLEAR. `rate` and `power2` have the corrections for means that start at zero in them, and `keep`
 // is what weight decay leaves. Twin: src/reference/adamw.rs.
 //
 // A thread to an element; dispatch grid: workgroups over x and y. No workgroup memory. Residue: threads past the last
 // element do nothing.
 
-override THREADS: u32 = 256u;
+// Whether the gradient becomes zero, for those of the next step to be added to.
+override CLEAR: bool = true;
+
+const THREADS: u32 = 256u;
 
 struct Params {
     len: u32,
@@ -37,5 +40,7 @@ fn main(
     m[i] = mean;
     v[i] = squares;
     w[i] = step[6] * w[i] - step[0] * mean / (sqrt(squares * step[4]) + step[5]);
-    gradient[i] = 0.0;
+    if CLEAR {
+        gradient[i] = 0.0;
+    }
 }

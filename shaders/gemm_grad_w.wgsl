@@ -41,6 +41,40 @@ fn store(at: u32, sum: f32) {
     dw[at] = sum + select(0.0, dw[at], ADD);
 }
 
+// A weight of the dense form; zero where the mask has no bit.
+fn store_column(row: u32, column: u32, sum: f32) {
+    if column >= params.k {
+        return;
+    }
+    var is_kept = true;
+    if FORM == 1u {
+        let word = words[row * ((params.k + 31u) / 32u) + column / 32u];
+        is_kept = ((word >> (column % 32u)) & 1u) != 0u;
+    }
+    if is_kept {
+        store(row * params.k + column, sum);
+    } else {
+        dw[row * params.k + column] = 0.0;
+    }
+}
+
+// What a row has in a group: the two values that are kept, or four columns.
+fn store_row(row: u32, group: u32, sums: vec4<f32>) {
+    if row >= params.m || 4u * group >= params.k {
+        return;
+    }
+    if FORM == 2u {
+        let start = row * 2u * ((params.k + 3u) / 4u) + 2u * group;
+        store(start, sums.x);
+        store(start + 1u, sums.y);
+    } else {
+        store_column(row, 4u * group, sums.x);
+        store_column(row, 4u * group + 1u, sums.y);
+        store_column(row, 4u * group + 2u, sums.z);
+        store_column(row, 4u * group + 3u, sums.w);
+    }
+}
+
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -104,32 +138,8 @@ fn main(
         }
     }
 
-    if 4u * group >= params.k {
-        return;
-    }
-    for (var i = 0u; i < 4u; i++) {
-        if row + i >= params.m {
-            return;
-        }
-        if FORM == 2u {
-            let start = (row + i) * 2u * ((params.k + 3u) / 4u) + 2u * group;
-            store(start, sum0[i]);
-            store(start + 1u, sum1[i]);
-        } else {
-            let sums = vec4(sum0[i], sum1[i], sum2[i], sum3[i]);
-            for (var c = 0u; c < min(4u, params.k - 4u * group); c++) {
-                let column = 4u * group + c;
-                var is_kept = true;
-                if FORM == 1u {
-                    let word = words[(row + i) * ((params.k + 31u) / 32u) + column / 32u];
-                    is_kept = ((word >> (column % 32u)) & 1u) != 0u;
-                }
-                if is_kept {
-                    store((row + i) * params.k + column, sums[c]);
-                } else {
-                    dw[(row + i) * params.k + column] = 0.0;
-                }
-            }
-        }
-    }
+    store_row(row, group, vec4(sum0.x, sum1.x, sum2.x, sum3.x));
+    store_row(row + 1u, group, vec4(sum0.y, sum1.y, sum2.y, sum3.y));
+    store_row(row + 2u, group, vec4(sum0.z, sum1.z, sum2.z, sum3.z));
+    store_row(row + 3u, group, vec4(sum0.w, sum1.w, sum2.w, sum3.w));
 }

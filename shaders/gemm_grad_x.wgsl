@@ -32,6 +32,23 @@ struct Params {
 var<workgroup> gradients: array<f32, ROWS * TILE>;
 var<workgroup> weights: array<f32, ROWS * TILE>;
 
+fn store(token: u32, column: u32, sum: f32) {
+    if column < params.k {
+        let at = token * params.k + column;
+        dx[at] = sum + select(0.0, dx[at], ADD);
+    }
+}
+
+// The four columns of a group.
+fn store4(token: u32, column: u32, sums: vec4<f32>) {
+    if token < params.n {
+        store(token, column, sums.x);
+        store(token, column + 1u, sums.y);
+        store(token, column + 2u, sums.z);
+        store(token, column + 3u, sums.w);
+    }
+}
+
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -116,15 +133,8 @@ fn main(
         }
     }
 
-    for (var token = 0u; token < 4u; token++) {
-        let column = 4u * group;
-        let place = token0 + own_tokens + token;
-        if place < params.n && column < params.k {
-            let start = place * params.k + column;
-            let sums = vec4(sum0[token], sum1[token], sum2[token], sum3[token]);
-            for (var c = 0u; c < min(4u, params.k - column); c++) {
-                dx[start + c] = sums[c] + select(0.0, dx[start + c], ADD);
-            }
-        }
-    }
+    store4(token0 + own_tokens, 4u * group, vec4(sum0.x, sum1.x, sum2.x, sum3.x));
+    store4(token0 + own_tokens + 1u, 4u * group, vec4(sum0.y, sum1.y, sum2.y, sum3.y));
+    store4(token0 + own_tokens + 2u, 4u * group, vec4(sum0.z, sum1.z, sum2.z, sum3.z));
+    store4(token0 + own_tokens + 3u, 4u * group, vec4(sum0.w, sum1.w, sum2.w, sum3.w));
 }

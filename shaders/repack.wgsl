@@ -1,10 +1,13 @@
 // Brings weights, or the values of 2:4 weights, from row-major f32 into the order that products read (src/layout.rs): panels
-// of 32 rows, in units of 4 numbers along a row, unit by unit and within each row by row.
+// of PANEL rows, in units of 4 numbers along a row, unit by unit and within each row by row.
 //
 // A thread to a number of the rows of one buffer; dispatch grid: workgroups over x and y. No workgroup memory. Residue:
 // padding stays as it is, which is zero; threads past the last number do nothing.
 
-override THREADS: u32 = 256u;
+// Rows of a panel.
+override PANEL: u32 = 32u;
+
+const THREADS: u32 = 256u;
 
 // src/ops/gemm/grad_kernels.rs has the same.
 struct Params {
@@ -32,6 +35,6 @@ fn main(
     if row >= params.rows {
         return;
     }
-    let unit = row / 32u * params.units + column / 4u;
-    packed[(unit * 32u + row % 32u) * 4u + column % 4u] = values[(params.row0 + row) * params.cols + column];
+    let unit = row / PANEL * params.units + column / 4u;
+    packed[(unit * PANEL + row % PANEL) * 4u + column % 4u] = values[(params.row0 + row) * params.cols + column];
 }

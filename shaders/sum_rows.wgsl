@@ -4,8 +4,9 @@
 // A thread to a column, which it adds up from the first row to the last; neighbouring threads read neighbouring columns.
 // Dispatch grid: workgroups over x and y. No workgroup memory. Residue: threads past the last column do nothing.
 
-override THREADS: u32 = 256u;
 override ADD: bool = false;
+
+const THREADS: u32 = 256u;
 
 // src/ops/gemm/grad_kernels.rs has the same.
 struct Params {

@@ -1,15 +1,16 @@
-// The sum of the squares of each `part` elements: y[first + p] = Σ x[i]² over i from p·part to (p + 1)·part. Twin:
+// The sum of the squares of each PART elements: y[first + p] = Σ x[i]² over i from p·PART to (p + 1)·PART. Twin:
 // src/reference/sum_squares.rs.
 //
 // A workgroup of 256 to a part; dispatch grid: workgroups over x and y. Workgroup memory: a sum for each thread, added up
 // by halves. Residue: the last part may be shorter, and workgroups past it do nothing.
+
+override PART: u32 = 16384u;
 
 const THREADS: u32 = 256u;
 
 struct Params {
     len: u32,
     first: u32,
-    part: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -25,12 +26,12 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let part = workgroup.y * grid.x + workgroup.x;
-    if part > (params.len - 1u) / params.part {
+    if part > (params.len - 1u) / PART {
         return;
     }
-    let end = min(params.len, (part + 1u) * params.part);
+    let end = min(params.len, (part + 1u) * PART);
     var sum = 0.0;
-    for (var i = part * params.part + lane; i < end; i += THREADS) {
+    for (var i = part * PART + lane; i < end; i += THREADS) {
         sum += x[i] * x[i];
     }
     sums[lane] = sum;

@@ -493,20 +493,20 @@ fn same_graph(student: &Graph, teacher: &Graph) -> Result<()> {
     let shapes = |graph: &Graph| -> HashMap<String, (usize, usize)> {
         graph.params().map(|(_, param)| (param.name.clone(), (param.rows, param.cols))).collect()
     };
-    let (own, others) = (shapes(student), shapes(teacher));
-    for (name, (rows, cols)) in &own {
+    let others = shapes(teacher);
+    for (_, param) in student.params() {
+        let (name, rows, cols) = (&param.name, param.rows, param.cols);
         match others.get(name) {
-            Some(shape) if shape == &(*rows, *cols) => {}
+            Some(&shape) if shape == (rows, cols) => {}
             Some((r, c)) => {
-                return Err(Error::Invalid(format!(
-                    "the teacher is another model: its {name} is {r} x {c}, not {rows} x {cols}"
-                )));
+                let reason = format!("its {name} is {r} x {c}, not {rows} x {cols}");
+                return Err(Error::Invalid(format!("the teacher is another model: {reason}")));
             }
             None => return Err(Error::Invalid(format!("the teacher is another model: it has no {name}"))),
         }
     }
     let names = |graph: &Graph| graph.nodes().iter().map(|node| node.name.clone()).collect::<Vec<_>>();
-    if own.len() != others.len() || names(student) != names(teacher) {
+    if student.params().len() != others.len() || names(student) != names(teacher) {
         return Err(Error::Invalid("the teacher is another model: it computes something else".into()));
     }
     Ok(())

@@ -136,7 +136,7 @@ impl Shader for AdamWKernel {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        vec![("THREADS", WORKGROUP as f64)]
+        vec![("CLEAR", 1.0)]
     }
 
     fn bindings(&self) -> &'static [Binding] {

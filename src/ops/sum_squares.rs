@@ -69,7 +69,6 @@ impl Operation for SumSquares<'_> {
         let params = Params {
             len: gpu_size("elements", x.rows() * x.cols())?,
             first: gpu_size("sums", first)?,
-            part: gpu_size("elements of a part", Self::PART)?,
         };
         dispatch(gpu, Program::new(SumSquaresKernel), Self::parts(x), &params, &[x.on_gpu(), y.on_gpu()])
     }
@@ -85,7 +84,6 @@ impl Operation for SumSquares<'_> {
 struct Params {
     len: u32,
     first: u32,
-    part: u32,
 }
 
 /// The program (shaders/sum_squares.wgsl).
@@ -103,7 +101,7 @@ impl Shader for SumSquaresKernel {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        Vec::new()
+        vec![("PART", SumSquares::PART as f64)]
     }
 
     fn bindings(&self) -> &'static [Binding] {
@@ -111,7 +109,7 @@ impl Shader for SumSquaresKernel {
     }
 
     fn params(&self) -> ParamsLayout {
-        fields!(Params: len first part)
+        fields!(Params: len first)
     }
 
     fn workgroup_bytes(&self) -> u32 {

@@ -8,9 +8,10 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::error::Result;
 use crate::kernels::{
-    Binding, Caps, ParamsLayout, Primitives, Program, Shader, Text, WORKGROUP, add_override, add_suffix, fields,
+    Binding, Caps, ParamsLayout, Primitives, Program, Shader, Text, add_override, add_suffix, fields,
     workgroup_supported,
 };
+use crate::layout::PANEL;
 use crate::problem::Op;
 
 /// Rows, tokens and columns of a tile.
@@ -182,7 +183,7 @@ impl Shader for SumRowsKernel {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        vec![("THREADS", WORKGROUP as f64), add_override(self.add)]
+        vec![add_override(self.add)]
     }
 
     fn bindings(&self) -> &'static [Binding] {
@@ -224,7 +225,7 @@ impl Shader for RepackKernel {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        vec![("THREADS", WORKGROUP as f64)]
+        vec![("PANEL", PANEL as f64)]
     }
 
     fn bindings(&self) -> &'static [Binding] {

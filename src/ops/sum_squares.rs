@@ -66,10 +66,7 @@ impl Operation for SumSquares<'_> {
 
     fn dispatches(&self, gpu: &Gpu) -> Result<Vec<Dispatch>> {
         let Self { x, y, first } = *self;
-        let params = Params {
-            len: gpu_size("elements", x.rows() * x.cols())?,
-            first: gpu_size("sums", first)?,
-        };
+        let params = Params { len: gpu_size("elements", x.rows() * x.cols())?, first: gpu_size("sums", first)? };
         dispatch(gpu, Program::new(SumSquaresKernel), Self::parts(x), &params, &[x.on_gpu(), y.on_gpu()])
     }
 

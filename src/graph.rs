@@ -800,6 +800,11 @@ impl Graph {
         checked_mul("tokens of a batch", batch, seq)
     }
 
+    /// The place of the node that writes a value.
+    pub(crate) fn node_of(&self, value: ValueId) -> usize {
+        value.0
+    }
+
     /// The values that nodes before place `at` have computed and nodes from there on, or the user, read.
     pub(crate) fn live_at(&self, at: usize) -> Vec<ValueId> {
         let made: HashSet<_> = self.nodes[..at].iter().map(|node| node.writes).collect();

@@ -23,31 +23,77 @@
 //! what it goes on from is a file ([`Trainer::save`]) with parameters, the optimiser's state and the number of the step.
 //! Invariant: between steps all gradients are zero, and the form that products read is that of the values.
 
+mod kept;
 mod order;
+mod pace;
+mod part;
+mod shapes;
 pub mod similarity;
 mod state;
+mod teacher;
+mod texts;
 
 use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use ndarray::Array2;
 
+pub use self::pace::Pace;
+
+use self::kept::Kept;
+use self::part::Part;
+use self::shapes::Shapes;
 use self::similarity::SimilarityWeights;
-use crate::engine::{Device, Prepared, Tensor};
+use self::teacher::{Lessons, Teacher};
+use self::texts::Texts;
+use crate::engine::{Device, Tensor};
 use crate::error::{Error, Result};
-use crate::graph::{Checkpoint, Forward, Graph, Model, Rows, Target, Trainable, TrainingPass, ValueId};
+use crate::graph::{Checkpoint, Graph, Model, Target, Trainable, TrainingPass, ValueId};
 use crate::matrix::{DType, Matrix};
-use crate::ops::adamw::{AdamW, AdamWStep};
-use crate::ops::sum_squares::SumSquares;
+use crate::ops::adamw::AdamWStep;
 
 /// What the student is to have from the teacher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Objective {
     /// The states between the parts of all blocks, and the embeddings.
     States,
+    /// The same states, but attention and feed-forward of every block are trained one after the other, each by itself on what
+    /// the trained parts before it make of the texts. A part sees its own state alone, so that its steps are short.
+    Blocks,
     /// The embeddings alone.
     Embeddings,
+}
+
+impl Objective {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::States, Self::Blocks, Self::Embeddings];
+
+    /// As it is written on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::States => "states",
+            Self::Blocks => "blocks",
+            Self::Embeddings => "embeddings",
+        }
+    }
+}
+
+impl FromStr for Objective {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let names = || Self::ALL.map(Self::name).join(", ");
+        let found = Self::ALL.into_iter().find(|objective| objective.name() == text);
+        found.ok_or_else(|| Error::Invalid(format!("objective {text:?} is not one of {}", names())))
+    }
+}
+
+impl fmt::Display for Objective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// How a model is retrained.
@@ -79,7 +125,8 @@ pub struct Options {
     pub most_held_out: usize,
     /// Seed of the order of texts.
     pub seed: u64,
-    /// Bytes that a batch's values and gradients may take; values are computed twice where that is too little.
+    /// Bytes for what the teacher makes of the texts, computed again in every epoch if it takes more than two thirds of
+    /// them, and for a batch's values and gradients, of which some are computed twice where the rest is too little.
     pub memory: u64,
 }
 
@@ -100,8 +147,21 @@ impl Default for Options {
             held_out: 0.1,
             most_held_out: 256,
             seed: 24,
-            memory: 1 << 30,
+            memory: 2 << 30,
         }
+    }
+}
+
+impl Options {
+    /// The learning rate of a step, counted from 0, of so many.
+    fn rate_of(&self, step: u64, steps: u64) -> f64 {
+        let (at, steps) = (step as f64 + 0.5, steps as f64);
+        let rising = (self.warm_up * steps).max(1.0);
+        if at < rising {
+            return self.rate * at / rising;
+        }
+        let gone = (at - rising) / (steps - rising).max(1.0);
+        self.rate * 0.5 * (1.0 + (std::f64::consts::PI * gone.min(1.0)).cos())
     }
 }
 
@@ -121,15 +181,6 @@ pub struct Step {
     pub gradient: f64,
 }
 
-/// How long things take, in seconds.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pace {
-    /// A step.
-    pub step: f64,
-    /// The loss of the texts that are held out.
-    pub evaluation: f64,
-}
-
 /// A student on its way.
 #[derive(Debug)]
 pub struct Trainer {
@@ -139,21 +190,17 @@ pub struct Trainer {
     /// Steps that are done.
     done: u64,
     trainable: Arc<Trainable>,
-    teacher: Model,
-    /// Where the states are compared.
-    states: Vec<ValueId>,
-    /// The embeddings, if the model has them.
-    embedding: Option<ValueId>,
-    texts: Vec<Vec<u32>>,
-    held_out: Vec<Vec<u32>>,
+    teacher: Teacher,
+    texts: Texts,
+    /// Those that are trained, one after the other, and last the model as a whole, which held-out texts are measured on.
+    parts: Vec<Part>,
     moments: Vec<[Tensor; 2]>,
-    update: Vec<Prepared>,
-    norms: Vec<Prepared>,
-    sums: Tensor,
     step: Tensor,
     /// The epoch whose batches these are.
     epoch: Option<(u64, Vec<Vec<usize>>)>,
-    passes: Vec<Pass>,
+    passes: Shapes<StudentPass>,
+    /// Where the parts before it have been trained: what the part that is trained now reads and is to make.
+    chain: Option<Chain>,
     best: Option<Best>,
     /// What a file of another run differs in.
     identity: u64,
@@ -167,17 +214,24 @@ struct Best {
     values: Vec<Matrix>,
 }
 
-/// Both models for batches of one shape.
+/// A part of the student for batches of one shape.
 #[derive(Debug)]
-struct Pass {
-    batch: usize,
-    seq: usize,
-    teacher: Forward,
-    student: TrainingPass,
+struct StudentPass {
+    pass: TrainingPass,
+    /// What its states should be.
+    wanted: Vec<(ValueId, Tensor)>,
 }
 
-/// What padding goes to: shapes that occur again.
-const PADDED: usize = 8;
+/// What of all texts is kept of the two models between the parts that are trained one after the other.
+#[derive(Debug)]
+struct Chain {
+    /// The part that is trained now.
+    part: usize,
+    /// What the student has made of the texts up to it.
+    input: Option<Kept>,
+    /// What the teacher makes of its own states there.
+    wanted: Lessons,
+}
 
 impl Trainer {
     /// A student of a teacher, which has the same graph, on texts given as token ids; `steps` steps are the whole run. Both
@@ -195,47 +249,41 @@ impl Trainer {
         for (i, text) in texts.iter().enumerate() {
             graph.check_ids(text).map_err(|e| e.of_text(i))?;
         }
-        let [texts, held_out] = split(texts, &options)?;
+        let texts = Texts::new(texts, graph.limits().tokens, &options)?;
         let trainable = Arc::new(Trainable::new(device, student, &graph.trained_params())?);
         let step = device.zeros(1, AdamWStep::LEN, DType::F32)?;
-        let (mut moments, mut update, mut norms, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
-        let parts: usize = trainable.trained().map(|(_, _, gradient)| SumSquares::parts(gradient)).sum();
-        let sums = device.zeros(1, parts, DType::F32)?;
-        for (_, w, gradient) in trainable.trained() {
+        let mut moments = Vec::new();
+        for (_, w, _) in trainable.trained() {
             let zeros = || device.zeros(w.rows(), w.cols(), DType::F32);
-            let [m, v] = [zeros()?, zeros()?];
-            update.push(device.prepare(&AdamW { w, gradient, m: &m, v: &v, step: &step })?);
-            norms.push(device.prepare(&SumSquares { x: gradient, y: &sums, first })?);
-            first += SumSquares::parts(gradient);
-            moments.push([m, v]);
+            moments.push([zeros()?, zeros()?]);
         }
-        update.extend(trainable.repack()?);
-        let states = match options.objective {
-            Objective::States => graph.states(),
-            Objective::Embeddings => Vec::new(),
-        };
-        let last = graph.outputs().last().copied();
-        let embedding = last.filter(|&value| graph.value(value).rows == Rows::Sequences);
-        if embedding.is_none() && states.is_empty() {
-            return Err(Error::Invalid("the model has no embeddings on the device to compare".into()));
+        let cuts = part::cuts(&graph, options.objective)?;
+        let trained = cuts.len() - usize::from(options.objective == Objective::Blocks);
+        let mut parts = Vec::new();
+        for (at, cut) in cuts.into_iter().enumerate() {
+            let of = |at: usize| steps / trained as u64 * at as u64 + (steps % trained as u64).min(at as u64);
+            let steps = if at < trained { of(at)..of(at + 1) } else { steps..steps };
+            parts.push(Part::new(cut, steps, &trainable, &moments, &step)?);
         }
-        let identity = state::identity(student, &texts, steps, &options)?;
+        let identity = state::identity(student, texts.trained(), steps, &options)?;
+        let whole = &parts[parts.len() - 1];
+        // Where parts are trained by themselves their own states are kept, and of the whole those of held-out texts.
+        let wanted = |text: usize| trained == parts.len() || texts.is_held_out(text);
+        let share = options.memory / 3 * 2;
+        let teacher = Teacher::new(Model::new(device, teacher)?, whole, &texts, wanted, [share, options.memory / 8]);
+        let memory = options.memory - options.memory / 8 - teacher.kept_bytes();
         Ok(Self {
             steps,
             done: 0,
-            teacher: Model::new(device, teacher)?,
+            teacher,
             trainable,
-            states,
-            embedding,
             texts,
-            held_out,
+            parts,
             moments,
-            update,
-            norms,
-            sums,
             step,
             epoch: None,
-            passes: Vec::new(),
+            passes: Shapes::new(memory),
+            chain: None,
             best: None,
             identity,
             options,
@@ -254,7 +302,12 @@ impl Trainer {
 
     /// Texts that are trained on, and those that are held out.
     pub fn texts(&self) -> [usize; 2] {
-        [self.texts.len(), self.held_out.len()]
+        [self.texts.trained().len(), self.texts.held_out().len()]
+    }
+
+    /// An error if there are too few texts to retrain on and hold some out.
+    pub fn check(texts: &[Vec<u32>], options: &Options) -> Result<()> {
+        Texts::held_out_of(texts.len(), options).map(drop)
     }
 
     /// Steps in which every text is trained on once.
@@ -262,141 +315,93 @@ impl Trainer {
         texts.div_ceil(options.batch * options.accumulate) as u64
     }
 
-    /// Seconds that a step takes, as measured on batches of every length that texts have, and an evaluation: to fix the
-    /// number of steps by. Trains a student that is thrown away.
-    pub fn measure(
-        device: &Device,
-        student: &Checkpoint,
-        teacher: &Checkpoint,
-        texts: &[Vec<u32>],
-        options: &Options,
-    ) -> Result<Pace> {
-        // Each is run once before it is timed.
-        const BATCHES: usize = 8;
-        let mut trainer = Self::new(device, student, teacher, texts.to_vec(), u64::MAX, options.clone())?;
-        let longest = |batch: &Vec<usize>| batch.iter().map(|&text| trainer.texts[text].len()).max().unwrap_or(0);
-        let lengths: Vec<usize> = trainer.texts.iter().map(Vec::len).collect();
-        let mut batches = order::epoch(&lengths, options.batch, options.seed, 0);
-        batches.retain(|batch| batch.len() == options.batch);
-        batches.sort_by_key(longest);
-        let chosen = BATCHES.min(batches.len());
-        let batches: Vec<_> =
-            (0..chosen).map(|i| batches[(2 * i + 1) * batches.len() / (2 * chosen)].clone()).collect();
-        let mut seconds = 0.0;
-        for batch in &batches {
-            for is_timed in [false, true] {
-                let start = Instant::now();
-                for _ in 0..options.accumulate {
-                    let texts: Vec<Vec<u32>> = batch.iter().map(|&text| trainer.texts[text].clone()).collect();
-                    trainer.pass(&texts, true)?;
-                }
-                trainer.update(0.0)?;
-                device.wait()?;
-                seconds += if is_timed { start.elapsed().as_secs_f64() } else { 0.0 };
-            }
-        }
-        let start = Instant::now();
-        trainer.evaluate()?;
-        Ok(Pace { step: seconds / chosen.max(1) as f64, evaluation: start.elapsed().as_secs_f64() })
-    }
-
-    /// The learning rate of a step, counted from 0.
-    fn rate(&self, step: u64) -> f64 {
-        let Options { rate, warm_up, .. } = self.options;
-        let (at, steps) = (step as f64 + 0.5, self.steps as f64);
-        let rising = (warm_up * steps).max(1.0);
-        if at < rising {
-            return rate * at / rising;
-        }
-        let gone = (at - rising) / (steps - rising).max(1.0);
-        rate * 0.5 * (1.0 + (std::f64::consts::PI * gone.min(1.0)).cos())
-    }
-
     /// One step: a batch forwards and backwards, and the optimiser. `None` when all are done. An error if the loss is no
     /// number, which names the step and the first state that is none: parameters are then as they were before.
     pub fn step(&mut self) -> Result<Option<Step>> {
-        if self.done >= self.steps {
-            return Ok(None);
-        }
+        let Some(part) = self.parts.iter().position(|part| part.steps.contains(&self.done)) else { return Ok(None) };
         let number = self.done + 1;
-        let (mut loss, mut similarity) = (0.0, 0.0);
         let accumulate = self.options.accumulate as u64;
-        for part in 0..accumulate {
-            let batch = self.batch(self.done * accumulate + part);
-            let texts: Vec<Vec<u32>> = batch.iter().map(|&text| self.texts[text].clone()).collect();
-            let [all, of_similarity] = self.pass(&texts, true).map_err(|e| in_step(e, number))?;
+        let steps = self.parts[part].steps.clone();
+        // The texts that its steps have: their first batches are homes.
+        let batches = ((steps.end - steps.start) * accumulate).min(self.texts.homes().len() as u64) as usize;
+        if self.chain.as_ref().is_none_or(|chain| chain.part != part) {
+            let homes = self.texts.homes()[..batches].to_vec();
+            self.enter(part, &homes).map_err(|e| in_step(e, number))?;
+        }
+        let (mut loss, mut similarity) = (0.0, 0.0);
+        let of_part = self.done - steps.start;
+        for at in 0..accumulate {
+            let batch = self.batch(of_part * accumulate + at);
+            let [all, of_similarity] = self.pass(part, &batch, true).map_err(|e| in_step(e, number))?;
             loss += all;
             similarity += of_similarity;
         }
-        let rate = self.rate(self.done);
-        let gradient = self.update(rate).map_err(|e| in_step(e, number))?;
+        let rate = self.options.rate_of(of_part, steps.end - steps.start);
+        let gradient = self.update(part, of_part + 1, rate).map_err(|e| in_step(e, number))?;
         self.done = number;
         Ok(Some(Step { number, loss, similarity, rate, gradient }))
     }
 
-    /// The optimiser's part of a step. Returns the length of all gradients together.
-    fn update(&mut self, rate: f64) -> Result<f64> {
-        let device = self.trainable.device();
-        device.submit(&self.norms)?;
-        let squares: f64 = device.read(&self.sums)?.elements().to_f32().iter().map(|&x| f64::from(x)).sum();
-        let gradient = squares.sqrt();
+    /// The optimiser's step of a number, from 1, of a part. Returns the length of all gradients together.
+    fn update(&self, part: usize, number: u64, rate: f64) -> Result<f64> {
+        let (device, part) = (self.trainable.device(), &self.parts[part]);
+        let gradient = part.gradient(device)?;
         if !gradient.is_finite() {
             return Err(Error::Invalid(format!("the gradient's length is {gradient}")));
         }
         let Options { betas, eps, decay, clip, .. } = self.options;
         let factor = if gradient > clip { clip / gradient } else { 1.0 };
-        let numbers = AdamWStep { number: self.done + 1, rate, factor, betas, eps, decay };
+        let numbers = AdamWStep { number, rate, factor, betas, eps, decay };
         device.write(&self.step, &numbers.to_matrix()?)?;
-        device.submit(&self.update)?;
+        device.submit(&part.update)?;
         Ok(gradient)
     }
 
     /// The texts of batch number `at` since the start.
     fn batch(&mut self, at: u64) -> Vec<usize> {
-        let lengths = || self.texts.iter().map(Vec::len).collect::<Vec<_>>();
-        let of_epoch = self.texts.len().div_ceil(self.options.batch) as u64;
+        let of_epoch = self.texts.homes().len() as u64;
         let (epoch, place) = (at / of_epoch, at % of_epoch);
         if self.epoch.as_ref().is_none_or(|(known, _)| *known != epoch) {
-            self.epoch = Some((epoch, order::epoch(&lengths(), self.options.batch, self.options.seed, epoch)));
+            self.epoch = Some((epoch, self.texts.epoch(epoch)));
         }
         self.epoch.as_ref().map(|(_, batches)| batches[place as usize].clone()).unwrap_or_default()
     }
 
     /// What some texts add to the loss of a step, and of it what their embeddings do; with `backward` their gradients are
     /// added to those that are there.
-    fn pass(&mut self, texts: &[Vec<u32>], backward: bool) -> Result<[f64; 2]> {
+    fn pass(&mut self, part: usize, batch: &[usize], backward: bool) -> Result<[f64; 2]> {
         let share = 1.0 / self.options.accumulate as f64;
-        let device = self.trainable.device().clone();
-        let longest = texts.iter().map(Vec::len).max().unwrap_or(1);
-        let seq = longest.next_multiple_of(PADDED).min(self.trainable.graph().limits().tokens.max(longest));
-        let at = self.prepared(texts.len(), seq)?;
-        let Pass { teacher, student, .. } = &self.passes[at];
-        teacher.write(texts)?;
-        teacher.run()?;
-        student.write(texts)?;
-        student.forward()?;
+        let whole = self.parts.len() - 1;
+        let seq = self.texts.seq(batch);
+        let wanted = match self.chain.as_ref().filter(|_| part != whole) {
+            Some(chain) => chain.wanted.batch(self.trainable.graph(), batch, seq)?,
+            None => self.teacher.values(&self.parts[whole], &self.texts, batch)?,
+        };
+        let at = self.forward(part, batch)?;
+        let device = self.trainable.device();
+        let StudentPass { pass, wanted: to } = self.passes.get(at);
+        for (value, to) in to {
+            device.write(to, lesson(&wanted, *value)?)?;
+        }
         let mut similarity = 0.0;
-        if let Some(value) = self.embedding {
-            let read = |tensor: Option<&Tensor>| {
-                let missing = || Error::Invalid("a pass lacks the embeddings".into());
-                Ok::<_, Error>(device.read(tensor.ok_or_else(missing)?)?.to_array().mapv(f64::from))
-            };
-            let (s, t) = (read(student.value(value))?, read(teacher.tap(value))?);
+        if let Some(value) = self.parts[part].embedding {
+            let s = device.read(pass.value(value).ok_or_else(missing)?)?.to_array().mapv(f64::from);
+            let t = lesson(&wanted, value)?.to_array().mapv(f64::from);
             let (loss, gradient) = similarity::loss(s.view(), t.view(), self.options.similarity);
             if !loss.is_finite() {
                 return Err(Error::Invalid(format!("the loss of the embeddings is {loss}")));
             }
             similarity = loss * share;
-            if let Some(to) = student.gradient(value) {
+            if let Some(to) = pass.gradient(value) {
                 device.write(to, &matrix_of(&(gradient * share))?)?;
             }
         }
         if backward {
-            student.backward()?;
+            pass.backward()?;
         } else {
-            student.measure()?;
+            pass.measure()?;
         }
-        let losses = student.losses()?;
+        let losses = pass.losses()?;
         for (value, loss) in losses.iter() {
             if !loss.is_finite() {
                 let name = &self.trainable.graph().value(*value).name;
@@ -407,37 +412,74 @@ impl Trainer {
         Ok([states + similarity, similarity])
     }
 
-    /// The place of the passes for batches of this shape.
-    fn prepared(&mut self, batch: usize, seq: usize) -> Result<usize> {
-        if let Some(at) = self.passes.iter().position(|pass| (pass.batch, pass.seq) == (batch, seq)) {
-            // The shape used last is the last to give way.
-            let pass = self.passes.remove(at);
-            self.passes.push(pass);
-            return Ok(self.passes.len() - 1);
+    /// Runs the student's part forwards. Returns where its pass is.
+    fn forward(&mut self, part: usize, batch: &[usize]) -> Result<usize> {
+        let seq = self.texts.seq(batch);
+        let at = self.prepared(part, batch.len(), seq)?;
+        let StudentPass { pass, .. } = self.passes.get(at);
+        pass.write(&self.texts.ids(batch))?;
+        if let Some(value) = self.parts[part].input {
+            let kept = self.chain.as_ref().and_then(|chain| chain.input.as_ref()).ok_or_else(missing)?;
+            let input = kept.batch(batch, seq)?;
+            self.trainable.device().write(pass.value(value).ok_or_else(missing)?, &input)?;
         }
+        pass.forward()?;
+        Ok(at)
+    }
+
+    /// The place of a part's pass for batches of this shape.
+    fn prepared(&mut self, part: usize, batch: usize, seq: usize) -> Result<usize> {
+        if let Some(at) = self.passes.find((part, batch, seq)) {
+            return Ok(at);
+        }
+        let (trainable, of) = (&self.trainable, &self.parts[part]);
+        let graph = trainable.graph();
         let weight = 1.0 / self.options.accumulate as f32;
-        let mut taps = self.states.clone();
-        taps.extend(self.embedding);
-        let teacher = self.teacher.tapped(&taps, batch, seq)?;
-        let states =
-            self.states.iter().filter_map(|&value| Some(Target::States { value, target: teacher.tap(value)?, weight }));
-        let targets: Vec<Target<'_>> = states.chain(self.embedding.map(Target::Given)).collect();
-        let nodes = 0..self.trainable.graph().nodes().len();
-        let student = TrainingPass::new(&self.trainable, nodes, (batch, seq), &targets, self.options.memory)?;
-        let mut all = student.bytes() + self.passes.iter().map(|pass| pass.student.bytes()).sum::<u64>();
-        while all > self.options.memory && !self.passes.is_empty() {
-            all -= self.passes.remove(0).student.bytes();
+        let wanted: Vec<(ValueId, Tensor)> = of
+            .states
+            .iter()
+            .map(|&value| Ok((value, trainable.device().zeros(batch * seq, graph.value(value).cols, DType::F32)?)))
+            .collect::<Result<_>>()?;
+        let states = wanted.iter().map(|(value, target)| Target::States { value: *value, target, weight });
+        let targets: Vec<Target<'_>> = states.chain(of.embedding.map(Target::Given)).collect();
+        let pass = TrainingPass::new(trainable, of.nodes.clone(), (batch, seq), &targets, self.passes.memory())?;
+        let bytes = pass.bytes();
+        Ok(self.passes.add((part, batch, seq), bytes, StudentPass { pass, wanted }))
+    }
+
+    /// Makes what a part reads and is to make of some batches, homes of their texts, if parts are trained one after the
+    /// other: from the states at the part before it, whose parameters have their last values by then.
+    fn enter(&mut self, part: usize, homes: &[Vec<usize>]) -> Result<()> {
+        if self.parts.len() == 1 {
+            return Ok(());
         }
-        self.passes.push(Pass { batch, seq, teacher, student });
-        Ok(self.passes.len() - 1)
+        let next = self.chain.as_ref().map_or(0, |chain| chain.part + 1);
+        for part in next..=part {
+            let input = match self.parts[part].input {
+                None => None,
+                Some(value) => {
+                    let mut kept = self.texts.room(self.trainable.graph(), value, |text| !self.texts.is_held_out(text));
+                    for home in homes {
+                        let at = self.forward(part - 1, home)?;
+                        let made = self.passes.get(at).pass.value(value).ok_or_else(missing)?;
+                        kept.take(home, &self.trainable.device().read(made)?);
+                    }
+                    Some(kept)
+                }
+            };
+            let before = self.chain.take().map(|chain| chain.wanted);
+            let wanted = self.teacher.lessons((part, &self.parts[part]), &self.texts, homes, before.as_ref())?;
+            self.chain = Some(Chain { part, input, wanted });
+        }
+        Ok(())
     }
 
     /// The mean loss of the texts that are held out. Parameters that have the least so far are kept as the result.
     pub fn evaluate(&mut self) -> Result<f64> {
-        let batches: Vec<Vec<Vec<u32>>> = self.held_out.chunks(self.options.batch).map(<[_]>::to_vec).collect();
+        let batches: Vec<Vec<usize>> = self.texts.held_out().chunks(self.options.batch).map(<[_]>::to_vec).collect();
         let (mut sum, mut texts) = (0.0, 0);
         for batch in &batches {
-            let [loss, _] = self.pass(batch, false).map_err(|e| in_step(e, self.done))?;
+            let [loss, _] = self.pass(self.parts.len() - 1, batch, false).map_err(|e| in_step(e, self.done))?;
             sum += loss * self.options.accumulate as f64 * batch.len() as f64;
             texts += batch.len();
         }
@@ -469,25 +511,6 @@ impl Trainer {
     }
 }
 
-/// The texts that are trained on, and those that are held out: every so manyth, up to the most.
-fn split(texts: Vec<Vec<u32>>, options: &Options) -> Result<[Vec<Vec<u32>>; 2]> {
-    let wanted = ((texts.len() as f64 * options.held_out) as usize).min(options.most_held_out);
-    if wanted == 0 || texts.len() < 2 * options.batch {
-        return Err(Error::Invalid(format!(
-            "{} texts are too few to retrain on: {} are needed, of which some are held out",
-            texts.len(),
-            (2 * options.batch).max((1.0 / options.held_out).ceil() as usize)
-        )));
-    }
-    let every = texts.len() / wanted;
-    let (mut kept, mut held_out) = (Vec::new(), Vec::new());
-    for (i, text) in texts.into_iter().enumerate() {
-        if i % every == 0 && held_out.len() < wanted { held_out.push(text) } else { kept.push(text) }
-    }
-    held_out.sort_by_key(Vec::len);
-    Ok([kept, held_out])
-}
-
 /// An error unless two models compute the same from parameters of the same shapes.
 fn same_graph(student: &Graph, teacher: &Graph) -> Result<()> {
     let shapes = |graph: &Graph| -> HashMap<String, (usize, usize)> {
@@ -510,6 +533,16 @@ fn same_graph(student: &Graph, teacher: &Graph) -> Result<()> {
         return Err(Error::Invalid("the teacher is another model: it computes something else".into()));
     }
     Ok(())
+}
+
+/// What the teacher makes of a value.
+fn lesson(wanted: &[(ValueId, Matrix)], value: ValueId) -> Result<&Matrix> {
+    wanted.iter().find(|(of, _)| *of == value).map(|(_, matrix)| matrix).ok_or_else(missing)
+}
+
+/// A mistake of this crate: passes have what they are asked for.
+fn missing() -> Error {
+    Error::Invalid("a pass lacks a value of a part that is trained".into())
 }
 
 fn in_step(e: Error, step: u64) -> Error {

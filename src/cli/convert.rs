@@ -164,7 +164,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     }
     let plain: BTreeSet<_> =
         fates.iter().filter(|(_, fate)| matches!(fate, Fate::Plain)).map(|(item, _)| &*item.name).collect();
-    let made = |item: &Item| {
+    let made = |item: &Item, _: &Fate| {
         bar.inc(1);
         Ok(match plain.contains(&*item.name) {
             true => Made::Plain(source.dense(item)?),

@@ -18,15 +18,16 @@ use serde::Serialize;
 use super::args::{InOut, Json, ensure_usage, one_stdin};
 use super::bench::command_line;
 use super::inspect::many;
+use super::retrain::Summary;
 use super::rewrite::{self, Fate, Fates, Made};
 use super::sensitivity::{MetricArgs, Pruning};
 use super::{Outcome, model, progress, size, writable};
 use sparse24::bootstrap::Interval;
 use sparse24::error::printable;
 use sparse24::graph::{CalibrationInputs, Checkpoint, LinearTensor};
-use sparse24::io::{Dtype, Item, Layout, NewFolder, Provenance, Raw24, Source, Spec24, Stored, in_by_out, transpose};
+use sparse24::io::{Dtype, Item, Layout, NewFolder, Provenance, Source, Spec24, Stored, in_by_out, transpose};
 use sparse24::prune::{Method, SparseGpt, Statistics};
-use sparse24::{DType, Elements, HostWeights, Matrix, Sparse24, VectorLen};
+use sparse24::{Elements, HostWeights, Matrix, Sparse24, VectorLen};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,6 +36,8 @@ Examples:
   # a model: second order, with compensation, one pattern for 32 rows
   sparse24 prune model/minilm pruned --method sparsegpt --vector 32 --calibration texts.txt
   sparse24 eval --model pruned --pairs stsb-dev.csv
+  # the pattern that is fastest, and ten minutes of retraining that bring its loss back
+  sparse24 prune model/minilm pruned --method sparsegpt --vector 128 --retrain 10 --input texts.txt
 
 Without --include, what is pruned are matrices of f32, f16 or bf16 whose names do not
 speak of embeddings, norms, tables of biases, poolers or heads. Where the model is run
@@ -101,6 +104,10 @@ pub(crate) struct Args {
     target_speedup: Option<f64>,
     #[command(flatten)]
     metric: MetricArgs,
+    /// After pruning, retrain the model for so many minutes to have the states and embeddings of the dense one on the texts
+    /// of --input, as `sparse24 retrain` does; these are calibrated on, too, unless --calibration is given.
+    #[arg(long, value_name = "MINUTES", requires = "input")]
+    retrain: Option<f64>,
     /// Tokens of each of the --batch texts of the forward pass that --target-speedup times.
     #[arg(
         long,
@@ -210,6 +217,7 @@ struct Report {
     layers: Vec<Row>,
     permuted: Vec<Reordered>,
     chosen: Option<Choice>,
+    retrained: Option<Summary>,
     /// Of the weights of all matrices that could have been pruned.
     pruned_share: f64,
     /// Files of the old folder that the new one does not have.
@@ -268,7 +276,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         output: output.display().to_string(),
         method: args.method.name(),
         vectors: args.vector.iter().map(|v| v.get()).collect(),
-        calibration: args.calibration.as_ref().map(|path| path.display().to_string()),
+        calibration: args.calibration().map(|path| path.display().to_string()),
         calibration_tokens: run.tokens,
         provenance: args.provenance(&source, &run),
         seed: args.seed,
@@ -278,6 +286,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         seconds: started.elapsed().as_secs_f64(),
         permuted: run.permuted,
         chosen: run.chosen,
+        retrained: run.retrained.map(|(_, summary)| summary),
         layers: rows,
         left_out: left_out.iter().map(|left| left.path.display().to_string()).collect(),
     };
@@ -307,6 +316,8 @@ struct Run {
     chosen: Option<Choice>,
     tokens: Option<u64>,
     calibrated_on: Option<String>,
+    /// What of the texts it was retrained on, and how.
+    retrained: Option<(String, Summary)>,
 }
 
 impl Args {
@@ -319,7 +330,7 @@ impl Args {
             self.vector.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
         );
         ensure_usage!(
-            self.calibration.is_some() || !self.method.needs_statistics(),
+            self.calibration().is_some() || !self.method.needs_statistics(),
             "--method {} goes by the inputs of each layer: --calibration TXT is needed",
             self.method
         );
@@ -333,10 +344,14 @@ impl Args {
         );
         let damping = self.damping();
         ensure_usage!(damping.is_finite() && damping >= 0.0, "--damping: {damping} is no share");
-        let metric = self.metric.pairs.is_some() || self.metric.input.is_some();
+        let metric = self.metric.pairs.is_some() || self.metric.input.is_some() && self.retrain.is_none();
         ensure_usage!(
             self.chooses() || !metric,
-            "--pairs and --input are what --max-drop and --target-speedup choose by"
+            "--pairs and --input are what --max-drop and --target-speedup choose by, and --input what --retrain reads"
+        );
+        ensure_usage!(
+            self.retrain.is_none_or(|minutes| minutes > 0.0 && minutes.is_finite()),
+            "--retrain takes a number of minutes above 0"
         );
         ensure_usage!(
             self.target_speedup.is_none_or(|speedup| speedup > 1.0),
@@ -358,7 +373,13 @@ impl Args {
     }
 
     fn runs_the_model(&self) -> bool {
-        self.calibration.is_some() || self.permute.is_some() || self.chooses()
+        self.calibration.is_some() || self.permute.is_some() || self.chooses() || self.retrain.is_some()
+    }
+
+    /// The file of texts that statistics of inputs are of.
+    fn calibration(&self) -> Option<&Path> {
+        let retrained_on = self.metric.input.as_deref().filter(|_| self.retrain.is_some());
+        self.calibration.as_deref().or(retrained_on.filter(|_| self.method.needs_statistics()))
     }
 
     /// Whether which layers are pruned, and how, is to be found out.
@@ -387,6 +408,9 @@ impl Args {
         }
         if let Some(Choice { metric_of, .. }) = &run.chosen {
             provenance.note("chosen_on", metric_of);
+        }
+        if let Some((texts, _)) = &run.retrained {
+            provenance.note("retrained_on", texts);
         }
         provenance
     }
@@ -455,7 +479,7 @@ impl Args {
     /// Prunes a matrix that is stored as in x out, and returns its bytes as they are to be stored: in the same way.
     fn prune_transposed(&self, source: &Source, item: &Item) -> sparse24::Result<(Row, Vec<u8>)> {
         let (m, k, bytes) = source.transposed(item)?;
-        let dtype = stored_in(item.dtype);
+        let dtype = rewrite::stored_in(item.dtype);
         let w = Matrix::new(m, k, Elements::from_bytes(dtype, &bytes)?)?;
         let (row, pruned) = self.prune_matrix(&item.name, &w, self.vector(), None)?;
         let pruned = pruned.decompress().elements().to_le_bytes();
@@ -503,6 +527,9 @@ impl Args {
                 self.to.specs(&spec).map_err(|e| e.in_tensor(source.path_of(item), &item.name))?;
                 fate = Fate::Compressed(spec);
             }
+            if let (Fate::Kept, Some(checkpoint), Some(_)) = (&fate, &run.checkpoint, &run.retrained) {
+                fate = rewrite::fate_in(checkpoint, item)?;
+            }
             // Decoded, as few programs read this form; a folder's config names one form for all that is compressed.
             if matches!(fate, Fate::Kept) && item.stored == Stored::SparseBitmask {
                 fate = Fate::Plain;
@@ -523,7 +550,7 @@ impl Args {
         let bar = progress(pruned);
         let mut rows = run.rows.clone();
         let provenance: Vec<_> = self.provenance(source, run).metadata().collect();
-        rewrite::write(source, self.to, &fates, &provenance, path, |item| {
+        rewrite::write(source, self.to, &fates, &provenance, path, |item, fate| {
             if decoded.contains(&*item.name) {
                 return Ok(Made::Plain(source.dense(item)?));
             }
@@ -540,41 +567,14 @@ impl Args {
                 let (row, sparse) = pruned.map_err(fail)?;
                 rows.push(row);
                 return Ok(Made::Compressed(
-                    raw(&sparse, item.dtype).with_context(|| printable(&item.name).into_owned())?,
+                    rewrite::raw(&sparse, item.dtype).with_context(|| printable(&item.name).into_owned())?,
                 ));
             };
-            let plain = |w: &Matrix| Made::Plain(w.cast(stored_in(item.dtype)).elements().to_le_bytes());
-            Ok(match checkpoint.linear_tensor(&item.name)? {
-                Some(LinearTensor::Weights(HostWeights::Sparse24(w))) => {
-                    Made::Compressed(raw(&w, item.dtype).with_context(|| printable(&item.name).into_owned())?)
-                }
-                Some(LinearTensor::Weights(w)) => plain(&w.to_dense()?),
-                Some(LinearTensor::Bias(bias)) => plain(&bias),
-                None => bail!("{} is no part of a linear layer", printable(&item.name)),
-            })
+            rewrite::made_of(checkpoint, item, fate)
         })?;
         bar.finish_and_clear();
         Ok((rows, fates))
     }
-}
-
-/// Our name for a file's type. Pruned tensors are of one of the three.
-fn stored_in(dtype: Dtype) -> DType {
-    match dtype {
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::Bf16,
-        _ => DType::F32,
-    }
-}
-
-/// A compressed matrix as it is stored in elements of this type.
-fn raw(w: &Sparse24, dtype: Dtype) -> Result<Raw24<'static>> {
-    let from = w.values().to_f32();
-    let values = Elements::from_f32(stored_in(dtype), &from);
-    if let Some(at) = (0..from.len()).find(|&at| from[at].is_finite() && !values.get(at).is_finite()) {
-        bail!("a weight that makes up for others became {}, which is no {dtype}, as it is to be stored", from[at]);
-    }
-    Ok(Raw24::new(w.m(), w.k(), w.vector(), dtype, values.to_le_bytes(), w.meta().to_vec())?)
 }
 
 impl Report {
@@ -605,8 +605,9 @@ impl Report {
             }
         };
         format!(
-            "{table}\n{}{order}{}: {} pruned by {} ({:.0} % of the candidates' weights), stored as {}; {} before, {} after\n",
+            "{table}\n{}{order}{}{}: {} pruned by {} ({:.0} % of the candidates' weights), stored as {}; {} before, {} after\n",
             self.chosen.as_ref().map_or_else(String::new, Choice::text),
+            self.retrained.as_ref().map_or_else(String::new, Summary::text),
             printable(&self.output),
             many(self.layers.len(), "layer", "layers"),
             self.method,

@@ -1,4 +1,4 @@
-//! A model's file written anew, with some of its tensors replaced: what `convert` and `prune` have in common.
+//! A model's file written anew, with some of its tensors replaced: what `convert`, `prune` and `retrain` have in common.
 //!
 //! A file starts with a header that says what is in it, so what becomes of each item is said first and made when it is
 //! written, one item at a time: memory stays near the largest one.
@@ -6,14 +6,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::Result;
-
-use super::args::ensure_usage;
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use super::args::ensure_usage;
 use super::say;
 use sparse24::error::printable;
-use sparse24::io::{Item, Layout, LeftOut, Raw24, Source, Spec, Spec24, Stored, Writer, read_config};
+use sparse24::graph::{Checkpoint, LinearTensor};
+use sparse24::io::{Dtype, Item, Layout, LeftOut, Raw24, Source, Spec, Spec24, Stored, Writer, read_config};
+use sparse24::{DType, Elements, HostWeights, Matrix, Sparse24};
 
 /// What becomes of an item.
 pub(super) enum Fate {
@@ -43,7 +44,7 @@ pub(super) fn write(
     fates: &[(&Item, Fate)],
     more: &[(String, String)],
     path: &Path,
-    mut make: impl FnMut(&Item) -> Result<Made>,
+    mut make: impl FnMut(&Item, &Fate) -> Result<Made>,
 ) -> Result<()> {
     let old = source.metadata();
     let mut metadata = old.clone();
@@ -95,12 +96,59 @@ pub(super) fn write(
             }
             continue;
         }
-        match make(item)? {
+        match make(item, fate)? {
             Made::Compressed(raw) => layout.write(&mut writer, &item.name, &raw)?,
             Made::Plain(bytes) => writer.write(&item.name, &bytes)?,
         }
     }
     Ok(writer.finish()?)
+}
+
+/// What becomes of an item whose numbers are those of a checkpoint that was trained: whatever it holds is written.
+pub(super) fn fate_in(checkpoint: &Checkpoint, item: &Item) -> Result<Fate> {
+    Ok(match checkpoint.linear_tensor(&item.name)? {
+        Some(LinearTensor::Weights(HostWeights::Sparse24(w))) if item.stored != Stored::Dense => {
+            let name = item.name.clone();
+            Fate::Compressed(Spec24 { name, m: w.m(), k: w.k(), dtype: item.dtype, vector: Some(w.vector()) })
+        }
+        None if checkpoint.vector_tensor(&item.name)?.is_none() => Fate::Kept,
+        _ => Fate::Plain,
+    })
+}
+
+/// What is written for an item whose numbers are a checkpoint's, as its fate in `fates` says.
+pub(super) fn made_of(checkpoint: &Checkpoint, item: &Item, fate: &Fate) -> Result<Made> {
+    let plain = |w: &Matrix| Made::Plain(w.cast(stored_in(item.dtype)).elements().to_le_bytes());
+    Ok(match (checkpoint.linear_tensor(&item.name)?, fate) {
+        (Some(LinearTensor::Weights(HostWeights::Sparse24(w))), Fate::Compressed(_)) => {
+            Made::Compressed(raw(&w, item.dtype).with_context(|| printable(&item.name).into_owned())?)
+        }
+        (Some(LinearTensor::Weights(w)), _) => plain(&w.to_dense()?),
+        (Some(LinearTensor::Bias(bias)), _) => plain(&bias),
+        (None, _) => match checkpoint.vector_tensor(&item.name)? {
+            Some(row) => plain(&row),
+            None => bail!("{} is no part of a layer", printable(&item.name)),
+        },
+    })
+}
+
+/// Our name for a file's type. What is pruned or trained is of one of the three.
+pub(super) fn stored_in(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::Bf16,
+        _ => DType::F32,
+    }
+}
+
+/// A compressed matrix as it is stored in elements of this type.
+pub(super) fn raw(w: &Sparse24, dtype: Dtype) -> Result<Raw24<'static>> {
+    let from = w.values().to_f32();
+    let values = Elements::from_f32(stored_in(dtype), &from);
+    if let Some(at) = (0..from.len()).find(|&at| from[at].is_finite() && !values.get(at).is_finite()) {
+        bail!("a weight that makes up for others became {}, which is no {dtype}, as it is to be stored", from[at]);
+    }
+    Ok(Raw24::new(w.m(), w.k(), w.vector(), dtype, values.to_le_bytes(), w.meta().to_vec())?)
 }
 
 /// An error if the output would take the place of a file that is read: one of several, without which the others are no

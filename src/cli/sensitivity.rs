@@ -165,6 +165,16 @@ impl Texts {
         self.counted(file, self.ids.len(), "texts")
     }
 
+    /// So many of them at most, evenly spread over the file, and how a record names them.
+    pub(super) fn some(&self, file: &Path, most: usize) -> (Vec<Vec<u32>>, String) {
+        let all = self.ids.len();
+        if all <= most {
+            return (self.ids.clone(), self.described(file));
+        }
+        let ids = (0..most).map(|i| self.ids[i * all / most].clone()).collect();
+        (ids, self.counted(file, most, &format!("of {all} texts")))
+    }
+
     fn counted(&self, file: &Path, count: usize, of: &str) -> String {
         let name = file.file_name().map(|name| name.to_string_lossy().into_owned());
         let name = name.filter(|name| name != DASH).unwrap_or_else(|| name_of(file));

@@ -96,10 +96,12 @@ impl Trainable {
             .filter_map(|(at, param)| Some((ParamId(at), param.value.tensor(), param.gradient.as_ref()?)))
     }
 
-    /// The calls that bring trained weights into the form that products read, to be run after their values have changed.
-    pub fn repack(&self) -> Result<Vec<Prepared>> {
-        let trained = self.params.iter().filter(|param| param.gradient.is_some());
-        let weights = trained.filter_map(|param| match &param.value {
+    /// The calls that bring trained weights, those that are wanted, into the form that products read: to be run after their
+    /// values have changed.
+    pub fn repack(&self, wanted: impl Fn(ParamId) -> bool) -> Result<Vec<Prepared>> {
+        let is_wanted = |(at, param): &(usize, &TrainableParam)| param.gradient.is_some() && wanted(ParamId(*at));
+        let trained = self.params.iter().enumerate().filter(is_wanted);
+        let weights = trained.filter_map(|(_, param)| match &param.value {
             ParamValue::Weights(weights) => Some(self.device.prepare(&Repack { weights })),
             ParamValue::Matrix(_) => None,
         });

@@ -275,8 +275,13 @@ impl Forward {
     }
 
     /// The buffer of a value that comes from before its nodes, to be written.
-    pub(super) fn operand(&self, value: ValueId) -> Option<&Tensor> {
+    pub(crate) fn operand(&self, value: ValueId) -> Option<&Tensor> {
         self.of.iter().find(|(of, _)| *of == value).map(|(_, buffer)| &self.buffers[*buffer])
+    }
+
+    /// Bytes of its values on the device.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.buffers.iter().map(|buffer| (buffer.rows() * buffer.cols() * buffer.dtype().bytes()) as u64).sum()
     }
 
     pub(super) fn device(&self) -> &Device {

@@ -2,6 +2,7 @@
 //!
 //! Invariant: passes that are kept have no more tokens together than [`Model::KEPT_TOKENS`], or there is one alone.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::checkpoint::Checkpoint;
@@ -101,7 +102,13 @@ impl Model {
     /// # Ok::<(), sparse24::Error>(())
     /// ```
     pub fn tapped(&self, values: &[ValueId], batch: usize, seq: usize) -> Result<Forward> {
-        Forward::new(Arc::clone(&self.parts), 0..self.graph().nodes().len(), values, batch, seq)
+        self.part(0..self.graph().nodes().len(), values, batch, seq)
+    }
+
+    /// A pass of some nodes alone, of whose `values` the same holds: what comes from nodes before them is to be written
+    /// ([`Forward::operand`]).
+    pub(crate) fn part(&self, nodes: Range<usize>, values: &[ValueId], batch: usize, seq: usize) -> Result<Forward> {
+        Forward::new(Arc::clone(&self.parts), nodes, values, batch, seq)
     }
 
     /// [`Model::forward`], and whether it was prepared now.

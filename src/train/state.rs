@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::{Best, Options, Trainer};
 use crate::engine::Tensor;
@@ -20,7 +21,7 @@ use safetensors::Dtype;
 const VERSION: (&str, &str) = ("sparse24_train_state", "1");
 
 /// A number that two runs share only if they are the same, but for one pair in 2⁶⁴ (FNV-1a).
-pub(super) fn identity(student: &Checkpoint, texts: &[Vec<u32>], steps: u64, options: &Options) -> Result<u64> {
+pub(super) fn identity(student: &Checkpoint, texts: &[Arc<[u32]>], steps: u64, options: &Options) -> Result<u64> {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     let mut add = |bytes: &[u8]| {
         for &byte in bytes {
@@ -127,8 +128,8 @@ impl Trainer {
             device.write(m, new_m)?;
             device.write(v, new_v)?;
         }
-        device.submit(&self.trainable.repack()?)?;
-        (self.done, self.best) = (done, best);
+        device.submit(&self.trainable.repack(|_| true)?)?;
+        (self.done, self.best, self.chain) = (done, best, None);
         Ok(note)
     }
 }

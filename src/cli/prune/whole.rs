@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{Args, Choice, NOTHING, Reason, Reordered, Row, Run};
 use crate::cli::args::one_stdin;
 use crate::cli::model::{self, Source};
+use crate::cli::retrain::{Length, Training};
 use crate::cli::sensitivity::{Baseline, Drop, Metric, Row as SensitivityRow, Subject, calibration, candidates};
 use crate::cli::{progress, say};
 use sparse24::graph::{Calibration, CalibrationInputs, Checkpoint, Kept, Times, time_forwards};
@@ -15,6 +16,7 @@ use sparse24::measure::Policy;
 use sparse24::prune::Statistics;
 use sparse24::prune::permute::Budget;
 use sparse24::text::{Pipeline, Similarity, Tokenizer};
+use sparse24::train::{Options, Trainer};
 use sparse24::{DType, Device, HostWeights, VectorLen, choose};
 
 /// What a model is pruned by: its folder's files, where it runs, and the calibration texts as token ids.
@@ -26,6 +28,9 @@ struct Subjects<'a> {
     similarity: Similarity,
     texts: Vec<Vec<u32>>,
 }
+
+/// Texts that are calibrated on where none are named but those to retrain on: more of them change little, and take long.
+const CALIBRATED_ON: usize = 2048;
 
 /// Which linear layers are pruned, with which vector length.
 type Vectors = BTreeMap<String, VectorLen>;
@@ -42,10 +47,28 @@ pub(super) fn prune(args: &Args) -> Result<Run> {
     let Source { tokenizer, mut checkpoint, pipeline, use_of } = model::read(&files, None, DType::F32, None)?;
     let selected = selected(args, &checkpoint)?;
     let device = args.running.device()?;
-    let texts = args.calibration.as_deref().map(|path| Ok::<_, anyhow::Error>((path, calibration(path, &tokenizer)?)));
-    let texts = texts.transpose()?;
-    let calibrated_on = texts.as_ref().map(|(path, texts)| texts.described(path));
-    let texts = texts.map(|(_, texts)| texts.ids).unwrap_or_default();
+    let lesson = match (args.retrain, &args.metric.input) {
+        (Some(minutes), Some(path)) => {
+            let texts = calibration(path, &tokenizer).context("--input")?;
+            // Before anything takes time.
+            Trainer::check(&texts.ids, &Options::default()).context("--input")?;
+            say(&format!("pruning first; then {minutes} minutes of retraining on {}", texts.described(path)));
+            Some((path, texts, minutes))
+        }
+        _ => None,
+    };
+    let (texts, calibrated_on) = match (&args.calibration, &lesson) {
+        (Some(path), _) => {
+            let texts = calibration(path, &tokenizer)?;
+            let described = texts.described(path);
+            (texts.ids, Some(described))
+        }
+        (None, Some((path, texts, _))) if args.method.needs_statistics() => {
+            let (texts, described) = texts.some(path, CALIBRATED_ON);
+            (texts, Some(described))
+        }
+        _ => (Vec::new(), None),
+    };
     let of = Subjects { args, device, tokenizer, pipeline, similarity: use_of.similarity, texts };
     // Neither the order of channels nor the method changes how long a layer takes.
     let times = args.target_speedup.map(|speedup| of.times(&checkpoint, &selected, speedup)).transpose()?;
@@ -61,9 +84,9 @@ pub(super) fn prune(args: &Args) -> Result<Run> {
         let fitting = |name: &String| (name.clone(), checkpoint.fitting_vector(name, args.vector()));
         (selected.iter().map(fitting).collect(), None)
     };
-    let dense = times.is_some().then(|| checkpoint.clone());
+    let dense = (times.is_some() || lesson.is_some()).then(|| checkpoint.clone());
     let (rows, tokens) = of.prune(&mut checkpoint, &vectors)?;
-    if let (Some(dense), Some(chosen)) = (&dense, &mut chosen) {
+    if let (Some(dense), Some(chosen), Some(_)) = (&dense, &mut chosen, &times) {
         let (batch, seq) = of.shape();
         let models = [of.pipeline.attach(dense)?, of.pipeline.attach(&checkpoint)?];
         let attached = models.each_ref();
@@ -74,7 +97,25 @@ pub(super) fn prune(args: &Args) -> Result<Run> {
             say(&warning);
         }
     }
-    Ok(Run { checkpoint: Some(checkpoint), rows, permuted, chosen, tokens, calibrated_on })
+    let mut retrained = None;
+    if let (Some((path, texts, minutes)), Some(dense)) = (lesson, &dense) {
+        let of_texts = texts.described(path);
+        checkpoint.find_sparsity()?;
+        let [student, teacher] = [of.pipeline.attach(&checkpoint)?, of.pipeline.attach(dense)?];
+        let batch = args.running.batching().texts;
+        let training = Training {
+            device: &of.device,
+            student: &student,
+            teacher: &teacher,
+            texts: texts.ids,
+            length: Length::Minutes(minutes),
+            options: Options { batch, seed: args.seed, ..Options::default() },
+            checkpoint: None,
+        };
+        let (new, summary) = training.run().context("--retrain")?;
+        (checkpoint, retrained) = (new, Some((of_texts, summary)));
+    }
+    Ok(Run { checkpoint: Some(checkpoint), rows, permuted, chosen, tokens, calibrated_on, retrained })
 }
 
 /// The linear layers that the flags select. Q, K and V are one: an error if they select a part of it.
@@ -165,7 +206,7 @@ impl Subjects<'_> {
             rows.push(row);
             Ok::<_, sparse24::Error>(Some(HostWeights::Sparse24(pruned)))
         };
-        if self.args.calibration.is_some() {
+        if !self.texts.is_empty() {
             let by_default = if method.needs_gram() { CalibrationInputs::Corrected } else { CalibrationInputs::Pruned };
             let how = self.how(method.needs_gram(), inputs.unwrap_or(by_default));
             let visit = &mut |name: &str, w: &HostWeights, of: &Statistics| visit(name, w, Some(of));

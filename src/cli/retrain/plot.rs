@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use sparse24::io::write_atomically;
 
-use super::History;
+use super::training::History;
 
 const SIZE: (u32, u32) = (760, 420);
 

@@ -1,0 +1,130 @@
+//! How long a run takes: measured before it, so that minutes become a number of steps.
+
+use std::time::Instant;
+
+use super::{Objective, Options, Trainer};
+use crate::engine::Device;
+use crate::error::Result;
+use crate::graph::Checkpoint;
+
+/// How long things take, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// A step of the student: forwards, backwards, and the optimiser.
+    pub step: f64,
+    /// What a batch takes beside its steps: the teacher, and with [`Objective::Blocks`] the student forwards.
+    pub lesson: f64,
+    /// The loss of the texts that are held out.
+    pub evaluation: f64,
+    /// Batches whose lessons are kept, after which they take no more time; 0 if they are not.
+    kept: u64,
+    /// Parts that the steps are divided among, each of which has the lessons of its own steps.
+    parts: u64,
+}
+
+impl Pace {
+    /// Seconds of a run with so many steps and evaluations.
+    pub fn seconds(&self, steps: u64, evaluations: u64) -> f64 {
+        let batches = steps.div_ceil(self.parts);
+        let lessons = if self.kept > 0 { batches.min(self.kept) } else { batches };
+        steps as f64 * self.step + lessons as f64 * self.lesson + evaluations as f64 * self.evaluation
+    }
+
+    /// The most steps that so many seconds have room for, with as many evaluations as `evaluations` says of a number of
+    /// steps; 1 at least.
+    pub fn steps(&self, seconds: f64, evaluations: impl Fn(u64) -> u64) -> u64 {
+        let fits = |steps: u64| self.seconds(steps, evaluations(steps)) <= seconds;
+        let (mut most, mut too_many) = (1, 2);
+        while fits(too_many) && too_many < u64::MAX / 2 {
+            (most, too_many) = (too_many, 2 * too_many);
+        }
+        while too_many - most > 1 {
+            let between = most + (too_many - most) / 2;
+            if fits(between) {
+                most = between;
+            } else {
+                too_many = between;
+            }
+        }
+        most
+    }
+}
+
+impl Trainer {
+    /// How long a run takes, as measured on batches of every length that texts have. Trains a student that is thrown away.
+    pub fn measure(
+        device: &Device,
+        student: &Checkpoint,
+        teacher: &Checkpoint,
+        texts: &[Vec<u32>],
+        options: &Options,
+    ) -> Result<Pace> {
+        const BATCHES: usize = 8;
+        // So many that every part has steps for all batches.
+        const STEPS: u64 = 1 << 40;
+        let mut trainer = Self::new(device, student, teacher, texts.to_vec(), STEPS, options.clone())?;
+        let mut homes = trainer.texts.homes().to_vec();
+        let all = homes.len() as u64;
+        homes.retain(|home| home.len() == options.batch);
+        homes.sort_by_key(|home| trainer.texts.seq(home));
+        let chosen = BATCHES.min(homes.len());
+        let batches: Vec<_> = (0..chosen).map(|i| homes[(2 * i + 1) * homes.len() / (2 * chosen)].clone()).collect();
+        let is_in_parts = options.objective == Objective::Blocks;
+        let (mut steps, mut lessons) = (0.0, 0.0);
+        let parts = if is_in_parts { trainer.parts.len() - 1 } else { 1 };
+        for part in 0..parts {
+            let start = Instant::now();
+            trainer.enter(part, &batches)?;
+            lessons += if is_in_parts { start.elapsed().as_secs_f64() } else { 0.0 };
+            for batch in &batches {
+                // Once to make room for it and to have its lessons.
+                trainer.pass(part, batch, true)?;
+                let start = Instant::now();
+                for _ in 0..options.accumulate {
+                    trainer.pass(part, batch, true)?;
+                }
+                trainer.update(part, 1, 0.0)?;
+                device.wait()?;
+                let step = start.elapsed().as_secs_f64();
+                steps += step;
+                if !is_in_parts {
+                    let start = Instant::now();
+                    trainer.teacher.compute(&trainer.parts[part], &trainer.texts, batch)?;
+                    let lesson = start.elapsed().as_secs_f64() * options.accumulate as f64;
+                    lessons += lesson;
+                    // Else the step had it, too.
+                    steps -= if trainer.teacher.kept_bytes() > 0 { 0.0 } else { lesson };
+                }
+            }
+        }
+        trainer.evaluate()?;
+        let start = Instant::now();
+        trainer.evaluate()?;
+        let each = chosen.max(1) as f64;
+        Ok(Pace {
+            step: steps / each / parts as f64,
+            lesson: lessons / each,
+            evaluation: start.elapsed().as_secs_f64(),
+            kept: if is_in_parts || trainer.teacher.kept_bytes() > 0 { all } else { 0 },
+            parts: parts as u64,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_fill_the_time_that_there_is() {
+        let pace = Pace { step: 0.5, lesson: 0.25, evaluation: 2.0, kept: 100, parts: 1 };
+        // 100 steps with lessons, and 42 without.
+        assert_eq!(pace.steps(100.0, |_| 2), 142);
+        assert_eq!(pace.seconds(142, 2), 100.0);
+        assert_eq!(Pace { kept: 0, ..pace }.steps(100.0, |_| 2), 128);
+        assert_eq!(pace.steps(0.1, |_| 2), 1);
+        // Four parts have the same 30 lessons each.
+        let parts = Pace { parts: 4, ..pace };
+        assert_eq!(parts.seconds(120, 0), 67.5);
+    }
+}

@@ -1,0 +1,111 @@
+//! What of a graph is trained at a time, and the optimiser's calls for it.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use super::Objective;
+use crate::engine::{Device, Prepared, Tensor};
+use crate::error::{Error, Result};
+use crate::graph::{Graph, ParamId, Rows, Trainable, ValueId};
+use crate::matrix::DType;
+use crate::ops::adamw::AdamW;
+use crate::ops::sum_squares::SumSquares;
+
+/// Nodes that are trained together, and where they are compared with the teacher's.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) nodes: Range<usize>,
+    /// The state that they read, of the nodes before them.
+    pub(super) input: Option<ValueId>,
+    /// Where the states are compared.
+    pub(super) states: Vec<ValueId>,
+    /// The embeddings, if they make them.
+    pub(super) embedding: Option<ValueId>,
+    /// The steps of the run in which it is trained.
+    pub(super) steps: Range<u64>,
+    /// AdamW, and the new form of the products.
+    pub(super) update: Vec<Prepared>,
+    norms: Vec<Prepared>,
+    sums: Tensor,
+}
+
+/// Nodes with where they are compared.
+pub(super) struct Cut {
+    nodes: Range<usize>,
+    input: Option<ValueId>,
+    states: Vec<ValueId>,
+    embedding: Option<ValueId>,
+}
+
+/// The parts of a graph for an objective; the last is the whole graph.
+pub(super) fn cuts(graph: &Graph, objective: Objective) -> Result<Vec<Cut>> {
+    let end = graph.nodes().len();
+    let last = graph.outputs().last().copied();
+    let embedding = last.filter(|&value| graph.value(value).rows == Rows::Sequences);
+    let states = graph.states();
+    let whole = |states| Cut { nodes: 0..end, input: None, states, embedding };
+    match objective {
+        Objective::States if embedding.is_none() && states.is_empty() => {
+            Err(Error::Invalid("the model has no states and no embeddings to compare".into()))
+        }
+        Objective::Embeddings if embedding.is_none() => {
+            Err(Error::Invalid("the model has no embeddings on the device to compare".into()))
+        }
+        Objective::Blocks if states.is_empty() => {
+            Err(Error::Invalid("the model has no states between its blocks to compare".into()))
+        }
+        Objective::States => Ok(vec![whole(states)]),
+        Objective::Embeddings => Ok(vec![whole(Vec::new())]),
+        Objective::Blocks => {
+            let mut cuts: Vec<Cut> = Vec::new();
+            for (at, &state) in states.iter().enumerate() {
+                let is_last = at + 1 == states.len();
+                let start = cuts.last().map_or(0, |before| before.nodes.end);
+                let nodes = start..if is_last { end } else { graph.node_of(state) + 1 };
+                let input = at.checked_sub(1).map(|before| states[before]);
+                cuts.push(Cut { nodes, input, states: vec![state], embedding: embedding.filter(|_| is_last) });
+            }
+            cuts.push(whole(states));
+            Ok(cuts)
+        }
+    }
+}
+
+impl Part {
+    /// `moments` are of all that is trained, in the order of [`Trainable::trained`]; `step` is what AdamW reads.
+    pub(super) fn new(
+        cut: Cut,
+        steps: Range<u64>,
+        trainable: &Trainable,
+        moments: &[[Tensor; 2]],
+        step: &Tensor,
+    ) -> Result<Self> {
+        let device = trainable.device();
+        let Cut { nodes, input, states, embedding } = cut;
+        let own: HashSet<ParamId> =
+            trainable.graph().nodes()[nodes.clone()].iter().flat_map(|node| node.params()).collect();
+        let trained = || trainable.trained().zip(moments).filter(|((param, ..), _)| own.contains(param));
+        let parts = trained().map(|((.., gradient), _)| SumSquares::parts(gradient)).sum();
+        let sums = device.zeros(1, parts, DType::F32)?;
+        let (mut update, mut norms, mut first) = (Vec::new(), Vec::new(), 0);
+        for ((_, w, gradient), [m, v]) in trained() {
+            update.push(device.prepare(&AdamW { w, gradient, m, v, step })?);
+            norms.push(device.prepare(&SumSquares { x: gradient, y: &sums, first })?);
+            first += SumSquares::parts(gradient);
+        }
+        update.extend(trainable.repack(|param| own.contains(&param))?);
+        Ok(Self { nodes, input, states, embedding, steps, update, norms, sums })
+    }
+
+    /// Where it is compared: states, and then the embeddings.
+    pub(super) fn values(&self) -> Vec<ValueId> {
+        self.states.iter().copied().chain(self.embedding).collect()
+    }
+
+    /// The length of all its gradients together.
+    pub(super) fn gradient(&self, device: &Device) -> Result<f64> {
+        device.submit(&self.norms)?;
+        let squares: f64 = device.read(&self.sums)?.elements().to_f32().iter().map(|&x| f64::from(x)).sum();
+        Ok(squares.sqrt())
+    }
+}

@@ -1,0 +1,140 @@
+//! What the dense model makes of the texts: computed once for each, where there is memory to keep it.
+
+use super::kept::Kept;
+use super::missing;
+use super::part::Part;
+use super::shapes::Shapes;
+use super::texts::Texts;
+use crate::error::Result;
+use crate::graph::{Forward, Graph, Model, Rows, ValueId};
+use crate::matrix::Matrix;
+
+/// The dense model.
+#[derive(Debug)]
+pub(super) struct Teacher {
+    model: Model,
+    passes: Shapes<Forward>,
+    /// Of the texts that are trained as a whole, and of those that are held out; none where they would take too much.
+    kept: Option<Lessons>,
+}
+
+/// Some values of texts.
+#[derive(Debug)]
+pub(super) struct Lessons(Vec<(ValueId, Kept)>);
+
+impl Lessons {
+    /// Room for values of those texts for which they are wanted.
+    fn new(graph: &Graph, values: &[ValueId], texts: &Texts, wanted: impl Fn(usize) -> bool + Copy) -> Self {
+        Self(values.iter().map(|&value| (value, texts.room(graph, value, wanted))).collect())
+    }
+
+    fn bytes(&self) -> u64 {
+        self.0.iter().map(|(_, kept)| kept.bytes()).sum()
+    }
+
+    fn has_room(&self, text: usize) -> bool {
+        self.0.iter().all(|(_, kept)| kept.has_room(text))
+    }
+
+    fn has(&self, text: usize) -> bool {
+        self.0.iter().all(|(_, kept)| kept.has(text))
+    }
+
+    /// The values of a batch of texts of `seq` tokens.
+    pub(super) fn batch(&self, graph: &Graph, texts: &[usize], seq: usize) -> Result<Vec<(ValueId, Matrix)>> {
+        let each = |value: ValueId| if graph.value(value).rows == Rows::Tokens { seq } else { 1 };
+        self.0.iter().map(|(value, kept)| Ok((*value, kept.batch(texts, each(*value))?))).collect()
+    }
+
+    fn take(&mut self, texts: &[usize], made: &[(ValueId, Matrix)]) {
+        for ((_, kept), (_, made)) in self.0.iter_mut().zip(made) {
+            kept.take(texts, made);
+        }
+    }
+}
+
+impl Teacher {
+    /// A teacher that keeps what the whole model makes of those texts for which it is wanted, if that takes no more than
+    /// the first of `memory` bytes. Its passes take no more than the second.
+    pub(super) fn new(
+        model: Model,
+        whole: &Part,
+        texts: &Texts,
+        wanted: impl Fn(usize) -> bool + Copy,
+        memory: [u64; 2],
+    ) -> Self {
+        let kept = Lessons::new(model.graph(), &whole.values(), texts, wanted);
+        let kept = Some(kept).filter(|kept| kept.bytes() <= memory[0]);
+        Self { model, passes: Shapes::new(memory[1]), kept }
+    }
+
+    /// Bytes of what it keeps, once it has all of it.
+    pub(super) fn kept_bytes(&self) -> u64 {
+        self.kept.as_ref().map_or(0, Lessons::bytes)
+    }
+
+    /// What the whole model makes of a batch, computed now.
+    pub(super) fn compute(&mut self, whole: &Part, texts: &Texts, batch: &[usize]) -> Result<Vec<(ValueId, Matrix)>> {
+        self.run((usize::MAX, whole), texts, batch, None)
+    }
+
+    /// What the whole model makes of a batch.
+    pub(super) fn values(&mut self, whole: &Part, texts: &Texts, batch: &[usize]) -> Result<Vec<(ValueId, Matrix)>> {
+        if !self.kept.as_ref().is_some_and(|kept| batch.iter().all(|&text| kept.has_room(text))) {
+            return self.compute(whole, texts, batch);
+        }
+        for &text in batch {
+            if !self.kept.as_ref().is_some_and(|kept| kept.has(text)) {
+                let home = texts.home(text);
+                let made = self.compute(whole, texts, home)?;
+                self.kept.as_mut().ok_or_else(missing)?.take(home, &made);
+            }
+        }
+        self.kept.as_ref().ok_or_else(missing)?.batch(self.model.graph(), batch, texts.seq(batch))
+    }
+
+    /// What a part, which has a number, makes of some batches of texts and of what the part before it made of them.
+    pub(super) fn lessons(
+        &mut self,
+        (number, part): (usize, &Part),
+        texts: &Texts,
+        batches: &[Vec<usize>],
+        before: Option<&Lessons>,
+    ) -> Result<Lessons> {
+        let mut lessons = Lessons::new(self.model.graph(), &part.values(), texts, |text| !texts.is_held_out(text));
+        for batch in batches {
+            let made = self.run((number, part), texts, batch, before)?;
+            lessons.take(batch, &made);
+        }
+        Ok(lessons)
+    }
+
+    /// Runs a part on a batch of texts.
+    fn run(
+        &mut self,
+        (number, part): (usize, &Part),
+        texts: &Texts,
+        batch: &[usize],
+        before: Option<&Lessons>,
+    ) -> Result<Vec<(ValueId, Matrix)>> {
+        let seq = texts.seq(batch);
+        let shape = (number, batch.len(), seq);
+        let at = match self.passes.find(shape) {
+            Some(at) => at,
+            None => {
+                let pass = self.model.part(part.nodes.clone(), &part.values(), batch.len(), seq)?;
+                self.passes.add(shape, pass.bytes(), pass)
+            }
+        };
+        let (pass, device) = (self.passes.get(at), self.model.device());
+        pass.write(&texts.ids(batch))?;
+        if let Some(value) = part.input {
+            let input = before.ok_or_else(missing)?.batch(self.model.graph(), batch, seq)?;
+            let (_, input) = input.iter().find(|(of, _)| *of == value).ok_or_else(missing)?;
+            device.write(pass.operand(value).ok_or_else(missing)?, input)?;
+        }
+        pass.run()?;
+        let read = |value: ValueId| Ok((value, device.read(pass.tap(value).ok_or_else(missing)?)?));
+        part.values().into_iter().map(read).collect()
+    }
+}

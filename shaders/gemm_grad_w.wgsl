@@ -6,6 +6,8 @@
 // two that are kept: half the multiply-adds, as its code says beforehand which activations it reads. Dispatch grid: tiles,
 // along columns first, over x and y. Workgroup memory: 16 tokens of dY for the tile's rows, and of X for its columns.
 // Residue: tokens, rows and columns past the last are zero, and are not stored.
+//
+// Occupancy, threads per core at least: rdna2 1024, rdna3 1024, rdna4 1024, ampere 1024, ada 1024, apple-m1 512, adreno 512.
 
 override FORM: u32 = 0u;
 override VECTOR: u32 = 1u;

@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# Makes evaluation pairs and calibration text of the STS benchmark (English) from files that the user has downloaded.
+# Makes evaluation pairs, calibration text and text to retrain on of the STS benchmark (English) from files that the user
+# has downloaded.
 #
 # No package registry is known to carry the benchmark, so that no package manager can bring it. The pairs are
 # those of the dev split and the texts those of the train split: settings may be chosen on both. The test split is never
-# read, so that it can still say something. The folder gets both files or none.
+# read, so that it can still say something. The folder gets all files or none.
 set -euo pipefail
 
 usage() {
     cat <<USAGE
 usage: bash tests/fetch-stsb.sh DIR SOURCE
 
-Writes DIR/stsb-dev.csv (sentence, sentence, score from 0 to 5; 1500 pairs) and DIR/texts.txt (the first 2048 different
-sentences of the train split, one a line) from the folder SOURCE, which holds the STS benchmark's dev and train split
-as one of its usual downloads has them:
+Writes DIR/stsb-dev.csv (sentence, sentence, score from 0 to 5; 1500 pairs), DIR/texts.txt (the first 2048 different
+sentences of the train split, one a line: captions) and DIR/sentences.txt (all of the train split that are not in the dev
+split, mixed) from the folder SOURCE, which holds the STS benchmark's dev and train split as one of its usual downloads
+has them:
 
   sts-dev.csv, sts-train.csv              the original archive, Stsbenchmark.tar.gz (columns parted by tabs)
   dev.tsv, train.tsv                      GLUE's archive, STS-B.zip
@@ -47,7 +49,7 @@ source=${2%/}
 
 command -v python3 >/dev/null || die "python3 is missing: it converts the files"
 [[ -d $source ]] || die "$source is no folder: download the benchmark first (see --help)"
-for name in stsb-dev.csv texts.txt; do
+for name in stsb-dev.csv texts.txt sentences.txt; do
     [[ ! -e $dir/$name ]] || die "$dir/$name is there already: remove it, or name another folder"
 done
 
@@ -56,7 +58,7 @@ work=$(mktemp -d "$dir/.fetch-stsb.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
 python3 - "$source" "$work" <<'PYTHON' || die "nothing was written"
-import csv, gzip, hashlib, json, pathlib, sys
+import csv, gzip, hashlib, json, pathlib, random, sys
 
 source, work = map(pathlib.Path, sys.argv[1:])
 csv.field_size_limit(1 << 24)
@@ -130,7 +132,13 @@ with (work / "stsb-dev.csv").open("w", encoding="utf-8", newline="") as file:
     csv.writer(file, lineterminator="\n").writerows(dev)
 sentences = list(dict.fromkeys(sentence for a, b, _ in train for sentence in (a, b)))
 (work / "texts.txt").write_text("".join(sentence + "\n" for sentence in sentences[:2048]), encoding="utf-8")
+of_dev = {sentence for a, b, _ in dev for sentence in (a, b)}
+mixed = [sentence for sentence in sentences if sentence not in of_dev]
+random.Random(24).shuffle(mixed)
+(work / "sentences.txt").write_text("".join(sentence + "\n" for sentence in mixed), encoding="utf-8")
 PYTHON
 
-mv "$work/stsb-dev.csv" "$work/texts.txt" "$dir/"
-echo "$dir: stsb-dev.csv (1500 pairs) and texts.txt ($(wc -l <"$dir/texts.txt" | tr -d ' ') sentences) written"
+mv "$work/stsb-dev.csv" "$work/texts.txt" "$work/sentences.txt" "$dir/"
+count() { wc -l <"$dir/$1" | tr -d ' '; }
+echo "$dir: stsb-dev.csv (1500 pairs), texts.txt ($(count texts.txt) sentences) and sentences.txt ($(count sentences.txt))" \
+    "written"

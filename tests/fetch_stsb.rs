@@ -5,16 +5,22 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says what it skips")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use tempfile::TempDir;
 
+/// A sentence of both splits.
+const SHARED: &str = "in both";
+
 /// Pairs that no two are alike, with characters that CSV must quote.
 fn pairs(name: &str, count: usize) -> Vec<(String, String, f64)> {
     let pair = |i: usize| (format!("{name} \"{i}\", one"), format!("{name} other {}", i / 2), (i % 26) as f64 / 5.0);
-    (0..count).map(pair).collect()
+    let mut pairs: Vec<_> = (0..count).map(pair).collect();
+    pairs[77].0 = SHARED.to_owned();
+    pairs
 }
 
 /// Exit code and stderr of the script.
@@ -66,15 +72,19 @@ fn every_download_gives_the_same_pairs_and_a_cut_one_none() {
         // These are not the benchmark's sentences, which is said.
         assert!(code == 0 && stderr.starts_with("note: the number of pairs is right"), "{stderr}");
         let file = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
-        made.push((file("stsb-dev.csv"), file("texts.txt")));
-        assert_eq!(fs::read_dir(&dir).unwrap().count(), 2);
+        made.push((file("stsb-dev.csv"), file("texts.txt"), file("sentences.txt")));
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 3);
         // What is there is not overwritten.
         let (code, stderr) = run(&dir, source);
         assert!(code == 1 && stderr.contains("stsb-dev.csv is there already"), "{stderr}");
     }
     assert!(made[0] == made[1] && made[0] == made[2]);
-    let (csv, texts) = &made[0];
+    let (csv, texts, sentences) = &made[0];
     assert_eq!((csv.lines().count(), texts.lines().count()), (1500, 2048));
+    // All that differ, in another order, but those of the dev split: of the train split's 5749 second sentences half do.
+    let mixed: BTreeSet<_> = sentences.lines().collect();
+    assert_eq!((mixed.len(), sentences.lines().count()), (5749 + 2875 - 1, 5749 + 2875 - 1));
+    assert!(!mixed.contains(SHARED) && csv.contains(SHARED) && !sentences.starts_with(texts.lines().next().unwrap()));
     assert_eq!(csv.lines().nth(1).unwrap(), "\"dev \"\"1\"\", one\",dev other 0,0.2");
     assert_eq!(texts.lines().take(3).collect::<Vec<_>>(), ["train \"0\", one", "train other 0", "train \"1\", one"]);
 

@@ -67,7 +67,7 @@ fn a_pruned_model_is_retrained_and_stays_pruned() {
     let args = ["retrain", &pruned, &out, "--teacher", &dense, "--input", &text, "--steps", "60", "--rate", "3e-3"];
     let more = ["--batch", "16", "--json", &json, "--plot", &svg];
     let said = fine(&[&args[..], &more].concat());
-    assert!(said.contains("out: 60 steps on 180 texts (20 held out)"), "{said}");
+    assert!(said.contains("retrained: 60 steps on 180 texts (20 held out)"), "{said}");
 
     let report: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
     assert_eq!((&report["schema"], &report["steps"].as_array().map(Vec::len)), (&"sparse24-train/1".into(), &Some(60)));
@@ -93,6 +93,92 @@ fn a_pruned_model_is_retrained_and_stays_pruned() {
     let words = "embeddings.word_embeddings.weight";
     let bytes = |folder: &str| sparse24::TensorFile::open(Path::new(folder).join("model.safetensors")).unwrap();
     assert_eq!(bytes(&pruned).bytes(words).unwrap(), bytes(&out).bytes(words).unwrap());
+}
+
+/// In one command: pruned by statistics of the very text, and retrained for as many steps as the time has room for.
+#[test]
+fn a_model_is_pruned_and_retrained_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let [dense, _, text] = models(dir.path());
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (out, json) = (path("out"), path("prune.json"));
+    let how = ["prune", &dense, &out, "--method", "sparsegpt", "--vector", "4", "--include", "attention|intermediate"];
+    let more = ["--input", &text, "--batch", "16", "--json", &json];
+    let all = |minutes: &'static str| [&how[..], &["--retrain", minutes], &more].concat();
+    let start = Instant::now();
+    let said = fine(&all("0.05"));
+    assert!(start.elapsed() < Duration::from_secs(30), "three seconds took {:?}", start.elapsed());
+    assert!(said.contains("on 180 texts (20 held out)"), "{said}");
+    let report: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    let run = &report["retrained"];
+    let first = run["held_out"][0][1].as_f64().unwrap();
+    assert!(run["steps"].as_array().unwrap().len() >= 2 && run["best_loss"].as_f64().unwrap() < first, "{run}");
+    for key in ["calibrated_on", "retrained_on"] {
+        assert!(report["provenance"][key].as_str().unwrap().starts_with("texts.txt (200 texts"), "{report}");
+    }
+    // Layers that were left dense learned, too, and so did norms.
+    let (before, after) = (load(&dense), load(&out));
+    let name = "encoder.layer.0.output.dense";
+    let dense_layer = |of: &Checkpoint| match of.linear(name).unwrap() {
+        HostWeights::Dense(w) => w.clone(),
+        other => panic!("{name} is {}", other.op()),
+    };
+    assert_ne!(dense_layer(&before), dense_layer(&after));
+    assert!(matches!(after.linear("encoder.layer.0.attention.output.dense").unwrap(), HostWeights::Sparse24(_)));
+    let norm = "encoder.layer.0.output.LayerNorm.weight";
+    assert_ne!(before.vector_tensor(norm).unwrap(), after.vector_tensor(norm).unwrap());
+
+    fs::remove_dir_all(&out).unwrap();
+    refused(&all("0"), 2, &["--retrain", "above 0"]);
+    refused(&["prune", &dense, &out, "--retrain", "1"], 2, &["--input"]);
+    fs::write(&text, "cat\n".repeat(10)).unwrap();
+    refused(&all("1"), 1, &["--input", "10 texts are too few"]);
+    assert!(!Path::new(&out).exists());
+}
+
+/// Attention and feed-forward one after the other come nearer to the teacher, too.
+#[test]
+fn blocks_are_retrained_one_after_the_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let [dense, pruned, text] = models(dir.path());
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (out, json) = (path("out"), path("train.json"));
+    let args = ["retrain", &pruned, &out, "--teacher", &dense, "--input", &text, "--objective", "blocks"];
+    let more = ["--rate", "3e-3", "--batch", "16", "--json", &json];
+    fine(&[&args[..], &more, &["--steps", "200"]].concat());
+    let report: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    let first = report["held_out"][0][1].as_f64().unwrap();
+    assert_eq!((&report["objective"], &report["steps"].as_array().map(Vec::len)), (&"blocks".into(), &Some(200)));
+    assert!(report["best_loss"].as_f64().unwrap() < 0.8 * first, "{report}");
+    fs::remove_dir_all(&out).unwrap();
+    fine(&[&args[..], &more, &["--minutes", "0.05"]].concat());
+    let report: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    assert!(report["best_loss"].as_f64().unwrap() < first, "{report}");
+}
+
+/// A file that cannot be written ends the run, and the one before it stays.
+#[test]
+#[cfg(unix)]
+fn a_checkpoint_that_does_not_fit_leaves_the_one_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let [dense, pruned, text] = models(dir.path());
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (out, state) = (path("out"), path("state.safetensors"));
+    let args = ["retrain", &pruned, &out, "--teacher", &dense, "--input", &text, "--steps", "20", "--batch", "16"];
+    let args = [&args[..], &["--checkpoint", &state]].concat();
+    fine(&args);
+    fs::remove_dir_all(&out).unwrap();
+    let before = fs::read(&state).unwrap();
+    // No file may grow beyond a block: what a full disk is for whoever writes.
+    let mut full = Command::new("sh");
+    full.args(["-c", "trap '' XFSZ; ulimit -f 1; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_sparse24")]).args(&args);
+    full.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent");
+    let Output { status, stderr, .. } = full.output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert!(status.code() == Some(1) && stderr.contains("state.safetensors"), "{stderr}");
+    assert!(fs::read(&state).unwrap() == before && !Path::new(&out).exists());
+    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 4, "{left:?}");
 }
 
 /// Weights that are stored dense with zeros keep these.
@@ -173,6 +259,13 @@ fn what_cannot_be_retrained_is_refused() {
     refused(args(&dense, &few), &["--steps", "2"], 1, &["10 texts are too few"]);
     refused(args(&dense, &empty), &["--steps", "2"], 1, &["has no texts"]);
     refused(args(&path("nowhere"), &text), &["--steps", "2"], 1, &["--teacher", "nowhere"]);
+    // The same words under other ids.
+    let (mut swapped, other) = (TinyBert::new(24), path("other"));
+    let words = swapped.tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let (the, dog) = (words["the"].clone(), words["dog"].clone());
+    (words["the"], words["dog"]) = (dog, the);
+    swapped.write(Path::new(&other));
+    refused(args(&other, &text), &["--steps", "2"], 1, &["--teacher", "tokenizer", "other ids"]);
     refused(args(&dense, &text), &["--epochs", "0"], 2, &["above 0"]);
     refused(args(&dense, &text), &["--epochs", "1", "--minutes", "2"], 2, &["cannot be used with"]);
 }

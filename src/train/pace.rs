@@ -9,9 +9,14 @@ use crate::graph::Checkpoint;
 
 /// How long things take, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "cli", derive(serde::Serialize))]
 pub struct Pace {
-    /// A step of the student: forwards, backwards, and the optimiser.
-    pub step: f64,
+    /// The student forwards in a step, with its losses.
+    pub forward: f64,
+    /// The student backwards.
+    pub backward: f64,
+    /// The optimiser, and the new form of the weights.
+    pub optimiser: f64,
     /// What a batch takes beside its steps: the teacher, and with [`Objective::Blocks`] the student forwards.
     pub lesson: f64,
     /// The loss of the texts that are held out.
@@ -23,11 +28,16 @@ pub struct Pace {
 }
 
 impl Pace {
+    /// Seconds of a step: the student and the optimiser.
+    pub fn step(&self) -> f64 {
+        self.forward + self.backward + self.optimiser
+    }
+
     /// Seconds of a run with so many steps and evaluations.
     pub fn seconds(&self, steps: u64, evaluations: u64) -> f64 {
         let batches = steps.div_ceil(self.parts);
         let lessons = if self.kept > 0 { batches.min(self.kept) } else { batches };
-        steps as f64 * self.step + lessons as f64 * self.lesson + evaluations as f64 * self.evaluation
+        steps as f64 * self.step() + lessons as f64 * self.lesson + evaluations as f64 * self.evaluation
     }
 
     /// The most steps that so many seconds have room for, with as many evaluations as `evaluations` says of a number of
@@ -70,7 +80,7 @@ impl Trainer {
         let chosen = BATCHES.min(homes.len());
         let batches: Vec<_> = (0..chosen).map(|i| homes[(2 * i + 1) * homes.len() / (2 * chosen)].clone()).collect();
         let is_in_parts = options.objective == Objective::Blocks;
-        let (mut steps, mut lessons) = (0.0, 0.0);
+        let (mut passes, mut forwards, mut updates, mut lessons) = (0.0, 0.0, 0.0, 0.0);
         let parts = if is_in_parts { trainer.parts.len() - 1 } else { 1 };
         for part in 0..parts {
             let start = Instant::now();
@@ -79,31 +89,38 @@ impl Trainer {
             for batch in &batches {
                 // Once to make room for it and to have its lessons.
                 trainer.pass(part, batch, true)?;
-                let start = Instant::now();
-                for _ in 0..options.accumulate {
-                    trainer.pass(part, batch, true)?;
+                for (backward, seconds) in [(false, &mut forwards), (true, &mut passes)] {
+                    let start = Instant::now();
+                    for _ in 0..options.accumulate {
+                        trainer.pass(part, batch, backward)?;
+                    }
+                    device.wait()?;
+                    *seconds += start.elapsed().as_secs_f64();
                 }
+                let start = Instant::now();
                 trainer.update(part, 1, 0.0)?;
                 device.wait()?;
-                let step = start.elapsed().as_secs_f64();
-                steps += step;
+                updates += start.elapsed().as_secs_f64();
                 if !is_in_parts {
                     let start = Instant::now();
                     trainer.teacher.compute(&trainer.parts[part], &trainer.texts, batch)?;
                     let lesson = start.elapsed().as_secs_f64() * options.accumulate as f64;
                     lessons += lesson;
-                    // Else the step had it, too.
-                    steps -= if trainer.teacher.kept_bytes() > 0 { 0.0 } else { lesson };
+                    // Else the passes had it, too.
+                    let twice = if trainer.teacher.kept_bytes() > 0 { 0.0 } else { lesson };
+                    (forwards, passes) = (forwards - twice, passes - twice);
                 }
             }
         }
         trainer.evaluate()?;
         let start = Instant::now();
         trainer.evaluate()?;
-        let each = chosen.max(1) as f64;
+        let each = (chosen.max(1) * parts) as f64;
         Ok(Pace {
-            step: steps / each / parts as f64,
-            lesson: lessons / each,
+            forward: forwards / each,
+            backward: (passes - forwards) / each,
+            optimiser: updates / each,
+            lesson: lessons / chosen.max(1) as f64,
             evaluation: start.elapsed().as_secs_f64(),
             kept: if is_in_parts || trainer.teacher.kept_bytes() > 0 { all } else { 0 },
             parts: parts as u64,
@@ -117,7 +134,15 @@ mod tests {
 
     #[test]
     fn steps_fill_the_time_that_there_is() {
-        let pace = Pace { step: 0.5, lesson: 0.25, evaluation: 2.0, kept: 100, parts: 1 };
+        let pace = Pace {
+            forward: 0.125,
+            backward: 0.25,
+            optimiser: 0.125,
+            lesson: 0.25,
+            evaluation: 2.0,
+            kept: 100,
+            parts: 1,
+        };
         // 100 steps with lessons, and 42 without.
         assert_eq!(pace.steps(100.0, |_| 2), 142);
         assert_eq!(pace.seconds(142, 2), 100.0);

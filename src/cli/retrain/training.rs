@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::{progress, say};
 use sparse24::Device;
 use sparse24::graph::Checkpoint;
-use sparse24::train::{Objective, Options, Step, Trainer};
+use sparse24::train::{Objective, Options, Pace, Step, Trainer};
 
 /// How long a run is.
 #[derive(Clone, Copy)]
@@ -64,8 +64,8 @@ pub(in crate::cli) struct Summary {
     rate: f64,
     seed: u64,
     steps: u64,
-    /// As measured before the run, where minutes were asked for.
-    seconds_per_step: Option<f64>,
+    /// Seconds, as measured before the run, where minutes were asked for.
+    pace: Option<Pace>,
     best_step: u64,
     best_loss: f64,
     #[serde(flatten)]
@@ -88,11 +88,15 @@ impl Training<'_> {
                 let left = minutes * 60.0 - start.elapsed().as_secs_f64();
                 let steps = pace.steps(left, |steps| evaluations(steps) + 1);
                 say(&format!(
-                    "retraining: {minutes} minutes have room for {steps} steps of {:.2} s, and a teacher's {:.2} s for \
-                     each batch: --steps {steps}",
-                    pace.step, pace.lesson
+                    "retraining: {minutes} minutes have room for {steps} steps of {:.2} s (forwards {:.2}, backwards {:.2}, \
+                     optimiser {:.2}), and {:.2} s of the teacher for each batch: --steps {steps}",
+                    pace.step(),
+                    pace.forward,
+                    pace.backward,
+                    pace.optimiser,
+                    pace.lesson
                 ));
-                (steps, Some(pace.step))
+                (steps, Some(pace))
             }
         };
         let Options { objective, batch, rate, seed, .. } = options;
@@ -139,19 +143,8 @@ impl Training<'_> {
         let [texts, held_out_texts] = trainer.texts();
         let (best_loss, best_step) = trainer.best().context("no evaluation was made")?;
         let objective = objective.name();
-        let summary = Summary {
-            texts,
-            held_out_texts,
-            objective,
-            batch,
-            rate,
-            seed,
-            steps,
-            seconds_per_step: pace,
-            best_step,
-            best_loss,
-            history,
-        };
+        let summary =
+            Summary { texts, held_out_texts, objective, batch, rate, seed, steps, pace, best_step, best_loss, history };
         Ok((trainer.result()?, summary))
     }
 }

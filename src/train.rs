@@ -4,20 +4,25 @@
 //! embeddings. Only what is kept is trained, so a 2:4 model stays 2:4.
 //!
 //! ```text
-//!   token ids ──order──► batches of like length, mixed anew in every epoch           train/order.rs
+//!   token ids ──► batches of like length, mixed anew in every epoch             train/texts.rs, train/order.rs
 //!                            │
 //!              ┌─────────────┴──────────────┐
 //!        teacher: graph::Model      student: graph::TrainingPass, forwards
-//!              │ states, embeddings         │ states, embeddings
+//!              │ states, embeddings:        │ states, embeddings
+//!              │ kept for the next epoch    │                                     train/teacher.rs, train/kept.rs
 //!              └────────►  losses  ◄────────┘        RelativeError on the device; similarity on the host
 //!                            │ gradients of states and embeddings
 //!                     student, backwards ──► gradients of what is kept
 //!                            │ SumSquares: clipped together
-//!                          AdamW ──► Repack: the form of the products
+//!                          AdamW ──► Repack: the form of the products             train/part.rs
 //! ```
-//! The learning rate rises in a straight line over the first tenth of the steps and falls along half a cosine to nothing:
-//! so the number of steps is fixed before the first, and what a resumed run is to go on with. Some of the texts are held
-//! out; the parameters that had the least loss on them are the result.
+//! What is trained together is a part of the graph: all of it, or with [`Objective::Blocks`] what lies between two states,
+//! one part after the other, each on what the trained parts before it make of the texts.
+//!
+//! The learning rate rises in a straight line over the first tenth of a part's steps and falls along half a cosine to
+//! nothing: so the number of steps is fixed before the first, by a measurement if minutes are given ([`Pace`]), and what a
+//! resumed run is to go on with. Some of the texts are held out; the parameters that had the least loss on them are the
+//! result.
 //!
 //! On the CPU device a run is the same to the bit whatever the number of threads, and whether it was interrupted or not:
 //! what it goes on from is a file ([`Trainer::save`]) with parameters, the optimiser's state and the number of the step.
@@ -28,7 +33,7 @@ mod order;
 mod pace;
 mod part;
 mod shapes;
-pub mod similarity;
+mod similarity;
 mod state;
 mod teacher;
 mod texts;
@@ -40,13 +45,12 @@ use std::sync::Arc;
 
 use ndarray::Array2;
 
-pub use self::pace::Pace;
-
 use self::kept::Kept;
+pub use self::pace::Pace;
 use self::part::Part;
 use self::shapes::Shapes;
-use self::similarity::SimilarityWeights;
-use self::teacher::{Lessons, Teacher};
+pub use self::similarity::SimilarityWeights;
+use self::teacher::{Teacher, TeacherValues};
 use self::texts::Texts;
 use crate::engine::{Device, Tensor};
 use crate::error::{Error, Result};
@@ -98,31 +102,31 @@ impl fmt::Display for Objective {
 
 /// How a model is retrained.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Options {
+pub struct TrainOptions {
     /// What the student is to have from the teacher.
     pub objective: Objective,
-    /// Texts of a step.
+    /// Texts of a batch.
     pub batch: usize,
-    /// Batches that a step adds up, one after the other: for more texts than memory has room for.
+    /// Batches of a step, whose gradients are added up: for more texts than memory has room for at once.
     pub accumulate: usize,
     /// Largest learning rate.
-    pub rate: f64,
-    /// Share of the steps in which the rate rises.
+    pub learning_rate: f64,
+    /// Share of the steps in which the learning rate rises.
     pub warm_up: f64,
     /// AdamW's β₁ and β₂.
     pub betas: [f64; 2],
     /// AdamW's ε.
     pub eps: f64,
     /// AdamW's weight decay.
-    pub decay: f64,
+    pub weight_decay: f64,
     /// Gradients whose length, all together, is more than this are shortened to it.
-    pub clip: f64,
+    pub max_grad_norm: f64,
     /// What embeddings count beside the states of a layer.
     pub similarity: SimilarityWeights,
     /// Share of the texts that are held out.
     pub held_out: f64,
     /// Most texts that are held out: as many as say which parameters are best, in seconds.
-    pub most_held_out: usize,
+    pub max_held_out: usize,
     /// Seed of the order of texts.
     pub seed: u64,
     /// Bytes for what the teacher makes of the texts, computed again in every epoch if it takes more than two thirds of
@@ -130,38 +134,51 @@ pub struct Options {
     pub memory: u64,
 }
 
-impl Default for Options {
+impl Default for TrainOptions {
     /// What MiniLM and MPNet were retrained with.
     fn default() -> Self {
         Self {
             objective: Objective::States,
             batch: 32,
             accumulate: 1,
-            rate: 4e-4,
+            learning_rate: 4e-4,
             warm_up: 0.1,
             betas: [0.9, 0.98],
             eps: 1e-8,
-            decay: 0.0,
-            clip: 1.0,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
             similarity: SimilarityWeights { cosine: 4.0, pairs: 4.0 },
             held_out: 0.1,
-            most_held_out: 256,
+            max_held_out: 256,
             seed: 24,
             memory: 2 << 30,
         }
     }
 }
 
-impl Options {
+impl TrainOptions {
+    /// An error if no run can be made of these.
+    fn check(&self) -> Result<()> {
+        let Self { batch, accumulate, held_out, warm_up, .. } = *self;
+        let is_share = |share: f64| (0.0..1.0).contains(&share);
+        if batch == 0 || accumulate == 0 || !is_share(held_out) || !is_share(warm_up) {
+            return Err(Error::Invalid(format!(
+                "no run has batches of {batch} texts, {accumulate} of them a step, a share of {held_out} held out and one \
+                 of {warm_up} to warm up"
+            )));
+        }
+        Ok(())
+    }
+
     /// The learning rate of a step, counted from 0, of so many.
-    fn rate_of(&self, step: u64, steps: u64) -> f64 {
+    fn learning_rate_of(&self, step: u64, steps: u64) -> f64 {
         let (at, steps) = (step as f64 + 0.5, steps as f64);
         let rising = (self.warm_up * steps).max(1.0);
         if at < rising {
-            return self.rate * at / rising;
+            return self.learning_rate * at / rising;
         }
         let gone = (at - rising) / (steps - rising).max(1.0);
-        self.rate * 0.5 * (1.0 + (std::f64::consts::PI * gone.min(1.0)).cos())
+        self.learning_rate * 0.5 * (1.0 + (std::f64::consts::PI * gone.min(1.0)).cos())
     }
 }
 
@@ -184,7 +201,7 @@ pub struct Step {
 /// A student on its way.
 #[derive(Debug)]
 pub struct Trainer {
-    options: Options,
+    options: TrainOptions,
     /// Steps of the whole run.
     steps: u64,
     /// Steps that are done.
@@ -230,7 +247,16 @@ struct Chain {
     /// What the student has made of the texts up to it.
     input: Option<Kept>,
     /// What the teacher makes of its own states there.
-    wanted: Lessons,
+    wanted: TeacherValues,
+}
+
+impl Chain {
+    /// Bytes of the most that there is at once: what the student reads, what the teacher read, and what it made of that.
+    fn bytes(graph: &Graph, parts: &[Part], texts: &Texts) -> u64 {
+        let values = parts.iter().flat_map(Part::values).chain(parts.iter().filter_map(|part| part.input));
+        let is_trained = |text: usize| !texts.is_held_out(text);
+        3 * values.map(|value| texts.room_bytes(graph, value, is_trained)).max().unwrap_or_default()
+    }
 }
 
 impl Trainer {
@@ -242,10 +268,11 @@ impl Trainer {
         teacher: &Checkpoint,
         texts: Vec<Vec<u32>>,
         steps: u64,
-        options: Options,
+        options: TrainOptions,
     ) -> Result<Self> {
         let graph = Arc::clone(student.graph());
         same_graph(&graph, teacher.graph())?;
+        options.check()?;
         for (i, text) in texts.iter().enumerate() {
             graph.check_ids(text).map_err(|e| e.of_text(i))?;
         }
@@ -265,13 +292,21 @@ impl Trainer {
             let steps = if at < trained { of(at)..of(at + 1) } else { steps..steps };
             parts.push(Part::new(cut, steps, &trainable, &moments, &step)?);
         }
-        let identity = state::identity(student, texts.trained(), steps, &options)?;
+        let identity = state::identity([student, teacher], texts.all(), steps, &options)?;
         let whole = &parts[parts.len() - 1];
         // Where parts are trained by themselves their own states are kept, and of the whole those of held-out texts.
-        let wanted = |text: usize| trained == parts.len() || texts.is_held_out(text);
-        let share = options.memory / 3 * 2;
-        let teacher = Teacher::new(Model::new(device, teacher)?, whole, &texts, wanted, [share, options.memory / 8]);
-        let memory = options.memory - options.memory / 8 - teacher.kept_bytes();
+        let is_whole = trained == parts.len();
+        let is_wanted = |text: usize| is_whole || texts.is_held_out(text);
+        let (most, of_passes) = (options.memory / 3 * 2, options.memory / 8);
+        let chain = if is_whole { 0 } else { Chain::bytes(&graph, &parts, &texts) };
+        if chain > most {
+            return Err(Error::Invalid(format!(
+                "the states of all texts between two parts take {} MiB: more than two thirds of the memory that is given",
+                chain.div_ceil(1 << 20)
+            )));
+        }
+        let teacher = Teacher::new(Model::new(device, teacher)?, whole, &texts, is_wanted, [most - chain, of_passes]);
+        let memory = options.memory - of_passes - chain - teacher.kept_bytes();
         Ok(Self {
             steps,
             done: 0,
@@ -290,11 +325,6 @@ impl Trainer {
         })
     }
 
-    /// Steps of the whole run.
-    pub fn steps(&self) -> u64 {
-        self.steps
-    }
-
     /// Steps that are done.
     pub fn done(&self) -> u64 {
         self.done
@@ -306,13 +336,16 @@ impl Trainer {
     }
 
     /// An error if there are too few texts to retrain on and hold some out.
-    pub fn check(texts: &[Vec<u32>], options: &Options) -> Result<()> {
+    pub fn check(texts: &[Vec<u32>], options: &TrainOptions) -> Result<()> {
+        options.check()?;
         Texts::held_out_of(texts.len(), options).map(drop)
     }
 
-    /// Steps in which every text is trained on once.
-    pub fn steps_of_epoch(texts: usize, options: &Options) -> u64 {
-        texts.div_ceil(options.batch * options.accumulate) as u64
+    /// Steps in which every text is trained on once that is not held out. An error if there are too few.
+    pub fn steps_of_epoch(texts: usize, options: &TrainOptions) -> Result<u64> {
+        options.check()?;
+        let trained = texts - Texts::held_out_of(texts, options)?;
+        Ok(trained.div_ceil(options.batch).div_ceil(options.accumulate) as u64)
     }
 
     /// One step: a batch forwards and backwards, and the optimiser. `None` when all are done. An error if the loss is no
@@ -322,42 +355,61 @@ impl Trainer {
         let number = self.done + 1;
         let accumulate = self.options.accumulate as u64;
         let steps = self.parts[part].steps.clone();
-        // The texts that its steps have: their first batches are homes.
-        let batches = ((steps.end - steps.start) * accumulate).min(self.texts.homes().len() as u64) as usize;
-        if self.chain.as_ref().is_none_or(|chain| chain.part != part) {
+        if self.parts.len() > 1 && self.chain.as_ref().is_none_or(|chain| chain.part != part) {
+            // The texts that its steps have: their first batches are homes.
+            let batches = ((steps.end - steps.start) * accumulate).min(self.texts.homes().len() as u64) as usize;
             let homes = self.texts.homes()[..batches].to_vec();
             self.enter(part, &homes).map_err(|e| in_step(e, number))?;
         }
+        let step = self.step_of(part, number, self.done - steps.start, steps.end - steps.start);
+        match step {
+            Ok(step) => {
+                self.done = number;
+                Ok(Some(step))
+            }
+            Err(e) => {
+                self.clear_gradients()?;
+                Err(in_step(e, number))
+            }
+        }
+    }
+
+    /// Step number `at`, from 0, of the `steps` of a part, which is `number` of the run.
+    fn step_of(&mut self, part: usize, number: u64, at: u64, steps: u64) -> Result<Step> {
+        let accumulate = self.options.accumulate as u64;
         let (mut loss, mut similarity) = (0.0, 0.0);
-        let of_part = self.done - steps.start;
-        for at in 0..accumulate {
-            let batch = self.batch(of_part * accumulate + at);
-            let [all, of_similarity] = self.pass(part, &batch, true).map_err(|e| in_step(e, number))?;
+        for i in 0..accumulate {
+            let batch = self.batch(at * accumulate + i);
+            let [all, of_similarity] = self.pass(part, &batch, true)?;
             loss += all;
             similarity += of_similarity;
         }
-        let rate = self.options.rate_of(of_part, steps.end - steps.start);
-        let gradient = self.update(part, of_part + 1, rate).map_err(|e| in_step(e, number))?;
-        self.done = number;
-        Ok(Some(Step { number, loss, similarity, rate, gradient }))
+        let rate = self.options.learning_rate_of(at, steps);
+        let gradient = self.update(part, at + 1, rate)?;
+        Ok(Step { number, loss, similarity, rate, gradient })
+    }
+
+    /// Gradients of a step that came to nothing.
+    fn clear_gradients(&self) -> Result<()> {
+        self.trainable.trained().try_for_each(|(_, _, gradient)| {
+            let zeros = Matrix::zeros(gradient.rows(), gradient.cols(), DType::F32)?;
+            self.trainable.device().write(gradient, &zeros)
+        })
     }
 
     /// The optimiser's step of a number, from 1, of a part. Returns the length of all gradients together.
     fn update(&self, part: usize, number: u64, rate: f64) -> Result<f64> {
         let (device, part) = (self.trainable.device(), &self.parts[part]);
-        let gradient = part.gradient(device)?;
-        if !gradient.is_finite() {
-            return Err(Error::Invalid(format!("the gradient's length is {gradient}")));
-        }
-        let Options { betas, eps, decay, clip, .. } = self.options;
-        let factor = if gradient > clip { clip / gradient } else { 1.0 };
+        let gradient = part.gradient(&self.trainable)?;
+        let TrainOptions { betas, eps, weight_decay: decay, max_grad_norm, .. } = self.options;
+        let factor = if gradient > max_grad_norm { max_grad_norm / gradient } else { 1.0 };
         let numbers = AdamWStep { number, rate, factor, betas, eps, decay };
         device.write(&self.step, &numbers.to_matrix()?)?;
         device.submit(&part.update)?;
         Ok(gradient)
     }
 
-    /// The texts of batch number `at` since the start.
+    /// The texts of batch number `at`, from 0, of a part's steps.
     fn batch(&mut self, at: u64) -> Vec<usize> {
         let of_epoch = self.texts.homes().len() as u64;
         let (epoch, place) = (at / of_epoch, at % of_epoch);
@@ -381,14 +433,17 @@ impl Trainer {
         let device = self.trainable.device();
         let StudentPass { pass, wanted: to } = self.passes.get(at);
         for (value, to) in to {
-            device.write(to, lesson(&wanted, *value)?)?;
+            device.write(to, value_of(&wanted, *value)?)?;
         }
         let mut similarity = 0.0;
         if let Some(value) = self.parts[part].embedding {
             let s = device.read(pass.value(value).ok_or_else(missing)?)?.to_array().mapv(f64::from);
-            let t = lesson(&wanted, value)?.to_array().mapv(f64::from);
+            let t = value_of(&wanted, value)?.to_array().mapv(f64::from);
             let (loss, gradient) = similarity::loss(s.view(), t.view(), self.options.similarity);
             if !loss.is_finite() {
+                // It came from the first state that is no number.
+                pass.measure()?;
+                self.losses(pass)?;
                 return Err(Error::Invalid(format!("the loss of the embeddings is {loss}")));
             }
             similarity = loss * share;
@@ -401,15 +456,22 @@ impl Trainer {
         } else {
             pass.measure()?;
         }
-        let losses = pass.losses()?;
-        for (value, loss) in losses.iter() {
-            if !loss.is_finite() {
-                let name = &self.trainable.graph().value(*value).name;
-                return Err(Error::Invalid(format!("the loss of {name} is {loss}")));
-            }
-        }
-        let states: f64 = losses.iter().map(|(_, loss)| loss).sum();
+        let states: f64 = self.losses(pass)?.iter().sum();
         Ok([states + similarity, similarity])
+    }
+
+    /// The losses of a pass's states. An error names the first that is no number.
+    fn losses(&self, pass: &TrainingPass) -> Result<Vec<f64>> {
+        let mut losses = pass.losses()?;
+        losses.sort_by_key(|(value, _)| *value);
+        let check = |(value, loss): (ValueId, f64)| match loss.is_finite() {
+            true => Ok(loss),
+            false => {
+                let name = &self.trainable.graph().value(value).name;
+                Err(Error::Invalid(format!("the loss of {name} is {loss}")))
+            }
+        };
+        losses.into_iter().map(check).collect()
     }
 
     /// Runs the student's part forwards. Returns where its pass is.
@@ -434,6 +496,7 @@ impl Trainer {
         }
         let (trainable, of) = (&self.trainable, &self.parts[part]);
         let graph = trainable.graph();
+        let room = self.passes.make_room();
         let weight = 1.0 / self.options.accumulate as f32;
         let wanted: Vec<(ValueId, Tensor)> = of
             .states
@@ -442,8 +505,10 @@ impl Trainer {
             .collect::<Result<_>>()?;
         let states = wanted.iter().map(|(value, target)| Target::States { value: *value, target, weight });
         let targets: Vec<Target<'_>> = states.chain(of.embedding.map(Target::Given)).collect();
-        let pass = TrainingPass::new(trainable, of.nodes.clone(), (batch, seq), &targets, self.passes.memory())?;
-        let bytes = pass.bytes();
+        let of_targets: u64 = wanted.iter().map(|(_, target)| 4 * (target.rows() * target.cols()) as u64).sum();
+        let memory = room.saturating_sub(of_targets);
+        let pass = TrainingPass::new(trainable, of.nodes.clone(), (batch, seq), &targets, memory)?;
+        let bytes = pass.bytes() + of_targets;
         Ok(self.passes.add((part, batch, seq), bytes, StudentPass { pass, wanted }))
     }
 
@@ -458,7 +523,8 @@ impl Trainer {
             let input = match self.parts[part].input {
                 None => None,
                 Some(value) => {
-                    let mut kept = self.texts.room(self.trainable.graph(), value, |text| !self.texts.is_held_out(text));
+                    let is_trained = |text: usize| !self.texts.is_held_out(text);
+                    let mut kept = self.texts.room(self.trainable.graph(), value, is_trained);
                     for home in homes {
                         let at = self.forward(part - 1, home)?;
                         let made = self.passes.get(at).pass.value(value).ok_or_else(missing)?;
@@ -468,7 +534,7 @@ impl Trainer {
                 }
             };
             let before = self.chain.take().map(|chain| chain.wanted);
-            let wanted = self.teacher.lessons((part, &self.parts[part]), &self.texts, homes, before.as_ref())?;
+            let wanted = self.teacher.values_of_part((part, &self.parts[part]), &self.texts, homes, before.as_ref())?;
             self.chain = Some(Chain { part, input, wanted });
         }
         Ok(())
@@ -511,7 +577,7 @@ impl Trainer {
     }
 }
 
-/// An error unless two models compute the same from parameters of the same shapes.
+/// An error unless two models have the same operations, in the same order, on parameters of the same shapes.
 fn same_graph(student: &Graph, teacher: &Graph) -> Result<()> {
     let shapes = |graph: &Graph| -> HashMap<String, (usize, usize)> {
         graph.params().map(|(_, param)| (param.name.clone(), (param.rows, param.cols))).collect()
@@ -528,15 +594,17 @@ fn same_graph(student: &Graph, teacher: &Graph) -> Result<()> {
             None => return Err(Error::Invalid(format!("the teacher is another model: it has no {name}"))),
         }
     }
-    let names = |graph: &Graph| graph.nodes().iter().map(|node| node.name.clone()).collect::<Vec<_>>();
-    if student.params().len() != others.len() || names(student) != names(teacher) {
+    let nodes = |graph: &Graph| -> Vec<_> {
+        graph.nodes().iter().map(|node| format!("{} {:?} {:?}", node.name, node.op, node.reads)).collect()
+    };
+    if student.params().len() != others.len() || nodes(student) != nodes(teacher) {
         return Err(Error::Invalid("the teacher is another model: it computes something else".into()));
     }
     Ok(())
 }
 
 /// What the teacher makes of a value.
-fn lesson(wanted: &[(ValueId, Matrix)], value: ValueId) -> Result<&Matrix> {
+fn value_of(wanted: &[(ValueId, Matrix)], value: ValueId) -> Result<&Matrix> {
     wanted.iter().find(|(of, _)| *of == value).map(|(_, matrix)| matrix).ok_or_else(missing)
 }
 

@@ -64,13 +64,15 @@ fn a_pruned_model_is_retrained_and_stays_pruned() {
     let [dense, pruned, text] = models(dir.path());
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let [out, json, svg] = ["out", "train.json", "losses.svg"].map(path);
-    let args = ["retrain", &pruned, &out, "--teacher", &dense, "--input", &text, "--steps", "60", "--rate", "3e-3"];
+    let args =
+        ["retrain", &pruned, &out, "--teacher", &dense, "--input", &text, "--steps", "60", "--learning-rate", "3e-3"];
     let more = ["--batch", "16", "--json", &json, "--plot", &svg];
     let said = fine(&[&args[..], &more].concat());
     assert!(said.contains("retrained: 60 steps on 180 texts (20 held out)"), "{said}");
 
     let report: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
     assert_eq!((&report["schema"], &report["steps"].as_array().map(Vec::len)), (&"sparse24-train/1".into(), &Some(60)));
+    assert_eq!(report["planned_steps"], 60);
     let held_out = report["held_out"].as_array().unwrap();
     let loss = |at: usize| held_out[at][1].as_f64().unwrap();
     assert!(report["best_loss"].as_f64().unwrap() < 0.8 * loss(0), "{held_out:?}");
@@ -119,12 +121,12 @@ fn a_model_is_pruned_and_retrained_at_once() {
     // Layers that were left dense learned, too, and so did norms.
     let (before, after) = (load(&dense), load(&out));
     let name = "encoder.layer.0.output.dense";
-    let dense_layer = |of: &Checkpoint| match of.linear(name).unwrap() {
+    let dense_layer = |of: &Checkpoint| match &**of.linear(name).unwrap() {
         HostWeights::Dense(w) => w.clone(),
         other => panic!("{name} is {}", other.op()),
     };
     assert_ne!(dense_layer(&before), dense_layer(&after));
-    assert!(matches!(after.linear("encoder.layer.0.attention.output.dense").unwrap(), HostWeights::Sparse24(_)));
+    assert!(matches!(**after.linear("encoder.layer.0.attention.output.dense").unwrap(), HostWeights::Sparse24(_)));
     let norm = "encoder.layer.0.output.LayerNorm.weight";
     assert_ne!(before.vector_tensor(norm).unwrap(), after.vector_tensor(norm).unwrap());
 
@@ -144,7 +146,7 @@ fn blocks_are_retrained_one_after_the_other() {
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let (out, json) = (path("out"), path("train.json"));
     let args = ["retrain", &pruned, &out, "--teacher", &dense, "--input", &text, "--objective", "blocks"];
-    let more = ["--rate", "3e-3", "--batch", "16", "--json", &json];
+    let more = ["--learning-rate", "3e-3", "--batch", "16", "--json", &json];
     fine(&[&args[..], &more, &["--steps", "200"]].concat());
     let report: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
     let first = report["held_out"][0][1].as_f64().unwrap();
@@ -238,6 +240,11 @@ fn a_run_that_is_killed_goes_on_to_the_same_bits() {
     let other = args(run(&path("other"), "401"));
     let other = strings(&other);
     refused(&other.split('\u{1}').collect::<Vec<_>>(), 1, &["state.safetensors", "another run"]);
+    // Minutes are the steps that the first sitting made of them.
+    let minutes = other.replace("--steps", "--minutes").replace("401", "9");
+    let Output { status, stderr, .. } = command(&minutes.split('\u{1}').collect::<Vec<_>>()).output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert!(status.success() && stderr.contains("after step 400 of 400"), "{stderr}");
 }
 
 #[test]

@@ -3,8 +3,8 @@
 
 use sparse24::graph::{Checkpoint, Sparsity};
 use sparse24::models::bert::{BertConfig, Sizes};
-use sparse24::train::{Objective, Options, Step, Trainer};
-use sparse24::{Activation, DType, Device, HostWeights, Matrix, Options as DeviceOptions, VectorLen, measure};
+use sparse24::train::{Objective, SimilarityWeights, Step, TrainOptions, Trainer};
+use sparse24::{Activation, DType, Device, HostWeights, Matrix, Options, VectorLen, measure};
 
 const SIZES: Sizes =
     Sizes { vocabulary: 50, hidden: 32, layers: 2, heads: 4, intermediate: 64, positions: 16, types: 1 };
@@ -35,26 +35,26 @@ fn texts() -> Vec<Vec<u32>> {
     (0..200u32).map(|i| (0..2 + i % 9).map(|t| (i * 7 + t * 13) % 50).collect()).collect()
 }
 
-fn options() -> Options {
-    Options { batch: 16, rate: 3e-3, ..Options::default() }
+fn options() -> TrainOptions {
+    TrainOptions { batch: 16, learning_rate: 3e-3, ..TrainOptions::default() }
 }
 
 fn cpu(threads: usize) -> Device {
-    Device::open("cpu", DeviceOptions { threads: Some(threads), ..Default::default() }).unwrap()
+    Device::open("cpu", Options { threads: Some(threads), ..Default::default() }).unwrap()
 }
 
 fn trainer(device: &Device, steps: u64) -> Trainer {
     trainer_with(device, steps, options())
 }
 
-fn trainer_with(device: &Device, steps: u64, options: Options) -> Trainer {
+fn trainer_with(device: &Device, steps: u64, options: TrainOptions) -> Trainer {
     let teacher = dense(SIZES);
     Trainer::new(device, &pruned(&teacher), &teacher, texts(), steps, options).unwrap()
 }
 
 /// One after the other: two blocks of attention and feed-forward each.
-fn blocks() -> Options {
-    Options { objective: Objective::Blocks, rate: 1e-2, ..options() }
+fn blocks() -> TrainOptions {
+    TrainOptions { objective: Objective::Blocks, learning_rate: 1e-2, ..options() }
 }
 
 /// Values of all linear layers.
@@ -90,7 +90,7 @@ fn a_pruned_model_comes_nearer_to_the_dense_one_and_stays_pruned() {
 #[test]
 fn the_best_parameters_are_the_result() {
     let teacher = dense(SIZES);
-    let wild = Options { rate: 10.0, clip: 1e9, ..options() };
+    let wild = TrainOptions { learning_rate: 10.0, max_grad_norm: 1e9, ..options() };
     let mut trainer = Trainer::new(&cpu(2), &pruned(&teacher), &teacher, texts(), 3, wild).unwrap();
     let before = trainer.evaluate().unwrap();
     while trainer.step().unwrap().is_some() {}
@@ -127,7 +127,7 @@ fn blocks_are_trained_one_after_the_other() {
 fn what_the_teacher_says_is_kept_or_computed_again() {
     // Two epochs of 12 batches. The third of the memory that is left for passes would do.
     let run = |memory| {
-        let mut trainer = trainer_with(&cpu(2), 24, Options { memory, ..options() });
+        let mut trainer = trainer_with(&cpu(2), 24, TrainOptions { memory, ..options() });
         std::iter::from_fn(|| trainer.step().unwrap()).map(|step| step.loss).collect::<Vec<_>>()
     };
     let (kept, again) = (run(1 << 30), run(300 << 10));
@@ -181,8 +181,23 @@ fn the_state_of_another_run_is_refused() {
     let (dir, device) = (tempfile::tempdir().unwrap(), cpu(2));
     let path = dir.path().join("state.safetensors");
     trainer(&device, 20).save(&path, "").unwrap();
-    let other = trainer(&device, 21).resume(&path).unwrap_err().to_string();
-    assert!(other.contains("state.safetensors") && other.contains("another run"), "{other}");
+    assert_eq!(Trainer::steps_of(&path).unwrap(), 20);
+    let other = |mut trainer: Trainer| {
+        let other = trainer.resume(&path).unwrap_err().to_string();
+        assert!(other.contains("state.safetensors") && other.contains("another run"), "{other}");
+    };
+    other(trainer(&device, 21));
+    // Another teacher, and another text among those that are held out.
+    let mut teacher = dense(SIZES);
+    let start = pruned(&teacher);
+    let made = |teacher: &Checkpoint, texts| Trainer::new(&device, &start, teacher, texts, 20, options()).unwrap();
+    let mut texts_now = texts();
+    texts_now[0] = vec![3, 4];
+    other(made(&teacher, texts_now));
+    let (name, w) = teacher.linears().map(|(name, w)| (name, w.to_dense().unwrap())).next().unwrap();
+    let halves: Vec<f32> = w.elements().to_f32().iter().map(|x| x * 0.5).collect();
+    teacher.set_linear(&name, Matrix::from_f32(w.rows(), w.cols(), &halves).unwrap().into()).unwrap();
+    other(made(&teacher, texts()));
     let not = dir.path().join("weights.safetensors");
     sparse24::io::save_matrices(&not, &[("w", &Matrix::zeros(2, 2, DType::F32).unwrap())]).unwrap();
     let not = trainer(&device, 20).resume(&not).unwrap_err().to_string();
@@ -201,7 +216,7 @@ fn a_loss_that_is_no_number_is_named() {
     teacher.set_linear(name, Matrix::from_f32(m, k, &vec![3e38; m * k]).unwrap().into()).unwrap();
     let mut trainer = Trainer::new(&cpu(2), &start, &teacher, texts(), 5, options()).unwrap();
     let error = trainer.step().unwrap_err().to_string();
-    assert!(error.starts_with("step 1: the loss of ") && trainer.done() == 0, "{error}");
+    assert!(error.starts_with("step 1: the loss of encoder.layer.1.output") && trainer.done() == 0, "{error}");
     assert_eq!(weights(&trainer.result().unwrap()), weights(&start));
 }
 
@@ -217,18 +232,41 @@ fn what_cannot_be_trained_is_refused() {
     assert!(wide.contains("128 x 32, not 64 x 32") || wide.contains("1 x 128, not 1 x 64"), "{wide}");
     assert!(error(&teacher, texts()[..20].to_vec()).contains("20 texts are too few"));
     assert!(error(&teacher, Vec::new()).contains("0 texts are too few"));
+    let none = Trainer::check(&texts(), &TrainOptions { batch: 0, ..options() }).unwrap_err().to_string();
+    assert!(none.contains("batches of 0 texts"), "{none}");
+    let blocks = TrainOptions { memory: 1 << 10, ..blocks() };
+    let large = Trainer::new(&device, &start, &teacher, texts(), 5, blocks).unwrap_err().to_string();
+    assert!(large.contains("MiB: more than two thirds"), "{large}");
     let mut strange = texts();
     strange[3] = vec![50];
     assert!(error(&teacher, strange).contains("50"));
 }
 
-/// What a step adds up from two batches is a step all the same.
+/// What a step adds up from two batches has the loss and the gradient of both together.
 #[test]
 fn gradients_of_several_batches_are_added_up() {
-    let teacher = dense(SIZES);
-    let twice = Options { accumulate: 2, ..options() };
-    let mut trainer = Trainer::new(&cpu(2), &pruned(&teacher), &teacher, texts(), 30, twice).unwrap();
+    let step = |batch, accumulate| {
+        let options = TrainOptions { batch, accumulate, held_out: 0.5, ..options() };
+        // Texts of one length, so that two batches of 16 have the tokens of one of 32; pairs are of one batch, and left out.
+        let options = TrainOptions { similarity: SimilarityWeights { cosine: 4.0, pairs: 0.0 }, ..options };
+        let texts: Vec<Vec<u32>> = (0..64u32).map(|i| (0..5).map(|t| (i * 7 + t * 13) % 50).collect()).collect();
+        let teacher = dense(SIZES);
+        let mut trainer = Trainer::new(&cpu(2), &pruned(&teacher), &teacher, texts, 9, options).unwrap();
+        trainer.step().unwrap().unwrap()
+    };
+    // 32 texts are trained on: all of them in a step.
+    let (once, twice) = (step(32, 1), step(16, 2));
+    assert!((once.loss - twice.loss).abs() < 1e-5 * once.loss, "{once:?}, {twice:?}");
+    assert!((once.gradient - twice.gradient).abs() < 1e-4 * once.gradient, "{once:?}, {twice:?}");
+}
+
+#[test]
+fn embeddings_alone_are_learned() {
+    let options = TrainOptions { objective: Objective::Embeddings, ..options() };
+    let mut trainer = trainer_with(&cpu(2), 40, options);
     let before = trainer.evaluate().unwrap();
-    while trainer.step().unwrap().is_some() {}
+    while let Some(step) = trainer.step().unwrap() {
+        assert_eq!(step.loss, step.similarity);
+    }
     assert!(trainer.evaluate().unwrap() < 0.6 * before);
 }

@@ -15,7 +15,7 @@ use comfy_table::{LineStyle, Table, TableStyle};
 use regex::Regex;
 use serde::Serialize;
 
-use super::args::{InOut, Json, ensure_usage, one_stdin};
+use super::args::{DASH, InOut, Json, ensure_usage, one_stdin};
 use super::bench::command_line;
 use super::inspect::many;
 use super::retrain::Summary;
@@ -41,8 +41,8 @@ Examples:
 
 Without --include, what is pruned are matrices of f32, f16 or bf16 whose names do not
 speak of embeddings, norms, tables of biases, poolers or heads. Where the model is run
-(--calibration, --permute, --max-drop, --target-speedup) they are its linear layers, of
-which Q, K and V are one. A weight that is zero stays zero, so that pruning twice keeps
+(--calibration, --permute, --max-drop, --target-speedup, --retrain) they are its linear
+layers, of which Q, K and V are one. A weight that is zero stays zero, so that pruning twice keeps
 what both keep.
 
 Matrices of in features x out features (Conv1D of GPT-2 and its relatives, kernels of
@@ -72,13 +72,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "V,...", value_delimiter = ',', default_value = "1")]
     vector: Vec<VectorLen>,
     /// Text file, a sentence on each line, that the model runs on for statistics of its layers' inputs (`-` is stdin);
-    /// obd, wanda and sparsegpt need one.
+    /// obd, wanda and sparsegpt need one, or --retrain with --input.
     #[arg(long, value_name = "TXT|-")]
     calibration: Option<PathBuf>,
     /// What a layer's inputs are computed with: the layers before it as they were (dense), as they are pruned (pruned),
     /// or both, so that a layer makes up for what those before it lost (corrected, for sparsegpt alone and its
     /// default).
-    #[arg(long, value_name = "dense|pruned|corrected", value_parser = inputs, requires = "calibration")]
+    #[arg(long, value_name = "dense|pruned|corrected", value_parser = inputs)]
     inputs: Option<CalibrationInputs>,
     /// Damping of sparsegpt: this share of the mean of the inputs' squares is added to all of them; 0.05 unless given.
     #[arg(long, value_name = "SHARE")]
@@ -105,7 +105,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     metric: MetricArgs,
     /// After pruning, retrain the model for so many minutes to have the states and embeddings of the dense one on the texts
-    /// of --input, as `sparse24 retrain` does; these are calibrated on, too, unless --calibration is given.
+    /// of --input, as `sparse24 retrain` does; up to 2048 of these are calibrated on, too, unless --calibration is given.
+    /// With --max-drop or --target-speedup, --pairs is the metric if it is given.
     #[arg(long, value_name = "MINUTES", requires = "input")]
     retrain: Option<f64>,
     /// Tokens of each of the --batch texts of the forward pass that --target-speedup times.
@@ -331,7 +332,7 @@ impl Args {
         );
         ensure_usage!(
             self.calibration().is_some() || !self.method.needs_statistics(),
-            "--method {} goes by the inputs of each layer: --calibration TXT is needed",
+            "--method {} goes by the inputs of each layer: --calibration TXT is needed, or --retrain with --input",
             self.method
         );
         let compensates = self.method.needs_gram();
@@ -348,6 +349,20 @@ impl Args {
         ensure_usage!(
             self.chooses() || !metric,
             "--pairs and --input are what --max-drop and --target-speedup choose by, and --input what --retrain reads"
+        );
+        ensure_usage!(
+            self.retrain.is_some() || self.metric.pairs.is_none() || self.metric.input.is_none(),
+            "--pairs and --input are two metrics, of which one decides"
+        );
+        // Read twice otherwise: to choose by, and to learn from.
+        let twice = self.retrain.is_some() && self.chooses() && self.metric.pairs.is_none();
+        ensure_usage!(
+            !twice || self.metric.input.as_deref() != Some(Path::new(DASH)),
+            "--input: stdin is read once: name a file"
+        );
+        ensure_usage!(
+            self.inputs.is_none() || self.calibration().is_some(),
+            "--inputs is of --calibration, which is not given"
         );
         ensure_usage!(
             self.retrain.is_none_or(|minutes| minutes > 0.0 && minutes.is_finite()),
@@ -539,7 +554,9 @@ impl Args {
         if let Some((layer, _)) = missing.iter().find(|(_, missing)| **missing > 0) {
             bail!("{}: {layer} was pruned, but its weights are not all there to be replaced", source.path().display());
         }
-        let pruned = fates.iter().filter(|(_, fate)| matches!(fate, Fate::Compressed(_))).count();
+        let of_fate = |wanted: fn(&Fate) -> bool| fates.iter().filter(|(_, fate)| wanted(fate)).count();
+        let pruned = of_fate(|fate| matches!(fate, Fate::Compressed(_)));
+        let made = of_fate(|fate| !matches!(fate, Fate::Kept));
         ensure!(pruned > 0, "{}: {NOTHING}", self.input().display());
         let decoded: BTreeSet<_> = fates
             .iter()
@@ -547,7 +564,7 @@ impl Args {
             .filter(|(item, _)| run.checkpoint.as_ref().is_none_or(|c| c.layer_of(&item.name).is_none()))
             .map(|(item, _)| &*item.name)
             .collect();
-        let bar = progress(pruned);
+        let bar = progress(made - decoded.len());
         let mut rows = run.rows.clone();
         let provenance: Vec<_> = self.provenance(source, run).metadata().collect();
         rewrite::write(source, self.to, &fates, &provenance, path, |item, fate| {

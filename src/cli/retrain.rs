@@ -17,14 +17,14 @@ pub(super) use self::training::{Length, Summary, Training};
 use super::args::{InOut, Json, ensure_usage};
 use super::bench::command_line;
 use super::rewrite::{self, Fates};
-use super::sensitivity::calibration;
+use super::sensitivity::texts_of;
 use super::{Outcome, model, writable};
 use sparse24::DType;
 use sparse24::error::printable;
 use sparse24::graph::Checkpoint;
 use sparse24::io::{Layout, NewFolder, Provenance, Source, Stored};
 use sparse24::report::Environment;
-use sparse24::train::{Objective, Options};
+use sparse24::train::{Objective, TrainOptions};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,13 +34,13 @@ Examples:
   sparse24 eval retrained --against model/minilm --pairs stsb-dev.csv
 
 What is pruned stays pruned: kept weights, biases and norms are trained, embeddings are not. Layers
-that are stored dense but are 2:4, or have other zeros, keep these. A tenth of the texts, at most
+that are stored dense but are 2:4 keep their zeros, and so do those of which a tenth or more is zero. A tenth of the texts, at most
 256, is held out; the parameters with the least loss on them are written. Give text like that on
 which the model is to be used, as varied as that is.
 
 With --checkpoint a run that was interrupted goes on when the same command is given again, to the
 same bits as if it had not been (on the CPU). --minutes becomes a number of steps by a short
-measurement, so that a run which goes on needs the --steps that the first one printed.";
+measurement, which a run that goes on has from the file.";
 
 /// Retrain a pruned model to have the states and embeddings of the dense one, on text without labels.
 #[derive(Clone, Debug, clap::Args)]
@@ -64,13 +64,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     steps: Option<u64>,
     /// What the model is to have from the teacher: its states and embeddings, all layers trained together (states), or
-    /// attention and feed-forward of each block one after the other (blocks: shorter steps, less memory); or the
+    /// attention and feed-forward of each block one after the other (blocks: shorter steps); or the
     /// embeddings alone.
     #[arg(long, value_name = "states|blocks|embeddings", default_value = "states")]
     objective: Objective,
-    /// Largest learning rate.
+    /// Largest learning rate; 0.0004 unless given.
     #[arg(long, value_name = "RATE")]
-    rate: Option<f64>,
+    learning_rate: Option<f64>,
     /// Seed of the order of texts.
     #[arg(long, value_name = "N", default_value_t = 24)]
     seed: u64,
@@ -112,8 +112,8 @@ struct Report {
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let (input, output) = args.paths.get()?;
     ensure_usage!(
-        [args.epochs, args.minutes, args.rate].iter().flatten().all(|x| *x > 0.0 && x.is_finite()),
-        "--epochs, --minutes and --rate take a number above 0"
+        [args.epochs, args.minutes, args.learning_rate].iter().flatten().all(|x| *x > 0.0 && x.is_finite()),
+        "--epochs, --minutes and --learning-rate take a number above 0"
     );
     args.json.file()?;
     let plot = args.plot.as_deref().map(writable).transpose().context("--plot")?;
@@ -129,27 +129,27 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     rewrite::refuse_own_files(input, &source, output, false)?;
     let folder = NewFolder::create(output)?;
 
-    let read = calibration(&args.input, &student.tokenizer).context("--input")?;
+    let read = texts_of("--input", &args.input, &student.tokenizer)?;
     let mut provenance = Provenance::of(&source.metadata());
     provenance.note("retrained_on", &read.described(&args.input));
-    let texts = read.ids;
     // One tokenizer's ids are another's other words.
-    let samples: Vec<&str> = SAMPLES.lines().collect();
+    let some = teacher.tokenizer.encode(&read.samples)?.ids;
     ensure!(
-        student.tokenizer.encode(&samples)?.ids == teacher.tokenizer.encode(&samples)?.ids,
+        read.ids.starts_with(&some),
         "--teacher {}: its tokenizer makes other ids of a text than that of {}",
         args.teacher.display(),
         input.display()
     );
+    let texts = read.ids;
     student.checkpoint.find_sparsity()?;
     let student_model = student.pipeline.attach(&student.checkpoint)?;
     let teacher_model = teacher.pipeline.attach(&teacher.checkpoint)?;
     let device = args.running.device()?;
-    let defaults = Options::default();
-    let options = Options {
+    let defaults = TrainOptions::default();
+    let options = TrainOptions {
         objective: args.objective,
         batch: args.running.batching().texts,
-        rate: args.rate.unwrap_or(defaults.rate),
+        learning_rate: args.learning_rate.unwrap_or(defaults.learning_rate),
         seed: args.seed,
         memory: args.memory << 20,
         ..defaults
@@ -191,12 +191,6 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     args.json.emit(&format!("{}{}\n", report.summary.text(), printable(&report.output)), &report)?;
     Ok(Outcome::Fine)
 }
-
-/// What two tokenizers that are the same make the same ids of.
-const SAMPLES: &str = "\
-The quick brown fox jumps over the lazy dog.
-Retraining, re-training & 2:4 sparsity: 1,024 tokens?
-naïve café — Zürich, 東京, 🙂";
 
 /// The form that compressed matrices have in the new file: that of the old one.
 fn layout_of(source: &Source) -> Layout {

@@ -146,7 +146,7 @@ pub(super) fn raw(w: &Sparse24, dtype: Dtype) -> Result<Raw24<'static>> {
     let from = w.values().to_f32();
     let values = Elements::from_f32(stored_in(dtype), &from);
     if let Some(at) = (0..from.len()).find(|&at| from[at].is_finite() && !values.get(at).is_finite()) {
-        bail!("a weight that makes up for others became {}, which is no {dtype}, as it is to be stored", from[at]);
+        bail!("a weight became {}, which is no {dtype}, as it is to be stored", from[at]);
     }
     Ok(Raw24::new(w.m(), w.k(), w.vector(), dtype, values.to_le_bytes(), w.meta().to_vec())?)
 }

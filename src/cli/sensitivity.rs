@@ -74,7 +74,7 @@ fn plot_name(text: &str) -> Result<PathBuf, &'static str> {
 
 /// The flags that say what a model's quality is.
 #[derive(Clone, Debug, clap::Args)]
-#[group(id = "metric", multiple = false)]
+#[group(id = "metric", multiple = true)]
 pub(super) struct MetricArgs {
     /// CSV file, UTF-8, or `-` for stdin: two sentences and a score that people gave them on each line.
     #[arg(long, value_name = "CSV")]
@@ -155,10 +155,15 @@ impl PruningArgs {
 #[derive(Default)]
 pub(super) struct Texts {
     pub(super) ids: Vec<Vec<u32>>,
+    /// The first of them as they are written.
+    pub(super) samples: Vec<String>,
     identity: String,
 }
 
 impl Texts {
+    /// Most texts that are kept as they are written.
+    const SAMPLES: usize = 1000;
+
     /// The file of these texts as a record of what weights were made from names it: by its name alone, as where it lies is
     /// nobody else's business, and by what tells its contents from others.
     pub(super) fn described(&self, file: &Path) -> String {
@@ -182,15 +187,16 @@ impl Texts {
     }
 }
 
-/// The texts of an input: of --calibration. A blank line is no text to learn from.
-pub(super) fn calibration(input: &Path, tokenizer: &Tokenizer) -> Result<Texts> {
-    let text = whole(input).context("--calibration")?;
-    let mut texts = lines(&text[..]).with_context(|| format!("--calibration: {}", name_of(input)))?;
+/// The texts of an option's file. A blank line is no text to learn from.
+pub(super) fn texts_of(option: &str, input: &Path, tokenizer: &Tokenizer) -> Result<Texts> {
+    let text = whole(input).with_context(|| option.to_owned())?;
+    let mut texts = lines(&text[..]).with_context(|| format!("{option}: {}", name_of(input)))?;
     texts.retain(|text| !text.trim().is_empty());
-    ensure!(!texts.is_empty(), "--calibration: {} has no texts", name_of(input));
+    ensure!(!texts.is_empty(), "{option}: {} has no texts", name_of(input));
     let tokens = tokenizer.encode(&texts)?;
     model::warn_of_truncation(tokens.truncated, texts.len(), tokenizer);
-    Ok(Texts { ids: tokens.ids, identity: identity_of(&text) })
+    texts.truncate(Texts::SAMPLES);
+    Ok(Texts { ids: tokens.ids, samples: texts, identity: identity_of(&text) })
 }
 
 /// Texts, and what is made of their embeddings.
@@ -228,7 +234,8 @@ impl Metric {
         };
         let tokens = tokenizer.encode(&texts)?;
         model::warn_of_truncation(tokens.truncated, texts.len(), tokenizer);
-        Ok(Self { texts: Texts { ids: tokens.ids, identity: identity_of(&text) }, scores })
+        let texts = Texts { ids: tokens.ids, samples: Vec::new(), identity: identity_of(&text) };
+        Ok(Self { texts, scores })
     }
 
     /// What the metric is of, as a record of what weights were made from names it.
@@ -423,6 +430,7 @@ pub(super) fn candidates(rows: &[Row], times: Option<&Times>) -> Result<Vec<Cand
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     args.pruning.check()?;
     ensure_usage!(args.metric.pairs.is_some() || args.metric.input.is_some(), "{NO_METRIC}");
+    ensure_usage!(args.metric.pairs.is_none() || args.metric.input.is_none(), "--pairs or --input, not both");
     let [pairs, input] = args.metric.inputs();
     one_stdin(&[pairs, input, ("--calibration", args.pruning.calibration.as_deref())])?;
     let json = args.json.file()?;
@@ -431,7 +439,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let model::Loaded { device, tokenizer, checkpoint, pipeline, batching, use_of, .. } =
         args.model.load(args.sparsity)?;
     let pruning = args.pruning.pruning();
-    let calibrated = args.pruning.calibration.as_deref().map(|path| calibration(path, &tokenizer)).transpose()?;
+    let calibrated =
+        args.pruning.calibration.as_deref().map(|path| texts_of("--calibration", path, &tokenizer)).transpose()?;
     let metric = Metric::read(&args.metric, &tokenizer, use_of.similarity)?;
     let no_texts = Texts::default();
     let calibration = &calibrated.as_ref().unwrap_or(&no_texts).ids;

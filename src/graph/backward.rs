@@ -141,8 +141,8 @@ impl Graph {
         let first = self.linears().next().map_or(self.nodes().len(), |layer| layer.node);
         let is_state = |at: &usize| {
             let value = self.nodes()[*at].writes;
-            let readers = self.readers(value).count() + usize::from(self.outputs().contains(&value));
-            self.value(value).rows == Rows::Tokens && readers > 1 && self.live_at(at + 1) == [value]
+            let is_read = self.outputs().contains(&value) || self.readers(value).count() > 1;
+            self.value(value).rows == Rows::Tokens && is_read && self.live_at(at + 1) == [value]
         };
         (first..self.nodes().len()).filter(is_state).map(|at| self.nodes()[at].writes).collect()
     }
@@ -328,7 +328,8 @@ impl TrainingPass {
         self.trainable.device.submit(&self.forward)
     }
 
-    /// Adds the gradients of the targets to those of the parameters.
+    /// Adds the gradients of the targets to those of the parameters. Once for each [`TrainingPass::forward`], whose values it
+    /// may overwrite.
     pub fn backward(&self) -> Result<()> {
         self.trainable.device.submit(&self.backward)
     }
@@ -343,7 +344,7 @@ impl TrainingPass {
         self.given.get(&value)
     }
 
-    /// Computes the losses of the states alone.
+    /// Computes the losses of the states alone, after [`TrainingPass::forward`].
     pub fn measure(&self) -> Result<()> {
         self.trainable.device.submit(&self.measure)
     }
@@ -360,11 +361,6 @@ impl TrainingPass {
     /// Bytes of its values and gradients on the device.
     pub fn bytes(&self) -> u64 {
         self.bytes
-    }
-
-    /// The calls forwards and backwards: to be timed.
-    pub fn calls(&self) -> [&[Prepared]; 2] {
-        [&self.forward, &self.backward]
     }
 }
 
@@ -624,7 +620,7 @@ mod tests {
             for ((param, value, _), gradient) in trainable.trained().zip(&gradients) {
                 let name = &checkpoint.graph().param(param).name;
                 let direction = uniform(value.rows(), value.cols(), DType::F32, 7).unwrap();
-                // Half of what the loss is linear in, and exact in f32.
+                // A power of two, so that the steps are exact in f32.
                 let by = 2f32.powi(-10);
                 let loss = |by| wanted.loss(&moved(&checkpoint, param, &direction, by));
                 let difference = (loss(by) - loss(-by)) / f64::from(2.0 * by);
@@ -649,8 +645,12 @@ mod tests {
     #[test]
     #[ignore = "needs a GPU"]
     fn gradients_are_the_limit_of_differences_on_the_gpu() {
-        if let Some(adapter) = Device::adapters().into_iter().next() {
-            gradients_are_the_limit_of_differences(&Device::gpu(&adapter.name).unwrap());
+        // As the tests beside the library choose one.
+        let named = std::env::var("SPARSE24_TEST_DEVICE").ok();
+        let name = named.or_else(|| Device::adapters().into_iter().next().map(|first| first.name));
+        match Device::gpu(name.as_deref().unwrap_or("any adapter")) {
+            Ok(device) => gradients_are_the_limit_of_differences(&device),
+            Err(e) => assert!(std::env::var_os("SPARSE24_REQUIRE_GPU").is_none(), "a GPU is required: {e}"),
         }
     }
 
@@ -662,6 +662,17 @@ mod tests {
         let (_, all, bytes) = gradients(&device, &checkpoint, u64::MAX);
         let (_, again, fewer) = gradients(&device, &checkpoint, 0);
         assert!(all == again && 5 * fewer < 4 * bytes, "{fewer} of {bytes} bytes");
+    }
+
+    /// States are where one value alone is live, the last one too: whoever pools it, and if nobody does.
+    #[test]
+    fn the_last_state_is_one_whoever_reads_it() {
+        let sizes = Sizes { vocabulary: 11, hidden: 32, layers: 2, heads: 4, intermediate: 64, positions: 8, types: 1 };
+        let graph = BertConfig::new(sizes, 1e-6, Activation::Gelu).unwrap().graph().unwrap();
+        let last = *graph.outputs().last().unwrap();
+        let states = graph.states();
+        assert_eq!((states.len(), states.last()), (4, Some(&last)));
+        assert_eq!(model(None).graph().states(), states);
     }
 
     /// What is pruned or masked has no number that moves, whatever the gradients are.

@@ -279,6 +279,21 @@ impl Checkpoint {
         Ok(None)
     }
 
+    /// Hands over all that tells it from others: names, forms and numbers of its parameters.
+    pub(crate) fn each_part(&self, see: &mut impl FnMut(&[u8])) -> Result<()> {
+        for ((_, param), value) in self.graph.params().zip(self.params()) {
+            see(param.name.as_bytes());
+            match value {
+                HostParam::Weights(w) => {
+                    see(w.op().to_string().as_bytes());
+                    see(w.to_dense()?.elements().as_bytes());
+                }
+                HostParam::Matrix(matrix) => see(matrix.elements().as_bytes()),
+            }
+        }
+        Ok(())
+    }
+
     /// Gives dense linear layers that are 2:4 already the form that says so, with the longest vector that fits, and those
     /// with other zeros the mask of these: what training is to keep. How files store pruned layers that know no 2:4.
     pub fn find_sparsity(&mut self) -> Result<()> {

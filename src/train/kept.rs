@@ -22,14 +22,19 @@ pub(super) struct Kept {
 
 impl Kept {
     /// Room for so many rows of each text.
-    pub(super) fn new(rows: &[usize], cols: usize) -> Self {
+    pub(super) fn new(rows: impl Iterator<Item = usize>, cols: usize) -> Self {
         let mut first = vec![0];
         let mut end = 0;
         for rows in rows {
             end += rows;
             first.push(end);
         }
-        Self { cols, first, numbers: vec![0; end * cols], has: vec![false; rows.len()] }
+        Self { cols, numbers: vec![0; end * cols], has: vec![false; first.len() - 1], first }
+    }
+
+    /// Bytes that so many rows take.
+    pub(super) fn bytes_of(rows: usize, cols: usize) -> u64 {
+        2 * (rows * cols) as u64
     }
 
     /// Bytes that it takes once it has all texts.
@@ -84,7 +89,7 @@ mod tests {
 
     #[test]
     fn what_was_taken_comes_back_without_its_padding() {
-        let mut kept = Kept::new(&[2, 1, 3], 2);
+        let mut kept = Kept::new([2, 1, 3].into_iter(), 2);
         // Two texts of a batch of three rows each; what is beyond a text's rows is padding.
         let numbers: Vec<f32> = (1..=12).map(|x| x as f32).collect();
         kept.take(&[1, 0], &Matrix::from_f32(6, 2, &numbers).unwrap());

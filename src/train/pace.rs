@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Objective, Options, Trainer};
+use super::{Objective, TrainOptions, Trainer};
 use crate::engine::Device;
 use crate::error::Result;
 use crate::graph::Checkpoint;
@@ -17,14 +17,16 @@ pub struct Pace {
     pub backward: f64,
     /// The optimiser, and the new form of the weights.
     pub optimiser: f64,
-    /// What a batch takes beside its steps: the teacher, and with [`Objective::Blocks`] the student forwards.
-    pub lesson: f64,
+    /// The teacher for a batch, and with [`Objective::Blocks`] the student forwards, to where each part begins.
+    pub teacher: f64,
     /// The loss of the texts that are held out.
     pub evaluation: f64,
-    /// Batches whose lessons are kept, after which they take no more time; 0 if they are not.
+    /// Batches whose teacher's values are kept, after which they take no more time; 0 if they are not.
     kept: u64,
-    /// Parts that the steps are divided among, each of which has the lessons of its own steps.
+    /// Parts that the steps are divided among, each with the batches of its own steps.
     parts: u64,
+    /// Batches of a step.
+    accumulate: u64,
 }
 
 impl Pace {
@@ -35,9 +37,9 @@ impl Pace {
 
     /// Seconds of a run with so many steps and evaluations.
     pub fn seconds(&self, steps: u64, evaluations: u64) -> f64 {
-        let batches = steps.div_ceil(self.parts);
-        let lessons = if self.kept > 0 { batches.min(self.kept) } else { batches };
-        steps as f64 * self.step() + lessons as f64 * self.lesson + evaluations as f64 * self.evaluation
+        let batches = steps.div_ceil(self.parts) * self.accumulate;
+        let taught = if self.kept > 0 { batches.min(self.kept) } else { batches };
+        steps as f64 * self.step() + taught as f64 * self.teacher + evaluations as f64 * self.evaluation
     }
 
     /// The most steps that so many seconds have room for, with as many evaluations as `evaluations` says of a number of
@@ -67,10 +69,10 @@ impl Trainer {
         student: &Checkpoint,
         teacher: &Checkpoint,
         texts: &[Vec<u32>],
-        options: &Options,
+        options: &TrainOptions,
     ) -> Result<Pace> {
         const BATCHES: usize = 8;
-        // So many that every part has steps for all batches.
+        // So many that each part has steps for all batches.
         const STEPS: u64 = 1 << 40;
         let mut trainer = Self::new(device, student, teacher, texts.to_vec(), STEPS, options.clone())?;
         let mut homes = trainer.texts.homes().to_vec();
@@ -80,14 +82,14 @@ impl Trainer {
         let chosen = BATCHES.min(homes.len());
         let batches: Vec<_> = (0..chosen).map(|i| homes[(2 * i + 1) * homes.len() / (2 * chosen)].clone()).collect();
         let is_in_parts = options.objective == Objective::Blocks;
-        let (mut passes, mut forwards, mut updates, mut lessons) = (0.0, 0.0, 0.0, 0.0);
+        let (mut passes, mut forwards, mut updates, mut teacher) = (0.0, 0.0, 0.0, 0.0);
         let parts = if is_in_parts { trainer.parts.len() - 1 } else { 1 };
         for part in 0..parts {
             let start = Instant::now();
             trainer.enter(part, &batches)?;
-            lessons += if is_in_parts { start.elapsed().as_secs_f64() } else { 0.0 };
+            teacher += if is_in_parts { start.elapsed().as_secs_f64() } else { 0.0 };
             for batch in &batches {
-                // Once to make room for it and to have its lessons.
+                // Once to make room for it, and for the teacher's values.
                 trainer.pass(part, batch, true)?;
                 for (backward, seconds) in [(false, &mut forwards), (true, &mut passes)] {
                     let start = Instant::now();
@@ -104,10 +106,11 @@ impl Trainer {
                 if !is_in_parts {
                     let start = Instant::now();
                     trainer.teacher.compute(&trainer.parts[part], &trainer.texts, batch)?;
-                    let lesson = start.elapsed().as_secs_f64() * options.accumulate as f64;
-                    lessons += lesson;
+                    let seconds = start.elapsed().as_secs_f64();
+                    teacher += seconds;
                     // Else the passes had it, too.
-                    let twice = if trainer.teacher.kept_bytes() > 0 { 0.0 } else { lesson };
+                    let twice =
+                        if trainer.teacher.kept_bytes() > 0 { 0.0 } else { seconds * options.accumulate as f64 };
                     (forwards, passes) = (forwards - twice, passes - twice);
                 }
             }
@@ -120,10 +123,11 @@ impl Trainer {
             forward: forwards / each,
             backward: (passes - forwards) / each,
             optimiser: updates / each,
-            lesson: lessons / chosen.max(1) as f64,
+            teacher: teacher / chosen.max(1) as f64,
             evaluation: start.elapsed().as_secs_f64(),
             kept: if is_in_parts || trainer.teacher.kept_bytes() > 0 { all } else { 0 },
             parts: parts as u64,
+            accumulate: options.accumulate as u64,
         })
     }
 }
@@ -138,18 +142,22 @@ mod tests {
             forward: 0.125,
             backward: 0.25,
             optimiser: 0.125,
-            lesson: 0.25,
+            teacher: 0.25,
             evaluation: 2.0,
             kept: 100,
             parts: 1,
+            accumulate: 1,
         };
-        // 100 steps with lessons, and 42 without.
+        // 100 steps with the teacher, and 42 without.
         assert_eq!(pace.steps(100.0, |_| 2), 142);
         assert_eq!(pace.seconds(142, 2), 100.0);
         assert_eq!(Pace { kept: 0, ..pace }.steps(100.0, |_| 2), 128);
         assert_eq!(pace.steps(0.1, |_| 2), 1);
-        // Four parts have the same 30 lessons each.
+        // Four parts have the same 30 batches.
         let parts = Pace { parts: 4, ..pace };
         assert_eq!(parts.seconds(120, 0), 67.5);
+        // Two batches to a step: after 50 steps all are kept.
+        let twice = Pace { accumulate: 2, ..pace };
+        assert_eq!((twice.seconds(40, 0), twice.seconds(60, 0)), (40.0, 55.0));
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use super::Objective;
-use crate::engine::{Device, Prepared, Tensor};
+use crate::engine::{Prepared, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, ParamId, Rows, Trainable, ValueId};
 use crate::matrix::DType;
@@ -27,6 +27,8 @@ pub(super) struct Part {
     pub(super) update: Vec<Prepared>,
     norms: Vec<Prepared>,
     sums: Tensor,
+    /// The parameters that are trained, each with the place of its first sum.
+    first: Vec<(ParamId, usize)>,
 }
 
 /// Nodes with where they are compared.
@@ -87,14 +89,15 @@ impl Part {
         let trained = || trainable.trained().zip(moments).filter(|((param, ..), _)| own.contains(param));
         let parts = trained().map(|((.., gradient), _)| SumSquares::parts(gradient)).sum();
         let sums = device.zeros(1, parts, DType::F32)?;
-        let (mut update, mut norms, mut first) = (Vec::new(), Vec::new(), 0);
-        for ((_, w, gradient), [m, v]) in trained() {
+        let (mut update, mut norms, mut first, mut end) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for ((param, w, gradient), [m, v]) in trained() {
             update.push(device.prepare(&AdamW { w, gradient, m, v, step })?);
-            norms.push(device.prepare(&SumSquares { x: gradient, y: &sums, first })?);
-            first += SumSquares::parts(gradient);
+            norms.push(device.prepare(&SumSquares { x: gradient, y: &sums, first: end })?);
+            first.push((param, end));
+            end += SumSquares::parts(gradient);
         }
         update.extend(trainable.repack(|param| own.contains(&param))?);
-        Ok(Self { nodes, input, states, embedding, steps, update, norms, sums })
+        Ok(Self { nodes, input, states, embedding, steps, update, norms, sums, first })
     }
 
     /// Where it is compared: states, and then the embeddings.
@@ -102,10 +105,19 @@ impl Part {
         self.states.iter().copied().chain(self.embedding).collect()
     }
 
-    /// The length of all its gradients together.
-    pub(super) fn gradient(&self, device: &Device) -> Result<f64> {
+    /// The length of all its gradients together. An error names the first parameter whose gradient is no number.
+    pub(super) fn gradient(&self, trainable: &Trainable) -> Result<f64> {
+        let device = trainable.device();
         device.submit(&self.norms)?;
-        let squares: f64 = device.read(&self.sums)?.elements().to_f32().iter().map(|&x| f64::from(x)).sum();
+        let sums = device.read(&self.sums)?.elements().to_f32();
+        if let Some(at) = sums.iter().position(|sum| !sum.is_finite()) {
+            let of = self.first.iter().rev().find(|(_, first)| *first <= at);
+            let name = of.map_or("a parameter", |(param, _)| &trainable.graph().param(*param).name);
+            return Err(Error::Invalid(format!(
+                "the gradient of {name} is no number, or its square is too large for f32"
+            )));
+        }
+        let squares: f64 = sums.into_iter().map(f64::from).sum();
         Ok(squares.sqrt())
     }
 }

@@ -16,8 +16,12 @@ impl<P> Shapes<P> {
         Self { memory, passes: Vec::new() }
     }
 
-    pub(super) fn memory(&self) -> u64 {
-        self.memory
+    /// Lets passes give way until the others take no more than half of the memory. Returns the other half, for a new one.
+    pub(super) fn make_room(&mut self) -> u64 {
+        while self.passes.iter().map(|(_, bytes, _)| bytes).sum::<u64>() > self.memory / 2 {
+            self.passes.remove(0);
+        }
+        self.memory / 2
     }
 
     /// The place of the pass of a shape, until another is added or found.
@@ -59,5 +63,7 @@ mod tests {
         // More than there is room for is there alone.
         shapes.add((0, 1, 24), 11, 'd');
         assert!(shapes.find((0, 1, 24)).is_some() && shapes.find((0, 1, 8)).is_none());
+        assert_eq!(shapes.make_room(), 5);
+        assert!(shapes.find((0, 1, 24)).is_none());
     }
 }

@@ -20,7 +20,7 @@ pub struct SimilarityWeights {
 }
 
 /// The loss, and its gradient with regard to `student`.
-pub fn loss(
+pub(super) fn loss(
     student: ArrayView2<'_, f64>,
     teacher: ArrayView2<'_, f64>,
     weights: SimilarityWeights,

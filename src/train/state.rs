@@ -2,14 +2,14 @@
 //! so far, and in its metadata the number of the step.
 //!
 //! It is written under a temporary name and renamed, so that a run that is killed while it writes has the file before.
-//! Invariant: a file is taken by the very run that wrote it alone: same parameters at the start, texts, options and number
-//! of steps, which [`identity`] stands for.
+//! Invariant: a file is taken by the very run that wrote it alone: same student at the start, teacher, texts, options and
+//! number of steps, which [`identity`] stands for.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Best, Options, Trainer};
+use super::{Best, TrainOptions, Trainer};
 use crate::engine::Tensor;
 use crate::error::{Error, Result, expect_shape};
 use crate::graph::Checkpoint;
@@ -21,7 +21,12 @@ use safetensors::Dtype;
 const VERSION: (&str, &str) = ("sparse24_train_state", "1");
 
 /// A number that two runs share only if they are the same, but for one pair in 2⁶⁴ (FNV-1a).
-pub(super) fn identity(student: &Checkpoint, texts: &[Arc<[u32]>], steps: u64, options: &Options) -> Result<u64> {
+pub(super) fn identity(
+    models: [&Checkpoint; 2],
+    texts: &[Arc<[u32]>],
+    steps: u64,
+    options: &TrainOptions,
+) -> Result<u64> {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     let mut add = |bytes: &[u8]| {
         for &byte in bytes {
@@ -33,10 +38,8 @@ pub(super) fn identity(student: &Checkpoint, texts: &[Arc<[u32]>], steps: u64, o
         add(&(text.len() as u64).to_le_bytes());
         add(bytemuck::cast_slice(text));
     }
-    for (name, w) in student.linears() {
-        add(name.as_bytes());
-        add(format!("{}", w.op()).as_bytes());
-        add(w.to_dense()?.elements().as_bytes());
+    for model in models {
+        model.each_part(&mut add)?;
     }
     Ok(hash)
 }
@@ -77,19 +80,18 @@ impl Trainer {
         writer.finish()
     }
 
+    /// The steps of the whole run that wrote a file. An error if it is no such file.
+    pub fn steps_of(path: &Path) -> Result<u64> {
+        number(&TensorFile::open(path)?, path, "steps", 10)
+    }
+
     /// Goes on from a file that this run wrote, and gives back the note. An error, after which nothing has changed, if it is
     /// no such file, or of another run.
     pub fn resume(&mut self, path: &Path) -> Result<String> {
         let file = TensorFile::open(path)?;
         let refuse = |reason: String| Error::file(path, reason);
-        let entry = |key: &str| {
-            let missing = || refuse(format!("is no state of a retraining: its metadata has no {key}"));
-            file.metadata().get(key).map(String::as_str).ok_or_else(missing)
-        };
-        let number = |key: &str, radix: u32| {
-            let text = entry(key)?;
-            u64::from_str_radix(text, radix).map_err(|_| refuse(format!("has the {key} {text:?}, which is no number")))
-        };
+        let entry = |key: &str| entry(&file, path, key);
+        let number = |key: &str, radix: u32| number(&file, path, key, radix);
         let version = entry(VERSION.0)?;
         if version != VERSION.1 {
             return Err(refuse(format!("is of version {version}, {} is known here", VERSION.1)));
@@ -132,6 +134,18 @@ impl Trainer {
         (self.done, self.best, self.chain) = (done, best, None);
         Ok(note)
     }
+}
+
+/// An entry of the metadata of a file, at a path.
+fn entry<'a>(file: &'a TensorFile, path: &Path, key: &str) -> Result<&'a str> {
+    let missing = || Error::file(path, format!("is no state of a retraining: its metadata has no {key}"));
+    file.metadata().get(key).map(String::as_str).ok_or_else(missing)
+}
+
+fn number(file: &TensorFile, path: &Path, key: &str, radix: u32) -> Result<u64> {
+    let text = entry(file, path, key)?;
+    let not = |_| Error::file(path, format!("has the {key} {text:?}, which is no number"));
+    u64::from_str_radix(text, radix).map_err(not)
 }
 
 fn name(at: usize, kind: &str) -> String {

@@ -15,14 +15,14 @@ pub(super) struct Teacher {
     model: Model,
     passes: Shapes<Forward>,
     /// Of the texts that are trained as a whole, and of those that are held out; none where they would take too much.
-    kept: Option<Lessons>,
+    kept: Option<TeacherValues>,
 }
 
 /// Some values of texts.
 #[derive(Debug)]
-pub(super) struct Lessons(Vec<(ValueId, Kept)>);
+pub(super) struct TeacherValues(Vec<(ValueId, Kept)>);
 
-impl Lessons {
+impl TeacherValues {
     /// Room for values of those texts for which they are wanted.
     fn new(graph: &Graph, values: &[ValueId], texts: &Texts, wanted: impl Fn(usize) -> bool + Copy) -> Self {
         Self(values.iter().map(|&value| (value, texts.room(graph, value, wanted))).collect())
@@ -63,14 +63,15 @@ impl Teacher {
         wanted: impl Fn(usize) -> bool + Copy,
         memory: [u64; 2],
     ) -> Self {
-        let kept = Lessons::new(model.graph(), &whole.values(), texts, wanted);
-        let kept = Some(kept).filter(|kept| kept.bytes() <= memory[0]);
+        let (graph, values) = (model.graph(), whole.values());
+        let bytes: u64 = values.iter().map(|&value| texts.room_bytes(graph, value, wanted)).sum();
+        let kept = (bytes <= memory[0]).then(|| TeacherValues::new(graph, &values, texts, wanted));
         Self { model, passes: Shapes::new(memory[1]), kept }
     }
 
     /// Bytes of what it keeps, once it has all of it.
     pub(super) fn kept_bytes(&self) -> u64 {
-        self.kept.as_ref().map_or(0, Lessons::bytes)
+        self.kept.as_ref().map_or(0, TeacherValues::bytes)
     }
 
     /// What the whole model makes of a batch, computed now.
@@ -94,19 +95,20 @@ impl Teacher {
     }
 
     /// What a part, which has a number, makes of some batches of texts and of what the part before it made of them.
-    pub(super) fn lessons(
+    pub(super) fn values_of_part(
         &mut self,
         (number, part): (usize, &Part),
         texts: &Texts,
         batches: &[Vec<usize>],
-        before: Option<&Lessons>,
-    ) -> Result<Lessons> {
-        let mut lessons = Lessons::new(self.model.graph(), &part.values(), texts, |text| !texts.is_held_out(text));
+        before: Option<&TeacherValues>,
+    ) -> Result<TeacherValues> {
+        let is_trained = |text: usize| !texts.is_held_out(text);
+        let mut values = TeacherValues::new(self.model.graph(), &part.values(), texts, is_trained);
         for batch in batches {
             let made = self.run((number, part), texts, batch, before)?;
-            lessons.take(batch, &made);
+            values.take(batch, &made);
         }
-        Ok(lessons)
+        Ok(values)
     }
 
     /// Runs a part on a batch of texts.
@@ -115,7 +117,7 @@ impl Teacher {
         (number, part): (usize, &Part),
         texts: &Texts,
         batch: &[usize],
-        before: Option<&Lessons>,
+        before: Option<&TeacherValues>,
     ) -> Result<Vec<(ValueId, Matrix)>> {
         let seq = texts.seq(batch);
         let shape = (number, batch.len(), seq);

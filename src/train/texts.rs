@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::kept::Kept;
-use super::{Options, order};
+use super::{TrainOptions, order};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Rows, ValueId};
 
@@ -20,9 +20,11 @@ pub(super) struct Texts {
     ids: Vec<Arc<[u32]>>,
     trained: usize,
     numbers: Vec<usize>,
+    /// Those of texts that are trained on first.
     homes: Vec<Vec<usize>>,
-    /// Of each text the home.
-    home: Vec<Vec<usize>>,
+    of_trained: usize,
+    /// Of each text the place of its home.
+    home: Vec<usize>,
     /// Most tokens of a text.
     limit: usize,
     batch: usize,
@@ -31,8 +33,8 @@ pub(super) struct Texts {
 
 impl Texts {
     /// How many of so many texts are held out. An error if they are too few.
-    pub(super) fn held_out_of(texts: usize, options: &Options) -> Result<usize> {
-        let wanted = ((texts as f64 * options.held_out) as usize).min(options.most_held_out);
+    pub(super) fn held_out_of(texts: usize, options: &TrainOptions) -> Result<usize> {
+        let wanted = ((texts as f64 * options.held_out) as usize).min(options.max_held_out);
         if wanted == 0 || texts < 2 * options.batch {
             return Err(Error::Invalid(format!(
                 "{texts} texts are too few to retrain on: {} are needed, of which some are held out",
@@ -43,7 +45,7 @@ impl Texts {
     }
 
     /// Every so manyth text is held out, up to the most of them. An error if there are too few.
-    pub(super) fn new(texts: Vec<Vec<u32>>, limit: usize, options: &Options) -> Result<Self> {
+    pub(super) fn new(texts: Vec<Vec<u32>>, limit: usize, options: &TrainOptions) -> Result<Self> {
         let wanted = Self::held_out_of(texts.len(), options)?;
         let every = texts.len() / wanted;
         let (mut ids, mut held_out): (Vec<Arc<[u32]>>, Vec<Arc<[u32]>>) = (Vec::new(), Vec::new());
@@ -60,20 +62,26 @@ impl Texts {
             trained,
             numbers,
             homes: Vec::new(),
+            of_trained: 0,
             home: Vec::new(),
             limit,
             batch: options.batch,
             seed: options.seed,
         };
-        texts.homes = texts.epoch(0);
-        texts.home = vec![Vec::new(); texts.ids.len()];
-        let held_out: Vec<Vec<usize>> = texts.held_out().chunks(texts.batch).map(<[_]>::to_vec).collect();
-        for home in texts.homes.clone().iter().chain(&held_out) {
-            for &text in home {
-                texts.home[text] = home.clone();
-            }
+        let mut homes = texts.epoch(0);
+        texts.of_trained = homes.len();
+        homes.extend(texts.held_out().chunks(texts.batch).map(<[_]>::to_vec));
+        texts.home = vec![0; texts.ids.len()];
+        for (at, home) in homes.iter().enumerate() {
+            home.iter().for_each(|&text| texts.home[text] = at);
         }
+        texts.homes = homes;
         Ok(texts)
+    }
+
+    /// The token ids of all.
+    pub(super) fn all(&self) -> &[Arc<[u32]>] {
+        &self.ids
     }
 
     /// The token ids of those that are trained on.
@@ -109,22 +117,31 @@ impl Texts {
 
     /// The batches of the first epoch.
     pub(super) fn homes(&self) -> &[Vec<usize>] {
-        &self.homes
+        &self.homes[..self.of_trained]
     }
 
     /// The home of a text.
     pub(super) fn home(&self, text: usize) -> &[usize] {
-        &self.home[text]
+        &self.homes[self.home[text]]
     }
 
     /// Room for a value of those texts for which it is wanted.
     pub(super) fn room(&self, graph: &Graph, value: ValueId, wanted: impl Fn(usize) -> bool) -> Kept {
-        let value = graph.value(value);
-        let rows = self.ids.iter().enumerate().map(|(text, ids)| match value.rows {
+        Kept::new(self.rows(graph, value, wanted), graph.value(value).cols)
+    }
+
+    /// Bytes of that.
+    pub(super) fn room_bytes(&self, graph: &Graph, value: ValueId, wanted: impl Fn(usize) -> bool) -> u64 {
+        Kept::bytes_of(self.rows(graph, value, wanted).sum(), graph.value(value).cols)
+    }
+
+    /// A value's rows of each text; none where it is not wanted.
+    fn rows(&self, graph: &Graph, value: ValueId, wanted: impl Fn(usize) -> bool) -> impl Iterator<Item = usize> {
+        let of = graph.value(value).rows;
+        self.ids.iter().enumerate().map(move |(text, ids)| match of {
             _ if !wanted(text) => 0,
             Rows::Sequences => 1,
             Rows::Tokens => ids.len(),
-        });
-        Kept::new(&rows.collect::<Vec<_>>(), value.cols)
+        })
     }
 }

@@ -1,4 +1,5 @@
-//! The part of `prune` that runs a model: statistics of its layers' inputs, an order of channels, the choice of layers.
+//! The part of `prune` that runs a model: statistics of its layers' inputs, an order of channels, the choice of layers,
+//! retraining.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,14 +10,14 @@ use super::{Args, Choice, NOTHING, Reason, Reordered, Row, Run};
 use crate::cli::args::one_stdin;
 use crate::cli::model::{self, Source};
 use crate::cli::retrain::{Length, Training};
-use crate::cli::sensitivity::{Baseline, Drop, Metric, Row as SensitivityRow, Subject, calibration, candidates};
+use crate::cli::sensitivity::{Baseline, Drop, Metric, Row as SensitivityRow, Subject, candidates, texts_of};
 use crate::cli::{progress, say};
 use sparse24::graph::{Calibration, CalibrationInputs, Checkpoint, Kept, Times, time_forwards};
 use sparse24::measure::Policy;
 use sparse24::prune::Statistics;
 use sparse24::prune::permute::Budget;
 use sparse24::text::{Pipeline, Similarity, Tokenizer};
-use sparse24::train::{Options, Trainer};
+use sparse24::train::{TrainOptions, Trainer};
 use sparse24::{DType, Device, HostWeights, VectorLen, choose};
 
 /// What a model is pruned by: its folder's files, where it runs, and the calibration texts as token ids.
@@ -47,19 +48,21 @@ pub(super) fn prune(args: &Args) -> Result<Run> {
     let Source { tokenizer, mut checkpoint, pipeline, use_of } = model::read(&files, None, DType::F32, None)?;
     let selected = selected(args, &checkpoint)?;
     let device = args.running.device()?;
-    let lesson = match (args.retrain, &args.metric.input) {
+    let batch = args.running.batching().texts;
+    let options = TrainOptions { batch, seed: args.seed, ..TrainOptions::default() };
+    let to_learn = match (args.retrain, &args.metric.input) {
         (Some(minutes), Some(path)) => {
-            let texts = calibration(path, &tokenizer).context("--input")?;
+            let texts = texts_of("--input", path, &tokenizer)?;
             // Before anything takes time.
-            Trainer::check(&texts.ids, &Options::default()).context("--input")?;
+            Trainer::check(&texts.ids, &options).context("--input")?;
             say(&format!("pruning first; then {minutes} minutes of retraining on {}", texts.described(path)));
             Some((path, texts, minutes))
         }
         _ => None,
     };
-    let (texts, calibrated_on) = match (&args.calibration, &lesson) {
+    let (texts, calibrated_on) = match (&args.calibration, &to_learn) {
         (Some(path), _) => {
-            let texts = calibration(path, &tokenizer)?;
+            let texts = texts_of("--calibration", path, &tokenizer)?;
             let described = texts.described(path);
             (texts.ids, Some(described))
         }
@@ -84,7 +87,7 @@ pub(super) fn prune(args: &Args) -> Result<Run> {
         let fitting = |name: &String| (name.clone(), checkpoint.fitting_vector(name, args.vector()));
         (selected.iter().map(fitting).collect(), None)
     };
-    let dense = (times.is_some() || lesson.is_some()).then(|| checkpoint.clone());
+    let dense = (times.is_some() || to_learn.is_some()).then(|| checkpoint.clone());
     let (rows, tokens) = of.prune(&mut checkpoint, &vectors)?;
     if let (Some(dense), Some(chosen), Some(_)) = (&dense, &mut chosen, &times) {
         let (batch, seq) = of.shape();
@@ -98,18 +101,17 @@ pub(super) fn prune(args: &Args) -> Result<Run> {
         }
     }
     let mut retrained = None;
-    if let (Some((path, texts, minutes)), Some(dense)) = (lesson, &dense) {
+    if let (Some((path, texts, minutes)), Some(dense)) = (to_learn, &dense) {
         let of_texts = texts.described(path);
         checkpoint.find_sparsity()?;
         let [student, teacher] = [of.pipeline.attach(&checkpoint)?, of.pipeline.attach(dense)?];
-        let batch = args.running.batching().texts;
         let training = Training {
             device: &of.device,
             student: &student,
             teacher: &teacher,
             texts: texts.ids,
             length: Length::Minutes(minutes),
-            options: Options { batch, seed: args.seed, ..Options::default() },
+            options,
             checkpoint: None,
         };
         let (new, summary) = training.run().context("--retrain")?;

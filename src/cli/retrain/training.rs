@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::{progress, say};
 use sparse24::Device;
 use sparse24::graph::Checkpoint;
-use sparse24::train::{Objective, Options, Pace, Step, Trainer};
+use sparse24::train::{Objective, Pace, Step, TrainOptions, Trainer};
 
 /// How long a run is.
 #[derive(Clone, Copy)]
@@ -27,7 +27,7 @@ pub(in crate::cli) struct Training<'a> {
     pub(in crate::cli) teacher: &'a Checkpoint,
     pub(in crate::cli) texts: Vec<Vec<u32>>,
     pub(in crate::cli) length: Length,
-    pub(in crate::cli) options: Options,
+    pub(in crate::cli) options: TrainOptions,
     /// The file that an interrupted run goes on from, and how often it is written.
     pub(in crate::cli) checkpoint: Option<(&'a Path, Duration)>,
 }
@@ -43,9 +43,13 @@ pub(in crate::cli) struct History {
 }
 
 impl History {
-    /// Whether the loss on texts that are held out has risen for good: the last three are all above the least before them.
-    fn has_turned(&self) -> bool {
+    /// Whether the loss on texts that are held out has risen for good: half of the steps or more are done, and the last three
+    /// losses are all above the least before them. Earlier than that the learning rate is high, and it may still fall.
+    fn has_turned(&self, steps: u64) -> bool {
         const LAST: usize = 3;
+        if (self.steps.len() as u64) < steps / 2 {
+            return false;
+        }
         let Some(before) = self.held_out.len().checked_sub(LAST).filter(|&before| before > 0) else { return false };
         let (before, last) = self.held_out.split_at(before);
         let least = before.iter().map(|(_, loss)| *loss).fold(f64::INFINITY, f64::min);
@@ -61,9 +65,10 @@ pub(in crate::cli) struct Summary {
     held_out_texts: usize,
     objective: &'static str,
     batch: usize,
-    rate: f64,
+    learning_rate: f64,
     seed: u64,
-    steps: u64,
+    /// The steps of the whole run, which those that were done may be fewer than.
+    planned_steps: u64,
     /// Seconds, as measured before the run, where minutes were asked for.
     pace: Option<Pace>,
     best_step: u64,
@@ -80,8 +85,13 @@ impl Training<'_> {
         let (steps, pace) = match length {
             Length::Steps(steps) => (steps, None),
             Length::Epochs(epochs) => {
-                let each = Trainer::steps_of_epoch(texts.len(), &options) as f64;
+                let each = Trainer::steps_of_epoch(texts.len(), &options)? as f64;
                 (((epochs * each).round() as u64).max(1), None)
+            }
+            // What the first sitting measured.
+            Length::Minutes(_) if checkpoint.is_some_and(|(path, _)| path.exists()) => {
+                let path = checkpoint.map_or(Path::new(""), |(path, _)| path);
+                (Trainer::steps_of(path).context("--checkpoint")?, None)
             }
             Length::Minutes(minutes) => {
                 let pace = Trainer::measure(device, student, teacher, &texts, &options)?;
@@ -94,12 +104,12 @@ impl Training<'_> {
                     pace.forward,
                     pace.backward,
                     pace.optimiser,
-                    pace.lesson
+                    pace.teacher
                 ));
                 (steps, Some(pace))
             }
         };
-        let Options { objective, batch, rate, seed, .. } = options;
+        let TrainOptions { objective, batch, learning_rate, seed, .. } = options;
         let mut trainer = Trainer::new(device, student, teacher, texts, steps, options)?;
         let mut history = History::default();
         if let Some((path, _)) = checkpoint.filter(|(path, _)| path.exists()) {
@@ -116,11 +126,12 @@ impl Training<'_> {
         let start = Instant::now();
         let mut saved = Instant::now();
         bar.set_position(trainer.done());
-        if trainer.done() == 0 {
+        bar.reset_eta();
+        if history.held_out.is_empty() {
             history.held_out.push((0, trainer.evaluate()?));
         }
         // Parts that are trained one after the other are all to have their steps.
-        while objective == Objective::Blocks || !history.has_turned() {
+        while objective == Objective::Blocks || !history.has_turned(steps) {
             // What a run that stops here, by itself or not, is to go on from is the state before this step.
             let step = trainer.step().inspect_err(|_| {
                 let _ = keep(&trainer, &history);
@@ -143,8 +154,19 @@ impl Training<'_> {
         let [texts, held_out_texts] = trainer.texts();
         let (best_loss, best_step) = trainer.best().context("no evaluation was made")?;
         let objective = objective.name();
-        let summary =
-            Summary { texts, held_out_texts, objective, batch, rate, seed, steps, pace, best_step, best_loss, history };
+        let summary = Summary {
+            texts,
+            held_out_texts,
+            objective,
+            batch,
+            learning_rate,
+            seed,
+            planned_steps: steps,
+            pace,
+            best_step,
+            best_loss,
+            history,
+        };
         Ok((trainer.result()?, summary))
     }
 }
@@ -152,14 +174,16 @@ impl Training<'_> {
 impl Summary {
     /// The losses, and what the run was.
     pub(in crate::cli) fn text(&self) -> String {
-        let Self { steps, texts, held_out_texts, best_step, best_loss, history, .. } = self;
+        let Self { planned_steps, texts, held_out_texts, best_step, best_loss, history, .. } = self;
         let mut text = String::new();
         for (step, loss) in &history.held_out {
             text += &format!("step {step:>6}: loss on held-out texts {loss:.4}\n");
         }
         let (done, minutes) = (history.steps.len(), history.seconds / 60.0);
-        let early =
-            if (done as u64) < *steps { format!(" of {steps}, after which it only rose") } else { String::new() };
+        let early = match (done as u64) < *planned_steps {
+            true => format!(" of {planned_steps}, as the last losses were all above the least,"),
+            false => String::new(),
+        };
         text + &format!(
             "retrained: {done} steps{early} on {texts} texts ({held_out_texts} held out) in {minutes:.1} minutes; the \
              least loss, {best_loss:.4}, is that of step {best_step}\n"
@@ -180,10 +204,13 @@ mod tests {
     fn a_run_stops_when_the_loss_on_held_out_texts_only_rises() {
         let turned = |losses: &[f64]| {
             let held_out = losses.iter().enumerate().map(|(i, &loss)| (i as u64, loss)).collect();
-            History { held_out, ..History::default() }.has_turned()
+            History { held_out, ..History::default() }.has_turned(1)
         };
         assert!(!turned(&[]) && !turned(&[3.0, 4.0, 5.0]) && !turned(&[4.0, 3.0, 3.1, 3.2]));
         assert!(turned(&[4.0, 3.0, 3.1, 3.2, 3.3]) && turned(&[1.0, 9.0, 8.0, 7.0]));
         assert!(!turned(&[4.0, 3.0, 3.1, 2.9, 3.3]) && !turned(&[9.0, 8.0, 7.0, 6.0, 5.0]));
+        let held_out = [1.0, 2.0, 2.0, 2.0].into_iter().enumerate().map(|(i, loss)| (i as u64, loss)).collect();
+        let early = History { held_out, ..History::default() };
+        assert!(early.has_turned(1) && !early.has_turned(4));
     }
 }

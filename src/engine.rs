@@ -630,7 +630,7 @@ impl Device {
         expect_dtype("data", data.dtype(), tensor.dtype)?;
         match (&self.0, &tensor.store) {
             (Inner::Gpu(gpu), TensorStore::Gpu(buffer)) => gpu.write(buffer, data.elements().as_bytes())?,
-            (Inner::Cpu(cpu), TensorStore::Cpu(matrix)) => cpu.in_turn(|| *write(matrix) = data.clone())?,
+            (Inner::Cpu(cpu), TensorStore::Cpu(matrix)) => cpu.in_turn(|| write(matrix).copy_from(data))?,
             _ => return Err(foreign("tensor")),
         }
         Ok(())

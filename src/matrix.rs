@@ -241,6 +241,16 @@ impl Matrix {
         &mut self.data
     }
 
+    /// Takes over the numbers of a matrix of the same shape and type, in the memory that is there.
+    pub(crate) fn copy_from(&mut self, from: &Self) {
+        match (&mut self.data, &from.data) {
+            (Elements::F32(to), Elements::F32(from)) if to.len() == from.len() => to.copy_from_slice(from),
+            (Elements::F16(to), Elements::F16(from)) if to.len() == from.len() => to.copy_from_slice(from),
+            (Elements::Bf16(to), Elements::Bf16(from)) if to.len() == from.len() => to.copy_from_slice(from),
+            _ => self.clone_from(from),
+        }
+    }
+
     /// Size of the elements in bytes.
     pub fn bytes(&self) -> usize {
         self.data.len() * self.dtype().bytes()

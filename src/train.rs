@@ -156,7 +156,7 @@ impl Default for TrainOptions {
             held_out: 0.1,
             max_held_out: 256,
             seed: 24,
-            memory: 2 << 30,
+            memory: 1920 << 20,
         }
     }
 }

@@ -82,7 +82,7 @@ pub(crate) struct Args {
     checkpoint_seconds: u64,
     /// Memory for what the teacher makes of the texts and for a batch's values and gradients, in MiB; what does not fit is
     /// computed again.
-    #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    #[arg(long, value_name = "MIB", default_value_t = 1920, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     memory: u64,
     /// Draw the losses of all steps as SVG.
     #[arg(long, value_name = "FILE.svg")]

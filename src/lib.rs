@@ -143,7 +143,8 @@
 //! # Weights that change
 //! [`train`] brings a pruned model back to the dense one on text without labels. [`graph::TrainingPass`] walks a graph
 //! forwards and in reverse: each operation has its gradient beside it, and that of a product is computed from 2:4 weights
-//! as they are, for what is kept alone ([`ops::gemm`]). What is pruned has no number that could move.
+//! as they are, for what is kept alone ([`ops::gemm`]). What is pruned to 2:4 has no number that could move; what any
+//! other mask prunes stays zero.
 //!
 //! Training of the caller's own may keep dense weights and multiply by their 2:4 form. [`Sparsify`] prunes and compresses
 //! a tensor over the weights that products are bound to, on the device and in the same submission: see [`ops::sparsify`].

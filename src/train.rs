@@ -24,6 +24,27 @@
 //! resumed run is to go on with. Some of the texts are held out; the parameters that had the least loss on them are the
 //! result.
 //!
+//! ```
+//! use sparse24::graph::{Checkpoint, Sparsity};
+//! use sparse24::models::bert::{BertConfig, Sizes};
+//! use sparse24::train::{TrainOptions, Trainer};
+//! use sparse24::{Activation, DType, Device, VectorLen};
+//!
+//! let sizes = Sizes { vocabulary: 50, hidden: 16, layers: 1, heads: 2, intermediate: 32, positions: 8, types: 1 };
+//! let graph = BertConfig::new(sizes, 1e-6, Activation::Gelu)?.graph()?;
+//! let dense = Checkpoint::random(graph, DType::F32, 24)?;
+//! let mut pruned = dense.clone();
+//! pruned.prune(Sparsity::TwoFour(VectorLen::new(8)?))?;
+//!
+//! let texts = (0..100).map(|i| vec![i % 50, i % 7, i % 11]).collect();
+//! let options = TrainOptions { batch: 16, learning_rate: 3e-3, ..TrainOptions::default() };
+//! let mut trainer = Trainer::new(&Device::cpu()?, &pruned, &dense, texts, 30, options)?;
+//! let before = trainer.evaluate()?;
+//! while trainer.step()?.is_some() {}
+//! assert!(trainer.evaluate()? < 0.9 * before);
+//! let retrained = trainer.result()?;
+//! # Ok::<(), sparse24::Error>(())
+//! ```
 //! On the CPU device a run is the same to the bit whatever the number of threads, and whether it was interrupted or not:
 //! what it goes on from is a file ([`Trainer::save`]) with parameters, the optimiser's state and the number of the step.
 //! Invariant: between steps all gradients are zero, and the form that products read is that of the values.

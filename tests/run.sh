@@ -31,7 +31,7 @@ environment:
 
 For the GPU tests on a GPU of the machine, by a part of its name:
   SPARSE24_REQUIRE_GPU=1 SPARSE24_TEST_DEVICE=NVIDIA \
-    cargo test --test bert --test gpu --test gradients --test mpnet --test ops --test pipeline --test tune -- --ignored
+    cargo test --lib --test bert --test gpu --test gradients --test mpnet --test ops --test pipeline --test tune -- --ignored
 USAGE
 }
 

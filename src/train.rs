@@ -72,7 +72,7 @@ use self::part::Part;
 use self::shapes::Shapes;
 pub use self::similarity::SimilarityWeights;
 use self::teacher::{Teacher, TeacherValues};
-use self::texts::{Batch, Texts};
+use self::texts::Texts;
 use crate::engine::{Device, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::{Checkpoint, Graph, Model, Target, Trainable, TrainingPass, ValueId};
@@ -144,10 +144,6 @@ pub struct TrainOptions {
     pub max_grad_norm: f64,
     /// What embeddings count beside the states of a layer.
     pub similarity: SimilarityWeights,
-    /// Share of the batches in which tokens are replaced by any others: in some texts a few, in some all. So the student
-    /// learns what the teacher makes of words and orders that the texts lack. None with [`Objective::Blocks`], where what
-    /// both make of the texts is kept.
-    pub noise: f64,
     /// Share of the texts that are held out.
     pub held_out: f64,
     /// Most texts that are held out: as many as say which parameters are best, in seconds.
@@ -173,7 +169,6 @@ impl Default for TrainOptions {
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             similarity: SimilarityWeights { cosine: 4.0, pairs: 4.0 },
-            noise: 0.5,
             held_out: 0.1,
             max_held_out: 256,
             seed: 24,
@@ -185,12 +180,12 @@ impl Default for TrainOptions {
 impl TrainOptions {
     /// An error if no run can be made of these.
     fn check(&self) -> Result<()> {
-        let Self { batch, accumulate, held_out, warm_up, noise, .. } = *self;
+        let Self { batch, accumulate, held_out, warm_up, .. } = *self;
         let is_share = |share: f64| (0.0..1.0).contains(&share);
-        if batch == 0 || accumulate == 0 || ![held_out, warm_up, noise].into_iter().all(is_share) {
+        if batch == 0 || accumulate == 0 || !is_share(held_out) || !is_share(warm_up) {
             return Err(Error::Invalid(format!(
-                "no run has batches of {batch} texts, {accumulate} of them a step, a share of {held_out} held out, one of \
-                 {noise} with noise and one of {warm_up} to warm up"
+                "no run has batches of {batch} texts, {accumulate} of them a step, a share of {held_out} held out and one \
+                 of {warm_up} to warm up"
             )));
         }
         Ok(())
@@ -405,7 +400,7 @@ impl Trainer {
         let accumulate = self.options.accumulate as u64;
         let (mut loss, mut similarity) = (0.0, 0.0);
         for i in 0..accumulate {
-            let batch = self.batch(at * accumulate + i, self.options.noise);
+            let batch = self.batch(at * accumulate + i);
             let [all, of_similarity] = self.pass(part, &batch, true)?;
             loss += all;
             similarity += of_similarity;
@@ -435,29 +430,24 @@ impl Trainer {
         Ok(gradient)
     }
 
-    /// Batch number `at`, from 0, of a part's steps, where a share of them has noise.
-    fn batch(&mut self, at: u64, noise: f64) -> Batch {
+    /// The texts of batch number `at`, from 0, of a part's steps.
+    fn batch(&mut self, at: u64) -> Vec<usize> {
         let of_epoch = self.texts.homes().len() as u64;
         let (epoch, place) = (at / of_epoch, at % of_epoch);
         if self.epoch.as_ref().is_none_or(|(known, _)| *known != epoch) {
             self.epoch = Some((epoch, self.texts.epoch(epoch)));
         }
-        let texts = self.epoch.as_ref().map_or(&[][..], |(_, batches)| &batches[place as usize][..]);
-        let before = |at: u64| (at as f64 * noise) as u64;
-        match before(at + 1) > before(at) && self.options.objective != Objective::Blocks {
-            true => self.texts.noised(texts, self.trainable.graph().limits().vocabulary, at),
-            false => self.texts.batch(texts),
-        }
+        self.epoch.as_ref().map(|(_, batches)| batches[place as usize].clone()).unwrap_or_default()
     }
 
     /// What some texts add to the loss of a step, and of it what their embeddings do; with `backward` their gradients are
     /// added to those that are there.
-    fn pass(&mut self, part: usize, batch: &Batch, backward: bool) -> Result<[f64; 2]> {
+    fn pass(&mut self, part: usize, batch: &[usize], backward: bool) -> Result<[f64; 2]> {
         let share = 1.0 / self.options.accumulate as f64;
         let whole = self.parts.len() - 1;
-        let seq = self.texts.seq(&batch.texts);
+        let seq = self.texts.seq(batch);
         let wanted = match self.chain.as_ref().filter(|_| part != whole) {
-            Some(chain) => chain.wanted.batch(self.trainable.graph(), &batch.texts, seq)?,
+            Some(chain) => chain.wanted.batch(self.trainable.graph(), batch, seq)?,
             None => self.teacher.values(&self.parts[whole], &self.texts, batch)?,
         };
         let at = self.forward(part, batch)?;
@@ -506,14 +496,14 @@ impl Trainer {
     }
 
     /// Runs the student's part forwards. Returns where its pass is.
-    fn forward(&mut self, part: usize, batch: &Batch) -> Result<usize> {
-        let seq = self.texts.seq(&batch.texts);
-        let at = self.prepared(part, batch.texts.len(), seq)?;
+    fn forward(&mut self, part: usize, batch: &[usize]) -> Result<usize> {
+        let seq = self.texts.seq(batch);
+        let at = self.prepared(part, batch.len(), seq)?;
         let StudentPass { pass, .. } = self.passes.get(at);
-        pass.write(&batch.ids)?;
+        pass.write(&self.texts.ids(batch))?;
         if let Some(value) = self.parts[part].input {
             let kept = self.chain.as_ref().and_then(|chain| chain.input.as_ref()).ok_or_else(missing)?;
-            let input = kept.batch(&batch.texts, seq)?;
+            let input = kept.batch(batch, seq)?;
             self.trainable.device().write(pass.value(value).ok_or_else(missing)?, &input)?;
         }
         pass.forward()?;
@@ -557,7 +547,7 @@ impl Trainer {
                     let is_trained = |text: usize| !self.texts.is_held_out(text);
                     let mut kept = self.texts.room(self.trainable.graph(), value, is_trained);
                     for home in homes {
-                        let at = self.forward(part - 1, &self.texts.batch(home))?;
+                        let at = self.forward(part - 1, home)?;
                         let made = self.passes.get(at).pass.value(value).ok_or_else(missing)?;
                         kept.take(home, &self.trainable.device().read(made)?);
                     }
@@ -576,8 +566,7 @@ impl Trainer {
         let batches: Vec<Vec<usize>> = self.texts.held_out().chunks(self.options.batch).map(<[_]>::to_vec).collect();
         let (mut sum, mut texts) = (0.0, 0);
         for batch in &batches {
-            let [loss, _] =
-                self.pass(self.parts.len() - 1, &self.texts.batch(batch), false).map_err(|e| in_step(e, self.done))?;
+            let [loss, _] = self.pass(self.parts.len() - 1, batch, false).map_err(|e| in_step(e, self.done))?;
             sum += loss * self.options.accumulate as f64 * batch.len() as f64;
             texts += batch.len();
         }

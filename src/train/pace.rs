@@ -27,8 +27,6 @@ pub struct Pace {
     parts: u64,
     /// Batches of a step.
     accumulate: u64,
-    /// Share of them with noise, for which the teacher is asked anew.
-    noise: f64,
 }
 
 impl Pace {
@@ -39,10 +37,9 @@ impl Pace {
 
     /// Seconds of a run with so many steps and evaluations.
     pub fn seconds(&self, steps: u64, evaluations: u64) -> f64 {
-        let batches = (steps.div_ceil(self.parts) * self.accumulate) as f64;
-        let given = batches * (1.0 - self.noise);
-        let taught = if self.kept > 0 { given.min(self.kept as f64) } else { given } + batches * self.noise;
-        steps as f64 * self.step() + taught * self.teacher + evaluations as f64 * self.evaluation
+        let batches = steps.div_ceil(self.parts) * self.accumulate;
+        let taught = if self.kept > 0 { batches.min(self.kept) } else { batches };
+        steps as f64 * self.step() + taught as f64 * self.teacher + evaluations as f64 * self.evaluation
     }
 
     /// The most steps that so many seconds have room for, with as many evaluations as `evaluations` says of a number of
@@ -93,7 +90,6 @@ impl Trainer {
             teacher += if is_in_parts { start.elapsed().as_secs_f64() } else { 0.0 };
             for batch in &batches {
                 // Once to make room for it, and for the teacher's values.
-                let batch = &trainer.texts.batch(batch);
                 trainer.pass(part, batch, true)?;
                 for (backward, seconds) in [(false, &mut forwards), (true, &mut passes)] {
                     let start = Instant::now();
@@ -132,7 +128,6 @@ impl Trainer {
             kept: if is_in_parts || trainer.teacher.kept_bytes() > 0 { all } else { 0 },
             parts: parts as u64,
             accumulate: options.accumulate as u64,
-            noise: if is_in_parts { 0.0 } else { options.noise },
         })
     }
 }
@@ -152,7 +147,6 @@ mod tests {
             kept: 100,
             parts: 1,
             accumulate: 1,
-            noise: 0.0,
         };
         // 100 steps with the teacher, and 42 without.
         assert_eq!(pace.steps(100.0, |_| 2), 142);
@@ -165,8 +159,5 @@ mod tests {
         // Two batches to a step: after 50 steps all are kept.
         let twice = Pace { accumulate: 2, ..pace };
         assert_eq!((twice.seconds(40, 0), twice.seconds(60, 0)), (40.0, 55.0));
-        // The teacher for every second batch, and for the others until 100 of these are kept.
-        let noise = Pace { noise: 0.5, ..pace };
-        assert_eq!((noise.seconds(100, 0), noise.seconds(400, 0)), (75.0, 275.0));
     }
 }

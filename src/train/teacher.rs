@@ -4,7 +4,7 @@ use super::kept::Kept;
 use super::missing;
 use super::part::Part;
 use super::shapes::Shapes;
-use super::texts::{Batch, Texts};
+use super::texts::Texts;
 use crate::error::Result;
 use crate::graph::{Forward, Graph, Model, Rows, ValueId};
 use crate::matrix::Matrix;
@@ -75,25 +75,23 @@ impl Teacher {
     }
 
     /// What the whole model makes of a batch, computed now.
-    pub(super) fn compute(&mut self, whole: &Part, texts: &Texts, batch: &Batch) -> Result<Vec<(ValueId, Matrix)>> {
+    pub(super) fn compute(&mut self, whole: &Part, texts: &Texts, batch: &[usize]) -> Result<Vec<(ValueId, Matrix)>> {
         self.run((usize::MAX, whole), texts, batch, None)
     }
 
     /// What the whole model makes of a batch.
-    pub(super) fn values(&mut self, whole: &Part, texts: &Texts, batch: &Batch) -> Result<Vec<(ValueId, Matrix)>> {
-        let has_room = |kept: &TeacherValues| batch.texts.iter().all(|&text| kept.has_room(text));
-        if !(batch.is_given && self.kept.as_ref().is_some_and(has_room)) {
+    pub(super) fn values(&mut self, whole: &Part, texts: &Texts, batch: &[usize]) -> Result<Vec<(ValueId, Matrix)>> {
+        if !self.kept.as_ref().is_some_and(|kept| batch.iter().all(|&text| kept.has_room(text))) {
             return self.compute(whole, texts, batch);
         }
-        for &text in &batch.texts {
+        for &text in batch {
             if !self.kept.as_ref().is_some_and(|kept| kept.has(text)) {
                 let home = texts.home(text);
-                let made = self.compute(whole, texts, &texts.batch(home))?;
+                let made = self.compute(whole, texts, home)?;
                 self.kept.as_mut().ok_or_else(missing)?.take(home, &made);
             }
         }
-        let kept = self.kept.as_ref().ok_or_else(missing)?;
-        kept.batch(self.model.graph(), &batch.texts, texts.seq(&batch.texts))
+        self.kept.as_ref().ok_or_else(missing)?.batch(self.model.graph(), batch, texts.seq(batch))
     }
 
     /// What a part, which has a number, makes of some batches of texts and of what the part before it made of them.
@@ -107,7 +105,7 @@ impl Teacher {
         let is_trained = |text: usize| !texts.is_held_out(text);
         let mut values = TeacherValues::new(self.model.graph(), &part.values(), texts, is_trained);
         for batch in batches {
-            let made = self.run((number, part), texts, &texts.batch(batch), before)?;
+            let made = self.run((number, part), texts, batch, before)?;
             values.take(batch, &made);
         }
         Ok(values)
@@ -118,10 +116,9 @@ impl Teacher {
         &mut self,
         (number, part): (usize, &Part),
         texts: &Texts,
-        batch: &Batch,
+        batch: &[usize],
         before: Option<&TeacherValues>,
     ) -> Result<Vec<(ValueId, Matrix)>> {
-        let Batch { texts: batch, ids, .. } = batch;
         let seq = texts.seq(batch);
         let shape = (number, batch.len(), seq);
         let at = match self.passes.find(shape) {
@@ -132,7 +129,7 @@ impl Teacher {
             }
         };
         let (pass, device) = (self.passes.get(at), self.model.device());
-        pass.write(ids)?;
+        pass.write(&texts.ids(batch))?;
         if let Some(value) = part.input {
             let input = before.ok_or_else(missing)?.batch(self.model.graph(), batch, seq)?;
             let (_, input) = input.iter().find(|(of, _)| *of == value).ok_or_else(missing)?;

@@ -5,9 +5,6 @@
 
 use std::sync::Arc;
 
-use rand_pcg::Pcg64;
-use rand_pcg::rand_core::{Rng, SeedableRng};
-
 use super::kept::Kept;
 use super::{TrainOptions, order};
 use crate::error::{Error, Result};
@@ -15,21 +12,6 @@ use crate::graph::{Graph, Rows, ValueId};
 
 /// What padding goes to: shapes that occur again.
 const PADDED: usize = 8;
-
-/// Shares of a text's tokens that are replaced by others, in turn.
-const REPLACED: [f64; 4] = [0.15, 0.3, 0.5, 1.0];
-
-/// Separates the seeds of noise from those of epochs.
-const NOISE: u64 = 0xd1b5_4a32_d192_ed03;
-
-/// Some texts, by their numbers.
-#[derive(Clone, Debug)]
-pub(super) struct Batch {
-    pub(super) texts: Vec<usize>,
-    /// Whether they are as they were given: then what is kept of them holds.
-    pub(super) is_given: bool,
-    pub(super) ids: Vec<Arc<[u32]>>,
-}
 
 /// Token ids of texts; their numbers are places in this list.
 #[derive(Debug)]
@@ -43,8 +25,6 @@ pub(super) struct Texts {
     of_trained: usize,
     /// Of each text the place of its home.
     home: Vec<usize>,
-    /// Whether all begin, and end, with the same token.
-    fixed: [bool; 2],
     /// Most tokens of a text.
     limit: usize,
     batch: usize,
@@ -77,8 +57,6 @@ impl Texts {
         let trained = ids.len();
         ids.extend(held_out);
         let numbers = (0..ids.len()).collect();
-        let same = |of: fn(&[u32]) -> Option<&u32>| ids.iter().all(|text| of(text) == of(&ids[0]));
-        let fixed = [same(<[u32]>::first), same(<[u32]>::last)];
         let mut texts = Self {
             ids,
             trained,
@@ -86,7 +64,6 @@ impl Texts {
             homes: Vec::new(),
             of_trained: 0,
             home: Vec::new(),
-            fixed,
             limit,
             batch: options.batch,
             seed: options.seed,
@@ -121,29 +98,9 @@ impl Texts {
         text >= self.trained
     }
 
-    /// Texts as they were given.
-    pub(super) fn batch(&self, texts: &[usize]) -> Batch {
-        let ids = texts.iter().map(|&text| Arc::clone(&self.ids[text])).collect();
-        Batch { texts: texts.to_vec(), is_given: true, ids }
-    }
-
-    /// Texts in which some tokens are any others of a vocabulary, all but one that every text begins or ends with. `at`
-    /// tells batches apart.
-    pub(super) fn noised(&self, texts: &[usize], vocabulary: usize, at: u64) -> Batch {
-        let mut rng = Pcg64::seed_from_u64(self.seed.wrapping_add(at.wrapping_add(1).wrapping_mul(NOISE)));
-        let fixed = self.fixed;
-        let noised = |(i, &text): (usize, &usize)| {
-            let ids = &self.ids[text];
-            let free = usize::from(fixed[0])..ids.len() - usize::from(fixed[1]).min(ids.len());
-            // A share of 2⁶⁴.
-            let limit = (REPLACED[i % REPLACED.len()] * 2f64.powi(64)) as u64;
-            let id = |(place, &id): (usize, &u32)| {
-                let [drawn, other] = [rng.next_u64(), rng.next_u64() % vocabulary as u64];
-                if free.contains(&place) && drawn <= limit { other as u32 } else { id }
-            };
-            ids.iter().enumerate().map(id).collect()
-        };
-        Batch { texts: texts.to_vec(), is_given: false, ids: texts.iter().enumerate().map(noised).collect() }
+    /// The token ids of a batch.
+    pub(super) fn ids(&self, batch: &[usize]) -> Vec<Arc<[u32]>> {
+        batch.iter().map(|&text| Arc::clone(&self.ids[text])).collect()
     }
 
     /// Tokens of each text of a batch, padding included.
@@ -186,36 +143,5 @@ impl Texts {
             Rows::Sequences => 1,
             Rows::Tokens => ids.len(),
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
-    use super::*;
-
-    #[test]
-    fn noise_replaces_shares_of_tokens_between_those_that_all_have() {
-        let ids = |i: u32| [vec![101], (0..98).map(|t| 1000 + i + t).collect(), vec![102]].concat();
-        let options = TrainOptions { held_out: 0.1, batch: 16, ..TrainOptions::default() };
-        let texts = Texts::new((0..40).map(ids).collect(), 512, &options).unwrap();
-        let home = texts.homes()[0].clone();
-        let (given, noised) = (texts.batch(&home), texts.noised(&home, 30_000, 7));
-        assert!(given.is_given && !noised.is_given && given.texts == noised.texts);
-        let mut shares = [0.0; 4];
-        for (i, (given, noised)) in given.ids.iter().zip(&noised.ids).enumerate() {
-            assert!(noised.len() == 100 && (noised[0], noised[99]) == (101, 102));
-            shares[i % 4] += given.iter().zip(&noised[..]).filter(|(a, b)| a != b).count() as f64 / 98.0 / 4.0;
-        }
-        for (share, wanted) in shares.into_iter().zip(REPLACED) {
-            // Three standard deviations of 4 texts of 98 tokens each.
-            assert!((share - wanted).abs() <= 0.08, "{share}, not {wanted}");
-        }
-        assert_eq!(noised.ids, texts.noised(&home, 30_000, 7).ids);
-        assert_ne!(noised.ids, texts.noised(&home, 30_000, 8).ids);
-        // Where texts begin differently the first token is one as any other.
-        let bare = Texts::new((0..40).map(|i| vec![i; 50]).collect(), 512, &options).unwrap();
-        let noised = bare.noised(&bare.homes()[0].clone(), 30_000, 7);
-        assert_ne!(noised.ids[3][0], bare.batch(&bare.homes()[0].clone()).ids[3][0]);
     }
 }

@@ -48,7 +48,7 @@ impl Texts {
     pub(super) fn new(texts: Vec<Vec<u32>>, limit: usize, options: &TrainOptions) -> Result<Self> {
         let wanted = Self::held_out_of(texts.len(), options)?;
         let every = texts.len() / wanted;
-        let (mut ids, mut held_out): (Vec<Arc<[u32]>>, Vec<Arc<[u32]>>) = (Vec::new(), Vec::new());
+        let [mut ids, mut held_out]: [Vec<Arc<[u32]>>; 2] = Default::default();
         for (i, text) in texts.into_iter().enumerate() {
             let to = if i % every == 0 && held_out.len() < wanted { &mut held_out } else { &mut ids };
             to.push(text.into());

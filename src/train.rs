@@ -517,7 +517,6 @@ impl Trainer {
         }
         let (trainable, of) = (&self.trainable, &self.parts[part]);
         let graph = trainable.graph();
-        let room = self.passes.make_room();
         let weight = 1.0 / self.options.accumulate as f32;
         let wanted: Vec<(ValueId, Tensor)> = of
             .states
@@ -527,9 +526,10 @@ impl Trainer {
         let states = wanted.iter().map(|(value, target)| Target::States { value: *value, target, weight });
         let targets: Vec<Target<'_>> = states.chain(of.embedding.map(Target::Given)).collect();
         let of_targets: u64 = wanted.iter().map(|(_, target)| 4 * (target.rows() * target.cols()) as u64).sum();
-        let memory = room.saturating_sub(of_targets);
+        let memory = self.passes.memory().saturating_sub(of_targets);
+        let bytes = of_targets + TrainingPass::bytes_of(trainable, &of.nodes, (batch, seq), &targets, memory)?;
+        self.passes.make_room(bytes);
         let pass = TrainingPass::new(trainable, of.nodes.clone(), (batch, seq), &targets, memory)?;
-        let bytes = pass.bytes() + of_targets;
         Ok(self.passes.add((part, batch, seq), bytes, StudentPass { pass, wanted }))
     }
 

@@ -200,19 +200,19 @@ impl TrainingPass {
         targets: &[Target<'_>],
         memory: u64,
     ) -> Result<Self> {
-        let graph = trainable.graph();
-        graph.tokens_of(batch, seq)?;
-        let mut cuts: Vec<usize> = (nodes.start + 1..nodes.end).filter(|at| graph.live_at(*at).len() == 1).collect();
-        let all = cuts.len() + 1;
-        let mut segments = 1;
-        loop {
-            let plan = Plan::new(trainable, &nodes, &even(&cuts, segments), targets)?;
-            if plan.bytes(batch, seq)? <= memory || segments >= all {
-                cuts = even(&cuts, segments);
-                return Self::planned(trainable, nodes, &cuts, (batch, seq), targets, plan);
-            }
-            segments += 1;
-        }
+        let (cuts, plan) = Plan::within(trainable, &nodes, (batch, seq), targets, memory)?;
+        Self::planned(trainable, nodes, &cuts, (batch, seq), targets, plan)
+    }
+
+    /// The bytes that [`TrainingPass::new`] would take.
+    pub fn bytes_of(
+        trainable: &Trainable,
+        nodes: &Range<usize>,
+        (batch, seq): (usize, usize),
+        targets: &[Target<'_>],
+        memory: u64,
+    ) -> Result<u64> {
+        Plan::within(trainable, nodes, (batch, seq), targets, memory)?.1.bytes(batch, seq)
     }
 
     fn planned(
@@ -379,6 +379,29 @@ struct Plan {
 }
 
 impl Plan {
+    /// The plan with the fewest segments that takes no more than `memory`, or else the most that there are, and where these
+    /// are cut.
+    fn within(
+        trainable: &Trainable,
+        nodes: &Range<usize>,
+        (batch, seq): (usize, usize),
+        targets: &[Target<'_>],
+        memory: u64,
+    ) -> Result<(Vec<usize>, Self)> {
+        let graph = trainable.graph();
+        graph.tokens_of(batch, seq)?;
+        let cuts: Vec<usize> = (nodes.start + 1..nodes.end).filter(|at| graph.live_at(*at).len() == 1).collect();
+        let mut segments = 1;
+        loop {
+            let ends = even(&cuts, segments);
+            let plan = Self::new(trainable, nodes, &ends, targets)?;
+            if plan.bytes(batch, seq)? <= memory || segments > cuts.len() {
+                return Ok((ends, plan));
+            }
+            segments += 1;
+        }
+    }
+
     fn new(trainable: &Trainable, nodes: &Range<usize>, cuts: &[usize], targets: &[Target<'_>]) -> Result<Self> {
         let graph = trainable.graph();
         let mut plan = Self::default();

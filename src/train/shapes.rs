@@ -16,12 +16,16 @@ impl<P> Shapes<P> {
         Self { memory, passes: Vec::new() }
     }
 
-    /// Lets passes give way until the others take no more than half of the memory. Returns the other half, for a new one.
-    pub(super) fn make_room(&mut self) -> u64 {
-        while self.passes.iter().map(|(_, bytes, _)| bytes).sum::<u64>() > self.memory / 2 {
-            self.passes.remove(0);
+    pub(super) fn memory(&self) -> u64 {
+        self.memory
+    }
+
+    /// Lets passes give way to a new one of so many bytes, before it is made.
+    pub(super) fn make_room(&mut self, bytes: u64) {
+        let mut all = bytes + self.passes.iter().map(|(_, bytes, _)| bytes).sum::<u64>();
+        while all > self.memory && !self.passes.is_empty() {
+            all -= self.passes.remove(0).1;
         }
-        self.memory / 2
     }
 
     /// The place of the pass of a shape, until another is added or found.
@@ -34,10 +38,7 @@ impl<P> Shapes<P> {
 
     /// The place of a pass that is new and takes so many bytes.
     pub(super) fn add(&mut self, shape: Shape, bytes: u64, pass: P) -> usize {
-        let mut all = bytes + self.passes.iter().map(|(_, bytes, _)| bytes).sum::<u64>();
-        while all > self.memory && !self.passes.is_empty() {
-            all -= self.passes.remove(0).1;
-        }
+        self.make_room(bytes);
         self.passes.push((shape, bytes, pass));
         self.passes.len() - 1
     }
@@ -63,7 +64,7 @@ mod tests {
         // More than there is room for is there alone.
         shapes.add((0, 1, 24), 11, 'd');
         assert!(shapes.find((0, 1, 24)).is_some() && shapes.find((0, 1, 8)).is_none());
-        assert_eq!(shapes.make_room(), 5);
+        shapes.make_room(1);
         assert!(shapes.find((0, 1, 24)).is_none());
     }
 }

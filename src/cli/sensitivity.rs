@@ -430,7 +430,7 @@ pub(super) fn candidates(rows: &[Row], times: Option<&Times>) -> Result<Vec<Cand
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     args.pruning.check()?;
     ensure_usage!(args.metric.pairs.is_some() || args.metric.input.is_some(), "{NO_METRIC}");
-    ensure_usage!(args.metric.pairs.is_none() || args.metric.input.is_none(), "--pairs or --input, not both");
+    ensure_usage!(args.metric.pairs.is_none() || args.metric.input.is_none(), "--pairs cannot be used with --input");
     let [pairs, input] = args.metric.inputs();
     one_stdin(&[pairs, input, ("--calibration", args.pruning.calibration.as_deref())])?;
     let json = args.json.file()?;

@@ -61,8 +61,8 @@ fn class_of(name: &str, stem: &str, operands: &str) -> Option<Class> {
         // 32-bit products take three of these.
         "mull" | "mul" | "madsh" | "mad" | "mulls" => Class::Integer,
         "add" | "sub" | "shr" | "shl" | "ashr" | "and" | "or" | "xor" | "not" | "sel" | "sad" | "cmps" | "min"
-        | "max" | "absneg" | "shrm" | "shlm" | "shrg" | "shlg" | "andg" | "clz" | "bary" | "cbits" | "mgen"
-        | "setrm" => Class::Integer,
+        | "max" | "absneg" | "shrm" | "shlm" | "shrg" | "shlg" | "andg" | "clz" | "bary" | "bfrev" | "cbits"
+        | "getbit" | "mgen" | "setrm" => Class::Integer,
         "ldl" | "stl" | "ldlw" | "stlw" => Class::Shared,
         // An address in brackets of `l` is one in workgroup memory.
         "atomic" if operands.contains("l[") => Class::Shared,
@@ -96,6 +96,7 @@ mod tests {
             "jump #l7",
             "l9:",
             "atomic.or.untyped.1d.u32.1.l r3.y, l[r2.w], r3.x",
+            "(nop2) bfrev.b r4.x, r3.w",
             "stib.b.untyped.1d.u32.1.imm.base0 r0.x, r1.x, 6",
             "end",
             "nop",
@@ -105,6 +106,6 @@ mod tests {
         let whole = whole(blocks, &code).unwrap();
         let [step] = &whole.inner[..] else { panic!("{whole:?}") };
         assert_eq!((step.counts.multiply_adds(), step.counts.instructions()), (4.0, 4.0 + 3.0 + 2.0));
-        assert_eq!(whole.counts.instructions(), 4.0);
+        assert_eq!(whole.counts.instructions(), 7.0);
     }
 }

@@ -11,7 +11,7 @@
 //
 // Workgroup memory: 12 KiB of tiles.
 //
-// Occupancy, threads per core at least: rdna2 256, rdna3 256, rdna4 256, ampere 512, ada 256, apple-m1 128, adreno 64.
+// Occupancy, threads per core at least: rdna2 256, rdna3 256, rdna4 256, ampere 384, ada 256, apple-m1 128, adreno 64.
 //
 // Residues: rows and features past the end are read as zeros. What a query does not see has the weight zero, by selection.
 

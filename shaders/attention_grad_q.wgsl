@@ -16,7 +16,7 @@
 //
 // Workgroup memory: 12 KiB of tiles, and 128 bytes.
 //
-// Occupancy, threads per core at least: rdna2 256, rdna3 256, rdna4 256, ampere 512, ada 256, apple-m1 128, adreno 64.
+// Occupancy, threads per core at least: rdna2 256, rdna3 256, rdna4 256, ampere 384, ada 256, apple-m1 128, adreno 64.
 //
 // Residues: rows and features past the end are read as zeros. A key that a query does not see has the weight zero, by
 // selection; so keys of padding contribute nothing whatever they hold.

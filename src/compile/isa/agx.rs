@@ -79,7 +79,7 @@ fn class_of(name: &str) -> Option<Class> {
         "fadd" | "fmul" | "hadd" | "hmul" | "fcmpsel" | "fmin" | "fmax" | "floor" | "ceil" | "trunc" | "rint" => {
             Class::Float
         }
-        "rcp" | "rsqrt" | "exp2" | "log2" | "sin_pt_1" | "sin_pt_2" | "sqrt" | "dfdx" => Class::Special,
+        "rcp" | "rsqrt" | "rsqrts" | "exp2" | "log2" | "sin_pt_1" | "sin_pt_2" | "sqrt" | "dfdx" => Class::Special,
         "convert" | "u32_to_f" | "s32_to_f" | "f_to_u32" | "f_to_s32" | "u16_to_f" | "s16_to_f" => Class::Convert,
         "imadd" | "imsub" | "imul" | "imad" => Class::Product,
         "mov" | "mov_imm" | "ldimm" | "get_sr" | "collect" => Class::Move,
@@ -88,7 +88,7 @@ fn class_of(name: &str) -> Option<Class> {
         | "orn1" | "orn2" | "nand" | "xnor" | "icmp" | "fcmp" | "ballot" | "fcmp_ballot" | "icmp_ballot" => {
             Class::Integer
         }
-        "lload" | "lstore" => Class::Shared,
+        "lload" | "lstore" | "latomic" => Class::Shared,
         "load" | "store" | "device_load" | "device_store" | "uniform_store" => Class::Global,
         "stack_load" | "stack_store" | "stack_adjust" => Class::Spill,
         "if" | "else" | "while" | "pop_exec" | "barrier" | "break" | "trap" => Class::Control,

@@ -1,5 +1,5 @@
-//! What real GPU compilers make of every kernel, on devices that Mesa pretends to have: no spills but known ones, no refusal,
-//! no less occupancy than a kernel's header states, and ratios that hold.
+//! What real GPU compilers make of every kernel, on devices that Mesa pretends to have: no spills but known ones, no
+//! refusal, no less occupancy than a kernel's header states, and ratios that hold.
 //!
 //! Needs a Debian tree with Mesa 26 or newer and its shims (SPARSE24_MESA names its root; tests/run.sh says how), whose
 //! loader runs this program's binary with that tree's libraries. Ignored unless asked for. SPARSE24_COMPILED names a

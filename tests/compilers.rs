@@ -286,7 +286,9 @@ fn device_compiles_every_kernel(architecture: &str) {
     }
     let faults = faults(&run, device);
     assert!(faults.is_empty(), "{architecture}: {} faults:\n{}", faults.len(), faults.join("\n"));
-    assert_eq!(code, Some(0), "{stderr}");
+    // The program knows no spills that are known.
+    let is_known = SPILLS.iter().any(|(of, ..)| *of == architecture);
+    assert_eq!(code, Some(if is_known { 3 } else { 0 }), "{stderr}");
 }
 
 macro_rules! devices {

@@ -188,9 +188,44 @@ impl Cpu {
         }
     }
 
+    /// The gradients of a norm over `width` features: `tokens` is given x and dy of some tokens, whether to add, their dx
+    /// (empty where it is not wanted) and room for a sum over them for each of `sums`.
+    pub(crate) fn grad_norm(
+        &self,
+        (x, dy, width): (&[f32], &[f32], usize),
+        dx: Option<&Target>,
+        sums: &[Option<Target>],
+        tokens: impl Fn((&[f32], &[f32]), bool, &mut [f32], &mut [f32]) + Sync,
+    ) {
+        let (task, room) = (TASK_TOKENS * width, sums.len() * width);
+        if width == 0 {
+            return;
+        }
+        self.with_scratch(x.len().div_ceil(task) * room, |parts| {
+            let add = dx.is_some_and(|dx| dx.add);
+            let of_task = |i: usize, dx: &mut [f32], parts: &mut [f32]| {
+                let range = i * task..x.len().min((i + 1) * task);
+                tokens((&x[range.clone()], &dy[range]), add, dx, parts);
+            };
+            match dx {
+                Some(dx) => {
+                    let mut dx = super::write(&dx.to);
+                    let Elements::F32(dx) = dx.elements_mut() else { return };
+                    self.each_chunk_of_two((dx, task), (parts, room), of_task);
+                }
+                None => self.each_chunk(parts, room, |i, parts| of_task(i, &mut [], parts)),
+            }
+            for (which, target) in sums.iter().enumerate() {
+                if let Some(target) = target {
+                    self.fold(parts, room, which * width, target);
+                }
+            }
+        });
+    }
+
     /// Adds up the rows of some parts, `stride` apart, from their element `first` on, in their order: a gradient that is a
     /// sum over tokens, from the sums over blocks of them.
-    pub(crate) fn fold(&self, parts: &[f32], stride: usize, first: usize, target: &Target) {
+    fn fold(&self, parts: &[f32], stride: usize, first: usize, target: &Target) {
         const RUN: usize = 64;
         let mut to = super::write(&target.to);
         let Elements::F32(to) = to.elements_mut() else { return };

@@ -37,6 +37,16 @@ pub(crate) struct NormLayout {
 }
 
 impl NormLayout {
+    /// What a norm's gradient reads and writes.
+    pub(crate) const GRAD_BINDINGS: &'static [Binding] = &[
+        Binding::PARAMS,
+        Binding::read(1, "x"),
+        Binding::write(2, "y"),
+        Binding::read(3, "gamma"),
+        Binding::read(4, "dy"),
+        Binding::write(5, "statistics"),
+    ];
+
     /// Tokens of `width` features. An error for a type that kernels do not store.
     pub(crate) fn new(width: u32, storage: DType, output: DType) -> Result<Self> {
         Ok(Self { width, access: FeatureAccess::of(width), types: Types::new(storage, output)? })

@@ -8,8 +8,8 @@ use std::fmt;
 use super::super::{
     Cost, Gradient, Operand, Operation, check_f32, check_norm, cost_of, dispatch, norm_statistics, norm_sums,
 };
-use crate::cpu::rows::{TASK_TOKENS, Target, inverse_root, put, sum_of, sums_of, work_of_f32};
-use crate::cpu::{Cpu, CpuCall, Shared, read, write};
+use crate::cpu::rows::{Target, inverse_root, put, sum_of, sums_of, work_of_f32};
+use crate::cpu::{Cpu, CpuCall, Shared, read};
 use crate::engine::{Tensor, gpu_size};
 use crate::error::{Result, expect_shape};
 use crate::gpu::{BufferRange, Dispatch, Gpu};
@@ -17,7 +17,7 @@ use crate::kernels::{
     Binding, Caps, NormLayout, NormParams, ParamsLayout, Primitives, Program, Shader, Text, WORKGROUP,
     norm_sums as sums, target_override, target_suffix,
 };
-use crate::matrix::{DType, Element, Elements};
+use crate::matrix::{DType, Element};
 
 /// Gradients of a [`LayerNorm`](crate::LayerNorm) with respect to `x`, gamma and beta: those that are wanted. All tensors
 /// are f32. Mean and variance are computed from `x` again: the forward keeps nothing for this.
@@ -138,16 +138,7 @@ impl Shader for LayerNormGradKernel {
     }
 
     fn bindings(&self) -> &'static [Binding] {
-        const {
-            &[
-                Binding::PARAMS,
-                Binding::read(1, "x"),
-                Binding::write(2, "y"),
-                Binding::read(3, "gamma"),
-                Binding::read(4, "dy"),
-                Binding::write(5, "statistics"),
-            ]
-        }
+        NormLayout::GRAD_BINDINGS
     }
 
     fn params(&self) -> ParamsLayout {
@@ -184,30 +175,8 @@ impl CpuCall for Call {
     fn run(&self, cpu: &Cpu) {
         let (x, gamma, dy, epsilon) = (read(&self.x), read(&self.gamma), read(&self.dy), self.eps);
         let [Some(x), Some(gamma), Some(dy)] = [&x, &gamma, &dy].map(|m| f32::of(m.elements())) else { return };
-        let (width, task) = (gamma.len(), TASK_TOKENS * gamma.len());
-        if width == 0 {
-            return;
-        }
-        cpu.with_scratch(x.len().div_ceil(task) * 2 * width, |parts| {
-            let add = self.dx.as_ref().is_some_and(|dx| dx.add);
-            let tokens = |i: usize, dx: &mut [f32], parts: &mut [f32]| {
-                let range = i * task..x.len().min((i + 1) * task);
-                let (x, dy) = (&x[range.clone()], &dy[range]);
-                cpu.simd().run(GradTokens { x, gamma, epsilon, dy, add, dx, parts });
-            };
-            match &self.dx {
-                Some(dx) => {
-                    let mut dx = write(&dx.to);
-                    let Elements::F32(dx) = dx.elements_mut() else { return };
-                    cpu.each_chunk_of_two((dx, task), (parts, 2 * width), tokens);
-                }
-                None => cpu.each_chunk(parts, 2 * width, |i, parts| tokens(i, &mut [], parts)),
-            }
-            for (which, target) in self.sums.iter().enumerate() {
-                if let Some(target) = target {
-                    cpu.fold(parts, 2 * width, which * width, target);
-                }
-            }
+        cpu.grad_norm((x, dy, gamma.len()), self.dx.as_ref(), &self.sums, |(x, dy), add, dx, parts| {
+            cpu.simd().run(GradTokens { x, gamma, epsilon, dy, add, dx, parts });
         });
     }
 }

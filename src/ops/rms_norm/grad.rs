@@ -8,8 +8,8 @@ use std::fmt;
 use super::super::{
     Cost, Gradient, Operand, Operation, check_f32, check_norm, cost_of, dispatch, norm_statistics, norm_sums,
 };
-use crate::cpu::rows::{TASK_TOKENS, Target, inverse_root, put, sum_of, sums_of, work_of_f32};
-use crate::cpu::{Cpu, CpuCall, Shared, read, write};
+use crate::cpu::rows::{Target, inverse_root, put, sum_of, sums_of, work_of_f32};
+use crate::cpu::{Cpu, CpuCall, Shared, read};
 use crate::engine::{Tensor, gpu_size};
 use crate::error::{Result, expect_shape};
 use crate::gpu::{BufferRange, Dispatch, Gpu};
@@ -17,7 +17,7 @@ use crate::kernels::{
     Binding, Caps, NormLayout, NormParams, ParamsLayout, Primitives, Program, Shader, Text, WORKGROUP, target_override,
     target_suffix,
 };
-use crate::matrix::{DType, Element, Elements};
+use crate::matrix::{DType, Element};
 
 /// Gradients of an [`RmsNorm`](crate::RmsNorm) with respect to `x` and gamma: those that are wanted. All tensors are f32.
 /// The mean of squares is computed from `x` again: the forward keeps nothing for this.
@@ -132,16 +132,7 @@ impl Shader for RmsNormGradKernel {
     }
 
     fn bindings(&self) -> &'static [Binding] {
-        const {
-            &[
-                Binding::PARAMS,
-                Binding::read(1, "x"),
-                Binding::write(2, "y"),
-                Binding::read(3, "gamma"),
-                Binding::read(4, "dy"),
-                Binding::write(5, "statistics"),
-            ]
-        }
+        NormLayout::GRAD_BINDINGS
     }
 
     fn params(&self) -> ParamsLayout {
@@ -177,29 +168,14 @@ impl CpuCall for Call {
     fn run(&self, cpu: &Cpu) {
         let (x, gamma, dy, epsilon) = (read(&self.x), read(&self.gamma), read(&self.dy), self.eps);
         let [Some(x), Some(gamma), Some(dy)] = [&x, &gamma, &dy].map(|m| f32::of(m.elements())) else { return };
-        let (width, task) = (gamma.len(), TASK_TOKENS * gamma.len());
-        if width == 0 {
-            return;
-        }
-        cpu.with_scratch(x.len().div_ceil(task) * width, |parts| {
-            let add = self.dx.as_ref().is_some_and(|dx| dx.add);
-            let tokens = |i: usize, dx: &mut [f32], parts: &mut [f32]| {
-                let range = i * task..x.len().min((i + 1) * task);
-                let (x, dy) = (&x[range.clone()], &dy[range]);
+        cpu.grad_norm(
+            (x, dy, gamma.len()),
+            self.dx.as_ref(),
+            std::slice::from_ref(&self.dgamma),
+            |(x, dy), add, dx, parts| {
                 cpu.simd().run(GradTokens { x, gamma, epsilon, dy, add, dx, parts });
-            };
-            match &self.dx {
-                Some(dx) => {
-                    let mut dx = write(&dx.to);
-                    let Elements::F32(dx) = dx.elements_mut() else { return };
-                    cpu.each_chunk_of_two((dx, task), (parts, width), tokens);
-                }
-                None => cpu.each_chunk(parts, width, |i, parts| tokens(i, &mut [], parts)),
-            }
-            if let Some(target) = &self.dgamma {
-                cpu.fold(parts, width, 0, target);
-            }
-        });
+            },
+        );
     }
 }
 

@@ -179,6 +179,92 @@ fn accuracy_stands_beside_the_speed_of_the_same_pattern() {
     }
 }
 
+/// A run of retraining: 3 steps, and the best after the second.
+fn retraining() -> Value {
+    json!({
+        "texts": 90, "held_out_texts": 10, "objective": "states", "steps": [{}, {}, {}], "seconds": 90.0,
+        "held_out": [[0, 2.25], [2, 1.125], [3, 1.5]], "best_step": 2, "best_loss": 1.125,
+    })
+}
+
+fn train() -> Value {
+    let mut train = retraining();
+    train["schema"] = json!("sparse24-train/1");
+    train["input"] = json!("small");
+    train["output"] = json!("better");
+    train["provenance"] = json!({ "pruned": "sparsegpt V=32 seed=24", "retrained_on": "texts.txt (100 texts)" });
+    train["environment"] = json!({ "command": "sparse24 retrain small better" });
+    train
+}
+
+#[test]
+fn runs_of_retraining_are_on_the_page_and_their_models_named_by_how_they_were_pruned() {
+    let eval = |model: &str, spearman: f64| {
+        json!({
+            "schema": "sparse24-eval/1", "model": model, "sparsity": "none", "dtype": "f32", "spearman": spearman,
+            "pearson": 0.5, "pairs": 9, "environment": { "command": format!("sparse24 eval {model}") },
+        })
+    };
+    let prune = |output: &str, retrained: Value| {
+        json!({
+            "schema": "sparse24-prune/1", "input": "tiny", "output": output, "method": "sparsegpt", "retrained": retrained,
+            "layers": [{ "vector": 32 }], "pruned_share": 1.0, "command": format!("sparse24 prune tiny {output}"),
+            "provenance": { "retrained_on": "others.txt" },
+        })
+    };
+    let files = [
+        ("t.json", &train()),
+        ("p.json", &prune("small", Value::Null)),
+        ("r.json", &prune("both", retraining())),
+        ("e.json", &eval("small", 0.7)),
+        ("f.json", &eval("better", 0.8)),
+        ("g.json", &eval("both", 0.9)),
+    ];
+    let folder = folder(&files);
+    let names = files.map(|(name, _)| name);
+    exits(folder.path(), 0, &[&["report"][..], &names, &["--out", "page.md"]].concat());
+    let page = read(&folder, "page.md");
+    let row = |begins: &str| page.lines().find(|l| l.starts_with(begins)).unwrap_or_else(|| panic!("{begins}: {page}"));
+    let cells = |line: &str| line.split('|').map(|c| c.trim().to_owned()).collect::<Vec<_>>();
+    assert_eq!(
+        cells(row("| better | small"))[3..12],
+        ["sparsegpt V=32 seed=24", "texts.txt (100 texts)", "states", "90", "3", "1.5", "2.2500", "1.1250", "2"]
+    );
+    assert_eq!(cells(row("| both | tiny"))[4..7], ["others.txt", "states", "90"]);
+    assert_eq!(cells(row("| small | sparsegpt"))[2], "sparsegpt, V=32, 100 % of weights");
+    for model in ["better", "both"] {
+        assert_eq!(cells(row(&format!("| {model} | sparsegpt")))[2], "sparsegpt, V=32, 100 % of weights, retrained");
+    }
+    let picture = read(&folder, "page-retraining.svg");
+    assert!(picture.contains("better") && picture.contains("both") && picture.contains("held-out"), "{picture}");
+}
+
+#[test]
+fn runs_of_retraining_that_contradict_themselves_are_refused() {
+    type Spoil = fn(&mut Value);
+    let cases: [(Spoil, &str); 5] = [
+        (|t| t["best_loss"] = json!(1.0), "best_loss 1"),
+        (|t| t["best_step"] = json!(3), "step 3"),
+        (|t| t["held_out"][2][0] = json!(4), "among the 3"),
+        (|t| t["held_out"][1][1] = json!(-1.0), "negative"),
+        (|t| drop(t.as_object_mut().unwrap().remove("held_out")), "held_out"),
+    ];
+    for (spoil, named) in cases {
+        let mut train = train();
+        spoil(&mut train);
+        let mut prune = json!({
+            "schema": "sparse24-prune/1", "input": "a", "output": "b", "method": "obd", "layers": [], "pruned_share": 1.0,
+            "command": "x",
+        });
+        prune["retrained"] = train.clone();
+        let folder = folder(&[("t.json", &train), ("p.json", &prune)]);
+        for name in ["t.json", "p.json"] {
+            let stderr = exits(folder.path(), 1, &["report", name, "--out", "page.html"]);
+            assert!(stderr.contains(name) && stderr.contains(named), "{stderr}");
+        }
+    }
+}
+
 /// The runs that are refused, and what the message must say.
 #[test]
 fn what_is_wrong_is_said_by_file_and_row_and_no_page_is_written() {

@@ -174,6 +174,7 @@ impl Run {
             }
             File::Eval(_) => return no_times("sparse24-eval/1"),
             File::Prune(_) => return no_times("sparse24-prune/1"),
+            File::Train(_) => return no_times("sparse24-train/1"),
             File::Sensitivity(_) => return no_times("sparse24-sensitivity/1"),
             File::Compile(_) => return no_times("sparse24-compile/1"),
         })
@@ -753,7 +754,12 @@ mod tests {
             "schema": "sparse24-prune/1", "input": "a", "output": "b", "method": "magnitude", "layers": [],
             "pruned_share": 0.5, "command": "x",
         });
-        for json in [eval, prune] {
+        let train = json!({
+            "schema": "sparse24-train/1", "input": "b", "output": "c", "provenance": {}, "texts": 9, "held_out_texts": 1,
+            "objective": "states", "steps": [{}], "held_out": [[0, 2.0], [1, 1.0]], "seconds": 1.0, "best_step": 1,
+            "best_loss": 1.0, "environment": {"command": "x"},
+        });
+        for json in [eval, prune, train] {
             let error = Run::new(File::parse(&json.to_string())?).err().map(|e| e.to_string()).unwrap_or_default();
             assert!(error.contains(json["schema"].as_str().unwrap_or("no schema")), "{error}");
         }

@@ -30,6 +30,8 @@ pub enum File {
     Eval(Eval),
     /// `sparse24-prune/1`: how the weights of an evaluated model were pruned.
     Prune(Prune),
+    /// `sparse24-train/1`: how a pruned model was retrained.
+    Train(Train),
     /// `sparse24-sensitivity/1`: what a model loses when one layer alone is pruned.
     Sensitivity(Sensitivity),
     /// `sparse24-compile/1`: what a driver's compiler made of the kernels.
@@ -37,11 +39,12 @@ pub enum File {
 }
 
 /// The schemas that are read, in version 1.
-const SCHEMAS: [&str; 6] = [
+const SCHEMAS: [&str; 7] = [
     "sparse24-bench",
     "sparse24-model-bench",
     "sparse24-eval",
     "sparse24-prune",
+    "sparse24-train",
     "sparse24-sensitivity",
     "sparse24-compile",
 ];
@@ -303,12 +306,12 @@ pub struct Eval {
     /// Number of pairs of sentences.
     pub pairs: Option<usize>,
     /// The command that measures it again; older files have it in their environment alone.
-    pub environment: EvalOrigin,
+    pub environment: MadeBy,
 }
 
-/// The part of an evaluation's environment that the page shows.
+/// The part of the environment that the page shows of a file without times.
 #[derive(Clone, Debug, Deserialize)]
-pub struct EvalOrigin {
+pub struct MadeBy {
     /// The command that made it.
     pub command: String,
 }
@@ -327,8 +330,62 @@ pub struct Prune {
     pub layers: Vec<PrunedLayer>,
     /// Share of the linear weights that were pruned.
     pub pruned_share: f64,
+    /// How it was retrained, if it was.
+    #[serde(default)]
+    pub retrained: Option<Retraining>,
+    /// What was done to the weights, as the new file says it; not in older ones.
+    #[serde(default)]
+    pub provenance: History,
     /// The command that made it.
     pub command: String,
+}
+
+/// How a pruned model was retrained.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Train {
+    /// Folder that was retrained.
+    pub input: String,
+    /// What was written.
+    pub output: String,
+    /// What was done to the weights, as the new file says it.
+    pub provenance: History,
+    /// The run.
+    #[serde(flatten)]
+    pub run: Retraining,
+    /// The command that made it.
+    pub environment: MadeBy,
+}
+
+/// A run of retraining.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Retraining {
+    /// Texts that were trained on.
+    pub texts: usize,
+    /// Texts that were held out.
+    pub held_out_texts: usize,
+    /// `states`, `blocks` or `embeddings`.
+    pub objective: String,
+    /// Of each step, more than the page shows.
+    pub steps: Vec<serde::de::IgnoredAny>,
+    /// After how many steps the texts that are held out had which loss.
+    pub held_out: Vec<(u64, f64)>,
+    /// Of the whole run.
+    pub seconds: f64,
+    /// The step whose weights were written.
+    pub best_step: u64,
+    /// Its loss on texts that are held out.
+    pub best_loss: f64,
+}
+
+/// What was done to the weights, one thing after the other.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct History {
+    /// By what, and to which V.
+    #[serde(default)]
+    pub pruned: Option<String>,
+    /// On which texts.
+    #[serde(default)]
+    pub retrained_on: Option<String>,
 }
 
 /// One matrix that was pruned.
@@ -456,7 +513,7 @@ impl File {
         match self {
             Self::Bench(bench) => Some(&bench.environment),
             Self::Model(model) => Some(&model.environment),
-            Self::Eval(_) | Self::Prune(_) | Self::Sensitivity(_) | Self::Compile(_) => None,
+            Self::Eval(_) | Self::Prune(_) | Self::Train(_) | Self::Sensitivity(_) | Self::Compile(_) => None,
         }
     }
 
@@ -468,6 +525,7 @@ impl File {
             }
             Self::Eval(eval) => &eval.environment.command,
             Self::Prune(prune) => &prune.command,
+            Self::Train(train) => &train.environment.command,
             Self::Sensitivity(_) => "-",
             Self::Compile(compile) => &compile.command,
         }
@@ -478,8 +536,8 @@ impl File {
         let json: Value = serde_json::from_str(text).map_err(|e| Error::Invalid(format!("not JSON: {e}")))?;
         let schema = json.get("schema").and_then(Value::as_str).ok_or_else(|| {
             Error::Invalid(
-                "has no schema: a JSON file of `sparse24 bench`, `eval`, `prune`, `sensitivity` or `kernels --compile` \
-                 begins with one"
+                "has no schema: a JSON file of `sparse24 bench`, `eval`, `prune`, `retrain`, `sensitivity` or `kernels \
+                 --compile` begins with one"
                     .into(),
             )
         })?;
@@ -487,7 +545,8 @@ impl File {
             super::SCHEMA => Bench::parse(&json).map(Self::Bench),
             super::MODEL_SCHEMA => ModelBench::parse(&json).map(Self::Model),
             "sparse24-eval/1" => fields("", json).map(Self::Eval),
-            "sparse24-prune/1" => fields("", json).map(Self::Prune),
+            "sparse24-prune/1" => Prune::parse(json).map(Self::Prune),
+            "sparse24-train/1" => Train::parse(json).map(Self::Train),
             "sparse24-sensitivity/1" => Sensitivity::parse(&json).map(Self::Sensitivity),
             "sparse24-compile/1" => Compile::parse(json).map(Self::Compile),
             other => {
@@ -769,11 +828,44 @@ impl Compile {
 }
 
 impl Prune {
+    fn parse(json: Value) -> Result<Self> {
+        let prune: Self = fields("", json)?;
+        if let Some(run) = &prune.retrained {
+            run.check().map_err(|what| Error::Invalid(format!("retrained: {what}")))?;
+        }
+        Ok(prune)
+    }
+
     /// Whether this run wrote the model of this name.
     pub(super) fn made(&self, model: &str) -> bool {
         match &self.output {
             Some(output) => output == model,
             None => self.command.split_whitespace().skip(3).any(|word| word == model),
+        }
+    }
+}
+
+impl Train {
+    fn parse(json: Value) -> Result<Self> {
+        let train: Self = fields("", json)?;
+        train.run.check().map_err(Error::Invalid)?;
+        Ok(train)
+    }
+}
+
+impl Retraining {
+    fn check(&self) -> Checked {
+        let Self { steps, held_out, seconds, best_step, best_loss, .. } = self;
+        let in_order = held_out.is_sorted_by(|a, b| a.0 < b.0);
+        if !in_order || held_out.last().is_none_or(|(step, _)| *step > steps.len() as u64) {
+            return Err(format!("held_out: its steps are not in order, or not among the {} of the run", steps.len()));
+        }
+        if !held_out.iter().all(|(_, loss)| *loss >= 0.0) || *seconds <= 0.0 {
+            return Err("a loss or the seconds are negative".into());
+        }
+        match held_out.contains(&(*best_step, *best_loss)) {
+            true => Ok(()),
+            false => Err(format!("best_loss {best_loss} of step {best_step} is not in held_out")),
         }
     }
 }

@@ -9,6 +9,7 @@ mod entries;
 mod models;
 mod paths;
 mod products;
+mod retraining;
 mod roofline;
 mod runs;
 mod sensitivity;
@@ -117,6 +118,7 @@ impl Page {
         let (changes, changed) = runs::changes(inputs, &runs)?;
         sections.extend(changes);
         sections.extend(models::accuracy(inputs, &models)?);
+        sections.extend(retraining::losses(inputs)?);
         sections.extend(sensitivity::layers(inputs)?);
         sections.extend(compilers::compilers(inputs));
         if sections.is_empty() {

@@ -172,7 +172,7 @@ fn holdings(file: usize, content: &File) -> Vec<Holding> {
             };
             bench.rows.iter().enumerate().map(holding).collect()
         }
-        File::Eval(_) | File::Prune(_) | File::Sensitivity(_) | File::Compile(_) => Vec::new(),
+        File::Eval(_) | File::Prune(_) | File::Train(_) | File::Sensitivity(_) | File::Compile(_) => Vec::new(),
     }
 }
 
@@ -305,7 +305,7 @@ pub(super) fn failures(inputs: &[Input]) -> Vec<String> {
                     say(at, what(&row.op, row.vector), &row.failure);
                 }
             }
-            File::Eval(_) | File::Prune(_) | File::Sensitivity(_) | File::Compile(_) => {}
+            File::Eval(_) | File::Prune(_) | File::Train(_) | File::Sensitivity(_) | File::Compile(_) => {}
         }
     }
     failures

@@ -7,7 +7,7 @@ use super::paths::shown;
 use super::{Input, Section, Table, compared, distinct, middle, number, numbered, plural, times};
 use crate::error::Result;
 use crate::report::chart::{Bar, Bars, Ink};
-use crate::report::file::{Eval, File, ModelBench, ModelRow, Parts, Prune, Times};
+use crate::report::file::{Eval, File, ModelBench, ModelRow, Parts, Prune, Times, Train};
 use crate::report::significant;
 
 pub(super) fn models_answer(models: &[(Machine, &ModelBench)]) -> Option<String> {
@@ -135,34 +135,64 @@ pub(super) fn end_to_end(models: &[(Machine, &ModelBench)]) -> Result<Option<Sec
     Ok(Some(section))
 }
 
+/// The files that say how models were made.
+struct Makers<'a> {
+    prunes: Vec<&'a Prune>,
+    trains: Vec<&'a Train>,
+}
+
+impl<'a> Makers<'a> {
+    fn new(inputs: &'a [Input]) -> Self {
+        let mut makers = Self { prunes: Vec::new(), trains: Vec::new() };
+        for input in inputs {
+            match &input.file {
+                File::Prune(prune) => makers.prunes.push(prune),
+                File::Train(train) => makers.trains.push(train),
+                _ => {}
+            }
+        }
+        makers
+    }
+
+    /// How a model was pruned, and whether it was retrained then.
+    fn of(&self, model: &str) -> Option<(&'a Prune, bool)> {
+        if let Some(prune) = self.prunes.iter().find(|prune| prune.made(model)) {
+            return Some((prune, prune.retrained.is_some()));
+        }
+        let train = self.trains.iter().find(|train| train.output == model)?;
+        // What is retrained again is looked up no further: files could lead in a circle.
+        self.prunes.iter().find(|prune| prune.made(&train.input)).map(|prune| (*prune, true))
+    }
+}
+
 /// How an evaluated model was pruned, in words, and its V.
-fn pruned(eval: &Eval, prunes: &[&Prune]) -> (String, Option<usize>) {
+fn pruned(eval: &Eval, makers: &Makers<'_>) -> (String, Option<usize>) {
     if let Some(vector) = eval.sparsity.strip_suffix("2:4").map(|v| v.trim_end_matches(':')) {
         let vector = if vector.is_empty() { Some(1) } else { vector.parse().ok() };
         return (format!("magnitude, V={}", vector.unwrap_or_default()), vector);
     }
-    let Some(prune) = prunes.iter().find(|p| p.made(&eval.model)) else { return (eval.sparsity.clone(), None) };
+    let Some((prune, retrained)) = makers.of(&eval.model) else { return (eval.sparsity.clone(), None) };
     let vectors = distinct(prune.layers.iter().map(|l| l.vector));
     let vector = match vectors[..] {
         [one] if prune.pruned_share > 0.999 => Some(one),
         _ => None,
     };
     let v: Vec<_> = vectors.iter().map(usize::to_string).collect();
-    (format!("{}, V={}, {:.0} % of weights", prune.method, v.join(" "), 100.0 * prune.pruned_share), vector)
+    let retrained = if retrained { ", retrained" } else { "" };
+    (format!("{}, V={}, {:.0} % of weights{retrained}", prune.method, v.join(" "), 100.0 * prune.pruned_share), vector)
 }
 
 pub(super) fn accuracy(inputs: &[Input], models: &[(Machine, &ModelBench)]) -> Result<Option<Section>> {
-    let prunes: Vec<_> =
-        inputs.iter().filter_map(|i| if let File::Prune(p) = &i.file { Some(p) } else { None }).collect();
+    let makers = Makers::new(inputs);
     // Figures of other tasks than pairs are not on the page.
     let of_pairs = |i: &'_ Input| if let File::Eval(e) = &i.file { Some((e.clone(), e.spearman?)) } else { None };
     let evals: Vec<(Eval, f64)> = inputs.iter().filter_map(of_pairs).collect();
     if evals.is_empty() {
         return Ok(None);
     }
-    let is_dense = |eval: &Eval| eval.sparsity == "none" && !prunes.iter().any(|p| p.made(&eval.model));
+    let is_dense = |eval: &Eval| eval.sparsity == "none" && makers.of(&eval.model).is_none();
     // The name that a pruned folder's dense model has in the benchmark.
-    let source = |eval: &Eval| prunes.iter().find(|p| p.made(&eval.model)).map_or(&eval.model, |p| &p.input).clone();
+    let source = |eval: &Eval| makers.of(&eval.model).map_or(&eval.model, |(prune, _)| &prune.input).clone();
     let speed = |eval: &Eval, vector: Option<usize>| -> Option<(f64, Option<Ordering>, String)> {
         let (machine, bench) = models.iter().find(|(machine, m)| {
             machine.own && last(&m.model) == last(&source(eval)) && m.rows.iter().any(|r| r.dtype == eval.dtype)
@@ -181,7 +211,7 @@ pub(super) fn accuracy(inputs: &[Input], models: &[(Machine, &ModelBench)]) -> R
     // Bars by the machine that the speed is of.
     let mut groups: Vec<(String, Vec<Bar>)> = Vec::new();
     for (eval, spearman) in &evals {
-        let (how, vector) = pruned(eval, &prunes);
+        let (how, vector) = pruned(eval, &makers);
         let how = if is_dense(eval) { "dense".to_owned() } else { how };
         let speed = if is_dense(eval) || vector.is_some() { speed(eval, vector) } else { None };
         table.rows.push(vec![

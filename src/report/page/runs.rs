@@ -59,7 +59,7 @@ fn measured<'a>(input: &'a Input, run: Option<&str>) -> Vec<Measured<'a>> {
             };
             bench.rows.iter().map(row).collect()
         }
-        File::Eval(_) | File::Prune(_) | File::Sensitivity(_) | File::Compile(_) => Vec::new(),
+        File::Eval(_) | File::Prune(_) | File::Train(_) | File::Sensitivity(_) | File::Compile(_) => Vec::new(),
     }
 }
 

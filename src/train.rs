@@ -150,8 +150,9 @@ pub struct TrainOptions {
     pub max_held_out: usize,
     /// Seed of the order of texts.
     pub seed: u64,
-    /// Bytes for what the teacher makes of the texts, computed again in every epoch if it takes more than two thirds of
-    /// them, and for a batch's values and gradients, of which some are computed twice where the rest is too little.
+    /// Bytes: two thirds for what the teacher makes of the texts, which is computed again in every epoch for the longest
+    /// ones where that is too little, and the rest for a batch's values and gradients, of which some are computed twice
+    /// where it is too little.
     pub memory: u64,
 }
 

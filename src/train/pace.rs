@@ -21,8 +21,11 @@ pub struct Pace {
     pub teacher: f64,
     /// The loss of the texts that are held out.
     pub evaluation: f64,
-    /// Batches whose teacher's values are kept, after which they take no more time; 0 if they are not.
+    /// Batches of an epoch, and those of them whose teacher's values are kept and take no more time later.
+    batches: u64,
     kept: u64,
+    /// What of the teacher's time for an epoch the later epochs take.
+    again: f64,
     /// Parts that the steps are divided among, each with the batches of its own steps.
     parts: u64,
     /// Batches of a step.
@@ -38,8 +41,9 @@ impl Pace {
     /// Seconds of a run with so many steps and evaluations.
     pub fn seconds(&self, steps: u64, evaluations: u64) -> f64 {
         let batches = steps.div_ceil(self.parts) * self.accumulate;
-        let taught = if self.kept > 0 { batches.min(self.kept) } else { batches };
-        steps as f64 * self.step() + taught as f64 * self.teacher + evaluations as f64 * self.evaluation
+        let first = batches.min(self.batches);
+        let taught = first as f64 + (batches - first) as f64 * self.again;
+        steps as f64 * self.step() + taught * self.teacher + evaluations as f64 * self.evaluation
     }
 
     /// The most steps that so many seconds have room for, with as many evaluations as `evaluations` says of a number of
@@ -77,11 +81,17 @@ impl Trainer {
         let mut trainer = Self::new(device, student, teacher, texts.to_vec(), STEPS, options.clone())?;
         let mut homes = trainer.texts.homes().to_vec();
         let all = homes.len() as u64;
+        let is_in_parts = options.objective == Objective::Blocks;
+        let tokens = |homes: &mut dyn Iterator<Item = &Vec<usize>>| {
+            homes.map(|home| trainer.texts.seq(home) * home.len()).sum::<usize>() as f64
+        };
+        let is_kept = |home: &&Vec<usize>| is_in_parts || trainer.teacher.keeps(home);
+        let kept = homes.iter().filter(is_kept).count() as u64;
+        let again = tokens(&mut homes.iter().filter(|home| !is_kept(home))) / tokens(&mut homes.iter()).max(1.0);
         homes.retain(|home| home.len() == options.batch);
         homes.sort_by_key(|home| trainer.texts.seq(home));
         let chosen = BATCHES.min(homes.len());
         let batches: Vec<_> = (0..chosen).map(|i| homes[(2 * i + 1) * homes.len() / (2 * chosen)].clone()).collect();
-        let is_in_parts = options.objective == Objective::Blocks;
         let (mut passes, mut forwards, mut updates, mut teacher) = (0.0, 0.0, 0.0, 0.0);
         let parts = if is_in_parts { trainer.parts.len() - 1 } else { 1 };
         for part in 0..parts {
@@ -109,8 +119,7 @@ impl Trainer {
                     let seconds = start.elapsed().as_secs_f64();
                     teacher += seconds;
                     // Else the passes had it, too.
-                    let twice =
-                        if trainer.teacher.kept_bytes() > 0 { 0.0 } else { seconds * options.accumulate as f64 };
+                    let twice = if trainer.teacher.keeps(batch) { 0.0 } else { seconds * options.accumulate as f64 };
                     (forwards, passes) = (forwards - twice, passes - twice);
                 }
             }
@@ -125,7 +134,9 @@ impl Trainer {
             optimiser: updates / each,
             teacher: teacher / chosen.max(1) as f64,
             evaluation: start.elapsed().as_secs_f64(),
-            kept: if is_in_parts || trainer.teacher.kept_bytes() > 0 { all } else { 0 },
+            batches: all,
+            kept,
+            again,
             parts: parts as u64,
             accumulate: options.accumulate as u64,
         })
@@ -144,14 +155,18 @@ mod tests {
             optimiser: 0.125,
             teacher: 0.25,
             evaluation: 2.0,
+            batches: 100,
             kept: 100,
+            again: 0.0,
             parts: 1,
             accumulate: 1,
         };
         // 100 steps with the teacher, and 42 without.
         assert_eq!(pace.steps(100.0, |_| 2), 142);
         assert_eq!(pace.seconds(142, 2), 100.0);
-        assert_eq!(Pace { kept: 0, ..pace }.steps(100.0, |_| 2), 128);
+        assert_eq!(Pace { kept: 0, again: 1.0, ..pace }.steps(100.0, |_| 2), 128);
+        // Half of the teacher's time is spent again.
+        assert_eq!(Pace { kept: 60, again: 0.5, ..pace }.seconds(140, 2), 104.0);
         assert_eq!(pace.steps(0.1, |_| 2), 1);
         // Four parts have the same 30 batches.
         let parts = Pace { parts: 4, ..pace };

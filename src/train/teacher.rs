@@ -14,8 +14,9 @@ use crate::matrix::Matrix;
 pub(super) struct Teacher {
     model: Model,
     passes: Shapes<Forward>,
-    /// Of the texts that are trained as a whole, and of those that are held out; none where they would take too much.
-    kept: Option<TeacherValues>,
+    /// Of the texts that are trained as a whole, and of those that are held out: of the shorter ones where all would take
+    /// too much.
+    kept: TeacherValues,
 }
 
 /// Some values of texts.
@@ -54,8 +55,9 @@ impl TeacherValues {
 }
 
 impl Teacher {
-    /// A teacher that keeps what the whole model makes of those texts for which it is wanted, if that takes no more than
-    /// the first of `memory` bytes. Its passes take no more than the second.
+    /// A teacher that keeps what the whole model makes of those texts for which it is wanted, as far as that takes no more
+    /// than the first of `memory` bytes: of the shorter ones, since a batch is of texts of about one length. Its passes
+    /// take no more than the second.
     pub(super) fn new(
         model: Model,
         whole: &Part,
@@ -64,14 +66,25 @@ impl Teacher {
         memory: [u64; 2],
     ) -> Self {
         let (graph, values) = (model.graph(), whole.values());
-        let bytes: u64 = values.iter().map(|&value| texts.room_bytes(graph, value, wanted)).sum();
-        let kept = (bytes <= memory[0]).then(|| TeacherValues::new(graph, &values, texts, wanted));
+        let mut lengths: Vec<usize> = texts.all().iter().map(|text| text.len()).collect();
+        lengths.sort_unstable();
+        lengths.dedup();
+        let up_to = |length: usize| move |text: usize| wanted(text) && texts.all()[text].len() <= length;
+        let bytes = |length| values.iter().map(|&value| texts.room_bytes(graph, value, up_to(length))).sum::<u64>();
+        let fitting = lengths.partition_point(|&length| bytes(length) <= memory[0]);
+        let longest = fitting.checked_sub(1).map_or(0, |at| lengths[at]);
+        let kept = TeacherValues::new(graph, &values, texts, up_to(longest));
         Self { model, passes: Shapes::new(memory[1]), kept }
     }
 
     /// Bytes of what it keeps, once it has all of it.
     pub(super) fn kept_bytes(&self) -> u64 {
-        self.kept.as_ref().map_or(0, TeacherValues::bytes)
+        self.kept.bytes()
+    }
+
+    /// Whether what it makes of all texts of a batch is kept.
+    pub(super) fn keeps(&self, batch: &[usize]) -> bool {
+        batch.iter().all(|&text| self.kept.has_room(text))
     }
 
     /// What the whole model makes of a batch, computed now.
@@ -81,17 +94,17 @@ impl Teacher {
 
     /// What the whole model makes of a batch.
     pub(super) fn values(&mut self, whole: &Part, texts: &Texts, batch: &[usize]) -> Result<Vec<(ValueId, Matrix)>> {
-        if !self.kept.as_ref().is_some_and(|kept| batch.iter().all(|&text| kept.has_room(text))) {
+        if !self.keeps(batch) {
             return self.compute(whole, texts, batch);
         }
         for &text in batch {
-            if !self.kept.as_ref().is_some_and(|kept| kept.has(text)) {
+            if !self.kept.has(text) {
                 let home = texts.home(text);
                 let made = self.compute(whole, texts, home)?;
-                self.kept.as_mut().ok_or_else(missing)?.take(home, &made);
+                self.kept.take(home, &made);
             }
         }
-        self.kept.as_ref().ok_or_else(missing)?.batch(self.model.graph(), batch, texts.seq(batch))
+        self.kept.batch(self.model.graph(), batch, texts.seq(batch))
     }
 
     /// What a part, which has a number, makes of some batches of texts and of what the part before it made of them.

@@ -205,6 +205,14 @@ fn runs_of_retraining_are_on_the_page_and_their_models_named_by_how_they_were_pr
             "pearson": 0.5, "pairs": 9, "environment": { "command": format!("sparse24 eval {model}") },
         })
     };
+    // What runs as 2:4, as its folder has it or not.
+    let stored = |model: &str, provenance: Value, stored: bool| {
+        let mut eval = eval(model, 0.6);
+        eval["sparsity"] = json!("4:2:4");
+        eval["provenance"] = provenance;
+        eval["linear_layers"] = json!([{ "stored": stored }]);
+        eval
+    };
     let prune = |output: &str, retrained: Value| {
         json!({
             "schema": "sparse24-prune/1", "input": "tiny", "output": output, "method": "sparsegpt", "retrained": retrained,
@@ -219,6 +227,9 @@ fn runs_of_retraining_are_on_the_page_and_their_models_named_by_how_they_were_pr
         ("e.json", &eval("small", 0.7)),
         ("f.json", &eval("better", 0.8)),
         ("g.json", &eval("both", 0.9)),
+        ("h.json", &stored("said", json!({ "pruned": "wanda V=4", "retrained_on": "texts.txt" }), true)),
+        ("i.json", &stored("unsaid", json!({}), true)),
+        ("j.json", &stored("by eval", json!({}), false)),
     ];
     let folder = folder(&files);
     let names = files.map(|(name, _)| name);
@@ -234,6 +245,9 @@ fn runs_of_retraining_are_on_the_page_and_their_models_named_by_how_they_were_pr
     assert_eq!(cells(row("| small | sparsegpt"))[2], "sparsegpt, V=32, 100 % of weights");
     for model in ["better", "both"] {
         assert_eq!(cells(row(&format!("| {model} | sparsegpt")))[2], "sparsegpt, V=32, 100 % of weights, retrained");
+    }
+    for (model, how) in [("said", "wanda V=4, retrained"), ("unsaid", "V=4"), ("by eval", "magnitude, V=4")] {
+        assert_eq!(cells(row(&format!("| {model} |")))[2], how);
     }
     let picture = read(&folder, "page-retraining.svg");
     assert!(picture.contains("better") && picture.contains("both") && picture.contains("held-out"), "{picture}");

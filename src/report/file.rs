@@ -295,8 +295,14 @@ pub struct Parts {
 pub struct Eval {
     /// Name or folder of the model.
     pub model: String,
-    /// What `eval` pruned it to: `none`, `2:4` or `V:2:4`.
+    /// What its linear layers are: `none`, `2:4` or `V:2:4`.
     pub sparsity: String,
+    /// Its linear layers by form; not in older files.
+    #[serde(default)]
+    pub linear_layers: Vec<LinearLayers>,
+    /// What was done to the weights, as the model says it; not in older files.
+    #[serde(default)]
+    pub provenance: History,
     /// Element type.
     pub dtype: String,
     /// Spearman's correlation, where it was evaluated on pairs.
@@ -307,6 +313,13 @@ pub struct Eval {
     pub pairs: Option<usize>,
     /// The command that measures it again; older files have it in their environment alone.
     pub environment: MadeBy,
+}
+
+/// Linear layers of one form.
+#[derive(Clone, Debug, Deserialize)]
+pub struct LinearLayers {
+    /// Whether the model is stored so; else `eval` pruned them, by magnitude.
+    pub stored: bool,
 }
 
 /// The part of the environment that the page shows of a file without times.

@@ -7,7 +7,7 @@ use super::paths::shown;
 use super::{Input, Section, Table, compared, distinct, middle, number, numbered, plural, times};
 use crate::error::Result;
 use crate::report::chart::{Bar, Bars, Ink};
-use crate::report::file::{Eval, File, ModelBench, ModelRow, Parts, Prune, Times, Train};
+use crate::report::file::{Eval, File, History, ModelBench, ModelRow, Parts, Prune, Times, Train};
 use crate::report::significant;
 
 pub(super) fn models_answer(models: &[(Machine, &ModelBench)]) -> Option<String> {
@@ -167,19 +167,28 @@ impl<'a> Makers<'a> {
 
 /// How an evaluated model was pruned, in words, and its V.
 fn pruned(eval: &Eval, makers: &Makers<'_>) -> (String, Option<usize>) {
-    if let Some(vector) = eval.sparsity.strip_suffix("2:4").map(|v| v.trim_end_matches(':')) {
-        let vector = if vector.is_empty() { Some(1) } else { vector.parse().ok() };
-        return (format!("magnitude, V={}", vector.unwrap_or_default()), vector);
+    let retrained = |was: bool| if was { ", retrained" } else { "" };
+    if let Some((prune, was_retrained)) = makers.of(&eval.model) {
+        let vectors = distinct(prune.layers.iter().map(|l| l.vector));
+        let vector = match vectors[..] {
+            [one] if prune.pruned_share > 0.999 => Some(one),
+            _ => None,
+        };
+        let v: Vec<_> = vectors.iter().map(usize::to_string).collect();
+        let share = 100.0 * prune.pruned_share;
+        let how = format!("{}, V={}, {share:.0} % of weights", prune.method, v.join(" "));
+        return (how + retrained(was_retrained), vector);
     }
-    let Some((prune, retrained)) = makers.of(&eval.model) else { return (eval.sparsity.clone(), None) };
-    let vectors = distinct(prune.layers.iter().map(|l| l.vector));
-    let vector = match vectors[..] {
-        [one] if prune.pruned_share > 0.999 => Some(one),
-        _ => None,
+    let vector = eval.sparsity.strip_suffix("2:4").map(|v| v.trim_end_matches(':'));
+    let vector = vector.and_then(|v| if v.is_empty() { Some(1) } else { v.parse().ok() });
+    let History { pruned, retrained_on } = &eval.provenance;
+    let how = match (pruned, vector) {
+        (Some(pruned), _) => shown(pruned) + retrained(retrained_on.is_some()),
+        (None, None) => eval.sparsity.clone(),
+        (None, Some(v)) if eval.linear_layers.iter().any(|layers| layers.stored) => format!("V={v}"),
+        (None, Some(v)) => format!("magnitude, V={v}"),
     };
-    let v: Vec<_> = vectors.iter().map(usize::to_string).collect();
-    let retrained = if retrained { ", retrained" } else { "" };
-    (format!("{}, V={}, {:.0} % of weights{retrained}", prune.method, v.join(" "), 100.0 * prune.pruned_share), vector)
+    (how, vector)
 }
 
 pub(super) fn accuracy(inputs: &[Input], models: &[(Machine, &ModelBench)]) -> Result<Option<Section>> {

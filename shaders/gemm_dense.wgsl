@@ -11,6 +11,6 @@ fn stash_w(quad: u32, q: u32, block: Block, half: u32, k0: u32) {
     let column = w_column(quad);
     // unroll
     for (var c = 0u; c < 4u; c++) {
-        w_tile[(half * W_ROWS + 4u * q + c) * M_QUADS + column] = transposed(block, c);
+        w_tile[half * W_ROWS + 4u * q + c][column] = transposed(block, c);
     }
 }

@@ -20,6 +20,6 @@ fn stash_w(quad: u32, q: u32, block: Block, half: u32, k0: u32) {
     // unroll
     for (var c = 0u; c < 4u; c++) {
         let on = ((kept >> vec4(c)) & vec4(1u)) == vec4(1u);
-        w_tile[(half * W_ROWS + 4u * q + c) * M_QUADS + column] = select(vec4(0.0), transposed(block, c), on);
+        w_tile[half * W_ROWS + 4u * q + c][column] = select(vec4(0.0), transposed(block, c), on);
     }
 }

@@ -34,7 +34,7 @@ fn stash_w(quad: u32, q: u32, block: Block, half: u32, k0: u32) {
     let column = w_column(quad);
     // unroll
     for (var c = 0u; c < 4u; c++) {
-        w_tile[(half * W_ROWS + 4u * q + c) * M_QUADS + column] = transposed(block, c);
+        w_tile[half * W_ROWS + 4u * q + c][column] = transposed(block, c);
     }
     if q == 0u {
         // unroll
@@ -50,23 +50,23 @@ fn multiply(sums: ptr<function, array<vec4<f32>, SUMS>>, at: Place, half: u32) {
     for (var p = 0u; p < PATTERNS; p++) {
         codes[p] = code_tile[half * TILE_M + at.tm * THREAD_M + p * SHARE];
     }
+    // unroll
     for (var g = 0u; g < K_QUADS; g++) {
         let column = at.tn ^ (2u * g);
-        let group = (half * TILE_K + 4u * g) * X_STRIDE + column;
         // One kept value of the group after the other, so that few of both operands are held at once.
         // unroll
         for (var r = 0u; r < 2u; r++) {
             var a: array<vec4<f32>, FEATURE_QUADS>;
             // unroll
             for (var u = 0u; u < FEATURE_QUADS; u++) {
-                a[u] = w_tile[(half * W_ROWS + 2u * g + r) * M_QUADS + u * THREADS_M + at.tm];
+                a[u] = w_tile[half * W_ROWS + 2u * g + r][u * THREADS_M + at.tm];
             }
             // unroll
             for (var p = 0u; p < PATTERNS; p++) {
-                let row = group + ((codes[p] >> (4u * g + 2u * r)) & 3u) * X_STRIDE;
+                let place = (codes[p] >> (4u * g + 2u * r)) & 3u;
                 // unroll
                 for (var v = 0u; v < TOKEN_QUADS; v++) {
-                    let b = x_tile[row + v * THREADS_N];
+                    let b = x_tile[half * K_QUADS + g][place][v * THREADS_N + column];
                     // unroll
                     for (var i = 0u; i < SHARE; i++) {
                         (*sums)[(p * SHARE + i) * TOKEN_QUADS + v] += a[(p * SHARE + i) / 4u][(p * SHARE + i) % 4u] * b;

@@ -20,7 +20,7 @@ fn stash_w(quad: u32, q: u32, block: Block, half: u32, k0: u32) {
         // unroll
         for (var c = 0u; c < 4u; c++) {
             let weights = select(select(vec4(0.0), value1, second == vec4(c)), value0, first == vec4(c));
-            w_tile[(half * W_ROWS + 8u * q + 4u * h + c) * M_QUADS + column] = weights;
+            w_tile[half * W_ROWS + 8u * q + 4u * h + c][column] = weights;
         }
     }
 }

@@ -44,8 +44,8 @@ const W_QUADS: u32 = 4u;
 // Columns added to the rows of the activation tile.
 const X_PAD: u32 = 0u;
 
-const TILE_K: u32 = 16u;
-const K_QUADS: u32 = TILE_K / 4u;
+const TILE_K: u32 = 4u * K_QUADS;
+const K_QUADS: u32 = 4u;
 const M_QUADS: u32 = TILE_M / 4u;
 const N_QUADS: u32 = TILE_N / 4u;
 const THREADS_M: u32 = M_QUADS / FEATURE_QUADS;
@@ -69,8 +69,10 @@ alias Quad = vec4<Storage>;
 @group(0) @binding(2) var<storage, read> bits: array<u32>;
 @group(0) @binding(3) var<storage, read> x: array<Quad>;
 
-var<workgroup> w_tile: array<vec4<f32>, 2 * W_ROWS * M_QUADS>;
-var<workgroup> x_tile: array<vec4<f32>, 2 * TILE_K * X_STRIDE>;
+// Two tiles of each. Nested, so that addresses are sums of an index each, of which compilers keep the constant ones in the
+// instruction: of a k that is chosen in its group of four at run time, one multiply-add is left.
+var<workgroup> w_tile: array<array<vec4<f32>, M_QUADS>, 2 * W_ROWS>;
+var<workgroup> x_tile: array<array<array<vec4<f32>, X_STRIDE>, 4>, 2 * K_QUADS>;
 
 // Where a thread works in its workgroup's tile.
 struct Place {
@@ -92,6 +94,13 @@ struct Block {
     bits: vec4<u32>,
 }
 
+// A thread's blocks of the next step. Of the module and not of a function, so that a thread without a block can keep what
+// it has: a variable of a function becomes zero, a move for each element in every step.
+var<private> next: array<Block, STEPS>;
+// Whether all threads of a subgroup have blocks of one kind. Where they have not, the sides of a branch are merged, which
+// takes fewer moves from zeros than from what was there (RDNA 3, V = 8, 32 x 32 tile: 8 % of a step).
+const ALIKE: bool = W_BLOCKS % 64u == 0u;
+
 // Index of quad q of a feature's row of `row_quads` quads. Features past the last panel read the last one.
 fn w_index(feature: u32, q: u32, row_quads: u32) -> u32 {
     let panel = min(feature / 32u, (params.m - 1u) / 32u);
@@ -99,25 +108,26 @@ fn w_index(feature: u32, q: u32, row_quads: u32) -> u32 {
     return unit * UNIT_QUADS + q % UNIT_QUADS;
 }
 
-fn fetch(e: u32, feature0: u32, token0: u32, k0: u32) -> Block {
-    var block: Block;
+fn fetch(s: u32, e: u32, feature0: u32, token0: u32, k0: u32) {
+    if !ALIKE {
+        next[s] = Block();
+    }
     if e < W_BLOCKS {
         let feature = feature0 + 4u * (e % M_QUADS);
         let at = w_index(feature, k0 / TILE_K * W_QUADS + e / M_QUADS, params.k / TILE_K * W_QUADS);
         // unroll
         for (var i = 0u; i < 4u; i++) {
-            block.rows[i] = w[at + i * UNIT_QUADS];
+            next[s].rows[i] = w[at + i * UNIT_QUADS];
         }
-        block.bits = fetch_bits(feature, k0);
+        next[s].bits = fetch_bits(feature, k0);
     } else if EVEN || e < W_BLOCKS + X_BLOCKS {
         let q = (e - W_BLOCKS) % K_QUADS;
         let token = token0 + 4u * ((e - W_BLOCKS) / K_QUADS);
         // unroll
         for (var i = 0u; i < 4u; i++) {
-            block.rows[i] = x[min(token + i, params.n - 1u) * (params.k / 4u) + k0 / 4u + q];
+            next[s].rows[i] = x[min(token + i, params.n - 1u) * (params.k / 4u) + k0 / 4u + q];
         }
     }
-    return block;
 }
 
 // Column of the weight tile of a quad of features.
@@ -133,7 +143,7 @@ fn stash(e: u32, block: Block, half: u32, k0: u32) {
         let column = ((e - W_BLOCKS) / K_QUADS) ^ (2u * q);
         // unroll
         for (var c = 0u; c < 4u; c++) {
-            x_tile[(half * TILE_K + 4u * q + c) * X_STRIDE + column] = transposed(block, c);
+            x_tile[half * K_QUADS + q][c][column] = transposed(block, c);
         }
     }
 }
@@ -161,13 +171,12 @@ fn main(
     let k_end = min(params.k, (workgroup.z + 1u) * params.k_split);
 
     var sums: array<vec4<f32>, SUMS>;
-    var next: array<Block, STEPS>;
     var half = 0u;
     var k0 = workgroup.z * params.k_split;
     if k0 < k_end {
         // unroll
         for (var s = 0u; s < STEPS; s++) {
-            next[s] = fetch(s * THREADS + lane, feature0, token0, k0);
+            fetch(s, s * THREADS + lane, feature0, token0, k0);
             stash(s * THREADS + lane, next[s], half, k0);
         }
     }
@@ -177,7 +186,7 @@ fn main(
         if k1 < k_end {
             // unroll
             for (var s = 0u; s < STEPS; s++) {
-                next[s] = fetch(s * THREADS + lane, feature0, token0, k1);
+                fetch(s, s * THREADS + lane, feature0, token0, k1);
             }
         }
         multiply(&sums, at, half);

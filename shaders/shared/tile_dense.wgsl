@@ -5,6 +5,7 @@
 // them.
 
 fn multiply(sums: ptr<function, array<vec4<f32>, SUMS>>, at: Place, half: u32) {
+    // unroll
     for (var q = 0u; q < K_QUADS; q++) {
         let column = at.tn ^ (2u * q);
         // unroll
@@ -14,11 +15,11 @@ fn multiply(sums: ptr<function, array<vec4<f32>, SUMS>>, at: Place, half: u32) {
             var b: array<vec4<f32>, TOKEN_QUADS>;
             // unroll
             for (var u = 0u; u < FEATURE_QUADS; u++) {
-                a[u] = w_tile[row * M_QUADS + u * THREADS_M + at.tm];
+                a[u] = w_tile[row][u * THREADS_M + at.tm];
             }
             // unroll
             for (var v = 0u; v < TOKEN_QUADS; v++) {
-                b[v] = x_tile[row * X_STRIDE + v * THREADS_N + column];
+                b[v] = x_tile[half * K_QUADS + q][c][v * THREADS_N + column];
             }
             // unroll
             for (var f = 0u; f < THREAD_M; f++) {

@@ -98,8 +98,9 @@ struct Block {
 // it has: a variable of a function becomes zero, a move for each element in every step.
 var<private> next: array<Block, STEPS>;
 // Whether all threads of a subgroup have blocks of one kind. Where they have not, the sides of a branch are merged, which
-// takes fewer moves from zeros than from what was there (RDNA 3, V = 8, 32 x 32 tile: 8 % of a step).
-const ALIKE: bool = W_BLOCKS % 64u == 0u;
+// takes fewer moves from zeros than from what was there (RDNA 3, V = 8, 32 x 32 tile: 8 % of a step). So it does in tiles of
+// 32 x 1 threads, by the luck of RDNA 2's registers (1 %).
+const ALIKE: bool = W_BLOCKS % 64u == 0u && ACROSS == 8u;
 
 // Index of quad q of a feature's row of `row_quads` quads. Features past the last panel read the last one.
 fn w_index(feature: u32, q: u32, row_quads: u32) -> u32 {

@@ -6,6 +6,22 @@
 // Whether the mask is given as 2:4 codes.
 const CODES: bool = false;
 
+// The bits of the weights that are kept, by a word of codes: eight groups side by side, not a comparison for each weight,
+// which SwiftShader compiles for minutes.
+fn kept_bits(codes: u32) -> u32 {
+    const LOW = 0x11111111u;
+    var kept = 0u;
+    // unroll
+    for (var s = 0u; s < 2u; s++) {
+        // The two bits of each group's place.
+        let bit0 = (codes >> (2u * s)) & LOW;
+        let bit1 = (codes >> (2u * s + 1u)) & LOW;
+        let both = bit0 & bit1;
+        kept |= (LOW ^ (bit0 | bit1)) | ((bit0 ^ both) << 1u) | ((bit1 ^ both) << 2u) | (both << 3u);
+    }
+    return kept;
+}
+
 fn multiply_word(sums: ptr<function, array<Tokens, TOKEN_VECS>>, panel: u32, row: u32, k0: u32, local: u32) {
     let at = (panel * (params.k / UNIT) + k0 / UNIT) * 32u + row;
     var units: array<vec4<u32>, UNITS>;
@@ -13,17 +29,16 @@ fn multiply_word(sums: ptr<function, array<Tokens, TOKEN_VECS>>, panel: u32, row
     for (var u = 0u; u < UNITS; u++) {
         units[u] = w[at + u * 32u];
     }
-    let word = bits[word_at(panel * 32u + row, k0)];
+    var kept = bits[word_at(panel * 32u + row, k0)];
+    if CODES {
+        kept = kept_bits(kept);
+    }
     // unroll
     for (var u = 0u; u < UNITS; u++) {
         // unroll
         for (var e = 0u; e < UNIT; e++) {
             let k = u * UNIT + e;
-            var on = (word & (1u << k)) != 0u;
-            if CODES {
-                let code = word >> (k / 4u * 4u);
-                on = (code & 3u) == k % 4u || ((code >> 2u) & 3u) == k % 4u;
-            }
+            let on = (kept & (1u << k)) != 0u;
             let weight = select(0.0, value(units[u], e), on);
             // unroll
             for (var v = 0u; v < TOKEN_VECS; v++) {

@@ -27,12 +27,11 @@ mod vulkan;
 
 use serde::Serialize;
 
-pub use architecture::Architecture;
 pub(crate) use spirv::module;
 pub use spirv::spirv;
 pub use vulkan::Compiler;
 
-use crate::kernels::{Kernel, Program, Schedule};
+use crate::kernels::{Architecture, Kernel, Program, Schedule};
 use crate::problem::Op;
 use estimate::Cost;
 use isa::{Counts, Loop};

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::kernels::{
-    Binding, BindingAccess, Caps, CoopCheck, CoopShape, CoopUnit, Program, Rates, ShaderChecks, check_len, check_result,
+    Architecture, Binding, BindingAccess, Caps, CoopCheck, CoopShape, CoopUnit, Program, Rates, ShaderChecks,
+    check_len, check_result,
 };
 use crate::plan::Tuning;
 
@@ -133,6 +134,7 @@ fn caps(
         .collect();
     let rates = rates(info.device_type, &cooperative);
     Caps {
+        architecture: Architecture::nearest(info.vendor, &info.name),
         f16: features.contains(wgpu::Features::SHADER_F16),
         subgroups: features
             .contains(wgpu::Features::SUBGROUP)
@@ -142,7 +144,7 @@ fn caps(
         cooperative_refused: known_wrong(info).map(str::to_owned),
         cooperative_scalars: info.backend == wgpu::Backend::Metal,
         emulates_cooperative: false,
-        unrolls: !info.name.contains("SwiftShader"),
+        unrolls: true,
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
         workgroup_memory: limits.max_compute_workgroup_storage_size,
         workgroup_threads: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
@@ -182,19 +184,20 @@ fn known_wrong(info: &wgpu::AdapterInfo) -> Option<&'static str> {
     None
 }
 
-/// What a device of a kind does per second, roughly: a large discrete GPU, a laptop's integrated one, two cores.
+/// What a device of a kind does per second, roughly.
 fn rates(kind: wgpu::DeviceType, shapes: &[CoopShape]) -> Rates {
-    let (fma, cooperative, memory, cache, dispatch): (f64, f64, f64, f64, f64) = match kind {
-        wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::VirtualGpu => (2e13, 1e14, 2e12, 4e12, 3e-6),
-        wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other => (1e12, 4e12, 6e10, 2e11, 1e-5),
-        // llvmpipe 26.2.6, dense f16 of 256 x 128 x 256: 0.95 GFLOPS by its cooperative matrices, 3.9 by plain tiles.
-        wgpu::DeviceType::Cpu => (2.5e9, 1e9, 8e9, 2e10, 5e-5),
+    let rates = match kind {
+        wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::VirtualGpu => Rates::DISCRETE,
+        wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Other => Rates::INTEGRATED,
+        wgpu::DeviceType::Cpu => Rates::SOFTWARE,
     };
     // GPUs whose blocks are no larger than 8, Apple's, multiply them in their plain units: what is saved is
-    // instructions, which makes up for the half of the rate that `Kernel::effort` counts on, and little more.
+    // instructions, which makes up for the half of the rate that the planner counts on, and little more.
     let large = CoopUnit::ALL.into_iter().any(|unit| unit.edge() > 8 && shapes.contains(&unit.shape()));
-    let cooperative = if large || shapes.is_empty() { cooperative } else { cooperative.min(2.0 * fma) };
-    Rates { fma, cooperative, memory, cache, dispatch }
+    match large || shapes.is_empty() {
+        true => rates,
+        false => Rates { cooperative: rates.cooperative.min(2.0 * rates.fma), ..rates },
+    }
 }
 
 /// A range of a buffer that a program binds.

@@ -1,10 +1,11 @@
 //! From what is asked to how it is done: `Problem + Caps (+ Tuning) -> Plan`, pure data that explains itself.
 //!
-//! Planning needs no device, so every decision can be tested and printed anywhere. A plan is made by estimate, from the
-//! counted work of each kernel (multiply-adds, memory and cache traffic) against what the device can do, or by
-//! measurement where a [`Tuning`] has one. Invariant: a plan's kernel is one that the given [`Caps`] support, and its
+//! Planning needs no device, so every decision can be tested and printed anywhere. A plan is made by estimate, from what
+//! compilers made of each kernel and its memory and cache traffic, against what the device can do, or by measurement
+//! where a [`Tuning`] has one. Invariant: a plan's kernel is one that the given [`Caps`] support, and its
 //! dispatches and bindings fit their limits.
 
+mod costs;
 mod cpu;
 
 use std::collections::{HashMap, HashSet};
@@ -13,7 +14,7 @@ use std::ops::Range;
 
 pub use self::cpu::{CpuCaps, CpuMethod, CpuSchedule};
 use crate::error::{Error, Result, checked_mul};
-use crate::kernels::{Caps, Kernel, Pack, Params, Program, Rates, Reduce, Schedule};
+use crate::kernels::{Architecture, Caps, Kernel, Pack, Params, Program, Rates, Reduce, Schedule};
 use crate::layout;
 use crate::matrix::DType;
 use crate::problem::{Form, Op, Problem};
@@ -40,6 +41,8 @@ pub struct GpuMethod {
     pieces: Vec<Range<usize>>,
     /// Tokens in each binding of X and Y.
     tokens: Vec<Range<usize>>,
+    /// By whose machine code it was estimated; the mean of all where there is none.
+    architecture: Option<Architecture>,
     estimate: Estimate,
 }
 
@@ -580,6 +583,7 @@ impl GpuMethod {
             packs,
             pieces,
             tokens,
+            architecture: caps.architecture,
             estimate: Estimate { arithmetic: 0.0, memory: 0.0, cache: 0.0, dispatch: 0.0 },
         };
         method.estimate = method.estimate(problem, caps);
@@ -595,11 +599,11 @@ impl GpuMethod {
 
     /// How long it should take, from what it does and what the device can do.
     fn estimate(&self, problem: &Problem, caps: &Caps) -> Estimate {
-        let (rates, effort) = (caps.rates, self.kernel.effort());
+        let rates = caps.rates;
         let (tile_m, tile_n) = self.kernel.schedule().tile();
         let (tiles_m, tiles_n) = self.tiles(problem);
         let k = problem.k.next_multiple_of(layout::WORD) as f64;
-        let padded = tiles_m * f64::from(tile_m) * tiles_n * f64::from(tile_n) * k;
+        let outputs = tiles_m * f64::from(tile_m) * tiles_n * f64::from(tile_n);
         // Threads with many sums hide more latency each: every 16 of them count as a thread.
         let threads = f64::from(self.kernel.schedule().threads());
         let weight = match self.kernel.schedule() {
@@ -620,13 +624,28 @@ impl GpuMethod {
         let partial = if self.splits > 1 { 2.0 * partial_bytes(problem, problem.n, self.splits) as f64 } else { 0.0 };
         let dispatches =
             self.pieces.len() * self.tokens.len() * if self.splits > 1 { 2 } else { 1 } + usize::from(self.packs);
+        let slots = costs::slots(&self.kernel, caps.architecture, self.k_split as f64).unwrap_or_else(|| {
+            // Cooperative matrices that were not compiled for: half of the hardware's own rate is what the bytes and
+            // latencies of the tiles should leave (see shaders/shared/coop.wgsl), and each copy of the activations costs
+            // its stores.
+            let share = match self.executed_share() {
+                1.0 => 1.0,
+                kept => kept + 0.05 * f64::from(self.kernel.patterns() - 1),
+            };
+            2.0 * share * f64::from(tile_m) * f64::from(tile_n) * self.k_split as f64
+        });
         Estimate {
-            arithmetic: padded * effort.issue / (rate * filled),
+            arithmetic: workgroups * slots / (rate * filled),
             // A quarter of the threads suffice to keep memory busy.
             memory: (operands as f64 + packed) / (rates.memory * (4.0 * filled).min(1.0)),
-            cache: (padded * effort.cache_bytes + partial) / rates.cache,
+            cache: (outputs * k * self.kernel.cache_bytes() + partial) / rates.cache,
             dispatch: dispatches as f64 * rates.dispatch,
         }
+    }
+
+    /// Of the dense product's multiply-adds.
+    fn executed_share(&self) -> f64 {
+        if matches!(self.kernel.op(), Op::Sparse24(_)) && !self.kernel.expands() { 0.5 } else { 1.0 }
     }
 
     fn explain(&self, problem: &Problem, text: &mut String) {
@@ -645,6 +664,26 @@ impl GpuMethod {
             100.0 * padding
         );
         self.estimate.explain(text);
+        let cost = self.architecture.and_then(|a| Some((a, costs::of(&self.kernel, a)?)));
+        let source = match (cost, costs::slots(&self.kernel, self.architecture, 0.0)) {
+            (Some((architecture, cost)), _) => {
+                let [issue, passes] = cost.step();
+                format!(
+                    "16 k take a core {issue:.0} cycles of issue and {passes:.0} of workgroup memory, a core holds {} threads \
+                     of {} registers (static, {architecture}, {})",
+                    cost.threads,
+                    cost.registers,
+                    costs::COMPILERS
+                )
+            }
+            (None, Some(_)) => format!(
+                "the mean of {} architectures, as none is near to this device (static, {})",
+                Architecture::ALL.len(),
+                costs::COMPILERS
+            ),
+            (None, None) => "not known for these cooperative matrices, half of the hardware's rate is assumed".into(),
+        };
+        let _ = writeln!(text, "  machine code: {source}");
         if self.packs {
             let why = match problem.form {
                 Form::Gemm => "b is transposed".to_owned(),
@@ -796,6 +835,7 @@ mod tests {
     /// A large discrete GPU with cooperative matrices.
     fn caps() -> Caps {
         Caps {
+            architecture: None,
             f16: true,
             subgroups: Some((32, 32)),
             cooperative: vec![CoopShape { m: 16, n: 16, k: 16, ab: "f16", c: "f32" }],
@@ -858,6 +898,30 @@ mod tests {
         assert_eq!((executed(expand), executed(lanes)), (1.0, 0.5));
     }
 
+    /// One problem, and what is best on one architecture is not on another.
+    #[test]
+    fn architectures_get_what_their_compilers_made_fast() {
+        let auto = |op, storage, architecture| {
+            let problem = Problem::linear(op, 4096, 4096, 4096, storage);
+            Plan::gpu_or_dense(&problem, &Caps::example(architecture), &Tuning::default()).unwrap()
+        };
+        for architecture in Architecture::ALL {
+            // Half of the multiply-adds are less time everywhere, and expanded weights nowhere.
+            let plan = auto(sparse(32), DType::F32, architecture);
+            assert_eq!(plan.weights(), sparse(32), "{}", plan.explain());
+            let source = format!("(static, {architecture}, Mesa ");
+            assert!(plan.explain().contains(&source), "{}", plan.explain());
+            assert_eq!(auto(sparse(1), DType::F32, architecture).weights(), Op::Dense);
+        }
+        // Workgroup memory limits short patterns on Apple's, where NVIDIA's gains half.
+        assert_eq!(auto(sparse(4), DType::F32, Architecture::Ada).weights(), sparse(4));
+        assert_eq!(auto(sparse(2), DType::F32, Architecture::AppleM1).weights(), Op::Dense);
+        assert_eq!(auto(sparse(2), DType::F32, Architecture::Ampere).weights(), sparse(2));
+        let none =
+            Plan::gpu(&Problem::linear(sparse(32), 64, 64, 64, DType::F32), &caps(), &Tuning::default()).unwrap();
+        assert!(none.explain().contains("the mean of 7 architectures"), "{}", none.explain());
+    }
+
     #[test]
     fn measured_times_win_over_estimates() {
         let problem = Problem::linear(sparse(1), 4096, 4096, 4096, DType::F32);
@@ -896,7 +960,7 @@ mod tests {
     fn a_device_with_little_of_something_gets_a_way_that_fits() {
         let problem = Problem::linear(sparse(32), 4096, 4096, 4096, DType::F32);
         let small = Caps { workgroup_memory: 16384, ..caps() };
-        assert_eq!(Plan::gpu(&problem, &small, &Tuning::default()).unwrap().schedule(), "64x64x16");
+        assert_eq!(Plan::gpu(&problem, &small, &Tuning::default()).unwrap().schedule(), "128x32x16");
         let none = Caps { workgroup_memory: 1024, ..caps() };
         let refused = Plan::gpu(&problem, &none, &Tuning::default());
         assert!(matches!(refused, Err(Error::MissingFeature { .. })));

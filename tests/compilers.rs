@@ -7,6 +7,7 @@
 #![cfg(all(feature = "cli", target_os = "linux"))]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and says what it measured")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -78,46 +79,48 @@ const fn nvidia(architecture: &'static str, most_threads: f64, environment: Envi
 /// The version of Mesa by which ratios were recorded: another one's compilers may be better or worse.
 const RECORDED: &str = "Mesa 26.2.6";
 
+/// Where they are recorded, below benches/results.
+const RUNS: &str = "2026-11-29-kernels";
+
 /// What a device has no kernel of.
 const NONE: f64 = 0.0;
 
 /// How far below what was recorded a ratio may fall before it counts as lost.
 const SLACK: f64 = 0.01;
 
-/// Ratios to the dense kernel of the same tile and type, as recorded in benches/results/2026-11-29-compilers and rounded
-/// down: kernel, k, and the devices in the order of [`DEVICES`].
+/// Ratios to the dense kernel of the same tile and type, as recorded in [`RUNS`] and rounded down: kernel, k, and the devices in the order of [`DEVICES`].
 #[rustfmt::skip]
 const RATIOS: [(&str, usize, [f64; 7]); 34] = [
-    ("sparse24-f32f32-v128-128x128x16", 768, [1.73, 1.64, 1.64, 1.94, 1.61, 1.81, 1.79]),
-    ("sparse24-f32f32-v128-128x128x16", 4096, [1.75, 1.66, 1.66, 1.95, 1.62, 1.83, 1.83]),
-    ("sparse24-f32f32-v32-128x128x16", 768, [1.73, 1.64, 1.64, 1.94, 1.61, 1.81, 1.79]),
-    ("sparse24-f32f32-v32-128x128x16", 4096, [1.75, 1.66, 1.66, 1.95, 1.62, 1.83, 1.83]),
-    ("sparse24-f32f32-v8-128x128x16", 768, [1.73, 1.64, 1.64, 1.94, 1.60, 1.53, 1.52]),
-    ("sparse24-f32f32-v8-128x128x16", 4096, [1.74, 1.65, 1.66, 1.95, 1.62, 1.54, 1.54]),
-    ("sparse24-f32f32-v4-128x128x16", 768, [1.66, 1.41, 1.41, 1.91, 1.50, 1.01, 1.01]),
-    ("sparse24-f32f32-v4-128x128x16", 4096, [1.67, 1.42, 1.42, 1.92, 1.52, 1.01, 1.01]),
-    ("sparse24-f32f32-v4-lanes_128x128x16", 768, [1.74, 1.41, 1.41, 1.94, 1.59, 1.17, 1.16]),
-    ("sparse24-f32f32-v4-lanes_128x128x16", 4096, [1.75, 1.42, 1.42, 1.95, 1.60, 1.17, 1.17]),
-    ("sparse24-f32f32-v1-expand_128x128x16", 768, [0.93, 0.92, 0.92, 0.99, 0.91, 0.99, 0.99]),
-    ("sparse24-f32f32-v1-expand_128x128x16", 4096, [0.93, 0.92, 0.92, 0.99, 0.91, 0.99, 0.99]),
+    ("sparse24-f32f32-v128-128x128x16", 768, [1.75, 1.69, 1.69, 1.94, 1.62, 1.81, 1.79]),
+    ("sparse24-f32f32-v128-128x128x16", 4096, [1.76, 1.71, 1.71, 1.95, 1.64, 1.83, 1.83]),
+    ("sparse24-f32f32-v32-128x128x16", 768, [1.75, 1.69, 1.69, 1.94, 1.62, 1.81, 1.79]),
+    ("sparse24-f32f32-v32-128x128x16", 4096, [1.76, 1.71, 1.71, 1.95, 1.64, 1.83, 1.83]),
+    ("sparse24-f32f32-v8-128x128x16", 768, [1.75, 1.68, 1.68, 1.94, 1.62, 1.53, 1.52]),
+    ("sparse24-f32f32-v8-128x128x16", 4096, [1.76, 1.70, 1.70, 1.95, 1.63, 1.54, 1.54]),
+    ("sparse24-f32f32-v4-128x128x16", 768, [1.68, 1.41, 1.41, 1.91, 1.49, 1.01, 1.01]),
+    ("sparse24-f32f32-v4-128x128x16", 4096, [1.69, 1.42, 1.42, 1.92, 1.50, 1.01, 1.01]),
+    ("sparse24-f32f32-v4-lanes_128x128x16", 768, [1.74, 1.41, 1.41, 1.94, 1.57, 1.17, 1.16]),
+    ("sparse24-f32f32-v4-lanes_128x128x16", 4096, [1.75, 1.42, 1.42, 1.95, 1.58, 1.17, 1.17]),
+    ("sparse24-f32f32-v1-expand_128x128x16", 768, [0.94, 0.94, 0.94, 0.99, 0.92, 0.99, 0.99]),
+    ("sparse24-f32f32-v1-expand_128x128x16", 4096, [0.94, 0.94, 0.94, 0.99, 0.92, 0.99, 0.99]),
     ("masked-f32f32-128x128x16", 768, [0.99, 0.97, 0.97, 0.99, 0.96, 0.99, 0.99]),
     ("masked-f32f32-128x128x16", 4096, [0.99, 0.97, 0.97, 0.99, 0.96, 0.99, 0.99]),
     ("sparse24-f32f32-v32-gemv_32x8_t256", 768, [1.73, 1.74, 1.74, 1.32, 1.32, 1.78, 1.77]),
     ("sparse24-f32f32-v32-gemv_32x8_t256", 4096, [1.85, 1.85, 1.85, 1.47, 1.47, 1.90, 1.90]),
-    ("sparse24-f16f32-v128-128x128x16", 768, [1.66, 1.50, 1.50, 1.94, 1.61, 1.81, 1.79]),
-    ("sparse24-f16f32-v128-128x128x16", 4096, [1.67, 1.51, 1.51, 1.95, 1.63, 1.83, 1.83]),
-    ("sparse24-f16f32-v32-128x128x16", 768, [1.66, 1.50, 1.50, 1.94, 1.61, 1.81, 1.79]),
-    ("sparse24-f16f32-v32-128x128x16", 4096, [1.67, 1.51, 1.51, 1.95, 1.63, 1.83, 1.83]),
-    ("sparse24-f16f32-v8-128x128x16", 768, [1.65, 1.50, 1.50, 1.94, 1.61, 1.53, 1.52]),
-    ("sparse24-f16f32-v8-128x128x16", 4096, [1.66, 1.51, 1.51, 1.95, 1.63, 1.54, 1.54]),
-    ("sparse24-f16f32-v4-128x128x16", 768, [1.60, 1.42, 1.42, 1.91, 1.54, 1.01, 1.01]),
-    ("sparse24-f16f32-v4-128x128x16", 4096, [1.60, 1.43, 1.43, 1.92, 1.55, 1.01, 1.01]),
-    ("sparse24-f16f32-v4-lanes_128x128x16", 768, [1.66, 1.48, 1.48, 1.94, 1.60, 1.17, 1.16]),
-    ("sparse24-f16f32-v4-lanes_128x128x16", 4096, [1.67, 1.49, 1.49, 1.95, 1.62, 1.17, 1.17]),
-    ("sparse24-f16f32-v1-expand_128x128x16", 768, [0.92, 0.89, 0.89, 0.99, 0.92, 0.99, 0.99]),
-    ("sparse24-f16f32-v1-expand_128x128x16", 4096, [0.92, 0.89, 0.89, 0.99, 0.92, 0.99, 0.99]),
-    ("masked-f16f32-128x128x16", 768, [0.96, 0.95, 0.95, 0.99, 0.96, 0.99, 1.00]),
-    ("masked-f16f32-128x128x16", 4096, [0.96, 0.95, 0.95, 0.99, 0.96, 0.99, 1.00]),
+    ("sparse24-f16f32-v128-128x128x16", 768, [1.66, 1.49, 1.49, 1.94, 1.62, 1.81, 1.79]),
+    ("sparse24-f16f32-v128-128x128x16", 4096, [1.67, 1.51, 1.50, 1.95, 1.63, 1.83, 1.83]),
+    ("sparse24-f16f32-v32-128x128x16", 768, [1.66, 1.49, 1.49, 1.94, 1.62, 1.81, 1.79]),
+    ("sparse24-f16f32-v32-128x128x16", 4096, [1.67, 1.51, 1.50, 1.95, 1.63, 1.83, 1.83]),
+    ("sparse24-f16f32-v8-128x128x16", 768, [1.66, 1.49, 1.49, 1.94, 1.61, 1.53, 1.52]),
+    ("sparse24-f16f32-v8-128x128x16", 4096, [1.67, 1.50, 1.50, 1.95, 1.63, 1.54, 1.54]),
+    ("sparse24-f16f32-v4-128x128x16", 768, [1.60, 1.41, 1.41, 1.91, 1.52, 1.01, 1.01]),
+    ("sparse24-f16f32-v4-128x128x16", 4096, [1.61, 1.42, 1.42, 1.92, 1.54, 1.01, 1.01]),
+    ("sparse24-f16f32-v4-lanes_128x128x16", 768, [1.66, 1.48, 1.48, 1.94, 1.58, 1.17, 1.16]),
+    ("sparse24-f16f32-v4-lanes_128x128x16", 4096, [1.67, 1.49, 1.49, 1.95, 1.59, 1.17, 1.17]),
+    ("sparse24-f16f32-v1-expand_128x128x16", 768, [0.92, 0.91, 0.90, 0.99, 0.93, 0.99, 0.99]),
+    ("sparse24-f16f32-v1-expand_128x128x16", 4096, [0.92, 0.91, 0.91, 0.99, 0.93, 0.99, 0.99]),
+    ("masked-f16f32-128x128x16", 768, [0.97, 0.95, 0.95, 0.99, 0.97, 0.99, 0.99]),
+    ("masked-f16f32-128x128x16", 4096, [0.97, 0.95, 0.95, 0.99, 0.97, 0.99, 0.99]),
     ("sparse24-f16f32-v32-gemv_32x8_t256", 768, [1.73, 1.73, 1.74, 1.40, 1.40, 1.78, 1.77]),
     ("sparse24-f16f32-v32-gemv_32x8_t256", 4096, [1.85, 1.85, 1.85, 1.59, 1.59, 1.90, 1.90]),
     ("sparse24-f16f32-v128-coop16s64_128x128x32_t256", 768, [NONE, 1.62, 1.45, NONE, NONE, NONE, NONE]),
@@ -212,13 +215,69 @@ fn faults(run: &Value, device: &Pretended) -> Vec<String> {
     faults
 }
 
+/// What was recorded of a device.
+fn recorded(device: &Pretended) -> Value {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results").join(RUNS);
+    let text = std::fs::read_to_string(folder.join(format!("{}.json", device.architecture))).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// Kernels that planners choose from, by their names in the table of costs, and what the table has of each.
+fn costs(run: &Value, device: &Pretended) -> BTreeMap<String, String> {
+    let mut costs = BTreeMap::new();
+    for kernel in run["kernels"].as_array().unwrap() {
+        let name = kernel["kernel"].as_str().unwrap();
+        let Some(name) = name.strip_prefix("gemm_").filter(|name| !name.starts_with("grad")) else { continue };
+        // See src/plan/costs.rs.
+        if name.contains("-coop") && device.shim.contains("nouveau") {
+            continue;
+        }
+        let estimate = &kernel["estimates"][0];
+        let number = |of: &Value, field: &str| of[field].as_f64().unwrap_or_else(|| panic!("{field} of {name}"));
+        let [step, prologue] =
+            ["step", "prologue"].map(|of| ["issue", "passes"].map(|what| number(estimate, &format!("{of}_{what}"))));
+        let threads = number(kernel, "resident_threads");
+        let cost = format!("cost({step:.1?}, {prologue:.1?}, {threads}, {:.1})", number(kernel, "registers"));
+        costs.insert(name.trim_end_matches("-none").to_owned(), cost);
+    }
+    costs
+}
+
+/// The planner's table is what was recorded. With SPARSE24_WRITE_COSTS it is written.
+#[test]
+fn the_planners_costs_are_those_that_were_recorded() {
+    let costs = DEVICES.each_ref().map(|device| costs(&recorded(device), device));
+    let names: BTreeSet<_> = costs.iter().flat_map(BTreeMap::keys).collect();
+    let mut table = format!(
+        "//! Cycles by kernel and architecture, as benches/results/{RUNS} has them: rdna2, rdna3, rdna4, ampere, ada, apple-m1,\n\
+         //! adreno. Written by tests/compilers.rs with SPARSE24_WRITE_COSTS=1, not by hand.\n\n\
+         use super::{{Cost, cost}};\n\n\
+         /// Whose machine code it is.\n\
+         pub(in crate::plan) const COMPILERS: &str = \"{RECORDED}\";\n\n\
+         #[rustfmt::skip]\n\
+         pub(super) static COSTS: [(&str, [Option<Cost>; {}]); {}] = [\n",
+        DEVICES.len(),
+        names.len()
+    );
+    for name in names {
+        let of = |costs: &BTreeMap<String, String>| costs.get(name).map_or("None", String::as_str).to_owned();
+        table += &format!("    ({name:?}, [{}]),\n", costs.each_ref().map(of).join(", "));
+    }
+    table += "];\n";
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/plan/costs/table.rs");
+    if std::env::var_os("SPARSE24_WRITE_COSTS").is_some() {
+        std::fs::write(&path, &table).unwrap();
+    }
+    let found = std::fs::read_to_string(&path).unwrap();
+    let differ = found.lines().zip(table.lines()).find(|(found, recorded)| found != recorded);
+    assert!(found == table, "{} is not what was recorded: {differ:?}", path.display());
+}
+
 /// The judgement itself, on what was recorded: nothing is wrong with it, and whatever is made wrong is named.
 #[test]
 fn what_is_wrong_with_compiled_kernels_is_named() {
-    let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results/2026-11-29-compilers");
     for device in &DEVICES {
-        let text = std::fs::read_to_string(recorded.join(format!("{}.json", device.architecture))).unwrap();
-        let run: Value = serde_json::from_str(&text).unwrap();
+        let run = recorded(device);
         assert_eq!(faults(&run, device), [""; 0]);
 
         const KERNEL: &str = "gemm_sparse24-f32f32-v32-128x128x16-none";
@@ -285,6 +344,16 @@ fn device_compiles_every_kernel(architecture: &str) {
         std::fs::write(Path::new(&folder).join(format!("{architecture}.json")), format!("{run}\n")).unwrap();
     }
     let faults = faults(&run, device);
+    if run["device"]["driver"].as_str().unwrap().contains(RECORDED) {
+        let (now, before) = (costs(&run, device), costs(&recorded(device), device));
+        let changed: Vec<_> = now.iter().filter(|(name, cost)| before.get(*name) != Some(cost)).collect();
+        assert!(
+            changed.is_empty() && now.len() == before.len(),
+            "{architecture}: {} kernels cost something else than {RUNS} has, the first {:?}: record them again",
+            changed.len(),
+            changed.first()
+        );
+    }
     assert!(faults.is_empty(), "{architecture}: {} faults:\n{}", faults.len(), faults.join("\n"));
     // The program knows no spills that are known.
     let is_known = SPILLS.iter().any(|(of, ..)| *of == architecture);

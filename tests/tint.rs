@@ -27,10 +27,11 @@ const CHUNK: usize = 16;
 /// SwiftShader takes seconds for a pipeline, and a test is not alone on its machine.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// What a browser offers: no cooperative matrices, SwiftShader's rolled loops, and the limits that it names.
+/// What a browser offers: no cooperative matrices, rolled loops, which compile sooner, and the limits that it names.
 fn caps(f16: bool, limits: &Value) -> Caps {
     let limit = |name: &str| limits[name].as_u64().unwrap();
     Caps {
+        architecture: None,
         f16,
         subgroups: None,
         cooperative: Vec::new(),

@@ -13,6 +13,7 @@ const SPARSE: Op = Op::Sparse24(VectorLen::ONE);
 /// What a large GPU offers.
 fn caps() -> Caps {
     Caps {
+        architecture: None,
         f16: true,
         subgroups: Some((32, 32)),
         cooperative: Vec::new(),

@@ -12,15 +12,15 @@ use regex::Regex;
 use super::args::{Usage, ensure_usage};
 use super::output::Output;
 use super::shapes::{self, Float, Layer, OpName, Shape};
-use super::{Outcome, compare, model_bench, progress, say, tuning};
+use super::{Outcome, compare, kernels, model_bench, print, progress, say, tuning};
 use sparse24::engine::{Device, DeviceInfo, Options};
 use sparse24::error::printable;
 use sparse24::io::{self, Dtype, Item};
-use sparse24::kernels::{Kernel, ShaderChecks};
+use sparse24::kernels::{Architecture, Caps, Kernel, ShaderChecks};
 use sparse24::mask::VectorLen;
 use sparse24::matrix::DType;
 use sparse24::measure::{self, Case, Ceilings, Choice, Policy, Request};
-use sparse24::plan::{CpuSchedule, Plan};
+use sparse24::plan::{CpuSchedule, Plan, Tuning};
 use sparse24::problem::{Op, Problem};
 use sparse24::report::compare::{Key, Scope};
 use sparse24::report::{Environment, Report, Skipped, plural};
@@ -37,6 +37,7 @@ use sparse24::simd::SimdLevel;
   sparse24 bench --device llvmpipe --shapes 65x33x100 --ops dense,sparse24 --json run.json
   sparse24 bench --weights model.safetensors --filter 'encoder.*dense' --tokens 128
   sparse24 bench --model bert-base --batch 8 --seq 128 --vector 32 --json bert.json
+  sparse24 bench --explain --architecture rdna3 --shapes llama-8b   # what a GPU would get; none is needed
   sparse24 bench --format md                             # a table to paste
   sparse24 bench --compare before.json --fail-slower 5   # exit code 3 if slower
 
@@ -87,6 +88,11 @@ pub(crate) struct Args {
     /// Print for each row which kernel was chosen and why, its predicted bound, padding, bytes and operations.
     #[arg(long)]
     explain: bool,
+    /// With --explain: say what would be chosen on a GPU of this architecture, by the machine code that its compiler made
+    /// of the kernels, and run nothing: rdna2, rdna3, rdna4, ampere (GA100, the A100 alone), ada, apple-m1, adreno.
+    #[arg(long, value_name = "NAME", requires = "explain", value_parser = kernels::architecture,
+        conflicts_with_all = ["device", "model", "weights", "plan", "threads", "simd", "cache", "no_tuning", "json"])]
+    architecture: Option<Architecture>,
     /// Threads of the CPU device; one per core unless given. No effect on a GPU.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -226,6 +232,22 @@ impl Args {
             return Err(Usage::error(format!("--plan: {wanted} {why}; for {m}x{n}x{k} there are {names}")));
         }
         Ok(requests)
+    }
+
+    /// Prints the plans that a GPU of this architecture would get.
+    fn explain_on(&self, architecture: Architecture) -> Result<Outcome> {
+        let (caps, tuning) = (Caps::example(architecture), Tuning::default());
+        for Layer { name, m, n, k } in shapes::layers(&self.shapes, &self.tokens) {
+            for (op, choice) in self.operations() {
+                let problem = Problem::linear(op, m, n, k, self.dtype());
+                let (plan, auto) = match choice {
+                    Choice::Auto => (Plan::gpu_or_dense(&problem, &caps, &tuning)?, ", auto"),
+                    _ => (Plan::gpu(&problem, &caps, &tuning)?, ""),
+                };
+                print(&format!("{name} {m}x{n}x{k}, {op}{auto}: {}\n", plan.explain()))?;
+            }
+        }
+        Ok(Outcome::Fine)
     }
 
     /// Opens the device, and describes the run that starts now.
@@ -458,6 +480,9 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let earlier = args.earlier()?;
     if let Some(model) = &args.model {
         return model_bench::run(args, model, earlier.as_ref());
+    }
+    if let Some(architecture) = args.architecture {
+        return args.explain_on(architecture);
     }
     let file = args.weights.as_deref().map(io::Source::open).transpose()?;
     let file = file.as_ref();

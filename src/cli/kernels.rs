@@ -12,10 +12,10 @@ use super::args::ensure_usage;
 use super::bench::command_line;
 use super::output::Output;
 use super::{Outcome, progress, say, writable};
-use sparse24::compile::{self, Architecture, Compiled, Compiler, DEPTHS, Ratio};
+use sparse24::compile::{self, Compiled, Compiler, DEPTHS, Ratio};
 use sparse24::error::printable;
 use sparse24::io::write_atomically;
-use sparse24::kernels::Program;
+use sparse24::kernels::{Architecture, Program};
 use sparse24::report::sheet::{Printout, Sheet, Shown};
 use sparse24::report::{commit, plural};
 
@@ -61,7 +61,7 @@ pub(crate) struct Args {
     output: Output,
 }
 
-fn architecture(name: &str) -> std::result::Result<Architecture, String> {
+pub(super) fn architecture(name: &str) -> std::result::Result<Architecture, String> {
     Architecture::named(name).ok_or_else(|| {
         let names: Vec<_> = Architecture::ALL.iter().map(|a| a.name()).collect();
         format!("it is one of {}", names.join(", "))

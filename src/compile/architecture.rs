@@ -21,25 +21,7 @@
 
 use super::banks::Rules;
 use super::isa::{Class, Counts};
-
-/// A family of GPUs whose instructions cost the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    /// AMD, Radeon RX 6000.
-    Rdna2,
-    /// AMD, Radeon RX 7000.
-    Rdna3,
-    /// AMD, Radeon RX 9000.
-    Rdna4,
-    /// NVIDIA GA100, the A100. Not GA10x, whose multiprocessors have Ada's rates.
-    Ampere,
-    /// NVIDIA AD10x: RTX 40, L4, L40.
-    Ada,
-    /// Apple G13: M1.
-    AppleM1,
-    /// Qualcomm Adreno 7xx.
-    Adreno,
-}
+use crate::kernels::Architecture;
 
 /// Cycles of a core's pipes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -59,36 +41,6 @@ impl Issue {
 }
 
 impl Architecture {
-    /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Rdna2, Self::Rdna3, Self::Rdna4, Self::Ampere, Self::Ada, Self::AppleM1, Self::Adreno];
-
-    /// Such as `rdna3`.
-    pub const fn name(self) -> &'static str {
-        self.rules().name
-    }
-
-    /// The one of this name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|a| a.name() == name)
-    }
-
-    /// The one that a device is of, by the name that its driver gives it; `None` if that does not tell.
-    pub fn of(device: &str) -> Option<Self> {
-        let name = device.to_lowercase();
-        let has = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
-        match () {
-            () if has(&["navi2", "gfx103"]) => Some(Self::Rdna2),
-            () if has(&["navi3", "gfx11", "phoenix", "strix"]) => Some(Self::Rdna3),
-            () if has(&["navi4", "gfx12"]) => Some(Self::Rdna4),
-            () if has(&["ga100", "nvidia a100"]) => Some(Self::Ampere),
-            () if has(&["ad10", "geforce rtx 40", "nvidia l4"]) => Some(Self::Ada),
-            () if has(&["apple m1", "g13"]) => Some(Self::AppleM1),
-            () if has(&["adreno (tm) 7"]) => Some(Self::Adreno),
-            () => None,
-        }
-    }
-
     /// How its workgroup memory serves accesses.
     pub const fn rules(self) -> Rules {
         match self {
@@ -178,38 +130,6 @@ impl Architecture {
                     _ => Issue { slots: runs, ..slot },
                 }
             }
-        }
-    }
-}
-
-impl std::fmt::Display for Architecture {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn devices_are_known_by_whole_names() {
-        for (name, expected) in [
-            ("AMD Radeon RX 7900 XTX (RADV NAVI31)", Some(Architecture::Rdna3)),
-            ("AMD Radeon Graphics (RADV GFX1201)", Some(Architecture::Rdna4)),
-            ("AMD Radeon RX 6800 (RADV NAVI21)", Some(Architecture::Rdna2)),
-            ("NVIDIA A100-SXM4-80GB", Some(Architecture::Ampere)),
-            ("NVIDIA GeForce RTX 4090", Some(Architecture::Ada)),
-            ("Apple M1 (G13G A0)", Some(Architecture::AppleM1)),
-            ("Turnip Adreno (TM) 740", Some(Architecture::Adreno)),
-            // Turing, GA107, GA102, Vega, and one without a name.
-            ("Quadro RTX 4000", None),
-            ("NVIDIA RTX A1000", None),
-            ("NVIDIA GeForce RTX 3090", None),
-            ("AMD Radeon VII (RADV VEGA20)", None),
-            ("NVK", None),
-        ] {
-            assert_eq!(Architecture::of(name), expected, "{name}");
         }
     }
 }

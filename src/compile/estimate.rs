@@ -12,11 +12,10 @@
 //! step are those of its tile, counted in the machine code. Where loops or multiply-adds do not come out, as after an
 //! unrolling that was not understood, there is no estimate.
 
-use super::architecture::Architecture;
 use super::isa::{Counts, Loop};
 use super::trace::{self, Trace};
 use crate::error::{Error, Result};
-use crate::kernels::{Kernel, Schedule};
+use crate::kernels::{Architecture, Kernel, Schedule};
 use crate::problem::Op;
 
 /// Input features of a step.

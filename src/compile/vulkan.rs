@@ -506,6 +506,7 @@ fn describe(entry: &Loaded, physical: vk::PhysicalDevice, f16: bool, cooperative
         of_subgroups.then_some(CoopShape { m: p.m_size, n: p.n_size, k: p.k_size, ab, c })
     };
     let caps = Caps {
+        architecture: None,
         f16,
         subgroups: Some((subgroups.min_subgroup_size, subgroups.max_subgroup_size)),
         cooperative: shapes.iter().filter_map(shape).collect(),

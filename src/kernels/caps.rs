@@ -2,7 +2,7 @@
 //!
 //! Invariant: nothing here asks a device; gpu.rs fills it in, and the tests make up their own.
 
-use super::{CoopShape, CoopUnit, Schedule};
+use super::{Architecture, CoopShape, CoopUnit, Schedule};
 
 /// Whether a shader module keeps naga's run-time checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,6 +26,9 @@ impl ShaderChecks {
 /// What a device offers that kernels ask about. Pure data: planning needs no device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Caps {
+    /// The architecture by whose compiled kernels costs are estimated; `None` where none is near, as for a software
+    /// driver.
+    pub architecture: Option<Architecture>,
     /// Arithmetic and storage in f16.
     pub f16: bool,
     /// Smallest and largest subgroup, where subgroup operations exist.
@@ -41,8 +44,8 @@ pub struct Caps {
     pub cooperative_scalars: bool,
     /// Whether cooperative matrices are acted out in plain WGSL: right, but slow, so that no planner chooses them.
     pub emulates_cooperative: bool,
-    /// Whether shaders get their marked loops unrolled. SwiftShader's do not: it compiles a kernel in 50 ms rolled, in
-    /// 9 s unrolled. llvmpipe compiles both in less than a second.
+    /// Whether shaders get their marked loops unrolled. All drivers' do: rolled, SwiftShader keeps register tiles in memory
+    /// and takes 2 to 4 times as long. Tests leave loops rolled where cooperative matrices are acted out in many lines.
     pub unrolls: bool,
     /// GPU timestamps at the boundaries of a compute pass.
     pub timestamps: bool,
@@ -64,6 +67,42 @@ pub struct Caps {
 }
 
 impl Caps {
+    /// Of a board of an architecture as it is sold, for plans without one.
+    pub fn example(architecture: Architecture) -> Self {
+        use Architecture::{Ada, Adreno, Ampere, AppleM1, Rdna2, Rdna3, Rdna4};
+        let is_nvidia = matches!(architecture, Ampere | Ada);
+        let is_large = !matches!(architecture, AppleM1 | Adreno);
+        let shape = CoopShape { m: 16, n: 16, k: 16, ab: "f16", c: "f32" };
+        let lanes = match architecture {
+            Ampere | Ada => Some(32),
+            Rdna3 | Rdna4 => Some(64),
+            Rdna2 | AppleM1 | Adreno => None,
+        };
+        Self {
+            architecture: Some(architecture),
+            f16: true,
+            subgroups: Some(match architecture {
+                Ampere | Ada | AppleM1 => (32, 32),
+                Rdna2 | Rdna3 | Rdna4 => (32, 64),
+                Adreno => (64, 128),
+            }),
+            cooperative: lanes.map(|_| shape).into_iter().collect(),
+            cooperative_lanes: lanes,
+            cooperative_refused: None,
+            cooperative_scalars: architecture == AppleM1,
+            emulates_cooperative: false,
+            unrolls: true,
+            timestamps: true,
+            workgroup_memory: if is_nvidia { 48 << 10 } else { 32 << 10 },
+            workgroup_threads: 1024,
+            grid: 65535,
+            busy_threads: if is_large { 1 << 17 } else { 1 << 13 },
+            rates: if is_large { Rates::DISCRETE } else { Rates::INTEGRATED },
+            binding_bytes: 1 << 31,
+            buffer_bytes: 1 << 32,
+        }
+    }
+
     /// Whether kernels of this unit run; if not, what is missing.
     pub(crate) fn has(&self, unit: CoopUnit) -> std::result::Result<(), String> {
         let shape = unit.shape();
@@ -102,4 +141,17 @@ pub struct Rates {
     pub cache: f64,
     /// Seconds that a dispatch takes beside its work.
     pub dispatch: f64,
+}
+
+impl Rates {
+    /// A large discrete GPU, roughly.
+    pub(crate) const DISCRETE: Self = Self { fma: 2e13, cooperative: 1e14, memory: 2e12, cache: 4e12, dispatch: 3e-6 };
+
+    /// A laptop's integrated one, roughly.
+    pub(crate) const INTEGRATED: Self =
+        Self { fma: 1e12, cooperative: 4e12, memory: 6e10, cache: 2e11, dispatch: 1e-5 };
+
+    /// A software driver on two cores. llvmpipe 26.2.6, dense f16 of 256 x 128 x 256: 0.95 GFLOPS by its cooperative
+    /// matrices, 3.9 by plain tiles.
+    pub(crate) const SOFTWARE: Self = Self { fma: 2.5e9, cooperative: 1e9, memory: 8e9, cache: 2e10, dispatch: 5e-5 };
 }

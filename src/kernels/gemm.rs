@@ -172,64 +172,25 @@ impl Kernel {
             && !self.gathers()
     }
 
-    /// What it costs beside memory, for the planner. The numbers of instructions were read off CUDA twins of the
-    /// shaders, compiled for sm_90: a hint that holds until a device is [tuned](crate::Tuning).
-    pub(crate) fn effort(&self) -> Effort {
-        let storage = self.storage.bytes() as f64;
+    /// What a workgroup asks the last cache for, per multiply-add of the dense product: bytes.
+    pub(crate) fn cache_bytes(&self) -> f64 {
         let kept = if matches!(self.op, Op::Sparse24(_)) { 0.5 } else { 1.0 };
         let (m, n) = self.schedule.tile();
-        let (m, n) = (f64::from(m), f64::from(n));
-        let issue = match self.schedule {
-            Schedule::Tile(tile) | Schedule::Expand(tile) => {
-                let (features, quads) = (4.0 * f64::from(tile.feature_quads), f64::from(tile.token_quads));
-                // Per k or group: multiply-adds; 16-byte reads, each an instruction and, over the four schedulers that
-                // share workgroup memory, several cycles of it; address arithmetic.
-                let (products, reads, address, per) = match self.op {
-                    Op::Sparse24(v) if self.gathers() => {
-                        let share = features.min(v.get() as f64);
-                        let patterns = features / share;
-                        // Threads with patterns of their own read different rows: a pass for each quarter of a
-                        // subgroup.
-                        let gather = if share < 8.0 { 4.0 } else { 1.5 };
-                        let spread = if tile.across == 32 { 4.0 } else { 1.25 };
-                        let weights = features / 2.0;
-                        let gathered = patterns * 2.0 * quads;
-                        (
-                            2.0 * features * quads * 4.0,
-                            (weights + gathered, weights * spread + gathered * gather),
-                            13.0 + 8.0 * patterns,
-                            4.0,
-                        )
-                    }
-                    _ => {
-                        let reads = features / 4.0 + quads;
-                        (features * quads * 4.0, (reads, reads * 1.25), 3.0, 1.0)
-                    }
-                };
-                let (instructions, passes) = (products + reads.0 + address, 4.0 * reads.1);
-                // Masks and codes are applied once per weight and workgroup.
-                let applied = if self.gathers() || self.op == Op::Dense { 1.0 } else { 1.02 };
-                // Loading and stashing take about a tenth of a dense multiply-add's slot, of sparse weights as of dense
-                // ones.
-                applied * instructions.max(passes) / (per * features * quads * 4.0) + 0.1
-            }
-            Schedule::Gemv { tokens, .. } => {
-                let tokens = f64::from(tokens);
-                let reads = (tokens / 4.0).max(1.0);
-                let address = if kept < 1.0 { 5.5 } else { 1.3 };
-                // Lanes that read one address are served together, lanes with patterns of their own by quarters.
-                let passes = if self.op.vector().is_some_and(|v| v.get() < 32) { 16.0 } else { 4.0 };
-                kept * (tokens + 1.0 + reads + address).max(passes * reads) / tokens
-            }
-            Schedule::Coop(tile) => {
-                // In units of the hardware's own multiply-adds: half of its rate is what the bytes and latencies of the
-                // tiles should leave (see shaders/shared/coop.wgsl), and each copy of the activations costs its stores.
-                let gathered = 0.05 * f64::from(tile.patterns(self.op) - 1);
-                2.0 * if self.gathers() { 0.5 + gathered } else { 1.0 }
-            }
-        };
-        // What a workgroup asks the cache for, per k.
-        Effort { issue, cache_bytes: (kept * m + n) * storage / (m * n) }
+        (kept * f64::from(m) + f64::from(n)) * self.storage.bytes() as f64 / f64::from(m * n)
+    }
+
+    /// Its name in the table of costs, in which all forms, outputs and epilogues have one line.
+    pub(crate) fn cost_name(&self) -> String {
+        let plain = Self { form: Form::Linear, output: self.storage, epilogue: Epilogue::NONE, ..*self }.to_string();
+        plain.trim_start_matches("gemm_").trim_end_matches("-none").to_owned()
+    }
+
+    /// Copies of its activations that a kernel of cooperative matrices makes, by the patterns of a tile.
+    pub(crate) fn patterns(&self) -> u32 {
+        match self.schedule {
+            Schedule::Coop(tile) if self.gathers() => tile.patterns(self.op),
+            _ => 1,
+        }
     }
 
     /// Whether a device can run it; if not, what is missing.
@@ -367,15 +328,6 @@ impl Kernel {
     pub fn overrides(&self) -> Vec<(&'static str, f64)> {
         overrides(self.form, self.epilogue)
     }
-}
-
-/// What a kernel costs per multiply-add of the dense product, beside memory.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Effort {
-    /// Issue slots, where a multiply-add alone would take one.
-    pub(crate) issue: f64,
-    /// Bytes asked from the last cache.
-    pub(crate) cache_bytes: f64,
 }
 
 impl fmt::Display for Kernel {

@@ -346,6 +346,7 @@ pub struct Options {
     /// hardware. No plan chooses them then; [`Plan::gpu_with`] does.
     pub emulate_cooperative: Option<CoopUnit>,
     /// Whether a GPU's shaders get their loops over registers unrolled; for `None` as [`Caps::unrolls`] says.
+    #[doc(hidden)]
     pub unroll: Option<bool>,
     /// Whether a GPU holds tiles of cooperative matrices as scalars; for `None` as [`Caps::cooperative_scalars`] says.
     pub cooperative_scalars: Option<bool>,

@@ -175,7 +175,7 @@
 //! wrong, has no cooperative matrices here.
 //!
 //! # Limits
-//! - No GPU has been timed yet: the planner's estimates rest on instructions counted in CUDA twins, and
+//! - No GPU has been timed yet: the planner's estimates rest on the machine code that Mesa's compilers make, and
 //!   cooperative-matrix kernels have never run on hardware that has them: those of 16x16x16 blocks and of subgroups of
 //!   32 and 64 only acted out. What naga writes for Metal has never been compiled there.
 //! - A device that its owner has opened ([`Device::from_wgpu`]) runs no cooperative matrices: wgpu tells their shapes

@@ -471,7 +471,8 @@ impl Plan {
         }
     }
 
-    /// Seconds that a call should take, by the counted work of its kernel against what the device does per second.
+    /// Seconds that a call should take, by the machine code or the counted work of its kernel against what the device does
+    /// per second.
     pub fn estimated_seconds(&self) -> f64 {
         match &self.method {
             Method::Gpu(method) => method.estimate.seconds(),
@@ -678,7 +679,7 @@ impl GpuMethod {
             }
             (None, Some(_)) => format!(
                 "the mean of {} architectures, as none is near to this device (static, {})",
-                Architecture::ALL.len(),
+                costs::architectures(&self.kernel),
                 costs::COMPILERS
             ),
             (None, None) => "not known for these cooperative matrices, half of the hardware's rate is assumed".into(),

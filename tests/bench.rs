@@ -143,6 +143,30 @@ fn the_table_fits_a_terminal_and_the_rest_is_asked_for() {
     assert!(one.contains("\n1 row verified\n") && !one.contains("\nshape\n"), "{one}");
 }
 
+/// Plans for a GPU that is not there, by the compilers' costs: nothing is run.
+#[test]
+fn a_gpu_that_is_not_there_is_planned_for() {
+    let ada =
+        ["bench", "--explain", "--architecture", "ada", "--shapes", "768x512x768", "--ops", "dense,sparse24,auto"];
+    let (stdout, stderr) = exits(0, &ada);
+    assert!(stderr.is_empty(), "{stderr}");
+    // Dense, V = 1 and 32, and both again as `auto`.
+    assert_eq!(stdout.matches("chosen because").count(), 5, "{stdout}");
+    assert!(stdout.contains("(static, ada, Mesa ") && stdout.contains("dense weights, because"), "{stdout}");
+    let (rdna, _) = exits(0, &["bench", "--explain", "--architecture", "rdna2", "--shapes", "768x512x768"]);
+    assert!(rdna.contains("(static, rdna2, Mesa "), "{rdna}");
+    // What a variable of the environment says of the CPU is no matter here.
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_sparse24")).args(ada).env("SPARSE24_SIMD", "scalar").output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), stdout);
+    for wrong in [&["--compare", "x.json"][..], &["--json"], &["--device", "cpu"], &["--format", "csv"]] {
+        exits(2, &[&ada[..], wrong].concat());
+    }
+    exits(2, &["bench", "--architecture", "ada"]);
+    let (_, stderr) = exits(2, &["bench", "--explain", "--architecture", "voodoo"]);
+    assert!(stderr.contains("apple-m1"), "{stderr}");
+}
+
 /// One run in every format: stdout is that format from its first byte to its last.
 #[test]
 fn a_run_is_printed_as_markdown_csv_or_json() {

@@ -88,7 +88,8 @@ const NONE: f64 = 0.0;
 /// How far below what was recorded a ratio may fall before it counts as lost.
 const SLACK: f64 = 0.01;
 
-/// Ratios to the dense kernel of the same tile and type, as recorded in [`RUNS`] and rounded down: kernel, k, and the devices in the order of [`DEVICES`].
+/// Ratios to the dense kernel of the same tile and type, as recorded in [`RUNS`] and rounded down: kernel, k, and the
+/// devices in the order of [`DEVICES`].
 #[rustfmt::skip]
 const RATIOS: [(&str, usize, [f64; 7]); 34] = [
     ("sparse24-f32f32-v128-128x128x16", 768, [1.75, 1.69, 1.69, 1.94, 1.62, 1.81, 1.79]),
@@ -344,6 +345,7 @@ fn device_compiles_every_kernel(architecture: &str) {
         std::fs::write(Path::new(&folder).join(format!("{architecture}.json")), format!("{run}\n")).unwrap();
     }
     let faults = faults(&run, device);
+    assert!(faults.is_empty(), "{architecture}: {} faults:\n{}", faults.len(), faults.join("\n"));
     if run["device"]["driver"].as_str().unwrap().contains(RECORDED) {
         let (now, before) = (costs(&run, device), costs(&recorded(device), device));
         let changed: Vec<_> = now.iter().filter(|(name, cost)| before.get(*name) != Some(cost)).collect();
@@ -354,7 +356,6 @@ fn device_compiles_every_kernel(architecture: &str) {
             changed.first()
         );
     }
-    assert!(faults.is_empty(), "{architecture}: {} faults:\n{}", faults.len(), faults.join("\n"));
     // The program knows no spills that are known.
     let is_known = SPILLS.iter().any(|(of, ..)| *of == architecture);
     assert_eq!(code, Some(if is_known { 3 } else { 0 }), "{stderr}");

@@ -220,6 +220,9 @@ fn runs_of_retraining_are_on_the_page_and_their_models_named_by_how_they_were_pr
             "provenance": { "retrained_on": "others.txt" },
         })
     };
+    // Stored dense, and pruned all the same.
+    let mut late = eval("late", 0.65);
+    late["provenance"] = json!({ "pruned": "obd V=2" });
     let files = [
         ("t.json", &train()),
         ("p.json", &prune("small", Value::Null)),
@@ -230,6 +233,8 @@ fn runs_of_retraining_are_on_the_page_and_their_models_named_by_how_they_were_pr
         ("h.json", &stored("said", json!({ "pruned": "wanda V=4", "retrained_on": "texts.txt" }), true)),
         ("i.json", &stored("unsaid", json!({}), true)),
         ("j.json", &stored("by eval", json!({}), false)),
+        ("k.json", &late),
+        ("l.json", &stored("both", json!({}), false)),
     ];
     let folder = folder(&files);
     let names = files.map(|(name, _)| name);
@@ -246,9 +251,20 @@ fn runs_of_retraining_are_on_the_page_and_their_models_named_by_how_they_were_pr
     for model in ["better", "both"] {
         assert_eq!(cells(row(&format!("| {model} | sparsegpt")))[2], "sparsegpt, V=32, 100 % of weights, retrained");
     }
-    for (model, how) in [("said", "wanda V=4, retrained"), ("unsaid", "V=4"), ("by eval", "magnitude, V=4")] {
+    for (model, how) in [
+        ("said", "wanda V=4, retrained"),
+        ("unsaid", "V=4"),
+        ("by eval", "magnitude, V=4"),
+        ("small", "sparsegpt, V=32, 100 % of weights"),
+        ("late", "obd V=2"),
+    ] {
         assert_eq!(cells(row(&format!("| {model} |")))[2], how);
     }
+    let again = "sparsegpt, V=32, 100 % of weights, retrained, then magnitude, V=4";
+    assert!(page.lines().any(|l| l.starts_with("| both | sparsegpt") && l.contains(again)), "{page}");
+    // Without the file of the pruning, that of the retraining says how it was.
+    exits(folder.path(), 0, &["report", "t.json", "f.json", "--out", "alone.md"]);
+    assert!(read(&folder, "alone.md").contains("| better | sparsegpt V=32 seed=24, retrained |"));
     let picture = read(&folder, "page-retraining.svg");
     assert!(picture.contains("better") && picture.contains("both") && picture.contains("held-out"), "{picture}");
 }
@@ -256,8 +272,10 @@ fn runs_of_retraining_are_on_the_page_and_their_models_named_by_how_they_were_pr
 #[test]
 fn runs_of_retraining_that_contradict_themselves_are_refused() {
     type Spoil = fn(&mut Value);
-    let cases: [(Spoil, &str); 5] = [
+    let cases: [(Spoil, &str); 7] = [
         (|t| t["best_loss"] = json!(1.0), "best_loss 1"),
+        (|t| t["held_out"][1][0] = json!(0), "not in order"),
+        (|t| t["seconds"] = json!(0.0), "not above 0"),
         (|t| t["best_step"] = json!(3), "step 3"),
         (|t| t["held_out"][2][0] = json!(4), "among the 3"),
         (|t| t["held_out"][1][1] = json!(-1.0), "negative"),

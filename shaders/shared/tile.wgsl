@@ -69,8 +69,8 @@ alias Quad = vec4<Storage>;
 @group(0) @binding(2) var<storage, read> bits: array<u32>;
 @group(0) @binding(3) var<storage, read> x: array<Quad>;
 
-// Two tiles of each. Nested, so that addresses are sums of an index each, of which compilers keep the constant ones in the
-// instruction: of a k that is chosen in its group of four at run time, one multiply-add is left.
+// Two tiles of each. They are nested, so that an address is a sum with one term for each index. Compilers put the terms of
+// constant indices into the instruction. Of a k that is chosen in its group of four at run time, one multiply-add is left.
 var<workgroup> w_tile: array<array<vec4<f32>, M_QUADS>, 2 * W_ROWS>;
 var<workgroup> x_tile: array<array<array<vec4<f32>, X_STRIDE>, 4>, 2 * K_QUADS>;
 
@@ -97,9 +97,9 @@ struct Block {
 // A thread's blocks of the next step. Of the module and not of a function, so that a thread without a block can keep what
 // it has: a variable of a function becomes zero, a move for each element in every step.
 var<private> next: array<Block, STEPS>;
-// Whether all threads of a subgroup have blocks of one kind. Where they have not, the sides of a branch are merged, which
-// takes fewer moves from zeros than from what was there (RDNA 3, V = 8, 32 x 32 tile: 8 % of a step). So it does in tiles of
-// 32 x 1 threads, by the luck of RDNA 2's registers (1 %).
+// Whether no subgroup of up to 64 loads both weights and activations in one step. Where one does, both sides of the branch
+// write the same registers, and zeroing them first costs fewer moves (RDNA 3, V = 8, 32 x 32 tile: 8 % of a step). Tiles of
+// 32 x 1 threads zero them as well, as RDNA 2 takes 1 % fewer cycles then.
 const ALIKE: bool = W_BLOCKS % 64u == 0u && ACROSS == 8u;
 
 // Index of quad q of a feature's row of `row_quads` quads. Features past the last panel read the last one.

@@ -89,9 +89,11 @@ pub(crate) struct Args {
     #[arg(long)]
     explain: bool,
     /// With --explain: say what would be chosen on a GPU of this architecture, by the machine code that its compiler made
-    /// of the kernels, and run nothing: rdna2, rdna3, rdna4, ampere (GA100, the A100 alone), ada, apple-m1, adreno.
+    /// of the kernels, and run nothing: rdna2, rdna3, rdna4, ampere (GA100 alone), ada, apple-m1, adreno. Matrices of
+    /// 8 x 8, which Apple's has, are left out.
     #[arg(long, value_name = "NAME", requires = "explain", value_parser = kernels::architecture,
-        conflicts_with_all = ["device", "model", "weights", "plan", "threads", "simd", "cache", "no_tuning", "json"])]
+        conflicts_with_all = ["device", "model", "weights", "plan", "threads", "cache", "no_tuning", "json", "format",
+            "wide", "legend", "compare", "fail_slower", "quick", "checked", "seed"])]
     architecture: Option<Architecture>,
     /// Threads of the CPU device; one per core unless given. No effect on a GPU.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]

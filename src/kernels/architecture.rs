@@ -11,7 +11,7 @@ pub enum Architecture {
     Rdna3,
     /// AMD, Radeon RX 9000.
     Rdna4,
-    /// NVIDIA GA100, the A100. Not GA10x, whose multiprocessors have Ada's rates.
+    /// NVIDIA GA100: A100, A30. Not GA10x, whose multiprocessors have Ada's rates.
     Ampere,
     /// NVIDIA AD10x: RTX 40, L4, L40.
     Ada,
@@ -56,7 +56,7 @@ impl Architecture {
             () if has(&["navi2", "gfx103"]) || is_series('6') => Some(Self::Rdna2),
             () if has(&["navi3", "gfx11", "phoenix", "strix"]) || is_series('7') => Some(Self::Rdna3),
             () if has(&["navi4", "gfx12"]) || is_series('9') => Some(Self::Rdna4),
-            () if has(&["ga100", "nvidia a100"]) => Some(Self::Ampere),
+            () if has(&["ga100", "nvidia a100"]) || name == "nvidia a30" => Some(Self::Ampere),
             () if has(&["ad10", "geforce rtx 40", "nvidia l4"]) => Some(Self::Ada),
             () if has(&["apple m1", "g13"]) => Some(Self::AppleM1),
             () if has(&["adreno (tm) 7"]) => Some(Self::Adreno),
@@ -64,13 +64,19 @@ impl Architecture {
         }
     }
 
-    /// The one whose costs are likely to be nearest to a device's: its own, or one of its vendor with as many
-    /// multiply-adds per core. `None` for vendors of which none was compiled for. `vendor` is a PCI number, or what
+    /// The one whose costs are likely to be nearest to a device's: its own, or one of its vendor. `None` for vendors of which none was compiled for. `vendor` is a PCI number, or what
     /// Vulkan has in its place, or 0, as Metal has it.
     pub fn nearest(vendor: u32, device: &str) -> Option<Self> {
         let name = device.to_lowercase();
         Self::of(device).or(match vendor {
-            // From GA10x and Hopper on 128 multiply-adds per multiprocessor, as Ada.
+            // Volta and Turing have 64 multiply-adds per multiprocessor, as GA100; GA10x, Hopper and later ones 128, as Ada.
+            0x10de
+                if ["v100", "titan v", "rtx 20", "quadro rtx", "gtx 16", "tesla t4"]
+                    .iter()
+                    .any(|n| name.contains(n)) =>
+            {
+                Some(Self::Ampere)
+            }
             0x10de => Some(Self::Ada),
             0x1002 => Some(Self::Rdna2),
             0x5143 => Some(Self::Adreno),
@@ -98,6 +104,7 @@ mod tests {
             ("AMD Radeon Graphics (RADV GFX1201)", Some(Architecture::Rdna4)),
             ("AMD Radeon RX 6800 (RADV NAVI21)", Some(Architecture::Rdna2)),
             ("NVIDIA A100-SXM4-80GB", Some(Architecture::Ampere)),
+            ("NVIDIA A30", Some(Architecture::Ampere)),
             ("NVIDIA GeForce RTX 4090", Some(Architecture::Ada)),
             ("Apple M1 (G13G A0)", Some(Architecture::AppleM1)),
             ("Turnip Adreno (TM) 740", Some(Architecture::Adreno)),
@@ -105,6 +112,7 @@ mod tests {
             ("AMD Radeon RX 640", None),
             ("Quadro RTX 4000", None),
             ("NVIDIA RTX A1000", None),
+            ("NVIDIA RTX A3000", None),
             ("NVIDIA GeForce RTX 3090", None),
             ("AMD Radeon VII (RADV VEGA20)", None),
             ("NVK", None),
@@ -117,6 +125,7 @@ mod tests {
     fn others_are_near_to_one_of_their_vendor() {
         for (vendor, name, expected) in [
             (0x10de, "NVIDIA H200", Some(Architecture::Ada)),
+            (0x10de, "Quadro RTX 4000", Some(Architecture::Ampere)),
             (0x10de, "NVIDIA A100-SXM4-80GB", Some(Architecture::Ampere)),
             (0x1002, "AMD Radeon Graphics", Some(Architecture::Rdna2)),
             (0x1002, "AMD Radeon RX 9070 XT", Some(Architecture::Rdna4)),

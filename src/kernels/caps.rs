@@ -45,7 +45,8 @@ pub struct Caps {
     /// Whether cooperative matrices are acted out in plain WGSL: right, but slow, so that no planner chooses them.
     pub emulates_cooperative: bool,
     /// Whether shaders get their marked loops unrolled. All drivers' do: rolled, SwiftShader keeps register tiles in memory
-    /// and takes 2 to 4 times as long. Tests leave loops rolled where cooperative matrices are acted out in many lines.
+    /// and takes 2 to 11 times as long. Tests leave loops rolled where cooperative matrices are acted out in many lines.
+    #[doc(hidden)]
     pub unrolls: bool,
     /// GPU timestamps at the boundaries of a compute pass.
     pub timestamps: bool,
@@ -67,7 +68,8 @@ pub struct Caps {
 }
 
 impl Caps {
-    /// Of a board of an architecture as it is sold, for plans without one.
+    /// Of a board of an architecture as it is sold, for plans without one. Cooperative matrices of 8 x 8, which Apple's
+    /// has, are left out, as nothing is known of what its compiler makes of them.
     pub fn example(architecture: Architecture) -> Self {
         use Architecture::{Ada, Adreno, Ampere, AppleM1, Rdna2, Rdna3, Rdna4};
         let is_nvidia = matches!(architecture, Ampere | Ada);

@@ -302,7 +302,7 @@ pub struct Eval {
     pub linear_layers: Vec<LinearLayers>,
     /// What was done to the weights, as the model says it; not in older files.
     #[serde(default)]
-    pub provenance: History,
+    pub provenance: Provenance,
     /// Element type.
     pub dtype: String,
     /// Spearman's correlation, where it was evaluated on pairs.
@@ -312,7 +312,7 @@ pub struct Eval {
     /// Number of pairs of sentences.
     pub pairs: Option<usize>,
     /// The command that measures it again; older files have it in their environment alone.
-    pub environment: MadeBy,
+    pub environment: CommandOrigin,
 }
 
 /// Linear layers of one form.
@@ -324,7 +324,7 @@ pub struct LinearLayers {
 
 /// The part of the environment that the page shows of a file without times.
 #[derive(Clone, Debug, Deserialize)]
-pub struct MadeBy {
+pub struct CommandOrigin {
     /// The command that made it.
     pub command: String,
 }
@@ -348,7 +348,7 @@ pub struct Prune {
     pub retrained: Option<Retraining>,
     /// What was done to the weights, as the new file says it; not in older ones.
     #[serde(default)]
-    pub provenance: History,
+    pub provenance: Provenance,
     /// The command that made it.
     pub command: String,
 }
@@ -361,12 +361,12 @@ pub struct Train {
     /// What was written.
     pub output: String,
     /// What was done to the weights, as the new file says it.
-    pub provenance: History,
+    pub provenance: Provenance,
     /// The run.
     #[serde(flatten)]
     pub run: Retraining,
     /// The command that made it.
-    pub environment: MadeBy,
+    pub environment: CommandOrigin,
 }
 
 /// A run of retraining.
@@ -392,7 +392,7 @@ pub struct Retraining {
 
 /// What was done to the weights, one thing after the other.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct History {
+pub struct Provenance {
     /// By what, and to which V.
     #[serde(default)]
     pub pruned: Option<String>,
@@ -874,7 +874,7 @@ impl Retraining {
             return Err(format!("held_out: its steps are not in order, or not among the {} of the run", steps.len()));
         }
         if !held_out.iter().all(|(_, loss)| *loss >= 0.0) || *seconds <= 0.0 {
-            return Err("a loss or the seconds are negative".into());
+            return Err("a loss is negative, or the seconds are not above 0".into());
         }
         match held_out.contains(&(*best_step, *best_loss)) {
             true => Ok(()),

@@ -21,8 +21,9 @@ pub struct Pace {
     pub teacher: f64,
     /// The loss of the texts that are held out.
     pub evaluation: f64,
-    /// Batches of an epoch, and those of them whose teacher's values are kept and take no more time later.
+    /// Batches of an epoch.
     batches: u64,
+    /// Of these, the batches whose teacher's values are kept: for the record.
     kept: u64,
     /// What of the teacher's time for an epoch the later epochs take.
     again: f64,

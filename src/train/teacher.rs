@@ -56,8 +56,8 @@ impl TeacherValues {
 
 impl Teacher {
     /// A teacher that keeps what the whole model makes of those texts for which it is wanted, as far as that takes no more
-    /// than the first of `memory` bytes: of the shorter ones, since a batch is of texts of about one length. Its passes
-    /// take no more than the second.
+    /// than the first of `memory` bytes. Where it would take more, it keeps those of the shorter texts: a batch has texts of
+    /// about one length, so that most batches are kept whole or not at all. Its passes take no more than the second.
     pub(super) fn new(
         model: Model,
         whole: &Part,

@@ -7,7 +7,7 @@ use super::paths::shown;
 use super::{Input, Section, Table, compared, distinct, middle, number, numbered, plural, times};
 use crate::error::Result;
 use crate::report::chart::{Bar, Bars, Ink};
-use crate::report::file::{Eval, File, History, ModelBench, ModelRow, Parts, Prune, Times, Train};
+use crate::report::file::{Eval, File, ModelBench, ModelRow, Parts, Prune, Times, Train};
 use crate::report::significant;
 
 pub(super) fn models_answer(models: &[(Machine, &ModelBench)]) -> Option<String> {
@@ -154,12 +154,17 @@ impl<'a> Makers<'a> {
         makers
     }
 
+    /// The run that retrained a model.
+    fn train(&self, model: &str) -> Option<&'a Train> {
+        self.trains.iter().find(|train| train.output == model).copied()
+    }
+
     /// How a model was pruned, and whether it was retrained then.
     fn of(&self, model: &str) -> Option<(&'a Prune, bool)> {
         if let Some(prune) = self.prunes.iter().find(|prune| prune.made(model)) {
             return Some((prune, prune.retrained.is_some()));
         }
-        let train = self.trains.iter().find(|train| train.output == model)?;
+        let train = self.train(model)?;
         // What is retrained again is looked up no further: files could lead in a circle.
         self.prunes.iter().find(|prune| prune.made(&train.input)).map(|prune| (*prune, true))
     }
@@ -168,6 +173,9 @@ impl<'a> Makers<'a> {
 /// How an evaluated model was pruned, in words, and its V.
 fn pruned(eval: &Eval, makers: &Makers<'_>) -> (String, Option<usize>) {
     let retrained = |was: bool| if was { ", retrained" } else { "" };
+    let ran = eval.sparsity.strip_suffix("2:4").map(|v| v.trim_end_matches(':'));
+    let ran = ran.and_then(|v| if v.is_empty() { Some(1) } else { v.parse().ok() });
+    let by_eval = ran.filter(|_| !eval.linear_layers.iter().any(|layers| layers.stored));
     if let Some((prune, was_retrained)) = makers.of(&eval.model) {
         let vectors = distinct(prune.layers.iter().map(|l| l.vector));
         let vector = match vectors[..] {
@@ -176,19 +184,22 @@ fn pruned(eval: &Eval, makers: &Makers<'_>) -> (String, Option<usize>) {
         };
         let v: Vec<_> = vectors.iter().map(usize::to_string).collect();
         let share = 100.0 * prune.pruned_share;
-        let how = format!("{}, V={}, {share:.0} % of weights", prune.method, v.join(" "));
-        return (how + retrained(was_retrained), vector);
+        let how = format!("{}, V={}, {share:.0} % of weights", prune.method, v.join(" ")) + retrained(was_retrained);
+        return match by_eval.filter(|v| vectors != [*v]) {
+            Some(v) => (format!("{how}, then magnitude, V={v}"), Some(v)),
+            None => (how, vector),
+        };
     }
-    let vector = eval.sparsity.strip_suffix("2:4").map(|v| v.trim_end_matches(':'));
-    let vector = vector.and_then(|v| if v.is_empty() { Some(1) } else { v.parse().ok() });
-    let History { pruned, retrained_on } = &eval.provenance;
-    let how = match (pruned, vector) {
-        (Some(pruned), _) => shown(pruned) + retrained(retrained_on.is_some()),
+    let train = makers.train(&eval.model);
+    let said = eval.provenance.pruned.as_ref().or(train.and_then(|train| train.provenance.pruned.as_ref()));
+    let was_retrained = eval.provenance.retrained_on.is_some() || train.is_some();
+    let how = match (said, ran) {
+        (Some(pruned), _) => shown(pruned),
         (None, None) => eval.sparsity.clone(),
-        (None, Some(v)) if eval.linear_layers.iter().any(|layers| layers.stored) => format!("V={v}"),
+        (None, Some(v)) if by_eval.is_none() => format!("V={v}"),
         (None, Some(v)) => format!("magnitude, V={v}"),
     };
-    (how, vector)
+    (how + retrained(was_retrained), ran)
 }
 
 pub(super) fn accuracy(inputs: &[Input], models: &[(Machine, &ModelBench)]) -> Result<Option<Section>> {
@@ -199,7 +210,10 @@ pub(super) fn accuracy(inputs: &[Input], models: &[(Machine, &ModelBench)]) -> R
     if evals.is_empty() {
         return Ok(None);
     }
-    let is_dense = |eval: &Eval| eval.sparsity == "none" && makers.of(&eval.model).is_none();
+    let is_dense = |eval: &Eval| {
+        let unsaid = eval.provenance.pruned.is_none() && makers.of(&eval.model).is_none();
+        eval.sparsity == "none" && unsaid && makers.train(&eval.model).is_none()
+    };
     // The name that a pruned folder's dense model has in the benchmark.
     let source = |eval: &Eval| makers.of(&eval.model).map_or(&eval.model, |(prune, _)| &prune.input).clone();
     let speed = |eval: &Eval, vector: Option<usize>| -> Option<(f64, Option<Ordering>, String)> {

@@ -5,13 +5,13 @@ use super::paths::shown;
 use super::{Input, Section, Table};
 use crate::error::Result;
 use crate::report::chart::{Axis, Ink, Plot, Series};
-use crate::report::file::{File, History, Retraining};
+use crate::report::file::{File, Provenance, Retraining};
 
 /// A run, from either kind of file: the model that it made, from which, and what the file says.
 struct Run<'a> {
     output: &'a str,
     input: &'a str,
-    provenance: &'a History,
+    provenance: &'a Provenance,
     run: &'a Retraining,
     command: &'a str,
 }
@@ -48,19 +48,19 @@ pub(super) fn losses(inputs: &[Input]) -> Result<Option<Section>> {
         "#steps",
         "#minutes",
         "#loss before",
-        "#least loss",
+        "#lowest loss",
         "#at step",
         "command",
     ];
     let mut table = Table::new("Runs of retraining", false, &head);
     let mut series = Vec::new();
     for (at, Run { output, input, provenance, run, command }) in runs.iter().enumerate() {
-        let said = |what: &Option<String>| what.as_deref().map_or_else(|| "-".to_owned(), shown);
+        let entry = |what: &Option<String>| what.as_deref().map_or_else(|| "-".to_owned(), shown);
         table.rows.push(vec![
             shown(output),
             shown(input),
-            said(&provenance.pruned),
-            said(&provenance.retrained_on),
+            entry(&provenance.pruned),
+            entry(&provenance.retrained_on),
             run.objective.clone(),
             run.texts.to_string(),
             run.steps.len().to_string(),
@@ -83,14 +83,14 @@ pub(super) fn losses(inputs: &[Input]) -> Result<Option<Section>> {
         roofs: Vec::new(),
         series,
     };
-    let alt = "Lines of the loss on held-out texts against steps; first and least loss are in the table below";
+    let alt = "Lines of the loss on held-out texts against steps; first and lowest loss are in the table below";
     Ok(Some(Section {
         id: "retraining".into(),
         title: "What retraining brought back".into(),
         text: vec![
             "The loss is how far states and embeddings are from the dense model's, on texts that were not trained on; 0 \
              is the dense model. Runs of other texts, teachers or objectives have losses of their own, which do not \
-             compare. The weights with the least loss were written."
+             compare. The weights with the lowest loss were written."
                 .into(),
         ],
         charts: vec![plot.chart("retraining", "Loss on held-out texts by step", alt)?],

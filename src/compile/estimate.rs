@@ -202,14 +202,29 @@ mod tests {
         // A thread of the 64 x 64 tile has 32 outputs.
         let unrolled = cost(&dense(), &code(512.0, true), target).unwrap();
         assert_eq!(unrolled.step_counts.multiply_adds(), 512.0);
-        let rolled = cost(&dense(), &code(512.0, false), target).unwrap();
-        assert_eq!(rolled.step_counts.multiply_adds(), 512.0);
-        assert_eq!(rolled.step_counts.instructions(), 522.0);
-        assert_eq!((rolled.prologue_counts.instructions(), unrolled.prologue_counts.instructions()), (100.0, 100.0));
+        assert_eq!((unrolled.step_counts.instructions(), unrolled.prologue_counts.instructions()), (512.0, 100.0));
         // 128 threads are four subgroups, one for each scheduler.
         assert_eq!((unrolled.step.issue, unrolled.trips(4096)), (512.0, 256.0));
         let per_output = (unrolled.prologue.total() + 256.0 * unrolled.step.total()) / 4096.0;
         assert_eq!(unrolled.cycles_per_output(4096), per_output);
+    }
+
+    /// A loop of the shader in its step, which a compiler keeps or unrolls.
+    #[test]
+    fn an_inner_loop_counts_as_often_as_it_runs_whether_or_not_it_was_unrolled() {
+        let shader = |steps: u64| {
+            let inner = vec![trace::Loop { function: String::new(), iterations: 4 * steps, inner: Vec::new() }];
+            [trace::Loop { function: String::new(), iterations: steps, inner }]
+        };
+        let (short, long) = (shader(2), shader(6));
+        for (is_unrolled, each) in [(true, 512.0), (false, 522.0)] {
+            for (at, steps) in [(0, 2.0), (1, 6.0)] {
+                let mut counts = Counts::default();
+                add_up(&code(512.0, is_unrolled), 1.0, [(1, &short), (1, &long)], at, &mut counts).unwrap();
+                assert_eq!(counts.multiply_adds(), 512.0 * steps);
+                assert_eq!(counts.instructions(), 100.0 + each * steps);
+            }
+        }
     }
 
     #[test]

@@ -37,7 +37,7 @@ use sparse24::simd::SimdLevel;
   sparse24 bench --device llvmpipe --shapes 65x33x100 --ops dense,sparse24 --json run.json
   sparse24 bench --weights model.safetensors --filter 'encoder.*dense' --tokens 128
   sparse24 bench --model bert-base --batch 8 --seq 128 --vector 32 --json bert.json
-  sparse24 bench --explain --architecture rdna3 --shapes llama-8b   # what a GPU would get; none is needed
+  sparse24 bench --explain --architecture rdna3 --shapes llama-8b   # a GPU elsewhere
   sparse24 bench --format md                             # a table to paste
   sparse24 bench --compare before.json --fail-slower 5   # exit code 3 if slower
 

@@ -625,16 +625,7 @@ impl GpuMethod {
         let partial = if self.splits > 1 { 2.0 * partial_bytes(problem, problem.n, self.splits) as f64 } else { 0.0 };
         let dispatches =
             self.pieces.len() * self.tokens.len() * if self.splits > 1 { 2 } else { 1 } + usize::from(self.packs);
-        let slots = costs::slots(&self.kernel, caps.architecture, self.k_split as f64).unwrap_or_else(|| {
-            // Cooperative matrices that were not compiled for: half of the hardware's own rate is what the bytes and
-            // latencies of the tiles should leave (see shaders/shared/coop.wgsl), and each copy of the activations costs
-            // its stores.
-            let share = match self.executed_share() {
-                1.0 => 1.0,
-                kept => kept + 0.05 * f64::from(self.kernel.patterns() - 1),
-            };
-            2.0 * share * f64::from(tile_m) * f64::from(tile_n) * self.k_split as f64
-        });
+        let slots = costs::slots(&self.kernel, caps.architecture, self.k_split);
         Estimate {
             arithmetic: workgroups * slots / (rate * filled),
             // A quarter of the threads suffice to keep memory busy.
@@ -642,11 +633,6 @@ impl GpuMethod {
             cache: (outputs * k * self.kernel.cache_bytes() + partial) / rates.cache,
             dispatch: dispatches as f64 * rates.dispatch,
         }
-    }
-
-    /// Of the dense product's multiply-adds.
-    fn executed_share(&self) -> f64 {
-        if matches!(self.kernel.op(), Op::Sparse24(_)) && !self.kernel.expands() { 0.5 } else { 1.0 }
     }
 
     fn explain(&self, problem: &Problem, text: &mut String) {
@@ -665,26 +651,7 @@ impl GpuMethod {
             100.0 * padding
         );
         self.estimate.explain(text);
-        let cost = self.architecture.and_then(|a| Some((a, costs::of(&self.kernel, a)?)));
-        let source = match (cost, costs::slots(&self.kernel, self.architecture, 0.0)) {
-            (Some((architecture, cost)), _) => {
-                let [issue, passes] = cost.step();
-                format!(
-                    "16 k take a core {issue:.0} cycles of issue and {passes:.0} of workgroup memory, a core holds {} threads \
-                     of {} registers (static, {architecture}, {})",
-                    cost.threads,
-                    cost.registers,
-                    costs::COMPILERS
-                )
-            }
-            (None, Some(_)) => format!(
-                "the mean of {} architectures, as none is near to this device (static, {})",
-                costs::architectures(&self.kernel),
-                costs::COMPILERS
-            ),
-            (None, None) => "not known for these cooperative matrices, half of the hardware's rate is assumed".into(),
-        };
-        let _ = writeln!(text, "  machine code: {source}");
+        let _ = writeln!(text, "  machine code: {}", costs::explain(&self.kernel, self.architecture));
         if self.packs {
             let why = match problem.form {
                 Form::Gemm => "b is transposed".to_owned(),

@@ -95,7 +95,7 @@ impl Architecture {
                 // All vector arithmetic shares a pipe of 32 lanes.
                 let runs = subgroup / 32.0;
                 let both = if self == Self::Rdna2 { runs } else { 1.0 };
-                let macs = if self == Self::Rdna4 { 256.0 } else { 128.0 };
+                let macs = self.matrix_multiply_adds() / f64::from(self.rules().schedulers);
                 let cycles = match class {
                     Class::MultiplyAdd(_) | Class::Float => both,
                     Class::Integer | Class::Convert | Class::Move => runs,
@@ -106,7 +106,8 @@ impl Architecture {
                 Issue { float: cycles, ..slot }
             }
             Self::Ampere | Self::Ada => {
-                let (float, macs) = if self == Self::Ampere { (2.0, 256.0) } else { (1.0, 128.0) };
+                let float = if self == Self::Ampere { 2.0 } else { 1.0 };
+                let macs = self.matrix_multiply_adds() / f64::from(self.rules().schedulers);
                 match class {
                     Class::MultiplyAdd(_) | Class::Float => Issue { float, ..slot },
                     // Integer products are the floating-point pipe's.
@@ -130,6 +131,23 @@ impl Architecture {
                     _ => Issue { slots: runs, ..slot },
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What planners count with is what a core's schedulers do together.
+    #[test]
+    fn a_core_does_its_multiply_adds_per_cycle() {
+        for architecture in Architecture::ALL {
+            let is_wide = !matches!(architecture, Architecture::Ampere | Architecture::Ada | Architecture::AppleM1);
+            let lanes = if is_wide { 64 } else { 32 };
+            let issue = architecture.issue(&Counts(vec![(Class::MultiplyAdd(1), 1.0)]), lanes);
+            let per_cycle = f64::from(lanes * architecture.rules().schedulers) / issue.cycles();
+            assert_eq!(per_cycle, architecture.multiply_adds(), "{architecture}");
         }
     }
 }

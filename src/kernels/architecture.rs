@@ -39,6 +39,24 @@ impl Architecture {
         }
     }
 
+    /// Multiply-adds of f32 that a core does per cycle; sources are in the module `compile`.
+    pub(crate) const fn multiply_adds(self) -> f64 {
+        match self {
+            Self::Rdna2 | Self::Ampere => 64.0,
+            Self::Rdna3 | Self::Rdna4 | Self::Ada | Self::AppleM1 | Self::Adreno => 128.0,
+        }
+    }
+
+    /// Of f16 with f32 sums, by cooperative matrices; 0 where there are none.
+    pub(crate) const fn matrix_multiply_adds(self) -> f64 {
+        match self {
+            Self::Rdna3 => 256.0,
+            Self::Rdna4 | Self::Ada => 512.0,
+            Self::Ampere => 1024.0,
+            Self::Rdna2 | Self::AppleM1 | Self::Adreno => 0.0,
+        }
+    }
+
     /// The one of this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|a| a.name() == name)

@@ -172,6 +172,11 @@ impl Kernel {
             && !self.gathers()
     }
 
+    /// Whether it leaves out the multiply-adds of weights that 2:4 has removed.
+    pub(crate) fn skips(&self) -> bool {
+        matches!(self.op, Op::Sparse24(_)) && !self.expands()
+    }
+
     /// What a workgroup asks the last cache for, per multiply-add of the dense product: bytes.
     pub(crate) fn cache_bytes(&self) -> f64 {
         let kept = if matches!(self.op, Op::Sparse24(_)) { 0.5 } else { 1.0 };

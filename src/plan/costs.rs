@@ -16,19 +16,19 @@ mod table;
 
 use crate::kernels::{Architecture, Kernel, Schedule};
 
-pub(super) use table::COMPILERS;
+use table::COMPILERS;
 
 /// Of one workgroup of a kernel on an architecture.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Cost {
+struct Cost {
     /// Cycles of issue and of workgroup memory for 16 k.
     step: [f32; 2],
     /// The same for all that does not grow with k.
     prologue: [f32; 2],
     /// Threads that a core holds at once.
-    pub(super) threads: u32,
+    threads: u32,
     /// 32-bit registers of a thread, as far as a core's are shared by number.
-    pub(super) registers: f32,
+    registers: f32,
 }
 
 /// For the table.
@@ -37,54 +37,57 @@ const fn cost(step: [f32; 2], prologue: [f32; 2], threads: u32, registers: f32) 
 }
 
 impl Cost {
-    /// Cycles of issue and of workgroup memory for 16 k.
-    pub(super) fn step(&self) -> [f64; 2] {
-        self.step.map(f64::from)
-    }
-
     fn cycles(&self, k: f64) -> f64 {
         let larger = |[issue, passes]: [f32; 2]| f64::from(issue.max(passes));
         larger(self.prologue) + k / 16.0 * larger(self.step)
     }
 }
 
-/// Multiply-adds of a core per cycle: of f32, and of cooperative matrices of f16.
-const fn multiply_adds(architecture: Architecture) -> [f64; 2] {
+/// Multiply-adds that could have been done in the time that a workgroup takes for so many k: of f32, or of cooperative
+/// matrices. By the machine code for an architecture, or by the mean of those that the kernel has a cost on.
+pub(super) fn slots(kernel: &Kernel, architecture: Option<Architecture>, k: usize) -> f64 {
+    let Some(row) = row(kernel) else { return assumed(kernel, k) };
+    let is_coop = matches!(kernel.schedule(), Schedule::Coop(_));
+    let of = |architecture: Architecture| {
+        let per_cycle = if is_coop { architecture.matrix_multiply_adds() } else { architecture.multiply_adds() };
+        row[architecture as usize].map(|cost| cost.cycles(k as f64) * per_cycle)
+    };
     match architecture {
-        Architecture::Rdna2 => [64.0, 0.0],
-        Architecture::Rdna3 => [128.0, 256.0],
-        Architecture::Rdna4 => [128.0, 512.0],
-        Architecture::Ampere => [64.0, 1024.0],
-        Architecture::Ada => [128.0, 512.0],
-        Architecture::AppleM1 | Architecture::Adreno => [128.0, 0.0],
+        Some(architecture) => of(architecture).unwrap_or_else(|| assumed(kernel, k)),
+        None => {
+            let all: Vec<f64> = Architecture::ALL.into_iter().filter_map(of).collect();
+            let sum: f64 = all.iter().map(|slots| slots.ln()).sum();
+            (sum / all.len() as f64).exp()
+        }
+    }
+}
+
+/// Of cooperative matrices that were not compiled for: half of the hardware's own rate is what the bytes and latencies of
+/// the tiles should leave (see shaders/shared/coop.wgsl), and each copy of the activations costs its stores.
+fn assumed(kernel: &Kernel, k: usize) -> f64 {
+    let (m, n) = kernel.schedule().tile();
+    let share = if kernel.skips() { 0.5 + 0.05 * f64::from(kernel.patterns() - 1) } else { 1.0 };
+    2.0 * share * f64::from(m * n) * k as f64
+}
+
+/// Where [`slots`] has its number from.
+pub(super) fn explain(kernel: &Kernel, architecture: Option<Architecture>) -> String {
+    let costs = row(kernel).map_or(0, |row| row.iter().flatten().count());
+    match (architecture, architecture.and_then(|architecture| of(kernel, architecture))) {
+        (Some(architecture), Some(Cost { step: [issue, passes], threads, registers, .. })) => format!(
+            "16 k take a core {issue:.0} cycles of issue and {passes:.0} of workgroup memory, a core holds {threads} threads \
+             of {registers} registers (static, {architecture}, {COMPILERS})"
+        ),
+        (None, _) if costs > 0 => {
+            format!("the mean of {costs} architectures, as none is near to this device (static, {COMPILERS})")
+        }
+        _ => "not known for these cooperative matrices, half of the hardware's rate is assumed".to_owned(),
     }
 }
 
 /// What a kernel costs on an architecture.
-pub(super) fn of(kernel: &Kernel, architecture: Architecture) -> Option<Cost> {
+fn of(kernel: &Kernel, architecture: Architecture) -> Option<Cost> {
     row(kernel)?[architecture as usize]
-}
-
-/// Architectures that a kernel has a cost on.
-pub(super) fn architectures(kernel: &Kernel) -> usize {
-    row(kernel).map_or(0, |row| row.iter().flatten().count())
-}
-
-/// Multiply-adds that could have been done in the time that a workgroup takes for so many k, by the architecture or by
-/// the mean of those that it has a cost on. `None` for cooperative matrices that were not compiled for.
-pub(super) fn slots(kernel: &Kernel, architecture: Option<Architecture>, k: f64) -> Option<f64> {
-    let row = row(kernel)?;
-    let [plain, matrix] = [0, 1].map(|at| Architecture::ALL.map(|a| multiply_adds(a)[at]));
-    let per_cycle = if matches!(kernel.schedule(), Schedule::Coop(_)) { matrix } else { plain };
-    let slots = |at: usize| row[at].map(|cost| cost.cycles(k) * per_cycle[at]);
-    match architecture {
-        Some(architecture) => slots(architecture as usize),
-        None => {
-            let all: Vec<f64> = (0..Architecture::ALL.len()).filter_map(slots).collect();
-            let sum: f64 = all.iter().map(|slots| slots.ln()).sum();
-            (!all.is_empty()).then(|| (sum / all.len() as f64).exp())
-        }
-    }
 }
 
 /// A kernel's costs by architecture: form and epilogue make little difference, and were not compiled.
@@ -124,17 +127,16 @@ mod tests {
     fn slots_are_multiply_adds() {
         for kernel in Kernel::all() {
             let (m, n) = kernel.schedule().tile();
-            let gathers = matches!(kernel.op(), Op::Sparse24(_)) && !kernel.expands();
-            let done = f64::from(m * n) * 4096.0 * if gathers { 0.5 } else { 1.0 };
+            let done = f64::from(m * n) * 4096.0 * if kernel.skips() { 0.5 } else { 1.0 };
             for architecture in Architecture::ALL.into_iter().map(Some).chain([None]) {
-                let Some(slots) = slots(&kernel, architecture, 4096.0) else { continue };
+                let slots = slots(&kernel, architecture, 4096);
                 assert!(slots > 0.99 * done, "{kernel}, {architecture:?}: {}", slots / done);
             }
         }
         let of = |op, tile: &str| {
             let schedule = Schedule::named(op, DType::F32, tile).unwrap();
             let kernel = Kernel::new(&Problem::linear(op, 4096, 4096, 4096, DType::F32), schedule).unwrap();
-            slots(&kernel, None, 4096.0).unwrap() / (128.0 * 128.0 * 4096.0)
+            slots(&kernel, None, 4096) / (128.0 * 128.0 * 4096.0)
         };
         let dense = of(Op::Dense, "128x128x16");
         // Where workgroup memory is narrow, as is assumed of Apple's and Adreno's, it takes more than twice the time.

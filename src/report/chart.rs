@@ -31,6 +31,8 @@ pub(super) enum Ink {
     Masked,
     /// The parts of a forward pass: linear layers, attention, the rest.
     Part(usize),
+    /// One of several lines that stand for nothing else.
+    Series(usize),
 }
 
 impl Ink {
@@ -49,6 +51,7 @@ impl Ink {
             Self::Dense => 8,
             Self::Masked => 9,
             Self::Part(at) => [0, 5, 8][at.min(2)],
+            Self::Series(at) => at % 8,
         }
     }
 

@@ -95,7 +95,12 @@ impl Teacher {
     /// What the whole model makes of a batch.
     pub(super) fn values(&mut self, whole: &Part, texts: &Texts, batch: &[usize]) -> Result<Vec<(ValueId, Matrix)>> {
         if !self.keeps(batch) {
-            return self.compute(whole, texts, batch);
+            let made = self.compute(whole, texts, batch)?;
+            // Those of its texts that are kept are not to be computed again for another batch.
+            if batch.first().is_some_and(|&text| texts.home(text) == batch) {
+                self.kept.take(batch, &made);
+            }
+            return Ok(made);
         }
         for &text in batch {
             if !self.kept.has(text) {

@@ -71,7 +71,7 @@ pub(super) fn losses(inputs: &[Input]) -> Result<Option<Section>> {
             shown(command),
         ]);
         series.push(Series {
-            ink: Ink::Vector(at % 8),
+            ink: Ink::Series(at),
             name: last(output).to_owned(),
             points: run.held_out.iter().map(|&(step, loss)| (step as f64, loss)).collect(),
             joined: true,

@@ -45,7 +45,7 @@ pub struct Caps {
     /// Whether cooperative matrices are acted out in plain WGSL: right, but slow, so that no planner chooses them.
     pub emulates_cooperative: bool,
     /// Whether shaders get their marked loops unrolled. All drivers' do: rolled, SwiftShader keeps register tiles in memory
-    /// and takes 2 to 11 times as long. Tests leave loops rolled where cooperative matrices are acted out in many lines.
+    /// and takes 2 to 5 times as long. Tests leave loops rolled where cooperative matrices are acted out in many lines.
     #[doc(hidden)]
     pub unrolls: bool,
     /// GPU timestamps at the boundaries of a compute pass.

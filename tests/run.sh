@@ -27,7 +27,8 @@ environment:
                           debootstrap --variant=minbase --include=mesa-vulkan-drivers,mesa-drm-shim,libvulkan1 sid DIR
                         Real GPU compilers then take every kernel, and lavapipe runs cooperative matrices; unset: those
                         tests are skipped
-  CARGO_TARGET_DIR      as for cargo
+  CARGO_TARGET_DIR, CARGO_INCREMENTAL
+                        as for cargo; the latter is 0 unless set
 
 For the GPU tests on a GPU of the machine, by a part of its name:
   SPARSE24_REQUIRE_GPU=1 SPARSE24_TEST_DEVICE=NVIDIA \
@@ -208,6 +209,9 @@ fi
 gpu_tests=(cargo test --locked --lib --test bert --test gpu --test gradients --test mpnet --test ops --test pipeline --test tune -- --ignored)
 # benches/gpu.sh asks as much of every driver: once is enough, on the quicker one.
 suite_test=(cargo test --locked --test gpu_sh -- --ignored)
+
+# What incremental builds keep, ten gigabytes of it, is for people who go on editing.
+export CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
 
 # One profile and no RUSTFLAGS throughout, so that each dependency is built once for checking and once for
 # running. The denied warnings are passed to clippy and rustdoc alone, which leaves the dependencies' builds valid.

@@ -117,7 +117,7 @@ pub fn within_drop<E: From<Error>>(
     mut joint: impl FnMut(&BTreeMap<&str, VectorLen>) -> std::result::Result<f64, E>,
 ) -> std::result::Result<Chosen, E> {
     if most.is_nan() || most < 0.0 {
-        return Err(Error::Invalid(format!("a drop of at most {most}: it must be 0 or more")).into());
+        return Err(Error::invalid(format!("a drop of at most {most}: it must be 0 or more")).into());
     }
     let layers = layers(candidates)?;
     let all: usize = layers.iter().map(|layer| layer.weights).sum();
@@ -137,7 +137,7 @@ pub fn within_drop<E: From<Error>>(
     let mut measure = |count: usize| {
         let picked = steps[..count].iter().filter_map(|s| Some((s.candidate.layer.as_str(), s.candidate.vector?)));
         match joint(&picked.collect())? {
-            drop if drop.is_nan() => Err(Error::Invalid(format!("the drop of {count} layers is no number")).into()),
+            drop if drop.is_nan() => Err(Error::invalid(format!("the drop of {count} layers is no number")).into()),
             drop => Ok::<_, E>(drop),
         }
     };
@@ -189,7 +189,7 @@ pub fn within_drop<E: From<Error>>(
 pub fn for_speedup(candidates: &[Candidate], forward: f64, speedup: f64) -> Result<Chosen> {
     for (what, x) in [("a forward pass of {} s", forward), ("a speedup of {}", speedup)] {
         if !(x.is_finite() && x > 0.0) {
-            return Err(Error::Invalid(format!("{}: it must be above 0", what.replace("{}", &x.to_string()))));
+            return Err(Error::invalid(format!("{}: it must be above 0", what.replace("{}", &x.to_string()))));
         }
     }
     let layers = layers(candidates)?;
@@ -229,7 +229,7 @@ pub fn for_speedup(candidates: &[Candidate], forward: f64, speedup: f64) -> Resu
     let seconds = forward - gained(&now);
     if seconds <= 0.0 {
         let gained = ms(gained(&now));
-        return Err(Error::Invalid(format!("layers would save {gained} of a forward pass of {}", ms(forward))));
+        return Err(Error::invalid(format!("layers would save {gained} of a forward pass of {}", ms(forward))));
     }
     let drop = now.iter().flatten().map(|c| c.drop).sum();
     let (taken, count) = (now.iter().flatten().count(), layers.len());
@@ -264,7 +264,7 @@ fn layers(candidates: &[Candidate]) -> Result<Vec<Layer<'_>>> {
     for candidate in candidates {
         let Candidate { layer: name, vector, drop, weights, seconds, .. } = candidate;
         if !drop.is_finite() || seconds.is_some_and(|s| !(s.is_finite() && s >= 0.0)) {
-            return Err(Error::Invalid(format!("{}: a drop of {drop}, {seconds:?} seconds", form(name, *vector))));
+            return Err(Error::invalid(format!("{}: a drop of {drop}, {seconds:?} seconds", form(name, *vector))));
         }
         let at = *places.entry(name.as_str()).or_insert(layers.len());
         if at == layers.len() {
@@ -279,10 +279,10 @@ fn layers(candidates: &[Candidate]) -> Result<Vec<Layer<'_>>> {
             }
         };
         if known {
-            return Err(Error::Invalid(format!("{} is there twice", form(name, *vector))));
+            return Err(Error::invalid(format!("{} is there twice", form(name, *vector))));
         }
         if layer.weights != *weights {
-            return Err(Error::Invalid(format!("{name} has {} weights, then {weights}", layer.weights)));
+            return Err(Error::invalid(format!("{name} has {} weights, then {weights}", layer.weights)));
         }
     }
     Ok(layers)
@@ -336,9 +336,9 @@ impl<'a> Timed<'a> {
     fn new(layer: &'a Layer<'a>) -> Result<Self> {
         let dense = layer.dense.and_then(|c| c.seconds);
         if let Some(c) = layer.pruned.iter().find(|c| c.seconds.is_none()) {
-            return Err(Error::Invalid(format!("{} was not timed", form(layer.name, c.vector))));
+            return Err(Error::invalid(format!("{} was not timed", form(layer.name, c.vector))));
         }
-        let dense = dense.ok_or_else(|| Error::Invalid(format!("{} was not timed", form(layer.name, None))))?;
+        let dense = dense.ok_or_else(|| Error::invalid(format!("{} was not timed", form(layer.name, None))))?;
         Ok(Self { layer, dense })
     }
 

@@ -169,11 +169,11 @@ impl Cpu {
         let simd = Simd::new(simd)?;
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = match threads.unwrap_or_else(cores) {
-            0 => return Err(Error::Invalid("the CPU device needs a thread".into())),
+            0 => return Err(Error::invalid("the CPU device needs a thread")),
             1 => None,
             count => {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(count).build();
-                Some(pool.map_err(|e| Error::Invalid(format!("cannot start the CPU device's threads: {e}")))?)
+                Some(pool.map_err(|e| Error::invalid(format!("cannot start the CPU device's threads: {e}")))?)
             }
         };
         let pool = Pool { threads, simd };
@@ -195,7 +195,7 @@ impl Cpu {
         }
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().spawn_scoped(scope, locked);
-            let thread = thread.map_err(|e| Error::Invalid(format!("cannot start a thread: {e}")))?;
+            let thread = thread.map_err(|e| Error::invalid(format!("cannot start a thread: {e}")))?;
             thread.join().map_err(|panic| std::panic::resume_unwind(panic))
         })
     }

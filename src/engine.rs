@@ -381,7 +381,7 @@ impl Device {
     /// The first adapter whose name contains `name`, whatever the case.
     pub fn gpu(name: &str) -> Result<Self> {
         match Self::open(name, Options::default())? {
-            Self(Inner::Cpu(_)) => Err(Error::UnknownDevice { name: name.into(), available: adapter_names() }),
+            Self(Inner::Cpu(_)) => Err(Error::unknown_device(name, adapter_names())),
             gpu => Ok(gpu),
         }
     }
@@ -397,7 +397,7 @@ impl Device {
                 if found.is_none() || wanted.is_empty() {
                     let mut available = vec!["auto".to_owned(), "cpu".to_owned()];
                     available.extend(adapter_names());
-                    return Err(Error::UnknownDevice { name: name.into(), available });
+                    return Err(Error::unknown_device(name, available));
                 }
                 found
             }
@@ -511,12 +511,7 @@ impl Device {
             Inner::Gpu(device) => device,
             Inner::Cpu(device) => return cpu(problem, &device.caps()),
         };
-        gpu(problem, &device.info().caps, &device.tuning()).map_err(|e| match e {
-            Error::MissingFeature { feature, .. } => {
-                Error::MissingFeature { device: device.info().name.clone(), feature }
-            }
-            other => other,
-        })
+        gpu(problem, &device.info().caps, &device.tuning()).map_err(|e| e.on_device(&device.info().name))
     }
 
     /// Every plan that [`Device::plan`] chooses from, lowest estimate first; none if the device can run no kernel of
@@ -796,14 +791,14 @@ impl Tensor {
         }
         let bytes = checked_mul("tensor bytes", checked_mul("tensor", rows, cols)?, dtype.bytes())?;
         if buffer.size() < (bytes as u64).next_multiple_of(4) && bytes > 0 {
-            return Err(Error::Shape {
-                what: format!("buffer of {} bytes", buffer.size()),
-                got: vec![rows, cols],
-                expected: vec![buffer.size() as usize / dtype.bytes()],
-            });
+            return Err(Error::shape(
+                format!("buffer of {} bytes", buffer.size()),
+                vec![rows, cols],
+                vec![buffer.size() as usize / dtype.bytes()],
+            ));
         }
         if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
-            return Err(Error::Invalid("buffer lacks the usage STORAGE".into()));
+            return Err(Error::invalid("buffer lacks the usage STORAGE"));
         }
         Ok(Self { device: device.clone(), rows, cols, dtype, store: TensorStore::Gpu(buffer) })
     }
@@ -861,7 +856,7 @@ fn adapter_names() -> Vec<String> {
 }
 
 pub(crate) fn foreign(what: &str) -> Error {
-    Error::Mismatch { what: what.into(), got: "another device".into(), expected: "one of this device".into() }
+    Error::mismatch(what, "another device", "one of this device")
 }
 
 fn upload(gpu: &Gpu, label: &str, bytes: &[u8]) -> Result<wgpu::Buffer> {
@@ -895,10 +890,12 @@ fn upload_pieces(
     words: &[u32],
 ) -> Result<WeightStore> {
     let limit = gpu.info().caps.binding_bytes.min(gpu.info().caps.buffer_bytes);
-    let pieces = layout::pieces(op, m, k, elements.dtype(), limit).ok_or_else(|| Error::TooLarge {
-        what: "binding of 128 rows of weights".into(),
-        size: format!("{} bytes", layout::value_bytes(op, 128, k, elements.dtype())),
-        limit: format!("{limit} bytes"),
+    let pieces = layout::pieces(op, m, k, elements.dtype(), limit).ok_or_else(|| {
+        Error::too_large(
+            "binding of 128 rows of weights",
+            format!("{} bytes", layout::value_bytes(op, 128, k, elements.dtype())),
+            format!("{limit} bytes"),
+        )
     })?;
     let pieces = pieces.into_iter().map(|rows| {
         let content = layout::values(op, elements, cols, k, rows.clone());

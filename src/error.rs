@@ -11,187 +11,307 @@ use crate::dtype::DType;
 /// What every fallible function of this crate returns.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Everything that can go wrong in this crate.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// Two operands, or an operand and its description, disagree in shape.
-    #[error("{what} has shape {got:?}, expected {expected:?}")]
-    Shape {
-        /// The operand that does not fit.
-        what: String,
-        /// Its shape.
-        got: Vec<usize>,
-        /// The shape that the others ask for.
-        expected: Vec<usize>,
-    },
-    /// An operand has another element type than the operation takes.
-    #[error("{what} is {got}, expected {expected}")]
-    DType {
-        /// The operand.
-        what: String,
-        /// Its element type.
-        got: DType,
-        /// The element type that the operation takes.
-        expected: DType,
-    },
-    /// A size computed from the given shape does not fit this machine's address space or a kernel's 32-bit indices.
-    #[error("{what} overflows: {detail}")]
-    Overflow {
-        /// The size that was computed.
-        what: String,
-        /// The factors it was computed from.
-        detail: String,
-    },
-    /// A vector length that the format does not have.
-    #[error("vector length {0} is not one of 1, 2, 4, 8, 16, 32, 64, 128")]
-    VectorLen(usize),
-    /// A group of four keeps more than two positions. For V > 1 the union over the V rows is counted.
-    #[error("row {row}, group {group} (columns {}..{}): {count} positions are non-zero or kept, 2:4 allows 2", group * 4, group * 4 + 4)]
-    OverFull {
-        /// The first row of the V rows that share a pattern.
-        row: usize,
-        /// Index of the group along `k`; it covers columns `4 * group .. 4 * group + 4`.
-        group: usize,
-        /// How many positions of the group are taken.
-        count: usize,
-    },
-    /// A metadata nibble that is not an ordered pair of positions.
-    #[error("meta row {row}, group {group}: code 0x{code:x} is not one of 4, 8, 9, c, d, e")]
-    IllegalCode {
-        /// Row of the metadata, one per V rows of weights.
-        row: usize,
-        /// Index of the group along `k`.
-        group: usize,
-        /// The nibble that was found.
-        code: u8,
-    },
-    /// Something other than zero where the format pads.
-    #[error("{what}: row {row}, group {group} is padding and must be zero")]
-    Padding {
-        /// `values` or `meta`.
-        what: &'static str,
-        /// Row of that tensor.
-        row: usize,
-        /// Index of the group along `k`.
-        group: usize,
-    },
-    /// A NaN among weights that are to be scored for pruning.
-    #[error("weight at row {row}, column {col} is NaN and cannot be scored")]
-    Nan {
-        /// Row of the weight.
-        row: usize,
-        /// Column of the weight.
-        col: usize,
-    },
-    /// The operating system refused to read or write a file.
-    #[error("{}: {cause}", printable(&path.to_string_lossy()))]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system said. Not a `source()`: the message has it already.
-        cause: std::io::Error,
-    },
-    /// A file is not what it claims to be.
-    #[error("{}: {reason}", printable(&path.to_string_lossy()))]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// One tensor of a file, or the pair of tensors of one compressed matrix, is not what it claims to be.
-    #[error("{}: tensor {}: {cause}", printable(&path.to_string_lossy()), printable(tensor))]
-    Tensor {
-        /// The file.
-        path: PathBuf,
-        /// Name of the tensor.
-        tensor: String,
-        /// What is wrong with it; in the message already.
-        cause: Box<Error>,
-    },
-    /// One text of several is no input of a model, or has no result.
-    #[error("text {text}: {cause}")]
-    Text {
-        /// Which one, counted from 0 in the order in which they were given.
-        text: usize,
-        /// What is wrong with it; in the message already.
-        cause: Box<Error>,
-    },
-    /// A statement that cannot be carried out, with the reason; the innermost part of a [`Error::Tensor`] too.
-    #[error("{0}")]
-    Invalid(String),
-    /// No device of that name.
-    #[error("no device matches {name:?}; there are: {}", available.join(", "))]
-    UnknownDevice {
-        /// The name that was asked for.
-        name: String,
-        /// The names that would have matched.
-        available: Vec<String>,
-    },
-    /// The device lacks something that the operation needs.
-    #[error("{device} lacks {feature}")]
-    MissingFeature {
-        /// The device.
-        device: String,
-        /// What it lacks, and for what it is needed.
-        feature: String,
-    },
-    /// A buffer or dispatch is larger than the device's limit for it.
-    #[error("{what} takes {size}, the device allows {limit}")]
-    TooLarge {
-        /// The buffer or dispatch.
-        what: String,
-        /// Its size, with unit.
-        size: String,
-        /// The limit, in the same unit.
-        limit: String,
-    },
-    /// The device, or the host, has no memory left for what is named.
-    #[error("out of memory: {0}")]
-    OutOfMemory(String),
-    /// The device was lost (reset, removed, destroyed); nothing made on it can be used again.
-    #[error("device lost: {0}")]
-    DeviceLost(String),
-    /// The graphics stack refused a call.
-    #[error("{what}: {reason}")]
-    Gpu {
-        /// The call.
-        what: String,
-        /// What the graphics stack said.
-        reason: String,
-    },
-    /// Weights, operands or a plan were made for something else.
-    #[error("{what} was made for {got}, but {expected} is needed")]
-    Mismatch {
-        /// The object.
-        what: String,
-        /// What it was made for.
-        got: String,
-        /// What is needed.
-        expected: String,
-    },
+/// What went wrong. Its text says all of it, causes included, so there is no `source()`: [`Error::io_error`] has the
+/// operating system's own error. What a program may want to decide by has a method.
+///
+/// ```
+/// use sparse24::{DType, Matrix, Sparse24, VectorLen};
+/// let w = Matrix::from_f32(1, 8, &[0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 0.0])?;
+/// let error = Sparse24::from_dense(&w, VectorLen::ONE).unwrap_err();
+/// assert!(error.is_over_full());
+/// assert_eq!(error.place(), Some((0, 1)));
+/// assert_eq!(error.to_string(), "row 0, group 1 (columns 4..8): 3 positions are non-zero or kept, 2:4 allows 2");
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+#[derive(thiserror::Error)]
+#[error("{0}")]
+pub struct Error(Box<Kind>);
+
+impl std::fmt::Debug for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
+#[derive(Debug, thiserror::Error)]
+enum Kind {
+    #[error("{what} has shape {got:?}, expected {expected:?}")]
+    Shape { what: String, got: Vec<usize>, expected: Vec<usize> },
+    #[error("{what} is {got}, expected {expected}")]
+    DType { what: String, got: DType, expected: DType },
+    #[error("{what} overflows: {detail}")]
+    Overflow { what: String, detail: String },
+    #[error("vector length {0} is not one of 1, 2, 4, 8, 16, 32, 64, 128")]
+    VectorLen(usize),
+    #[error("row {row}, group {group} (columns {}..{}): {count} positions are non-zero or kept, 2:4 allows 2", group * 4, group * 4 + 4)]
+    OverFull { row: usize, group: usize, count: usize },
+    #[error("meta row {row}, group {group}: code 0x{code:x} is not one of 4, 8, 9, c, d, e")]
+    IllegalCode { row: usize, group: usize, code: u8 },
+    #[error("{what}: row {row}, group {group} is padding and must be zero")]
+    Padding { what: Part, row: usize, group: usize },
+    #[error("weight at row {row}, column {col} is NaN and cannot be scored")]
+    Nan { row: usize, col: usize },
+    #[error("{}: {cause}", printable(&path.to_string_lossy()))]
+    Io { path: PathBuf, cause: std::io::Error },
+    #[error("{}: {reason}", printable(&path.to_string_lossy()))]
+    File { path: PathBuf, reason: String },
+    #[error("{}: tensor {}: {cause}", printable(&path.to_string_lossy()), printable(tensor))]
+    Tensor { path: PathBuf, tensor: String, cause: Error },
+    #[error("text {text}: {cause}")]
+    Text { text: usize, cause: Error },
+    #[error("{0}")]
+    Invalid(String),
+    #[error("no device matches {name:?}; there are: {}", available.join(", "))]
+    UnknownDevice { name: String, available: Vec<String> },
+    #[error("{device} lacks {feature}")]
+    MissingFeature { device: String, feature: String },
+    #[error("{what} takes {size}, the device allows {limit}")]
+    TooLarge { what: String, size: String, limit: String },
+    #[error("out of memory: {0}")]
+    OutOfMemory(String),
+    #[error("device lost: {0}")]
+    DeviceLost(String),
+    #[error("{what}: {reason}")]
+    Gpu { what: String, reason: String },
+    #[error("{what} was made for {got}, but {expected} is needed")]
+    Mismatch { what: String, got: String, expected: String },
+}
+
+/// Half of a compressed matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Values,
+    Meta,
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Values => "values",
+            Self::Meta => "meta",
+        })
+    }
+}
+
+/// What is asked of an error. Files, tensors and texts that it was met in make no difference.
 impl Error {
-    /// An [`Error::Io`] with the path that the operating system's own message leaves out.
-    pub(crate) fn io(path: &Path, cause: std::io::Error) -> Self {
-        Self::Io { path: path.to_path_buf(), cause }
+    /// An operand's shape or length is not what the others ask for.
+    pub fn is_shape(&self) -> bool {
+        matches!(self.root(), Kind::Shape { .. })
     }
 
-    /// An [`Error::File`].
-    pub(crate) fn file(path: &Path, reason: impl Into<String>) -> Self {
-        Self::File { path: path.to_path_buf(), reason: reason.into() }
+    /// An operand's element type is not one that the operation takes.
+    pub fn is_dtype(&self) -> bool {
+        matches!(self.root(), Kind::DType { .. })
+    }
+
+    /// An object was made for something else: another device, operation or plan.
+    pub fn is_mismatch(&self) -> bool {
+        matches!(self.root(), Kind::Mismatch { .. })
+    }
+
+    /// A group of four keeps more than two weights. For V > 1 the union over the V rows counts. [`Error::place`] says
+    /// which.
+    pub fn is_over_full(&self) -> bool {
+        matches!(self.root(), Kind::OverFull { .. })
+    }
+
+    /// A weight that is to be scored is NaN. [`Error::place`] says which.
+    pub fn is_nan(&self) -> bool {
+        matches!(self.root(), Kind::Nan { .. })
+    }
+
+    /// The device lacks a feature, or knows no such element type or kernel.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self.root(), Kind::MissingFeature { .. })
+    }
+
+    /// A buffer or a dispatch is beyond a limit of the device, or a size beyond this machine's integers.
+    pub fn is_too_large(&self) -> bool {
+        matches!(self.root(), Kind::TooLarge { .. } | Kind::Overflow { .. })
+    }
+
+    /// The device or the host has no memory left.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self.root(), Kind::OutOfMemory(_))
+    }
+
+    /// The device was reset, removed or destroyed: nothing made on it can be used again.
+    pub fn is_device_lost(&self) -> bool {
+        matches!(self.root(), Kind::DeviceLost(_))
+    }
+
+    /// There is no device of the name that was asked for.
+    pub fn is_unknown_device(&self) -> bool {
+        matches!(self.root(), Kind::UnknownDevice { .. })
+    }
+
+    /// What the operating system said when a file was to be read or written.
+    pub fn io_error(&self) -> Option<&std::io::Error> {
+        match self.root() {
+            Kind::Io { cause, .. } => Some(cause),
+            _ => None,
+        }
+    }
+
+    /// Row and group (four columns) of what breaks the format, or row and column of a NaN. For V > 1 the row is the first
+    /// of a group that is over-full, and counts metadata's rows for a code that is not legal.
+    pub fn place(&self) -> Option<(usize, usize)> {
+        match *self.root() {
+            Kind::OverFull { row, group, .. } | Kind::IllegalCode { row, group, .. } => Some((row, group)),
+            Kind::Padding { row, group, .. } => Some((row, group)),
+            Kind::Nan { row, col } => Some((row, col)),
+            _ => None,
+        }
+    }
+
+    /// File and name of the tensor that it is about.
+    pub fn tensor(&self) -> Option<(&Path, &str)> {
+        match &*self.0 {
+            Kind::Tensor { path, tensor, .. } => Some((path, tensor)),
+            _ => None,
+        }
+    }
+
+    /// Which of several texts it is about, from 0 in the order in which they were given.
+    pub fn text(&self) -> Option<usize> {
+        match *self.0 {
+            Kind::Text { text, .. } => Some(text),
+            _ => None,
+        }
+    }
+
+    /// This error without the tensor or text that it is about.
+    pub fn into_cause(self) -> Self {
+        match *self.0 {
+            Kind::Tensor { cause, .. } | Kind::Text { cause, .. } => cause,
+            kind => Self::of(kind),
+        }
+    }
+
+    /// The half of a compressed matrix that is at fault, where one of them is.
+    pub(crate) fn part(&self) -> Option<Part> {
+        match *self.root() {
+            Kind::IllegalCode { .. } => Some(Part::Meta),
+            Kind::Padding { what, .. } => Some(what),
+            _ => None,
+        }
+    }
+
+    /// This error, with the device's name where a feature is missing: a plan is made for what a device has, not for one.
+    pub(crate) fn on_device(self, name: &str) -> Self {
+        match *self.0 {
+            Kind::MissingFeature { feature, .. } => Self::missing_feature(name, feature),
+            kind => Self::of(kind),
+        }
+    }
+
+    /// The file that it names itself, if it does.
+    pub(crate) fn names_file(&self) -> bool {
+        matches!(*self.0, Kind::Tensor { .. } | Kind::File { .. } | Kind::Io { .. })
+    }
+
+    fn of(kind: Kind) -> Self {
+        Self(Box::new(kind))
+    }
+
+    fn root(&self) -> &Kind {
+        match &*self.0 {
+            Kind::Tensor { cause, .. } | Kind::Text { cause, .. } => cause.root(),
+            kind => kind,
+        }
+    }
+}
+
+/// Errors are made where they are met.
+impl Error {
+    /// A statement that cannot be carried out, with the reason.
+    pub fn invalid(reason: impl Into<String>) -> Self {
+        Self::of(Kind::Invalid(reason.into()))
     }
 
     /// This error, with the file and the tensor in which it was met.
     pub fn in_tensor(self, path: &Path, tensor: &str) -> Self {
-        Self::Tensor { path: path.to_path_buf(), tensor: tensor.to_owned(), cause: Box::new(self) }
+        Self::of(Kind::Tensor { path: path.to_path_buf(), tensor: tensor.to_owned(), cause: self })
     }
 
     /// This error, with the text that it is about.
     pub(crate) fn of_text(self, text: usize) -> Self {
-        Self::Text { text, cause: Box::new(self) }
+        Self::of(Kind::Text { text, cause: self })
+    }
+
+    /// With the path, which the operating system's own message leaves out.
+    pub(crate) fn io(path: &Path, cause: std::io::Error) -> Self {
+        Self::of(Kind::Io { path: path.to_path_buf(), cause })
+    }
+
+    /// A file is not what it claims to be.
+    pub(crate) fn file(path: &Path, reason: impl Into<String>) -> Self {
+        Self::of(Kind::File { path: path.to_path_buf(), reason: reason.into() })
+    }
+
+    pub(crate) fn shape(what: impl Into<String>, got: impl Into<Vec<usize>>, expected: impl Into<Vec<usize>>) -> Self {
+        Self::of(Kind::Shape { what: what.into(), got: got.into(), expected: expected.into() })
+    }
+
+    pub(crate) fn dtype(what: impl Into<String>, got: DType, expected: DType) -> Self {
+        Self::of(Kind::DType { what: what.into(), got, expected })
+    }
+
+    pub(crate) fn overflow(what: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::of(Kind::Overflow { what: what.into(), detail: detail.into() })
+    }
+
+    pub(crate) fn vector_len(got: usize) -> Self {
+        Self::of(Kind::VectorLen(got))
+    }
+
+    /// `row` is the first of the V rows that share the pattern; `count` positions are taken.
+    pub(crate) fn over_full(row: usize, group: usize, count: usize) -> Self {
+        Self::of(Kind::OverFull { row, group, count })
+    }
+
+    pub(crate) fn illegal_code(row: usize, group: usize, code: u8) -> Self {
+        Self::of(Kind::IllegalCode { row, group, code })
+    }
+
+    pub(crate) fn padding(what: Part, row: usize, group: usize) -> Self {
+        Self::of(Kind::Padding { what, row, group })
+    }
+
+    pub(crate) fn nan(row: usize, col: usize) -> Self {
+        Self::of(Kind::Nan { row, col })
+    }
+
+    pub(crate) fn unknown_device(name: impl Into<String>, available: Vec<String>) -> Self {
+        Self::of(Kind::UnknownDevice { name: name.into(), available })
+    }
+
+    /// `feature` may add what it is needed for.
+    pub(crate) fn missing_feature(device: impl Into<String>, feature: impl Into<String>) -> Self {
+        Self::of(Kind::MissingFeature { device: device.into(), feature: feature.into() })
+    }
+
+    /// Size and limit have units, the same.
+    pub(crate) fn too_large(what: impl Into<String>, size: impl Into<String>, limit: impl Into<String>) -> Self {
+        Self::of(Kind::TooLarge { what: what.into(), size: size.into(), limit: limit.into() })
+    }
+
+    pub(crate) fn out_of_memory(what: impl Into<String>) -> Self {
+        Self::of(Kind::OutOfMemory(what.into()))
+    }
+
+    pub(crate) fn device_lost(reason: impl Into<String>) -> Self {
+        Self::of(Kind::DeviceLost(reason.into()))
+    }
+
+    /// The graphics stack refused a call.
+    pub(crate) fn gpu(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::of(Kind::Gpu { what: what.into(), reason: reason.into() })
+    }
+
+    pub(crate) fn mismatch(what: impl Into<String>, got: impl Into<String>, expected: impl Into<String>) -> Self {
+        Self::of(Kind::Mismatch { what: what.into(), got: got.into(), expected: expected.into() })
     }
 }
 
@@ -211,9 +331,9 @@ pub fn printable(name: &str) -> Cow<'_, str> {
     Cow::Owned(name.chars().map(shown).collect())
 }
 
-/// `a * b`, or [`Error::Overflow`] naming what was to be computed.
+/// `a * b`, or an error naming what was to be computed.
 pub(crate) fn checked_mul(what: &str, a: usize, b: usize) -> Result<usize> {
-    a.checked_mul(b).ok_or_else(|| Error::Overflow { what: what.to_owned(), detail: format!("{a} * {b}") })
+    a.checked_mul(b).ok_or_else(|| Error::overflow(what, format!("{a} * {b}")))
 }
 
 /// Compares a matrix's (rows, columns) with what is needed.
@@ -221,12 +341,12 @@ pub(crate) fn expect_shape(what: &str, got: (usize, usize), expected: (usize, us
     if got == expected {
         return Ok(());
     }
-    Err(Error::Shape { what: what.to_owned(), got: vec![got.0, got.1], expected: vec![expected.0, expected.1] })
+    Err(Error::shape(what, [got.0, got.1], [expected.0, expected.1]))
 }
 
 /// Compares an element type with what is needed.
 pub(crate) fn expect_dtype(what: &str, got: DType, expected: DType) -> Result<()> {
-    if got == expected { Ok(()) } else { Err(Error::DType { what: what.to_owned(), got, expected }) }
+    if got == expected { Ok(()) } else { Err(Error::dtype(what, got, expected)) }
 }
 
 /// Compares a number of elements with what is needed.
@@ -234,5 +354,5 @@ pub(crate) fn expect_len(what: &str, got: usize, expected: usize) -> Result<()> 
     if got == expected {
         return Ok(());
     }
-    Err(Error::Shape { what: what.to_owned(), got: vec![got], expected: vec![expected] })
+    Err(Error::shape(what, [got], [expected]))
 }

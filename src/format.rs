@@ -95,7 +95,7 @@ use std::borrow::Cow;
 use std::iter::zip;
 use std::ops::Range;
 
-use crate::error::{Error, Result, checked_mul, expect_shape};
+use crate::error::{Error, Part, Result, checked_mul, expect_shape};
 use crate::groups::{self, Bits, COLUMNS};
 use crate::mask::{Mask, Mask24, VectorLen};
 use crate::matrix::{DType, Element, Elements, Matrix, each_dtype};
@@ -175,7 +175,7 @@ impl Sparse24 {
         each_dtype!(w.elements(), data => encode(w, data, mask.vector(), keep))
     }
 
-    /// Compresses a matrix that is 2:4 already. A group that is not is [`Error::OverFull`], which names it.
+    /// Compresses a matrix that is 2:4 already. A group that is not is an error that names it: [`Error::is_over_full`].
     ///
     /// ```
     /// use sparse24::{Matrix, Sparse24, VectorLen};
@@ -195,28 +195,20 @@ impl Sparse24 {
         let s = Self { m, k, vector, values, meta };
         let groups = k.div_ceil(4);
         if checked_mul("values", m, s.k_physical())? != s.values.len() {
-            return Err(Error::Shape {
-                what: "values".into(),
-                got: vec![s.values.len()],
-                expected: vec![m, s.k_physical()],
-            });
+            return Err(Error::shape("values", vec![s.values.len()], vec![m, s.k_physical()]));
         }
         if checked_mul("meta", s.meta_rows(), s.meta_cols())? != s.meta.len() {
-            return Err(Error::Shape {
-                what: "meta".into(),
-                got: vec![s.meta.len()],
-                expected: vec![s.meta_rows(), s.meta_cols()],
-            });
+            return Err(Error::shape("meta", vec![s.meta.len()], vec![s.meta_rows(), s.meta_cols()]));
         }
         // A matrix of no columns has no words, whatever its number of rows, and chunks of no words are not allowed.
         for (row, words) in s.meta.chunks_exact(s.meta_cols().max(1)).enumerate() {
             for group in 0..8 * words.len() {
                 let code = nibble(words, group) as u8;
                 if group >= groups && code != 0 {
-                    return Err(Error::Padding { what: "meta", row, group });
+                    return Err(Error::padding(Part::Meta, row, group));
                 }
                 if group < groups && positions_of(code).is_none() {
-                    return Err(Error::IllegalCode { row, group, code });
+                    return Err(Error::illegal_code(row, group, code));
                 }
             }
         }
@@ -226,7 +218,7 @@ impl Sparse24 {
                 let (first, second) = s.code(row, group);
                 let at = row * s.k_physical() + 2 * group;
                 if [first, second].into_iter().zip(at..).any(|(i, at)| i >= k % 4 && s.values.get(at) != 0.0) {
-                    return Err(Error::Padding { what: "values", row, group });
+                    return Err(Error::padding(Part::Values, row, group));
                 }
             }
         }
@@ -288,7 +280,7 @@ impl Sparse24 {
     /// matrix's own.
     pub fn with_vector(&self, vector: VectorLen) -> Result<Self> {
         if vector > self.vector {
-            return Err(Error::Invalid(format!(
+            return Err(Error::invalid(format!(
                 "a matrix of vector length {} cannot be repeated at vector length {vector}",
                 self.vector
             )));
@@ -320,7 +312,7 @@ impl Sparse24 {
             T::wrap(data[rows].to_vec())
         }
         if rows.start > rows.end || rows.end > self.m {
-            return Err(Error::Invalid(format!("rows {rows:?} of a matrix of {} rows", self.m)));
+            return Err(Error::invalid(format!("rows {rows:?} of a matrix of {} rows", self.m)));
         }
         let fits = |v: &VectorLen| {
             *v <= self.vector
@@ -476,7 +468,7 @@ fn encode<T: Bits>(w: &Matrix, data: &[T], vector: VectorLen, keep: impl Fn(usiz
             if let over @ 1.. = groups::over_full(*coded) {
                 let at = over.trailing_zeros();
                 let (group, count) = (8 * word + at as usize / 4, (*coded >> at & 0xf).count_ones() as usize);
-                return Err(Error::OverFull { row: first, group, count });
+                return Err(Error::over_full(first, group, count));
             }
             *coded = groups::codes(groups::coded(*coded));
             *meta = *coded & groups::first((k - COLUMNS * word).next_multiple_of(4));

@@ -316,7 +316,7 @@ impl Adapter {
             descriptor.experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
         }
         let (device, queue) = pollster::block_on(self.adapter.request_device(&descriptor))
-            .map_err(|e| Error::Gpu { what: format!("open {}", self.info.name), reason: e.to_string() })?;
+            .map_err(|e| Error::gpu(format!("open {}", self.info.name), e.to_string()))?;
         let lost = Arc::new(Mutex::new(None));
         let slot = Arc::clone(&lost);
         device.set_device_lost_callback(move |reason, message| {
@@ -421,11 +421,11 @@ impl Gpu {
     pub(crate) fn buffer(&self, label: &str, bytes: usize, content: Option<&[u8]>) -> Result<wgpu::Buffer> {
         let size = (bytes as u64).next_multiple_of(4).max(4);
         if size > self.info.caps.buffer_bytes {
-            return Err(Error::TooLarge {
-                what: format!("buffer of {label}"),
-                size: format!("{size} bytes"),
-                limit: format!("{} bytes", self.info.caps.buffer_bytes),
-            });
+            return Err(Error::too_large(
+                format!("buffer of {label}"),
+                format!("{size} bytes"),
+                format!("{} bytes", self.info.caps.buffer_bytes),
+            ));
         }
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         self.filled_buffer(label, size, usage, content.unwrap_or_default())
@@ -451,7 +451,7 @@ impl Gpu {
     }
 
     fn gone(&self) -> Error {
-        Error::DeviceLost(lock(&self.lost).clone().unwrap_or_else(|| "it no longer answers".into()))
+        Error::device_lost(lock(&self.lost).clone().unwrap_or_else(|| "it no longer answers".into()))
     }
 
     /// Overwrites the start of a buffer. `data` must not be longer than it. An error if it ends within a word and the
@@ -460,7 +460,7 @@ impl Gpu {
         let whole = data.len() / 4 * 4;
         if whole < data.len() && buffer.size() > whole as u64 + 4 {
             let reason = "an odd number of f16 elements cannot be written into a longer buffer";
-            return Err(Error::Invalid(reason.into()));
+            return Err(Error::invalid(reason));
         }
         self.scoped("write buffer", || {
             self.queue.write_buffer(buffer, 0, &data[..whole]);
@@ -553,7 +553,7 @@ impl Gpu {
         match polled {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) if lock(&self.lost).is_some() || is_lost(&self.device) => Err(self.gone()),
-            Ok(Err(e)) => Err(Error::Gpu { what: "wait for device".into(), reason: e.to_string() }),
+            Ok(Err(e)) => Err(Error::gpu("wait for device", e.to_string())),
             Err(_) => Err(self.gone()),
         }
     }
@@ -579,10 +579,10 @@ impl Gpu {
         }
         let buffers = list.iter().filter(|binding| binding.access != BindingAccess::Uniform).count();
         if buffers > self.device.limits().max_storage_buffers_per_shader_stage as usize {
-            return Err(Error::MissingFeature {
-                device: self.info.name.clone(),
-                feature: format!("{buffers} storage buffers per shader stage"),
-            });
+            return Err(Error::missing_feature(
+                self.info.name.clone(),
+                format!("{buffers} storage buffers per shader stage"),
+            ));
         }
         let name = program.to_string();
         let layout = self.scoped(&format!("lay out the bindings of {name}"), || {
@@ -623,7 +623,7 @@ impl Gpu {
         }
         program
             .supported_by(&self.info.caps)
-            .map_err(|feature| Error::MissingFeature { device: self.info.name.clone(), feature })?;
+            .map_err(|feature| Error::missing_feature(self.info.name.clone(), feature))?;
         let name = program.to_string();
         let layout = self.layout_of(program)?;
         let cached = lock(&self.modules).get(&program.module()).cloned();
@@ -691,7 +691,7 @@ impl Gpu {
             program.bindings().iter().partition(|binding| binding.access == BindingAccess::Uniform);
         if buffers.len() != operands.len() {
             let (has, given) = (buffers.len(), operands.len());
-            return Err(Error::Invalid(format!("{program} has {has} operands, not {given}")));
+            return Err(Error::invalid(format!("{program} has {has} operands, not {given}")));
         }
         let nothing = BufferRange { buffer: &self.nothing, offset: 0, bytes: 16 };
         let mut bound = Vec::with_capacity(buffers.len());
@@ -700,11 +700,11 @@ impl Gpu {
             let bytes = binding.bytes.next_multiple_of(4);
             let limit = self.info.caps.binding_bytes.min(binding.buffer.size().saturating_sub(binding.offset));
             if bytes > limit {
-                return Err(Error::TooLarge {
-                    what: format!("binding of {program}"),
-                    size: format!("{bytes} bytes"),
-                    limit: format!("{limit} bytes"),
-                });
+                return Err(Error::too_large(
+                    format!("binding of {program}"),
+                    format!("{bytes} bytes"),
+                    format!("{limit} bytes"),
+                ));
             }
             bound.push((slot.number, BufferRange { bytes, ..binding }));
         }
@@ -793,21 +793,21 @@ impl Gpu {
 /// Runs wgpu calls inside error scopes, and returns what they reported.
 fn scoped<T>(device: &wgpu::Device, lost: &Mutex<Option<String>>, what: &str, call: impl FnOnce() -> T) -> Result<T> {
     if let Some(reason) = &*lock(lost) {
-        return Err(Error::DeviceLost(reason.clone()));
+        return Err(Error::device_lost(reason.clone()));
     }
     let (result, error) = in_scopes(device, call);
     if let Some(reason) = &*lock(lost) {
-        return Err(Error::DeviceLost(reason.clone()));
+        return Err(Error::device_lost(reason.clone()));
     }
     match error {
         None => Ok(result),
-        Some(wgpu::Error::OutOfMemory { .. }) => Err(Error::OutOfMemory(what.to_owned())),
+        Some(wgpu::Error::OutOfMemory { .. }) => Err(Error::out_of_memory(what.to_owned())),
         Some(wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. }) => {
             let reason = description.split_whitespace().collect::<Vec<_>>().join(" ");
             if is_lost(device) {
-                return Err(Error::DeviceLost(reason));
+                return Err(Error::device_lost(reason));
             }
-            Err(Error::Gpu { what: what.to_owned(), reason })
+            Err(Error::gpu(what.to_owned(), reason))
         }
     }
 }

@@ -270,7 +270,7 @@ pub struct Site<'a> {
 
 impl<'a> Site<'a> {
     fn operand(&self, at: usize) -> Result<NodeOperand<'a>> {
-        let missing = || Error::Invalid(format!("a node has {} operands, and asks for another", self.reads.len()));
+        let missing = || Error::invalid(format!("a node has {} operands, and asks for another", self.reads.len()));
         self.reads.get(at).copied().ok_or_else(missing)
     }
 
@@ -278,7 +278,7 @@ impl<'a> Site<'a> {
     pub fn tensor(&self, at: usize) -> Result<&'a Tensor> {
         match self.operand(at)? {
             NodeOperand::Tensor(tensor) => Ok(tensor),
-            other => Err(Error::Invalid(format!("operand {at} is {other:?}, not a tensor"))),
+            other => Err(Error::invalid(format!("operand {at} is {other:?}, not a tensor"))),
         }
     }
 
@@ -286,7 +286,7 @@ impl<'a> Site<'a> {
     pub fn indices(&self, at: usize) -> Result<&'a Indices> {
         match self.operand(at)? {
             NodeOperand::Indices(indices) => Ok(indices),
-            other => Err(Error::Invalid(format!("operand {at} is {other:?}, not indices"))),
+            other => Err(Error::invalid(format!("operand {at} is {other:?}, not indices"))),
         }
     }
 
@@ -294,7 +294,7 @@ impl<'a> Site<'a> {
     pub fn linear(&self, at: usize) -> Result<&'a Linear> {
         match self.operand(at)? {
             NodeOperand::Linear(linear) => Ok(linear),
-            other => Err(Error::Invalid(format!("operand {at} is {other:?}, not weights"))),
+            other => Err(Error::invalid(format!("operand {at} is {other:?}, not weights"))),
         }
     }
 
@@ -302,7 +302,7 @@ impl<'a> Site<'a> {
     pub fn trainable(&self, at: usize) -> Result<&'a TrainableWeights> {
         match self.operand(at)? {
             NodeOperand::Trainable(weights) => Ok(weights),
-            other => Err(Error::Invalid(format!("operand {at} is {other:?}, not weights to be trained"))),
+            other => Err(Error::invalid(format!("operand {at} is {other:?}, not weights to be trained"))),
         }
     }
 }
@@ -355,7 +355,7 @@ impl<'a> ExactSite<'a> {
     pub fn matrix(&self, at: usize) -> Result<&'a Array2<f64>> {
         match self.0.get(at) {
             Some(Exact::Matrix(matrix)) => Ok(matrix),
-            other => Err(Error::Invalid(format!("operand {at} is {other:?}, not a matrix"))),
+            other => Err(Error::invalid(format!("operand {at} is {other:?}, not a matrix"))),
         }
     }
 
@@ -368,7 +368,7 @@ impl<'a> ExactSite<'a> {
     pub fn indices(&self, at: usize) -> Result<&'a [u32]> {
         match self.0.get(at) {
             Some(Exact::Indices(indices)) => Ok(indices),
-            other => Err(Error::Invalid(format!("operand {at} is {other:?}, not indices"))),
+            other => Err(Error::invalid(format!("operand {at} is {other:?}, not indices"))),
         }
     }
 }
@@ -402,7 +402,7 @@ pub trait NodeOp: fmt::Debug + Send + Sync {
     /// unless they say otherwise.
     fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
         let _ = site;
-        Err(Error::Invalid(format!("{} has no gradient", self.name())))
+        Err(Error::invalid(format!("{} has no gradient", self.name())))
     }
 
     /// What a product does before it stores its result: of operations that read weights.
@@ -566,7 +566,7 @@ impl Graph {
     /// f32. An error if there is one of its name.
     pub fn add_param(&mut self, name: String, kind: ParamKind, (rows, cols): (usize, usize)) -> Result<ParamId> {
         if self.params.iter().any(|param| param.name == name) {
-            return Err(Error::Invalid(format!("there are two parameters {name}")));
+            return Err(Error::invalid(format!("there are two parameters {name}")));
         }
         let shape = match kind {
             ParamKind::Matrix(Precision::F32) if rows == 1 => vec![cols],
@@ -616,19 +616,19 @@ impl Graph {
         (rows, cols, precision): (Rows, usize, Precision),
     ) -> Result<ValueId> {
         if self.nodes.iter().any(|node| node.name == name) {
-            return Err(Error::Invalid(format!("there are two nodes {name}")));
+            return Err(Error::invalid(format!("there are two nodes {name}")));
         }
         let writes = ValueId(self.values.len());
         let node = Node { name: name.to_owned(), op: Arc::new(op), reads, writes };
         let weights = |param: &ParamId| self.params[param.0].kind == ParamKind::Weights;
         if node.values().any(|value| value >= writes) || node.params().any(|param| param.0 >= self.params.len()) {
-            return Err(Error::Invalid(format!("{name} reads what the graph does not have before it")));
+            return Err(Error::invalid(format!("{name} reads what the graph does not have before it")));
         }
         if let Some(own) = node.params().find(weights) {
             let read = self.nodes.iter().any(|other| other.params().any(|param| param == own));
             if read || node.params().filter(weights).count() > 1 {
                 let taken = &self.params[own.0].name;
-                return Err(Error::Invalid(format!(
+                return Err(Error::invalid(format!(
                     "{name} reads {taken}: weights are read by one node, which reads no others"
                 )));
             }
@@ -649,10 +649,10 @@ impl Graph {
     pub fn permutable(&mut self, channels: Channels) -> Result<()> {
         let Channels { name, count, width, sets, .. } = &channels;
         if self.channels.iter().any(|other| other.name == *name) {
-            return Err(Error::Invalid(format!("there are two channels {name}")));
+            return Err(Error::invalid(format!("there are two channels {name}")));
         }
         if *width == 0 || !count.is_multiple_of(*width) {
-            return Err(Error::Invalid(format!("{name}: {count} channels are no blocks of {width}")));
+            return Err(Error::invalid(format!("{name}: {count} channels are no blocks of {width}")));
         }
         let mut rows: Vec<(ParamId, usize)> = sets.iter().flat_map(|set| &set.rows).copied().collect();
         let mut columns: Vec<ParamId> = sets.iter().flat_map(|set| &set.columns).copied().collect();
@@ -662,7 +662,7 @@ impl Graph {
         };
         let misfit = |place: &ParamId| {
             let place = self.params.get(place.0).map_or("a parameter of another graph", |param| &*param.name);
-            Err(Error::Invalid(format!("{name}: {place} has no {count} channels")))
+            Err(Error::invalid(format!("{name}: {place} has no {count} channels")))
         };
         if let Some((param, _)) = rows.iter().find(|(param, first)| !fits(*param, |p| p.rows, first + count, false)) {
             return misfit(param);
@@ -674,7 +674,7 @@ impl Graph {
         columns.sort_unstable();
         let overlap = rows.windows(2).any(|pair| pair[0].0 == pair[1].0 && pair[1].1 < pair[0].1 + count);
         if overlap || columns.windows(2).any(|pair| pair[0] == pair[1]) {
-            return Err(Error::Invalid(format!("{name}: a place is named twice")));
+            return Err(Error::invalid(format!("{name}: a place is named twice")));
         }
         self.channels.push(channels);
         Ok(())
@@ -762,7 +762,7 @@ impl Graph {
 
     /// The linear layer of this name.
     pub fn linear_named(&self, name: &str) -> Result<LinearLayer<'_>> {
-        let missing = || Error::Invalid(format!("there is no linear layer {name:?}"));
+        let missing = || Error::invalid(format!("there is no linear layer {name:?}"));
         self.linears().find(|linear| linear.name == name).ok_or_else(missing)
     }
 
@@ -781,10 +781,10 @@ impl Graph {
     pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
         let Limits { vocabulary, tokens } = self.limits;
         if ids.is_empty() || ids.len() > tokens {
-            return Err(Error::Invalid(format!("has {} tokens, the model takes 1 to {tokens}", ids.len())));
+            return Err(Error::invalid(format!("has {} tokens, the model takes 1 to {tokens}", ids.len())));
         }
         match ids.iter().find(|&&id| id as usize >= vocabulary) {
-            Some(id) => Err(Error::Invalid(format!("token id {id} is outside of the vocabulary of {vocabulary}"))),
+            Some(id) => Err(Error::invalid(format!("token id {id} is outside of the vocabulary of {vocabulary}"))),
             None => Ok(()),
         }
     }
@@ -793,7 +793,7 @@ impl Graph {
     pub(crate) fn tokens_of(&self, batch: usize, seq: usize) -> Result<usize> {
         let most = self.limits.tokens;
         if batch == 0 || seq == 0 || seq > most {
-            return Err(Error::Invalid(format!(
+            return Err(Error::invalid(format!(
                 "a batch of {batch} texts of {seq} tokens; at least one text is needed, and 1 to {most} tokens"
             )));
         }

@@ -162,7 +162,7 @@ impl TensorFile {
         // Each tensor fits by itself; together they must neither overlap nor leave gaps.
         Metadata::new(None, headers).map_err(|e| match e {
             safetensors::SafeTensorError::InvalidOffset(name) => {
-                Error::Invalid("overlaps the tensor before it or leaves a gap".into()).in_tensor(path, &name)
+                Error::invalid("overlaps the tensor before it or leaves a gap").in_tensor(path, &name)
             }
             e => Error::file(path, e.to_string()),
         })?;
@@ -189,9 +189,7 @@ impl TensorFile {
 
     /// What the header says about the tensor `name`. An error if there is none.
     pub fn info(&self, name: &str) -> Result<&TensorInfo> {
-        self.tensors
-            .get(name)
-            .ok_or_else(|| Error::Invalid("there is no such tensor".into()).in_tensor(&self.path, name))
+        self.tensors.get(name).ok_or_else(|| Error::invalid("there is no such tensor").in_tensor(&self.path, name))
     }
 
     /// The bytes of a tensor of any type, as they are in the file.
@@ -204,7 +202,7 @@ impl TensorFile {
         let info = self.info(name)?;
         let [rows, cols] = info.shape[..] else {
             let reason = format!("has shape {:?}, a matrix has two dimensions", info.shape);
-            return Err(Error::Invalid(reason).in_tensor(&self.path, name));
+            return Err(Error::invalid(reason).in_tensor(&self.path, name));
         };
         Matrix::new(rows, cols, self.elements(info)?).map_err(|e| e.in_tensor(&self.path, name))
     }
@@ -214,7 +212,7 @@ impl TensorFile {
         let info = self.info(name)?;
         let [len] = info.shape[..] else {
             let reason = format!("has shape {:?}, a vector has one dimension", info.shape);
-            return Err(Error::Invalid(reason).in_tensor(&self.path, name));
+            return Err(Error::invalid(reason).in_tensor(&self.path, name));
         };
         Matrix::new(1, len, self.elements(info)?).map_err(|e| e.in_tensor(&self.path, name))
     }
@@ -254,7 +252,7 @@ impl TensorFile {
 
     /// What the header says about the compressed matrix called `name`.
     fn native(&self, name: &str) -> Result<Native<'_>> {
-        let fail = |reason: String| Error::Invalid(reason).in_tensor(&self.path, name);
+        let fail = |reason: String| Error::invalid(reason).in_tensor(&self.path, name);
         match self.metadata.get("format") {
             Some(format) if format == FORMAT => self.check_version()?,
             format => return Err(fail(format!("the file's format is {format:?}, not {FORMAT:?}"))),
@@ -274,7 +272,7 @@ impl TensorFile {
         let part = |part: &str, expected: [usize; 2]| {
             let info = self.info(&format!("{name}.{part}"))?;
             if info.shape != expected {
-                let shape = Error::Shape { what: part.into(), got: info.shape.clone(), expected: expected.into() };
+                let shape = Error::shape(part, info.shape.clone(), expected);
                 return Err(shape.in_tensor(&self.path, &info.name));
             }
             Ok(info)
@@ -282,19 +280,15 @@ impl TensorFile {
         let values = part("values", [m, layout::stored_columns(k)])?;
         let meta = part("meta", [m.div_ceil(vector.get()), k.div_ceil(32)])?;
         if meta.dtype != Dtype::U32 {
-            return Err(Error::Invalid(format!("is {}, expected U32", meta.dtype)).in_tensor(&self.path, &meta.name));
+            return Err(Error::invalid(format!("is {}, expected U32", meta.dtype)).in_tensor(&self.path, &meta.name));
         }
         Ok(Native { m, k, vector, values, meta })
     }
 
     /// An error of a compressed matrix, with the tensor that it is about.
     fn in_part(&self, e: Error, name: &str) -> Error {
-        let part = match e {
-            Error::IllegalCode { .. } | Error::Padding { what: "meta", .. } => ".meta",
-            Error::Padding { .. } => ".values",
-            _ => "",
-        };
-        e.in_tensor(&self.path, &format!("{name}{part}"))
+        let tensor = e.part().map_or(name.to_owned(), |part| format!("{name}.{part}"));
+        e.in_tensor(&self.path, &tensor)
     }
 
     /// The words of a tensor of 32 bits an element.
@@ -327,7 +321,7 @@ impl TensorFile {
             Dtype::BF16 => host(self.read::<half::bf16>(info)?),
             other => {
                 let reason = format!("is {other}, expected F32, F16 or BF16");
-                return Err(Error::Invalid(reason).in_tensor(&self.path, &info.name));
+                return Err(Error::invalid(reason).in_tensor(&self.path, &info.name));
             }
         })
     }
@@ -345,18 +339,18 @@ impl TensorFile {
 /// Reads one entry of a header, and checks it as far as one tensor can be: its bytes are as many as type and shape say
 /// and lie within the `data_len` bytes after the header.
 fn check(entry: Value, data_len: u64) -> Result<Header> {
-    let header: Header = serde_json::from_value(entry).map_err(|e| Error::Invalid(e.to_string()))?;
+    let header: Header = serde_json::from_value(entry).map_err(|e| Error::invalid(e.to_string()))?;
     let (start, end) = header.data_offsets;
     let Some(bytes) = end.checked_sub(start) else {
-        return Err(Error::Invalid(format!("ends at byte {end}, before its start at {start}")));
+        return Err(Error::invalid(format!("ends at byte {end}, before its start at {start}")));
     };
     if end as u64 > data_len {
-        return Err(Error::Invalid(format!("ends at byte {end} of the data, the file holds {data_len}: truncated")));
+        return Err(Error::invalid(format!("ends at byte {end} of the data, the file holds {data_len}: truncated")));
     }
     // The library's own arithmetic, one tensor at a time because its errors do not say which.
     let alone = Header { dtype: header.dtype, shape: header.shape.clone(), data_offsets: (0, bytes) };
     Metadata::new(None, vec![(String::new(), alone)]).map_err(|e| {
-        Error::Invalid(format!("{} of shape {:?} does not fit its {bytes} bytes: {e}", header.dtype, header.shape))
+        Error::invalid(format!("{} of shape {:?} does not fit its {bytes} bytes: {e}", header.dtype, header.shape))
     })?;
     Ok(header)
 }
@@ -466,10 +460,9 @@ impl Spec {
     /// Its size in bytes. An error if that overflows, or elements smaller than a byte do not fill their last byte.
     pub fn bytes(&self) -> Result<usize> {
         let bits = self.shape.iter().try_fold(self.dtype.bitsize(), |product, &n| product.checked_mul(n));
-        bits.filter(|bits| bits.is_multiple_of(8)).map(|bits| bits / 8).ok_or_else(|| Error::Overflow {
-            what: "tensor".into(),
-            detail: format!("shape {:?} of {}", self.shape, self.dtype),
-        })
+        bits.filter(|bits| bits.is_multiple_of(8))
+            .map(|bits| bits / 8)
+            .ok_or_else(|| Error::overflow("tensor", format!("shape {:?} of {}", self.shape, self.dtype)))
     }
 }
 
@@ -529,13 +522,13 @@ impl Writer {
         for spec in specs {
             let fail = |e: Error| e.in_tensor(path, &spec.name);
             let (start, bytes) = (end, spec.bytes().map_err(fail)?);
-            end = start.checked_add(bytes).ok_or_else(|| {
-                fail(Error::Overflow { what: "file size".into(), detail: format!("{start} + {bytes}") })
-            })?;
+            end = start
+                .checked_add(bytes)
+                .ok_or_else(|| fail(Error::overflow("file size", format!("{start} + {bytes}"))))?;
             let entry = Header { dtype: spec.dtype, shape: spec.shape.clone(), data_offsets: (start, end) };
             let entry = serde_json::to_value(entry).map_err(json)?;
             if spec.name == METADATA || header.insert(spec.name.clone(), entry).is_some() {
-                return Err(fail(Error::Invalid("the name is taken".into())));
+                return Err(fail(Error::invalid("the name is taken")));
             }
             open.insert(spec.name.clone(), (start as u64, bytes));
         }
@@ -557,7 +550,7 @@ impl Writer {
     /// Writes a tensor, in little-endian bytes as a file has them. An error if it is none of those that were said, was
     /// written before, or has another size.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        let refuse = |reason: String| Error::Invalid(reason).in_tensor(&self.path, name);
+        let refuse = |reason: String| Error::invalid(reason).in_tensor(&self.path, name);
         let &(start, expected) =
             self.open.get(name).ok_or_else(|| refuse("was not announced, or is written already".into()))?;
         if bytes.len() != expected {
@@ -575,7 +568,7 @@ impl Writer {
     pub fn finish(self) -> Result<()> {
         if let Some(name) = self.open.keys().next() {
             let others = self.open.len() - 1;
-            return Err(Error::Invalid(format!("was never written, and {others} others")).in_tensor(&self.path, name));
+            return Err(Error::invalid(format!("was never written, and {others} others")).in_tensor(&self.path, name));
         }
         self.file.persist(&self.path).map_err(|e| Error::io(&self.path, e))
     }

@@ -172,7 +172,7 @@ impl Linear {
         let plan = self.plan(io.x.rows(), io.y.dtype())?;
         match self.weights(plan.weights()) {
             Ok(weights) => device.prepare(&Gemm { plan: &plan, weights: &weights, io: *io }),
-            Err(Error::OutOfMemory(_) | Error::TooLarge { .. }) if plan.weights() != *op => {
+            Err(e) if (e.is_out_of_memory() || e.is_too_large()) && plan.weights() != *op => {
                 let plan = device.plan(&self.problem(io.x.rows(), io.y.dtype()))?;
                 device.prepare(&Gemm { plan: &plan, weights: &self.weights(plan.weights())?, io: *io })
             }
@@ -194,7 +194,7 @@ impl Linear {
             Some(w) if w.op() == op => device.upload_weights(w)?,
             Some(HostWeights::Sparse24(w)) if op == Op::Dense => device.upload_weights(&w.decompress().into())?,
             // Plans of a layer are of its own operation, or dense in place of 2:4.
-            _ => return Err(Error::Invalid(format!("a layer of {} has no weights for {op}", self.layer.op))),
+            _ => return Err(Error::invalid(format!("a layer of {} has no weights for {op}", self.layer.op))),
         };
         if !matches!(host.as_deref(), Some(HostWeights::Sparse24(_))) {
             *host = None;

@@ -28,7 +28,7 @@ impl VectorLen {
 
     /// The vector length of `v` rows, if the format has it.
     pub fn new(v: usize) -> Result<Self> {
-        Self::ALL.into_iter().find(|x| x.get() == v).ok_or(Error::VectorLen(v))
+        Self::ALL.into_iter().find(|x| x.get() == v).ok_or(Error::vector_len(v))
     }
 
     /// The number of rows.
@@ -41,7 +41,7 @@ impl FromStr for VectorLen {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        text.parse().map_err(|_| Error::Invalid(format!("vector length {text:?} is no number"))).and_then(Self::new)
+        text.parse().map_err(|_| Error::invalid(format!("vector length {text:?} is no number"))).and_then(Self::new)
     }
 }
 
@@ -65,16 +65,12 @@ impl Mask {
     pub fn new(rows: usize, cols: usize, words: Vec<u32>) -> Result<Self> {
         let per_row = cols.div_ceil(32);
         if checked_mul("mask", rows, per_row)? != words.len() {
-            return Err(Error::Shape {
-                what: "mask words".into(),
-                got: vec![words.len()],
-                expected: vec![rows, per_row],
-            });
+            return Err(Error::shape("mask words", vec![words.len()], vec![rows, per_row]));
         }
         if !cols.is_multiple_of(32) {
             let stray = words.chunks_exact(per_row).position(|row| row[per_row - 1] >> (cols % 32) != 0);
             if let Some(row) = stray {
-                return Err(Error::Invalid(format!("mask row {row} has bits set past column {cols}")));
+                return Err(Error::invalid(format!("mask row {row} has bits set past column {cols}")));
             }
         }
         Ok(Self { rows, cols, words })
@@ -86,7 +82,7 @@ impl Mask {
         memory::claim_matrix("mask", rows, per_row, size_of::<u32>())?;
         let len = rows * per_row;
         let mut words: Vec<u32> = Vec::new();
-        words.try_reserve_exact(len).map_err(|_| Error::OutOfMemory(format!("a mask of {rows} x {cols}")))?;
+        words.try_reserve_exact(len).map_err(|_| Error::out_of_memory(format!("a mask of {rows} x {cols}")))?;
         words.resize(len, 0);
         // A mask of no columns may claim any number of rows.
         for r in 0..if words.is_empty() { 0 } else { rows } {
@@ -172,7 +168,7 @@ impl Mask24 {
                 if let over @ 1.. = groups::over_full(union) {
                     let at = over.trailing_zeros();
                     let count = (union >> at & 0xf).count_ones() as usize;
-                    return Err(Error::OverFull { row: block * v, group: 8 * word + at as usize / 4, count });
+                    return Err(Error::over_full(block * v, 8 * word + at as usize / 4, count));
                 }
             }
         }
@@ -218,7 +214,7 @@ impl Mask24 {
                 kept.extend(beyond);
                 kept.truncate(2);
                 let [first, second] = kept[..] else {
-                    return Err(Error::Invalid(format!(
+                    return Err(Error::invalid(format!(
                         "row {row}, group {group}: {} positions are kept, a 2:4 code holds exactly 2",
                         bits.count_ones()
                     )));

@@ -108,7 +108,7 @@ impl Elements {
     /// the element size.
     pub fn from_bytes(dtype: DType, bytes: &[u8]) -> Result<Self> {
         if !bytes.len().is_multiple_of(dtype.bytes()) {
-            return Err(Error::Invalid(format!("{} bytes are no whole number of {dtype} elements", bytes.len())));
+            return Err(Error::invalid(format!("{} bytes are no whole number of {dtype} elements", bytes.len())));
         }
         // Not a cast: bytes from a file need not be aligned, and big-endian hosts must swap.
         let pairs = || bytes.as_chunks::<2>().0.iter().copied();
@@ -185,7 +185,7 @@ impl Matrix {
     /// Wraps row-major elements. An error if their number is not `rows * cols`.
     pub fn new(rows: usize, cols: usize, data: Elements) -> Result<Self> {
         if checked_mul("matrix", rows, cols)? != data.len() {
-            return Err(Error::Shape { what: "matrix data".into(), got: vec![data.len()], expected: vec![rows, cols] });
+            return Err(Error::shape("matrix data", vec![data.len()], vec![rows, cols]));
         }
         Ok(Self { rows, cols, data })
     }
@@ -267,12 +267,8 @@ impl Matrix {
 
     /// The matrix as a view of its own element type, if that is `T`.
     pub fn view<T: Element>(&self) -> Result<ArrayView2<'_, T>> {
-        let data = T::of(&self.data).ok_or_else(|| Error::DType {
-            what: "matrix".into(),
-            got: self.dtype(),
-            expected: T::DTYPE,
-        })?;
-        ArrayView2::from_shape((self.rows, self.cols), data).map_err(|e| Error::Invalid(e.to_string()))
+        let data = T::of(&self.data).ok_or_else(|| Error::dtype("matrix", self.dtype(), T::DTYPE))?;
+        ArrayView2::from_shape((self.rows, self.cols), data).map_err(|e| Error::invalid(e.to_string()))
     }
 
     /// Some of the rows, copied. An error if there are no such rows.
@@ -281,7 +277,7 @@ impl Matrix {
             T::wrap(data[from..to].to_vec())
         }
         if rows.start > rows.end || rows.end > self.rows {
-            return Err(Error::Invalid(format!("rows {rows:?} of a matrix of {} rows", self.rows)));
+            return Err(Error::invalid(format!("rows {rows:?} of a matrix of {} rows", self.rows)));
         }
         let (from, to) = (rows.start * self.cols, rows.end * self.cols);
         Ok(Self::of_len(rows.len(), self.cols, each_dtype!(&self.data, data => part(data, from, to))))

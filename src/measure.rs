@@ -526,7 +526,7 @@ pub fn race(
         });
         let mut runner = match started {
             Ok(started) => started,
-            Err(lost @ Error::DeviceLost(_)) => return Err(lost),
+            Err(e) if e.is_device_lost() => return Err(e),
             Err(e) => Err(Trial::Refused(e.to_string())),
         };
         if let Ok(runner) = &mut runner {
@@ -908,7 +908,7 @@ fn more_calls(count: usize, elapsed: Duration, policy: &Policy) -> Result<usize>
     let wanted = 1.2 * policy.sample.as_secs_f64() / elapsed.as_secs_f64().max(1e-9);
     let count = (count as f64 * wanted.clamp(1.2, 8.0)).ceil() as usize;
     if count > MOST_CALLS {
-        return Err(Error::Invalid(format!("{MOST_CALLS} calls take less than {:?}", policy.sample)));
+        return Err(Error::invalid(format!("{MOST_CALLS} calls take less than {:?}", policy.sample)));
     }
     Ok(count)
 }

@@ -26,7 +26,7 @@ pub(crate) fn claim(bytes: usize, what: impl FnOnce() -> String) -> Result<()> {
         false => Ok(()),
         true => {
             let of = left.filter(|left| *left < bytes as u64).map(|left| format!(", {} are left", size(left)));
-            Err(Error::OutOfMemory(format!("{} for {}{}", size(bytes as u64), what(), of.unwrap_or_default())))
+            Err(Error::out_of_memory(format!("{} for {}{}", size(bytes as u64), what(), of.unwrap_or_default())))
         }
     }
 }

@@ -68,9 +68,9 @@ pub(crate) struct Fields(Value);
 
 impl Fields {
     pub(crate) fn parse(text: &str) -> Result<Self> {
-        let json: Value = serde_json::from_str(text).map_err(|e| Error::Invalid(e.to_string()))?;
+        let json: Value = serde_json::from_str(text).map_err(|e| Error::invalid(e.to_string()))?;
         if !json.is_object() {
-            return Err(Error::Invalid("is not a JSON object".into()));
+            return Err(Error::invalid("is not a JSON object"));
         }
         Ok(Self(json))
     }
@@ -81,7 +81,7 @@ impl Fields {
 
     /// An error that says what a field should have been.
     fn expect(name: &str, value: &Value, what: &str) -> Error {
-        Error::Invalid(format!("{name} is {value}, expected {what}"))
+        Error::invalid(format!("{name} is {value}, expected {what}"))
     }
 
     /// A field that has one of these values, or is not there.
@@ -111,7 +111,7 @@ impl Fields {
                 size.ok_or_else(|| Self::expect(name, value, "a whole number"))
             }
             (None, Some(default)) => Ok(default),
-            (None, None) => Err(Error::Invalid(format!("{name} is missing"))),
+            (None, None) => Err(Error::invalid(format!("{name} is missing"))),
         }
     }
 
@@ -197,12 +197,12 @@ impl PostNormEncoder {
             check_size(name, size)?;
         }
         if !hidden.is_multiple_of(heads) {
-            return Err(Error::Invalid(format!(
+            return Err(Error::invalid(format!(
                 "hidden_size is {hidden}, which num_attention_heads, {heads}, does not divide"
             )));
         }
         if !(eps >= 0.0 && eps.is_finite()) {
-            return Err(Error::Invalid(format!("layer_norm_eps is {eps}, expected a number of at least 0")));
+            return Err(Error::invalid(format!("layer_norm_eps is {eps}, expected a number of at least 0")));
         }
         for (what, rows) in [
             ("word table", vocabulary),
@@ -215,7 +215,7 @@ impl PostNormEncoder {
         }
         let of_layer = 4 * hidden as u128 * hidden as u128 + 2 * hidden as u128 * intermediate as u128;
         if of_layer.checked_mul(layers as u128).is_none_or(|all| usize::try_from(all).is_err()) {
-            return Err(Error::Overflow { what: "linear weights".into(), detail: format!("{layers} * {of_layer}") });
+            return Err(Error::overflow("linear weights", format!("{layers} * {of_layer}")));
         }
         Ok(())
     }
@@ -298,6 +298,6 @@ pub(crate) fn check_size(name: &str, size: usize) -> Result<()> {
     // Ids, positions and the kernels' sizes are u32.
     match u32::try_from(size) {
         Ok(1..) => Ok(()),
-        _ => Err(Error::Invalid(format!("{name} is {size}, expected 1 to {}", u32::MAX))),
+        _ => Err(Error::invalid(format!("{name} is {size}, expected 1 to {}", u32::MAX))),
     }
 }

@@ -39,9 +39,9 @@
 //! with both devices. Nodes of a graph bind it in [`NodeOp::backward`](crate::graph::NodeOp::backward).
 //!
 //! # Errors
-//! [`Error::Shape`] and [`Error::DType`] name the operand that does not fit, [`Error::Mismatch`] one of another device,
-//! [`Error::TooLarge`] one that the device cannot bind at once, [`Error::MissingFeature`] what the device lacks (f16,
-//! or workgroup memory). What is written must share no memory with another operand. Outputs without elements are no
+//! They name the operand whose [shape](Error::is_shape) or [type](Error::is_dtype) does not fit, that is of
+//! [another device](Error::is_mismatch), or that the device [cannot bind at once](Error::is_too_large), and
+//! [what the device lacks](Error::is_unsupported) (f16, or workgroup memory). What is written must share no memory with another operand. Outputs without elements are no
 //! error. Invariant: a prepared call's operands have the shapes that its kernel indexes, and live on its device;
 //! indices are checked where they are used.
 //!
@@ -234,7 +234,7 @@ fn check_norm(x: &Tensor, per_feature: &[(&'static str, &Tensor)], eps: f32, y: 
         expect_dtype(what, tensor.dtype(), DType::F32)?;
     }
     if !(eps >= 0.0 && eps.is_finite()) {
-        return Err(Error::Invalid(format!("eps is {eps}, not a finite number from 0 on")));
+        return Err(Error::invalid(format!("eps is {eps}, not a finite number from 0 on")));
     }
     Ok(())
 }

@@ -278,7 +278,7 @@ impl Plan {
         }
         candidates.sort_by(|a, b| a.estimate.seconds().total_cmp(&b.estimate.seconds()));
         let Some(method) = candidates.first().cloned() else {
-            return Err(Error::MissingFeature { device: "the device".into(), feature: lacks.join("; ") });
+            return Err(Error::missing_feature("the device", lacks.join("; ")));
         };
         let mut reason = format!("lowest estimate, {}", time(method.estimate.seconds()));
         if let Some(next) = candidates.iter().find(|c| c.kernel.schedule() != method.kernel.schedule()) {
@@ -347,7 +347,7 @@ impl Plan {
     /// of the operation's, or the device cannot run it.
     pub fn gpu_with(problem: &Problem, caps: &Caps, schedule: Schedule, splits: usize) -> Result<Self> {
         let kernel = Kernel::new(problem, schedule)?;
-        kernel.supported_by(caps).map_err(|feature| Error::MissingFeature { device: kernel.to_string(), feature })?;
+        kernel.supported_by(caps).map_err(|feature| Error::missing_feature(kernel.to_string(), feature))?;
         let method = GpuMethod::new(problem, kernel, splits, caps)?;
         let reason = format!("{schedule} was asked for");
         Ok(Self { problem: *problem, method: Method::Gpu(method), basis: Basis::Asked, reason })
@@ -371,7 +371,7 @@ impl Plan {
     pub fn cpu(problem: &Problem, caps: &CpuCaps) -> Result<Self> {
         let candidates = Self::cpu_candidates(problem, caps)?;
         let [best, others @ ..] = &candidates[..] else {
-            return Err(Error::Invalid(format!("no kernel takes {} tokens", problem.n)));
+            return Err(Error::invalid(format!("no kernel takes {} tokens", problem.n)));
         };
         let mut reason = format!("lowest estimate, {}", time(best.estimated_seconds()));
         if let Some(next) = others.first() {
@@ -384,7 +384,7 @@ impl Plan {
     pub fn cpu_candidates(problem: &Problem, caps: &CpuCaps) -> Result<Vec<Self>> {
         for (what, got) in [("weights and x", problem.storage), ("y", problem.output)] {
             if got == DType::Bf16 {
-                return Err(Error::DType { what: what.into(), got, expected: DType::F32 });
+                return Err(Error::dtype(what, got, DType::F32));
             }
         }
         let Problem { op, m, n, k, .. } = *problem;
@@ -539,13 +539,15 @@ impl GpuMethod {
         let limit = (u32::MAX - 1024) as usize;
         for (what, a, b) in [("weights", m, k), ("x", n, k), ("y", n, m)] {
             if a.checked_mul(b).is_none_or(|len| len > usize::MAX / 1024) || a > limit || b > limit {
-                return Err(Error::Overflow { what: format!("{what} index"), detail: format!("{a} x {b} elements") });
+                return Err(Error::overflow(format!("{what} index"), format!("{a} x {b} elements")));
             }
         }
-        let too_large = |what: &str, bytes: u64| Error::TooLarge {
-            what: format!("binding of {what}"),
-            size: format!("{bytes} bytes"),
-            limit: format!("{} bytes", caps.binding_bytes),
+        let too_large = |what: &str, bytes: u64| {
+            Error::too_large(
+                format!("binding of {what}"),
+                format!("{bytes} bytes"),
+                format!("{} bytes", caps.binding_bytes),
+            )
         };
         let op = kernel.op();
         let pieces = layout::pieces(op, m, k, storage, caps.binding_bytes.min(caps.buffer_bytes))
@@ -747,11 +749,11 @@ pub(crate) fn grid(workgroups: usize, splits: usize, caps: &Caps) -> Result<[u32
     let limit = caps.grid as usize;
     let y = workgroups.div_ceil(limit).max(1);
     if y > limit || splits > limit {
-        return Err(Error::TooLarge {
-            what: "dispatch".into(),
-            size: format!("{workgroups} x {splits} workgroups"),
-            limit: format!("{limit} in each dimension"),
-        });
+        return Err(Error::too_large(
+            "dispatch",
+            format!("{workgroups} x {splits} workgroups"),
+            format!("{limit} in each dimension"),
+        ));
     }
     Ok([workgroups.div_ceil(y) as u32, y as u32, splits as u32])
 }
@@ -931,7 +933,7 @@ mod tests {
         assert_eq!(Plan::gpu(&problem, &small, &Tuning::default()).unwrap().schedule(), "128x32x16");
         let none = Caps { workgroup_memory: 1024, ..caps() };
         let refused = Plan::gpu(&problem, &none, &Tuning::default());
-        assert!(matches!(refused, Err(Error::MissingFeature { .. })));
+        assert!(refused.unwrap_err().is_unsupported());
         let half = Problem { storage: DType::F16, output: DType::F16, ..problem };
         let no_f16 = Caps { f16: false, ..caps() };
         assert!(Plan::gpu(&half, &no_f16, &Tuning::default()).unwrap_err().to_string().contains("f16"));
@@ -1018,6 +1020,6 @@ mod tests {
         assert!(message(Problem::linear(Op::Dense, 1024, 1, 1 << 20, DType::F32)).contains("128 rows of weights"));
         assert!(message(Problem::linear(Op::Dense, usize::MAX, 1, 2, DType::F32)).contains("overflows"));
         let bf16 = Problem::linear(Op::Dense, 8, 8, 8, DType::Bf16);
-        assert!(matches!(Plan::gpu(&bf16, &caps(), &Tuning::default()), Err(Error::DType { .. })));
+        assert!(Plan::gpu(&bf16, &caps(), &Tuning::default()).unwrap_err().is_dtype());
     }
 }

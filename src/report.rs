@@ -182,7 +182,7 @@ impl Report {
 
     /// The run as JSON, indented, with a newline at the end.
     pub fn to_json(&self) -> crate::Result<String> {
-        let text = serde_json::to_string_pretty(self).map_err(|e| crate::Error::Invalid(e.to_string()))?;
+        let text = serde_json::to_string_pretty(self).map_err(|e| crate::Error::invalid(e.to_string()))?;
         Ok(text + "\n")
     }
 
@@ -298,7 +298,7 @@ impl Report {
 ///
 /// Rows that are no objects.
 pub fn csv<T: Serialize>(rows: &[T]) -> crate::Result<String> {
-    let invalid = |e: &dyn std::fmt::Display| crate::Error::Invalid(format!("cannot write CSV: {e}"));
+    let invalid = |e: &dyn std::fmt::Display| crate::Error::invalid(format!("cannot write CSV: {e}"));
     let mut names: Vec<String> = Vec::new();
     let mut lines = Vec::new();
     for row in rows {

@@ -77,7 +77,7 @@ impl FromStr for SimdLevel {
 
     fn from_str(text: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|level| level.name() == text).ok_or_else(|| {
-            Error::Invalid(format!("SIMD level {text:?} is none of {}", Self::ALL.map(Self::name).join(", ")))
+            Error::invalid(format!("SIMD level {text:?} is none of {}", Self::ALL.map(Self::name).join(", ")))
         })
     }
 }
@@ -90,9 +90,7 @@ impl Simd {
     /// The widest level of this processor, or the one that is asked for.
     pub(crate) fn new(wanted: Option<SimdLevel>) -> Result<Self> {
         match wanted {
-            Some(level) if !level.is_supported() => {
-                Err(Error::MissingFeature { device: "the processor".into(), feature: level.name().into() })
-            }
+            Some(level) if !level.is_supported() => Err(Error::missing_feature("the processor", level.name())),
             Some(level) => Ok(Self(level)),
             None => {
                 let widest = SimdLevel::ALL.into_iter().rev().find(|level| level.is_supported());

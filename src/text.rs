@@ -102,7 +102,7 @@ impl Encoder {
     }
 
     /// Embeddings of texts given as token ids: one row of [`Encoder::width`] features each, f32, in their order. Texts go
-    /// through the model in batches by length. An [`Error::Text`] names a text without tokens, with more than the model
+    /// through the model in batches by length. [`Error::text`] is a text without tokens, with more than the model
     /// takes, with an id outside of the vocabulary, with no token beside its prompt's where these are not pooled, or
     /// whose activations are not finite in their type: they overflowed it, or sums on the way overflowed f32.
     pub fn embed<T: AsRef<[u32]>>(&self, texts: &[T], batching: Batching) -> Result<Matrix> {
@@ -128,17 +128,17 @@ impl Encoder {
             let started = Instant::now();
             let ids: Vec<&[u32]> = batch.texts.iter().map(|&text| texts[text].as_ref()).collect();
             let (forward, is_new) = self.model.forward_or_new(ids.len(), batch.seq)?;
-            let embeddings = self.embed_batch(&forward, &ids).map_err(|e| match e {
+            let embeddings = self.embed_batch(&forward, &ids).map_err(|e| match e.text() {
                 // By its place among all texts.
-                Error::Text { text, cause } => cause.of_text(batch.texts[text]),
-                e => e,
+                Some(text) => e.into_cause().of_text(batch.texts[text]),
+                None => e,
             })?;
             done(BatchTime { texts: ids.len(), is_new, elapsed: started.elapsed() });
             let embeddings = embeddings.elements().to_f32();
             for (&text, from) in batch.texts.iter().zip(embeddings.chunks_exact(width)) {
                 if !from.iter().all(|x| x.is_finite()) {
                     let dtype = self.model.dtype();
-                    return Err(Error::Invalid(format!("activations are not finite in {dtype}")).of_text(text));
+                    return Err(Error::invalid(format!("activations are not finite in {dtype}")).of_text(text));
                 }
                 all[text * width..][..width].copy_from_slice(from);
             }

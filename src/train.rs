@@ -111,7 +111,7 @@ impl FromStr for Objective {
     fn from_str(text: &str) -> Result<Self> {
         let names = || Self::ALL.map(Self::name).join(", ");
         let found = Self::ALL.into_iter().find(|objective| objective.name() == text);
-        found.ok_or_else(|| Error::Invalid(format!("objective {text:?} is not one of {}", names())))
+        found.ok_or_else(|| Error::invalid(format!("objective {text:?} is not one of {}", names())))
     }
 }
 
@@ -184,7 +184,7 @@ impl TrainOptions {
         let Self { batch, accumulate, held_out, warm_up, .. } = *self;
         let is_share = |share: f64| (0.0..1.0).contains(&share);
         if batch == 0 || accumulate == 0 || !is_share(held_out) || !is_share(warm_up) {
-            return Err(Error::Invalid(format!(
+            return Err(Error::invalid(format!(
                 "no run has batches of {batch} texts, {accumulate} of them a step, a share of {held_out} held out and one \
                  of {warm_up} to warm up"
             )));
@@ -322,7 +322,7 @@ impl Trainer {
         let (most, of_passes) = (options.memory / 3 * 2, options.memory / 8);
         let chain = if is_whole { 0 } else { Chain::bytes(&graph, &parts, &texts) };
         if chain > most {
-            return Err(Error::Invalid(format!(
+            return Err(Error::invalid(format!(
                 "the states of all texts between two parts take {} MiB: more than two thirds of the memory that is given",
                 chain.div_ceil(1 << 20)
             )));
@@ -466,7 +466,7 @@ impl Trainer {
                 // It came from the first state that is no number.
                 pass.measure()?;
                 self.losses(pass)?;
-                return Err(Error::Invalid(format!("the loss of the embeddings is {loss}")));
+                return Err(Error::invalid(format!("the loss of the embeddings is {loss}")));
             }
             similarity = loss * share;
             if let Some(to) = pass.gradient(value) {
@@ -490,7 +490,7 @@ impl Trainer {
             true => Ok(loss),
             false => {
                 let name = &self.trainable.graph().value(value).name;
-                Err(Error::Invalid(format!("the loss of {name} is {loss}")))
+                Err(Error::invalid(format!("the loss of {name} is {loss}")))
             }
         };
         losses.into_iter().map(check).collect()
@@ -611,16 +611,16 @@ fn same_graph(student: &Graph, teacher: &Graph) -> Result<()> {
             Some(&shape) if shape == (rows, cols) => {}
             Some((r, c)) => {
                 let reason = format!("its {name} is {r} x {c}, not {rows} x {cols}");
-                return Err(Error::Invalid(format!("the teacher is another model: {reason}")));
+                return Err(Error::invalid(format!("the teacher is another model: {reason}")));
             }
-            None => return Err(Error::Invalid(format!("the teacher is another model: it has no {name}"))),
+            None => return Err(Error::invalid(format!("the teacher is another model: it has no {name}"))),
         }
     }
     let nodes = |graph: &Graph| -> Vec<_> {
         graph.nodes().iter().map(|node| format!("{} {:?} {:?}", node.name, node.op, node.reads)).collect()
     };
     if student.params().len() != others.len() || nodes(student) != nodes(teacher) {
-        return Err(Error::Invalid("the teacher is another model: it computes something else".into()));
+        return Err(Error::invalid("the teacher is another model: it computes something else"));
     }
     Ok(())
 }
@@ -632,11 +632,11 @@ fn value_of(wanted: &[(ValueId, Matrix)], value: ValueId) -> Result<&Matrix> {
 
 /// A mistake of this crate: passes have what they are asked for.
 fn missing() -> Error {
-    Error::Invalid("a pass lacks a value of a part that is trained".into())
+    Error::invalid("a pass lacks a value of a part that is trained")
 }
 
 fn in_step(e: Error, step: u64) -> Error {
-    Error::Invalid(format!("step {step}: {e}"))
+    Error::invalid(format!("step {step}: {e}"))
 }
 
 fn matrix_of(array: &Array2<f64>) -> Result<Matrix> {

@@ -120,7 +120,7 @@ impl HostWeights {
         if let Some(mask) = self.mask() {
             expect_shape(&format!("mask of {name}"), (mask.rows(), mask.cols()), shape)?;
         }
-        self.cast(dtype).map_err(|e| Error::Invalid(format!("{name}: {e}")))
+        self.cast(dtype).map_err(|e| Error::invalid(format!("{name}: {e}")))
     }
 
     /// Weights of the same type and number of columns one under the other. 2:4 if all are, with the longest vector whose
@@ -129,7 +129,7 @@ impl HostWeights {
         if parts.len() == 1 {
             return Ok(parts.remove(0));
         }
-        let Some(first) = parts.first() else { return Err(Error::Invalid("no matrices to stack".into())) };
+        let Some(first) = parts.first() else { return Err(Error::invalid("no matrices to stack")) };
         let (rows, k, dtype) = (parts.iter().map(Self::m).sum(), first.k(), first.dtype());
         let compressed: Option<Vec<&Sparse24>> = parts
             .iter()
@@ -183,7 +183,7 @@ impl HostWeights {
                 Ok(Self::Masked(weights(w)?, Mask::from_fn(mask.rows(), mask.cols(), kept)?))
             }
             (Self::Dense(w), _) => Ok(Self::Dense(weights(w)?)),
-            _ => Err(Error::Invalid(format!("the {what} of compressed weights cannot be permuted, prune afterwards"))),
+            _ => Err(Error::invalid(format!("the {what} of compressed weights cannot be permuted, prune afterwards"))),
         }
     }
 
@@ -214,7 +214,7 @@ pub(crate) fn finite(elements: &Elements, cols: usize) -> Result<()> {
     let found = each_dtype!(elements, v => v.iter().position(|x| !x.to_f32().is_finite()));
     match found {
         None => Ok(()),
-        Some(at) => Err(Error::Invalid(format!(
+        Some(at) => Err(Error::invalid(format!(
             "row {}, column {} is {} as {}",
             at / cols,
             at % cols,

@@ -12,7 +12,7 @@ use rand_pcg::Pcg32;
 use rand_pcg::rand_core::Rng;
 use serde_json::{Value, json};
 use sparse24::io::{Dtype, Item, Layout, Raw24, Source, Spec, Spec24, Stored, Writer, save_matrices, save_sparse24};
-use sparse24::{DType, Elements, Error, Matrix, Sparse24, TensorFile, VectorLen, prune};
+use sparse24::{DType, Elements, Matrix, Sparse24, TensorFile, VectorLen, prune};
 
 /// The types that a file's values can have.
 const TYPES: [Dtype; 7] = [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F8_E4M3, Dtype::F8_E5M2, Dtype::I8, Dtype::U8];
@@ -163,11 +163,9 @@ fn unstructured_bitmasks_decode_and_say_where_they_are_not_2_4() {
     assert_eq!((theirs.stored, &theirs.shape[..]), (Stored::SparseBitmask, &[5, 13][..]));
     assert_eq!(source.dense(theirs).unwrap(), source.files()[0].bytes("dense").unwrap());
     let error = source.raw24(theirs).unwrap_err();
-    let Error::Tensor { tensor, cause, .. } = &error else { panic!("{error}") };
-    assert_eq!(
-        (tensor.as_str(), cause.to_string().as_str()),
-        ("ctbm.layer.weight", "row 2, group 0 (columns 0..4): 4 positions are non-zero or kept, 2:4 allows 2")
-    );
+    assert_eq!(error.tensor().map(|(_, tensor)| tensor), Some("ctbm.layer.weight"), "{error}");
+    let cause = error.into_cause().to_string();
+    assert_eq!(cause, "row 2, group 0 (columns 0..4): 4 positions are non-zero or kept, 2:4 allows 2");
     let source = Source::open(vectors("ct24_f16_5x12.safetensors")).unwrap();
     let theirs = item(&source, "ct24.layer.weight");
     assert_eq!(source.dense(theirs).unwrap(), source.files()[0].bytes("pruned24").unwrap());

@@ -163,7 +163,7 @@ impl NodeOp for Sum {
     }
 
     fn prepare(&self, _: &Site<'_>) -> sparse24::Result<sparse24::Prepared> {
-        Err(sparse24::Error::Invalid("is never prepared".into()))
+        Err(sparse24::Error::invalid("is never prepared"))
     }
 
     fn exact(&self, site: &ExactSite<'_>) -> sparse24::Result<Array2<f64>> {

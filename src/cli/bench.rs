@@ -424,7 +424,7 @@ impl Work {
     /// Leaves out a tensor, and says so. What was asked for as such is not left out: its error ends the run, as a lost
     /// device does.
     fn skip(&mut self, source: &Source, file: Option<&io::Source>, error: anyhow::Error) -> Result<()> {
-        let lost = matches!(error.downcast_ref(), Some(sparse24::Error::DeviceLost(_)));
+        let lost = error.downcast_ref().is_some_and(sparse24::Error::is_device_lost);
         match source {
             Source::Tensor { name, .. } if !lost && !error.is::<Usage>() => {
                 let skipped = Skipped { name: name.clone(), reason: format!("{error:#}") };

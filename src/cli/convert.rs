@@ -289,7 +289,7 @@ impl Args {
                 "is stored as in x out, with a mask: {} has no place for that; convert --to dense, or --exclude it",
                 self.to
             );
-            return Err(Error::Invalid(reason).in_tensor(source.path_of(item), &item.name).into());
+            return Err(Error::invalid(reason).in_tensor(source.path_of(item), &item.name).into());
         }
         if any {
             // Less than a whole group has no pattern, and an empty matrix nothing to save.
@@ -299,10 +299,8 @@ impl Args {
             match self.read(source, item) {
                 Ok(raw) => spec.vector = self.said(item, &raw),
                 Err(e) => {
-                    let over_full =
-                        matches!(&e, Error::Tensor { cause, .. } if matches!(**cause, Error::OverFull { .. }));
                     let claimed = || facts.claim.as_ref().map_or(Ok(false), |claim| claim.covers(item));
-                    return if over_full && !claimed()? { noted(Note::Not24) } else { Err(e.into()) };
+                    return if e.is_over_full() && !claimed()? { noted(Note::Not24) } else { Err(e.into()) };
                 }
             }
         } else if self.to == Layout::Native && item.vector.is_none() {

@@ -181,7 +181,7 @@ fn check(path: &Path, source: &Source, in_by_out: &BTreeSet<String>) -> Result<O
         match checked {
             Ok(()) => bar.inc(1),
             // Files that cannot be read are errors like any other.
-            Err(e @ Error::Tensor { .. }) if !is_io(&e) => {
+            Err(e) if e.tensor().is_some() && e.io_error().is_none() => {
                 bar.finish_and_clear();
                 let of = if transposed { " (of its transpose, as it is stored as in x out)" } else { "" };
                 say(&format!("not 2:4: {e}{of}"));
@@ -199,14 +199,6 @@ fn check(path: &Path, source: &Source, in_by_out: &BTreeSet<String>) -> Result<O
     };
     print(&format!("{}: of {tensors}, {verdict}\n", printable(&path.to_string_lossy())))?;
     Ok(Outcome::Fine)
-}
-
-/// Whether the operating system is to blame.
-fn is_io(e: &Error) -> bool {
-    match e {
-        Error::Tensor { cause, .. } => is_io(cause),
-        e => matches!(e, Error::Io { .. }),
-    }
 }
 
 impl Listing {
@@ -341,7 +333,7 @@ impl Facts {
             Ok(kept) if kept.is_nan() => (None, Some("the sum of |w| is infinite".into())),
             Ok(kept) => (Some(kept), None),
             // One NaN makes this matrix no candidate for pruning, and the others no less interesting.
-            Err(e @ Error::Nan { .. }) => (None, Some(e.to_string())),
+            Err(e) if e.is_nan() => (None, Some(e.to_string())),
             Err(e) => return Err(e),
         };
         Ok(facts)

@@ -18,7 +18,7 @@ use sparse24::graph::{Batching, Checkpoint, Sparsity};
 use sparse24::io::Provenance;
 use sparse24::simd::SimdLevel;
 use sparse24::text::{self, Files, Pipeline, Similarity, Tokenizer};
-use sparse24::{DType, Error, Matrix, Op, VectorLen, io, models};
+use sparse24::{DType, Matrix, Op, VectorLen, io, models};
 
 /// The flags that choose a model and a device.
 #[derive(Clone, Debug, clap::Args)]
@@ -336,9 +336,9 @@ impl Encoder {
                     }
                 })
             };
-            let embeddings = embed().map_err(|e| match e {
-                Error::Text { text, cause } => anyhow!("{}: {cause}", name(window * WINDOW + text)),
-                e => e.into(),
+            let embeddings = embed().map_err(|e| match e.text() {
+                Some(text) => anyhow!("{}: {}", name(window * WINDOW + text), e.into_cause()),
+                None => e.into(),
             })?;
             done(texts, embeddings)?;
         }

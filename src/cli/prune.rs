@@ -461,7 +461,7 @@ impl Args {
                     },
                     self.to,
                 );
-                return Err(fail(sparse24::Error::Invalid(reason)).into());
+                return Err(fail(sparse24::Error::invalid(reason)).into());
             }
             for &vector in &self.vector {
                 let spec = Spec24 { name: item.name.clone(), m, k, dtype: item.dtype, vector: Some(vector) };

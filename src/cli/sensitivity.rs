@@ -257,7 +257,7 @@ impl Metric {
     fn numbers(&self, embeddings: &Matrix, dense: &Matrix) -> sparse24::Result<Vec<f64>> {
         let numbers = embeddings.elements().to_f32();
         if !numbers.iter().all(|x| x.is_finite()) {
-            return Err(Error::Invalid("activations overflow their type".into()));
+            return Err(Error::invalid("activations overflow their type"));
         }
         let Some((_, similarity)) = &self.scores else {
             let (width, dense) = (embeddings.cols(), dense.elements().to_f32());
@@ -270,7 +270,7 @@ impl Metric {
     /// The metric of such numbers: 1 is as good as can be.
     fn value(&self, numbers: &[f64]) -> sparse24::Result<f64> {
         let Some((scores, _)) = &self.scores else { return Ok(numbers.iter().sum::<f64>() / numbers.len() as f64) };
-        let constant = || Error::Invalid("all scores or all similarities are the same: no correlation".into());
+        let constant = || Error::invalid("all scores or all similarities are the same: no correlation");
         spearman(numbers, scores).ok_or_else(constant)
     }
 

@@ -73,7 +73,7 @@ pub(super) struct Target {
 /// The cost of a kernel by its machine code.
 pub(super) fn cost(kernel: &Kernel, code: &Loop, target: Target) -> Result<Cost> {
     let Target { architecture, subgroup, widest } = target;
-    let invalid = |what: String| Error::Invalid(format!("{kernel}: {what}"));
+    let invalid = |what: String| Error::invalid(format!("{kernel}: {what}"));
     if subgroup == 0 {
         return Err(invalid("the driver does not tell its subgroups".into()));
     }

@@ -12,7 +12,7 @@ use crate::kernels::Program;
 
 /// A program's WGSL as naga's module, its overrides set.
 pub(crate) fn module(program: &Program) -> Result<(naga::Module, ModuleInfo)> {
-    let fail = |e: String| Error::Gpu { what: format!("compile {program}"), reason: e };
+    let fail = |e: String| Error::gpu(format!("compile {program}"), e);
     let source = program.source()?;
     let module = naga::front::wgsl::parse_str(&source).map_err(|e| fail(e.emit_to_string(&source)))?;
     let capabilities = Capabilities::SHADER_FLOAT16
@@ -45,7 +45,7 @@ pub fn spirv(program: &Program, vulkan: (u32, u32)) -> Result<Vec<u32>> {
 
 /// A program's SPIR-V, and what its module says of a workgroup.
 pub(super) fn lower(program: &Program, vulkan: (u32, u32)) -> Result<Lowered> {
-    let fail = |reason: String| Error::Gpu { what: format!("compile {program}"), reason };
+    let fail = |reason: String| Error::gpu(format!("compile {program}"), reason);
     let (module, info) = module(program)?;
     let unchecked = BoundsCheckPolicy::Unchecked;
     let options = spv::Options {

@@ -164,7 +164,7 @@ impl Trace {
 pub fn run(program: &Program, launch: Launch) -> Result<Trace> {
     let (module, info) = super::module(program)?;
     let traced = machine::Machine::new(&module, &info, launch).and_then(machine::Machine::run);
-    traced.map_err(|cause| Error::Invalid(format!("{program}: {cause}")))
+    traced.map_err(|cause| Error::invalid(format!("{program}: {cause}")))
 }
 
 /// Executes the one workgroup of a GEMM whose output is a single whole tile of the kernel, over `k` input features (a
@@ -224,7 +224,7 @@ impl Operands {
     fn new(kernel: &Kernel, shape: (usize, usize, usize), seed: u64) -> Result<Self> {
         let (m, n, k) = shape;
         if !k.is_multiple_of(layout::WORD) {
-            return Err(Error::Invalid(format!("k = {k} is no multiple of {}, which kernels ask for", layout::WORD)));
+            return Err(Error::invalid(format!("k = {k} is no multiple of {}, which kernels ask for", layout::WORD)));
         }
         let w = uniform(m, k, kernel.storage(), seed)?;
         let weights = match kernel.op() {

@@ -58,12 +58,12 @@ fn failed<T>(what: &str) -> impl Fn(T) -> Error + '_
 where
     T: std::fmt::Display,
 {
-    move |e| Error::Gpu { what: what.to_owned(), reason: e.to_string() }
+    move |e| Error::gpu(what.to_owned(), e.to_string())
 }
 
 impl Loaded {
     fn new() -> Result<Self> {
-        let fail = |reason: String| Error::Gpu { what: "load Vulkan".into(), reason };
+        let fail = |reason: String| Error::gpu("load Vulkan", reason);
         // SAFETY: the system's Vulkan loader runs code of its own when it is loaded, as it does for every program that
         // draws. Gain: what wgpu does not tell.
         let entry = unsafe { ash::Entry::load() }.map_err(|e| fail(e.to_string()))?;
@@ -122,7 +122,7 @@ impl Compiler {
         let Some((physical, name)) = devices.iter().find(|(_, name)| name.to_lowercase().contains(&wanted)).cloned()
         else {
             let available = devices.into_iter().map(|(_, name)| name).collect();
-            return Err(Error::UnknownDevice { name: wanted, available });
+            return Err(Error::unknown_device(wanted, available));
         };
         Self::on(entry, physical, name)
     }
@@ -132,7 +132,7 @@ impl Compiler {
         // SAFETY: the physical device is one of this living instance. Gain: structures of Vulkan 1.3 are used below.
         let version = unsafe { instance.get_physical_device_properties(physical) }.api_version;
         if version < vk::API_VERSION_1_3 {
-            return Err(Error::MissingFeature { device: name, feature: "Vulkan 1.3".into() });
+            return Err(Error::missing_feature(name, "Vulkan 1.3"));
         }
         // SAFETY: as above. Gain: which extensions can be asked for.
         let extensions = unsafe { instance.enumerate_device_extension_properties(physical) }
@@ -144,7 +144,7 @@ impl Compiler {
                 "{}: Mesa's drivers for GPUs and others have it, those that compute on the processor do not",
                 EXECUTABLES.to_string_lossy()
             );
-            return Err(Error::MissingFeature { device: name, feature });
+            return Err(Error::missing_feature(name, feature));
         }
         let (cooperative, robustness) = (has(COOPERATIVE), has(ROBUSTNESS));
 
@@ -341,7 +341,7 @@ impl Compiler {
         unsafe { self.device.destroy_shader_module(module, None) };
         let made = made.map_err(|(_, e)| failed(&what)(e))?;
         let Some(&pipeline) = made.first() else {
-            return Err(Error::Gpu { what, reason: "no pipeline was made".into() });
+            return Err(Error::gpu(what, "no pipeline was made"));
         };
         let executable = self.describe(pipeline, code).map_err(failed(&what)).and_then(|mut executable| {
             let printed = printed?;
@@ -440,8 +440,7 @@ fn printed_by<T>(call: impl FnOnce() -> T) -> (T, Result<String>) {
     use std::io::{Read, Seek, SeekFrom, Write};
     use std::os::fd::AsRawFd;
 
-    let fail =
-        |cause: std::io::Error| Error::Gpu { what: "read what the driver prints".into(), reason: cause.to_string() };
+    let fail = |cause: std::io::Error| Error::gpu("read what the driver prints", cause.to_string());
     let file = std::io::stdout().flush().and_then(|()| tempfile::tempfile());
     let mut file = match file {
         Ok(file) => file,

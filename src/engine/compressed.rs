@@ -65,15 +65,11 @@ impl<'a> Compressed<'a> {
     fn vector(&self) -> Result<VectorLen> {
         match *self {
             Self::Parts { vector, .. } => Ok(vector),
-            Self::Weights(weights) => {
-                weights.op().vector().filter(|_| matches!(weights.op(), Op::Sparse24(_))).ok_or_else(|| {
-                    Error::Mismatch {
-                        what: "weights".into(),
-                        got: format!("{:?}", weights.op()),
-                        expected: "2:4".into(),
-                    }
-                })
-            }
+            Self::Weights(weights) => weights
+                .op()
+                .vector()
+                .filter(|_| matches!(weights.op(), Op::Sparse24(_)))
+                .ok_or_else(|| Error::mismatch("weights", format!("{:?}", weights.op()), "2:4")),
         }
     }
 
@@ -108,11 +104,8 @@ impl<'a> Compressed<'a> {
             return Ok(Vec::new());
         }
         let packed = matches!(self, Self::Weights(_));
-        let layout = Sparse24Layout::new(w.dtype(), self.vector()?, packed).ok_or_else(|| Error::DType {
-            what: "w".into(),
-            got: w.dtype(),
-            expected: DType::F32,
-        })?;
+        let layout = Sparse24Layout::new(w.dtype(), self.vector()?, packed)
+            .ok_or_else(|| Error::dtype("w", w.dtype(), DType::F32))?;
         // What W is compressed to, by its rows.
         let stores: Vec<(Range<usize>, [Option<BufferRange<'a>>; 2])> = match *self {
             Self::Parts { values, meta, .. } => vec![(0..m, [values.on_gpu(), meta.on_gpu()])],
@@ -157,7 +150,7 @@ pub(crate) fn gpu_size(what: &str, size: usize) -> Result<u32> {
     u32::try_from(size)
         .ok()
         .filter(|&size| size <= u32::MAX - 1024)
-        .ok_or_else(|| Error::Overflow { what: what.into(), detail: size.to_string() })
+        .ok_or_else(|| Error::overflow(what, size.to_string()))
 }
 
 /// 2:4 weights on the CPU device.

@@ -74,7 +74,7 @@ pub(crate) fn check_devices(device: &Device, operands: &[Operand<'_>]) -> Result
         if let OperandValue::Tensor(tensor) = operand.value
             && tensor.dtype() == DType::Bf16
         {
-            return Err(Error::DType { what: operand.name.into(), got: DType::Bf16, expected: DType::F32 });
+            return Err(Error::dtype(operand.name, DType::Bf16, DType::F32));
         }
     }
     Ok(())
@@ -85,7 +85,7 @@ pub(crate) fn check_memory(operands: &[Operand<'_>]) -> Result<()> {
     for (i, written) in operands.iter().enumerate().filter(|(_, operand)| operand.written) {
         let mut others = operands.iter().enumerate().filter(|&(j, _)| j != i);
         if let Some((_, other)) = others.find(|(_, other)| written.shares_memory(other)) {
-            return Err(Error::Invalid(format!("{} shares its memory with {}", written.name, other.name)));
+            return Err(Error::invalid(format!("{} shares its memory with {}", written.name, other.name)));
         }
     }
     Ok(())

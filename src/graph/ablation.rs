@@ -75,13 +75,13 @@ impl Ablation {
         let layer = graph.linear_named(name)?;
         if layer.node < self.batches.node() {
             let next = &graph.nodes()[self.batches.node()].name;
-            return Err(Error::Invalid(format!("{name} comes before {next}, to which the texts have gone")));
+            return Err(Error::invalid(format!("{name} comes before {next}, to which the texts have gone")));
         }
         let param = graph.param(layer.weights);
         let weights = weights.fitted(name, (param.rows, param.cols), self.parts.dtype)?;
         self.batches.advance(&[&self.parts], layer.node)?;
         let changed = Arc::new(self.parts.with_linear(layer.weights, Arc::new(weights)));
-        let output = graph.outputs().last().ok_or_else(|| Error::Invalid("the model has no output".into()))?;
+        let output = graph.outputs().last().ok_or_else(|| Error::invalid("the model has no output"))?;
         self.batches.run(&[&changed], graph.nodes().len(), *output, |batch, outputs| {
             outputs.iter().try_for_each(|output| done(&batch.texts, batch.seq, output))
         })

@@ -93,7 +93,7 @@ impl Batches {
     /// Texts, given as token ids, before the first node. An error if there are no texts, or one is no input of the model.
     pub(super) fn new<T: AsRef<[u32]>>(graph: &Arc<Graph>, texts: &[T], batching: Batching) -> Result<Self> {
         if texts.is_empty() {
-            return Err(Error::Invalid("there are no texts".into()));
+            return Err(Error::invalid("there are no texts"));
         }
         for (i, text) in texts.iter().enumerate() {
             graph.check_ids(text.as_ref()).map_err(|e| e.of_text(i))?;
@@ -171,7 +171,7 @@ impl Batches {
                     forward.device().write(live, state)?;
                 }
                 forward.run()?;
-                let tapped = forward.tap(value).ok_or_else(|| Error::Invalid("a value was not kept".into()))?;
+                let tapped = forward.tap(value).ok_or_else(|| Error::invalid("a value was not kept"))?;
                 forward.device().read(tapped)
             });
             let ends = ends.collect::<Result<_>>()?;

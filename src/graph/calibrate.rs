@@ -77,9 +77,7 @@ impl Checkpoint {
     ) -> Result<()> {
         let corrected = how.inputs == CalibrationInputs::Corrected;
         if corrected && !how.gram {
-            return Err(Error::Invalid(
-                "inputs are corrected by way of a full Gram matrix, which is not asked for".into(),
-            ));
+            return Err(Error::invalid("inputs are corrected by way of a full Gram matrix, which is not asked for"));
         }
         let graph = Arc::clone(self.graph());
         let mut batches = Batches::new(&graph, texts, how.batching)?;

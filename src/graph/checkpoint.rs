@@ -48,7 +48,7 @@ impl FromStr for Sparsity {
             "2:4" => Ok(Self::TwoFour(VectorLen::ONE)),
             _ => match text.strip_suffix(":2:4") {
                 Some(vector) => Ok(Self::TwoFour(vector.parse()?)),
-                None => Err(Error::Invalid(format!("sparsity {text:?} is not none, 2:4 or V:2:4"))),
+                None => Err(Error::invalid(format!("sparsity {text:?} is not none, 2:4 or V:2:4"))),
             },
         }
     }
@@ -113,7 +113,7 @@ pub enum LinearTensor {
 ///
 /// // All layers 2:4, but for the first one's Q, K and V, which stay dense.
 /// checkpoint.prune(Sparsity::TwoFour(VectorLen::new(4)?))?;
-/// checkpoint.set_linear("encoder.layer.0.attention.self.qkv", dense.ok_or(sparse24::Error::Invalid("none".into()))?)?;
+/// checkpoint.set_linear("encoder.layer.0.attention.self.qkv", dense.ok_or(sparse24::Error::invalid("none"))?)?;
 /// let sparse = checkpoint.linears().filter(|(_, w)| matches!(w, HostWeights::Sparse24(_))).count();
 /// assert_eq!((checkpoint.linears().count(), sparse), (8, 7));
 /// # Ok::<(), sparse24::Error>(())
@@ -183,7 +183,7 @@ impl Checkpoint {
         let mut graph = Graph::clone(&self.graph);
         extend(&mut graph)?;
         if graph.params.len() != self.params.len() {
-            return Err(Error::Invalid("a graph that is extended gets no new parameters".into()));
+            return Err(Error::invalid("a graph that is extended gets no new parameters"));
         }
         Ok(Self { graph: Arc::new(graph), ..self.clone() })
     }
@@ -226,7 +226,7 @@ impl Checkpoint {
     /// The weights of a linear layer. An error if there is none of that name.
     pub fn linear(&self, name: &str) -> Result<&Arc<HostWeights>> {
         let layer = self.graph.linear_named(name)?;
-        self.weights(layer.weights).ok_or_else(|| Error::Invalid(format!("{name} has no weights")))
+        self.weights(layer.weights).ok_or_else(|| Error::invalid(format!("{name} has no weights")))
     }
 
     /// The names of the tensors that the weights of a linear layer are stored as, without anything in front: three for Q,
@@ -380,7 +380,7 @@ const PARTS: u64 = 0x9e37_79b9_7f4a_7c15;
 fn activation_dtype(dtype: DType) -> Result<DType> {
     match dtype {
         DType::F32 | DType::F16 => Ok(dtype),
-        DType::Bf16 => Err(Error::DType { what: "activations".into(), got: dtype, expected: DType::F32 }),
+        DType::Bf16 => Err(Error::dtype("activations", dtype, DType::F32)),
     }
 }
 
@@ -435,7 +435,7 @@ impl Reader<'_> {
         let files: Vec<_> = self.sources.iter().map(|s| s.path().display().to_string()).collect();
         let absent = self.absent.as_ref().map(|file| format!(", and there is no {}", file.display()));
         let absent = absent.unwrap_or_default();
-        Error::Invalid(format!("{}: tensor {name} of shape {shape:?} is missing{absent}", files.join(" and ")))
+        Error::invalid(format!("{}: tensor {name} of shape {shape:?} is missing{absent}", files.join(" and ")))
     }
 
     /// An error that names a tensor of a block that a model of so many does not have: without it the result would be
@@ -447,7 +447,7 @@ impl Reader<'_> {
                 let names = self.prefixes.iter().filter_map(|p| item.name.strip_prefix(p)).chain([&*item.name]);
                 let number = |name: &str| name.strip_prefix(prefix)?.split('.').next()?.parse::<usize>().ok();
                 if names.filter_map(number).any(|number| number >= *count) {
-                    let e = Error::Invalid(format!("is past the config's {field} of {count}"));
+                    let e = Error::invalid(format!("is past the config's {field} of {count}"));
                     return Err(e.in_tensor(source.path_of(item), &item.name));
                 }
             }
@@ -466,7 +466,7 @@ impl Reader<'_> {
             self.sources.iter().find_map(|source| Some((source, all.iter().find_map(|name| source.item(name))?)));
         let (source, item) = found.ok_or_else(|| self.missing(names.clone().next().unwrap_or_default(), shape))?;
         if item.shape != shape {
-            let shape = Error::Shape { what: "weight".into(), got: item.shape.clone(), expected: shape.to_vec() };
+            let shape = Error::shape("weight", item.shape.clone(), shape.to_vec());
             return Err(shape.in_tensor(source.path_of(item), &item.name));
         }
         Ok((source, item))

@@ -130,13 +130,13 @@ impl Inputs {
     /// Those of other texts: as many as the batch has, each of 1 to `seq` ids below the vocabulary's size.
     pub(super) fn write<T: AsRef<[u32]>>(&self, device: &Device, graph: &Graph, texts: &[T]) -> Result<()> {
         if texts.len() != self.batch {
-            return Err(Error::Invalid(format!("{} texts for a batch of {}", texts.len(), self.batch)));
+            return Err(Error::invalid(format!("{} texts for a batch of {}", texts.len(), self.batch)));
         }
         for (i, text) in texts.iter().map(AsRef::as_ref).enumerate() {
             graph.check_ids(text).map_err(|e| e.of_text(i))?;
             if text.len() > self.seq {
                 let reason = format!("has {} tokens, the batch has room for {}", text.len(), self.seq);
-                return Err(Error::Invalid(reason).of_text(i));
+                return Err(Error::invalid(reason).of_text(i));
             }
         }
         self.write_some(device, texts, |input| !input.is_fixed())
@@ -159,7 +159,7 @@ impl Inputs {
 
 /// A mistake of this crate: a pass is made of nodes whose operands it has.
 pub(super) fn not_there() -> Error {
-    Error::Invalid("a node reads what is not on the device".into())
+    Error::invalid("a node reads what is not on the device")
 }
 
 /// A pass for batches of one shape.
@@ -190,7 +190,7 @@ impl Forward {
         let Parts { device, graph, dtype, .. } = &*parts;
         graph.tokens_of(batch, seq)?;
         if nodes.is_empty() {
-            return Err(Error::Invalid("a pass needs a node".into()));
+            return Err(Error::invalid("a pass needs a node"));
         }
         let inputs = Inputs::new(device, &graph.nodes()[nodes.clone()], &[], (batch, seq))?;
         let (shapes, of) = graph.buffers(nodes.clone(), taps);
@@ -234,7 +234,7 @@ impl Forward {
     }
 
     /// Gives the next runs their texts, as many as the batch has, each of 1 to [`Forward::seq`] ids below the
-    /// vocabulary's size. An [`Error::Text`] says which is not so. Threads that share a pass take turns by themselves, or
+    /// vocabulary's size. [`Error::text`] says which is not so. Threads that share a pass take turns by themselves, or
     /// call [`Forward::run_on`].
     pub fn write<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<()> {
         self.inputs.write(&self.parts.device, &self.parts.graph, texts)

@@ -9,7 +9,7 @@ use super::checkpoint::Checkpoint;
 use super::forward::{Forward, Parts};
 use super::{Graph, ValueId};
 use crate::engine::Device;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::linear::Linear;
 use crate::matrix::DType;
 use crate::plan::Plan;
@@ -92,7 +92,7 @@ impl Model {
     ///     1e-12,
     ///     sparse24::Activation::Gelu,
     /// )?.graph()?;
-    /// let attended = graph.value_named("encoder.layer.0.attention.self").ok_or(sparse24::Error::Invalid("none".into()))?;
+    /// let attended = graph.value_named("encoder.layer.0.attention.self").ok_or(sparse24::Error::invalid("none"))?;
     /// let model = Model::new(&Device::cpu()?, &Checkpoint::random(graph, DType::F32, 24)?)?;
     /// let forward = model.tapped(&[attended], 1, 3)?;
     /// forward.run_on(&[[1, 2, 3]])?;
@@ -126,7 +126,7 @@ impl Model {
                     all -= oldest.batch() * oldest.seq();
                 }
                 let forward = match self.tapped(&[], batch, seq) {
-                    Err(Error::OutOfMemory(_)) if !kept.is_empty() => {
+                    Err(e) if e.is_out_of_memory() && !kept.is_empty() => {
                         kept.clear();
                         // A GPU gives memory back when it is done with it.
                         self.parts.device.wait()?;

@@ -71,11 +71,11 @@ impl Checkpoint {
     /// ```
     pub fn reorder(&mut self, channels: &str, orders: &[Vec<usize>]) -> Result<()> {
         let graph = self.graph().clone();
-        let missing = || Error::Invalid(format!("there are no channels {channels:?}"));
+        let missing = || Error::invalid(format!("there are no channels {channels:?}"));
         let Channels { name, count, width, blocks_move, sets } =
             graph.channels().iter().find(|of| of.name == channels).ok_or_else(missing)?;
         if orders.len() != sets.len() {
-            return Err(Error::Invalid(format!("{name} has {} orders, not {}", sets.len(), orders.len())));
+            return Err(Error::invalid(format!("{name} has {} orders, not {}", sets.len(), orders.len())));
         }
         for order in orders {
             check_order(&format!("order of {name}"), order, *count)?;
@@ -83,12 +83,12 @@ impl Checkpoint {
         for place in 0..count / width {
             let head = orders.first().map_or(place, |order| order[place * width] / width);
             if !blocks_move && head != place {
-                return Err(Error::Invalid(format!("blocks of {name} stay at their places, and block {head} moves")));
+                return Err(Error::invalid(format!("blocks of {name} stay at their places, and block {head} moves")));
             }
             let strayed = orders.iter().flat_map(|order| &order[place * width..][..*width]);
             if let Some(other) = strayed.copied().find(|channel| channel / width != head) {
                 let other = other / width;
-                return Err(Error::Invalid(format!(
+                return Err(Error::invalid(format!(
                     "place {place} of {name} has channels of blocks {head} and {other}"
                 )));
             }
@@ -186,7 +186,7 @@ impl Checkpoint {
                 .collect::<Result<_>>()?;
             let orders: Vec<Result<_>> = thread::scope(|scope| {
                 let running: Vec<_> = tasks.iter().map(|task| scope.spawn(|| task.search())).collect();
-                let failed = || Error::Invalid("a thread that searched for an order panicked".into());
+                let failed = || Error::invalid("a thread that searched for an order panicked");
                 running.into_iter().map(|task| task.join().unwrap_or_else(|_| Err(failed()))).collect()
             });
             for (&at, orders) in turn.iter().zip(orders) {
@@ -307,7 +307,7 @@ impl Task<'_> {
 
     fn scored(&self, weights: ParamId) -> Result<&Array2<f32>> {
         let found = self.scores.iter().find(|(id, ..)| *id == weights).map(|(.., scores)| scores);
-        found.ok_or_else(|| Error::Invalid(format!("channels {} are of no linear layer", self.channels.name)))
+        found.ok_or_else(|| Error::invalid(format!("channels {} are of no linear layer", self.channels.name)))
     }
 
     /// The rows that a set's channels are, in this order.

@@ -48,7 +48,7 @@ pub fn values<T: AsRef<[u32]>>(checkpoint: &Checkpoint, of: &[ValueId], texts: &
             };
             let operands: Option<Vec<_>> =
                 node.reads.iter().zip(inputs.iter().map(Vec::as_slice)).map(operand).collect();
-            let operands = operands.ok_or_else(|| Error::Invalid(format!("{} reads what is not there", node.name)))?;
+            let operands = operands.ok_or_else(|| Error::invalid(format!("{} reads what is not there", node.name)))?;
             node.op.exact(&ExactSite(operands))
         };
         values.push(texts.iter().enumerate().map(of_text).collect::<Result<_>>()?);
@@ -64,7 +64,7 @@ pub fn values<T: AsRef<[u32]>>(checkpoint: &Checkpoint, of: &[ValueId], texts: &
         if views.is_empty() {
             return Ok(Array2::zeros((0, graph.value(*id).cols)));
         }
-        concatenate(Axis(0), &views).map_err(|e| Error::Invalid(e.to_string()))
+        concatenate(Axis(0), &views).map_err(|e| Error::invalid(e.to_string()))
     };
     of.iter().map(join).collect()
 }

@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::{Dtype, FORMAT, Spec, Writer, file_dtype, little_endian};
-use crate::error::{Error, Result, checked_mul};
+use crate::error::{Error, Part, Result, checked_mul};
 use crate::format::{Sparse24, VERSION, code_of, positions_of};
 use crate::mask::{Mask, VectorLen};
 use crate::matrix::{DType, Elements, each_dtype};
@@ -84,7 +84,7 @@ impl Layout {
         let Spec24 { name, m, k, dtype, vector } = matrix;
         let (m, k) = (*m, *k);
         ValueType::of(*dtype)?;
-        let refuse = |why: String| Err(Error::Invalid(format!("{m} x {k} {dtype}: the layout {self} {why}")));
+        let refuse = |why: String| Err(Error::invalid(format!("{m} x {k} {dtype}: the layout {self} {why}")));
         let [values, meta] = ["values", "meta"].map(|part| format!("{name}.{part}"));
         Ok(match self {
             Self::Native => {
@@ -166,7 +166,7 @@ impl FromStr for Layout {
 
     fn from_str(text: &str) -> Result<Self> {
         let found = Self::ALL.into_iter().find(|layout| layout.name() == text);
-        found.ok_or_else(|| Error::Invalid(format!("layout {text:?} is not native, dense, bitmask or cutlass")))
+        found.ok_or_else(|| Error::invalid(format!("layout {text:?} is not native, dense, bitmask or cutlass")))
     }
 }
 
@@ -227,7 +227,7 @@ impl ValueType {
             Dtype::I8 | Dtype::U8 => (1, 0xff),
             other => {
                 let types = "F32, F16, BF16, F8_E4M3, F8_E5M2, I8 or U8";
-                return Err(Error::Invalid(format!("is {other}, a 2:4 matrix is {types}")));
+                return Err(Error::invalid(format!("is {other}, a 2:4 matrix is {types}")));
             }
         };
         Ok(Self { width, top })
@@ -332,20 +332,20 @@ impl Raw24<'_> {
         let rows = m.div_ceil(vector.get());
         let bytes = checked_mul("values", checked_mul("values", m, columns)?, kind.width)?;
         if values.len() != bytes {
-            return Err(Error::Shape { what: "values".into(), got: vec![values.len()], expected: vec![bytes] });
+            return Err(Error::shape("values", vec![values.len()], vec![bytes]));
         }
         if meta.len() != checked_mul("meta", rows, words)? {
-            return Err(Error::Shape { what: "meta".into(), got: vec![meta.len()], expected: vec![rows, words] });
+            return Err(Error::shape("meta", vec![meta.len()], vec![rows, words]));
         }
         let groups = k.div_ceil(4);
         for (row, words) in meta.chunks_exact(words.max(1)).enumerate() {
             for group in 0..8 * words.len() {
                 let code = nibble(words, group);
                 if group >= groups && code != 0 {
-                    return Err(Error::Padding { what: "meta", row, group });
+                    return Err(Error::padding(Part::Meta, row, group));
                 }
                 if group < groups && positions_of(code).is_none() {
-                    return Err(Error::IllegalCode { row, group, code });
+                    return Err(Error::illegal_code(row, group, code));
                 }
             }
         }
@@ -359,7 +359,7 @@ impl Raw24<'_> {
                     i >= k % 4 && !kind.is_zero(&s.values[at * kind.width..(at + 1) * kind.width])
                 };
                 if [first, second].into_iter().zip(at..).any(stray) {
-                    return Err(Error::Padding { what: "values", row, group });
+                    return Err(Error::padding(Part::Values, row, group));
                 }
             }
         }
@@ -367,7 +367,7 @@ impl Raw24<'_> {
     }
 
     /// Compresses the little-endian bytes of an `m x k` matrix, with codes shared by `vector` rows; by as many as can
-    /// share them if that is `None`. A group that does not fit is [`Error::OverFull`].
+    /// share them if that is `None`. A group that does not fit is an error: [`Error::is_over_full`].
     pub fn from_dense(m: usize, k: usize, dtype: Dtype, dense: &[u8], vector: Option<VectorLen>) -> Result<Self> {
         fn gather<const W: usize>(s: &Raw24<'_>, dense: &[u8]) -> Vec<u8> {
             let mut values = Vec::with_capacity(s.m * stored_columns(s.k) * W);
@@ -414,7 +414,7 @@ impl Raw24<'_> {
         match self.shared(vector) {
             Some(meta) => Ok(Self { vector, meta: Cow::Owned(meta), ..self }),
             None => {
-                Err(Error::Invalid(format!("vector length {vector} is said, but rows that would share codes do not")))
+                Err(Error::invalid(format!("vector length {vector} is said, but rows that would share codes do not")))
             }
         }
     }
@@ -462,7 +462,7 @@ impl Raw24<'_> {
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::Bf16,
-            other => return Err(Error::Invalid(format!("is {other}, expected F32, F16 or BF16"))),
+            other => return Err(Error::invalid(format!("is {other}, expected F32, F16 or BF16"))),
         };
         let values = Elements::from_bytes(dtype, &self.values)?;
         Sparse24::from_parts(self.m, self.k, self.vector, values, self.meta.to_vec())
@@ -528,7 +528,7 @@ impl Raw24<'_> {
     /// The codes in CUTLASS' order.
     fn reordered(&self) -> Result<Vec<u8>> {
         let order = Order::of(self.dtype).filter(|order| order.fits(self.m, self.k));
-        let order = order.ok_or_else(|| Error::Invalid("the layout cutlass has no place for this matrix".into()))?;
+        let order = order.ok_or_else(|| Error::invalid("the layout cutlass has no place for this matrix"))?;
         let (bytes, cols) = (order.columns / 8, self.k / order.columns);
         let mut out = vec![0; self.m * cols * bytes];
         for row in 0..self.m {
@@ -565,7 +565,7 @@ fn nonzero_mask(m: usize, k: usize, dtype: Dtype, dense: &[u8]) -> Result<Mask> 
     let kind = ValueType::of(dtype)?;
     let bytes = checked_mul("matrix", checked_mul("matrix", m, k)?, kind.width)?;
     if dense.len() != bytes {
-        return Err(Error::Shape { what: "matrix bytes".into(), got: vec![dense.len()], expected: vec![bytes] });
+        return Err(Error::shape("matrix bytes", vec![dense.len()], vec![bytes]));
     }
     let words = if dense.is_empty() { Vec::new() } else { each_width!(kind.width, bits(kind, k, dense)) };
     Mask::new(m, k, words)
@@ -585,11 +585,8 @@ fn codes(mask: &Mask, vector: VectorLen) -> Result<Vec<u32>> {
             let mut word = 0;
             for group in 8 * at..groups.min(8 * at + 8) {
                 let bits = (union >> (4 * (group % 8)) & 0xf) as u8;
-                let code = code_of(bits).ok_or(Error::OverFull {
-                    row: block * vector.get(),
-                    group,
-                    count: bits.count_ones() as usize,
-                })?;
+                let code =
+                    code_of(bits).ok_or(Error::over_full(block * vector.get(), group, bits.count_ones() as usize))?;
                 word |= u32::from(code) << (4 * (group % 8));
             }
             meta.push(word);
@@ -608,14 +605,14 @@ pub(super) fn ones(dtype: Dtype, bytes: &[u8]) -> Result<Vec<bool>> {
         Dtype::F64 => &[0, 0, 0, 0, 0, 0, 0xf0, 0x3f],
         Dtype::I32 => &[1, 0, 0, 0],
         Dtype::I64 => &[1, 0, 0, 0, 0, 0, 0, 0],
-        other => return Err(Error::Invalid(format!("is {other}, which no mask is"))),
+        other => return Err(Error::invalid(format!("is {other}, which no mask is"))),
     };
     let float = matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64);
     let kind = ValueType { width: one.len(), top: if float { 0x7f } else { 0xff } };
     let element = |(i, x): (usize, &[u8])| match x {
         x if x == one => Ok(true),
         x if kind.is_zero(x) => Ok(false),
-        _ => Err(Error::Invalid(format!("element {i} of the mask is neither 0 nor 1"))),
+        _ => Err(Error::invalid(format!("element {i} of the mask is neither 0 nor 1"))),
     };
     bytes.chunks_exact(one.len()).enumerate().map(element).collect()
 }
@@ -637,11 +634,11 @@ pub(super) fn from_bitmask(
             match (bits.count_ones(), code_of(bits)) {
                 (0, _) if group >= k / 4 => {}
                 (2, Some(code)) if group < k / 4 => meta[group / 8] |= u32::from(code) << (4 * (group % 8)),
-                (count @ 3.., _) => return Err(Error::OverFull { row, group, count: count as usize }),
+                (count @ 3.., _) => return Err(Error::over_full(row, group, count as usize)),
                 (count, _) => {
                     let expected = if group < k / 4 { 2 } else { 0 };
                     let reason = format!("row {row}, group {group}: {count} bits are set, expected {expected}");
-                    return Err(Error::Invalid(reason));
+                    return Err(Error::invalid(reason));
                 }
             }
         }
@@ -672,19 +669,19 @@ pub(super) fn from_sparse_bitmask(
     for (row, bytes) in bitmask.chunks_exact(row_bytes.max(1)).enumerate() {
         let offset = offsets.and_then(|offsets| offsets.get(row)).map(|offset| i64::from_le_bytes(*offset));
         if let Some(offset) = offset.filter(|&offset| usize::try_from(offset) != Ok(taken)) {
-            return Err(Error::Invalid(format!("row {row} starts at value {offset}, the rows before have {taken}")));
+            return Err(Error::invalid(format!("row {row} starts at value {offset}, the rows before have {taken}")));
         }
         for col in (0..8 * row_bytes).filter(|col| bytes[col / 8] >> (col % 8) & 1 == 1) {
             let value = values.get(taken * width..(taken + 1) * width);
             let (Some(value), true) = (value, col < k) else {
-                return Err(Error::Invalid(format!("row {row}: the bit of column {col} has no value")));
+                return Err(Error::invalid(format!("row {row}: the bit of column {col} has no value")));
             };
             dense[(row * k + col) * width..][..width].copy_from_slice(value);
             taken += 1;
         }
     }
     if taken * width != values.len() {
-        return Err(Error::Invalid(format!("{} values, of which the mask places {taken}", values.len() / width)));
+        return Err(Error::invalid(format!("{} values, of which the mask places {taken}", values.len() / width)));
     }
     Ok(dense)
 }
@@ -698,7 +695,7 @@ pub(super) fn cutlass_meta(m: usize, k: usize, dtype: Dtype) -> Option<(Dtype, u
 /// A matrix in the layout cutlass, whose values need no change.
 pub(super) fn from_cutlass(m: usize, k: usize, dtype: Dtype, values: Vec<u8>, meta: &[u8]) -> Result<Raw24<'static>> {
     let order = Order::of(dtype).filter(|order| order.fits(m, k));
-    let order = order.ok_or_else(|| Error::Invalid(format!("{m} x {k} {dtype} is no matrix of the layout cutlass")))?;
+    let order = order.ok_or_else(|| Error::invalid(format!("{m} x {k} {dtype} is no matrix of the layout cutlass")))?;
     let (bytes, cols) = (order.columns / 8, k / order.columns);
     let mut words = vec![0u32; checked_mul("meta", m, k / 32)?];
     for row in 0..m {

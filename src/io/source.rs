@@ -154,7 +154,7 @@ impl Source {
                 if let Some(first) = holders.insert(info.name.clone(), i) {
                     let first: &TensorFile = &files[first];
                     let reason = format!("is in {} too", first.path().display());
-                    return Err(Error::Invalid(reason).in_tensor(file.path(), &info.name));
+                    return Err(Error::invalid(reason).in_tensor(file.path(), &info.name));
                 }
             }
         }
@@ -186,7 +186,7 @@ impl Source {
     /// The file that has a tensor, such as a part of an item. An error if there is none.
     pub fn file_of(&self, tensor: &str) -> Result<&TensorFile> {
         let holder = self.holders.get(tensor).map(|&i| &self.files[i]);
-        holder.ok_or_else(|| Error::Invalid("there is no such tensor".into()).in_tensor(&self.path, tensor))
+        holder.ok_or_else(|| Error::invalid("there is no such tensor").in_tensor(&self.path, tensor))
     }
 
     /// The `__metadata__` of all files but for what says how items are stored; where files differ, the first one's.
@@ -244,10 +244,7 @@ impl Source {
 
     /// An error with the item's name and the file that it is in, if it has none yet.
     fn at(&self, item: &Item, e: Error) -> Error {
-        match e {
-            Error::Tensor { .. } | Error::File { .. } | Error::Io { .. } => e,
-            e => e.in_tensor(self.path_of(item), &item.name),
-        }
+        if e.names_file() { e } else { e.in_tensor(self.path_of(item), &item.name) }
     }
 
     /// The bytes of a part of an item.
@@ -281,7 +278,7 @@ impl Source {
             Stored::Native | Stored::Bitmask | Stored::Cutlass => Ok(self.raw24(item)?.decompress()),
             Stored::SparseBitmask => {
                 let [rows @ .., k] = &item.shape[..] else {
-                    return Err(self.at(item, Error::Invalid("a bitmask of no dimensions".into())));
+                    return Err(self.at(item, Error::invalid("a bitmask of no dimensions")));
                 };
                 let m = rows.iter().try_fold(1, |m, &n| checked_mul("rows", m, n)).map_err(|e| self.at(item, e))?;
                 // Those of more than two dimensions are sums along the first one, and no reader needs them.
@@ -370,7 +367,7 @@ impl Source {
     pub fn masked(&self, item: &Item) -> Result<(Matrix, Mask)> {
         let (rows, cols) = self.two_dimensions(item)?;
         if !matches!(item.stored, Stored::TorchMask | Stored::AspMask) {
-            return Err(self.at(item, Error::Invalid(format!("is stored as {}, without a mask", item.stored.name()))));
+            return Err(self.at(item, Error::invalid(format!("is stored as {}, without a mask", item.stored.name()))));
         }
         let weights = self.file_of(&item.parts[0])?.matrix(&item.parts[0])?;
         let kept = self.ones(item)?;
@@ -388,7 +385,7 @@ impl Source {
 
     fn two_dimensions(&self, item: &Item) -> Result<(usize, usize)> {
         item.matrix().ok_or_else(|| {
-            self.at(item, Error::Invalid(format!("has shape {:?}, a matrix has two dimensions", item.shape)))
+            self.at(item, Error::invalid(format!("has shape {:?}, a matrix has two dimensions", item.shape)))
         })
     }
 
@@ -397,7 +394,7 @@ impl Source {
             Dtype::F32 => Ok(DType::F32),
             Dtype::F16 => Ok(DType::F16),
             Dtype::BF16 => Ok(DType::Bf16),
-            other => Err(self.at(item, Error::Invalid(format!("is {other}, expected F32, F16 or BF16")))),
+            other => Err(self.at(item, Error::invalid(format!("is {other}, expected F32, F16 or BF16")))),
         }
     }
 
@@ -465,7 +462,7 @@ impl Source {
                 let begun = parts.iter().any(|part| self.holders.contains_key(&format!("{stem}.{part}")));
                 if begun && finder.items.get(name).is_none_or(|item| item.stored != stored) {
                     let reason = format!("{key:?} is {value:?}, but there are no tensors of that layout");
-                    return Err(Error::Invalid(reason).in_tensor(file.path(), name));
+                    return Err(Error::invalid(reason).in_tensor(file.path(), name));
                 }
             }
         }
@@ -496,12 +493,12 @@ impl Finder<'_> {
         let path = parts.first().map_or(self.source.path(), |part| self.source.path_of_tensor(part));
         for part in &parts {
             if !self.taken.insert(part.clone()) {
-                return Err(Error::Invalid("is part of two matrices".into()).in_tensor(path, part));
+                return Err(Error::invalid("is part of two matrices").in_tensor(path, part));
             }
         }
         let item = Item { name: name.to_owned(), dtype, shape: shape.to_vec(), stored, bytes, parts, vector };
         if self.items.insert(name.to_owned(), item).is_some() {
-            return Err(Error::Invalid("is stored in two forms".into()).in_tensor(path, name));
+            return Err(Error::invalid("is stored in two forms").in_tensor(path, name));
         }
         Ok(())
     }
@@ -529,25 +526,25 @@ impl Finder<'_> {
         // 1 x n and n x 1 are in use as well as n.
         if of_shape.dtype != Dtype::I64 || dimensions == 0 || of_shape.shape.iter().filter(|&&n| n != 1).count() > 1 {
             let reason = format!("is {} of shape {:?}, expected a list of I64", of_shape.dtype, of_shape.shape);
-            return Err(fail(&shape, Error::Invalid(reason)));
+            return Err(fail(&shape, Error::invalid(reason)));
         }
         let bytes = source.file_of(&shape)?.bytes(&shape)?;
         let sizes: Vec<_> = bytes.as_chunks::<8>().0.iter().map(|n| i64::from_le_bytes(*n)).collect();
         let dense: Option<Vec<usize>> = sizes.iter().map(|&n| usize::try_from(n).ok()).collect();
         let Some((dense, k)) = dense.and_then(|dense| dense.last().copied().map(|k| (dense, k))) else {
-            return Err(fail(&shape, Error::Invalid(format!("{sizes:?} is no shape of a tensor"))));
+            return Err(fail(&shape, Error::invalid(format!("{sizes:?} is no shape of a tensor"))));
         };
         let rows = &dense[..dense.len() - 1];
         let expect = |tensor: &str, info: &TensorInfo, dtype: Option<Dtype>, expected: &[&[usize]]| {
             if let Some(dtype) = dtype.filter(|&dtype| dtype != info.dtype) {
-                return Err(fail(tensor, Error::Invalid(format!("is {}, expected {dtype}", info.dtype))));
+                return Err(fail(tensor, Error::invalid(format!("is {}, expected {dtype}", info.dtype))));
             }
             if expected.contains(&&*info.shape) {
                 return Ok(());
             }
             let shape: Vec<_> = dense.iter().map(ToString::to_string).collect();
             let what = format!("a part of {}", shape.join(" x "));
-            Err(fail(tensor, Error::Shape { what, got: info.shape.clone(), expected: expected[0].to_vec() }))
+            Err(fail(tensor, Error::shape(what, info.shape.clone(), expected[0].to_vec())))
         };
         expect(&bitmask, of_bitmask, Some(Dtype::U8), &[&[rows, &[k.div_ceil(8)]].concat()])?;
         if let Some(of_offsets) = source.info(&offsets) {
@@ -555,19 +552,19 @@ impl Finder<'_> {
             let shapes: &[&[usize]] = if rows.is_empty() { &[&[], &[1]] } else { &[rows] };
             expect(&offsets, of_offsets, Some(Dtype::I64), shapes)?;
             if !of_values.dtype.bitsize().is_multiple_of(8) {
-                return Err(fail(&values, Error::Invalid(format!("is {}, which has no bytes", of_values.dtype))));
+                return Err(fail(&values, Error::invalid(format!("is {}, which has no bytes", of_values.dtype))));
             }
             let parts = vec![values.clone(), bitmask, shape, offsets];
             return self.add(&name, of_values.dtype, &dense, Stored::SparseBitmask, parts);
         }
         let [m, _] = dense[..] else {
             let reason = format!("{sizes:?} is no shape of a matrix, as a sparse-24-bitmask is");
-            return Err(fail(&shape, Error::Invalid(reason)));
+            return Err(fail(&shape, Error::invalid(reason)));
         };
         if !k.is_multiple_of(4) {
             let reason =
                 format!("sparse-24-bitmask of {m} x {k}: columns are no multiple of 4, so groups wrap over rows");
-            return Err(fail(&values, Error::Invalid(reason)));
+            return Err(fail(&values, Error::invalid(reason)));
         }
         expect(&values, of_values, None, &[&[m, k / 2]])?;
         self.add(&name, of_values.dtype, &dense, Stored::Bitmask, vec![values.clone(), bitmask, shape])
@@ -607,7 +604,7 @@ impl Finder<'_> {
         if of_mask.shape != of_weights.shape {
             let what = "mask".to_owned();
             let (got, expected) = (of_mask.shape.clone(), of_weights.shape.clone());
-            return Err(Error::Shape { what, got, expected }.in_tensor(self.source.path_of_tensor(&mask), &mask));
+            return Err(Error::shape(what, got, expected).in_tensor(self.source.path_of_tensor(&mask), &mask));
         }
         self.add(name, of_weights.dtype, &of_weights.shape, stored, vec![weights, mask])
     }
@@ -662,19 +659,19 @@ fn shards(path: &Path) -> Result<Vec<TensorFile>> {
     for (tensor, shard) in map {
         let Some(shard) = shard.as_str().filter(|name| Path::new(name).file_name() == Some(name.as_ref())) else {
             let reason = format!("its shard is {shard}, expected the name of a file beside the index");
-            return Err(Error::Invalid(reason).in_tensor(path, tensor));
+            return Err(Error::invalid(reason).in_tensor(path, tensor));
         };
         if !files.contains_key(shard) {
             let file = folder.join(shard);
             if !file.is_file() {
                 let reason = format!("its shard {shard} is missing");
-                return Err(Error::Invalid(reason).in_tensor(path, tensor));
+                return Err(Error::invalid(reason).in_tensor(path, tensor));
             }
             files.insert(shard, TensorFile::open(&file)?);
         }
         if files.get(shard).is_some_and(|file| file.info(tensor).is_err()) {
             let reason = format!("{} says that it is here, and it is not", path.display());
-            return Err(Error::Invalid(reason).in_tensor(&folder.join(shard), tensor));
+            return Err(Error::invalid(reason).in_tensor(&folder.join(shard), tensor));
         }
     }
     Ok(files.into_values().collect())

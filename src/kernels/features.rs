@@ -65,7 +65,7 @@ impl Types {
     pub(crate) fn new(storage: DType, output: DType) -> Result<Self> {
         for got in [storage, output] {
             if !FLOATS.contains(&got) {
-                return Err(Error::DType { what: "activations".into(), got, expected: DType::F32 });
+                return Err(Error::dtype("activations", got, DType::F32));
             }
         }
         Ok(Self { storage, output })

@@ -72,11 +72,11 @@ impl Kernel {
     pub fn new(problem: &Problem, schedule: Schedule) -> Result<Self> {
         for (what, got) in [("weights and x", problem.storage), ("y", problem.output)] {
             if got == DType::Bf16 {
-                return Err(Error::DType { what: what.into(), got, expected: DType::F32 });
+                return Err(Error::dtype(what, got, DType::F32));
             }
         }
         if !Schedule::of(problem.op, problem.storage).contains(&schedule) {
-            return Err(Error::Invalid(format!("{schedule} is no schedule of {} {}", problem.storage, problem.op)));
+            return Err(Error::invalid(format!("{schedule} is no schedule of {} {}", problem.storage, problem.op)));
         }
         let Problem { op, form, storage, output, epilogue, .. } = *problem;
         Ok(Self { op, schedule, form, storage, output, epilogue })

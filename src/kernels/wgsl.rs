@@ -102,7 +102,7 @@ impl Text {
         let found = self.text.find(&start).map(|at| at + start.len());
         let end = found.and_then(|at| self.text[at..].find(';').map(|len| at + len));
         let (Some(from), Some(to)) = (found, end) else {
-            return Err(Error::Invalid(format!("shader does not declare `{declaration}`")));
+            return Err(Error::invalid(format!("shader does not declare `{declaration}`")));
         };
         self.text.replace_range(from..to, value);
         Ok(())
@@ -137,7 +137,7 @@ fn unroll(text: &str, whole: &str) -> Result<String> {
     let Some(mark) = text.find(MARK) else { return Ok(text.to_owned()) };
     let malformed = || {
         let near: String = text[mark..].chars().take(120).collect();
-        Error::Invalid(format!("shader has a loop that cannot be unrolled: {near}"))
+        Error::invalid(format!("shader has a loop that cannot be unrolled: {near}"))
     };
     let after = &text[mark + MARK.len()..];
     let header = after.trim_start();

@@ -33,7 +33,7 @@ pub struct Sizes {
 ///
 /// ```
 /// use sparse24::models::bert::BertConfig;
-/// let config = BertConfig::named("minilm").ok_or(sparse24::Error::Invalid("there is one".into()))?;
+/// let config = BertConfig::named("minilm").ok_or(sparse24::Error::invalid("there is one"))?;
 /// assert_eq!((config.sizes().hidden, config.sizes().heads, config.sizes().layers), (384, 12, 6));
 /// assert_eq!(config.graph()?.linear_weights(), 6 * (4 * 384 * 384 + 2 * 384 * 1536));
 /// # Ok::<(), sparse24::Error>(())

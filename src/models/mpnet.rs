@@ -46,14 +46,14 @@ impl MpnetConfig {
         let encoder = PostNormEncoder::of(fields)?;
         let positions = encoder.positions;
         if positions <= PADDING as usize + 1 {
-            return Err(Error::Invalid(format!(
+            return Err(Error::invalid(format!(
                 "max_position_embeddings is {positions}, which leaves none for a text"
             )));
         }
         // Another number is of no use in Transformers: its forward pass takes 32 rows.
         let buckets = fields.size("relative_attention_num_buckets", Some(BUCKETS))?;
         if buckets != BUCKETS {
-            return Err(Error::Invalid(format!("relative_attention_num_buckets is {buckets}, expected {BUCKETS}")));
+            return Err(Error::invalid(format!("relative_attention_num_buckets is {buckets}, expected {BUCKETS}")));
         }
         Ok(Self { encoder })
     }

@@ -151,17 +151,14 @@ impl Operation for Attention<'_> {
         let Self { qkv, lengths, batch, seq, heads, kv_heads, bias, y, .. } = *self;
         let (tokens, width) = (checked_mul("tokens", batch, seq)?, y.cols());
         if heads == 0 || !width.is_multiple_of(heads) {
-            return Err(Error::Invalid(format!("{width} features are no whole number for each of {heads} heads")));
+            return Err(Error::invalid(format!("{width} features are no whole number for each of {heads} heads")));
         }
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-            return Err(Error::Invalid(format!("{heads} heads are no whole number for each of {kv_heads} of keys")));
+            return Err(Error::invalid(format!("{heads} heads are no whole number for each of {kv_heads} of keys")));
         }
         // Both are parts of what the tensor has.
         let shared = checked_mul("features of K and V", 2, width / heads * kv_heads)?;
-        let features = width.checked_add(shared).ok_or_else(|| Error::Overflow {
-            what: "features of Q, K and V".into(),
-            detail: format!("{width} + {shared}"),
-        })?;
+        let features = width.checked_add(shared).ok_or_else(|| Error::overflow("features of Q, K and V", format!("{width} + {shared}")))?;
         expect_shape("qkv", qkv.shape(), (tokens, features))?;
         expect_shape("y", y.shape(), (tokens, width))?;
         expect_len("lengths", lengths.len(), batch)?;
@@ -186,17 +183,11 @@ impl Operation for Attention<'_> {
         let caps = &Caps { rates: gpu.tuning().rates.unwrap_or(caps.rates), ..caps.clone() };
         let all_heads = checked_mul("heads", batch, heads)?;
         let tile = AttentionTile::choose(all_heads, seq, head_dim, qkv.dtype(), caps);
-        let tile = tile.map_err(|lacks| Error::MissingFeature {
-            device: gpu.info().name.clone(),
-            feature: format!("what the least tile of attention takes: {lacks}"),
-        })?;
+        let tile = tile.map_err(|lacks| Error::missing_feature(gpu.info().name.clone(), format!("what the least tile of attention takes: {lacks}")))?;
         let kernel = AttentionKernel::new(tile, gpu_size("features of a head", head_dim)?, qkv.dtype(), y.dtype())?;
         let kernel = kernel.with(gpu_size("heads", self.share())?, causal, bias.is_some());
         let params = self.params()?;
-        let workgroups = tile.workgroups(all_heads, seq, head_dim).ok_or_else(|| Error::Overflow {
-            what: "workgroups of an attention".into(),
-            detail: format!("{all_heads} heads of {seq} tokens"),
-        })?;
+        let workgroups = tile.workgroups(all_heads, seq, head_dim).ok_or_else(|| Error::overflow("workgroups of an attention", format!("{all_heads} heads of {seq} tokens")))?;
         let operands = [qkv.on_gpu(), y.on_gpu(), lengths.on_gpu(), bias.and_then(Tensor::on_gpu)];
         dispatch(gpu, Program::new(kernel), workgroups, &params, &operands)
     }
@@ -353,7 +344,7 @@ impl AttentionKernel {
     pub fn new(tile: AttentionTile, head_dim: u32, storage: DType, output: DType) -> Result<Self> {
         let types = Types::new(storage, output)?;
         if !tile.suits(head_dim as usize, storage) {
-            return Err(Error::Invalid(format!(
+            return Err(Error::invalid(format!(
                 "attention tile {tile} takes heads of {} features of f16, not of {head_dim} of {storage}",
                 tile.depth
             )));
@@ -842,7 +833,7 @@ impl Graph {
         let (features, all) = (self.value(qkv).cols, heads + 2 * kv_heads);
         if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) || !features.is_multiple_of(all) {
             let heads = format!("{heads} heads, {kv_heads} of them of keys and values");
-            return Err(Error::Invalid(format!("{name}: {features} features are no whole number for each of {heads}")));
+            return Err(Error::invalid(format!("{name}: {features} features are no whole number for each of {heads}")));
         }
         let mut reads = vec![Read::Value(qkv), Read::Input(Input::Lengths)];
         reads.extend(relative_bias.map(Read::Param));

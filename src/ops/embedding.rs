@@ -53,16 +53,16 @@ impl Operation for Embedding<'_> {
 
     fn check(&self) -> Result<()> {
         let Self { tables, y } = *self;
-        let [(first, _), ..] = tables else { return Err(Error::Invalid("an embedding needs a table".into())) };
+        let [(first, _), ..] = tables else { return Err(Error::invalid("an embedding needs a table")) };
         if tables.len() > NAMES.len() {
-            return Err(Error::Invalid(format!("an embedding of {} tables, 3 at most", tables.len())));
+            return Err(Error::invalid(format!("an embedding of {} tables, 3 at most", tables.len())));
         }
         for ((name, name_of_ids), (table, ids)) in NAMES.into_iter().zip(tables) {
             expect_dtype(name, table.dtype(), first.dtype())?;
             expect_shape(name, table.shape(), (table.rows(), y.cols()))?;
             expect_len(name_of_ids, ids.len(), y.rows())?;
             if table.rows() == 0 {
-                return Err(Error::Invalid(format!("{name} of an embedding has no rows")));
+                return Err(Error::invalid(format!("{name} of an embedding has no rows")));
             }
         }
         Ok(())
@@ -128,7 +128,7 @@ impl EmbeddingKernel {
         let types = Types::new(storage, output)?;
         match u32::try_from(tables) {
             Ok(tables @ 1..=3) => Ok(Self { tables, types }),
-            _ => Err(Error::Invalid(format!("an embedding of {tables} tables, expected 1 to 3"))),
+            _ => Err(Error::invalid(format!("an embedding of {tables} tables, expected 1 to 3"))),
         }
     }
 }
@@ -301,7 +301,7 @@ impl Graph {
             reads.push(Read::Input(*input));
         }
         if reads.is_empty() {
-            return Err(Error::Invalid(format!("{name}: an embedding needs a table")));
+            return Err(Error::invalid(format!("{name}: an embedding needs a table")));
         }
         self.add_node(name, EmbeddingNode, reads, (Rows::Tokens, width, Precision::Model))
     }

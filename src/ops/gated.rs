@@ -222,7 +222,7 @@ impl Graph {
     pub fn gated(&mut self, name: &str, x: ValueId, activation: Activation) -> Result<ValueId> {
         let (rows, cols) = (self.value(x).rows, self.value(x).cols);
         if !cols.is_multiple_of(2) {
-            return Err(Error::Invalid(format!("{name}: {cols} features have no two halves")));
+            return Err(Error::invalid(format!("{name}: {cols} features have no two halves")));
         }
         self.add_node(name, GatedNode { activation }, vec![Read::Value(x)], (rows, cols / 2, Precision::Model))
     }

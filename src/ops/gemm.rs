@@ -72,11 +72,7 @@ impl Operation for Gemm<'_> {
         let problem = plan.problem();
         let Problem { m, k, storage, output, epilogue, .. } = *problem;
         if weights.op() != plan.weights() {
-            return Err(Error::Mismatch {
-                what: "weights".into(),
-                got: format!("{:?}", weights.op()),
-                expected: format!("{:?}", plan.weights()),
-            });
+            return Err(Error::mismatch("weights", format!("{:?}", weights.op()), format!("{:?}", plan.weights())));
         }
         expect_shape("weights", weights.shape(), (m, k))?;
         expect_dtype("weights", weights.dtype(), storage)?;
@@ -90,11 +86,7 @@ impl Operation for Gemm<'_> {
         ] {
             if tensor.is_some() != wanted {
                 let word = |given| if given { "with" } else { "without" };
-                return Err(Error::Mismatch {
-                    what: format!("operands {} {what}", word(tensor.is_some())),
-                    got: format!("a plan {} {what}", word(tensor.is_some())),
-                    expected: format!("one {} {what}", word(wanted)),
-                });
+                return Err(Error::mismatch(format!("operands {} {what}", word(tensor.is_some())), format!("a plan {} {what}", word(tensor.is_some())), format!("one {} {what}", word(wanted))));
             }
             if let Some(tensor) = tensor {
                 expect_shape(what, tensor.shape(), shape)?;
@@ -140,7 +132,7 @@ impl Operation for Gemm<'_> {
 }
 
 fn foreign_plan(got: &str, expected: &str) -> Error {
-    Error::Mismatch { what: "plan".into(), got: got.into(), expected: expected.into() }
+    Error::mismatch("plan", got, expected)
 }
 
 #[derive(Debug)]

@@ -72,7 +72,7 @@ impl Operation for RelativeError<'_> {
             expect_dtype(what, tensor.dtype(), DType::F32)?;
         }
         if row >= loss.rows() {
-            return Err(Error::Invalid(format!("loss has {} rows, none of number {row}", loss.rows())));
+            return Err(Error::invalid(format!("loss has {} rows, none of number {row}", loss.rows())));
         }
         dx.map_or(Ok(()), |dx| dx.check("dx", x.shape()))?;
         expect_len("lengths", lengths.len(), batch)

@@ -146,19 +146,19 @@ fn check_tables(x: &Tensor, (cos, sin): (&Tensor, &Tensor), Place { seq, offset,
     expect_dtype("sin", sin.dtype(), DType::F32)?;
     let head_dim = checked_mul("features of a head", 2, cos.cols())?;
     if rotated > x.cols() || (rotated > 0 && (head_dim == 0 || !rotated.is_multiple_of(head_dim))) {
-        return Err(Error::Invalid(format!(
+        return Err(Error::invalid(format!(
             "{rotated} of {} features are no whole number of heads of {head_dim}",
             x.cols()
         )));
     }
     if seq == 0 && x.rows() > 0 {
-        return Err(Error::Invalid(format!("{} tokens are no sequences of 0 rows", x.rows())));
+        return Err(Error::invalid(format!("{} tokens are no sequences of 0 rows", x.rows())));
     }
     // A sequence may be longer than there are tokens.
     let last = offset.checked_add(seq.min(x.rows())).filter(|&last| last <= cos.rows());
     if last.is_none() && rotated > 0 {
         let (rows, has) = (seq.min(x.rows()), cos.rows());
-        return Err(Error::Invalid(format!("{rows} positions from {offset} on are not all among cos's {has}")));
+        return Err(Error::invalid(format!("{rows} positions from {offset} on are not all among cos's {has}")));
     }
     Ok(())
 }

@@ -55,7 +55,7 @@ impl Operation for SumSquares<'_> {
         expect_shape("y", y.shape(), (1, y.cols()))?;
         let parts = Self::parts(x);
         if first.checked_add(parts).is_none_or(|end| end > y.cols()) {
-            return Err(Error::Invalid(format!("y has {} elements, too few for {parts} from {first} on", y.cols())));
+            return Err(Error::invalid(format!("y has {} elements, too few for {parts} from {first} on", y.cols())));
         }
         Ok(())
     }

@@ -63,7 +63,7 @@ impl Criterion {
         let mut scores = w.to_array();
         for ((row, col), x) in scores.indexed_iter_mut() {
             if x.is_nan() {
-                return Err(Error::Nan { row, col });
+                return Err(Error::nan(row, col));
             }
             *x = self.score(*x, col, within.is_none_or(|mask| mask.get(row, col))) as f32;
         }
@@ -101,7 +101,7 @@ impl Criterion {
                 for (col, sum) in sums.iter_mut().enumerate() {
                     let x = w.get(row, col);
                     if x.is_nan() {
-                        return Err(Error::Nan { row, col });
+                        return Err(Error::nan(row, col));
                     }
                     if within.is_none_or(|mask| mask.get(row, col)) {
                         *sum = sum.max(0.0) + self.score(x, col, true);

@@ -31,7 +31,7 @@ fn factor_from_end(h: Array2<f64>) -> Result<Array2<f64>> {
             let pivot = h[[j, j]];
             if !(pivot > 0.0 && pivot.is_finite()) {
                 let reason = "more damping or more text is needed";
-                return Err(Error::Invalid(format!(
+                return Err(Error::invalid(format!(
                     "the Gram matrix is not positive definite at column {j}: {reason}"
                 )));
             }

@@ -18,7 +18,7 @@ use crate::matrix::{Elements, Matrix, each_dtype};
 use crate::memory;
 
 /// Keeps the two positions of every group with the highest Σ|w| over the V rows, ties to the lower column. Sums are in
-/// f64; infinities are weights like others. A NaN is [`Error::Nan`], which names the first one.
+/// f64; infinities are weights like others. A NaN is an error that names the first one: [`Error::is_nan`].
 ///
 /// ```
 /// use sparse24::{Matrix, VectorLen, prune};
@@ -84,7 +84,7 @@ pub fn sparsify(w: &Matrix, vector: VectorLen) -> Result<Sparse24> {
 }
 
 /// [`sparsify`] at the vector length of `s`, over what it holds: weights that change need no new memory, which takes the
-/// system as long to hand out as it takes to fill. An error if shape or type differ, or [`Error::Nan`]; after that `s`
+/// system as long to hand out as it takes to fill. An error if shape or type differ, or [of a NaN](Error::is_nan); after that `s`
 /// holds the weights with the NaN kept, as [devices](crate::ops::sparsify) do.
 ///
 /// ```
@@ -218,5 +218,5 @@ fn words<S: Score>(columns: &[S], words: &mut [u32], word: impl Fn(&[S; COLUMNS]
 /// The error that names the first NaN, of which there is one.
 fn first_nan<T: Bits>(data: &[T], k: usize) -> Error {
     let at = data.iter().position(|x| x.to_f32().is_nan()).unwrap_or_default();
-    Error::Nan { row: at / k, col: at % k }
+    Error::nan(at / k, at % k)
 }

@@ -88,7 +88,7 @@ impl Method {
     fn needed(self, statistics: Option<&Statistics>) -> Result<&Statistics> {
         match statistics {
             Some(statistics) if statistics.tokens() > 0 => Ok(statistics),
-            _ => Err(Error::Invalid(format!("{self} needs statistics of the layer's inputs"))),
+            _ => Err(Error::invalid(format!("{self} needs statistics of the layer's inputs"))),
         }
     }
 
@@ -112,7 +112,7 @@ impl FromStr for Method {
     fn from_str(text: &str) -> Result<Self> {
         let names = || Self::ALL.map(Self::name).join(", ");
         let found = Self::ALL.into_iter().find(|method| method.name() == text);
-        found.ok_or_else(|| Error::Invalid(format!("method {text:?} is not one of {}", names())))
+        found.ok_or_else(|| Error::invalid(format!("method {text:?} is not one of {}", names())))
     }
 }
 

@@ -153,7 +153,7 @@ impl Use {
     /// Its weight in the mean of the shares, 1 unless given. An error if it is negative, infinite or NaN.
     pub fn weighted(self, weight: f32) -> Result<Self> {
         if !(weight.is_finite() && weight >= 0.0) {
-            return Err(Error::Invalid(format!("the weight of a use is {weight}, expected a number of at least 0")));
+            return Err(Error::invalid(format!("the weight of a use is {weight}, expected a number of at least 0")));
         }
         Ok(Self { weight: f64::from(weight), ..self })
     }
@@ -229,7 +229,7 @@ fn best_two(scores: impl Iterator<Item = f64>) -> f64 {
 fn check_scores(scores: ArrayView2<'_, f32>) -> Result<()> {
     match scores.indexed_iter().find(|(_, x)| !(x.is_finite() && **x >= 0.0)) {
         None => Ok(()),
-        Some(((row, col), x)) => Err(Error::Invalid(format!(
+        Some(((row, col), x)) => Err(Error::invalid(format!(
             "the score at row {row}, column {col} is {x}, expected a finite number of at least 0"
         ))),
     }
@@ -317,13 +317,13 @@ fn mean(uses: &[Use], order: &[usize]) -> f64 {
 
 /// The number of channels of all uses.
 fn channels(uses: &[Use]) -> Result<usize> {
-    let Some(first) = uses.first() else { return Err(Error::Invalid("no use of the channels".into())) };
+    let Some(first) = uses.first() else { return Err(Error::invalid("no use of the channels")) };
     if let Some(other) = uses.iter().find(|u| u.channels != first.channels) {
         let (a, b) = (first.channels, other.channels);
-        return Err(Error::Invalid(format!("one use has {a} channels, another has {b}")));
+        return Err(Error::invalid(format!("one use has {a} channels, another has {b}")));
     }
     if uses.iter().all(|u| u.weight == 0.0) {
-        return Err(Error::Invalid("all uses have weight 0".into()));
+        return Err(Error::invalid("all uses have weight 0"));
     }
     Ok(first.channels)
 }
@@ -331,16 +331,16 @@ fn channels(uses: &[Use]) -> Result<usize> {
 /// That every number below `n` is there once.
 pub(crate) fn check_order(what: &str, order: &[usize], n: usize) -> Result<()> {
     if order.len() != n {
-        return Err(Error::Shape { what: what.into(), got: vec![order.len()], expected: vec![n] });
+        return Err(Error::shape(what, vec![order.len()], vec![n]));
     }
     let mut seen = vec![false; n];
     for (place, &channel) in order.iter().enumerate() {
         match seen.get_mut(channel) {
             Some(seen) if !*seen => *seen = true,
             Some(_) => {
-                return Err(Error::Invalid(format!("{what} has {channel} at place {place} for the second time")));
+                return Err(Error::invalid(format!("{what} has {channel} at place {place} for the second time")));
             }
-            None => return Err(Error::Invalid(format!("{what} has {channel} at place {place}, there are {n}"))),
+            None => return Err(Error::invalid(format!("{what} has {channel} at place {place}, there are {n}"))),
         }
     }
     Ok(())
@@ -372,10 +372,10 @@ pub fn search(uses: &[Use], moves: Moves, budget: &Budget) -> Result<Found> {
     if let Moves::Inside(size) | Moves::Wholes(size) | Moves::Both(size) = moves
         && (size == 0 || !n.is_multiple_of(size))
     {
-        return Err(Error::Invalid(format!("blocks of {size} channels do not divide {n}")));
+        return Err(Error::invalid(format!("blocks of {size} channels do not divide {n}")));
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(budget.threads).build();
-    let pool = pool.map_err(|e| Error::Invalid(format!("{} threads: {e}", budget.threads)))?;
+    let pool = pool.map_err(|e| Error::invalid(format!("{} threads: {e}", budget.threads)))?;
     let identity: Vec<usize> = (0..n).collect();
     let before = mean(uses, &identity);
     let (order, rounds) = pool.install(|| match moves {

@@ -105,12 +105,12 @@ impl SparseGpt {
             expect_shape("mask", (mask.rows(), mask.cols()), (m, k))?;
         }
         let Some(gram) = statistics.gram() else {
-            return Err(Error::Invalid("second-order pruning needs statistics with a full Gram matrix".into()));
+            return Err(Error::invalid("second-order pruning needs statistics with a full Gram matrix"));
         };
         let mut weights = w.to_array();
         for ((row, col), x) in weights.indexed_iter_mut() {
             if !x.is_finite() {
-                return Err(Error::Invalid(format!("weight at row {row}, column {col} is {x}")));
+                return Err(Error::invalid(format!("weight at row {row}, column {col} is {x}")));
             }
             if within.is_some_and(|mask| !mask.get(row, col)) {
                 *x = 0.0;
@@ -146,7 +146,7 @@ impl SparseGpt {
         if let Some(at) = pruned.elements().to_f32().iter().position(|x| !x.is_finite()) {
             let (row, col) = (at / k, at % k);
             let x = weights[[row, col]];
-            return Err(Error::Invalid(format!("row {row}, column {col} would be {x}, which is no {}", w.dtype())));
+            return Err(Error::invalid(format!("row {row}, column {col} would be {x}, which is no {}", w.dtype())));
         }
         Ok((pruned, mask))
     }

@@ -56,14 +56,14 @@ impl Statistics {
     pub fn full(k: usize) -> Result<Self> {
         let elements = checked_mul("Gram matrix", k, k)?;
         let asked = Vec::<f64>::new().try_reserve_exact(elements);
-        asked.map_err(|_| Error::OutOfMemory(format!("a Gram matrix of {k} x {k} f64")))?;
+        asked.map_err(|_| Error::out_of_memory(format!("a Gram matrix of {k} x {k} f64")))?;
         Ok(Self { gram: Some(Array2::zeros((k, k))), ..Self::diagonal(k) })
     }
 
     /// Adds tokens, one a row of k features. An error if k differs or a feature is infinite or NaN.
     pub fn add(&mut self, x: &Matrix) -> Result<()> {
         if self.cross.is_some() {
-            return Err(Error::Invalid("pairs of inputs are for full statistics of pairs alone".into()));
+            return Err(Error::invalid("pairs of inputs are for full statistics of pairs alone"));
         }
         self.sum(x)
     }
@@ -87,7 +87,7 @@ impl Statistics {
     pub fn add_pair(&mut self, x: &Matrix, dense: &Matrix) -> Result<()> {
         expect_shape("inputs of the dense model", (dense.rows(), dense.cols()), (x.rows(), x.cols()))?;
         if self.gram.is_none() || (self.cross.is_none() && self.tokens > 0) {
-            return Err(Error::Invalid("pairs of inputs are for full statistics of pairs alone".into()));
+            return Err(Error::invalid("pairs of inputs are for full statistics of pairs alone"));
         }
         let dense = self.checked(dense)?;
         self.sum(x)?;
@@ -101,7 +101,7 @@ impl Statistics {
         expect_shape("inputs", (x.rows(), x.cols()), (x.rows(), self.k()))?;
         let x = x.to_array();
         match x.indexed_iter().find(|(_, x)| !x.is_finite()) {
-            Some(((token, col), value)) => Err(Error::Invalid(format!("input {col} of token {token} is {value}"))),
+            Some(((token, col), value)) => Err(Error::invalid(format!("input {col} of token {token} is {value}"))),
             None => Ok(x),
         }
     }

@@ -129,7 +129,7 @@ pub fn expect(
         || !qkv.cols().is_multiple_of(heads + 2 * kv_heads)
     {
         let features = qkv.cols();
-        return Err(Error::Invalid(format!("{features} features for {heads} heads, {kv_heads} of them of keys")));
+        return Err(Error::invalid(format!("{features} features for {heads} heads, {kv_heads} of them of keys")));
     }
     expect_shape("qkv", (qkv.rows(), qkv.cols()), (lengths.len() * seq, qkv.cols()))?;
     let y = exact(qkv.to_array().mapv(f64::from).view(), lengths, (seq, heads), options);

@@ -38,7 +38,7 @@ pub fn exact(tables: &[(ArrayView2<'_, f64>, &[u32])]) -> Array2<f64> {
 /// # Ok::<(), sparse24::Error>(())
 /// ```
 pub fn expect(tables: &[(&Matrix, &[u32])], output: DType) -> Result<Expectation> {
-    let [(first, ids), ..] = tables else { return Err(Error::Invalid("an embedding needs a table".into())) };
+    let [(first, ids), ..] = tables else { return Err(Error::invalid("an embedding needs a table")) };
     let (tokens, width) = (ids.len(), first.cols());
     for (table, ids) in tables {
         expect_shape("table", (table.rows().min(1), table.cols()), (1, width))?;
@@ -92,7 +92,7 @@ pub fn expect_grad(rows: usize, ids: &[u32], dy: &Matrix, before: Option<&Matrix
         expect_shape("what is added to", (before.rows(), before.cols()), (rows, dy.cols()))?;
     }
     if rows == 0 {
-        return Err(Error::Invalid("a table of an embedding has no rows".into()));
+        return Err(Error::invalid("a table of an embedding has no rows"));
     }
     let exact = grad(rows, ids, dy.to_array().mapv(f64::from).view());
     let mut tokens = vec![Vec::new(); rows];

@@ -39,7 +39,7 @@ pub fn exact(x: ArrayView2<'_, f64>, gate: Activation) -> Array2<f64> {
 /// ```
 pub fn expect(x: &Matrix, gate: Activation, output: DType) -> Result<Expectation> {
     if !x.cols().is_multiple_of(2) {
-        return Err(Error::Invalid(format!("{} columns have no halves", x.cols())));
+        return Err(Error::invalid(format!("{} columns have no halves", x.cols())));
     }
     let width = x.cols() / 2;
     let y = exact(x.to_array().mapv(f64::from).view(), gate);

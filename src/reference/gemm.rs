@@ -175,7 +175,7 @@ impl<'a> Oracle<'a> {
                 Some(v) => format!("{} with vector length {v}", op.name()),
                 None => op.name().to_owned(),
             };
-            return Err(Error::Mismatch { what: "weights".into(), got: name(weights.op()), expected: name(op) });
+            return Err(Error::mismatch("weights", name(weights.op()), name(op)));
         }
         expect_shape("weights", (weights.m(), weights.k()), (m, k))?;
         if let Some(mask) = weights.mask() {
@@ -190,7 +190,7 @@ impl<'a> Oracle<'a> {
         if let Some(bias) = bias
             && bias.len() != m
         {
-            return Err(Error::Shape { what: "bias".into(), got: vec![bias.len()], expected: vec![m] });
+            return Err(Error::shape("bias", vec![bias.len()], vec![m]));
         }
         check_presence("residual", residual.is_some(), epilogue.residual, epilogue)?;
         if let Some(residual) = residual {
@@ -542,8 +542,8 @@ fn draw(len: usize, count: usize, rng: &mut impl Rng) -> Vec<usize> {
 
 fn check_presence(what: &str, given: bool, used: bool, epilogue: Epilogue) -> Result<()> {
     match (given, used) {
-        (true, false) => Err(Error::Invalid(format!("a {what} is given, but the epilogue is {epilogue}"))),
-        (false, true) => Err(Error::Invalid(format!("the epilogue is {epilogue}, but no {what} is given"))),
+        (true, false) => Err(Error::invalid(format!("a {what} is given, but the epilogue is {epilogue}"))),
+        (false, true) => Err(Error::invalid(format!("the epilogue is {epilogue}, but no {what} is given"))),
         _ => Ok(()),
     }
 }

@@ -75,7 +75,7 @@ pub fn expect(
     let there =
         rotated == 0 || (half > 0 && rotated.is_multiple_of(2 * half) && offset + seq.min(x.rows()) <= cos.rows());
     if !there || rotated > x.cols() || (seq == 0 && x.rows() > 0) {
-        return Err(Error::Invalid(format!("{rotated} features, {seq} positions from {offset} on")));
+        return Err(Error::invalid(format!("{rotated} features, {seq} positions from {offset} on")));
     }
     let wide = |m: &Matrix| m.to_array().mapv(f64::from);
     let (wide_cos, wide_sin) = (wide(cos), wide(sin));

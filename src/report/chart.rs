@@ -323,7 +323,7 @@ type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
 fn drawn(draw: impl Fn(&mut String) -> Drawn) -> Result<String> {
     let mut svg = String::new();
-    draw(&mut svg).map_err(|e| Error::Invalid(format!("cannot draw a chart: {e}")))?;
+    draw(&mut svg).map_err(|e| Error::invalid(format!("cannot draw a chart: {e}")))?;
     Ok(svg)
 }
 

@@ -131,7 +131,7 @@ impl Run {
     ///
     /// What [`File::open`] refuses, and files without times; the file is named.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::new(File::open(path)?).map_err(|e| Error::Invalid(format!("{}: {e}", path.display())))
+        Self::new(File::open(path)?).map_err(|e| Error::invalid(format!("{}: {e}", path.display())))
     }
 
     /// The run that a file is of.
@@ -142,7 +142,7 @@ impl Run {
     pub fn new(file: File) -> Result<Self> {
         let no_times = |schema: &str| {
             let (layers, models) = (super::SCHEMA, super::MODEL_SCHEMA);
-            Err(Error::Invalid(format!("schema {schema} has no times to compare with; {layers} and {models} have")))
+            Err(Error::invalid(format!("schema {schema} has no times to compare with; {layers} and {models} have")))
         };
         Ok(match file {
             File::Bench(bench) => {
@@ -187,7 +187,7 @@ impl Run {
     /// Another scope, or no row in common that was timed: a comparison of nothing would find nothing slower.
     pub fn covers<'a>(&self, scope: &Scope, keys: impl IntoIterator<Item = &'a Key>) -> Result<()> {
         if self.scope != *scope {
-            return Err(Error::Invalid(format!("is a run of {}, and this one is of {scope}", self.scope)));
+            return Err(Error::invalid(format!("is a run of {}, and this one is of {scope}", self.scope)));
         }
         let mut own = Vec::new();
         for key in keys {
@@ -195,10 +195,10 @@ impl Run {
         }
         if own.is_empty() {
             let first = self.rows.first().map(|row| format!("; its first is {}", row.key)).unwrap_or_default();
-            return Err(Error::Invalid(format!("has no row in common with this run{first}")));
+            return Err(Error::invalid(format!("has no row in common with this run{first}")));
         }
         if !own.iter().any(|row| row.sampled()) {
-            return Err(Error::Invalid("has no times of the rows that it has in common with this run".into()));
+            return Err(Error::invalid("has no times of the rows that it has in common with this run"));
         }
         Ok(())
     }

@@ -518,7 +518,7 @@ impl File {
     /// Reads and checks a file.
     pub fn open(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        Self::parse(&text).map_err(|e| Error::Invalid(format!("{}: {e}", path.display())))
+        Self::parse(&text).map_err(|e| Error::invalid(format!("{}: {e}", path.display())))
     }
 
     /// Where measured times come from.
@@ -546,12 +546,11 @@ impl File {
 
     /// Reads and checks the text of a file.
     pub fn parse(text: &str) -> Result<Self> {
-        let json: Value = serde_json::from_str(text).map_err(|e| Error::Invalid(format!("not JSON: {e}")))?;
+        let json: Value = serde_json::from_str(text).map_err(|e| Error::invalid(format!("not JSON: {e}")))?;
         let schema = json.get("schema").and_then(Value::as_str).ok_or_else(|| {
-            Error::Invalid(
+            Error::invalid(
                 "has no schema: a JSON file of `sparse24 bench`, `eval`, `prune`, `retrain`, `sensitivity` or `kernels \
-                 --compile` begins with one"
-                    .into(),
+                 --compile` begins with one",
             )
         })?;
         match schema {
@@ -565,7 +564,7 @@ impl File {
             other => {
                 let (name, version) = other.rsplit_once('/').unwrap_or((other, ""));
                 let newer = SCHEMAS.contains(&name) && version.parse::<u32>().is_ok_and(|v| v > 1);
-                Err(Error::Invalid(if newer {
+                Err(Error::invalid(if newer {
                     format!("schema {other} is newer than this sparse24, which reads {name}/1")
                 } else {
                     format!("schema {other:?} is none of {}/1", SCHEMAS.join("/1, "))
@@ -577,11 +576,11 @@ impl File {
 
 /// A value as a type, with its place in front of what is wrong with it.
 fn fields<T: DeserializeOwned>(place: &str, value: Value) -> Result<T> {
-    serde_json::from_value(value).map_err(|e| Error::Invalid(format!("{place}{e}")))
+    serde_json::from_value(value).map_err(|e| Error::invalid(format!("{place}{e}")))
 }
 
 fn part<T: DeserializeOwned>(json: &Value, name: &str) -> Result<T> {
-    let value = json.get(name).ok_or_else(|| Error::Invalid(format!("missing field `{name}`")))?;
+    let value = json.get(name).ok_or_else(|| Error::invalid(format!("missing field `{name}`")))?;
     fields(&format!("{name}: "), value.clone())
 }
 
@@ -592,11 +591,11 @@ fn rows<T: DeserializeOwned>(json: &Value, check: impl Fn(&T) -> Checked) -> Res
     for (at, value) in values.into_iter().enumerate() {
         let place = format!("row {}: ", at + 1);
         let row = fields(&place, value)?;
-        check(&row).map_err(|what| Error::Invalid(place + &what))?;
+        check(&row).map_err(|what| Error::invalid(place + &what))?;
         rows.push(row);
     }
     if rows.is_empty() {
-        return Err(Error::Invalid("has no rows".into()));
+        return Err(Error::invalid("has no rows"));
     }
     Ok(rows)
 }
@@ -611,7 +610,7 @@ impl Bench {
         let rows = rows(json, Row::check)?;
         let environment: Origin = part(json, "environment")?;
         for (at, row) in rows.iter().enumerate() {
-            let place = |what: String| Err(Error::Invalid(format!("row {}: {what}", at + 1)));
+            let place = |what: String| Err(Error::invalid(format!("row {}: {what}", at + 1)));
             if row.device != environment.device {
                 return place(format!("device {:?} in a file of {:?}", row.device, environment.device));
             }
@@ -635,7 +634,7 @@ impl Bench {
             ceilings;
         let all = [fma_f32_tflops, fma_f16_tflops, cooperative_f16_tflops, copy_gb_per_s, read_gb_per_s];
         if !all.into_iter().flatten().all(|c| c.is_finite() && c > 0.0) {
-            return Err(Error::Invalid(format!("ceilings: not all are positive: {all:?}")));
+            return Err(Error::invalid(format!("ceilings: not all are positive: {all:?}")));
         }
         Ok(Self { environment, ceilings, rows })
     }
@@ -779,7 +778,7 @@ impl ModelBench {
         let rows = rows(json, check)?;
         let (batch, seq): (usize, usize) = (part(json, "batch")?, part(json, "seq")?);
         for (at, row) in rows.iter().enumerate() {
-            let place = |what: String| Err(Error::Invalid(format!("row {}: {what}", at + 1)));
+            let place = |what: String| Err(Error::invalid(format!("row {}: {what}", at + 1)));
             let Some(median) = row.median_ms else { continue };
             if let Some(rate) = row.sequences_per_second.filter(|r| !agree(*r, batch as f64 / median * 1e3)) {
                 return place(format!("sequences_per_second {rate} and median_ms {median} do not agree: mixed units?"));
@@ -826,15 +825,15 @@ impl Compile {
     fn parse(json: Value) -> Result<Self> {
         let compile: Self = fields("", json)?;
         if compile.kernels.is_empty() {
-            return Err(Error::Invalid("has no kernels".into()));
+            return Err(Error::invalid("has no kernels"));
         }
         let unknown = |r: &&StaticRatio| !compile.kernels.iter().any(|k| k.kernel == r.kernel && k.refused.is_none());
         if let Some(ratio) = compile.ratios.iter().find(unknown) {
-            return Err(Error::Invalid(format!("ratios: {} was not compiled", ratio.kernel)));
+            return Err(Error::invalid(format!("ratios: {} was not compiled", ratio.kernel)));
         }
         let sound = |r: &StaticRatio| r.k > 0 && r.best.as_ref().is_none_or(|(_, x)| *x > 0.0);
         if let Some(ratio) = compile.ratios.iter().find(|r| !sound(r)) {
-            return Err(Error::Invalid(format!("ratios: {} is of {:?} at k = {}", ratio.kernel, ratio.best, ratio.k)));
+            return Err(Error::invalid(format!("ratios: {} is of {:?} at k = {}", ratio.kernel, ratio.best, ratio.k)));
         }
         Ok(compile)
     }
@@ -844,7 +843,7 @@ impl Prune {
     fn parse(json: Value) -> Result<Self> {
         let prune: Self = fields("", json)?;
         if let Some(run) = &prune.retrained {
-            run.check().map_err(|what| Error::Invalid(format!("retrained: {what}")))?;
+            run.check().map_err(|what| Error::invalid(format!("retrained: {what}")))?;
         }
         Ok(prune)
     }
@@ -861,7 +860,7 @@ impl Prune {
 impl Train {
     fn parse(json: Value) -> Result<Self> {
         let train: Self = fields("", json)?;
-        train.run.check().map_err(Error::Invalid)?;
+        train.run.check().map_err(Error::invalid)?;
         Ok(train)
     }
 }

@@ -122,9 +122,7 @@ impl Page {
         sections.extend(sensitivity::layers(inputs)?);
         sections.extend(compilers::compilers(inputs));
         if sections.is_empty() {
-            return Err(Error::Invalid(
-                "none of the files holds a measurement: they say how models were pruned".into(),
-            ));
+            return Err(Error::invalid("none of the files holds a measurement: they say how models were pruned"));
         }
         if !entries.is_empty() {
             sections.push(sources::all_rows(&entries, inputs));
@@ -181,7 +179,7 @@ impl Page {
     }
 
     fn rendered(&self, name: &str, template: &str, stem: &str) -> Result<String> {
-        let invalid = |e: minijinja::Error| Error::Invalid(format!("cannot write the page: {e:#}"));
+        let invalid = |e: minijinja::Error| Error::invalid(format!("cannot write the page: {e:#}"));
         let mut templates = Environment::new();
         templates.set_undefined_behavior(UndefinedBehavior::Strict);
         let lines = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(invalid)?;

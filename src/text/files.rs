@@ -168,10 +168,10 @@ impl Settings {
         let Some(name) = name.or(self.default.as_deref()).filter(|name| !name.is_empty()) else { return Ok(None) };
         match self.prompts.get(name) {
             Some(prompt) => Ok(Some(prompt.as_str()).filter(|prompt| !prompt.is_empty())),
-            None if self.prompts.is_empty() => Err(Error::Invalid(format!("the model has no prompts, so no {name:?}"))),
+            None if self.prompts.is_empty() => Err(Error::invalid(format!("the model has no prompts, so no {name:?}"))),
             None => {
                 let known: Vec<_> = self.prompts.keys().map(|known| format!("{known:?}")).collect();
-                Err(Error::Invalid(format!("the model has no prompt {name:?}; it has {}", known.join(", "))))
+                Err(Error::invalid(format!("the model has no prompt {name:?}; it has {}", known.join(", "))))
             }
         }
     }

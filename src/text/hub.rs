@@ -23,9 +23,9 @@ impl Files {
             !part.is_empty() && !part.starts_with('.') && part.chars().all(plain)
         };
         if !name.split_once('/').is_some_and(|(owner, model)| part(owner) && part(model)) {
-            return Err(Error::Invalid(format!("{name:?} is not of the form owner/name")));
+            return Err(Error::invalid(format!("{name:?} is not of the form owner/name")));
         }
-        let fail = |file: &str, e: ApiError| Error::Invalid(format!("{name}, {file}: {e}"));
+        let fail = |file: &str, e: ApiError| Error::invalid(format!("{name}, {file}: {e}"));
         let api = hf_hub::api::sync::ApiBuilder::from_env().with_progress(false).build();
         let repository = api.map_err(|e| fail("the hub", e))?.model(name.to_owned());
         let get = |file: &str| repository.get(file).map_err(|e| fail(file, e));

@@ -52,7 +52,7 @@ impl LinearProbe {
         let features = self.weights.nrows();
         if embeddings.cols() != features {
             let (got, expected) = (vec![embeddings.rows(), embeddings.cols()], vec![embeddings.rows(), features]);
-            return Err(Error::Shape { what: "embeddings to classify".into(), got, expected });
+            return Err(Error::shape("embeddings to classify", got, expected));
         }
         Ok(self.classes(&array(embeddings).view()))
     }
@@ -63,7 +63,7 @@ impl LinearProbe {
     pub fn cross_validate(embeddings: &Matrix, labels: &[usize], folds: usize) -> Result<Vec<usize>> {
         check(embeddings, labels)?;
         if !(2..=labels.len()).contains(&folds) {
-            return Err(Error::Invalid(format!("{} texts cannot be parted into {folds} folds", labels.len())));
+            return Err(Error::invalid(format!("{} texts cannot be parted into {folds} folds", labels.len())));
         }
         let all = array(embeddings);
         let mut by_class: Vec<usize> = (0..labels.len()).collect();
@@ -95,10 +95,10 @@ impl LinearProbe {
 fn check(embeddings: &Matrix, labels: &[usize]) -> Result<()> {
     if embeddings.rows() != labels.len() {
         let (got, expected) = (vec![labels.len()], vec![embeddings.rows()]);
-        return Err(Error::Shape { what: "labels".into(), got, expected });
+        return Err(Error::shape("labels", got, expected));
     }
     if labels.iter().all(|label| Some(label) == labels.first()) {
-        return Err(Error::Invalid("there are no two classes to tell apart".into()));
+        return Err(Error::invalid("there are no two classes to tell apart"));
     }
     Ok(())
 }
@@ -122,7 +122,7 @@ fn fit(embeddings: &Array2<f64>, labels: &[usize]) -> Result<LinearProbe> {
     let mut gram = x.t().dot(&x);
     let ridge = LinearProbe::RIDGE * gram.diag().sum() / features as f64;
     if !(ridge > 0.0 && ridge.is_finite()) {
-        return Err(Error::Invalid("all embeddings are the same, or not finite: no classes can be told apart".into()));
+        return Err(Error::invalid("all embeddings are the same, or not finite: no classes can be told apart"));
     }
     gram.diag_mut().mapv_inplace(|x| x + ridge);
     // UᵀU is the inverse.

@@ -328,7 +328,7 @@ impl Pipeline {
         let Some(normalize) = self.on_device() else { return Ok(checkpoint.clone()) };
         checkpoint.extended(|graph| {
             let states = graph.outputs().last().copied();
-            let states = states.ok_or_else(|| Error::Invalid("the model has no states to pool".into()))?;
+            let states = states.ok_or_else(|| Error::invalid("the model has no states to pool"))?;
             let pooled = graph.mean_pooling("pooling", states, normalize)?;
             graph.add_output(pooled);
             Ok(())
@@ -375,7 +375,7 @@ impl Pipeline {
     /// [attached](Pipeline::attach) to: what the device pooled, or the states of texts of these lengths, padded to `seq`
     /// tokens each. A row whose states are not finite is NaN.
     ///
-    /// An [`Error::Text`] names a text that has no token beside those of its prompt, which are left out.
+    /// [`Error::text`] is a text that has no token beside those of its prompt, which are left out.
     pub fn embeddings(&self, end: &Matrix, seq: usize, lengths: &[usize]) -> Result<Matrix> {
         let (mut x, steps) = match self.on_device() {
             Some(normalized) => (end.to_array(), &self.steps[usize::from(normalized)..]),
@@ -401,7 +401,7 @@ impl Pipeline {
             if length <= skipped {
                 let reason =
                     format!("has {length} tokens, and the {skipped} of the prompt are left out of the pooling");
-                return Err(Error::Invalid(reason).of_text(text));
+                return Err(Error::invalid(reason).of_text(text));
             }
             let tokens: Vec<_> = (text * seq..text * seq + length).map(|token| states.row(token)).collect();
             for (pooling, to) in self.poolings.iter().zip(row.axis_chunks_iter_mut(Axis(0), hidden)) {

@@ -64,7 +64,7 @@ impl Tokenizer {
         // The library subtracts without looking.
         let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(false));
         if max_tokens <= special {
-            return Err(Error::Invalid(format!("{special} special tokens leave no room among {max_tokens} tokens")));
+            return Err(Error::invalid(format!("{special} special tokens leave no room among {max_tokens} tokens")));
         }
         let truncation = TruncationParams {
             max_length: max_tokens,
@@ -72,7 +72,7 @@ impl Tokenizer {
             stride: 0,
             direction: TruncationDirection::Right,
         };
-        tokenizer.with_truncation(Some(truncation)).map_err(|e| Error::Invalid(e.to_string()))?;
+        tokenizer.with_truncation(Some(truncation)).map_err(|e| Error::invalid(e.to_string()))?;
         Ok(Self { tokenizer, max_tokens, lower_case, prompt })
     }
 
@@ -99,7 +99,7 @@ impl Tokenizer {
             return Ok(0);
         }
         let encoded = self.tokenizer.encode(self.prepared(""), true);
-        let encoded = encoded.map_err(|e| Error::Invalid(format!("cannot tokenize the prompt: {e}")))?;
+        let encoded = encoded.map_err(|e| Error::invalid(format!("cannot tokenize the prompt: {e}")))?;
         let special_end = encoded.get_special_tokens_mask().last() == Some(&1);
         Ok(encoded.len() - usize::from(special_end))
     }
@@ -120,11 +120,11 @@ impl Tokenizer {
             let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
             self.tokenizer.encode_batch_fast(texts, true)
         };
-        let encoded = encoded.map_err(|e| Error::Invalid(format!("cannot tokenize: {e}")))?;
+        let encoded = encoded.map_err(|e| Error::invalid(format!("cannot tokenize: {e}")))?;
         let truncated = encoded.iter().filter(|text| !text.get_overflowing().is_empty()).count();
         let ids: Vec<_> = encoded.iter().map(|text| text.get_ids().to_vec()).collect();
         match ids.iter().position(Vec::is_empty) {
-            Some(text) => Err(Error::Invalid("has no tokens, so it has no embedding".into()).of_text(text)),
+            Some(text) => Err(Error::invalid("has no tokens, so it has no embedding").of_text(text)),
             None => Ok(Tokens { ids, truncated }),
         }
     }

@@ -71,7 +71,7 @@ impl Kept {
         let mut numbers = vec![0.0; texts.len() * each * self.cols];
         for (&text, to) in texts.iter().zip(numbers.chunks_exact_mut((each * self.cols).max(1))) {
             if !self.has[text] {
-                return Err(Error::Invalid("a text's states are not kept".into()));
+                return Err(Error::invalid("a text's states are not kept"));
             }
             let from = &self.numbers[self.first[text] * self.cols..self.first[text + 1] * self.cols];
             for (to, &from) in to.iter_mut().zip(from) {

@@ -48,13 +48,13 @@ pub(super) fn cuts(graph: &Graph, objective: Objective) -> Result<Vec<Cut>> {
     let whole = |states| Cut { nodes: 0..end, input: None, states, embedding };
     match objective {
         Objective::States if embedding.is_none() && states.is_empty() => {
-            Err(Error::Invalid("the model has no states and no embeddings to compare".into()))
+            Err(Error::invalid("the model has no states and no embeddings to compare"))
         }
         Objective::Embeddings if embedding.is_none() => {
-            Err(Error::Invalid("the model has no embeddings on the device to compare".into()))
+            Err(Error::invalid("the model has no embeddings on the device to compare"))
         }
         Objective::Blocks if states.is_empty() => {
-            Err(Error::Invalid("the model has no states between its blocks to compare".into()))
+            Err(Error::invalid("the model has no states between its blocks to compare"))
         }
         Objective::States => Ok(vec![whole(states)]),
         Objective::Embeddings => Ok(vec![whole(Vec::new())]),
@@ -113,7 +113,7 @@ impl Part {
         if let Some(at) = sums.iter().position(|sum| !sum.is_finite()) {
             let of = self.first.iter().rev().find(|(_, first)| *first <= at);
             let name = of.map_or("a parameter", |(param, _)| &trainable.graph().param(*param).name);
-            return Err(Error::Invalid(format!(
+            return Err(Error::invalid(format!(
                 "the gradient of {name} is no number, or its square is too large for f32"
             )));
         }

@@ -36,7 +36,7 @@ impl Texts {
     pub(super) fn held_out_of(texts: usize, options: &TrainOptions) -> Result<usize> {
         let wanted = ((texts as f64 * options.held_out) as usize).min(options.max_held_out);
         if wanted == 0 || texts < 2 * options.batch {
-            return Err(Error::Invalid(format!(
+            return Err(Error::invalid(format!(
                 "{texts} texts are too few to retrain on: {} are needed, of which some are held out",
                 (2 * options.batch).max((1.0 / options.held_out).ceil() as usize)
             )));

@@ -204,7 +204,7 @@ impl Subjects<'_> {
             tokens = statistics.map(Statistics::tokens);
             let Some(&vector) = vectors.get(name) else { return Ok(None) };
             let pruned = self.args.prune_matrix(name, &weights.to_dense()?, vector, statistics);
-            let (row, pruned) = pruned.map_err(|e| sparse24::Error::Invalid(format!("{name}: {e}")))?;
+            let (row, pruned) = pruned.map_err(|e| sparse24::Error::invalid(format!("{name}: {e}")))?;
             rows.push(row);
             Ok::<_, sparse24::Error>(Some(HostWeights::Sparse24(pruned)))
         };

@@ -137,7 +137,7 @@ impl Sensitivity {
 
     /// Writes the file.
     pub(super) fn write(&self, path: &Path) -> sparse24::Result<()> {
-        let json = serde_json::to_string_pretty(self).map_err(|e| sparse24::Error::Invalid(e.to_string()))?;
+        let json = serde_json::to_string_pretty(self).map_err(|e| sparse24::Error::invalid(e.to_string()))?;
         write_atomically(path, |file| writeln!(file, "{json}"))
     }
 }

@@ -128,7 +128,7 @@ pub(super) struct Machine<'m> {
 }
 
 fn invalid(what: impl Into<String>) -> Error {
-    Error::Invalid(what.into())
+    Error::invalid(what)
 }
 
 fn unknown(what: &impl std::fmt::Debug) -> Error {

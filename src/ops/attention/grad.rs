@@ -83,7 +83,7 @@ impl Operation for AttentionGrad<'_> {
         dqkv.check("dqkv", qkv.shape())?;
         match (dbias, bias) {
             (Some(dbias), Some(bias)) => dbias.check("dbias", bias.shape()),
-            (Some(_), None) => Err(Error::Invalid("dbias is asked for, of an attention without a bias".into())),
+            (Some(_), None) => Err(Error::invalid("dbias is asked for, of an attention without a bias")),
             (None, _) => Ok(()),
         }
     }

@@ -59,13 +59,13 @@ impl Operation for EmbeddingGrad<'_> {
         let Self { tables, dy } = *self;
         check_f32(&[("dy", dy)])?;
         if tables.is_empty() || tables.len() > NAMES.len() {
-            return Err(Error::Invalid(format!("gradients of {} tables, expected 1 to 3", tables.len())));
+            return Err(Error::invalid(format!("gradients of {} tables, expected 1 to 3", tables.len())));
         }
         for ((name, name_of_ids), (ids, table)) in NAMES.into_iter().zip(tables) {
             table.check(name, (table.to.rows(), dy.cols()))?;
             expect_len(name_of_ids, ids.len(), dy.rows())?;
             if table.to.rows() == 0 {
-                return Err(Error::Invalid(format!("{name} of an embedding has no rows")));
+                return Err(Error::invalid(format!("{name} of an embedding has no rows")));
             }
         }
         Ok(())

@@ -91,7 +91,7 @@ pub(super) fn runs(inputs: &[Input]) -> Result<Vec<Option<String>>> {
         let held: Vec<_> = files.iter().flat_map(|file| holdings(*file, &inputs[*file].file)).collect();
         let refuse = |(a, b): (&Holding, &Holding)| {
             let (first, second) = (&inputs[a.file].name, &inputs[b.file].name);
-            Err(Error::Invalid(format!(
+            Err(Error::invalid(format!(
                 "{first} row {} and {second} row {} are both {} by {program} on {hardware}: leave one of them out, or \
                  name the runs, as in @before={first} @after={second}",
                 a.at + 1,
@@ -278,7 +278,7 @@ pub(super) fn one_device_a_name(inputs: &[Input]) -> Result<()> {
                 None => origin.device.clone(),
             };
             let (of, own) = (name(of), name(origin));
-            return Err(Error::Invalid(format!(
+            return Err(Error::invalid(format!(
                 "{machine} is {of} in {} and {own} in {}: give them two names",
                 first.name, input.name
             )));

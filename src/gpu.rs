@@ -621,9 +621,7 @@ impl Gpu {
         if let Some(pipeline) = lock(&self.pipelines).get(program) {
             return Ok(pipeline.clone());
         }
-        program
-            .supported_by(&self.info.caps)
-            .map_err(|feature| Error::missing_feature(self.info.name.clone(), feature))?;
+        program.supported_by(&self.info.caps).map_err(|feature| Error::missing_feature(&self.info.name, feature))?;
         let name = program.to_string();
         let layout = self.layout_of(program)?;
         let cached = lock(&self.modules).get(&program.module()).cloned();
@@ -793,21 +791,21 @@ impl Gpu {
 /// Runs wgpu calls inside error scopes, and returns what they reported.
 fn scoped<T>(device: &wgpu::Device, lost: &Mutex<Option<String>>, what: &str, call: impl FnOnce() -> T) -> Result<T> {
     if let Some(reason) = &*lock(lost) {
-        return Err(Error::device_lost(reason.clone()));
+        return Err(Error::device_lost(reason));
     }
     let (result, error) = in_scopes(device, call);
     if let Some(reason) = &*lock(lost) {
-        return Err(Error::device_lost(reason.clone()));
+        return Err(Error::device_lost(reason));
     }
     match error {
         None => Ok(result),
-        Some(wgpu::Error::OutOfMemory { .. }) => Err(Error::out_of_memory(what.to_owned())),
+        Some(wgpu::Error::OutOfMemory { .. }) => Err(Error::out_of_memory(what)),
         Some(wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. }) => {
             let reason = description.split_whitespace().collect::<Vec<_>>().join(" ");
             if is_lost(device) {
                 return Err(Error::device_lost(reason));
             }
-            Err(Error::gpu(what.to_owned(), reason))
+            Err(Error::gpu(what, reason))
         }
     }
 }

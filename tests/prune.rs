@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use proptest::prelude::*;
-use sparse24::{DType, Error, Mask, Matrix, VectorLen, prune};
+use sparse24::{DType, Mask, Matrix, VectorLen, prune};
 
 fn v(v: usize) -> VectorLen {
     VectorLen::new(v).unwrap()

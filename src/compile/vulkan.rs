@@ -58,7 +58,7 @@ fn failed<T>(what: &str) -> impl Fn(T) -> Error + '_
 where
     T: std::fmt::Display,
 {
-    move |e| Error::gpu(what.to_owned(), e.to_string())
+    move |e| Error::gpu(what, e.to_string())
 }
 
 impl Loaded {

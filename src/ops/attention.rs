@@ -183,7 +183,8 @@ impl Operation for Attention<'_> {
         let caps = &Caps { rates: gpu.tuning().rates.unwrap_or(caps.rates), ..caps.clone() };
         let all_heads = checked_mul("heads", batch, heads)?;
         let tile = AttentionTile::choose(all_heads, seq, head_dim, qkv.dtype(), caps);
-        let tile = tile.map_err(|lacks| Error::missing_feature(gpu.info().name.clone(), format!("what the least tile of attention takes: {lacks}")))?;
+        let feature = |lacks| format!("what the least tile of attention takes: {lacks}");
+        let tile = tile.map_err(|lacks| Error::missing_feature(&gpu.info().name, feature(lacks)))?;
         let kernel = AttentionKernel::new(tile, gpu_size("features of a head", head_dim)?, qkv.dtype(), y.dtype())?;
         let kernel = kernel.with(gpu_size("heads", self.share())?, causal, bias.is_some());
         let params = self.params()?;

@@ -21,7 +21,8 @@ use sparse24::engine::{AdapterKind, DeviceInfo};
 use sparse24::measure::{MODELS, uniform};
 use sparse24::reference::Operands;
 use sparse24::{
-    DType, Device, Elements, Gemm, HostWeights, Io, Matrix, Op, Oracle, Prepared, Problem, Sample, VectorLen, prune,
+    DType, Device, Elements, Gemm, GemmOperands, HostWeights, Matrix, Op, Oracle, Prepared, Problem, Sample, VectorLen,
+    prune,
 };
 
 /// A model's name and the tokens that it is measured with.
@@ -138,9 +139,8 @@ fn verified(device: &Device, problem: &Problem, rotated: usize) -> Vec<Prepared>
         let (weights, x) = (upload(), device.upload(&x).unwrap());
         let y = device.upload(&nan).unwrap();
         set_bytes = weights.bytes() + problem.n * problem.k * problem.storage.bytes() + nan.bytes();
-        let call = device
-            .prepare(&Gemm { plan: &plan, weights: &weights, io: Io { x: &x, bias: None, residual: None, y: &y } })
-            .unwrap();
+        let call =
+            device.prepare(&Gemm { plan: &plan, weights: &weights, operands: GemmOperands::new(&x, &y) }).unwrap();
         call.run().unwrap();
         let output = device.read(&y).unwrap();
         calls.push(call);

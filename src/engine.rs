@@ -44,7 +44,7 @@ use crate::weights::HostWeights;
 /// A place where products are computed. Cloning is cheap and gives the same device.
 ///
 /// ```
-/// use sparse24::{DType, Device, Gemm, Io, Mask, Matrix, Op, Problem, Sparse24, VectorLen, prune};
+/// use sparse24::{DType, Device, Gemm, GemmOperands, Mask, Matrix, Op, Problem, Sparse24, VectorLen, prune};
 /// let device = Device::cpu()?;
 /// let w = Matrix::from_f32(2, 4, &[3.0, 1.0, 2.0, 0.0, 0.0, 5.0, 0.0, 4.0])?;
 /// let mask = prune::magnitude(&w, VectorLen::ONE)?;
@@ -52,8 +52,8 @@ use crate::weights::HostWeights;
 /// let x = device.upload(&Matrix::from_f32(1, 4, &[1.0, 1.0, 1.0, 1.0])?)?;
 /// let y = device.zeros(1, 2, DType::F32)?;
 /// let plan = device.plan(&Problem::linear(Op::Sparse24(VectorLen::ONE), 2, 1, 4, DType::F32))?;
-/// let io = Io { x: &x, bias: None, residual: None, y: &y };
-/// device.prepare(&Gemm { plan: &plan, weights: &weights, io })?.run()?;
+/// let operands = GemmOperands::new(&x, &y);
+/// device.prepare(&Gemm { plan: &plan, weights: &weights, operands })?.run()?;
 /// assert_eq!(device.read(&y)?, Matrix::from_f32(1, 2, &[5.0, 9.0])?);
 /// # Ok::<(), sparse24::Error>(())
 /// ```

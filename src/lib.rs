@@ -22,7 +22,7 @@
 //!     │                                         │  Device::plan       plan  ◄ kernels (the list of GEMM kernels)
 //!     │                                         ▼
 //!     └────────────────────────────────────►  Plan
-//!                                               │  Gemm { plan, weights, io }
+//!                                               │  Gemm { plan, weights, operands }
 //!                                               ▼
 //!  Attention, LayerNorm, ... ───────────►  Operation                  ops     (the list of operations)
 //!                                               │  Device::prepare    engine ─► gpu (wgpu) or cpu
@@ -69,8 +69,8 @@
 //! let problem = Problem { epilogue, ..Problem::linear(op, 8, 3, 16, DType::F32) };
 //! let plan = device.plan(&problem)?;
 //! println!("{}", plan.explain());
-//! let io = Io { x: &x, bias: Some(&bias), residual: None, y: &y };
-//! let layer = device.prepare(&Gemm { plan: &plan, weights: &weights, io })?;
+//! let operands = GemmOperands::new(&x, &y).bias(&bias);
+//! let layer = device.prepare(&Gemm { plan: &plan, weights: &weights, operands })?;
 //! layer.run()?;
 //!
 //! // Believed only when the f64 reference agrees.
@@ -273,7 +273,7 @@ pub use matrix::{DType, Element, Elements, Matrix};
 pub use ops::activation::ActivateGrad;
 pub use ops::embedding::EmbeddingGrad;
 pub use ops::gated::GatedGrad;
-pub use ops::gemm::Io;
+pub use ops::gemm::GemmOperands;
 pub use ops::layer_norm::LayerNormGrad;
 pub use ops::mean_pooling::MeanPoolingGrad;
 pub use ops::rms_norm::RmsNormGrad;

@@ -37,9 +37,9 @@
 //! let [h1, h2] = [device.zeros(tokens, hidden, DType::F32)?, device.zeros(tokens, hidden, DType::F32)?];
 //! let y = device.zeros(tokens, output, DType::F32)?;
 //! let calls = [
-//!     layers[0].prepare(&Io { x: &x, bias: Some(&bias), residual: None, y: &h1 })?,
-//!     layers[1].prepare(&Io { x: &h1, bias: Some(&bias), residual: Some(&h1), y: &h2 })?,
-//!     layers[2].prepare(&Io { x: &h2, bias: None, residual: None, y: &y })?,
+//!     layers[0].prepare(&GemmOperands::new(&x, &h1).bias(&bias))?,
+//!     layers[1].prepare(&GemmOperands::new(&h1, &h2).bias(&bias).residual(&h1))?,
+//!     layers[2].prepare(&GemmOperands::new(&h2, &y))?,
 //! ];
 //! device.submit(&calls)?; // as often as wanted, with device.write(&x, ..) in between
 //! assert_eq!((device.read(&y)?.rows(), device.read(&y)?.cols()), (tokens, output));
@@ -50,11 +50,11 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::engine::{Device, Prepared, Weights};
+use crate::engine::{Device, Prepared, Tensor, Weights};
 use crate::error::{Error, Result};
 use crate::matrix::DType;
 use crate::ops::Gemm;
-use crate::ops::gemm::Io;
+use crate::ops::gemm::GemmOperands;
 use crate::plan::Plan;
 use crate::problem::{Epilogue, Op, Problem};
 use crate::weights::HostWeights;
@@ -69,9 +69,12 @@ use crate::weights::HostWeights;
 /// let layer = device.linear(&compressed, Epilogue::NONE);
 ///
 /// let x = device.upload(&Matrix::from_f32(1, 4, &[1.0, 1.0, 1.0, 1.0])?)?;
+/// assert_eq!(device.read(&layer.forward(&x)?)?, Matrix::from_f32(1, 2, &[5.0, 9.0])?);
+///
+/// // An engine plans, allocates and binds once, and runs as often as it wants: x and y stay where they are.
 /// let y = device.zeros(1, 2, DType::F32)?;
-/// let call = layer.prepare(&Io { x: &x, bias: None, residual: None, y: &y })?;
-/// call.run()?; // as often as wanted: x and y stay where they are
+/// let call = layer.prepare(&GemmOperands::new(&x, &y))?;
+/// call.run()?;
 /// assert_eq!(device.read(&y)?, Matrix::from_f32(1, 2, &[5.0, 9.0])?);
 /// println!("{}", layer.plan(1, DType::F32)?.explain());
 /// # Ok::<(), Error>(())
@@ -79,6 +82,8 @@ use crate::weights::HostWeights;
 #[derive(Clone, Debug)]
 pub struct Linear {
     layer: Arc<Layer>,
+    epilogue: Epilogue,
+    bias: Option<Tensor>,
     no_dense_fallback: bool,
 }
 
@@ -90,7 +95,6 @@ struct Layer {
     m: usize,
     k: usize,
     dtype: DType,
-    epilogue: Epilogue,
     forms: Mutex<Forms>,
 }
 
@@ -125,17 +129,22 @@ impl Device {
             m: w.m(),
             k: w.k(),
             dtype,
-            epilogue,
             forms: Mutex::new(Forms { host: Some(w), own: None, dense: None }),
         };
-        Linear { layer: Arc::new(layer), no_dense_fallback: false }
+        Linear { layer: Arc::new(layer), epilogue, bias: None, no_dense_fallback: false }
     }
 }
 
 impl Linear {
     /// The same layer, on the same weights, that takes no dense ones in place of 2:4: to see what 2:4 alone does.
     pub fn no_dense_fallback(&self) -> Self {
-        Self { layer: Arc::clone(&self.layer), no_dense_fallback: true }
+        Self { no_dense_fallback: true, ..self.clone() }
+    }
+
+    /// The same layer, on the same weights, that adds this bias of `1 x m` f32 in every call that is given none.
+    pub fn with_bias(&self, bias: &Tensor) -> Self {
+        let epilogue = Epilogue { bias: true, ..self.epilogue };
+        Self { epilogue, bias: Some(bias.clone()), ..self.clone() }
     }
 
     /// The operation that its weights were given for.
@@ -145,7 +154,7 @@ impl Linear {
 
     /// What is done to its product before it is stored.
     pub fn epilogue(&self) -> Epilogue {
-        self.layer.epilogue
+        self.epilogue
     }
 
     /// How `n` tokens would be multiplied into an output of this type. An error names what the device lacks, or the
@@ -159,22 +168,32 @@ impl Linear {
     }
 
     fn problem(&self, n: usize, output: DType) -> Problem {
-        let Layer { op, m, k, dtype, epilogue, .. } = *self.layer;
-        Problem { output, epilogue, ..Problem::linear(op, m, n, k, dtype) }
+        let Layer { op, m, k, dtype, .. } = *self.layer;
+        Problem { output, epilogue: self.epilogue, ..Problem::linear(op, m, n, k, dtype) }
     }
 
-    /// Plans for the tokens in `io.x`, uploads the weights in the form that the plan wants unless they are there, and
+    /// Y (`n x m`, of X's type) for X (`n x k`), both on the device: plans, allocates and runs. Every call does all of
+    /// it, where [`Linear::prepare`] does it once. A residual needs that, too. Errors are those of `prepare`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = self.layer.device.zeros(x.rows(), self.layer.m, x.dtype())?;
+        self.prepare(&GemmOperands::new(x, &y))?.run()?;
+        Ok(y)
+    }
+
+    /// Plans for the tokens in `operands.x`, uploads the weights in the form that the plan wants unless they are there, and
     /// binds the operands. X and Y are as in the linear form, with bias and residual as the epilogue wants; errors are
     /// those of [`Linear::plan`] and [`Device::prepare`], and a mask of another shape than its weights. Where the device
     /// has no room for the dense copy of 2:4 weights, these themselves are used.
-    pub fn prepare(&self, io: &Io<'_>) -> Result<Prepared> {
+    pub fn prepare(&self, operands: &GemmOperands<'_>) -> Result<Prepared> {
         let Layer { device, op, .. } = &*self.layer;
-        let plan = self.plan(io.x.rows(), io.y.dtype())?;
+        let operands = GemmOperands { bias: operands.bias.or(self.bias.as_ref()), ..*operands };
+        let tokens = operands.x.rows();
+        let plan = self.plan(tokens, operands.y.dtype())?;
         match self.weights(plan.weights()) {
-            Ok(weights) => device.prepare(&Gemm { plan: &plan, weights: &weights, io: *io }),
+            Ok(weights) => device.prepare(&Gemm { plan: &plan, weights: &weights, operands }),
             Err(e) if (e.is_out_of_memory() || e.is_too_large()) && plan.weights() != *op => {
-                let plan = device.plan(&self.problem(io.x.rows(), io.y.dtype()))?;
-                device.prepare(&Gemm { plan: &plan, weights: &self.weights(plan.weights())?, io: *io })
+                let plan = device.plan(&self.problem(tokens, operands.y.dtype()))?;
+                device.prepare(&Gemm { plan: &plan, weights: &self.weights(plan.weights())?, operands })
             }
             Err(e) => Err(e),
         }

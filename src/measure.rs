@@ -25,7 +25,7 @@ use crate::mask::{Mask24, VectorLen};
 use crate::matrix::{DType, Elements, Matrix};
 use crate::memory;
 use crate::ops::Gemm;
-use crate::ops::gemm::Io;
+use crate::ops::gemm::GemmOperands;
 use crate::plan::Plan;
 use crate::problem::{Op, Problem};
 use crate::prune;
@@ -736,11 +736,11 @@ impl Sets {
 
     /// One call per set.
     fn bind(&self, device: &Device, plan: &Plan) -> Result<Vec<Prepared>> {
-        let io = |x| Io { x, bias: None, residual: None, y: &self.y };
+        let operands = |x| GemmOperands::new(x, &self.y);
         self.weights
             .iter()
             .zip(&self.xs)
-            .map(|(weights, x)| device.prepare(&Gemm { plan, weights, io: io(x) }))
+            .map(|(weights, x)| device.prepare(&Gemm { plan, weights, operands: operands(x) }))
             .collect()
     }
 }

@@ -16,7 +16,9 @@ use rayon::prelude::*;
 
 use common::{Data, SIZES, check, host_weights, ops, rng, seed};
 use sparse24::simd::SimdLevel;
-use sparse24::{Activation, DType, Device, Epilogue, Form, Gemm, Io, Matrix, Op, Options, Plan, Problem, VectorLen};
+use sparse24::{
+    Activation, DType, Device, Epilogue, Form, Gemm, GemmOperands, Matrix, Op, Options, Plan, Problem, VectorLen,
+};
 
 fn device(simd: SimdLevel, threads: usize) -> Device {
     Device::open("cpu", Options { simd: Some(simd), threads: Some(threads), ..Options::default() }).unwrap()
@@ -246,11 +248,11 @@ fn a_repeated_call_allocates_nothing() {
             let y = device.zeros(n, 150, output).unwrap();
             let weights =
                 device.upload_weights(&host_weights(&problem, Data::Uniform, &mut common::rng(1, 2))).unwrap();
-            let io = Io { x: &x, bias: Some(&bias), residual: Some(&residual), y: &y };
+            let operands = GemmOperands::new(&x, &y).bias(&bias).residual(&residual);
             for plan in device.candidates(&problem).unwrap() {
                 // The crate's own buffers are its own affair.
                 if plan.schedule() != "gemm_crate" {
-                    calls.push(device.prepare(&Gemm { plan: &plan, weights: &weights, io }).unwrap());
+                    calls.push(device.prepare(&Gemm { plan: &plan, weights: &weights, operands }).unwrap());
                 }
             }
         }
@@ -277,9 +279,7 @@ fn calls_on_the_cpu_run_in_turn() {
     let (a, b) = (device.upload(&zeros).unwrap(), device.upload(&zeros).unwrap());
     // The ordinary residual connection: X is added to the output.
     let call = |x, y| {
-        device
-            .prepare(&Gemm { plan: &plan, weights: &weights, io: Io { x, bias: None, residual: Some(x), y } })
-            .unwrap()
+        device.prepare(&Gemm { plan: &plan, weights: &weights, operands: GemmOperands::new(x, y).residual(x) }).unwrap()
     };
     let (there, back) = (call(&a, &b), call(&b, &a));
     let (done, finished) = std::sync::mpsc::channel();

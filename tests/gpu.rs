@@ -10,8 +10,8 @@ use sparse24::kernels::ShaderChecks;
 use sparse24::plan::{Method, Tuned};
 use sparse24::reference::{Operands, Oracle, Sample};
 use sparse24::{
-    DType, Device, Elements, Epilogue, Error, Form, Gemm, HostWeights, Io, Matrix, Op, Options, Problem, Tensor,
-    Tuning, VectorLen, Weights,
+    DType, Device, Elements, Epilogue, Error, Form, Gemm, GemmOperands, HostWeights, Matrix, Op, Options, Problem,
+    Tensor, Tuning, VectorLen, Weights,
 };
 
 const OP: Op = Op::Sparse24(VectorLen::ONE);
@@ -81,8 +81,8 @@ fn calls_are_recorded_into_the_callers_encoder_on_the_callers_buffers() {
     let tensor = |buffer: &wgpu::Buffer, cols| Tensor::from_buffer(&device, buffer.clone(), n, cols, DType::F32);
     let (tx, ty) = (tensor(&x, k).unwrap(), tensor(&y, m).unwrap());
     let plan = device.plan(&layer.problem).unwrap();
-    let io = Io { x: &tx, bias: None, residual: None, y: &ty };
-    let call = device.prepare(&Gemm { plan: &plan, weights: &layer.weights, io }).unwrap();
+    let operands = GemmOperands::new(&tx, &ty);
+    let call = device.prepare(&Gemm { plan: &plan, weights: &layer.weights, operands }).unwrap();
 
     let mut encoder = wgpu_device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     call.on_gpu().unwrap().record(&mut encoder);
@@ -144,8 +144,8 @@ fn f16_without_the_feature_is_refused_by_name() {
     let plan = sparse24::Plan::gpu(&problem, &caps, &sparse24::Tuning::default());
     let weights = device.upload_weights(&host_weights(&problem, Data::Whole, &mut rng(1, 0))).unwrap();
     let (x, y) = (device.zeros(8, 8, DType::F16).unwrap(), device.zeros(8, 8, DType::F16).unwrap());
-    let io = Io { x: &x, bias: None, residual: None, y: &y };
-    let error = device.prepare(&Gemm { plan: &plan.unwrap(), weights: &weights, io }).unwrap_err();
+    let operands = GemmOperands::new(&x, &y);
+    let error = device.prepare(&Gemm { plan: &plan.unwrap(), weights: &weights, operands }).unwrap_err();
     assert!(error.is_unsupported(), "{error}");
 }
 
@@ -158,9 +158,8 @@ fn a_lost_device_is_an_error_and_no_panic() {
     let layer = Layer::new(&device, OP, seed());
     let (x, y) = (device.upload(&layer.x).unwrap(), device.zeros(20, 70, DType::F32).unwrap());
     let plan = device.plan(&layer.problem).unwrap();
-    let call = device
-        .prepare(&Gemm { plan: &plan, weights: &layer.weights, io: Io { x: &x, bias: None, residual: None, y: &y } })
-        .unwrap();
+    let call =
+        device.prepare(&Gemm { plan: &plan, weights: &layer.weights, operands: GemmOperands::new(&x, &y) }).unwrap();
     call.run().unwrap();
     wgpu_device.destroy();
     // A submission to a lost device is dropped; only what depends on its result can tell.
@@ -169,15 +168,7 @@ fn a_lost_device_is_an_error_and_no_panic() {
     lost(device.read(&y).err());
     lost(device.upload(&layer.x).err());
     lost(device.zeros(4, 4, DType::F32).err());
-    lost(
-        device
-            .prepare(&Gemm {
-                plan: &plan,
-                weights: &layer.weights,
-                io: Io { x: &x, bias: None, residual: None, y: &y },
-            })
-            .err(),
-    );
+    lost(device.prepare(&Gemm { plan: &plan, weights: &layer.weights, operands: GemmOperands::new(&x, &y) }).err());
 }
 
 #[test]
@@ -208,7 +199,10 @@ fn operands_that_do_not_fit_are_refused_by_name() {
     let plan = device.plan(&layer.problem).unwrap();
     let (x, y) = (device.upload(&layer.x).unwrap(), device.zeros(20, 70, DType::F32).unwrap());
     let refused = |weights: &Weights, x: &Tensor, bias: Option<&Tensor>, residual: Option<&Tensor>, y: &Tensor| {
-        device.prepare(&Gemm { plan: &plan, weights, io: Io { x, bias, residual, y } }).unwrap_err().to_string()
+        device
+            .prepare(&Gemm { plan: &plan, weights, operands: GemmOperands { x, bias, residual, y } })
+            .unwrap_err()
+            .to_string()
     };
     let short = device.zeros(20, 96, DType::F32).unwrap();
     assert!(refused(&layer.weights, &short, None, None, &y).starts_with("x has shape [20, 96], expected [20, 100]"));
@@ -224,15 +218,15 @@ fn operands_that_do_not_fit_are_refused_by_name() {
     assert!(refused(&layer.weights, &elsewhere, None, None, &y).contains("another device"));
     assert!(device.read(&elsewhere).is_err_and(|e| e.is_mismatch()));
     let cpu_plan = cpu.plan(&layer.problem).unwrap();
-    let io = Io { x: &x, bias: None, residual: None, y: &y };
-    let error = device.prepare(&Gemm { plan: &cpu_plan, weights: &layer.weights, io }).unwrap_err();
+    let operands = GemmOperands::new(&x, &y);
+    let error = device.prepare(&Gemm { plan: &cpu_plan, weights: &layer.weights, operands }).unwrap_err();
     assert!(error.to_string().contains("the CPU device"), "{error}");
 
     // One memory may not be read and written by the same call.
     let square = Problem { epilogue: Epilogue { residual: true, ..Epilogue::NONE }, ..layer.problem };
-    let io = Io { x: &x, bias: None, residual: Some(&y), y: &y };
+    let operands = GemmOperands::new(&x, &y).residual(&y);
     let error =
-        device.prepare(&Gemm { plan: &device.plan(&square).unwrap(), weights: &layer.weights, io }).unwrap_err();
+        device.prepare(&Gemm { plan: &device.plan(&square).unwrap(), weights: &layer.weights, operands }).unwrap_err();
     assert!(error.to_string().contains("shares its memory"), "{error}");
 }
 
@@ -307,8 +301,8 @@ fn threads_share_a_device() {
                     let plan = device.plan(&layer.problem).unwrap();
                     let x = device.upload(&layer.x).unwrap();
                     let y = device.zeros(20, 70, DType::F32).unwrap();
-                    let io = Io { x: &x, bias: None, residual: None, y: &y };
-                    device.prepare(&Gemm { plan: &plan, weights: &layer.weights, io }).unwrap().run().unwrap();
+                    let operands = GemmOperands::new(&x, &y);
+                    device.prepare(&Gemm { plan: &plan, weights: &layer.weights, operands }).unwrap().run().unwrap();
                     layer.expect(&device.read(&y).unwrap());
                 }
             });
@@ -324,9 +318,8 @@ fn a_prepared_call_sees_new_activations_and_is_timed() {
     let plan = device.plan(&layer.problem).unwrap();
     let zeros = Matrix::new(20, 100, Elements::zeros(DType::F32, 2000)).unwrap();
     let (x, y) = (device.upload(&zeros).unwrap(), device.zeros(20, 70, DType::F32).unwrap());
-    let call = device
-        .prepare(&Gemm { plan: &plan, weights: &layer.weights, io: Io { x: &x, bias: None, residual: None, y: &y } })
-        .unwrap();
+    let call =
+        device.prepare(&Gemm { plan: &plan, weights: &layer.weights, operands: GemmOperands::new(&x, &y) }).unwrap();
     call.run().unwrap();
     assert_eq!(device.read(&y).unwrap(), Matrix::zeros(20, 70, DType::F32).unwrap());
     device.write(&x, &layer.x).unwrap();
@@ -353,7 +346,7 @@ fn a_repeated_call_of_a_layer_allocates_nothing_and_submits_once() {
     assert!(layer.plan(n, DType::F32).unwrap().explain().contains("first: k = 1001"));
     let x = matrix(n, k, DType::F32, Data::Whole, &mut rng);
     let (tx, ty) = (device.upload(&x).unwrap(), device.zeros(n, m, DType::F32).unwrap());
-    let call = layer.prepare(&Io { x: &tx, bias: None, residual: None, y: &ty }).unwrap();
+    let call = layer.prepare(&GemmOperands::new(&tx, &ty)).unwrap();
     call.run().unwrap();
     device.wait().unwrap();
 
@@ -375,7 +368,7 @@ fn a_repeated_call_of_a_layer_allocates_nothing_and_submits_once() {
     let bytes = layer.bytes();
     let (tx, ty) = (device.upload(&x).unwrap(), device.zeros(n, m, DType::F32).unwrap());
     let with_tensors = allocated(&wgpu_device)[1];
-    layer.prepare(&Io { x: &tx, bias: None, residual: None, y: &ty }).unwrap().run().unwrap();
+    layer.prepare(&GemmOperands::new(&tx, &ty)).unwrap().run().unwrap();
     assert_eq!(layer.bytes(), bytes);
     let more = allocated(&wgpu_device)[1] - with_tensors;
     assert!(more < (n * k * 4) as isize / 2, "{more} bytes more");
@@ -409,7 +402,7 @@ fn a_layer_that_would_lose_as_sparse_runs_dense() {
         assert_eq!(plan.explain().contains("dense weights, because"), form == Op::Dense, "{}", plan.explain());
         let x = matrix(n, k, DType::F32, Data::Whole, &mut rng);
         let (tx, ty) = (device.upload(&x).unwrap(), device.zeros(n, m, DType::F32).unwrap());
-        layer.prepare(&Io { x: &tx, bias: None, residual: None, y: &ty }).unwrap().run().unwrap();
+        layer.prepare(&GemmOperands::new(&tx, &ty)).unwrap().run().unwrap();
         let operands = Operands { weights: &host, x: &x, bias: None, residual: None };
         let verdict = Oracle::new(&problem, operands).unwrap().verify(&device.read(&ty).unwrap(), Sample::All).unwrap();
         assert!(verdict.passed(), "{verdict}");

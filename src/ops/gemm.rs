@@ -33,12 +33,12 @@ pub struct Gemm<'a> {
     /// W, in the form that the plan wants: [`Plan::weights`].
     pub weights: &'a Weights,
     /// The other operands.
-    pub io: Io<'a>,
+    pub operands: GemmOperands<'a>,
 }
 
 /// The operands of a GEMM beside the weights.
 #[derive(Clone, Copy, Debug)]
-pub struct Io<'a> {
+pub struct GemmOperands<'a> {
     /// X (`n x k`) in the linear form, B (`k x n`) in the plain one.
     pub x: &'a Tensor,
     /// One f32 per output feature, `1 x m`; given if and only if the plan's epilogue adds it.
@@ -47,6 +47,23 @@ pub struct Io<'a> {
     pub residual: Option<&'a Tensor>,
     /// Y (`n x m`) or C (`m x n`), overwritten. Must share no memory with the others.
     pub y: &'a Tensor,
+}
+
+impl<'a> GemmOperands<'a> {
+    /// X and Y, without bias and residual.
+    pub fn new(x: &'a Tensor, y: &'a Tensor) -> Self {
+        Self { x, bias: None, residual: None, y }
+    }
+
+    /// With this bias.
+    pub fn bias(self, bias: &'a Tensor) -> Self {
+        Self { bias: Some(bias), ..self }
+    }
+
+    /// With this residual.
+    pub fn residual(self, residual: &'a Tensor) -> Self {
+        Self { residual: Some(residual), ..self }
+    }
 }
 
 /// Every kernel, and what runs before and after it.
@@ -60,7 +77,7 @@ impl Operation for Gemm<'_> {
     }
 
     fn operands(&self) -> Vec<Operand<'_>> {
-        let Io { x, bias, residual, y } = self.io;
+        let GemmOperands { x, bias, residual, y } = self.operands;
         let added = [("bias", bias), ("residual", residual)];
         let added = added.into_iter().filter_map(|(name, tensor)| Some(Operand::read(name, tensor?)));
         let given = [Operand::read("weights", self.weights), Operand::read("x", x), Operand::write("y", y)];
@@ -68,7 +85,7 @@ impl Operation for Gemm<'_> {
     }
 
     fn check(&self) -> Result<()> {
-        let Self { plan, weights, io } = *self;
+        let Self { plan, weights, operands } = *self;
         let problem = plan.problem();
         let Problem { m, k, storage, output, epilogue, .. } = *problem;
         if weights.op() != plan.weights() {
@@ -76,13 +93,13 @@ impl Operation for Gemm<'_> {
         }
         expect_shape("weights", weights.shape(), (m, k))?;
         expect_dtype("weights", weights.dtype(), storage)?;
-        expect_shape("x", io.x.shape(), problem.x_shape())?;
-        expect_dtype("x", io.x.dtype(), storage)?;
-        expect_shape("y", io.y.shape(), problem.y_shape())?;
-        expect_dtype("y", io.y.dtype(), output)?;
+        expect_shape("x", operands.x.shape(), problem.x_shape())?;
+        expect_dtype("x", operands.x.dtype(), storage)?;
+        expect_shape("y", operands.y.shape(), problem.y_shape())?;
+        expect_dtype("y", operands.y.dtype(), output)?;
         for (what, tensor, wanted, shape, dtype) in [
-            ("bias", io.bias, epilogue.bias, (1, m), DType::F32),
-            ("residual", io.residual, epilogue.residual, problem.y_shape(), output),
+            ("bias", operands.bias, epilogue.bias, (1, m), DType::F32),
+            ("residual", operands.residual, epilogue.residual, problem.y_shape(), output),
         ] {
             if tensor.is_some() != wanted {
                 let word = |given| if given { "with" } else { "without" };
@@ -101,14 +118,14 @@ impl Operation for Gemm<'_> {
     }
 
     fn dispatches(&self, gpu: &Gpu) -> Result<Vec<Dispatch>> {
-        let Self { plan, weights, io } = self;
+        let Self { plan, weights, operands } = self;
         let Method::Gpu(_) = plan.method() else { return Err(foreign_plan("the CPU device", "a GPU")) };
         let (packed, partial) = plan.scratch_bytes();
         let scratch = |which, bytes: u64| (bytes > 0).then(|| gpu.scratch(which, bytes)).transpose();
         let bind = Bind {
             problem: plan.problem(),
             pieces: weights.on_gpu()?,
-            io,
+            operands,
             packed: scratch(Scratch::Packed, packed)?,
             partial: scratch(Scratch::Partial, partial)?,
             scratch_bytes: (packed, partial),
@@ -117,16 +134,16 @@ impl Operation for Gemm<'_> {
     }
 
     fn cpu_call(&self, _: &Cpu) -> Result<Box<dyn CpuCall>> {
-        let Self { plan, weights, io } = self;
+        let Self { plan, weights, operands } = self;
         let Method::Cpu(method) = plan.method() else { return Err(foreign_plan("a GPU", "the CPU device")) };
         Ok(Box::new(Call {
             problem: *plan.problem(),
             schedule: method.schedule(),
             weights: weights.on_cpu()?,
-            x: io.x.on_cpu()?,
-            bias: io.bias.map(Tensor::on_cpu).transpose()?,
-            residual: io.residual.map(Tensor::on_cpu).transpose()?,
-            y: io.y.on_cpu()?,
+            x: operands.x.on_cpu()?,
+            bias: operands.bias.map(Tensor::on_cpu).transpose()?,
+            residual: operands.residual.map(Tensor::on_cpu).transpose()?,
+            y: operands.y.on_cpu()?,
         }))
     }
 }
@@ -167,7 +184,7 @@ impl CpuCall for Call {
 struct Bind<'a> {
     problem: &'a Problem,
     pieces: &'a [Piece],
-    io: &'a Io<'a>,
+    operands: &'a GemmOperands<'a>,
     packed: Option<wgpu::Buffer>,
     partial: Option<wgpu::Buffer>,
     scratch_bytes: (u64, u64),
@@ -182,7 +199,7 @@ impl Bind<'_> {
             self.partial.as_ref().map(|buffer| BufferRange { buffer, offset: 0, bytes: self.scratch_bytes.1 });
         let x = match &step.x {
             Activations::Nothing => None,
-            Activations::Given(tokens) => self.io.x.part_on_gpu(tokens, n, k * storage.bytes()),
+            Activations::Given(tokens) => self.operands.x.part_on_gpu(tokens, n, k * storage.bytes()),
             Activations::Packed => packed,
         };
         let (residual, y) = match &step.y {
@@ -190,11 +207,11 @@ impl Bind<'_> {
             Target::Partial => (None, partial),
             Target::Output(tokens) => {
                 let token_bytes = m * output.bytes();
-                let residual = self.io.residual.and_then(|tensor| tensor.part_on_gpu(tokens, n, token_bytes));
-                (residual, self.io.y.part_on_gpu(tokens, n, token_bytes))
+                let residual = self.operands.residual.and_then(|tensor| tensor.part_on_gpu(tokens, n, token_bytes));
+                (residual, self.operands.y.part_on_gpu(tokens, n, token_bytes))
             }
         };
-        let bias = self.io.bias.and_then(Tensor::on_gpu);
+        let bias = self.operands.bias.and_then(Tensor::on_gpu);
         let [bias, residual] = [bias, residual].map(|operand| operand.filter(|_| step.epilogue));
         let own = match step.weights {
             WeightOperand::Nothing => vec![x],
@@ -223,7 +240,7 @@ impl NodeOp for GemmNode {
         let Epilogue { bias, residual, .. } = self.epilogue;
         let residual = residual.then(|| site.tensor(2 + usize::from(bias))).transpose()?;
         let bias = bias.then(|| site.tensor(2)).transpose()?;
-        site.linear(1)?.prepare(&Io { x: site.tensor(0)?, bias, residual, y: site.y })
+        site.linear(1)?.prepare(&GemmOperands { x: site.tensor(0)?, bias, residual, y: site.y })
     }
 
     fn saves(&self) -> bool {
@@ -237,11 +254,11 @@ impl NodeOp for GemmNode {
         let bias = bias.then(|| site.tensor(2)).transpose()?;
         let (weights, x) = (site.trainable(1)?, site.tensor(0)?);
         let Some(z) = saved else {
-            return Ok(vec![weights.product(device, self.epilogue, Io { x, bias, residual, y })?]);
+            return Ok(vec![weights.product(device, self.epilogue, GemmOperands { x, bias, residual, y })?]);
         };
         let plain = Epilogue { activation: Activation::None, residual: false, ..self.epilogue };
         Ok(vec![
-            weights.product(device, plain, Io { x, bias, residual: None, y: z })?,
+            weights.product(device, plain, GemmOperands { x, bias, residual: None, y: z })?,
             device.prepare(&Activate { activation, x: z, residual, y })?,
         ])
     }

@@ -14,7 +14,7 @@
 //! a GPU. Invariant: a prepared call's operands have the sizes that its kernel indexes, and live on its device.
 //!
 //! ```
-//! use sparse24::{Compressed, DType, Device, Gemm, Io, Matrix, Op, Problem, Sparsify, VectorLen, prune};
+//! use sparse24::{Compressed, DType, Device, Gemm, GemmOperands, Matrix, Op, Problem, Sparsify, VectorLen, prune};
 //! let device = Device::cpu()?;
 //! let w0 = Matrix::from_f32(1, 4, &[3.0, 1.0, 2.0, 0.0])?;
 //! let weights = device.upload_weights(&prune::sparsify(&w0, VectorLen::ONE)?.into())?;
@@ -22,10 +22,10 @@
 //! let x = device.upload(&Matrix::from_f32(1, 4, &[1.0; 4])?)?;
 //! let y = device.zeros(1, 1, DType::F32)?;
 //! let plan = device.plan(&Problem::linear(Op::Sparse24(VectorLen::ONE), 1, 1, 4, DType::F32))?;
-//! let io = Io { x: &x, bias: None, residual: None, y: &y };
+//! let operands = GemmOperands::new(&x, &y);
 //! let step = [
 //!     device.prepare(&Sparsify { w: &w, to: Compressed::Weights(&weights) })?,
-//!     device.prepare(&Gemm { plan: &plan, weights: &weights, io })?,
+//!     device.prepare(&Gemm { plan: &plan, weights: &weights, operands })?,
 //! ];
 //! device.submit(&step)?;
 //! assert_eq!(device.read(&y)?.get(0, 0), 5.0);

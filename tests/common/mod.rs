@@ -6,7 +6,8 @@ use rand_pcg::Pcg64;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 use sparse24::reference::{Operands, Oracle, Sample, Verdict};
 use sparse24::{
-    DType, Device, Elements, Gemm, HostWeights, Io, Mask, Matrix, Op, Plan, Problem, Sparse24, VectorLen, prune,
+    DType, Device, Elements, Gemm, GemmOperands, HostWeights, Mask, Matrix, Op, Plan, Problem, Sparse24, VectorLen,
+    prune,
 };
 
 /// The GPU to test: the adapter named by SPARSE24_TEST_DEVICE, else any. `None`, with a word on stderr, where there is
@@ -175,8 +176,8 @@ pub fn run(
     let x = device.upload(x).unwrap();
     let bias = bias.map(|b| device.upload(b).unwrap());
     let residual = residual.map(|r| device.upload(r).unwrap());
-    let io = Io { x: &x, bias: bias.as_ref(), residual: residual.as_ref(), y: &y };
-    device.prepare(&Gemm { plan, weights: &weights, io }).unwrap().run().unwrap();
+    let operands = GemmOperands { x: &x, bias: bias.as_ref(), residual: residual.as_ref(), y: &y };
+    device.prepare(&Gemm { plan, weights: &weights, operands }).unwrap().run().unwrap();
     device.read(&y).unwrap()
 }
 

@@ -37,8 +37,8 @@ use rand_pcg::Pcg64;
 use rand_pcg::rand_core::Rng;
 use sparse24::reference::{self, Expectation, Verdict};
 use sparse24::{
-    Attention, DType, Device, Elements, Embedding, Gemm, Gradient, Indices, Io, LayerNorm, Matrix, MeanPooling, Op,
-    Operation, Options, Prepared, Problem, Tensor,
+    Attention, DType, Device, Elements, Embedding, Gemm, GemmOperands, Gradient, Indices, LayerNorm, Matrix,
+    MeanPooling, Op, Operation, Options, Prepared, Problem, Tensor,
 };
 
 /// Pairs of input and output types that the device computes on: all of them on the CPU, for case `i` f32 and one other
@@ -225,8 +225,8 @@ fn a_call_tells_its_cost() {
     let w = device.upload_weights(&Matrix::zeros(5, 8, DType::F32).unwrap().into()).unwrap();
     let (x, y) = (device.zeros(6, 8, DType::F32).unwrap(), device.zeros(6, 5, DType::F32).unwrap());
     let plan = device.plan(&Problem::linear(Op::Dense, 5, 6, 8, DType::F32)).unwrap();
-    let io = Io { x: &x, bias: None, residual: None, y: &y };
-    let cost = device.prepare(&Gemm { plan: &plan, weights: &w, io }).unwrap().cost();
+    let operands = GemmOperands::new(&x, &y);
+    let cost = device.prepare(&Gemm { plan: &plan, weights: &w, operands }).unwrap().cost();
     assert_eq!((cost.flops, cost.bytes), (2.0 * 5.0 * 6.0 * 8.0, (w.bytes() + 4 * 48 + 4 * 30) as f64));
 }
 
@@ -323,11 +323,13 @@ impl Layer {
         let qkv = poisoned(device, tokens, 3 * width, DType::F32);
         let pooled = poisoned(device, batch, width, DType::F32);
         let plan = device.plan(&Problem::linear(Op::Dense, 3 * width, tokens, width, DType::F32)).unwrap();
-        let io = Io { x: &normed, bias: None, residual: None, y: &qkv };
+        let operands = GemmOperands::new(&normed, &qkv);
         let calls = vec![
             device.prepare(&Embedding { tables: &[(&words, &ids), (&positions, &places)], y: &x }).unwrap(),
             device.prepare(&LayerNorm { x: &x, gamma: &gamma, beta: &beta, eps: 1e-12, y: &normed }).unwrap(),
-            device.prepare(&Gemm { plan: &plan, weights: &device.upload_weights(&w.into()).unwrap(), io }).unwrap(),
+            device
+                .prepare(&Gemm { plan: &plan, weights: &device.upload_weights(&w.into()).unwrap(), operands })
+                .unwrap(),
             device.prepare(&Attention::new(&qkv, &tl, (batch, seq), heads, &attended)).unwrap(),
             device
                 .prepare(&MeanPooling { x: &attended, lengths: &tl, batch, seq, normalize: true, y: &pooled })

@@ -7,7 +7,7 @@ use rand_pcg::rand_core::Rng;
 use sparse24::reference::decompress::exact as decompressed;
 use sparse24::reference::sparsify::exact as oracle;
 use sparse24::{
-    Compressed, DType, Decompress, Device, Elements, Error, Gemm, Indices, Io, Matrix, Op, Options, Problem, Sparse24,
+    Compressed, DType, Decompress, Device, Elements, Error, Gemm, Indices, GemmOperands, Matrix, Op, Options, Problem, Sparse24,
     Sparsify, Tensor, VectorLen, Weights, prune,
 };
 
@@ -241,17 +241,17 @@ fn products_see_the_new_weights(device: &Device) {
             let weights = other_weights(device, m, k, dtype, vector);
             let problem = Problem::linear(Op::Sparse24(vector), m, n, k, dtype);
             let plan = device.plan(&problem).unwrap();
-            let io = Io { x: &x, bias: None, residual: None, y: &y };
+            let operands = GemmOperands::new(&x, &y);
             let step = [
                 device.prepare(&Sparsify { w: &w, to: Compressed::Weights(&weights) }).unwrap(),
-                device.prepare(&Gemm { plan: &plan, weights: &weights, io }).unwrap(),
+                device.prepare(&Gemm { plan: &plan, weights: &weights, operands }).unwrap(),
             ];
             for round in 0..2 {
                 let host = matrix(m, k, dtype, Data::Whole, &mut rng);
                 device.write(&w, &host).unwrap();
                 device.submit(&step).unwrap();
                 let uploaded = device.upload_weights(&prune::sparsify(&host, vector).unwrap().into()).unwrap();
-                let gemm = Gemm { plan: &plan, weights: &uploaded, io: Io { y: &fresh, ..io } };
+                let gemm = Gemm { plan: &plan, weights: &uploaded, operands: GemmOperands { y: &fresh, ..operands } };
                 device.prepare(&gemm).unwrap().run().unwrap();
                 let (y, fresh) = (device.read(&y).unwrap(), device.read(&fresh).unwrap());
                 assert_eq!(y, fresh, "{problem:?}, round {round}");

@@ -19,7 +19,7 @@ use super::super::{Cost, Gradient, Operand, Operation, cost_of, dispatch};
 use super::grad_kernels::{
     GradParams, GradWKernel, GradXKernel, RepackKernel, RepackParams, SumRowsKernel, SumRowsParams, TILE,
 };
-use super::{Gemm, Io};
+use super::{Gemm, GemmOperands};
 use crate::cpu::{Cpu, CpuCall, CpuWeights, Shared, read, write};
 use crate::engine::{Device, Indices, Prepared, Tensor, Weights, gpu_size};
 use crate::error::{Result, expect_dtype, expect_shape};
@@ -101,11 +101,11 @@ impl TrainableWeights {
     }
 
     /// The call of the product Y = X·Wᵀ, with bias and residual as the epilogue wants.
-    pub fn product(&self, device: &Device, epilogue: Epilogue, io: Io<'_>) -> Result<Prepared> {
+    pub fn product(&self, device: &Device, epilogue: Epilogue, operands: GemmOperands<'_>) -> Result<Prepared> {
         let (m, k) = self.shape();
-        let problem = Problem { epilogue, ..Problem::linear(self.op(), m, io.x.rows(), k, DType::F32) };
+        let problem = Problem { epilogue, ..Problem::linear(self.op(), m, operands.x.rows(), k, DType::F32) };
         let plan = device.plan(&problem)?;
-        device.prepare(&Gemm { plan: &plan, weights: &self.weights, io })
+        device.prepare(&Gemm { plan: &plan, weights: &self.weights, operands })
     }
 
     fn operands(&self) -> [Operand<'_>; 3] {

@@ -6,7 +6,7 @@ use ndarray::Array2;
 use sparse24::ops::Gradient;
 use sparse24::ops::gemm::{BiasGrad, GemmGradW, GemmGradX, Repack, TrainableWeights};
 use sparse24::reference::gemm as oracle;
-use sparse24::{DType, Device, Epilogue, HostWeights, Io, Matrix, Op, Options, Problem, Tensor, VectorLen};
+use sparse24::{DType, Device, Epilogue, HostWeights, GemmOperands, Matrix, Op, Options, Problem, Tensor, VectorLen};
 
 use crate::common::{Data, host_weights, matrix, rng, seed};
 use crate::{numbers, poisoned, refuses};
@@ -125,8 +125,8 @@ fn products_follow_values_that_change(device: &Device) {
         let (m, n, k) = (70, 9, 52);
         let Case { given, weights, x, tx, .. } = Case::new(device, op, (m, n, k), Data::Whole, seed);
         let y = poisoned(device, n, m, DType::F32);
-        let io = Io { x: &tx, bias: None, residual: None, y: &y };
-        let product = weights.product(device, Epilogue::NONE, io).unwrap();
+        let operands = GemmOperands::new(&tx, &y);
+        let product = weights.product(device, Epilogue::NONE, operands).unwrap();
         let halved = crate::scaled(&device.read(weights.values()).unwrap(), 0.5);
         device.write(weights.values(), &halved).unwrap();
         device.submit(&[device.prepare(&Repack { weights: &weights }).unwrap(), product]).unwrap();

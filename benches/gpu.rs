@@ -149,7 +149,7 @@ fn verified(device: &Device, problem: &Problem, rotated: usize) -> Vec<Prepared>
             None => first = Some(output),
         }
     }
-    let oracle = Oracle::new(problem, Operands { weights: &host, x: &x, bias: None, residual: None }).unwrap();
+    let oracle = Oracle::new(problem, Operands::new(&host, &x)).unwrap();
     let output = first.unwrap();
     let sample = Sample::Random { features: 64, tokens: 64, seed: 24 };
     let verdict = oracle.verify(&output, sample).unwrap();

@@ -74,12 +74,8 @@
 //! layer.run()?;
 //!
 //! // Believed only when the f64 reference agrees.
-//! let operands = reference::Operands {
-//!     weights: &compressed.into(),
-//!     x: &device.read(&x)?,
-//!     bias: Some(&[0.5; 8]),
-//!     residual: None,
-//! };
+//! let (given, x) = (compressed.into(), device.read(&x)?);
+//! let operands = reference::Operands::new(&given, &x).bias(&[0.5; 8]);
 //! let verdict = Oracle::new(&problem, operands)?.verify(&device.read(&y)?, Sample::All)?;
 //! assert!(verdict.passed(), "{verdict}");
 //! # Ok::<(), sparse24::Error>(())

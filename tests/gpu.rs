@@ -43,7 +43,7 @@ impl Layer {
     }
 
     fn expect(&self, y: &Matrix) {
-        let operands = Operands { weights: &self.host, x: &self.x, bias: None, residual: None };
+        let operands = Operands::new(&self.host, &self.x);
         let verdict = Oracle::new(&self.problem, operands).unwrap().verify(y, Sample::All).unwrap();
         assert!(verdict.passed(), "{verdict}");
     }
@@ -359,7 +359,7 @@ fn a_repeated_call_of_a_layer_allocates_nothing_and_submits_once() {
     assert_eq!(submissions(&queue) - first, 11);
     device.wait().unwrap();
     assert_eq!(allocated(&wgpu_device), before);
-    let operands = Operands { weights: &host, x: &x, bias: None, residual: None };
+    let operands = Operands::new(&host, &x);
     let verdict = Oracle::new(&problem, operands).unwrap().verify(&device.read(&ty).unwrap(), Sample::All).unwrap();
     assert!(verdict.passed(), "{verdict}");
 
@@ -403,7 +403,7 @@ fn a_layer_that_would_lose_as_sparse_runs_dense() {
         let x = matrix(n, k, DType::F32, Data::Whole, &mut rng);
         let (tx, ty) = (device.upload(&x).unwrap(), device.zeros(n, m, DType::F32).unwrap());
         layer.prepare(&GemmOperands::new(&tx, &ty)).unwrap().run().unwrap();
-        let operands = Operands { weights: &host, x: &x, bias: None, residual: None };
+        let operands = Operands::new(&host, &x);
         let verdict = Oracle::new(&problem, operands).unwrap().verify(&device.read(&ty).unwrap(), Sample::All).unwrap();
         assert!(verdict.passed(), "{verdict}");
     }

@@ -168,7 +168,8 @@ fn one(storage: DType, output: DType, w: &[f32], x: &[f32]) -> Expected {
     let cast = |data: &[f32]| Matrix::from_f32(1, data.len(), data).unwrap().cast(storage);
     let (w, x) = (cast(w), cast(x));
     let problem = Problem { output, ..Problem::linear(Op::Dense, 1, 1, w.cols(), storage) };
-    let operands = Operands { weights: &HostWeights::from(&w), x: &x, bias: None, residual: None };
+    let weights = HostWeights::from(&w);
+    let operands = Operands::new(&weights, &x);
     Oracle::new(&problem, operands).unwrap().element(0, 0)
 }
 
@@ -223,7 +224,7 @@ fn hand_computed() {
     let x = Matrix::from_f32(1, 6, &[1.0, 10.0, 100.0, 1e3, 1e4, 1e5]).unwrap();
     let problem = Problem::linear(Op::Sparse24(VectorLen::ONE), 2, 1, 6, DType::F32);
     let weights = HostWeights::from(&w);
-    let oracle = Oracle::new(&problem, Operands { weights: &weights, x: &x, bias: None, residual: None });
+    let oracle = Oracle::new(&problem, Operands::new(&weights, &x));
     let oracle = oracle.unwrap();
     assert_eq!(oracle.decompressed(), array![[1.0, 0.0, 2.0, 0.0, 3.0, 4.0], [0.0, 0.0, 5.0, 6.0, 7.0, 8.0]]);
     assert_eq!(oracle.full(), array![[430201.0, 876500.0]]);
@@ -231,7 +232,7 @@ fn hand_computed() {
     assert_eq!(oracle.element(0, 0).bound, 0.0, "whole numbers below 2^24 are exact");
     let x = Matrix::from_f32(1, 6, &[1.1, 0.0, 0.0, 0.0, -1.3, 0.0]).unwrap();
     let weights = HostWeights::from(&w);
-    let want = Oracle::new(&problem, Operands { weights: &weights, x: &x, bias: None, residual: None });
+    let want = Oracle::new(&problem, Operands::new(&weights, &x));
     // Five roundings: 2 products per group, 2 groups, and the spare one; 8 flushes.
     let abs = f64::from(1.1f32) + 3.0 * f64::from(1.3f32);
     let bound = gamma(5, U) * abs + (1.0 + gamma(5, U)) * 8.0 * f64::from(f32::MIN_POSITIVE);
@@ -247,8 +248,7 @@ fn hand_computed() {
     let residual = Matrix::from_f32(3, 2, &[0.0, 0.5, 0.0, 0.0, 0.25, 0.0]).unwrap();
     let bias = [-2.0, 0.0, -6004.0];
     let weights = &HostWeights::from(&w);
-    let oracle =
-        Oracle::new(&problem, Operands { weights, x: &x, bias: Some(&bias), residual: Some(&residual) }).unwrap();
+    let oracle = Oracle::new(&problem, Operands::new(weights, &x).bias(&bias).residual(&residual)).unwrap();
     let want = array![[208.0, 0.5], [430.0, 3.0], [1.25, 0.0]];
     assert_eq!(oracle.full(), want);
     assert_eq!(Array2::from_shape_fn((3, 2), |(feature, token)| oracle.element(feature, token).value), want);
@@ -260,7 +260,7 @@ fn hand_computed() {
     let x = Matrix::from_f32(1, 36, &(0..36).map(|c| c as f32).collect::<Vec<_>>()).unwrap();
     let problem = Problem::linear(Op::Sparse24(VectorLen::ONE), 1, 1, 36, DType::F32);
     let weights = HostWeights::from(&w);
-    let oracle = Oracle::new(&problem, Operands { weights: &weights, x: &x, bias: None, residual: None });
+    let oracle = Oracle::new(&problem, Operands::new(&weights, &x));
     assert_eq!(oracle.unwrap().element(0, 0).value, 7.0 * 33.0 + 9.0 * 35.0);
 }
 
@@ -268,7 +268,7 @@ fn hand_computed() {
 fn pruned_weights_are_not_multiplied_and_masked_ones_may_be() {
     let x = Matrix::from_f32(1, 4, &[1.0, f32::INFINITY, 1.0, 1.0]).unwrap();
     let value = |weights: &HostWeights, op| {
-        let operands = Operands { weights, x: &x, bias: None, residual: None };
+        let operands = Operands::new(weights, &x);
         Oracle::new(&Problem::linear(op, 1, 1, 4, DType::F32), operands).unwrap().element(0, 0)
     };
     // Code 8 keeps 0 and 2, away from the infinity; code 4 keeps it.
@@ -416,7 +416,8 @@ fn the_bound_covers_what_activations_do_to_errors() {
             let epilogue = Epilogue { bias: true, activation: a, residual: false };
             let problem = Problem { epilogue, ..Problem::linear(Op::Dense, 1, 1, 0, DType::F32) };
             let (w, bias) = (Matrix::zeros(1, 0, DType::F32).unwrap(), [x]);
-            let operands = Operands { weights: &HostWeights::from(&w), x: &w, bias: Some(&bias), residual: None };
+            let weights = HostWeights::from(&w);
+            let operands = Operands::new(&weights, &w).bias(&bias);
             let want = Oracle::new(&problem, operands).unwrap().element(0, 0);
             let evaluation = 8.0 * U * (1.0 + f64::from(x).abs());
             assert!(want.bound >= evaluation && want.bound < evaluation * 1.2, "{x}: {want:?}");
@@ -473,8 +474,8 @@ fn infinities_pass_the_epilogue_as_their_class() {
         let epilogue = Epilogue { bias: true, activation: a, residual: true };
         let problem = Problem { epilogue, ..Problem::linear(Op::Dense, 1, 1, 1, DType::F32) };
         let residual = Matrix::from_f32(1, 1, &[residual]).unwrap();
-        let operands =
-            Operands { weights: &HostWeights::from(&w), x: &x, bias: Some(&[3.0]), residual: Some(&residual) };
+        let weights = HostWeights::from(&w);
+        let operands = Operands::new(&weights, &x).bias(&[3.0]).residual(&residual);
         let want = Oracle::new(&problem, operands).unwrap().element(0, 0);
         assert!(want.value == value || (want.value.is_nan() && value.is_nan()), "{a:?}: {want:?}");
         assert!(want.bound.is_finite() && want.bound < 1e-6);
@@ -499,7 +500,8 @@ fn overflow_is_infinite_in_f16_and_undecided_in_f32() {
         assert_eq!(want.error_over_bound(got), 0.0);
     }
     let (w, x) = (Matrix::from_f32(1, 1, &[3e38]).unwrap(), Matrix::from_f32(2, 1, &[2.0, 1e-3]).unwrap());
-    let operands = Operands { weights: &HostWeights::from(&w), x: &x, bias: None, residual: None };
+    let weights = HostWeights::from(&w);
+    let operands = Operands::new(&weights, &x);
     let verify = |n, y: &[f32]| {
         let x = Matrix::from_f32(n, 1, &x.elements().to_f32()[..n]).unwrap();
         let problem = Problem::linear(Op::Dense, 1, n, 1, DType::F32);
@@ -535,7 +537,7 @@ fn flushing_subnormals_is_allowed_and_nothing_more() {
     let residual = Matrix::from_f32(1, 1, &[2.0 * tiny]).unwrap().cast(DType::F16);
     let bias = [4.0 * tiny];
     let weights = &HostWeights::from(&empty);
-    let operands = Operands { weights, x: &empty, bias: Some(&bias), residual: Some(&residual) };
+    let operands = Operands::new(weights, &empty).bias(&bias).residual(&residual);
     let want = Oracle::new(&problem, operands).unwrap().element(0, 0);
     assert_eq!(want.value, f64::from(6.0 * tiny));
     assert!(want.error_over_bound(f64::from(4.0 * tiny)) <= 1.0 && want.error_over_bound(f64::from(3.9 * tiny)) > 1.0);
@@ -583,7 +585,8 @@ fn operands_that_are_not_the_problems_are_refused() {
     let mask = Mask::from_fn(4, 4, |_, _| true).unwrap();
     let sparse = plain(Op::Sparse24(VectorLen::ONE), 4, 3, 8).weights;
     let problem = Problem::linear(Op::Dense, 4, 3, 8, DType::F32);
-    let good = Operands { weights: &HostWeights::from(&w), x: &x, bias: None, residual: None };
+    let weights = HostWeights::from(&w);
+    let good = Operands::new(&weights, &x);
     let refused = |problem: Problem, operands| Oracle::new(&problem, operands).map(|_| ()).unwrap_err();
     assert!(Oracle::new(&problem, good).is_ok());
 

@@ -85,6 +85,23 @@ pub struct Operands<'a> {
     pub residual: Option<&'a Matrix>,
 }
 
+impl<'a> Operands<'a> {
+    /// Weights and activations, without bias and residual.
+    pub fn new(weights: &'a HostWeights, x: &'a Matrix) -> Self {
+        Self { weights, x, bias: None, residual: None }
+    }
+
+    /// With this bias.
+    pub fn bias(self, bias: &'a [f32]) -> Self {
+        Self { bias: Some(bias), ..self }
+    }
+
+    /// With this residual.
+    pub fn residual(self, residual: &'a Matrix) -> Self {
+        Self { residual: Some(residual), ..self }
+    }
+}
+
 /// The exact results of one problem on given operands, element by element or all at once.
 ///
 /// ```
@@ -93,7 +110,7 @@ pub struct Operands<'a> {
 /// let w = Matrix::from_f32(2, 3, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])?;
 /// let x = Matrix::from_f32(1, 3, &[1.0, 0.0, -1.0])?;
 /// let problem = Problem::linear(Op::Dense, 2, 1, 3, DType::F32);
-/// let operands = Operands { weights: &w.into(), x: &x, bias: None, residual: None };
+/// let operands = Operands::new(&w.into(), &x);
 /// let oracle = Oracle::new(&problem, operands)?;
 /// assert_eq!(oracle.element(1, 0).value, -2.0);
 /// assert!(oracle.verify(&Matrix::from_f32(1, 2, &[-2.0, -2.0])?, Sample::All)?.passed());

@@ -278,7 +278,7 @@ fn check_sample(device: &Device, problem: &Problem, cut: &str, seed: u64) {
     let weights = host_weights(problem, Data::Whole, &mut rng);
     let x = common::matrix(problem.n, problem.k, DType::F32, Data::Whole, &mut rng);
     let y = common::run(device, &plan, &weights, &x, None, None);
-    let operands = Operands { weights: &weights, x: &x, bias: None, residual: None };
+    let operands = Operands::new(&weights, &x);
     let sample = Sample::Random { features: 300, tokens: 300, seed };
     let verdict = Oracle::new(problem, operands).unwrap().verify(&y, sample).unwrap();
     assert!(verdict.passed(), "{verdict}\n{}", plan.explain());

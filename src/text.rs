@@ -6,6 +6,7 @@
 //!  tokenizer.json     ─► Tokenizer   texts to ids                                 tokens
 //!  model.safetensors  ─► Checkpoint  weights on the host                          graph
 //!  modules.json       ─► Pipeline    pooling, Dense, Normalize ...                pipeline
+//!                        TextModel   all of these, of one folder                  model
 //!                          │  Encoder::new   on a device
 //!                          ▼
 //!  ids ────────────────► Encoder     batches by length                            (this file)
@@ -21,6 +22,7 @@ mod files;
 #[cfg(feature = "hub")]
 mod hub;
 mod linear_probe;
+mod model;
 mod pipeline;
 mod tokens;
 pub mod twin;
@@ -30,6 +32,7 @@ use std::time::{Duration, Instant};
 
 pub use files::{Files, Settings, Similarity};
 pub use linear_probe::LinearProbe;
+pub use model::{LoadOptions, TextModel};
 pub use pipeline::{Pipeline, Pooling};
 pub use tokens::{Tokenizer, Tokens};
 

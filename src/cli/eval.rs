@@ -152,9 +152,9 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let other = args.against.as_deref().map(|folder| args.model.open_other(folder)).transpose().context("--against")?;
     let environment = Environment::unsampled(&encoder.device, command_line());
     let ran = tasks.run(&encoder)?;
-    let similarity = encoder.use_of.similarity.name();
+    let similarity = encoder.similarity.name();
     let (device, threads) = (encoder.device.info().name().to_owned(), threads(&encoder.device));
-    let model::Encoder { use_of, forms, provenance, .. } = encoder;
+    let model::Encoder { prompt, forms, provenance, .. } = encoder;
     let correlations = tasks.correlations(&ran)?;
     let other = args.against.as_deref().zip(other);
     let against = other.map(|(name, encoder)| args.against(name, encoder, &tasks, &ran)).transpose()?;
@@ -179,7 +179,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         linear_layers: forms,
         seen: seen(&files, &provenance),
         provenance,
-        prompt: use_of.prompt,
+        prompt,
         similarity,
         dtype: sparse24::DType::from(args.model.dtype).to_string(),
         device,
@@ -265,8 +265,8 @@ impl Args {
             texts: tasks.agreement(first, &ran),
             linear_layers: encoder.forms,
             provenance: encoder.provenance,
-            prompt: encoder.use_of.prompt,
-            similarity: encoder.use_of.similarity.name(),
+            prompt: encoder.prompt,
+            similarity: encoder.similarity.name(),
         })
     }
 }

@@ -17,8 +17,8 @@ use sparse24::engine::{Device, Options};
 use sparse24::graph::{Batching, Checkpoint, Sparsity};
 use sparse24::io::Provenance;
 use sparse24::simd::SimdLevel;
-use sparse24::text::{self, Files, Pipeline, Similarity, Tokenizer};
-use sparse24::{DType, Matrix, Op, VectorLen, io, models};
+use sparse24::text::{self, Files, LoadOptions, Pipeline, Similarity, TextModel, Tokenizer};
+use sparse24::{Matrix, Op, VectorLen, io};
 
 /// The flags that choose a model and a device.
 #[derive(Clone, Debug, clap::Args)]
@@ -171,16 +171,11 @@ pub(super) struct Loaded {
     pub(super) checkpoint: Checkpoint,
     pub(super) pipeline: Pipeline,
     pub(super) batching: Batching,
-    pub(super) use_of: Use,
-    pub(super) forms: Vec<Form>,
-    pub(super) provenance: Provenance,
-}
-
-/// What a model's folder and --prompt say about its use.
-pub(super) struct Use {
     /// What is put in front of every text.
     pub(super) prompt: Option<String>,
     pub(super) similarity: Similarity,
+    pub(super) forms: Vec<Form>,
+    pub(super) provenance: Provenance,
 }
 
 /// A model that takes texts.
@@ -189,7 +184,9 @@ pub(super) struct Encoder {
     tokenizer: Tokenizer,
     encoder: text::Encoder,
     batching: Batching,
-    pub(super) use_of: Use,
+    /// What is put in front of every text.
+    pub(super) prompt: Option<String>,
+    pub(super) similarity: Similarity,
     pub(super) forms: Vec<Form>,
     pub(super) provenance: Provenance,
 }
@@ -228,22 +225,24 @@ impl ModelArgs {
     fn load_from(&self, model: &str, weights: Option<&Path>, sparsity: Sparsity) -> Result<Loaded> {
         let device = self.running.device()?;
         let files = files(model)?;
-        let Source { tokenizer, mut checkpoint, pipeline, use_of } =
-            read(&files, weights, self.dtype.into(), self.prompt.as_deref())?;
+        let prompt = self.prompt.as_deref();
+        files.settings()?.prompt(prompt).context("--prompt")?;
+        let options = LoadOptions { dtype: self.dtype.into(), weights, prompt };
+        let TextModel { tokenizer, mut checkpoint, pipeline, prompt, similarity } = TextModel::load(&files, options)?;
         let provenance = provenance(weights.into_iter().chain([&*files.weights]))?;
         let before: Vec<Op> = checkpoint.linears().map(|(_, w)| w.op()).collect();
         checkpoint.prune(sparsity)?;
         let forms = forms(&checkpoint, &before);
         let batching = self.running.batching();
-        Ok(Loaded { device, tokenizer, checkpoint, pipeline, batching, use_of, forms, provenance })
+        Ok(Loaded { device, tokenizer, checkpoint, pipeline, batching, prompt, similarity, forms, provenance })
     }
 }
 
 impl Loaded {
     fn upload(self) -> Result<Encoder> {
-        let Self { device, tokenizer, checkpoint, pipeline, batching, use_of, forms, provenance } = self;
+        let Self { device, tokenizer, checkpoint, pipeline, batching, prompt, similarity, forms, provenance } = self;
         let encoder = text::Encoder::new(&device, &checkpoint, pipeline)?;
-        Ok(Encoder { device, tokenizer, encoder, batching, use_of, forms, provenance })
+        Ok(Encoder { device, tokenizer, encoder, batching, prompt, similarity, forms, provenance })
     }
 }
 
@@ -287,29 +286,6 @@ pub(super) fn files(model: &str) -> Result<Files> {
     return Files::from_hub(model).with_context(|| format!("there is no folder {model}, and on the hub"));
     #[cfg(not(feature = "hub"))]
     anyhow::bail!("there is no folder {model} (names on the hub need a binary built with --features hub)")
-}
-
-/// What a model's folder has.
-pub(super) struct Source {
-    pub(super) tokenizer: Tokenizer,
-    pub(super) checkpoint: Checkpoint,
-    pub(super) pipeline: Pipeline,
-    pub(super) use_of: Use,
-}
-
-/// Reads a model, with `over` asked first for each tensor. Texts get the prompt of this name, or the model's default.
-pub(super) fn read(files: &Files, over: Option<&Path>, dtype: DType, prompt: Option<&str>) -> Result<Source> {
-    let graph = models::load(&files.config)?;
-    let limits = graph.limits();
-    let settings = files.settings()?;
-    let prompt = settings.prompt(prompt).context("--prompt")?;
-    let tokenizer = Tokenizer::load(&files.tokenizer, limits)?.truncated_at(files.max_tokens(limits)?)?;
-    let tokenizer = tokenizer.lower_case(files.lower_case()?).with_prompt(prompt.unwrap_or_default());
-    let checkpoint = Checkpoint::load(graph, &files.weights, over, dtype)?;
-    let mut pipeline = Pipeline::load(files, checkpoint.graph().output_width())?;
-    pipeline.set_prompt_tokens(tokenizer.prompt_tokens()?);
-    let use_of = Use { prompt: prompt.map(str::to_owned), similarity: settings.similarity() };
-    Ok(Source { tokenizer, checkpoint, pipeline, use_of })
 }
 
 impl Encoder {

@@ -19,11 +19,11 @@ use super::bench::command_line;
 use super::rewrite::{self, Fates};
 use super::sensitivity::texts_of;
 use super::{Outcome, model, writable};
-use sparse24::DType;
 use sparse24::error::printable;
 use sparse24::graph::Checkpoint;
 use sparse24::io::{Layout, NewFolder, Provenance, Source, Stored};
 use sparse24::report::Environment;
+use sparse24::text::{LoadOptions, TextModel};
 use sparse24::train::{Objective, TrainOptions};
 
 const EXAMPLES: &str = "\
@@ -118,10 +118,10 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     args.json.file()?;
     let plot = args.plot.as_deref().map(writable).transpose().context("--plot")?;
     let checkpoint_path = args.checkpoint.as_deref().map(writable).transpose().context("--checkpoint")?;
-    let load = |path: &Path| {
+    let load = |path: &Path| -> Result<TextModel> {
         let folder = path.to_str().filter(|_| path.is_dir());
         let folder = folder.with_context(|| format!("{}: a model's folder is needed", path.display()))?;
-        model::read(&model::files(folder)?, None, DType::F32, None)
+        Ok(TextModel::load(&model::files(folder)?, LoadOptions::default())?)
     };
     let mut student = load(input)?;
     let teacher = load(&args.teacher).context("--teacher")?;

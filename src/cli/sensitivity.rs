@@ -436,12 +436,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let json = args.json.file()?;
     let plot = args.plot.as_deref().map(writable).transpose().context("--plot")?;
 
-    let model::Loaded { device, tokenizer, checkpoint, pipeline, batching, use_of, .. } =
+    let model::Loaded { device, tokenizer, checkpoint, pipeline, batching, prompt, similarity, .. } =
         args.model.load(args.sparsity)?;
     let pruning = args.pruning.pruning();
     let calibrated =
         args.pruning.calibration.as_deref().map(|path| texts_of("--calibration", path, &tokenizer)).transpose()?;
-    let metric = Metric::read(&args.metric, &tokenizer, use_of.similarity)?;
+    let metric = Metric::read(&args.metric, &tokenizer, similarity)?;
     let no_texts = Texts::default();
     let calibration = &calibrated.as_ref().unwrap_or(&no_texts).ids;
     let subject =
@@ -449,7 +449,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let mut rows = subject.rows(&args.vector);
     ensure!(!rows.is_empty(), "{} has no dense linear layers to prune", args.model.name.get());
 
-    let settings = settings(args, &metric, calibrated.as_ref(), &device, use_of)?;
+    let settings = settings(args, &metric, calibrated.as_ref(), &device, prompt)?;
     let mut result = Sensitivity::new(args.model.name.get().to_owned(), settings);
     if let Some(path) = json.as_deref().filter(|path| path.exists()) {
         result.resume(path)?;
@@ -489,7 +489,7 @@ fn settings(
     metric: &Metric,
     calibration: Option<&Texts>,
     device: &Device,
-    use_of: model::Use,
+    prompt: Option<String>,
 ) -> Result<Settings> {
     let files = model::files(args.model.name.get())?;
     // All shards of a model.
@@ -516,7 +516,7 @@ fn settings(
         calibration: calibration.map(|texts| texts.identity.clone()),
         metric: metric.name().to_owned(),
         similarity: metric.scores.as_ref().map_or(Similarity::Cosine, |(_, similarity)| *similarity).to_string(),
-        prompt: use_of.prompt,
+        prompt,
         texts: metric.texts.identity.clone(),
     })
 }

@@ -159,7 +159,7 @@ impl Tasks {
             // A window is even: it parts no pair.
             const { assert!(model::WINDOW.is_multiple_of(2)) };
             ran.embed(encoder, sentences, &name, |embeddings| {
-                similarities.extend(similarities_of(embeddings, encoder.use_of.similarity));
+                similarities.extend(similarities_of(embeddings, encoder.similarity));
             })?;
             ran.similarities = similarities;
         }

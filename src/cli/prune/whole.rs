@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{Args, Choice, NOTHING, Reason, Reordered, Row, Run};
 use crate::cli::args::one_stdin;
-use crate::cli::model::{self, Source};
+use crate::cli::model;
 use crate::cli::retrain::{Length, Training};
 use crate::cli::sensitivity::{Baseline, Drop, Metric, Row as SensitivityRow, Subject, candidates, texts_of};
 use crate::cli::{progress, say};
@@ -16,9 +16,9 @@ use sparse24::graph::{Calibration, CalibrationInputs, Checkpoint, Kept, Times, t
 use sparse24::measure::Policy;
 use sparse24::prune::Statistics;
 use sparse24::prune::permute::Budget;
-use sparse24::text::{Pipeline, Similarity, Tokenizer};
+use sparse24::text::{LoadOptions, Pipeline, Similarity, TextModel, Tokenizer};
 use sparse24::train::{TrainOptions, Trainer};
-use sparse24::{DType, Device, HostWeights, VectorLen, choose};
+use sparse24::{Device, HostWeights, VectorLen, choose};
 
 /// What a model is pruned by: its folder's files, where it runs, and the calibration texts as token ids.
 struct Subjects<'a> {
@@ -45,7 +45,8 @@ pub(super) fn prune(args: &Args) -> Result<Run> {
     let [pairs, input] = args.metric.inputs();
     one_stdin(&[pairs, input, ("--calibration", args.calibration.as_deref())])?;
     let files = model::files(folder)?;
-    let Source { tokenizer, mut checkpoint, pipeline, use_of } = model::read(&files, None, DType::F32, None)?;
+    let TextModel { tokenizer, mut checkpoint, pipeline, similarity, .. } =
+        TextModel::load(&files, LoadOptions::default())?;
     let selected = selected(args, &checkpoint)?;
     let device = args.running.device()?;
     let batch = args.running.batching().texts;
@@ -72,7 +73,7 @@ pub(super) fn prune(args: &Args) -> Result<Run> {
         }
         _ => (Vec::new(), None),
     };
-    let of = Subjects { args, device, tokenizer, pipeline, similarity: use_of.similarity, texts };
+    let of = Subjects { args, device, tokenizer, pipeline, similarity, texts };
     // Neither the order of channels nor the method changes how long a layer takes.
     let times = args.target_speedup.map(|speedup| of.times(&checkpoint, &selected, speedup)).transpose()?;
 

@@ -98,7 +98,7 @@
 //! # Which weights go
 //! Magnitude is a start. [`prune`] also weighs weights by the inputs that they meet, lets those that stay make up for
 //! those that go, and finds an order of channels that suits 2:4; masks compose with those that are there already.
-//! [`choose`] says which layers to prune, by what the model may lose or by the time that it may take. Pruned matrices
+//! [`mod@select`] says which layers to prune, by what the model may lose or by the time that it may take. Pruned matrices
 //! are stored in this crate's format or in one of the others that people have: [`io`].
 //!
 //! # A whole model
@@ -196,7 +196,7 @@
 //! | `format.rs` `groups.rs` | the format: its specification, compress, decompress, validate; groups of four, many at a time |
 //! | `prune.rs` `prune/` | which weights stay: magnitude, Wanda, second order, SparseGPT; statistics; orders of channels |
 //! | `error.rs` `memory.rs` `bootstrap.rs` | the one error type; memory, asked for before it is taken; what data leave open of a figure |
-//! | `choose.rs` | which layers to prune, by what may be lost or by time |
+//! | `select.rs` | which layers to prune, by what may be lost or by time |
 //! | `io.rs` `io/` | safetensors, shards, folders, everybody's 2:4 layouts; what weights were made from |
 //! | `ops.rs` `ops/` | operations, a file each: operands, checks, cost, GPU program, CPU loops; their list |
 //! | `reference.rs` `reference/` | the f64 oracle and the error bounds, a file for each operation |
@@ -218,7 +218,6 @@
 //! | `main.rs` `cli.rs` `cli/` | the binary: the command line |
 
 pub mod bootstrap;
-pub mod choose;
 #[cfg(feature = "compile")]
 pub mod compile;
 mod cpu;
@@ -245,6 +244,7 @@ pub mod prune;
 pub mod reference;
 #[cfg(feature = "cli")]
 pub mod report;
+pub mod select;
 pub mod simd;
 #[cfg(feature = "text")]
 pub mod text;

@@ -7,46 +7,8 @@
 //! device. Dense and masked ones leave the host when they are uploaded.
 //! Invariant: weights on the device are those that the layer was made with, whatever their form.
 //!
-//! # Another model: a multilayer perceptron
-//! Layers are joined by their activations, which stay on the device. Each layer here has another form, and the whole is
-//! one submission:
-//!
-//! ```
-//! use sparse24::*;
-//! # fn weights(m: usize, k: usize, seed: u64) -> Result<Matrix> { measure::uniform(m, k, DType::F32, seed) }
-//! # fn main() -> Result<()> {
-//! let device = Device::cpu()?; // or Device::auto()
-//! let (tokens, input, hidden, output) = (5, 32, 64, 8);
-//!
-//! // 32 -> 64, 2:4 with a pattern for every 4 rows; 64 -> 64, masked; 64 -> 8, dense.
-//! let (up, mid, down) = (weights(hidden, input, 1)?, weights(hidden, hidden, 2)?, weights(output, hidden, 3)?);
-//! let compressed = Sparse24::compress(&up, &prune::magnitude(&up, VectorLen::new(4)?)?)?;
-//! let mask = Mask::from_fn(hidden, hidden, |row, col| row.abs_diff(col) < 8)?; // any mask, here a band
-//!
-//! let relu = Epilogue { bias: true, activation: Activation::Relu, residual: false };
-//! let skip = Epilogue { bias: true, activation: Activation::Gelu, residual: true };
-//! let layers = [
-//!     device.linear(&compressed, relu),
-//!     device.linear(HostWeights::Masked(mid, mask), skip),
-//!     device.linear(&down, Epilogue::NONE),
-//! ];
-//!
-//! // Buffers and calls are made once for a number of tokens.
-//! let x = device.upload(&weights(tokens, input, 4)?)?;
-//! let bias = device.upload(&Matrix::zeros(1, hidden, DType::F32)?)?;
-//! let [h1, h2] = [device.zeros(tokens, hidden, DType::F32)?, device.zeros(tokens, hidden, DType::F32)?];
-//! let y = device.zeros(tokens, output, DType::F32)?;
-//! let calls = [
-//!     layers[0].prepare(&GemmOperands::new(&x, &h1).bias(&bias))?,
-//!     layers[1].prepare(&GemmOperands::new(&h1, &h2).bias(&bias).residual(&h1))?,
-//!     layers[2].prepare(&GemmOperands::new(&h2, &y))?,
-//! ];
-//! device.submit(&calls)?; // as often as wanted, with device.write(&x, ..) in between
-//! assert_eq!((device.read(&y)?.rows(), device.read(&y)?.cols()), (tokens, output));
-//! # assert!(device.read(&y)?.elements().to_f32().iter().all(|y| y.is_finite() && *y != 0.0));
-//! # Ok(())
-//! # }
-//! ```
+//! Layers are joined by their activations, which stay on the device: `tests/examples/mlp.rs` is a multilayer perceptron of
+//! a 2:4, a masked and a dense layer in one submission.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

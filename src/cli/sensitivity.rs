@@ -21,11 +21,11 @@ use super::eval::{Pairs, similarities_of, spearman};
 use super::statistic::{Bootstrap, Ranking, Statistic, rounded};
 use super::{Outcome, model, print, print_json, progress, writable};
 use sparse24::bootstrap::Interval;
-use sparse24::choose::Candidate;
 use sparse24::engine::Device;
 use sparse24::graph::{Ablation, Batching, Calibration, CalibrationInputs, Checkpoint, Sparsity, Times};
 use sparse24::io::{Source, write_atomically};
 use sparse24::prune::{Method, SparseGpt, Statistics};
+use sparse24::select::Candidate;
 use sparse24::text::{Encoder, Pipeline, Similarity, Tokenizer};
 use sparse24::{Error, HostWeights, Mask, Mask24, Matrix, Sparse24, VectorLen};
 

@@ -302,7 +302,7 @@ pub struct Eval {
     pub linear_layers: Vec<LinearLayers>,
     /// What was done to the weights, as the model says it; not in older files.
     #[serde(default)]
-    pub provenance: Provenance,
+    pub provenance: History,
     /// Element type.
     pub dtype: String,
     /// Spearman's correlation, where it was evaluated on pairs.
@@ -348,7 +348,7 @@ pub struct Prune {
     pub retrained: Option<Retraining>,
     /// What was done to the weights, as the new file says it; not in older ones.
     #[serde(default)]
-    pub provenance: Provenance,
+    pub provenance: History,
     /// The command that made it.
     pub command: String,
 }
@@ -361,7 +361,7 @@ pub struct Train {
     /// What was written.
     pub output: String,
     /// What was done to the weights, as the new file says it.
-    pub provenance: Provenance,
+    pub provenance: History,
     /// The run.
     #[serde(flatten)]
     pub run: Retraining,
@@ -392,7 +392,7 @@ pub struct Retraining {
 
 /// What was done to the weights, one thing after the other.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct Provenance {
+pub struct History {
     /// By what, and to which V.
     #[serde(default)]
     pub pruned: Option<String>,

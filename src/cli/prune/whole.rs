@@ -18,7 +18,7 @@ use sparse24::prune::Statistics;
 use sparse24::prune::permute::Budget;
 use sparse24::text::{LoadOptions, Pipeline, Similarity, TextModel, Tokenizer};
 use sparse24::train::{TrainOptions, Trainer};
-use sparse24::{Device, HostWeights, VectorLen, choose};
+use sparse24::{Device, HostWeights, VectorLen, select};
 
 /// What a model is pruned by: its folder's files, where it runs, and the calibration texts as token ids.
 struct Subjects<'a> {
@@ -163,7 +163,7 @@ impl Subjects<'_> {
             interval: None,
             within_noise: None,
         };
-        let most = choose::for_speedup(
+        let most = select::for_speedup(
             &candidates(&rows.map(free).collect::<Vec<_>>(), Some(&times))?,
             times.forward,
             speedup,
@@ -285,9 +285,9 @@ impl Subjects<'_> {
             Ok(drop.drop)
         };
         let (chosen, predicted) = match (args.max_drop, args.target_speedup, times) {
-            (Some(most), ..) => (choose::within_drop(&candidates(&measured, None)?, most, together)?, None),
+            (Some(most), ..) => (select::within_drop(&candidates(&measured, None)?, most, together)?, None),
             (None, Some(speedup), Some(times)) => {
-                let chosen = choose::for_speedup(&candidates(&measured, Some(times))?, times.forward, speedup)?;
+                let chosen = select::for_speedup(&candidates(&measured, Some(times))?, times.forward, speedup)?;
                 ensure!(chosen.reached, "--target-speedup: {}", chosen.summary);
                 together(&chosen.vectors())?;
                 let predicted = chosen.seconds.map(|seconds| times.forward / seconds);
@@ -301,7 +301,7 @@ impl Subjects<'_> {
             // No layer at all.
             None => Drop { drop: 0.0, interval: None },
         };
-        let layers = chosen.layers.into_iter().map(|choose::Choice { layer, vector, drop, reason }| Reason {
+        let layers = chosen.layers.into_iter().map(|select::SelectedLayer { layer, vector, drop, reason }| Reason {
             name: layer,
             vector: vector.map(VectorLen::get),
             drop,

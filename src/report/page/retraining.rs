@@ -5,13 +5,13 @@ use super::paths::shown;
 use super::{Input, Section, Table};
 use crate::error::Result;
 use crate::report::chart::{Axis, Ink, Plot, Series};
-use crate::report::file::{File, Provenance, Retraining};
+use crate::report::file::{File, History, Retraining};
 
 /// A run, from either kind of file: the model that it made, from which, and what the file says.
 struct Run<'a> {
     output: &'a str,
     input: &'a str,
-    provenance: &'a Provenance,
+    provenance: &'a History,
     run: &'a Retraining,
     command: &'a str,
 }

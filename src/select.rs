@@ -43,7 +43,7 @@ impl Candidate {
 
 /// What was chosen for one layer.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Choice {
+pub struct SelectedLayer {
     /// Name of the layer.
     pub layer: String,
     /// The pattern to prune it to; `None` leaves it as it is.
@@ -56,9 +56,9 @@ pub struct Choice {
 
 /// What was chosen for all layers.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Chosen {
+pub struct Selection {
     /// Every layer, in the order in which they came.
-    pub layers: Vec<Choice>,
+    pub layers: Vec<SelectedLayer>,
     /// What all of it loses: of [`within_drop`] measured together, of [`for_speedup`] the sum of what each loses alone.
     pub drop: f64,
     /// The predicted time of a forward pass; of [`for_speedup`] only.
@@ -69,7 +69,7 @@ pub struct Chosen {
     pub summary: String,
 }
 
-impl Chosen {
+impl Selection {
     /// The layers to prune, with their patterns.
     pub fn vectors(&self) -> BTreeMap<&str, VectorLen> {
         self.layers.iter().filter_map(|choice| Some((choice.layer.as_str(), choice.vector?))).collect()
@@ -77,22 +77,22 @@ impl Chosen {
 }
 
 /// Prunes as many layers as the model can stand: the least harmful ones, until together they would lose more than
-/// `most`.
+/// `max_drop`.
 ///
-/// 1. *One pattern for each layer.* Its share of `most` is its share of the weights. Of the patterns that lose no more
+/// 1. *One pattern for each layer.* Its share of `max_drop` is its share of the weights. Of the patterns that lose no more
 ///    than that share alone, the fastest is taken (of equally fast or unmeasured ones the longest vector); if there is
 ///    none, the pattern that loses least.
 /// 2. *An order.* Layers come by harm: drop for each of their weights.
-/// 3. *How many.* The longest row of least harmful layers whose joint drop, as `joint` measures it, is at most `most`:
+/// 3. *How many.* The longest row of least harmful layers whose joint drop, as `joint` measures it, is at most `max_drop`:
 ///    first all of them, then by bisection, which takes it that more layers lose more. The last row that passed is the
 ///    answer, so that what is returned was measured; no layers at all lose nothing.
 ///
-/// An error if `most` is negative or no number, a candidate's drop or time is no number, or two candidates are the same;
+/// An error if `max_drop` is negative or no number, a candidate's drop or time is no number, or two candidates are the same;
 /// or `joint`'s own.
 ///
 /// ```
 /// use sparse24::VectorLen;
-/// use sparse24::choose::{Candidate, within_drop};
+/// use sparse24::select::{Candidate, within_drop};
 /// let alone = [("a", 0.001), ("b", 0.02), ("c", 0.003)];
 /// let candidates = alone.map(|(layer, drop)| Candidate {
 ///     layer: layer.into(),
@@ -113,11 +113,11 @@ impl Chosen {
 /// ```
 pub fn within_drop<E: From<Error>>(
     candidates: &[Candidate],
-    most: f64,
+    max_drop: f64,
     mut joint: impl FnMut(&BTreeMap<&str, VectorLen>) -> std::result::Result<f64, E>,
-) -> std::result::Result<Chosen, E> {
-    if most.is_nan() || most < 0.0 {
-        return Err(Error::invalid(format!("a drop of at most {most}: it must be 0 or more")).into());
+) -> std::result::Result<Selection, E> {
+    if max_drop.is_nan() || max_drop < 0.0 {
+        return Err(Error::invalid(format!("a drop of at most {max_drop}: it must be 0 or more")).into());
     }
     let layers = layers(candidates)?;
     let all: usize = layers.iter().map(|layer| layer.weights).sum();
@@ -125,7 +125,7 @@ pub fn within_drop<E: From<Error>>(
         .iter()
         .enumerate()
         .filter_map(|(at, layer)| {
-            let share = most * layer.weights as f64 / all.max(1) as f64;
+            let share = max_drop * layer.weights as f64 / all.max(1) as f64;
             let pruned = layer.pruned.iter().copied();
             let harmless = pruned.clone().filter(|c| c.drop <= share).min_by(|a, b| faster(a, b));
             let candidate = harmless.or_else(|| pruned.min_by(|a, b| a.drop.total_cmp(&b.drop)))?;
@@ -147,7 +147,7 @@ pub fn within_drop<E: From<Error>>(
     let mut next = steps.len();
     while next > passed.0 {
         let drop = measure(next)?;
-        if drop <= most {
+        if drop <= max_drop {
             passed = (next, drop);
         } else {
             failed = Some((next, drop));
@@ -156,22 +156,23 @@ pub fn within_drop<E: From<Error>>(
     }
 
     let (taken, drop) = passed;
-    let mut choices: Vec<Choice> = layers.iter().map(|layer| layer.stays("no pattern of it was measured")).collect();
+    let mut choices: Vec<SelectedLayer> =
+        layers.iter().map(|layer| layer.stays("no pattern of it was measured")).collect();
     for (place, step) in steps.iter().enumerate() {
         let alone = format!("would lose {} alone", step.candidate.loss());
         choices[step.at] = match failed {
             _ if place < taken => step.choice(),
             Some((count, drop)) if count == place + 1 => layers[step.at]
-                .stays(&format!("{alone}, and with the layers less harmful than it {drop:.4}, more than {most}")),
+                .stays(&format!("{alone}, and with the layers less harmful than it {drop:.4}, more than {max_drop}")),
             _ => layers[step.at].stays(&format!("{alone}, more for its weights than those that are pruned")),
         };
     }
     let summary = format!(
-        "{taken} of {} layers are pruned, {:.0} % of the weights in them: together they lose {drop:.4}, at most {most} was asked for",
+        "{taken} of {} layers are pruned, {:.0} % of the weights in them: together they lose {drop:.4}, at most {max_drop} was asked for",
         layers.len(),
         percent(steps[..taken].iter().map(|s| s.candidate.weights).sum(), all),
     );
-    Ok(Chosen { layers: choices, drop, seconds: None, reached: true, summary })
+    Ok(Selection { layers: choices, drop, seconds: None, reached: true, summary })
 }
 
 /// Prunes the layers that buy most time for least loss, until a forward pass is predicted to be `speedup` times as fast
@@ -182,11 +183,11 @@ pub fn within_drop<E: From<Error>>(
 /// for each second that it gains, where a step that loses nothing counts as free and the larger gain decides. Patterns
 /// that are not faster than the layer as it is are never taken. Once the time is reached, layers without which it is
 /// still reached are given back, the most harmful first. If it cannot be reached, all that gains is taken, and
-/// [`Chosen::reached`] is false.
+/// [`Selection::reached`] is false.
 ///
 /// Every layer needs a candidate for the layer as it is, and every candidate a time; otherwise, and where a number is no
 /// number, that is an error, as in [`within_drop`].
-pub fn for_speedup(candidates: &[Candidate], forward: f64, speedup: f64) -> Result<Chosen> {
+pub fn for_speedup(candidates: &[Candidate], forward: f64, speedup: f64) -> Result<Selection> {
     for (what, x) in [("a forward pass of {} s", forward), ("a speedup of {}", speedup)] {
         if !(x.is_finite() && x > 0.0) {
             return Err(Error::invalid(format!("{}: it must be above 0", what.replace("{}", &x.to_string()))));
@@ -240,7 +241,7 @@ pub fn for_speedup(candidates: &[Candidate], forward: f64, speedup: f64) -> Resu
             format!("{speedup}x cannot be reached: with the {taken} of {count} layers that gain by it pruned, {times}")
         }
     };
-    Ok(Chosen { layers: choices, drop, seconds: Some(seconds), reached, summary })
+    Ok(Selection { layers: choices, drop, seconds: Some(seconds), reached, summary })
 }
 
 /// A layer with everything that was measured of it.
@@ -252,8 +253,8 @@ struct Layer<'a> {
 }
 
 impl Layer<'_> {
-    fn stays(&self, why: &str) -> Choice {
-        Choice { layer: self.name.to_owned(), vector: None, drop: 0.0, reason: format!("stays dense: {why}") }
+    fn stays(&self, why: &str) -> SelectedLayer {
+        SelectedLayer { layer: self.name.to_owned(), vector: None, drop: 0.0, reason: format!("stays dense: {why}") }
     }
 }
 
@@ -313,7 +314,7 @@ impl Step<'_> {
         self.candidate.drop / self.candidate.weights.max(1) as f64
     }
 
-    fn choice(&self) -> Choice {
+    fn choice(&self) -> SelectedLayer {
         let Self { candidate, harmless, share, .. } = self;
         let Candidate { layer, vector, drop, .. } = candidate;
         let share = match harmless {
@@ -322,7 +323,7 @@ impl Step<'_> {
         };
         let vector_name = vector.map_or_else(String::new, |v| format!("V={v}: "));
         let reason = format!("{vector_name}loses {} alone, {share}", candidate.loss());
-        Choice { layer: layer.clone(), vector: *vector, drop: *drop, reason }
+        SelectedLayer { layer: layer.clone(), vector: *vector, drop: *drop, reason }
     }
 }
 
@@ -347,10 +348,10 @@ impl<'a> Timed<'a> {
         candidate.and_then(|c| c.seconds).map_or(0.0, |seconds| self.dense - seconds)
     }
 
-    fn choice(&self, chosen: Option<&Candidate>, speedup: f64) -> Choice {
+    fn choice(&self, chosen: Option<&Candidate>, speedup: f64) -> SelectedLayer {
         if let Some(candidate @ &Candidate { vector: Some(v), drop, .. }) = chosen {
             let reason = format!("V={v}: {} less for a drop of {}", ms(self.gain(chosen)), candidate.loss());
-            return Choice { layer: self.layer.name.to_owned(), vector: Some(v), drop, reason };
+            return SelectedLayer { layer: self.layer.name.to_owned(), vector: Some(v), drop, reason };
         }
         let gain = |c: &&&Candidate| self.gain(Some(**c));
         let best = self.layer.pruned.iter().max_by(|a, b| gain(a).total_cmp(&gain(b)));
@@ -393,7 +394,7 @@ mod tests {
         candidates: &[Candidate],
         most: f64,
         joint: impl Fn(&BTreeMap<&str, VectorLen>) -> f64,
-    ) -> (Chosen, Vec<String>) {
+    ) -> (Selection, Vec<String>) {
         let mut asked = Vec::new();
         let chosen = within_drop(candidates, most, |picked| {
             asked.push(picked.keys().copied().collect::<String>());
@@ -402,11 +403,11 @@ mod tests {
         (chosen.unwrap(), asked)
     }
 
-    fn names(chosen: &Chosen) -> String {
+    fn names(chosen: &Selection) -> String {
         chosen.vectors().into_keys().collect()
     }
 
-    fn reason<'a>(chosen: &'a Chosen, layer: &str) -> &'a str {
+    fn reason<'a>(chosen: &'a Selection, layer: &str) -> &'a str {
         &chosen.layers.iter().find(|c| c.layer == layer).unwrap().reason
     }
 

@@ -26,7 +26,6 @@ mod retrain;
 mod rewrite;
 mod sensitivity;
 mod shapes;
-mod statistic;
 mod tune;
 mod tuning;
 mod version;

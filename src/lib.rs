@@ -195,7 +195,8 @@
 //! | `weights.rs` | the weights of a layer on the host: dense, 2:4, masked |
 //! | `format.rs` `groups.rs` | the format: its specification, compress, decompress, validate; groups of four, many at a time |
 //! | `prune.rs` `prune/` | which weights stay: magnitude, Wanda, second order, SparseGPT; statistics; orders of channels |
-//! | `error.rs` `memory.rs` `bootstrap.rs` | the one error type; memory, asked for before it is taken; what data leave open of a figure |
+//! | `error.rs` `memory.rs` | the one error type; memory, asked for before it is taken |
+//! | `metrics.rs` `bootstrap.rs` | what a model's quality is measured by; what data leave open of a figure |
 //! | `select.rs` | which layers to prune, by what may be lost or by time |
 //! | `io.rs` `io/` | safetensors, shards, folders, everybody's 2:4 layouts; what weights were made from |
 //! | `ops.rs` `ops/` | operations, a file each: operands, checks, cost, GPU program, CPU loops; their list |
@@ -236,6 +237,7 @@ pub mod mask;
 pub mod matrix;
 pub mod measure;
 mod memory;
+pub mod metrics;
 pub mod models;
 pub mod ops;
 pub mod plan;

@@ -24,6 +24,7 @@ mod hub;
 mod linear_probe;
 mod model;
 mod pipeline;
+pub mod sensitivity;
 mod tokens;
 pub mod twin;
 

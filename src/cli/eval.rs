@@ -13,10 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-#[cfg(test)]
-pub(super) use self::figures::pearson;
 use self::figures::{Accuracy, Agreement, Classification, Correlations, Tasks};
-pub(super) use self::figures::{similarities_of, spearman};
 pub(super) use self::inputs::Pairs;
 use self::inputs::{Labelled, Lines};
 use super::args::{Json, name_of, one_stdin, whole};

@@ -1,14 +1,11 @@
 //! `sparse24 sensitivity`: what a model loses when one of its linear layers alone is pruned.
 //!
-//! One pass over the layers in the order in which they run: a layer's inputs are counted where the method asks for them,
-//! the layer is pruned, the model is evaluated with it in its place, and it is put back. A file of results grows with
-//! every layer, so that an interrupted run goes on where it stopped. Invariant: all rows of a file were measured with
-//! the settings that it states.
+//! A file of results grows with every layer, so that an interrupted run goes on where it stopped. Invariant: all rows of a
+//! file were measured with the settings that it states.
 
 mod file;
 mod plot;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -17,19 +14,18 @@ use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 pub(super) use self::file::identity_of;
 use self::file::{Settings, identity};
 use super::args::{DASH, Json, Usage, ensure_usage, lines, name_of, one_stdin, whole};
-use super::eval::{Pairs, similarities_of, spearman};
-use super::statistic::{Bootstrap, Ranking, Statistic, rounded};
+use super::eval::Pairs;
 use super::{Outcome, model, print, print_json, progress, writable};
+use sparse24::VectorLen;
 use sparse24::bootstrap::Interval;
 use sparse24::engine::Device;
-use sparse24::graph::{Ablation, Batching, Calibration, CalibrationInputs, Checkpoint, Sparsity, Times};
+use sparse24::graph::Sparsity;
 use sparse24::io::{Source, write_atomically};
-use sparse24::prune::{Method, SparseGpt, Statistics};
-use sparse24::select::Candidate;
-use sparse24::text::{Encoder, Pipeline, Similarity, Tokenizer};
-use sparse24::{Error, HostWeights, Mask, Mask24, Matrix, Sparse24, VectorLen};
+use sparse24::prune::{Method, SparseGpt};
+use sparse24::text::sensitivity::{Baseline, Metric, Pruning, Subject};
+use sparse24::text::{Similarity, Tokenizer};
 
-pub(super) use self::file::{Row, Sensitivity};
+use self::file::{Row, Sensitivity};
 
 /// Measure what a model loses when one linear layer alone is pruned, layer by layer and pattern by pattern.
 ///
@@ -98,41 +94,6 @@ pub(super) struct PruningArgs {
     pub(super) seed: u64,
 }
 
-/// How layers are pruned.
-#[derive(Clone, Copy)]
-pub(super) struct Pruning {
-    pub(super) method: Method,
-    pub(super) seed: u64,
-    /// Of sparsegpt.
-    pub(super) damping: f64,
-    /// Of sparsegpt: most passes of exchanges.
-    pub(super) exchanges: usize,
-}
-
-impl Pruning {
-    /// Prunes a matrix. Each name has a seed of its own, whatever the order. Weights that are zero stay zero.
-    pub(super) fn prune(
-        &self,
-        name: &str,
-        w: &Matrix,
-        vector: VectorLen,
-        statistics: Option<&Statistics>,
-    ) -> sparse24::Result<(Matrix, Mask24)> {
-        match (self.method, statistics) {
-            (Method::SparseGpt, Some(statistics)) => {
-                let Self { damping, exchanges, .. } = *self;
-                let how = SparseGpt { damping, exchanges, ..SparseGpt::new(vector) };
-                how.prune(w, statistics, Some(&Mask::of_nonzeros(w)?))
-            }
-            (method, statistics) => {
-                // FNV-1a.
-                let mix = |seed: u64, byte| (seed ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-                method.prune(w, vector, statistics, name.bytes().fold(self.seed, mix))
-            }
-        }
-    }
-}
-
 impl PruningArgs {
     fn pruning(&self) -> Pruning {
         let SparseGpt { damping, exchanges, .. } = SparseGpt::new(VectorLen::ONE);
@@ -167,7 +128,7 @@ impl Texts {
     /// The file of these texts as a record of what weights were made from names it: by its name alone, as where it lies is
     /// nobody else's business, and by what tells its contents from others.
     pub(super) fn described(&self, file: &Path) -> String {
-        self.counted(file, self.ids.len(), "texts")
+        counted(file, self.ids.len(), "texts", &self.identity)
     }
 
     /// So many of them at most, evenly spread over the file, and how a record names them.
@@ -177,14 +138,15 @@ impl Texts {
             return (self.ids.clone(), self.described(file));
         }
         let ids = (0..most).map(|i| self.ids[i * all / most].clone()).collect();
-        (ids, self.counted(file, most, &format!("of {all} texts")))
+        (ids, counted(file, most, &format!("of {all} texts"), &self.identity))
     }
+}
 
-    fn counted(&self, file: &Path, count: usize, of: &str) -> String {
-        let name = file.file_name().map(|name| name.to_string_lossy().into_owned());
-        let name = name.filter(|name| name != DASH).unwrap_or_else(|| name_of(file));
-        format!("{name} ({count} {of}, {})", self.identity)
-    }
+/// So many texts of a file.
+fn counted(file: &Path, count: usize, of: &str, identity: &str) -> String {
+    let name = file.file_name().map(|name| name.to_string_lossy().into_owned());
+    let name = name.filter(|name| name != DASH).unwrap_or_else(|| name_of(file));
+    format!("{name} ({count} {of}, {identity})")
 }
 
 /// The texts of an option's file. A blank line is no text to learn from.
@@ -199,12 +161,10 @@ pub(super) fn texts_of(option: &str, input: &Path, tokenizer: &Tokenizer) -> Res
     Ok(Texts { ids: tokens.ids, samples: texts, identity: identity_of(&text) })
 }
 
-/// Texts, and what is made of their embeddings.
-pub(super) struct Metric {
-    texts: Texts,
-    /// People's scores of each two texts, and how the embeddings of the two are compared; without them, embeddings are
-    /// compared with the dense model's.
-    scores: Option<(Vec<f64>, Similarity)>,
+/// A metric, and the file that its texts are of.
+pub(super) struct ReadMetric {
+    pub(super) metric: Metric,
+    identity: String,
 }
 
 impl MetricArgs {
@@ -214,7 +174,7 @@ impl MetricArgs {
     }
 }
 
-impl Metric {
+impl ReadMetric {
     /// Reads the texts. An error of usage if neither flag was given.
     pub(super) fn read(args: &MetricArgs, tokenizer: &Tokenizer, similarity: Similarity) -> Result<Self> {
         let (texts, scores, text) = match (&args.pairs, &args.input) {
@@ -234,198 +194,22 @@ impl Metric {
         };
         let tokens = tokenizer.encode(&texts)?;
         model::warn_of_truncation(tokens.truncated, texts.len(), tokenizer);
-        let texts = Texts { ids: tokens.ids, samples: Vec::new(), identity: identity_of(&text) };
-        Ok(Self { texts, scores })
+        Ok(Self { metric: Metric { ids: tokens.ids, scores }, identity: identity_of(&text) })
     }
 
     /// What the metric is of, as a record of what weights were made from names it.
     pub(super) fn described(&self, args: &MetricArgs) -> String {
         let file = args.pairs.as_deref().or(args.input.as_deref()).unwrap_or(Path::new(DASH));
-        match &self.scores {
-            Some((scores, _)) => self.texts.counted(file, scores.len(), "pairs"),
-            None => self.texts.described(file),
-        }
-    }
-
-    /// `spearman` or `cosine`: a name for the metric.
-    pub(super) fn name(&self) -> &'static str {
-        if self.scores.is_some() { "spearman" } else { "cosine" }
-    }
-
-    /// A number for each pair or text: how similar a model's embeddings of the two are, or how similar its embedding is to
-    /// the dense model's.
-    fn numbers(&self, embeddings: &Matrix, dense: &Matrix) -> sparse24::Result<Vec<f64>> {
-        let numbers = embeddings.elements().to_f32();
-        if !numbers.iter().all(|x| x.is_finite()) {
-            return Err(Error::invalid("activations overflow their type"));
-        }
-        let Some((_, similarity)) = &self.scores else {
-            let (width, dense) = (embeddings.cols(), dense.elements().to_f32());
-            let both = numbers.chunks_exact(width).zip(dense.chunks_exact(width));
-            return Ok(both.map(|(a, b)| Similarity::Cosine.of(a, b)).collect());
+        let (count, of) = match &self.metric.scores {
+            Some((scores, _)) => (scores.len(), "pairs"),
+            None => (self.metric.ids.len(), "texts"),
         };
-        Ok(similarities_of(embeddings, *similarity))
-    }
-
-    /// The metric of such numbers: 1 is as good as can be.
-    fn value(&self, numbers: &[f64]) -> sparse24::Result<f64> {
-        let Some((scores, _)) = &self.scores else { return Ok(numbers.iter().sum::<f64>() / numbers.len() as f64) };
-        let constant = || Error::invalid("all scores or all similarities are the same: no correlation");
-        spearman(numbers, scores).ok_or_else(constant)
-    }
-
-    fn statistic(&self) -> Statistic {
-        match &self.scores {
-            None => Statistic::Mean,
-            Some((scores, _)) => Statistic::Spearman(Ranking::new(scores)),
-        }
+        counted(file, count, of, &self.identity)
     }
 }
 
 /// Why there is nothing to measure by.
 const NO_METRIC: &str = "--pairs or --input is needed: what the model's quality is measured on";
-
-/// How much lower a metric is.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Drop {
-    pub(super) drop: f64,
-    pub(super) interval: Option<Interval>,
-}
-
-/// A metric with the dense model's embeddings and its value of them.
-pub(super) struct Baseline<'a> {
-    metric: &'a Metric,
-    embeddings: Matrix,
-    value: f64,
-    bootstrap: Bootstrap,
-}
-
-impl<'a> Baseline<'a> {
-    /// Embeds the texts with the model as it is.
-    pub(super) fn new(metric: &'a Metric, subject: &Subject<'_>) -> sparse24::Result<Self> {
-        let embeddings = subject.embeddings(subject.checkpoint, metric)?;
-        let numbers = metric.numbers(&embeddings, &embeddings)?;
-        let bootstrap = Bootstrap::new(metric.statistic(), &numbers);
-        Ok(Self { metric, embeddings, value: rounded(metric.value(&numbers)?), bootstrap })
-    }
-
-    /// The metric's value on the dense model.
-    pub(super) fn value(&self) -> f64 {
-        self.value
-    }
-
-    /// How much lower the metric is on these embeddings of the same texts.
-    fn drop(&self, embeddings: &Matrix) -> sparse24::Result<Drop> {
-        let numbers = self.metric.numbers(embeddings, &self.embeddings)?;
-        Ok(Drop {
-            drop: rounded(self.value - self.metric.value(&numbers)?),
-            interval: self.bootstrap.interval(&numbers),
-        })
-    }
-
-    /// How much lower the metric is on another model.
-    pub(super) fn drop_of(&self, subject: &Subject<'_>, checkpoint: &Checkpoint) -> sparse24::Result<Drop> {
-        self.drop(&subject.embeddings(checkpoint, self.metric)?)
-    }
-}
-
-/// A model, where it runs, and how its layers are pruned.
-pub(super) struct Subject<'a> {
-    pub(super) device: &'a Device,
-    pub(super) checkpoint: &'a Checkpoint,
-    /// What makes embeddings of its states.
-    pub(super) pipeline: &'a Pipeline,
-    pub(super) batching: Batching,
-    pub(super) pruning: Pruning,
-    /// The calibration texts as token ids; none where the method reads no inputs.
-    pub(super) calibration: &'a [Vec<u32>],
-}
-
-impl Subject<'_> {
-    /// The embeddings of a metric's texts by a form of the model.
-    fn embeddings(&self, checkpoint: &Checkpoint, metric: &Metric) -> sparse24::Result<Matrix> {
-        Encoder::new(self.device, checkpoint, self.pipeline.clone())?.embed(&metric.texts.ids, self.batching)
-    }
-
-    /// The rows to measure, in the order in which they can be: every dense linear layer in each pattern, for Q, K and V
-    /// the longest one that fits.
-    pub(super) fn rows(&self, vectors: &[VectorLen]) -> Vec<(String, VectorLen)> {
-        let mut rows = Vec::new();
-        for (name, w) in self.checkpoint.linears() {
-            for &vector in vectors {
-                let row = (name.clone(), self.checkpoint.fitting_vector(&name, vector));
-                if matches!(w, HostWeights::Dense(_)) && !rows.contains(&row) {
-                    rows.push(row);
-                }
-            }
-        }
-        rows
-    }
-
-    /// Measures these rows, each a layer alone, and hands every one's drop to `done`.
-    pub(super) fn measure(
-        &self,
-        baseline: &Baseline<'_>,
-        rows: &[(String, VectorLen)],
-        done: &mut dyn FnMut(Row) -> sparse24::Result<()>,
-    ) -> sparse24::Result<()> {
-        let Self { device, checkpoint, pipeline, batching, pruning, calibration } = *self;
-        let mut of_layer: BTreeMap<&str, Vec<VectorLen>> = BTreeMap::new();
-        for (name, vector) in rows {
-            of_layer.entry(name).or_default().push(*vector);
-        }
-        let model = pipeline.attach(checkpoint)?;
-        let mut ablation = Ablation::new(device, &model, &baseline.metric.texts.ids, batching)?;
-        let mut visit = |name: &str, w: &HostWeights, statistics: Option<&Statistics>| -> sparse24::Result<()> {
-            let Some(vectors) = of_layer.get(name) else { return Ok(()) };
-            let w = w.to_dense()?;
-            for &vector in vectors {
-                let (pruned, mask) = pruning.prune(name, &w, vector, statistics)?;
-                let compressed = Sparse24::compress(&pruned, &mask)?;
-                let embeddings = pipeline.ablated(&mut ablation, name, compressed.into())?;
-                let Drop { drop, interval } = baseline.drop(&embeddings)?;
-                done(Row {
-                    layer: name.to_owned(),
-                    vector: vector.get(),
-                    weights: w.rows() * w.cols(),
-                    drop,
-                    interval,
-                    within_noise: interval.map(Interval::has_zero),
-                })?;
-            }
-            Ok(())
-        };
-        if !pruning.method.needs_statistics() {
-            return checkpoint.linears().try_for_each(|(name, w)| visit(&name, w, None));
-        }
-        let how = Calibration { batching, gram: pruning.method.needs_gram(), inputs: CalibrationInputs::Dense };
-        // Nothing takes a layer's place, so that its copy stays as it is.
-        checkpoint.clone().calibrate(device, calibration, how, &mut |name, w, statistics| {
-            visit(name, w, Some(statistics)).map(|()| None)
-        })
-    }
-}
-
-/// What was measured as something to choose from; with times, for a choice by speed.
-pub(super) fn candidates(rows: &[Row], times: Option<&Times>) -> Result<Vec<Candidate>> {
-    let mut candidates: Vec<Candidate> = Vec::new();
-    for row in rows {
-        let Row { layer, vector, weights, drop, .. } = row;
-        let form = |vector: Option<VectorLen>, drop, within_noise| Candidate {
-            layer: layer.clone(),
-            vector,
-            drop,
-            within_noise,
-            weights: *weights,
-            seconds: times.and_then(|times| times.of(layer, vector)),
-        };
-        if !candidates.iter().any(|c| c.layer == *layer) {
-            candidates.push(form(None, 0.0, false));
-        }
-        candidates.push(form(Some(VectorLen::new(*vector)?), *drop, row.is_noise()));
-    }
-    Ok(candidates)
-}
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     args.pruning.check()?;
@@ -441,7 +225,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let pruning = args.pruning.pruning();
     let calibrated =
         args.pruning.calibration.as_deref().map(|path| texts_of("--calibration", path, &tokenizer)).transpose()?;
-    let metric = Metric::read(&args.metric, &tokenizer, similarity)?;
+    let ReadMetric { metric, identity } = ReadMetric::read(&args.metric, &tokenizer, similarity)?;
     let no_texts = Texts::default();
     let calibration = &calibrated.as_ref().unwrap_or(&no_texts).ids;
     let subject =
@@ -449,7 +233,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let mut rows = subject.rows(&args.vector);
     ensure!(!rows.is_empty(), "{} has no dense linear layers to prune", args.model.name.get());
 
-    let settings = settings(args, &metric, calibrated.as_ref(), &device, prompt)?;
+    let settings = settings(args, (&metric, identity), calibrated.as_ref(), &device, prompt)?;
     let mut result = Sensitivity::new(args.model.name.get().to_owned(), settings);
     if let Some(path) = json.as_deref().filter(|path| path.exists()) {
         result.resume(path)?;
@@ -462,10 +246,10 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         result.linear_weights = checkpoint.graph().linear_weights();
         // However often it was interrupted, the file is the same in the end.
         let order: Vec<String> = checkpoint.linears().map(|(name, _)| name).collect();
-        subject.measure(&baseline, &rows, &mut |row| {
-            bar.set_message(format!("{} at V={}", row.layer, row.vector));
+        subject.measure(&baseline, &rows, &mut |alone| {
+            bar.set_message(format!("{} at V={}", alone.layer, alone.vector));
             bar.inc(1);
-            result.rows.push(row);
+            result.rows.push(alone.into());
             result.rows.sort_by_key(|row| (order.iter().position(|name| *name == row.layer), row.vector));
             json.as_deref().map_or(Ok(()), |path| result.write(path))
         })?;
@@ -486,7 +270,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 /// Everything that a row depends on but its layer and pattern.
 fn settings(
     args: &Args,
-    metric: &Metric,
+    (metric, texts): (&Metric, String),
     calibration: Option<&Texts>,
     device: &Device,
     prompt: Option<String>,
@@ -517,7 +301,7 @@ fn settings(
         metric: metric.name().to_owned(),
         similarity: metric.scores.as_ref().map_or(Similarity::Cosine, |(_, similarity)| *similarity).to_string(),
         prompt,
-        texts: metric.texts.identity.clone(),
+        texts,
     })
 }
 

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::graph::Limits;
 use crate::io::weights_in;
+use crate::matrix::Matrix;
 
 /// Where the parts of a model lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -234,6 +235,17 @@ impl Similarity {
             Self::Euclidean => -sum(&|a, b| (a - b) * (a - b)).sqrt(),
             Self::Manhattan => -sum(&|a, b| (a - b).abs()),
         }
+    }
+
+    /// The similarity of each two embeddings that follow each other.
+    pub fn of_pairs(self, embeddings: &Matrix) -> Vec<f64> {
+        let numbers = embeddings.elements().to_f32();
+        let pairs = numbers.chunks_exact((2 * embeddings.cols()).max(1));
+        let of_pair = |pair: &[f32]| {
+            let (a, b) = pair.split_at(embeddings.cols());
+            self.of(a, b)
+        };
+        pairs.map(of_pair).collect()
     }
 }
 

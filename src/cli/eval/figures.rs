@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::inputs::{Labelled, Lines, Pairs};
-use crate::cli::statistic::{Bootstrap, Ranking, Statistic};
 use crate::cli::{model, progress};
 use sparse24::bootstrap::Interval;
+use sparse24::metrics::{PairedBootstrap, Ranking, Statistic, pearson, spearman};
 use sparse24::text::{LinearProbe, Similarity};
 use sparse24::{Elements, Matrix};
 
@@ -159,7 +159,7 @@ impl Tasks {
             // A window is even: it parts no pair.
             const { assert!(model::WINDOW.is_multiple_of(2)) };
             ran.embed(encoder, sentences, &name, |embeddings| {
-                similarities.extend(similarities_of(embeddings, encoder.similarity));
+                similarities.extend(encoder.similarity.of_pairs(embeddings));
             })?;
             ran.similarities = similarities;
         }
@@ -228,7 +228,7 @@ impl Tasks {
     /// How much higher the figures of the first model are.
     pub(super) fn differences(&self, first: &Ran, second: &Ran) -> Result<Differences> {
         let of = |statistic: Statistic, value: f64, [first, second]: [&[f64]; 2]| {
-            let interval = Bootstrap::new(statistic, first).interval(second);
+            let interval = PairedBootstrap::new(statistic, first).interval(second);
             Difference { value, interval, equal: interval.map(Interval::has_zero) }
         };
         let (mut rank, mut number) = (None, None);
@@ -346,68 +346,5 @@ impl Differences {
     pub(super) fn accuracy_text(&self, other: &Accuracy) -> String {
         let text = self.accuracy.as_ref().map(|of| of.text(&with_interval(other.accuracy, other.interval)));
         text.map_or_else(String::new, |text| format!("  accuracy {text}\n"))
-    }
-}
-
-/// The similarity of each two embeddings that follow each other.
-pub(in crate::cli) fn similarities_of(embeddings: &Matrix, similarity: Similarity) -> Vec<f64> {
-    let numbers = embeddings.elements().to_f32();
-    let pairs = numbers.chunks_exact(2 * embeddings.cols());
-    let of_pair = |pair: &[f32]| {
-        let (a, b) = pair.split_at(embeddings.cols());
-        similarity.of(a, b)
-    };
-    pairs.map(of_pair).collect()
-}
-
-/// Spearman's correlation; `None` where all numbers of one side are the same.
-pub(in crate::cli) fn spearman(x: &[f64], y: &[f64]) -> Option<f64> {
-    pearson(&ranks(x), &ranks(y))
-}
-
-/// The rank of each number, from 1; numbers that are equal share the mean of their ranks.
-fn ranks(numbers: &[f64]) -> Vec<f64> {
-    let mut order: Vec<usize> = (0..numbers.len()).collect();
-    order.sort_by(|&a, &b| numbers[a].total_cmp(&numbers[b]));
-    let mut ranks = vec![0.0; numbers.len()];
-    let mut start = 0;
-    for tied in order.chunk_by(|&a, &b| numbers[a] == numbers[b]) {
-        let mean = start as f64 + (tied.len() + 1) as f64 / 2.0;
-        tied.iter().for_each(|&i| ranks[i] = mean);
-        start += tied.len();
-    }
-    ranks
-}
-
-/// The covariance over the product of the standard deviations; `None` where one of these is zero.
-pub(in crate::cli) fn pearson(x: &[f64], y: &[f64]) -> Option<f64> {
-    let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
-    let (mx, my) = (mean(x), mean(y));
-    let sum = |f: &dyn Fn(f64, f64) -> f64| x.iter().zip(y).map(|(x, y)| f(x - mx, y - my)).sum::<f64>();
-    let (xy, xx, yy) = (sum(&|x, y| x * y), sum(&|x, _| x * x), sum(&|_, y| y * y));
-    (xx > 0.0 && yy > 0.0).then(|| xy / (xx * yy).sqrt())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ties_share_the_mean_of_their_ranks() {
-        assert_eq!(ranks(&[3.0, 1.0, 3.0, 2.0, 3.0]), [4.0, 1.0, 4.0, 2.0, 4.0]);
-        assert_eq!(ranks(&[0.0, -0.0]), [1.5, 1.5]);
-        assert_eq!(ranks(&[]), [0.0; 0]);
-    }
-
-    /// Worked by hand: sums of products of the deviations from the mean, of the ranks and of the numbers.
-    #[test]
-    fn correlations_are_those_of_the_definition() {
-        let (x, y) = ([1.0, 2.0, 2.0, 4.0, 5.0], [1.0, 3.0, 2.0, 2.0, 6.0]);
-        let near =
-            |got: Option<f64>, expected: f64| assert!((got.unwrap_or(f64::NAN) - expected).abs() < 1e-12, "{got:?}");
-        near(spearman(&x, &y), 7.25 / 9.5);
-        near(pearson(&x, &y), 9.8 / (10.8f64 * 14.8).sqrt());
-        near(pearson(&x, &x.map(|x| -3.0 * x)), -1.0);
-        assert_eq!(pearson(&x, &[7.0; 5]), None);
     }
 }

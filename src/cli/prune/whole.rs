@@ -10,12 +10,13 @@ use super::{Args, Choice, NOTHING, Reason, Reordered, Row, Run};
 use crate::cli::args::one_stdin;
 use crate::cli::model;
 use crate::cli::retrain::{Length, Training};
-use crate::cli::sensitivity::{Baseline, Drop, Metric, Row as SensitivityRow, Subject, candidates, texts_of};
+use crate::cli::sensitivity::{ReadMetric, texts_of};
 use crate::cli::{progress, say};
 use sparse24::graph::{Calibration, CalibrationInputs, Checkpoint, Kept, Times, time_forwards};
 use sparse24::measure::Policy;
 use sparse24::prune::Statistics;
 use sparse24::prune::permute::Budget;
+use sparse24::text::sensitivity::{Baseline, Drop, LayerDrop, Subject, candidates};
 use sparse24::text::{LoadOptions, Pipeline, Similarity, TextModel, Tokenizer};
 use sparse24::train::{TrainOptions, Trainer};
 use sparse24::{Device, HostWeights, VectorLen, select};
@@ -155,16 +156,14 @@ impl Subjects<'_> {
         let subject = self.subject(checkpoint);
         let rows = subject.rows(&self.args.vector).into_iter().filter(|(name, _)| selected.contains(name));
         // Nothing is lost yet: only whether it can be reached is asked.
-        let free = |(layer, vector): (String, VectorLen)| SensitivityRow {
+        let free = |(layer, vector): (String, VectorLen)| LayerDrop {
             layer,
-            vector: vector.get(),
+            vector,
             weights: 1,
-            drop: 0.0,
-            interval: None,
-            within_noise: None,
+            drop: Drop { drop: 0.0, interval: None },
         };
         let most = select::for_speedup(
-            &candidates(&rows.map(free).collect::<Vec<_>>(), Some(&times))?,
+            &candidates(&rows.map(free).collect::<Vec<_>>(), Some(&times)),
             times.forward,
             speedup,
         )?;
@@ -259,9 +258,9 @@ impl Subjects<'_> {
     /// the times of layers, save.
     fn choose(&self, checkpoint: &Checkpoint, selected: &[String], times: Option<&Times>) -> Result<(Vectors, Choice)> {
         let args = self.args;
-        let metric = Metric::read(&args.metric, &self.tokenizer, self.similarity)?;
+        let read = ReadMetric::read(&args.metric, &self.tokenizer, self.similarity)?;
         let subject = self.subject(checkpoint);
-        let baseline = Baseline::new(&metric, &subject)?;
+        let baseline = Baseline::new(&read.metric, &subject)?;
         let mut alone = subject.rows(&args.vector);
         alone.retain(|(name, _)| selected.contains(name));
         ensure!(!alone.is_empty(), "--include and --exclude select no linear layer that is dense still");
@@ -285,9 +284,9 @@ impl Subjects<'_> {
             Ok(drop.drop)
         };
         let (chosen, predicted) = match (args.max_drop, args.target_speedup, times) {
-            (Some(most), ..) => (select::within_drop(&candidates(&measured, None)?, most, together)?, None),
+            (Some(most), ..) => (select::within_drop(&candidates(&measured, None), most, together)?, None),
             (None, Some(speedup), Some(times)) => {
-                let chosen = select::for_speedup(&candidates(&measured, Some(times))?, times.forward, speedup)?;
+                let chosen = select::for_speedup(&candidates(&measured, Some(times)), times.forward, speedup)?;
                 ensure!(chosen.reached, "--target-speedup: {}", chosen.summary);
                 together(&chosen.vectors())?;
                 let predicted = chosen.seconds.map(|seconds| times.forward / seconds);
@@ -310,8 +309,8 @@ impl Subjects<'_> {
         let choice = Choice {
             layers: layers.collect(),
             summary: chosen.summary,
-            metric: metric.name(),
-            metric_of: metric.described(&args.metric),
+            metric: read.metric.name(),
+            metric_of: read.described(&args.metric),
             metric_dense: baseline.value(),
             metric_drop: drop,
             metric_drop_interval: interval,

@@ -12,13 +12,14 @@ use serde::{Deserialize, Serialize};
 use sparse24::VectorLen;
 use sparse24::bootstrap::{DRAWS, Interval};
 use sparse24::io::write_atomically;
+use sparse24::text::sensitivity::{Drop, LayerDrop};
 
 /// Fields may be added to it, never renamed.
 const SCHEMA: &str = "sparse24-sensitivity/1";
 
 /// An analysis, finished or not.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(in crate::cli) struct Sensitivity {
+pub(super) struct Sensitivity {
     schema: String,
     version: String,
     /// As it was given, for people.
@@ -62,24 +63,31 @@ pub(super) struct Settings {
 
 /// One layer alone in one pattern.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub(in crate::cli) struct Row {
-    pub(in crate::cli) layer: String,
-    pub(in crate::cli) vector: usize,
+pub(super) struct Row {
+    pub(super) layer: String,
+    pub(super) vector: usize,
     /// Before pruning.
-    pub(in crate::cli) weights: usize,
+    pub(super) weights: usize,
     /// How much lower the metric is.
-    pub(in crate::cli) drop: f64,
+    pub(super) drop: f64,
     /// What 95 % of the drops on resampled texts lie in, and whether zero does. Files of earlier versions lack both, and
     /// so does a row whose texts are too few.
     #[serde(default)]
-    pub(in crate::cli) interval: Option<Interval>,
+    pub(super) interval: Option<Interval>,
     #[serde(default)]
-    pub(in crate::cli) within_noise: Option<bool>,
+    pub(super) within_noise: Option<bool>,
+}
+
+impl From<LayerDrop> for Row {
+    fn from(alone: LayerDrop) -> Self {
+        let LayerDrop { layer, vector, weights, drop: Drop { drop, interval } } = alone;
+        Self { layer, vector: vector.get(), weights, drop, interval, within_noise: interval.map(Interval::has_zero) }
+    }
 }
 
 impl Row {
     /// Whether the drop may be none, as far as is known.
-    pub(in crate::cli) fn is_noise(&self) -> bool {
+    pub(super) fn is_noise(&self) -> bool {
         self.within_noise == Some(true)
     }
 }

@@ -1,0 +1,265 @@
+//! What a model loses when one of its linear layers alone is pruned, and what it loses when several are.
+//!
+//! One pass over the layers in the order in which they run: a layer's inputs are counted where the method asks for them,
+//! the layer is pruned, the model is evaluated with it in its place, and it is put back. Invariant: all drops are of the
+//! same texts, and their intervals of the same draws.
+
+use std::collections::BTreeMap;
+
+use super::{Encoder, Pipeline, Similarity};
+use crate::bootstrap::Interval;
+use crate::engine::Device;
+use crate::error::{Error, Result};
+use crate::format::Sparse24;
+use crate::graph::{Ablation, Batching, Calibration, CalibrationInputs, Checkpoint, Times};
+use crate::mask::{Mask, Mask24, VectorLen};
+use crate::matrix::Matrix;
+use crate::metrics::{PairedBootstrap, Ranking, Statistic, rounded, spearman};
+use crate::prune::{Method, SparseGpt, Statistics};
+use crate::select::Candidate;
+use crate::weights::HostWeights;
+
+/// How layers are pruned.
+#[derive(Clone, Copy, Debug)]
+pub struct Pruning {
+    /// The criterion.
+    pub method: Method,
+    /// Of the method that draws numbers.
+    pub seed: u64,
+    /// Of sparsegpt.
+    pub damping: f64,
+    /// Of sparsegpt: passes of exchanges, at most.
+    pub exchanges: usize,
+}
+
+impl Pruning {
+    /// Prunes a matrix. Each name has a seed of its own, whatever the order. Weights that are zero stay zero.
+    pub fn prune(
+        &self,
+        name: &str,
+        w: &Matrix,
+        vector: VectorLen,
+        statistics: Option<&Statistics>,
+    ) -> Result<(Matrix, Mask24)> {
+        match (self.method, statistics) {
+            (Method::SparseGpt, Some(statistics)) => {
+                let Self { damping, exchanges, .. } = *self;
+                let how = SparseGpt { damping, exchanges, ..SparseGpt::new(vector) };
+                how.prune(w, statistics, Some(&Mask::of_nonzeros(w)?))
+            }
+            (method, statistics) => {
+                // FNV-1a.
+                let mix = |seed: u64, byte| (seed ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+                method.prune(w, vector, statistics, name.bytes().fold(self.seed, mix))
+            }
+        }
+    }
+}
+
+/// Texts, and what is made of their embeddings.
+#[derive(Clone, Debug)]
+pub struct Metric {
+    /// The texts as token ids; with scores, each two that follow each other are a pair.
+    pub ids: Vec<Vec<u32>>,
+    /// People's scores of the pairs, and how the embeddings of the two are compared; without them, embeddings are
+    /// compared with the dense model's.
+    pub scores: Option<(Vec<f64>, Similarity)>,
+}
+
+impl Metric {
+    /// `spearman` or `cosine`: a name for the metric.
+    pub fn name(&self) -> &'static str {
+        if self.scores.is_some() { "spearman" } else { "cosine" }
+    }
+
+    /// A number for each pair or text: how similar a model's embeddings of the two are, or how similar its embedding is to
+    /// the dense model's.
+    fn numbers(&self, embeddings: &Matrix, dense: &Matrix) -> Result<Vec<f64>> {
+        let numbers = embeddings.elements().to_f32();
+        if !numbers.iter().all(|x| x.is_finite()) {
+            return Err(Error::invalid("activations overflow their type"));
+        }
+        let Some((_, similarity)) = &self.scores else {
+            let (width, dense) = (embeddings.cols(), dense.elements().to_f32());
+            let both = numbers.chunks_exact(width).zip(dense.chunks_exact(width));
+            return Ok(both.map(|(a, b)| Similarity::Cosine.of(a, b)).collect());
+        };
+        Ok(similarity.of_pairs(embeddings))
+    }
+
+    /// The metric of such numbers: 1 is as good as can be.
+    fn value(&self, numbers: &[f64]) -> Result<f64> {
+        let Some((scores, _)) = &self.scores else { return Ok(numbers.iter().sum::<f64>() / numbers.len() as f64) };
+        let constant = || Error::invalid("all scores or all similarities are the same: no correlation");
+        spearman(numbers, scores).ok_or_else(constant)
+    }
+
+    fn statistic(&self) -> Statistic {
+        match &self.scores {
+            None => Statistic::Mean,
+            Some((scores, _)) => Statistic::Spearman(Ranking::new(scores)),
+        }
+    }
+}
+
+/// How much lower a metric is.
+#[derive(Clone, Copy, Debug)]
+pub struct Drop {
+    /// By how much; below zero it is higher.
+    pub drop: f64,
+    /// What the middle 95 % of the drops on resampled texts span; none where the texts are too few.
+    pub interval: Option<Interval>,
+}
+
+/// A metric with the dense model's embeddings and its value of them.
+#[derive(Debug)]
+pub struct Baseline<'a> {
+    metric: &'a Metric,
+    embeddings: Matrix,
+    value: f64,
+    bootstrap: PairedBootstrap,
+}
+
+impl<'a> Baseline<'a> {
+    /// Embeds the texts with the model as it is.
+    pub fn new(metric: &'a Metric, subject: &Subject<'_>) -> Result<Self> {
+        let embeddings = subject.embeddings(subject.checkpoint, metric)?;
+        let numbers = metric.numbers(&embeddings, &embeddings)?;
+        let bootstrap = PairedBootstrap::new(metric.statistic(), &numbers);
+        Ok(Self { metric, embeddings, value: rounded(metric.value(&numbers)?), bootstrap })
+    }
+
+    /// The metric's value on the dense model.
+    pub fn value(&self) -> f64 {
+        self.value
+    }
+
+    /// How much lower the metric is on these embeddings of the same texts.
+    fn drop(&self, embeddings: &Matrix) -> Result<Drop> {
+        let numbers = self.metric.numbers(embeddings, &self.embeddings)?;
+        Ok(Drop {
+            drop: rounded(self.value - self.metric.value(&numbers)?),
+            interval: self.bootstrap.interval(&numbers),
+        })
+    }
+
+    /// How much lower the metric is on another model.
+    pub fn drop_of(&self, subject: &Subject<'_>, checkpoint: &Checkpoint) -> Result<Drop> {
+        self.drop(&subject.embeddings(checkpoint, self.metric)?)
+    }
+}
+
+/// A model, where it runs, and how its layers are pruned.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// Where it runs.
+    pub device: &'a Device,
+    /// The model.
+    pub checkpoint: &'a Checkpoint,
+    /// What makes embeddings of its states.
+    pub pipeline: &'a Pipeline,
+    /// How texts are put into batches.
+    pub batching: Batching,
+    /// How layers are pruned.
+    pub pruning: Pruning,
+    /// The calibration texts as token ids; none where the method reads no inputs.
+    pub calibration: &'a [Vec<u32>],
+}
+
+impl Subject<'_> {
+    /// The embeddings of a metric's texts by a form of the model.
+    fn embeddings(&self, checkpoint: &Checkpoint, metric: &Metric) -> Result<Matrix> {
+        Encoder::new(self.device, checkpoint, self.pipeline.clone())?.embed(&metric.ids, self.batching)
+    }
+
+    /// The rows to measure, in the order in which they can be: every dense linear layer in each pattern, for Q, K and V
+    /// the longest one that fits.
+    pub fn rows(&self, vectors: &[VectorLen]) -> Vec<(String, VectorLen)> {
+        let mut rows = Vec::new();
+        for (name, w) in self.checkpoint.linears() {
+            for &vector in vectors {
+                let row = (name.clone(), self.checkpoint.fitting_vector(&name, vector));
+                if matches!(w, HostWeights::Dense(_)) && !rows.contains(&row) {
+                    rows.push(row);
+                }
+            }
+        }
+        rows
+    }
+
+    /// Measures these rows, each a layer alone, and hands every one's drop to `done`.
+    pub fn measure(
+        &self,
+        baseline: &Baseline<'_>,
+        rows: &[(String, VectorLen)],
+        done: &mut dyn FnMut(LayerDrop) -> Result<()>,
+    ) -> Result<()> {
+        let Self { device, checkpoint, pipeline, batching, pruning, calibration } = *self;
+        let mut of_layer: BTreeMap<&str, Vec<VectorLen>> = BTreeMap::new();
+        for (name, vector) in rows {
+            of_layer.entry(name).or_default().push(*vector);
+        }
+        let model = pipeline.attach(checkpoint)?;
+        let mut ablation = Ablation::new(device, &model, &baseline.metric.ids, batching)?;
+        let mut visit = |name: &str, w: &HostWeights, statistics: Option<&Statistics>| -> Result<()> {
+            let Some(vectors) = of_layer.get(name) else { return Ok(()) };
+            let w = w.to_dense()?;
+            for &vector in vectors {
+                let (pruned, mask) = pruning.prune(name, &w, vector, statistics)?;
+                let compressed = Sparse24::compress(&pruned, &mask)?;
+                let embeddings = pipeline.ablated(&mut ablation, name, compressed.into())?;
+                let weights = w.rows() * w.cols();
+                done(LayerDrop { layer: name.to_owned(), vector, weights, drop: baseline.drop(&embeddings)? })?;
+            }
+            Ok(())
+        };
+        if !pruning.method.needs_statistics() {
+            return checkpoint.linears().try_for_each(|(name, w)| visit(&name, w, None));
+        }
+        let how = Calibration { batching, gram: pruning.method.needs_gram(), inputs: CalibrationInputs::Dense };
+        // Nothing takes a layer's place, so that its copy stays as it is.
+        checkpoint.clone().calibrate(device, calibration, how, &mut |name, w, statistics| {
+            visit(name, w, Some(statistics)).map(|()| None)
+        })
+    }
+}
+
+/// What one layer alone loses in one pattern.
+#[derive(Clone, Debug)]
+pub struct LayerDrop {
+    /// Name of the layer.
+    pub layer: String,
+    /// How many rows share a pattern.
+    pub vector: VectorLen,
+    /// Weights of the layer, before pruning.
+    pub weights: usize,
+    /// What the metric loses.
+    pub drop: Drop,
+}
+
+impl Drop {
+    /// Whether it may be none, as far as is known.
+    pub fn is_noise(self) -> bool {
+        self.interval.is_some_and(Interval::has_zero)
+    }
+}
+
+/// What was measured, for [selection](crate::select); with times, for one by speed.
+pub fn candidates(measured: &[LayerDrop], times: Option<&Times>) -> Vec<Candidate> {
+    let mut candidates: Vec<Candidate> = Vec::new();
+    for LayerDrop { layer, vector, weights, drop } in measured {
+        let form = |vector: Option<VectorLen>, drop, within_noise| Candidate {
+            layer: layer.clone(),
+            vector,
+            drop,
+            within_noise,
+            weights: *weights,
+            seconds: times.and_then(|times| times.of(layer, vector)),
+        };
+        if !candidates.iter().any(|c| c.layer == *layer) {
+            candidates.push(form(None, 0.0, false));
+        }
+        candidates.push(form(Some(*vector), drop.drop, drop.is_noise()));
+    }
+    candidates
+}

@@ -59,11 +59,16 @@ pub use coop::{CoopShape, CoopTile, CoopUnit};
 pub(crate) use coop::{Primitives, check_len, check_result};
 pub use features::FeatureAccess;
 pub(crate) use features::{Types, WIDTHS, WORKGROUP, workgroup_supported};
-pub use gemm::{Kernel, Params};
+pub use gemm::Kernel;
+// What tests compare with the shaders.
+#[doc(hidden)]
+pub use gemm::Params;
 pub(crate) use gemm::{Pack, Reduce, helpers};
 pub(crate) use norm::{NormFold, NormFoldParams, NormLayout, NormParams, NormSums, NormSumsParams, norm_sums};
 pub(crate) use probes::{CoopCheck, CopyParams, PROBE_CHAINS, PROBE_ROUNDS, ProbeCoop, ProbeCopy, ProbeFma, probes};
-pub use registry::{Binding, BindingAccess, ParamsLayout, Program};
+pub use registry::Program;
+#[doc(hidden)]
+pub use registry::{Binding, BindingAccess, ParamsLayout};
 pub(crate) use registry::{Shader, fields};
 pub use schedule::{Schedule, Tile};
 pub use sparse24::Sparse24Layout;

@@ -7,7 +7,7 @@
 //! Invariant: no function here looks at more than its 32 columns, and columns past a matrix's last one are given as
 //! zeros.
 
-use bytemuck::Zeroable;
+use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
 
 use crate::matrix::Element;
@@ -24,35 +24,65 @@ const GROUPS: usize = 8;
 /// The lowest bit of each group.
 const ONES: u32 = 0x1111_1111;
 
-/// Elements as bit patterns.
-pub(crate) trait Bits: Element {
-    /// The bits of |∞|; larger ones are NaN. The bit above them is the sign.
-    const INFINITE: u32;
+/// Elements as bit patterns: all that is looked at of what is only stored.
+pub(crate) trait Bits: Pod + Send + Sync {
+    /// The bits that are all 0 in a zero: every one but the sign of floating-point numbers.
+    const MAGNITUDE: u32;
     fn bits(self) -> u32;
     /// From the lowest bits.
     fn of_bits(bits: u32) -> Self;
-    /// |self| in f32, exact, NaN staying NaN.
-    fn magnitude(self) -> f32;
+}
+
+macro_rules! bits {
+    ($($type:ty: $magnitude:literal, $bits:expr, $of_bits:expr;)*) => {$(
+        impl Bits for $type {
+            const MAGNITUDE: u32 = $magnitude;
+
+            #[inline(always)]
+            fn bits(self) -> u32 {
+                $bits(self)
+            }
+
+            #[inline(always)]
+            fn of_bits(bits: u32) -> Self {
+                $of_bits(bits)
+            }
+        }
+    )*};
+}
+// Arrays are floating-point numbers as files have them, at any address and little-endian; bytes are whole numbers.
+bits! {
+    f32: 0x7fff_ffff, f32::to_bits, f32::from_bits;
+    f16: 0x7fff, |x: f16| u32::from(x.to_bits()), |bits| f16::from_bits(bits as u16);
+    bf16: 0x7fff, |x: bf16| u32::from(x.to_bits()), |bits| bf16::from_bits(bits as u16);
+    [u8; 4]: 0x7fff_ffff, u32::from_le_bytes, u32::to_le_bytes;
+    [u8; 2]: 0x7fff, |x| u32::from(u16::from_le_bytes(x)), |bits| (bits as u16).to_le_bytes();
+    [u8; 1]: 0x7f, |[x]: [u8; 1]| u32::from(x), |bits| [bits as u8];
+    u8: 0xff, u32::from, |bits| bits as u8;
 }
 
 /// The bits of |x|.
 #[inline(always)]
 fn absolute<T: Bits>(x: T) -> u32 {
-    x.bits() & (u32::MAX >> (8 * (4 - size_of::<T>()) + 1))
+    x.bits() & T::MAGNITUDE
 }
 
-impl Bits for f32 {
+/// Whether it is not zero. -0.0 is zero, NaN is not.
+#[inline(always)]
+pub(crate) fn non_zero<T: Bits>(x: T) -> bool {
+    absolute(x) != 0
+}
+
+/// Elements that are compared as numbers.
+pub(crate) trait Float: Bits + Element {
+    /// The bits of |∞|; larger ones are NaN.
+    const INFINITE: u32;
+    /// |self| in f32, exact, NaN staying NaN.
+    fn magnitude(self) -> f32;
+}
+
+impl Float for f32 {
     const INFINITE: u32 = 0x7f80_0000;
-
-    #[inline(always)]
-    fn bits(self) -> u32 {
-        self.to_bits()
-    }
-
-    #[inline(always)]
-    fn of_bits(bits: u32) -> Self {
-        Self::from_bits(bits)
-    }
 
     #[inline(always)]
     fn magnitude(self) -> f32 {
@@ -60,18 +90,8 @@ impl Bits for f32 {
     }
 }
 
-impl Bits for f16 {
+impl Float for f16 {
     const INFINITE: u32 = 0x7c00;
-
-    #[inline(always)]
-    fn bits(self) -> u32 {
-        u32::from(self.to_bits())
-    }
-
-    #[inline(always)]
-    fn of_bits(bits: u32) -> Self {
-        Self::from_bits(bits as u16)
-    }
 
     #[inline(always)]
     fn magnitude(self) -> f32 {
@@ -84,18 +104,8 @@ impl Bits for f16 {
     }
 }
 
-impl Bits for bf16 {
+impl Float for bf16 {
     const INFINITE: u32 = 0x7f80;
-
-    #[inline(always)]
-    fn bits(self) -> u32 {
-        u32::from(self.to_bits())
-    }
-
-    #[inline(always)]
-    fn of_bits(bits: u32) -> Self {
-        Self::from_bits(bits as u16)
-    }
 
     #[inline(always)]
     fn magnitude(self) -> f32 {
@@ -118,7 +128,7 @@ pub(crate) trait Score: Copy + Zeroable {
 }
 
 /// Of magnitudes: their bits, which are in the order of the numbers.
-impl<T: Bits> Score for T {
+impl<T: Float> Score for T {
     type Rank = i32;
     const NAN: i32 = T::INFINITE as i32 + 1;
 
@@ -167,12 +177,12 @@ pub(crate) fn best_two<S: Score, const NAN: bool>(x: &[S; COLUMNS]) -> u32 {
     kept
 }
 
-/// Columns whose score is not zero.
+/// Columns for which a condition holds, such as [`non_zero`].
 #[inline(always)]
-pub(crate) fn non_zeros<S: Score>(x: &[S; COLUMNS]) -> u32 {
+pub(crate) fn columns<T: Copy>(x: &[T; COLUMNS], condition: impl Fn(T) -> bool) -> u32 {
     let mut word = 0;
     for (col, &x) in x.iter().enumerate() {
-        word |= flag(x.bits_of() != false.into(), col);
+        word |= flag(condition(x), col);
     }
     word
 }

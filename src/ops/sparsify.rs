@@ -45,7 +45,7 @@ use crate::cpu::{BLOCK, Cpu, CpuCall, Shared, read};
 use crate::engine::{CpuParts, Tensor};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::groups::Bits;
+use crate::groups::Float;
 use crate::kernels::{
     Binding, ParamsLayout, Primitives, Program, Shader, Sparse24Layout, Sparse24Params, Text, WORKGROUP,
 };
@@ -157,7 +157,7 @@ impl CpuCall for Call {
 }
 
 /// The host's own loops, dealt out by blocks of rows: tasks begin where a pattern begins, at whatever vector length.
-fn sparsify<T: Bits>(cpu: &Cpu, w: &[T], (k, vector): (usize, VectorLen), values: &mut [T], meta: &mut [u32]) {
+fn sparsify<T: Float>(cpu: &Cpu, w: &[T], (k, vector): (usize, VectorLen), values: &mut [T], meta: &mut [u32]) {
     if w.is_empty() {
         return;
     }

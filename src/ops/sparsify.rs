@@ -10,6 +10,10 @@
 //! device, with one difference: a call on a device cannot fail because of a number. A NaN ranks above infinity, all NaNs
 //! alike, and so is kept, to be seen in the next output; of three in a group the last is lost.
 //!
+//! The same bits, and not scores within a bound, although GPUs have no f64 and add it up in integers for that: a rounding
+//! that falls the other way is another pattern, not a small error of one. Weights that were trained on one device and
+//! are pruned again on another, or on the host when they are saved, would be another model.
+//!
 //! W must share no memory with what it is compressed to; a matrix without elements is no error. f16 needs no feature of
 //! a GPU. Invariant: a prepared call's operands have the sizes that its kernel indexes, and live on its device.
 //!

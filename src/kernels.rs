@@ -61,7 +61,9 @@ pub use features::FeatureAccess;
 pub(crate) use features::{Types, WIDTHS, WORKGROUP, workgroup_supported};
 pub use gemm::{Kernel, Params};
 pub(crate) use gemm::{Pack, Reduce, helpers};
-pub(crate) use norm::{NormFold, NormFoldParams, NormLayout, NormParams, NormSums, NormSumsParams, norm_sums};
+pub(crate) use norm::{
+    Norm, NormFold, NormFoldParams, NormGrad, NormLayout, NormParams, NormSums, NormSumsParams, norm_sums,
+};
 pub(crate) use probes::{CoopCheck, CopyParams, PROBE_CHAINS, PROBE_ROUNDS, ProbeCoop, ProbeCopy, ProbeFma, probes};
 pub use registry::{Binding, BindingAccess, ParamsLayout, Program};
 pub(crate) use registry::{Shader, fields};

@@ -26,51 +26,36 @@ const ONES: u32 = 0x1111_1111;
 
 /// Elements as bit patterns: all that is looked at of what is only stored.
 pub(crate) trait Bits: Pod + Send + Sync {
-    /// The bits that are all 0 in a zero: every one but the sign of floating-point numbers.
-    const MAGNITUDE: u32;
-    fn bits(self) -> u32;
-    /// From the lowest bits.
-    fn of_bits(bits: u32) -> Self;
+    /// The bits without the sign of a floating-point number: all 0 in a zero, and in nothing else.
+    fn absolute(self) -> u32;
 }
 
 macro_rules! bits {
-    ($($type:ty: $magnitude:literal, $bits:expr, $of_bits:expr;)*) => {$(
+    ($($type:ty, $x:ident => $absolute:expr;)*) => {$(
         impl Bits for $type {
-            const MAGNITUDE: u32 = $magnitude;
-
             #[inline(always)]
-            fn bits(self) -> u32 {
-                $bits(self)
-            }
-
-            #[inline(always)]
-            fn of_bits(bits: u32) -> Self {
-                $of_bits(bits)
+            fn absolute(self) -> u32 {
+                let $x = self;
+                $absolute
             }
         }
     )*};
 }
 // Arrays are floating-point numbers as files have them, at any address and little-endian; bytes are whole numbers.
 bits! {
-    f32: 0x7fff_ffff, f32::to_bits, f32::from_bits;
-    f16: 0x7fff, |x: f16| u32::from(x.to_bits()), |bits| f16::from_bits(bits as u16);
-    bf16: 0x7fff, |x: bf16| u32::from(x.to_bits()), |bits| bf16::from_bits(bits as u16);
-    [u8; 4]: 0x7fff_ffff, u32::from_le_bytes, u32::to_le_bytes;
-    [u8; 2]: 0x7fff, |x| u32::from(u16::from_le_bytes(x)), |bits| (bits as u16).to_le_bytes();
-    [u8; 1]: 0x7f, |[x]: [u8; 1]| u32::from(x), |bits| [bits as u8];
-    u8: 0xff, u32::from, |bits| bits as u8;
-}
-
-/// The bits of |x|.
-#[inline(always)]
-fn absolute<T: Bits>(x: T) -> u32 {
-    x.bits() & T::MAGNITUDE
+    f32, x => x.to_bits() & 0x7fff_ffff;
+    f16, x => u32::from(x.to_bits() & 0x7fff);
+    bf16, x => u32::from(x.to_bits() & 0x7fff);
+    [u8; 4], x => u32::from_le_bytes(x) & 0x7fff_ffff;
+    [u8; 2], x => u32::from(u16::from_le_bytes(x) & 0x7fff);
+    [u8; 1], x => u32::from(x[0] & 0x7f);
+    u8, x => u32::from(x);
 }
 
 /// Whether it is not zero. -0.0 is zero, NaN is not.
 #[inline(always)]
 pub(crate) fn non_zero<T: Bits>(x: T) -> bool {
-    absolute(x) != 0
+    x.absolute() != 0
 }
 
 /// Elements that are compared as numbers.
@@ -97,7 +82,7 @@ impl Float for f16 {
     fn magnitude(self) -> f32 {
         // Not `to_f32`, which asks the processor what it has for each element. Exponents differ by 112 in their bias; a
         // subnormal becomes normal in the product.
-        let bits = absolute(self);
+        let bits = self.absolute();
         let scaled = f32::from_bits(bits << 13) * f32::from_bits((127 + 112) << 23);
         let top = if bits >= Self::INFINITE { f32::INFINITY.to_bits() } else { 0 };
         f32::from_bits(scaled.to_bits() | top)
@@ -109,7 +94,7 @@ impl Float for bf16 {
 
     #[inline(always)]
     fn magnitude(self) -> f32 {
-        f32::from_bits(absolute(self) << 16)
+        f32::from_bits(self.absolute() << 16)
     }
 }
 
@@ -134,7 +119,7 @@ impl<T: Float> Score for T {
 
     #[inline(always)]
     fn bits_of(self) -> i32 {
-        absolute(self) as i32
+        self.absolute() as i32
     }
 }
 
@@ -152,12 +137,6 @@ impl Score for Sum {
         // A NaN's sign may be anything.
         self.0.abs().to_bits() as i64
     }
-}
-
-/// The bit of position `i` of group `group`.
-#[inline(always)]
-const fn bit(group: usize, i: usize) -> u32 {
-    1 << (4 * group + i)
 }
 
 /// The two of each group of 32 columns with the largest scores, ties to the lower column. Without `NAN` there must be
@@ -279,14 +258,9 @@ fn pick<T: Bits>(x: &[T; COLUMNS], codes: u32, values: &mut [T; VALUES]) {
 /// The inverse of [`gather`]: two values to a group back at their positions, and zeros elsewhere.
 #[inline(always)]
 pub(crate) fn scatter<T: Bits>(values: &[T; VALUES], codes: u32, x: &mut [T; COLUMNS]) {
-    let (first, second) = positions(codes);
-    for group in 0..GROUPS {
-        let (a, b) = (values[2 * group].bits(), values[2 * group + 1].bits());
-        for i in 0..4 {
-            let one = if first & bit(group, i) == 0 { 0 } else { a };
-            let other = if second & bit(group, i) == 0 { 0 } else { b };
-            x[4 * group + i] = T::of_bits(one | other);
-        }
+    *x = [T::zeroed(); COLUMNS];
+    for (i, &value) in values.iter().enumerate() {
+        x[i / 2 * 4 + (codes >> (2 * i) & 3) as usize] = value;
     }
 }
 

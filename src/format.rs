@@ -64,7 +64,8 @@
 //! | `P.vector` | V in decimal |
 //!
 //! Values in a file may also be of a type that is not multiplied here, `I8`, `U8`, `F8_E4M3` or `F8_E5M2`, by the same
-//! rules; integers have no -0. [`crate::io::Raw24`] reads those, a [`Sparse24`] cannot hold them.
+//! rules; integers have no -0. A `Sparse24<`[`Bytes`]`>` holds values of any of these types; a [`Sparse24`] alone those
+//! that are multiplied, and only that can be uploaded.
 //!
 //! `P.vector` is what makes P a compressed matrix: one file may hold others, and tensors of other kinds beside them.
 //! [`crate::io`] reads and writes these files.
@@ -91,11 +92,14 @@
 //! # Ok::<(), sparse24::Error>(())
 //! ```
 
+mod storage;
+
 use std::borrow::Cow;
 use std::iter::zip;
 use std::ops::Range;
 
-use crate::error::{Error, Part, Result, checked_mul, expect_shape};
+pub use self::storage::{Bytes, Storage};
+use crate::error::{Error, Part, Result, checked_mul, expect_len, expect_shape};
 use crate::groups::{self, Bits, COLUMNS};
 use crate::mask::{Mask, Mask24, VectorLen};
 use crate::matrix::{DType, Element, Elements, Matrix, each_dtype};
@@ -142,15 +146,16 @@ fn nibble(meta_row: &[u32], group: usize) -> u32 {
     meta_row[group / 8] >> (4 * (group % 8)) & 0xf
 }
 
-/// A compressed 2:4 matrix of `m x k` weights; see the [module](self) for what is stored.
+/// A compressed 2:4 matrix of `m x k` weights; see the [module](self) for what is stored. Values are [`Elements`], which
+/// are multiplied, unless it says [`Bytes`].
 ///
 /// Equality is that of the stored parts: -0.0 equals 0.0, NaN equals nothing, and two codings of one matrix differ.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Sparse24 {
+pub struct Sparse24<S = Elements> {
     m: usize,
     k: usize,
     vector: VectorLen,
-    values: Elements,
+    values: S,
     meta: Vec<u32>,
 }
 
@@ -172,7 +177,7 @@ impl Sparse24 {
         expect_shape("mask", (bits.rows(), bits.cols()), (w.rows(), w.cols()))?;
         let per_row = bits.words_per_row();
         let keep = |row: usize, word: usize| bits.words()[row * per_row + word];
-        each_dtype!(w.elements(), data => encode(w, data, mask.vector(), keep))
+        Self::encoded((w.rows(), w.cols()), w.elements(), mask.vector(), keep)
     }
 
     /// Compresses a matrix that is 2:4 already. A group that is not is an error that names it: [`Error::is_over_full`].
@@ -185,44 +190,7 @@ impl Sparse24 {
     /// # Ok::<(), sparse24::Error>(())
     /// ```
     pub fn from_dense(w: &Matrix, vector: VectorLen) -> Result<Self> {
-        each_dtype!(w.elements(), data => encode(w, data, vector, |_, _| u32::MAX))
-    }
-
-    /// Takes over values and metadata that were made elsewhere. An error if their numbers do not follow from `m`, `k`
-    /// and `vector`, a code is not legal, or padding is not zero; a legal code need not be the one that
-    /// [`Self::compress`] would choose.
-    pub fn from_parts(m: usize, k: usize, vector: VectorLen, values: Elements, meta: Vec<u32>) -> Result<Self> {
-        let s = Self { m, k, vector, values, meta };
-        let groups = k.div_ceil(4);
-        if checked_mul("values", m, s.k_physical())? != s.values.len() {
-            return Err(Error::shape("values", vec![s.values.len()], vec![m, s.k_physical()]));
-        }
-        if checked_mul("meta", s.meta_rows(), s.meta_cols())? != s.meta.len() {
-            return Err(Error::shape("meta", vec![s.meta.len()], vec![s.meta_rows(), s.meta_cols()]));
-        }
-        // A matrix of no columns has no words, whatever its number of rows, and chunks of no words are not allowed.
-        for (row, words) in s.meta.chunks_exact(s.meta_cols().max(1)).enumerate() {
-            for group in 0..8 * words.len() {
-                let code = nibble(words, group) as u8;
-                if group >= groups && code != 0 {
-                    return Err(Error::padding(Part::Meta, row, group));
-                }
-                if group < groups && positions_of(code).is_none() {
-                    return Err(Error::illegal_code(row, group, code));
-                }
-            }
-        }
-        if !k.is_multiple_of(4) {
-            let group = groups - 1;
-            for row in 0..m {
-                let (first, second) = s.code(row, group);
-                let at = row * s.k_physical() + 2 * group;
-                if [first, second].into_iter().zip(at..).any(|(i, at)| i >= k % 4 && s.values.get(at) != 0.0) {
-                    return Err(Error::padding(Part::Values, row, group));
-                }
-            }
-        }
-        Ok(s)
+        Self::from_elements(w.rows(), w.cols(), w.elements(), Some(vector))
     }
 
     /// Values and metadata that follow from a choice of positions and are legal by construction.
@@ -237,63 +205,9 @@ impl Sparse24 {
         (&mut self.values, &mut self.meta)
     }
 
-    /// What [`Self::from_parts`] takes: `m`, `k`, the vector length, values and metadata.
-    pub fn into_parts(self) -> (usize, usize, VectorLen, Elements, Vec<u32>) {
-        (self.m, self.k, self.vector, self.values, self.meta)
-    }
-
     /// The `m x k` matrix, with +0.0 wherever no value is coded.
     pub fn decompress(&self) -> Matrix {
-        fn decode<T: Bits>(s: &Sparse24, values: &[T]) -> Elements {
-            let mut dense = vec![T::zeroed(); s.m * s.k];
-            expand_rows(values, &s.meta, s.k, s.vector, &mut dense);
-            T::wrap(dense)
-        }
-        Matrix::of_len(self.m, self.k, each_dtype!(&self.values, values => decode(self, values)))
-    }
-
-    /// The coded positions within the matrix: two of every whole group, zeros among them where a group is under-full.
-    /// An error only if that many words overflow.
-    pub fn mask(&self) -> Result<Mask24> {
-        memory::claim_matrix("mask", self.m, self.meta_cols(), size_of::<u32>())?;
-        let mut words = Vec::with_capacity(self.m * self.meta_cols());
-        // One word of metadata covers the same 32 columns as one word of a mask. Padding nibbles become a bit 0 that
-        // lies past the last column, as coded padding columns do; the last word's limit removes both.
-        let kept = |word: u32| {
-            let (first, second) = groups::positions(word);
-            first | second
-        };
-        let limit = u32::MAX >> ((32 - self.k % 32) % 32);
-        if self.k > 0 {
-            for row in 0..self.m {
-                words.extend(self.meta_row(row).iter().map(|&word| kept(word)));
-                if let Some(last) = words.last_mut() {
-                    *last &= limit;
-                }
-            }
-        }
-        Mask24::new(Mask::new(self.m, self.k, words)?, self.vector)
-    }
-
-    /// The same matrix with codes shared by fewer rows. Values stay; the codes are repeated, so that the coded
-    /// positions stay too, even where fewer rows leave a group under-full. An error if `vector` is larger than the
-    /// matrix's own.
-    pub fn with_vector(&self, vector: VectorLen) -> Result<Self> {
-        if vector > self.vector {
-            return Err(Error::invalid(format!(
-                "a matrix of vector length {} cannot be repeated at vector length {vector}",
-                self.vector
-            )));
-        }
-        let mut to = Self { vector, meta: Vec::new(), ..self.clone() };
-        memory::claim_matrix("meta", to.meta_rows(), to.meta_cols(), size_of::<u32>())?;
-        to.meta.reserve(to.meta_rows() * to.meta_cols());
-        if self.k > 0 {
-            for row in 0..to.meta_rows() {
-                to.meta.extend(self.meta_row(row * vector.get()));
-            }
-        }
-        Ok(to)
+        Matrix::of_len(self.m, self.k, self.to_elements())
     }
 
     /// Some of the rows, with the same codes: shared by as many rows as here if both ends are those of blocks, or the
@@ -308,9 +222,6 @@ impl Sparse24 {
     /// # Ok::<(), sparse24::Error>(())
     /// ```
     pub fn rows_of(&self, rows: Range<usize>) -> Result<Self> {
-        fn part<T: Element>(data: &[T], rows: Range<usize>) -> Elements {
-            T::wrap(data[rows].to_vec())
-        }
         if rows.start > rows.end || rows.end > self.m {
             return Err(Error::invalid(format!("rows {rows:?} of a matrix of {} rows", self.m)));
         }
@@ -320,14 +231,14 @@ impl Sparse24 {
                 && (rows.end.is_multiple_of(v.get()) || rows.end == self.m)
         };
         let vector = VectorLen::ALL.into_iter().rev().find(fits).unwrap_or(VectorLen::ONE);
-        let s = if vector == self.vector { Cow::Borrowed(self) } else { Cow::Owned(self.with_vector(vector)?) };
+        let s = if vector == self.vector { Cow::Borrowed(self) } else { Cow::Owned(self.clone().with_vector(vector)?) };
         let values = rows.start * s.k_physical()..rows.end * s.k_physical();
         let meta = rows.start / vector.get() * s.meta_cols()..rows.end.div_ceil(vector.get()) * s.meta_cols();
         Ok(Self {
             m: rows.len(),
             k: s.k,
             vector,
-            values: each_dtype!(&s.values, data => part(data, values)),
+            values: each_dtype!(&s.values, data => Element::wrap(data[values].to_vec())),
             meta: s.meta[meta].to_vec(),
         })
     }
@@ -362,6 +273,154 @@ impl Sparse24 {
         found
     }
 
+    /// The element type of the values.
+    pub fn dtype(&self) -> DType {
+        self.values.dtype()
+    }
+
+    /// Size of values and metadata in bytes.
+    pub fn bytes(&self) -> usize {
+        self.values.len() * self.dtype().bytes() + self.meta.len() * 4
+    }
+}
+
+impl<S: Storage> Sparse24<S> {
+    /// Takes over values and metadata that were made elsewhere. An error if their numbers do not follow from `m`, `k`
+    /// and `vector`, a code is not legal, or padding is not zero; a legal code need not be the one that
+    /// [`Self::compress`] would choose.
+    pub fn from_parts(m: usize, k: usize, vector: VectorLen, values: S, meta: Vec<u32>) -> Result<Self> {
+        let s = Self { m, k, vector, values, meta };
+        let groups = k.div_ceil(4);
+        if checked_mul("values", m, s.k_physical())? != s.values.count() {
+            return Err(Error::shape("values", vec![s.values.count()], vec![m, s.k_physical()]));
+        }
+        if checked_mul("meta", s.meta_rows(), s.meta_cols())? != s.meta.len() {
+            return Err(Error::shape("meta", vec![s.meta.len()], vec![s.meta_rows(), s.meta_cols()]));
+        }
+        // A matrix of no columns has no words, whatever its number of rows, and chunks of no words are not allowed.
+        for (row, words) in s.meta.chunks_exact(s.meta_cols().max(1)).enumerate() {
+            for group in 0..8 * words.len() {
+                let code = nibble(words, group) as u8;
+                if group >= groups && code != 0 {
+                    return Err(Error::padding(Part::Meta, row, group));
+                }
+                if group < groups && positions_of(code).is_none() {
+                    return Err(Error::illegal_code(row, group, code));
+                }
+            }
+        }
+        if !k.is_multiple_of(4) {
+            let group = groups - 1;
+            for row in 0..m {
+                let (first, second) = s.code(row, group);
+                let at = row * s.k_physical() + 2 * group;
+                if [first, second].into_iter().zip(at..).any(|(i, at)| i >= k % 4 && !s.values.is_zero(at)) {
+                    return Err(Error::padding(Part::Values, row, group));
+                }
+            }
+        }
+        Ok(s)
+    }
+
+    /// Compresses the elements of an `m x k` matrix that is 2:4 already, with codes shared by `vector` rows, or by as
+    /// many as can share them. A group that is not 2:4 is an error that names it: [`Error::is_over_full`].
+    pub fn from_elements(m: usize, k: usize, dense: &S, vector: Option<VectorLen>) -> Result<Self> {
+        expect_len("matrix", dense.count(), checked_mul("matrix", m, k)?)?;
+        let vector = match vector {
+            Some(vector) => vector,
+            None => Sparse24::vector_len_of(&dense.non_zeros((m, k))?).unwrap_or(VectorLen::ONE),
+        };
+        Self::encoded((m, k), dense, vector, |_, _| u32::MAX)
+    }
+
+    /// Compresses the columns of `dense` for which `keep(row, word)` has a bit.
+    fn encoded(
+        (m, k): (usize, usize),
+        dense: &S,
+        vector: VectorLen,
+        keep: impl Fn(usize, usize) -> u32,
+    ) -> Result<Self> {
+        let (values, meta) = dense.compress((m, k), vector, keep)?;
+        Ok(Self { m, k, vector, values, meta })
+    }
+
+    /// What [`Self::from_parts`] takes: `m`, `k`, the vector length, values and metadata.
+    pub fn into_parts(self) -> (usize, usize, VectorLen, S, Vec<u32>) {
+        (self.m, self.k, self.vector, self.values, self.meta)
+    }
+
+    /// The elements of the `m x k` matrix, row-major, with +0.0 wherever no value is coded.
+    pub fn to_elements(&self) -> S {
+        self.values.decompress((self.m, self.k), self.vector, &self.meta)
+    }
+
+    /// How many elements are not zero. -0.0 is zero, NaN is not. An error only if there is no memory to count them in.
+    pub fn nonzeros(&self) -> Result<usize> {
+        Ok(self.values.non_zeros((self.m, self.k_physical()))?.count())
+    }
+
+    /// The coded positions within the matrix: two of every whole group, zeros among them where a group is under-full.
+    /// An error only if that many words overflow.
+    pub fn mask(&self) -> Result<Mask24> {
+        memory::claim_matrix("mask", self.m, self.meta_cols(), size_of::<u32>())?;
+        let mut words = Vec::with_capacity(self.m * self.meta_cols());
+        // One word of metadata covers the same 32 columns as one word of a mask. Padding nibbles become a bit 0 that
+        // lies past the last column, as coded padding columns do; the last word's limit removes both.
+        let kept = |word: u32| {
+            let (first, second) = groups::positions(word);
+            first | second
+        };
+        let limit = u32::MAX >> ((32 - self.k % 32) % 32);
+        if self.k > 0 {
+            for row in 0..self.m {
+                words.extend(self.meta_row(row).iter().map(|&word| kept(word)));
+                if let Some(last) = words.last_mut() {
+                    *last &= limit;
+                }
+            }
+        }
+        Mask24::new(Mask::new(self.m, self.k, words)?, self.vector)
+    }
+
+    /// The same matrix with codes shared by another number of rows. Values and coded positions stay, even where fewer
+    /// rows leave a group under-full. An error if rows that would share codes have others.
+    pub fn with_vector(self, vector: VectorLen) -> Result<Self> {
+        match self.shared(vector)? {
+            Some(meta) => Ok(Self { vector, meta, ..self }),
+            None => {
+                Err(Error::invalid(format!("vector length {vector} is said, but rows that would share codes do not")))
+            }
+        }
+    }
+
+    /// The same matrix with codes shared by as many rows as can share them. Codes stay, if as many rows have the same
+    /// ones; else they are those of the non-zeros.
+    pub fn widest(self) -> Result<Self> {
+        let dense = self.to_elements();
+        // As it is legal at its own vector length, so it is at one.
+        let widest = Sparse24::vector_len_of(&dense.non_zeros((self.m, self.k))?).unwrap_or(VectorLen::ONE);
+        match self.shared(widest)? {
+            Some(meta) => Ok(Self { vector: widest, meta, ..self }),
+            None => Self::from_elements(self.m, self.k, &dense, Some(widest)),
+        }
+    }
+
+    /// The codes of every `vector` rows, if those rows have the same.
+    fn shared(&self, vector: VectorLen) -> Result<Option<Vec<u32>>> {
+        let (rows, cols) = (self.m.div_ceil(vector.get()), self.meta_cols());
+        memory::claim_matrix("meta", rows, cols, size_of::<u32>())?;
+        let mut meta = Vec::with_capacity(rows * cols);
+        for first in (0..if cols == 0 { 0 } else { self.m }).step_by(vector.get()) {
+            let codes = self.meta_row(first);
+            let mut blocks = (first..self.m.min(first + vector.get())).step_by(self.vector.get());
+            if blocks.any(|row| self.meta_row(row) != codes) {
+                return Ok(None);
+            }
+            meta.extend(codes);
+        }
+        Ok(Some(meta))
+    }
+
     /// The two positions, of 0 to 3, of the values of `group` in `row` (a row of W, not of the metadata).
     ///
     /// # Panics
@@ -372,7 +431,7 @@ impl Sparse24 {
     }
 
     /// The words that hold the codes of a row of W.
-    fn meta_row(&self, row: usize) -> &[u32] {
+    pub(crate) fn meta_row(&self, row: usize) -> &[u32] {
         &self.meta[row / self.vector.get() * self.meta_cols()..][..self.meta_cols()]
     }
 
@@ -396,13 +455,8 @@ impl Sparse24 {
         self.vector
     }
 
-    /// The element type of the values.
-    pub fn dtype(&self) -> DType {
-        self.values.dtype()
-    }
-
     /// The values, row-major, `m x k_physical`.
-    pub fn values(&self) -> &Elements {
+    pub fn values(&self) -> &S {
         &self.values
     }
 
@@ -420,11 +474,6 @@ impl Sparse24 {
     pub fn meta_cols(&self) -> usize {
         self.k.div_ceil(32)
     }
-
-    /// Size of values and metadata in bytes.
-    pub fn bytes(&self) -> usize {
-        self.values.len() * self.dtype().bytes() + self.meta.len() * 4
-    }
 }
 
 /// Decompresses rows of `k` columns from a block's first one on, all of whose elements are written.
@@ -437,9 +486,14 @@ pub(crate) fn expand_rows<T: Bits>(values: &[T], meta: &[u32], k: usize, vector:
     }
 }
 
-/// Compresses `data`, the elements of `w`, of which `keep(row, word)` keeps the columns whose bits are set.
-fn encode<T: Bits>(w: &Matrix, data: &[T], vector: VectorLen, keep: impl Fn(usize, usize) -> u32) -> Result<Sparse24> {
-    let (m, k, v) = (w.rows(), w.cols(), vector.get());
+/// Values and metadata of an `m x k` matrix, of which `keep(row, word)` keeps the columns whose bits are set.
+fn encode<T: Bits>(
+    data: &[T],
+    (m, k): (usize, usize),
+    vector: VectorLen,
+    keep: impl Fn(usize, usize) -> u32,
+) -> Result<(Vec<T>, Vec<u32>)> {
+    let v = vector.get();
     let (stride, per_row) = (2 * k.div_ceil(4), k.div_ceil(COLUMNS));
     memory::claim_matrix("values", m, stride, size_of::<T>())?;
     let mut values = vec![T::zeroed(); m * stride];
@@ -447,7 +501,7 @@ fn encode<T: Bits>(w: &Matrix, data: &[T], vector: VectorLen, keep: impl Fn(usiz
     let mut meta = vec![0; m.div_ceil(v) * per_row];
     // Nothing to do, however many rows or columns there are said to be.
     if data.is_empty() {
-        return Ok(Sparse24::of_parts(m, k, vector, T::wrap(values), meta));
+        return Ok((values, meta));
     }
     let mut coded = vec![0; per_row];
     // Row by row within a block, so that both passes run along memory.
@@ -458,10 +512,10 @@ fn encode<T: Bits>(w: &Matrix, data: &[T], vector: VectorLen, keep: impl Fn(usiz
         for (row, data) in (first..).zip(rows.chunks_exact(k)) {
             let (whole, rest) = data.as_chunks::<COLUMNS>();
             for (word, x) in whole.iter().enumerate() {
-                coded[word] |= groups::non_zeros(x) & keep(row, word);
+                coded[word] |= groups::columns(x, groups::non_zero) & keep(row, word);
             }
             if !rest.is_empty() {
-                coded[whole.len()] |= groups::non_zeros(&groups::padded(rest)) & keep(row, whole.len());
+                coded[whole.len()] |= groups::columns(&groups::padded(rest), groups::non_zero) & keep(row, whole.len());
             }
         }
         for (word, (coded, meta)) in zip(&mut coded, meta).enumerate() {
@@ -477,5 +531,5 @@ fn encode<T: Bits>(w: &Matrix, data: &[T], vector: VectorLen, keep: impl Fn(usiz
             groups::each_word(data, values, |word, x, to| groups::gather(x, coded[word], keep(row, word), to));
         }
     }
-    Ok(Sparse24::of_parts(m, k, vector, T::wrap(values), meta))
+    Ok((values, meta))
 }

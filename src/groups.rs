@@ -7,7 +7,7 @@
 //! Invariant: no function here looks at more than its 32 columns, and columns past a matrix's last one are given as
 //! zeros.
 
-use bytemuck::Zeroable;
+use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
 
 use crate::matrix::Element;
@@ -24,35 +24,50 @@ const GROUPS: usize = 8;
 /// The lowest bit of each group.
 const ONES: u32 = 0x1111_1111;
 
-/// Elements as bit patterns.
-pub(crate) trait Bits: Element {
-    /// The bits of |∞|; larger ones are NaN. The bit above them is the sign.
+/// Elements as bit patterns: all that is looked at of what is only stored.
+pub(crate) trait Bits: Pod + Send + Sync {
+    /// The bits without the sign of a floating-point number: all 0 in a zero, and in nothing else.
+    fn absolute(self) -> u32;
+}
+
+macro_rules! bits {
+    ($($type:ty, $x:ident => $absolute:expr;)*) => {$(
+        impl Bits for $type {
+            #[inline(always)]
+            fn absolute(self) -> u32 {
+                let $x = self;
+                $absolute
+            }
+        }
+    )*};
+}
+// Arrays are floating-point numbers as files have them, at any address and little-endian; bytes are whole numbers.
+bits! {
+    f32, x => x.to_bits() & 0x7fff_ffff;
+    f16, x => u32::from(x.to_bits() & 0x7fff);
+    bf16, x => u32::from(x.to_bits() & 0x7fff);
+    [u8; 4], x => u32::from_le_bytes(x) & 0x7fff_ffff;
+    [u8; 2], x => u32::from(u16::from_le_bytes(x) & 0x7fff);
+    [u8; 1], x => u32::from(x[0] & 0x7f);
+    u8, x => u32::from(x);
+}
+
+/// Whether it is not zero. -0.0 is zero, NaN is not.
+#[inline(always)]
+pub(crate) fn non_zero<T: Bits>(x: T) -> bool {
+    x.absolute() != 0
+}
+
+/// Elements that are compared as numbers.
+pub(crate) trait Float: Bits + Element {
+    /// The bits of |∞|; larger ones are NaN.
     const INFINITE: u32;
-    fn bits(self) -> u32;
-    /// From the lowest bits.
-    fn of_bits(bits: u32) -> Self;
     /// |self| in f32, exact, NaN staying NaN.
     fn magnitude(self) -> f32;
 }
 
-/// The bits of |x|.
-#[inline(always)]
-fn absolute<T: Bits>(x: T) -> u32 {
-    x.bits() & (u32::MAX >> (8 * (4 - size_of::<T>()) + 1))
-}
-
-impl Bits for f32 {
+impl Float for f32 {
     const INFINITE: u32 = 0x7f80_0000;
-
-    #[inline(always)]
-    fn bits(self) -> u32 {
-        self.to_bits()
-    }
-
-    #[inline(always)]
-    fn of_bits(bits: u32) -> Self {
-        Self::from_bits(bits)
-    }
 
     #[inline(always)]
     fn magnitude(self) -> f32 {
@@ -60,46 +75,26 @@ impl Bits for f32 {
     }
 }
 
-impl Bits for f16 {
+impl Float for f16 {
     const INFINITE: u32 = 0x7c00;
-
-    #[inline(always)]
-    fn bits(self) -> u32 {
-        u32::from(self.to_bits())
-    }
-
-    #[inline(always)]
-    fn of_bits(bits: u32) -> Self {
-        Self::from_bits(bits as u16)
-    }
 
     #[inline(always)]
     fn magnitude(self) -> f32 {
         // Not `to_f32`, which asks the processor what it has for each element. Exponents differ by 112 in their bias; a
         // subnormal becomes normal in the product.
-        let bits = absolute(self);
+        let bits = self.absolute();
         let scaled = f32::from_bits(bits << 13) * f32::from_bits((127 + 112) << 23);
         let top = if bits >= Self::INFINITE { f32::INFINITY.to_bits() } else { 0 };
         f32::from_bits(scaled.to_bits() | top)
     }
 }
 
-impl Bits for bf16 {
+impl Float for bf16 {
     const INFINITE: u32 = 0x7f80;
 
     #[inline(always)]
-    fn bits(self) -> u32 {
-        u32::from(self.to_bits())
-    }
-
-    #[inline(always)]
-    fn of_bits(bits: u32) -> Self {
-        Self::from_bits(bits as u16)
-    }
-
-    #[inline(always)]
     fn magnitude(self) -> f32 {
-        f32::from_bits(absolute(self) << 16)
+        f32::from_bits(self.absolute() << 16)
     }
 }
 
@@ -118,13 +113,13 @@ pub(crate) trait Score: Copy + Zeroable {
 }
 
 /// Of magnitudes: their bits, which are in the order of the numbers.
-impl<T: Bits> Score for T {
+impl<T: Float> Score for T {
     type Rank = i32;
     const NAN: i32 = T::INFINITE as i32 + 1;
 
     #[inline(always)]
     fn bits_of(self) -> i32 {
-        absolute(self) as i32
+        self.absolute() as i32
     }
 }
 
@@ -144,12 +139,6 @@ impl Score for Sum {
     }
 }
 
-/// The bit of position `i` of group `group`.
-#[inline(always)]
-const fn bit(group: usize, i: usize) -> u32 {
-    1 << (4 * group + i)
-}
-
 /// The two of each group of 32 columns with the largest scores, ties to the lower column. Without `NAN` there must be
 /// none.
 #[inline(always)]
@@ -167,12 +156,12 @@ pub(crate) fn best_two<S: Score, const NAN: bool>(x: &[S; COLUMNS]) -> u32 {
     kept
 }
 
-/// Columns whose score is not zero.
+/// Columns for which a condition holds, such as [`non_zero`].
 #[inline(always)]
-pub(crate) fn non_zeros<S: Score>(x: &[S; COLUMNS]) -> u32 {
+pub(crate) fn columns<T: Copy>(x: &[T; COLUMNS], condition: impl Fn(T) -> bool) -> u32 {
     let mut word = 0;
     for (col, &x) in x.iter().enumerate() {
-        word |= flag(x.bits_of() != false.into(), col);
+        word |= flag(condition(x), col);
     }
     word
 }
@@ -269,14 +258,9 @@ fn pick<T: Bits>(x: &[T; COLUMNS], codes: u32, values: &mut [T; VALUES]) {
 /// The inverse of [`gather`]: two values to a group back at their positions, and zeros elsewhere.
 #[inline(always)]
 pub(crate) fn scatter<T: Bits>(values: &[T; VALUES], codes: u32, x: &mut [T; COLUMNS]) {
-    let (first, second) = positions(codes);
-    for group in 0..GROUPS {
-        let (a, b) = (values[2 * group].bits(), values[2 * group + 1].bits());
-        for i in 0..4 {
-            let one = if first & bit(group, i) == 0 { 0 } else { a };
-            let other = if second & bit(group, i) == 0 { 0 } else { b };
-            x[4 * group + i] = T::of_bits(one | other);
-        }
+    *x = [T::zeroed(); COLUMNS];
+    for (i, &value) in values.iter().enumerate() {
+        x[i / 2 * 4 + (codes >> (2 * i) & 3) as usize] = value;
     }
 }
 

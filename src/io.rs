@@ -31,7 +31,7 @@ use std::sync::{Mutex, PoisonError};
 
 use bytemuck::Pod;
 pub use folder::{LeftOut, NewFolder, read_config, sparsity_configs};
-pub use layout::{Layout, Raw24, Spec24};
+pub use layout::{Layout, Spec24};
 pub use orientation::{in_by_out, transpose};
 pub use provenance::Provenance;
 pub use safetensors::Dtype;
@@ -42,9 +42,9 @@ use temporary::TemporaryFile;
 pub use temporary::discard_temporaries;
 
 use crate::error::{Error, Result};
-use crate::format::{Sparse24, VERSION};
+use crate::format::{Bytes, Sparse24, Storage, VERSION};
 use crate::mask::VectorLen;
-use crate::matrix::{DType, Element, Elements, Matrix, each_dtype};
+use crate::matrix::{DType, Element, Elements, Matrix};
 use crate::memory;
 
 /// The largest header that the safetensors format allows, in bytes.
@@ -244,9 +244,10 @@ impl TensorFile {
     }
 
     /// [`Self::sparse24`] for values of any type that the format has.
-    pub fn raw24(&self, name: &str) -> Result<Raw24<'static>> {
+    fn sparse24_bytes(&self, name: &str) -> Result<Sparse24<Bytes>> {
         let Native { m, k, vector, values, meta } = self.native(name)?;
-        let made = Raw24::new(m, k, vector, values.dtype, self.read(values)?, self.words(meta)?);
+        let (bytes, meta) = (self.read(values)?, self.words(meta)?);
+        let made = Bytes::new(values.dtype, bytes).and_then(|values| Sparse24::from_parts(m, k, vector, values, meta));
         made.map_err(|e| self.in_part(e, name))
     }
 
@@ -315,14 +316,10 @@ impl TensorFile {
             swap_if_big_endian(&mut data);
             T::wrap(data)
         }
-        Ok(match info.dtype {
-            Dtype::F32 => host(self.read::<f32>(info)?),
-            Dtype::F16 => host(self.read::<half::f16>(info)?),
-            Dtype::BF16 => host(self.read::<half::bf16>(info)?),
-            other => {
-                let reason = format!("is {other}, expected F32, F16 or BF16");
-                return Err(Error::invalid(reason).in_tensor(&self.path, &info.name));
-            }
+        Ok(match DType::try_from(info.dtype).map_err(|e| e.in_tensor(&self.path, &info.name))? {
+            DType::F32 => host(self.read::<f32>(info)?),
+            DType::F16 => host(self.read::<half::f16>(info)?),
+            DType::Bf16 => host(self.read::<half::bf16>(info)?),
         })
     }
 
@@ -369,15 +366,6 @@ fn swap_if_big_endian<T: Pod>(data: &mut [T]) {
     }
 }
 
-/// The name in files of one of our element types.
-fn file_dtype(dtype: DType) -> Dtype {
-    match dtype {
-        DType::F32 => Dtype::F32,
-        DType::F16 => Dtype::F16,
-        DType::Bf16 => Dtype::BF16,
-    }
-}
-
 /// The items as they are stored in a file.
 fn little_endian<T: Pod>(data: &[T]) -> Cow<'_, [u8]> {
     if cfg!(target_endian = "little") {
@@ -413,15 +401,15 @@ pub fn save(path: impl AsRef<Path>, entries: &[(&str, Entry<'_>)]) -> Result<()>
                 metadata.extend(Layout::Native.metadata(&matrix));
                 specs.extend(Layout::Native.specs(&matrix).map_err(|e| e.in_tensor(path, name))?);
             }
-            Entry::Matrix(w) => specs.push(Spec::new(name, file_dtype(w.dtype()), &[w.rows(), w.cols()])),
+            Entry::Matrix(w) => specs.push(Spec::new(name, w.dtype().into(), &[w.rows(), w.cols()])),
             Entry::Copy(file) => specs.push(file.info(name)?.spec()),
         }
     }
     let mut writer = Writer::create(path, &specs, &metadata)?;
     for &(name, entry) in entries {
         match entry {
-            Entry::Sparse24(s) => Layout::Native.write(&mut writer, name, &s.into())?,
-            Entry::Matrix(w) => writer.write(name, &each_dtype!(w.elements(), v => little_endian(v)))?,
+            Entry::Sparse24(s) => Layout::Native.write(&mut writer, name, s)?,
+            Entry::Matrix(w) => writer.write(name, &w.elements().little_endian())?,
             Entry::Copy(file) => writer.write(name, &file.bytes(name)?)?,
         }
     }
@@ -488,7 +476,7 @@ impl Spec {
 /// let mut writer = Writer::create(&path, &specs, &BTreeMap::from_iter(layout.metadata(&matrix)))?;
 ///
 /// // Then written, in any order.
-/// layout.write(&mut writer, "up.weight", &(&s).into())?;
+/// layout.write(&mut writer, "up.weight", &s)?;
 /// writer.write("up.bias", &0.5f32.to_le_bytes())?;
 /// writer.finish()?;
 /// assert_eq!(TensorFile::open(&path)?.sparse24("up.weight")?, s);

@@ -64,7 +64,9 @@ pub use gemm::Kernel;
 #[doc(hidden)]
 pub use gemm::Params;
 pub(crate) use gemm::{Pack, Reduce, helpers};
-pub(crate) use norm::{NormFold, NormFoldParams, NormLayout, NormParams, NormSums, NormSumsParams, norm_sums};
+pub(crate) use norm::{
+    Norm, NormFold, NormFoldParams, NormGrad, NormLayout, NormParams, NormSums, NormSumsParams, norm_sums,
+};
 pub(crate) use probes::{CoopCheck, CopyParams, PROBE_CHAINS, PROBE_ROUNDS, ProbeCoop, ProbeCopy, ProbeFma, probes};
 pub use registry::Program;
 #[doc(hidden)]

@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result, checked_mul, expect_shape};
-use crate::groups;
+use crate::groups::{self, Bits, COLUMNS};
 use crate::matrix::{Element, Elements, Matrix, each_dtype};
 use crate::memory;
 
@@ -95,7 +95,18 @@ impl Mask {
 
     /// Where `w` is not zero. -0.0 is zero, NaN is not.
     pub fn of_nonzeros(w: &Matrix) -> Result<Self> {
-        each_dtype!(w.elements(), v => Self::from_fn(w.rows(), w.cols(), |r, c| v[r * w.cols() + c].to_f32() != 0.0))
+        each_dtype!(w.elements(), data => Self::of_nonzero_bits(w.rows(), w.cols(), data))
+    }
+
+    /// Where `rows * cols` elements are not zero.
+    pub(crate) fn of_nonzero_bits<T: Bits>(rows: usize, cols: usize, data: &[T]) -> Result<Self> {
+        let per_row = cols.div_ceil(COLUMNS);
+        memory::claim_matrix("mask", rows, per_row, size_of::<u32>())?;
+        let mut words = Vec::with_capacity(rows * per_row);
+        for row in data.chunks_exact(cols.max(1)) {
+            words.extend(row.chunks(COLUMNS).map(|x| groups::columns(&groups::padded(x), groups::non_zero)));
+        }
+        Ok(Self { rows, cols, words })
     }
 
     /// Number of rows.

@@ -9,10 +9,35 @@ use std::ops::Range;
 use bytemuck::Pod;
 use half::{bf16, f16};
 use ndarray::{Array2, ArrayView2};
+use safetensors::Dtype;
 
 pub use crate::dtype::DType;
 use crate::error::{Error, Result, checked_mul};
 use crate::memory;
+
+impl From<DType> for Dtype {
+    fn from(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Self::F32,
+            DType::F16 => Self::F16,
+            DType::Bf16 => Self::BF16,
+        }
+    }
+}
+
+impl TryFrom<Dtype> for DType {
+    type Error = Error;
+
+    /// The same type of a file. An error if it is not multiplied.
+    fn try_from(dtype: Dtype) -> Result<Self> {
+        match dtype {
+            Dtype::F32 => Ok(Self::F32),
+            Dtype::F16 => Ok(Self::F16),
+            Dtype::BF16 => Ok(Self::Bf16),
+            other => Err(Error::invalid(format!("is {other}, expected F32, F16 or BF16"))),
+        }
+    }
+}
 
 mod sealed {
     pub trait Sealed {}
@@ -273,14 +298,11 @@ impl Matrix {
 
     /// Some of the rows, copied. An error if there are no such rows.
     pub fn rows_of(&self, rows: Range<usize>) -> Result<Self> {
-        fn part<T: Element>(data: &[T], from: usize, to: usize) -> Elements {
-            T::wrap(data[from..to].to_vec())
-        }
         if rows.start > rows.end || rows.end > self.rows {
             return Err(Error::invalid(format!("rows {rows:?} of a matrix of {} rows", self.rows)));
         }
         let (from, to) = (rows.start * self.cols, rows.end * self.cols);
-        Ok(Self::of_len(rows.len(), self.cols, each_dtype!(&self.data, data => part(data, from, to))))
+        Ok(Self::of_len(rows.len(), self.cols, each_dtype!(&self.data, data => Element::wrap(data[from..to].to_vec()))))
     }
 
     /// All elements as f32; exact.

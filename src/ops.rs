@@ -84,7 +84,9 @@ pub use crate::engine::{Compressed, Cost, Device, Indices, Operand, OperandValue
 use crate::engine::{Inner, Prepared, Tensor, Work, check_devices, check_memory, gpu_size};
 use crate::error::{Error, Result, expect_dtype, expect_shape};
 use crate::gpu::{BufferRange, Dispatch, Gpu, Scratch};
-use crate::kernels::{NormFold, NormFoldParams, NormSums, NormSumsParams, Program, WORKGROUP, probes};
+use crate::kernels::{
+    Norm, NormFold, NormFoldParams, NormGrad, NormParams, NormSums, NormSumsParams, Program, WORKGROUP, probes,
+};
 use crate::matrix::DType;
 use crate::plan::grid;
 
@@ -239,12 +241,25 @@ fn check_norm(x: &Tensor, per_feature: &[(&'static str, &Tensor)], eps: f32, y: 
     Ok(())
 }
 
-/// The dispatches that sum a normalisation's gradients of its parameters over the tokens, after one that has left a mean
-/// and a factor of each token in [`norm_statistics`]: of the factors per feature, and of the addends where there are such.
-fn norm_sums(gpu: &Gpu, x: &Tensor, dy: &Tensor, gradients: &[Option<Gradient<'_>>]) -> Result<Vec<Dispatch>> {
+/// The dispatches of a normalisation's gradients: of `x`, and of the factors per feature, and of the addends where there
+/// are such. The first one leaves a mean and a factor of each token, from which the others sum over the tokens.
+fn norm_grad(
+    gpu: &Gpu,
+    norm: Norm,
+    (x, gamma, eps, dy): (&Tensor, &Tensor, f32, &Tensor),
+    dx: Option<Gradient<'_>>,
+    gradients: &[Option<Gradient<'_>>],
+) -> Result<Vec<Dispatch>> {
     let (tokens, width) = (gpu_size("tokens", x.rows())?, gpu_size("features of a token", x.cols())?);
+    let bytes = 8 * x.rows() as u64;
+    let statistics = gpu.scratch(Scratch::Packed, bytes)?;
+    let statistics = Some(BufferRange { buffer: &statistics, offset: 0, bytes });
+    let kernel = NormGrad::new(norm, width, dx.map(|dx| dx.add));
+    let params = NormParams { tokens, epsilon: eps };
+    let operands = [x.on_gpu(), dx.and_then(|dx| dx.to.on_gpu()), gamma.on_gpu(), dy.on_gpu(), statistics];
+    let mut dispatches = dispatch(gpu, Program::new(kernel), kernel.workgroups(x.rows()), &params, &operands)?;
     if gradients.iter().all(Option::is_none) || width == 0 {
-        return Ok(Vec::new());
+        return Ok(dispatches);
     }
     let kernel = NormSums::new(width, gradients.len() as u32);
     let params = NormSumsParams { tokens, block: NormSums::block(tokens) };
@@ -252,11 +267,9 @@ fn norm_sums(gpu: &Gpu, x: &Tensor, dy: &Tensor, gradients: &[Option<Gradient<'_
     let bytes = 4 * u64::from(blocks) * x.cols() as u64 * gradients.len() as u64;
     let parts = gpu.scratch(Scratch::Partial, bytes)?;
     let parts = Some(BufferRange { buffer: &parts, offset: 0, bytes });
-    let statistics = norm_statistics(gpu, x)?;
-    let statistics = Some(BufferRange { buffer: &statistics, offset: 0, bytes: 8 * x.rows() as u64 });
     let workgroups = blocks as usize * x.cols().div_ceil(WORKGROUP);
     let operands = [x.on_gpu(), dy.on_gpu(), statistics, parts];
-    let mut dispatches = dispatch(gpu, Program::new(kernel), workgroups, &params, &operands)?;
+    dispatches.extend(dispatch(gpu, Program::new(kernel), workgroups, &params, &operands)?);
     for (first, gradient) in gradients.iter().enumerate() {
         if let Some(Gradient { to, add }) = gradient {
             let params = NormFoldParams { width, blocks, first: first as u32, sums: gradients.len() as u32 };
@@ -271,11 +284,6 @@ fn norm_sums(gpu: &Gpu, x: &Tensor, dy: &Tensor, gradients: &[Option<Gradient<'_
         }
     }
     Ok(dispatches)
-}
-
-/// Where a normalisation's gradient leaves two numbers of each token for [`norm_sums`].
-fn norm_statistics(gpu: &Gpu, x: &Tensor) -> Result<wgpu::Buffer> {
-    gpu.scratch(Scratch::Packed, 8 * x.rows() as u64)
 }
 
 /// A cost of so many operations that moves all of these operands once.

@@ -141,7 +141,7 @@ impl HostWeights {
         if let Some(compressed) = compressed {
             let fits = |v: &VectorLen| compressed.iter().all(|w| w.vector() >= *v && w.m().is_multiple_of(v.get()));
             let vector = VectorLen::ALL.into_iter().rev().find(fits).unwrap_or(VectorLen::ONE);
-            let parts: Vec<_> = compressed.iter().map(|w| w.with_vector(vector)).collect::<Result<_>>()?;
+            let parts: Vec<_> = compressed.iter().map(|&w| w.clone().with_vector(vector)).collect::<Result<_>>()?;
             let values = join(parts.iter().map(|w| w.values()), dtype);
             let meta = parts.iter().flat_map(|w| w.meta()).copied().collect();
             return Ok(Self::Sparse24(Sparse24::from_parts(rows, k, vector, values, meta)?));

@@ -6,9 +6,7 @@
 #[path = "common/binary.rs"]
 mod binary;
 
-use std::process::Command;
-
-use binary::{exits, json, text};
+use binary::{Run, command, json, script, sparse24, text, with_drivers};
 use serde_json::Value;
 use sparse24::io::{save_matrices, save_sparse24};
 use sparse24::measure::uniform;
@@ -20,7 +18,8 @@ fn rows_are_verified_timed_and_written() {
     let out = folder.path().join("run.json");
     let shapes = "65x33x100,128x64x96";
     let (stdout, stderr) =
-        exits(0, &["bench", "--device", "cpu", "--quick", "--shapes", shapes, "--vector", "1,4", "--json", text(&out)]);
+        sparse24(["bench", "--device", "cpu", "--quick", "--shapes", shapes, "--vector", "1,4", "--json", text(&out)])
+            .exits(0);
     assert!(stderr.is_empty(), "{stderr}");
     assert!(stdout.contains("all 8 rows verified") && stdout.contains("65x33x100"), "{stdout}");
 
@@ -67,16 +66,14 @@ fn the_command_of_a_row_measures_it_again() {
     save_matrices(&file, &[(name, &uniform(40, 64, DType::F16, 1).unwrap())]).unwrap();
     let arguments =
         ["bench", "--device", "cpu", "--quick", "--weights", text(&file), "--tokens", "7", "--threads", "1"];
-    exits(0, &[&arguments[..], &["--json", text(&out)]].concat());
+    sparse24([&arguments[..], &["--json", text(&out)]].concat()).exits(0);
     let run = json(&out);
     let row = &run["rows"][2];
     assert_eq!((&row["op"], &row["vector"], &row["dtype"]), (&"sparse24".into(), &32.into(), &"f16".into()));
 
     // As a shell would take it, with this test's binary for `sparse24`.
     let command = row["command"].as_str().unwrap().strip_prefix("sparse24 ").unwrap();
-    let script = format!("'{}' {command} --json '{}'", env!("CARGO_BIN_EXE_sparse24"), text(&again));
-    let status = Command::new("sh").args(["-c", &script]).output().unwrap();
-    assert!(status.status.success(), "{script}\n{}", String::from_utf8_lossy(&status.stderr));
+    script(&format!("\"$0\" {command} --json '{}'", text(&again))).run().exits(0);
     let again = json(&again);
     assert_eq!(again["rows"].as_array().unwrap().len(), 2);
     for field in ["name", "op", "m", "n", "k", "dtype", "vector", "kernel", "threads", "error_over_bound", "command"] {
@@ -94,18 +91,18 @@ fn weights_are_the_files_2d_float_tensors() {
     save_sparse24(&native, &[("layer", &compressed)]).unwrap();
 
     let quick = ["bench", "--quick", "--tokens", "5", "--ops", "dense,sparse24", "--vector", "1", "--weights"];
-    let (stdout, _) = exits(0, &[&quick[..], &[text(&plain)]].concat());
+    let (stdout, _) = sparse24([&quick[..], &[text(&plain)]].concat()).exits(0);
     assert!(stdout.contains("a.weight") && stdout.contains("b.weight") && stdout.contains("24x5x36"), "{stdout}");
-    let (stdout, _) = exits(0, &[&quick[..], &[text(&plain), "--filter", "^b"]].concat());
+    let (stdout, _) = sparse24([&quick[..], &[text(&plain), "--filter", "^b"]].concat()).exits(0);
     assert!(!stdout.contains("a.weight"), "{stdout}");
-    let (stdout, _) = exits(0, &[&quick[..], &[text(&native)]].concat());
+    let (stdout, _) = sparse24([&quick[..], &[text(&native)]].concat()).exits(0);
     assert!(stdout.contains("layer") && !stdout.contains("layer.values"), "{stdout}");
-    let (_, stderr) = exits(1, &[&quick[..], &[text(&plain), "--filter", "none such"]].concat());
+    let (_, stderr) = sparse24([&quick[..], &[text(&plain), "--filter", "none such"]].concat()).exits(1);
     assert!(stderr.contains("plain.safetensors") && stderr.contains("none such"), "{stderr}");
     // Other people's forms, too: a matrix each of a pruned model's as compressed-tensors stores them.
     for folder in ["ct_ckpt_sparse24_f16", "ct_ckpt_bitmask_f16"] {
         let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(folder);
-        let (stdout, _) = exits(0, &[&quick[..], &[text(&file), "--filter", "up"]].concat());
+        let (stdout, _) = sparse24([&quick[..], &[text(&file), "--filter", "up"]].concat()).exits(0);
         assert!(stdout.contains("up.weight") && !stdout.contains("compressed"), "{stdout}");
     }
 }
@@ -119,7 +116,7 @@ fn the_table_fits_a_terminal_and_the_rest_is_asked_for() {
     save_matrices(&file, &[(&name, &uniform(16, 32, DType::F32, 1).unwrap())]).unwrap();
     let run = ["bench", "--device", "cpu", "--quick", "--tokens", "3", "--vector", "128"];
     let of_file = [&run[..], &["--ops", "dense,sparse24,masked,masked24,auto", "--weights", text(&file)]].concat();
-    let (narrow, stderr) = exits(0, &of_file);
+    let (narrow, stderr) = sparse24(&of_file).exits(0);
     assert!(stderr.is_empty(), "{stderr}");
     assert!(narrow.lines().all(|line| line.chars().count() <= 100), "{narrow}");
     for part in ["m x n x k", "ms ± %", "GFLOPS", "vs dense", "verified", "masked24", "16x3x32", "all 5 rows verified"]
@@ -132,14 +129,14 @@ fn the_table_fits_a_terminal_and_the_rest_is_asked_for() {
     }
     assert_eq!(narrow.matches("--legend").count(), 1, "{narrow}");
 
-    let (wide, _) = exits(0, &[&of_file[..], &["--wide", "--legend"]].concat());
+    let (wide, _) = sparse24([&of_file[..], &["--wide", "--legend"]].concat()).exits(0);
     for part in ["spread", "effective", "executed", "of peak", "err/bound", "MB", "kernel", "2mnk", "ceilings", "noise"]
     {
         assert!(wide.contains(part), "{part}: {wide}");
     }
     assert!(wide.contains("vectors") || wide.contains("gemv") || wide.contains("gather"), "{wide}");
     assert!(!wide.contains('\u{1b}'), "{wide}");
-    let (one, _) = exits(0, &[&run[..], &["--shapes", "8x8x8", "--ops", "dense"]].concat());
+    let (one, _) = sparse24([&run[..], &["--shapes", "8x8x8", "--ops", "dense"]].concat()).exits(0);
     assert!(one.contains("\n1 row verified\n") && !one.contains("\nshape\n"), "{one}");
 }
 
@@ -148,22 +145,20 @@ fn the_table_fits_a_terminal_and_the_rest_is_asked_for() {
 fn a_gpu_that_is_not_there_is_planned_for() {
     let ada =
         ["bench", "--explain", "--architecture", "ada", "--shapes", "768x512x768", "--ops", "dense,sparse24,auto"];
-    let (stdout, stderr) = exits(0, &ada);
+    let (stdout, stderr) = sparse24(ada).exits(0);
     assert!(stderr.is_empty(), "{stderr}");
     // Dense, V = 1 and 32, and both again as `auto`.
     assert_eq!(stdout.matches("chosen because").count(), 5, "{stdout}");
     assert!(stdout.contains("(static, ada, Mesa ") && stdout.contains("dense weights, because"), "{stdout}");
-    let (rdna, _) = exits(0, &["bench", "--explain", "--architecture", "rdna2", "--shapes", "768x512x768"]);
+    let (rdna, _) = sparse24(["bench", "--explain", "--architecture", "rdna2", "--shapes", "768x512x768"]).exits(0);
     assert!(rdna.contains("(static, rdna2, Mesa "), "{rdna}");
     // What a variable of the environment says of the CPU is no matter here.
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_sparse24")).args(ada).env("SPARSE24_SIMD", "scalar").output().unwrap();
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), stdout);
+    assert_eq!(command(ada).env("SPARSE24_SIMD", "scalar").run().stdout, stdout);
     for wrong in [&["--compare", "x.json"][..], &["--json"], &["--device", "cpu"], &["--format", "csv"]] {
-        exits(2, &[&ada[..], wrong].concat());
+        sparse24([&ada[..], wrong].concat()).exits(2);
     }
-    exits(2, &["bench", "--architecture", "ada"]);
-    let (_, stderr) = exits(2, &["bench", "--explain", "--architecture", "voodoo"]);
+    sparse24(["bench", "--architecture", "ada"]).exits(2);
+    let (_, stderr) = sparse24(["bench", "--explain", "--architecture", "voodoo"]).exits(2);
     assert!(stderr.contains("apple-m1"), "{stderr}");
 }
 
@@ -189,7 +184,7 @@ fn a_run_is_printed_as_markdown_csv_or_json() {
         "dense,auto",
     ];
     for (run, schema, rows) in [(&layers[..], "sparse24-bench/1", 6), (&model[..], "sparse24-model-bench/1", 4)] {
-        let printed = |more: &[&str]| exits(0, &[run, more].concat());
+        let printed = |more: &[&str]| sparse24([run, more].concat()).exits(0);
 
         let (markdown, stderr) = printed(&["--format", "md", "--json", text(&out)]);
         let table: Vec<_> = markdown.lines().take_while(|line| !line.is_empty()).collect();
@@ -238,7 +233,7 @@ fn a_tensor_that_cannot_be_measured_is_named_and_left_out() {
     let (nan, inf) = (with(19, f32::NAN), with(0, f32::NEG_INFINITY));
     save_matrices(&file, &[("a", &good), ("b.nan", &nan), ("c.inf", &inf), ("d", &good)]).unwrap();
     let run = ["bench", "--device", "cpu", "--quick", "--tokens", "2", "--weights", text(&file)];
-    let (stdout, stderr) = exits(1, &[&run[..], &["--ops", "dense", "--json", text(&out)]].concat());
+    let (stdout, stderr) = sparse24([&run[..], &["--ops", "dense", "--json", text(&out)]].concat()).exits(1);
     assert!(stdout.contains("all 2 rows verified"), "{stdout}");
     for text in [&stdout, &stderr] {
         assert!(text.contains("not measured: ") && text.contains("b.nan: weight at row 2, column 3 is NaN"), "{text}");
@@ -266,16 +261,13 @@ fn what_does_not_fit_into_memory_is_an_error_with_its_size() {
         (4_000_000, "1x1x99999999", "sparse24"),
     ] {
         let command = format!("ulimit -v {kib}; exec \"$0\" bench --device cpu --quick --shapes {shape} --ops {ops}");
-        let ran = Command::new("sh").args(["-c", &command, env!("CARGO_BIN_EXE_sparse24")]).output().unwrap();
-        let stderr = String::from_utf8_lossy(&ran.stderr);
-        assert_eq!(ran.status.code(), Some(1), "{shape}: {stderr}");
+        let (_, stderr) = script(&command).run().exits(1);
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
         assert!(stderr.contains(&format!("{shape}: out of memory: ")) && stderr.contains(" GiB for "), "{stderr}");
     }
     // The same limit is no obstacle to what fits.
     let command = "ulimit -v 4000000; exec \"$0\" bench --device cpu --quick --shapes 512x8x512";
-    let ran = Command::new("sh").args(["-c", command, env!("CARGO_BIN_EXE_sparse24")]).output().unwrap();
-    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    script(command).run().exits(0);
 }
 
 /// On machines with Mesa's drivers, whose libraries complain by themselves.
@@ -283,11 +275,10 @@ fn what_does_not_fit_into_memory_is_an_error_with_its_size() {
 #[test]
 fn drivers_do_not_complain_about_a_folder_of_the_session() {
     for folder in [None, Some("relative")] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
-        command.arg("devices").env_remove("XDG_RUNTIME_DIR").envs(folder.map(|folder| ("XDG_RUNTIME_DIR", folder)));
-        let ran = command.output().unwrap();
-        let stderr = String::from_utf8_lossy(&ran.stderr);
-        assert!(ran.status.success() && !stderr.contains("XDG_RUNTIME_DIR"), "{stderr}");
+        let mut command = with_drivers(["devices"]);
+        command.env_remove("XDG_RUNTIME_DIR").envs(folder.map(|folder| ("XDG_RUNTIME_DIR", folder)));
+        let (_, stderr) = command.run().exits(0);
+        assert!(!stderr.contains("XDG_RUNTIME_DIR"), "{stderr}");
     }
 }
 
@@ -298,10 +289,10 @@ fn what_fails_verification_is_not_timed_and_exits_with_3() {
     let (file, out) = (folder.path().join("huge.safetensors"), folder.path().join("run.json"));
     let huge = Matrix::from_f32(8, 64, &[3e38; 512]).unwrap();
     save_matrices(&file, &[("huge.weight", &huge)]).unwrap();
-    let (stdout, stderr) = exits(3, &["bench", "--quick", "--weights", text(&file), "--json", text(&out)]);
+    let (stdout, stderr) = sparse24(["bench", "--quick", "--weights", text(&file), "--json", text(&out)]).exits(3);
     assert!(stdout.contains("FAILED") && stdout.contains("4 of 4 rows"), "{stdout}");
     // In f16 they are no numbers at all.
-    let (_, refused) = exits(1, &["bench", "--quick", "--weights", text(&file), "--dtype", "f16"]);
+    let (_, refused) = sparse24(["bench", "--quick", "--weights", text(&file), "--dtype", "f16"]).exits(1);
     assert!(refused.contains("huge.weight: weight at row 0, column 0 is inf as f16"), "{refused}");
     assert!(stderr.contains("undecided"), "{stderr}");
     let row = &json(&out)["rows"][1];
@@ -333,10 +324,10 @@ fn bad_flags_are_named_and_exit_with_2() {
         (["--json", "run.txt"], ".json"),
         (["--format", "xml"], "--format"),
     ] {
-        let (stdout, stderr) = exits(2, &["bench", "--device", "cpu", flags[0], flags[1]]);
+        let (stdout, stderr) = sparse24(["bench", "--device", "cpu", flags[0], flags[1]]).exits(2);
         assert!(stdout.is_empty() && stderr.contains(named), "{flags:?}: {stderr}");
     }
-    exits(2, &["bench", "--weights", "x.safetensors", "--filter", "("]);
+    sparse24(["bench", "--weights", "x.safetensors", "--filter", "("]).exits(2);
     for (flags, named) in [
         (&["--json", "--format", "md"][..], "--json"),
         (&["--format", "csv", "--wide"], "--wide"),
@@ -344,10 +335,10 @@ fn bad_flags_are_named_and_exit_with_2() {
         (&["--format", "json", "--wide"], "--wide"),
         (&["--json", "a.json", "--out", "b.json"], "--json"),
     ] {
-        let (stdout, stderr) = exits(2, &[&["bench"], flags].concat());
+        let (stdout, stderr) = sparse24([&["bench"], flags].concat()).exits(2);
         assert!(stdout.is_empty() && stderr.contains(named), "{flags:?}: {stderr}");
     }
-    exits(2, &["no-such-command"]);
+    sparse24(["no-such-command"]).exits(2);
 }
 
 #[test]
@@ -367,19 +358,20 @@ fn bad_input_is_named_exits_with_1_and_writes_nothing() {
         (["--shapes", "4294967295x4294967295x4294967295"], ["4294967295x4294967295x4294967295", "overflow"]),
         (["--shapes", "16777216x1x16777216"], ["16777216x1x16777216", "out of memory"]),
     ] {
-        let (stdout, stderr) = exits(1, &["bench", "--quick", arguments[0], arguments[1], "--json", text(&out)]);
+        let (stdout, stderr) =
+            sparse24(["bench", "--quick", arguments[0], arguments[1], "--json", text(&out)]).exits(1);
         assert!(stdout.is_empty() && named.iter().all(|n| stderr.contains(n)), "{arguments:?}: {stderr}");
         assert_eq!(stderr.matches("No such file").count().max(1), 1, "said twice: {stderr}");
         assert!(!out.exists());
     }
     // A folder is no file, and what is neither is left alone.
-    let (_, stderr) = exits(2, &["bench", "--quick", "--json", text(folder.path())]);
+    let (_, stderr) = sparse24(["bench", "--quick", "--json", text(folder.path())]).exits(2);
     assert!(stderr.contains("must end in .json"), "{stderr}");
     std::fs::create_dir(at("folder.json")).unwrap();
-    let (_, stderr) = exits(1, &["bench", "--quick", "--json", text(&at("folder.json"))]);
+    let (_, stderr) = sparse24(["bench", "--quick", "--json", text(&at("folder.json"))]).exits(1);
     assert!(stderr.contains("not a regular file"), "{stderr}");
     std::fs::remove_dir(at("folder.json")).unwrap();
-    let (_, stderr) = exits(1, &["bench", "--quick", "--json", "/nonexistent/run.json"]);
+    let (_, stderr) = sparse24(["bench", "--quick", "--json", "/nonexistent/run.json"]).exits(1);
     assert!(stderr.contains("--json") && stderr.contains("/nonexistent/run.json"), "{stderr}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
 }

@@ -5,66 +5,19 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "common/binary.rs"]
+mod binary;
 #[path = "common/tiny_bert.rs"]
 mod tiny_bert;
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
+use binary::{Ran, Run, command, sparse24, with_drivers};
 use serde_json::{Value, json};
 use sparse24::io::{self, Entry};
 use sparse24::{DType, Matrix, Sparse24, VectorLen, prune};
 use tiny_bert::TinyBert;
-
-/// How a run of the binary ended.
-struct Ran {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
-impl Ran {
-    /// Stdout of a run that was fine and had nothing to say on stderr, which is a pipe here: no progress bar either.
-    #[track_caller]
-    fn fine(self) -> String {
-        assert_eq!((self.code, self.stderr.as_str()), (0, ""), "stdout: {}", self.stdout);
-        self.stdout
-    }
-
-    /// That stdout, as JSON.
-    #[track_caller]
-    fn json(self) -> Value {
-        serde_json::from_str(&self.fine()).unwrap()
-    }
-
-    /// Stderr of a run that ended with `code` before it printed any result.
-    #[track_caller]
-    fn refused(self, code: i32) -> String {
-        assert_eq!((self.code, self.stdout.as_str()), (code, ""), "stderr: {}", self.stderr);
-        self.stderr
-    }
-}
-
-/// A command line of the binary, on a machine without a graphics driver.
-fn command<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
-    command.args(args).stdin(Stdio::null());
-    command.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent");
-    command.env_remove("VK_ADD_DRIVER_FILES");
-    command
-}
-
-fn ran(command: &mut Command) -> Ran {
-    let output = command.output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Ran { code: output.status.code().unwrap(), stdout: text(output.stdout), stderr: text(output.stderr) }
-}
-
-fn sparse24<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Ran {
-    ran(&mut command(args))
-}
 
 fn inspect(file: &Path, more: &[&str]) -> Ran {
     let mut args = vec!["inspect".as_ref(), file.as_os_str()];
@@ -109,7 +62,7 @@ fn pruned(w: &Matrix, vector: VectorLen) -> Matrix {
 
 #[test]
 fn help_shows_an_example_of_every_command() {
-    let help = sparse24(&["--help"]).fine();
+    let help = sparse24(["--help"]).fine();
     for (command, flag) in [
         ("bench", "--json"),
         ("convert", "--to"),
@@ -119,7 +72,7 @@ fn help_shows_an_example_of_every_command() {
         ("inspect", "--json"),
     ] {
         assert!(help.contains(command), "{help}");
-        let help = sparse24(&[command, "--help"]).fine();
+        let help = sparse24([command, "--help"]).fine();
         assert!(help.contains("Examples:\n") && help.contains(&format!("\n  sparse24 {command}")), "{help}");
         assert!(help.contains(flag), "{help}");
     }
@@ -143,7 +96,7 @@ fn usage_errors_name_the_argument_and_exit_with_2() {
         assert!(stderr.contains(named) && stderr.contains("Usage:"), "{args:?}: {stderr}");
     }
     // A value that does not parse: the reason, and no usage.
-    let stderr = sparse24(&["embed", "--model", "m", "--text", "a", "--sparsity", "4:8"]).refused(2);
+    let stderr = sparse24(["embed", "--model", "m", "--text", "a", "--sparsity", "4:8"]).refused(2);
     assert!(stderr.contains("is not none, 2:4 or V:2:4"), "{stderr}");
 }
 
@@ -151,13 +104,13 @@ fn usage_errors_name_the_argument_and_exit_with_2() {
 #[cfg(not(any(target_vendor = "apple", windows)))]
 #[test]
 fn without_a_driver_there_is_the_cpu_and_auto_takes_it() {
-    let listing = sparse24(&["devices", "--json"]).json();
+    let listing = sparse24(["devices", "--json"]).json();
     assert_eq!((&listing["schema"], &listing["auto"]), (&json!("sparse24-devices/1"), &json!("cpu")));
     let [cpu] = &listing["devices"].as_array().unwrap()[..] else { panic!("more than the CPU: {listing}") };
     assert_eq!((&cpu["device"], &cpu["kind"], &cpu["auto"]), (&json!("cpu"), &json!("cpu"), &json!(true)));
     assert!(cpu["threads"].as_u64().unwrap() > 0 && cpu["cache_bytes"].as_u64().unwrap() > 0, "{cpu}");
 
-    let text = sparse24(&["devices"]).fine();
+    let text = sparse24(["devices"]).fine();
     let name = cpu["name"].as_str().unwrap();
     assert!(text.starts_with(&format!("* {name}\n")), "{text}");
     assert!(text.contains("no GPU:") && text.contains(&format!("\n* auto takes {name}: ")), "{text}");
@@ -171,9 +124,8 @@ fn without_a_driver_there_is_the_cpu_and_auto_takes_it() {
 #[test]
 fn every_adapter_is_listed_and_can_be_named() {
     let devices = |json: bool| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
         // Drivers may complain on stderr, so that is not looked at here.
-        ran(command.arg("devices").args(json.then_some("--json")).stdin(Stdio::null())).stdout
+        with_drivers([Some("devices"), json.then_some("--json")].into_iter().flatten()).run().exits(0).0
     };
     let listing: Value = serde_json::from_str(&devices(true)).unwrap();
     let text = devices(false);
@@ -418,15 +370,15 @@ fn a_text_without_an_embedding_is_named_by_its_line() {
     let out = dir.path().join("out.jsonl");
     let embed = ["embed", "--device", "cpu", "--model", model];
     let why = "has no tokens, so it has no embedding\n";
-    let error = sparse24(&[&embed[..], &["--input", &input, "--out", out.to_str().unwrap()]].concat()).refused(1);
+    let error = sparse24([&embed[..], &["--input", &input, "--out", out.to_str().unwrap()]].concat()).refused(1);
     assert_eq!(error, format!("error: {input}: line 4100: {why}"));
     assert!(!out.exists());
-    let error = sparse24(&[&embed[..], &["--text", "cat", ""]].concat()).refused(1);
+    let error = sparse24([&embed[..], &["--text", "cat", ""]].concat()).refused(1);
     assert_eq!(error, format!("error: text 2: {why}"));
-    let error = with_stdin(command(&[&embed[..], &["--input", "-"]].concat()), b"\ncat").refused(1);
+    let error = command([&embed[..], &["--input", "-"]].concat()).run_on(b"\ncat").refused(1);
     assert_eq!(error, format!("error: stdin: line 1: {why}"));
     let pairs = at("pairs.csv", &("a,b,score\r\n".to_owned() + &"cat,dog,1\r\n".repeat(2100) + "\r\ncat,,2\r\n"));
-    let error = sparse24(&["eval", "--device", "cpu", "--model", model, "--pairs", &pairs]).refused(1);
+    let error = sparse24(["eval", "--device", "cpu", "--model", model, "--pairs", &pairs]).refused(1);
     assert_eq!(error, format!("error: {pairs}: line 2103: {why}"));
 }
 
@@ -438,44 +390,34 @@ fn embed_heeds_pooling_and_length_of_the_folder() {
     let model = dir.path().to_str().unwrap();
     let embed = ["embed", "--device", "cpu", "--model", model, "--text", "cat cat cat", "cat cat cat dog"];
     fs::write(dir.path().join("sentence_bert_config.json"), r#"{"max_seq_length": 5}"#).unwrap();
-    let (lines, stderr) = embedded(sparse24(&embed));
+    let (lines, stderr) = embedded(sparse24(embed));
     assert_eq!(stderr, "warning: 1 of 2 texts were cut off at the model's limit of 5 tokens\n");
     assert_eq!(lines[0].1, lines[1].1);
     fs::create_dir(dir.path().join("1_Pooling")).unwrap();
     fs::write(dir.path().join("1_Pooling/config.json"), r#"{"pooling_mode_cls_token": true}"#).unwrap();
-    let (cls, _) = embedded(sparse24(&embed));
+    let (cls, _) = embedded(sparse24(embed));
     let far = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     assert!(far(&cls[0].1, &lines[0].1) > 1e-2, "the first token's state is not the mean");
     fs::write(dir.path().join("1_Pooling/config.json"), r#"{"pooling_mode": "median"}"#).unwrap();
-    let stderr = sparse24(&embed).refused(1);
+    let stderr = sparse24(embed).refused(1);
     assert!(stderr.contains("1_Pooling/config.json: asks for the pooling \"median\", which is "), "{stderr}");
 
     // A prompt is put in front of a text, and is no part of what is printed.
     let pooling = r#"{"pooling_mode": "mean"}"#;
     fs::write(dir.path().join("1_Pooling/config.json"), pooling).unwrap();
     fs::write(dir.path().join("sentence_bert_config.json"), "{}").unwrap();
-    let plain = embedded(sparse24(&["embed", "--device", "cpu", model, "--text", "the dog cat", "cat"])).0;
+    let plain = embedded(sparse24(["embed", "--device", "cpu", model, "--text", "the dog cat", "cat"])).0;
     let prompts = r#"{"prompts": {"q": "the dog "}, "default_prompt_name": "q"}"#;
     fs::write(dir.path().join("config_sentence_transformers.json"), prompts).unwrap();
     let cat = ["embed", "--device", "cpu", model, "--text", "cat"];
-    let by_default = embedded(sparse24(&cat)).0;
+    let by_default = embedded(sparse24(cat)).0;
     assert_eq!(by_default[0].0, "cat");
     assert!(far(&by_default[0].1, &plain[0].1) < 1e-6 && far(&by_default[0].1, &plain[1].1) > 1e-2);
-    let named = embedded(sparse24(&[&cat[..], &["--prompt", "q"]].concat())).0;
-    let none = embedded(sparse24(&[&cat[..], &["--prompt", ""]].concat())).0;
+    let named = embedded(sparse24([&cat[..], &["--prompt", "q"]].concat())).0;
+    let none = embedded(sparse24([&cat[..], &["--prompt", ""]].concat())).0;
     assert!(far(&named[0].1, &plain[0].1) < 1e-6 && far(&none[0].1, &plain[1].1) < 1e-6);
-    let stderr = sparse24(&[&cat[..], &["--prompt", "x"]].concat()).refused(1);
+    let stderr = sparse24([&cat[..], &["--prompt", "x"]].concat()).refused(1);
     assert_eq!(stderr, "error: --prompt: the model has no prompt \"x\"; it has \"q\"\n");
-}
-
-/// A run whose stdin is this.
-fn with_stdin(mut command: Command, input: &[u8]) -> Ran {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // Gone before the end of the input where the command refuses its arguments.
-    let _ = child.stdin.take().unwrap().write_all(input);
-    let output = child.wait_with_output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Ran { code: output.status.code().unwrap(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
 #[test]
@@ -485,7 +427,7 @@ fn embed_gives_a_line_for_each_text_in_order() {
     let model = dir.path().to_str().unwrap();
     let embed = ["embed", "--model", model, "--device", "cpu"];
     let texts = ["The cats sat.", "", "dog", "a \"quoted\"\ttext", "dog"];
-    let (lines, stderr) = embedded(sparse24(&[&embed[..], &["--text"], &texts].concat()));
+    let (lines, stderr) = embedded(sparse24([&embed[..], &["--text"], &texts].concat()));
     assert_eq!(stderr, "");
     assert_eq!(lines.iter().map(|(text, _)| text.as_str()).collect::<Vec<_>>(), texts);
     for (text, embedding) in &lines {
@@ -494,23 +436,23 @@ fn embed_gives_a_line_for_each_text_in_order() {
     }
     assert_eq!(lines[2], lines[4]);
     assert_ne!(lines[0].1, lines[1].1);
-    let (dash, _) = embedded(sparse24(&[&embed[..], &["--text=-5 dogs", "--text=dog"]].concat()));
+    let (dash, _) = embedded(sparse24([&embed[..], &["--text=-5 dogs", "--text=dog"]].concat()));
     assert_eq!((dash[0].0.as_str(), &dash[1].1), ("-5 dogs", &lines[2].1));
 
     // The same from stdin and from a file into a file, whatever the ends of the lines.
     let input = texts.join("\r\n");
-    let (from_stdin, _) = embedded(with_stdin(command(&[&embed[..], &["--input", "-"]].concat()), input.as_bytes()));
+    let (from_stdin, _) = embedded(command([&embed[..], &["--input", "-"]].concat()).run_on(input.as_bytes()));
     assert_eq!(from_stdin, lines);
     let (file, out) = (dir.path().join("texts.txt"), dir.path().join("out.jsonl"));
     fs::write(&file, "\u{feff}".to_owned() + &texts.join("\n") + "\n").unwrap();
     let paths = ["--input", file.to_str().unwrap(), "--out", out.to_str().unwrap()];
-    assert_eq!(sparse24(&[&embed[..], &paths].concat()).fine(), "");
+    assert_eq!(sparse24([&embed[..], &paths].concat()).fine(), "");
     let stdout = fs::read_to_string(&out).unwrap();
-    assert_eq!(embedded(Ran { code: 0, stdout, stderr: String::new() }).0, lines);
+    assert_eq!(embedded(Ran { stdout, ..Ran::default() }).0, lines);
 
     // Other weights, other embeddings; half precision, nearly the same ones.
     let far = |more: &[&str]| {
-        let (others, _) = embedded(sparse24(&[&embed[..], &["--text", texts[0]], more].concat()));
+        let (others, _) = embedded(sparse24([&embed[..], &["--text", texts[0]], more].concat()));
         others[0].1.iter().zip(&lines[0].1).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
     };
     assert!(far(&["--sparsity", "2:4"]) > 1e-2);
@@ -525,7 +467,7 @@ fn embed_warns_of_texts_that_are_too_long() {
     TinyBert::new(2).write(dir.path());
     let (long, longer) = ("cat ".repeat(23), "cat ".repeat(400));
     let args = ["embed", "--device", "cpu", "--model", dir.path().to_str().unwrap(), "--text", &long, "dog", &longer];
-    let (lines, stderr) = embedded(sparse24(&args));
+    let (lines, stderr) = embedded(sparse24(args));
     assert_eq!(stderr, "warning: 2 of 3 texts were cut off at the model's limit of 24 tokens\n");
     assert_eq!((lines[2].0.as_str(), &lines[0].1), (longer.as_str(), &lines[2].1));
 }
@@ -535,7 +477,7 @@ fn embed_refuses_what_is_no_model_or_no_text() {
     let dir = tempfile::tempdir().unwrap();
     let refused = |more: &[&str]| {
         let model = dir.path().to_str().unwrap();
-        let stderr = sparse24(&[&["embed", "--device", "cpu", "--model", model][..], more].concat()).refused(1);
+        let stderr = sparse24([&["embed", "--device", "cpu", "--model", model][..], more].concat()).refused(1);
         stderr.replace(model, "DIR")
     };
     let text = ["--text", "cat"];
@@ -547,7 +489,7 @@ fn embed_refuses_what_is_no_model_or_no_text() {
     assert!(
         refused(&["--text", "cat", "--weights", "nowhere.safetensors"]).starts_with("error: nowhere.safetensors: ")
     );
-    let stderr = sparse24(&["embed", "--device", "cpu", "--model", "no/where", "--text", "cat"]).refused(1);
+    let stderr = sparse24(["embed", "--device", "cpu", "--model", "no/where", "--text", "cat"]).refused(1);
     assert!(stderr.starts_with("error: there is no folder no/where"), "{stderr}");
 
     let spoilt = |spoil: &dyn Fn(&mut TinyBert)| {
@@ -593,7 +535,7 @@ fn eval_prints_correlations_and_writes_them() {
     let eval = |csv: &str, more: &[&str]| {
         fs::write(&pairs, csv).unwrap();
         let args = ["eval", "--device", "cpu", "--model", dir.path().to_str().unwrap(), "--pairs"];
-        sparse24(&[&args[..], &[pairs.to_str().unwrap()], more].concat())
+        sparse24([&args[..], &[pairs.to_str().unwrap()], more].concat())
     };
     // The same sentence twice is as similar as can be, and the first pair has the highest score.
     let text =
@@ -629,7 +571,7 @@ fn eval_prints_correlations_and_writes_them() {
     );
     fs::write(&pairs, b"cat,d\xff,1\ncat,dog,2\n").unwrap();
     let args = ["eval", "--model", dir.path().to_str().unwrap(), "--pairs", pairs.to_str().unwrap()];
-    let stderr = sparse24(&args).refused(1);
+    let stderr = sparse24(args).refused(1);
     assert!(stderr.contains("line 1") || stderr.contains("line: 1"), "{stderr}");
 }
 
@@ -654,9 +596,9 @@ fn eval_gives_intervals_and_compares_models_on_the_same_draws() {
     fs::write(&labelled, rows(&|i| format!("{},{}\n", sentence(i, 3), ["odd", "even"][i % 2]))).unwrap();
     let [dense, pruned, pairs, texts, labelled] =
         [&dense, &pruned, &pairs, &texts, &labelled].map(|path| path.to_str().unwrap());
-    sparse24(&["prune", dense, pruned, "--vector", "8"]).fine();
+    sparse24(["prune", dense, pruned, "--vector", "8"]).fine();
     let data = ["--pairs", pairs, "--texts", texts, "--classify", labelled];
-    let run = |model: &str, more: &[&str]| sparse24(&[&["eval", "--device", "cpu", model], &data[..], more].concat());
+    let run = |model: &str, more: &[&str]| sparse24([&["eval", "--device", "cpu", model], &data[..], more].concat());
     let eval = |model: &str| run(model, &["--against", dense, "--json"]).json();
     let in_its_interval = |value: &Value, interval: &Value| {
         let [value, low, high] = [value, &interval["low"], &interval["high"]].map(|x| x.as_f64().unwrap());
@@ -709,7 +651,7 @@ fn eval_gives_intervals_and_compares_models_on_the_same_draws() {
     fs::write(&test, "label is no header here,odd\nthe cat,odd\nthe dog,even\n").unwrap();
     let test = test.to_str().unwrap();
     let args = ["eval", "--device", "cpu", dense, "--classify", labelled, "--classify-test", test, "--json"];
-    let json = sparse24(&args).json();
+    let json = sparse24(args).json();
     let of = &json["classification"];
     assert_eq!((&of["texts"], &of["folds"], &of["test_file"]), (&json!(3), &Value::Null, &json!(test)));
     assert_eq!((&json["spearman"], &json["sentences"]), (&Value::Null, &json!(43)));
@@ -724,7 +666,7 @@ fn eval_refuses_what_it_cannot_evaluate() {
     let [model, wide, file] = [&model, &wide, &data].map(|path| path.to_str().unwrap());
     let refused = |text: &str, code: i32, more: &[&str]| {
         fs::write(&data, text).unwrap();
-        sparse24(&[&["eval", "--device", "cpu", model], more].concat()).refused(code).replace(file, "FILE")
+        sparse24([&["eval", "--device", "cpu", model], more].concat()).refused(code).replace(file, "FILE")
     };
     let line = "the cat sat on the mat\n";
     assert!(refused("", 2, &[]).contains("<--pairs <CSV>|--texts <TXT>|--classify <CSV>>"));
@@ -766,7 +708,7 @@ fn eval_says_what_weights_were_made_from() {
     let [dense, pruned, converted, pairs, texts, others] =
         [&dense, &pruned, &converted, &pairs, &texts, &others].map(|path| path.to_str().unwrap());
     let args = ["--device", "cpu", "--method", "wanda", "--calibration", texts, "--pairs", pairs, "--max-drop", "2"];
-    let report = sparse24(&[&["prune", dense, pruned], &args[..], &["--json"]].concat()).json();
+    let report = sparse24([&["prune", dense, pruned], &args[..], &["--json"]].concat()).json();
     let made = &report["provenance"];
     assert_eq!(made["pruned"], "wanda V=1 seed=24");
     for (key, start) in
@@ -774,9 +716,9 @@ fn eval_says_what_weights_were_made_from() {
     {
         assert!(made[key].as_str().unwrap().starts_with(start), "{made}");
     }
-    sparse24(&["convert", pruned, converted, "--to", "dense"]).fine();
+    sparse24(["convert", pruned, converted, "--to", "dense"]).fine();
     for model in [pruned, converted] {
-        let ran = sparse24(&["eval", "--device", "cpu", model, "--pairs", pairs, "--json"]);
+        let ran = sparse24(["eval", "--device", "cpu", model, "--pairs", pairs, "--json"]);
         let json: Value = serde_json::from_str(&ran.stdout).unwrap();
         assert_eq!(json["provenance"], *made);
         assert_eq!(json["seen"], json!([format!("{pairs} is what the weights were chosen on")]));
@@ -784,9 +726,9 @@ fn eval_says_what_weights_were_made_from() {
             format!("warning: {pairs} is what the weights were chosen on: figures on it flatter these weights\n");
         assert_eq!(ran.stderr, warning);
     }
-    let text = sparse24(&["eval", "--device", "cpu", pruned, "--pairs", others]).fine();
+    let text = sparse24(["eval", "--device", "cpu", pruned, "--pairs", others]).fine();
     assert!(text.contains("\nweights: calibrated on texts.txt (2 texts, "), "{text}");
-    let text = sparse24(&["eval", "--device", "cpu", dense, "--pairs", pairs]).fine();
+    let text = sparse24(["eval", "--device", "cpu", dense, "--pairs", pairs]).fine();
     assert!(text.contains("\nweights: no record of how they were made\n"), "{text}");
 }
 
@@ -798,12 +740,12 @@ fn eval_says_what_the_layers_are() {
     TinyBert::new(4).write(&dense);
     fs::write(&pairs, "the cat,the dog,1\ndog,dog,5\nthe cat sat,ran,0.5\n").unwrap();
     let [dense, pruned, mixed, pairs] = [&dense, &pruned, &mixed, &pairs].map(|path| path.to_str().unwrap());
-    sparse24(&["prune", dense, pruned, "--vector", "8"]).fine();
-    sparse24(&["prune", dense, mixed, "--include", r"layer\.0\.(intermediate|output)", "--vector", "32"]).fine();
+    sparse24(["prune", dense, pruned, "--vector", "8"]).fine();
+    sparse24(["prune", dense, mixed, "--include", r"layer\.0\.(intermediate|output)", "--vector", "32"]).fine();
     let eval = |model: &str, more: &[&str]| {
         let args = ["eval", "--device", "cpu", "--pairs", pairs, model];
-        let text = sparse24(&[&args[..], more].concat()).fine();
-        let json = sparse24(&[&args[..], more, &["--json"]].concat()).fine();
+        let text = sparse24([&args[..], more].concat()).fine();
+        let json = sparse24([&args[..], more, &["--json"]].concat()).fine();
         (text, serde_json::from_str::<Value>(&json).unwrap())
     };
     for (model, more, line, sparsity) in [
@@ -836,7 +778,7 @@ fn eval_says_what_the_layers_are() {
         (&["--vector", "4", "--sparsity", "8:2:4"], "--vector 4 and --sparsity 8:2:4 both say how many rows share"),
     ] {
         for command in [&["eval", dense, "--pairs", pairs][..], &["embed", dense, "--text", "cat"]] {
-            let stderr = sparse24(&[command, more].concat()).refused(2);
+            let stderr = sparse24([command, more].concat()).refused(2);
             assert!(stderr.contains(why), "{stderr}");
         }
     }
@@ -851,7 +793,7 @@ fn evals_speed_leaves_out_the_first_batch_of_each_shape() {
     let pairs: String = (0..20).map(|i| format!("the cat,the dog {},{i}\n", "cat ".repeat(i % 3))).collect();
     let eval = |args: &[&str]| {
         let all = [&["eval", "--device", "cpu", "--model", model, "--pairs", "-"][..], args].concat();
-        let ran = with_stdin(command(&all), pairs.as_bytes());
+        let ran = command(&all).run_on(pairs.as_bytes());
         assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{}", ran.stdout);
         ran.stdout
     };
@@ -883,16 +825,10 @@ fn eval_compares_embeddings_as_the_folder_says() {
     fs::write(dir.path().join("1/config.json"), r#"{"pooling_mode": "mean_sqrt_len_tokens"}"#).unwrap();
     let model = dir.path().to_str().unwrap();
     let pairs = "the cat,cat cat cat cat the,3\ndog,dog the,5\nthe cat sat,ran,0.5\nmat,cat,2\n";
-    let (lines, _) = embedded(with_stdin(
-        command(&["embed", "--device", "cpu", model, "--input", "-"]),
-        pairs
-            .split([',', '\n'])
-            .enumerate()
-            .filter(|(i, _)| i % 3 < 2)
-            .map(|(_, t)| t.to_owned() + "\n")
-            .collect::<String>()
-            .as_bytes(),
-    ));
+    let texts = pairs.split([',', '\n']).enumerate().filter(|(i, _)| i % 3 < 2);
+    let texts: String = texts.map(|(_, text)| text.to_owned() + "\n").collect();
+    let embed = ["embed", "--device", "cpu", model, "--input", "-"];
+    let (lines, _) = embedded(command(embed).run_on(texts.as_bytes()));
     let scores = [3.0, 5.0, 0.5, 2.0];
     for (name, of) in [
         (
@@ -905,8 +841,7 @@ fn eval_compares_embeddings_as_the_folder_says() {
     ] {
         let settings = format!(r#"{{"similarity_fn_name": "{name}"}}"#);
         fs::write(dir.path().join("config_sentence_transformers.json"), settings).unwrap();
-        let ran =
-            with_stdin(command(&["eval", "--device", "cpu", model, "--pairs", "-", "--json=-"]), pairs.as_bytes());
+        let ran = command(["eval", "--device", "cpu", model, "--pairs", "-", "--json=-"]).run_on(pairs.as_bytes());
         let json: Value = serde_json::from_str(&ran.stdout).unwrap();
         let x: Vec<f64> = (0..4).map(|i| of(&lines[2 * i].1, &lines[2 * i + 1].1)).collect();
         let (mx, my) = (x.iter().sum::<f64>() / 4.0, scores.iter().sum::<f64>() / 4.0);
@@ -928,9 +863,9 @@ fn embed_writes_to_stdout_by_every_name() {
     let dir = tempfile::tempdir().unwrap();
     TinyBert::new(1).write(dir.path());
     let args = ["embed", "--device", "cpu", dir.path().to_str().unwrap(), "--text", "dog"];
-    let expected = sparse24(&args).fine();
+    let expected = sparse24(args).fine();
     for more in [&["--out", "-"][..], &["--out"], &["--json"], &["--json", "-"]] {
-        assert_eq!(sparse24(&[&args[..], more].concat()).fine(), expected, "{more:?}");
+        assert_eq!(sparse24([&args[..], more].concat()).fine(), expected, "{more:?}");
     }
 }
 
@@ -941,7 +876,7 @@ fn bench_of_a_model_verifies_every_row_and_says_where_time_goes() {
     let out = dir.path().join("run.json");
     let model = dir.path().to_str().unwrap();
     let args = ["bench", "--device", "cpu", "--quick", "--model", model, "--batch", "3", "--seq", "24", "--json"];
-    let text = sparse24(&[&args[..], &[out.to_str().unwrap()]].concat()).fine();
+    let text = sparse24([&args[..], &[out.to_str().unwrap()]].concat()).fine();
     assert!(text.contains("2 layers of 40 features") && text.contains("all 8 rows verified"), "{text}");
     assert!(text.contains("GEMMs are "), "{text}");
     let json: Value = serde_json::from_str(&fs::read_to_string(&out).unwrap()).unwrap();
@@ -969,7 +904,7 @@ fn bench_of_a_model_verifies_every_row_and_says_where_time_goes() {
 
     // Fewer rows, half precision, and the plans behind them.
     let few = ["--ops", "sparse24", "--vector", "4", "--dtype", "f16", "--explain"];
-    let text = sparse24(&[&args[..10], &few].concat()).fine();
+    let text = sparse24([&args[..10], &few].concat()).fine();
     assert!(text.contains("1 row verified") && text.contains("chosen because"), "{text}");
 
     for (code, args, error) in [
@@ -982,7 +917,7 @@ fn bench_of_a_model_verifies_every_row_and_says_where_time_goes() {
         ),
         (2, &["--model", model, "--ops", "masked24"], "masked24 is measured on single layers only"),
     ] {
-        let stderr = sparse24(&[&["bench", "--device", "cpu"][..], args].concat()).refused(code);
+        let stderr = sparse24([&["bench", "--device", "cpu"][..], args].concat()).refused(code);
         assert!(stderr.contains(error), "{stderr}");
     }
 }
@@ -1035,11 +970,11 @@ fn a_model_on_the_hub_is_downloaded_once() {
     let local = ["embed", "--device", "cpu", "--text", "cat", "--model", dir.path().to_str().unwrap()];
     let expected = sparse24(&local).fine();
     let of_hub = |endpoint: &str, name: &str| {
-        let mut command = command(&["embed", "--device", "cpu", "--text", "cat", "--model", name]);
+        let mut command = command(["embed", "--device", "cpu", "--text", "cat", "--model", name]);
         for proxy in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
             command.env_remove(proxy);
         }
-        ran(command.env("HF_HOME", home.path()).env("HF_ENDPOINT", endpoint))
+        command.env("HF_HOME", home.path()).env("HF_ENDPOINT", endpoint).run()
     };
     let endpoint = format!("http://{}", hub(dir.path()));
     assert_eq!(of_hub(&endpoint, "org/tiny").fine(), expected);

@@ -8,7 +8,7 @@ mod binary;
 
 use std::path::Path;
 
-use binary::{exits, json, text};
+use binary::{Run, command, json, sparse24, text};
 use serde_json::Value;
 
 /// One small layer, on one thread; dense, 2:4 and masked.
@@ -16,7 +16,7 @@ const RUN: [&str; 8] = ["bench", "--device", "cpu", "--threads", "1", "--quick",
 
 /// Measures into a file.
 fn measured(path: &Path) -> Value {
-    exits(0, &[&RUN[..], &["--json", text(path)]].concat());
+    sparse24([&RUN[..], &["--json", text(path)]].concat()).exits(0);
     json(path)
 }
 
@@ -48,13 +48,11 @@ fn slower_than_before_exits_with_3_where_that_is_asked_for() {
     let fail = ["--fail-slower", "5"];
 
     // `--compare -` reads the earlier run from stdin.
-    let mut piped = std::process::Command::new(env!("CARGO_BIN_EXE_sparse24"));
-    piped.args([&RUN[..], &["--compare", "-"]].concat()).stdin(std::fs::File::open(&old).unwrap());
-    let piped = String::from_utf8(piped.output().unwrap().stdout).unwrap();
+    let piped = command([&RUN[..], &["--compare", "-"]].concat()).run_on(&std::fs::read(&old).unwrap()).stdout;
     assert!(piped.contains("compared with stdin of ") && piped.contains("of 4 rows "), "{piped}");
 
     write(&scaled(&run, 0.0001));
-    let (stdout, stderr) = exits(3, &[&RUN[..], &compare, &fail, &["--json", text(&out)]].concat());
+    let (stdout, stderr) = sparse24([&RUN[..], &compare, &fail, &["--json", text(&out)]].concat()).exits(3);
     assert!(stdout.contains("all 4 rows verified"), "{stdout}");
     assert!(stdout.ends_with("of 4 rows 4 slower, 0 faster, 0 unchanged, 0 not compared\n"), "{stdout}");
     assert_eq!(stderr.matches("slower: shape 64x8x64 ").count(), 4, "{stderr}");
@@ -71,13 +69,13 @@ fn slower_than_before_exits_with_3_where_that_is_asked_for() {
     }
 
     // Without the flag the same is printed only; beyond the percentage nothing is slower.
-    let (stdout, stderr) = exits(0, &[&RUN[..], &compare].concat());
+    let (stdout, stderr) = sparse24([&RUN[..], &compare].concat()).exits(0);
     assert!(stdout.contains("4 slower") && stderr.is_empty(), "{stdout}\n{stderr}");
-    let (stdout, _) = exits(0, &[&RUN[..], &compare, &["--fail-slower", "100000000"]].concat());
+    let (stdout, _) = sparse24([&RUN[..], &compare, &["--fail-slower", "100000000"]].concat()).exits(0);
     assert!(stdout.contains("within 100000000 %") && stdout.contains("0 slower, 0 faster, 4 unchanged"), "{stdout}");
 
     write(&scaled(&run, 10_000.0));
-    let (stdout, stderr) = exits(0, &[&RUN[..], &compare, &fail].concat());
+    let (stdout, stderr) = sparse24([&RUN[..], &compare, &fail].concat()).exits(0);
     assert!(stdout.contains("0 slower, 4 faster") && stderr.is_empty(), "{stdout}\n{stderr}");
 }
 
@@ -86,13 +84,13 @@ fn models_are_compared_too() {
     let folder = tempfile::tempdir().unwrap();
     let old = folder.path().join("old.json");
     let run = ["bench", "--device", "cpu", "--quick", "--model", "minilm", "--seq", "8", "--ops", "dense"];
-    exits(0, &[&run[..], &["--batch", "1", "--json", text(&old)]].concat());
+    sparse24([&run[..], &["--batch", "1", "--json", text(&old)]].concat()).exits(0);
     std::fs::write(&old, scaled(&json(&old), 0.0001).to_string()).unwrap();
     let compare = ["--compare", text(&old), "--fail-slower", "5"];
-    let (stdout, stderr) = exits(3, &[&run[..], &["--batch", "1"], &compare].concat());
+    let (stdout, stderr) = sparse24([&run[..], &["--batch", "1"], &compare].concat()).exits(3);
     assert!(stdout.ends_with("of 1 row 1 slower, 0 faster, 0 unchanged, 0 not compared\n"), "{stdout}");
     assert!(stderr.contains("slower: dense f32: "), "{stderr}");
-    let (stdout, stderr) = exits(1, &[&run[..], &["--batch", "2"], &compare].concat());
+    let (stdout, stderr) = sparse24([&run[..], &["--batch", "2"], &compare].concat()).exits(1);
     assert!(stdout.is_empty() && stderr.contains("old.json") && stderr.contains("1 x 8 tokens"), "{stderr}");
 }
 
@@ -109,7 +107,7 @@ fn the_earlier_run_may_be_replaced_and_what_differs_is_told() {
     std::fs::write(&old, run.to_string()).unwrap();
 
     let ops = ["--vector", "1", "--compare", text(&old), "--json", text(&old)];
-    let (stdout, _) = exits(0, &[&RUN[..], &ops].concat());
+    let (stdout, _) = sparse24([&RUN[..], &ops].concat()).exits(0);
     let version = format!("version: 0.0.1 before, {} now", env!("CARGO_PKG_VERSION"));
     for part in [&version, "vector instructions: another before", "one that was -> ", "not measured now", "new"] {
         assert!(stdout.contains(part), "{part}: {stdout}");
@@ -132,7 +130,7 @@ fn noise_that_was_seen_fails_nothing() {
         row["noisy"] = true.into();
     }
     std::fs::write(&old, run.to_string()).unwrap();
-    let (stdout, stderr) = exits(0, &[&RUN[..], &["--compare", text(&old), "--fail-slower", "5"]].concat());
+    let (stdout, stderr) = sparse24([&RUN[..], &["--compare", text(&old), "--fail-slower", "5"]].concat()).exits(0);
     assert!(stdout.ends_with("of 4 rows 0 slower, 0 faster, 0 unchanged, 4 noisy, 0 not compared\n"), "{stdout}");
     assert_eq!(stderr.matches("noisy: shape 64x8x64 ").count(), 4, "{stderr}");
     assert!(stderr.ends_with("4 rows too noisy to be judged: measure again on a quiet machine\n"), "{stderr}");
@@ -158,18 +156,20 @@ fn what_cannot_be_compared_with_is_named_before_anything_is_measured() {
         (with(&|run| run["rows"].as_array_mut().unwrap().iter_mut().for_each(|r| r["name"] = "x".into())), "no row"),
     ] {
         std::fs::write(&old, content).unwrap();
-        let (stdout, stderr) = exits(1, &[&RUN[..], &["--compare", text(&old), "--json", text(&out)]].concat());
+        let (stdout, stderr) = sparse24([&RUN[..], &["--compare", text(&old), "--json", text(&out)]].concat()).exits(1);
         assert!(stdout.is_empty(), "{stdout}");
         assert!(stderr.contains("--compare: ") && stderr.contains("old.json") && stderr.contains(named), "{stderr}");
         assert!(!out.exists());
     }
 
     std::fs::write(&old, &whole).unwrap();
-    let (stdout, stderr) = exits(1, &["bench", "--device", "cpu", "--shapes", "8x8x8", "--compare", text(&old)]);
+    let (stdout, stderr) =
+        sparse24(["bench", "--device", "cpu", "--shapes", "8x8x8", "--compare", text(&old)]).exits(1);
     assert!(stdout.is_empty() && stderr.contains("old.json") && stderr.contains("no row in common"), "{stderr}");
-    let (stdout, stderr) = exits(1, &["bench", "--device", "cpu", "--model", "minilm", "--compare", text(&old)]);
+    let (stdout, stderr) =
+        sparse24(["bench", "--device", "cpu", "--model", "minilm", "--compare", text(&old)]).exits(1);
     assert!(stdout.is_empty() && stderr.contains("old.json") && stderr.contains("single layers"), "{stderr}");
-    let (_, stderr) = exits(1, &[&RUN[..], &["--compare", text(&folder.path().join("missing.json"))]].concat());
+    let (_, stderr) = sparse24([&RUN[..], &["--compare", text(&folder.path().join("missing.json"))]].concat()).exits(1);
     assert!(stderr.contains("missing.json") && stderr.contains("No such file"), "{stderr}");
 }
 
@@ -182,7 +182,7 @@ fn flags_without_effect_or_sense_exit_with_2() {
         (&["--compare", "x.json", "--fail-slower", "inf"], "--fail-slower"),
         (&["--compare", "x.json", "--fail-slower", "5%"], "--fail-slower"),
     ] {
-        let (stdout, stderr) = exits(2, &[&["bench"], flags].concat());
+        let (stdout, stderr) = sparse24([&["bench"], flags].concat()).exits(2);
         assert!(stdout.is_empty() && stderr.contains(named), "{flags:?}: {stderr}");
     }
 }

@@ -7,10 +7,14 @@
 #![cfg(all(feature = "cli", target_os = "linux"))]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and says what it measured")]
 
+#[path = "common/binary.rs"]
+mod binary;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use binary::{Ran, Run, SPARSE24, isolated};
 use serde_json::Value;
 
 /// A device that a driver is made to see.
@@ -137,20 +141,18 @@ fn tree() -> PathBuf {
 }
 
 /// This program's binary, run with the libraries of the tree and a driver on its pretended device.
-fn sparse24(root: &Path, device: &Pretended, arguments: &[&str]) -> (Option<i32>, String, String) {
+fn sparse24(root: &Path, device: &Pretended, arguments: &[&str]) -> Ran {
     let libraries = root.join("usr/lib/x86_64-linux-gnu");
     let manifest = root.join("usr/share/vulkan/icd.d").join(device.driver);
     let runtime = tempfile::tempdir().unwrap();
     let mut command = Command::new(root.join("lib64/ld-linux-x86-64.so.2"));
     command.arg("--library-path").arg(&libraries).arg("--preload").arg(libraries.join(device.shim));
-    command.arg(env!("CARGO_BIN_EXE_sparse24")).args(arguments).stdin(Stdio::null());
-    command.env("VK_DRIVER_FILES", &manifest).env("VK_ICD_FILENAMES", &manifest).env_remove("VK_ADD_DRIVER_FILES");
+    isolated(command.arg(SPARSE24).args(arguments).stdin(Stdio::null()));
+    command.env("VK_DRIVER_FILES", &manifest).env("VK_ICD_FILENAMES", &manifest);
     // The program would start itself anew without the other loader.
     command.env("XDG_RUNTIME_DIR", runtime.path()).env("MESA_SHADER_CACHE_DISABLE", "1");
     command.envs(NVK.iter().copied()).envs(device.environment.iter().copied());
-    let output = command.output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    command.run()
 }
 
 /// Most spills that are known: a row of dQ, or of dK and dV, is more than Apple's registers hold.
@@ -324,8 +326,9 @@ fn device_compiles_every_kernel(architecture: &str) {
     let started = std::time::Instant::now();
     // The names of most devices tell.
     let told: &[&str] = if device.name == "NVK" { &["--architecture", architecture] } else { &[] };
-    let (code, stdout, stderr) = sparse24(&root, device, &[&["kernels", "--compile", "--json"], told].concat());
-    assert!(matches!(code, Some(0 | 3)), "{code:?}\n{stderr}");
+    let ran = sparse24(&root, device, &[&["kernels", "--compile", "--json"], told].concat());
+    assert!(matches!(ran.code, 0 | 3), "{ran:?}");
+    let Ran { code, stdout, stderr, .. } = ran;
     let run: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout:.500}\n{stderr}"));
     assert_eq!(run["schema"], "sparse24-compile/1");
     let kernels = run["kernels"].as_array().unwrap().len();
@@ -359,7 +362,7 @@ fn device_compiles_every_kernel(architecture: &str) {
     }
     // The program knows no spills that are known.
     let is_known = SPILLS.iter().any(|(of, ..)| *of == architecture);
-    assert_eq!(code, Some(if is_known { 3 } else { 0 }), "{stderr}");
+    assert_eq!(code, if is_known { 3 } else { 0 }, "{stderr}");
 }
 
 macro_rules! devices {

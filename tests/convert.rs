@@ -3,13 +3,15 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "common/binary.rs"]
+mod binary;
 #[path = "common/tiny_bert.rs"]
 mod tiny_bert;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
+use binary::{Ran, json, sparse24};
 use serde_json::{Value, json};
 use sparse24::graph::Checkpoint;
 use sparse24::io::{Dtype, Entry, Source, Spec, Stored, Writer, save};
@@ -18,42 +20,12 @@ use sparse24::{DType, HostWeights, Matrix, Op, Sparse24, TensorFile, VectorLen, 
 use tempfile::TempDir;
 use tiny_bert::TinyBert;
 
-/// How a run of the binary ended: exit code, stdout, stderr.
-type Ran = (i32, String, String);
-
-fn sparse24(args: &[&str]) -> Ran {
-    let output = Command::new(env!("CARGO_BIN_EXE_sparse24")).args(args).stdin(Stdio::null()).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
-
 fn convert(from: &Path, to: &Path, layout: &str, more: &[&str]) -> Ran {
-    sparse24(&[&["convert", from.to_str().unwrap(), to.to_str().unwrap(), "--to", layout], more].concat())
-}
-
-/// Stdout of a run that was fine and had nothing to say on stderr.
-#[track_caller]
-fn fine((code, stdout, stderr): Ran) -> String {
-    assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
-    stdout
-}
-
-/// Stdout of a run that was fine and said this on stderr.
-#[track_caller]
-fn noted((code, stdout, stderr): Ran, said: &str) -> String {
-    assert_eq!((code, stderr.as_str()), (0, said), "{stdout}");
-    stdout
-}
-
-/// Stderr of a run that ended with `code` before it printed any result.
-#[track_caller]
-fn refused(ran: Ran, code: i32) -> String {
-    assert_eq!((ran.0, ran.1.as_str()), (code, ""), "{}", ran.2);
-    ran.2
+    sparse24([&["convert", from.to_str().unwrap(), to.to_str().unwrap(), "--to", layout], more].concat())
 }
 
 fn check(path: &Path) -> Ran {
-    sparse24(&["inspect", "--check", path.to_str().unwrap()])
+    sparse24(["inspect", "--check", path.to_str().unwrap()])
 }
 
 fn vectors(name: &str) -> PathBuf {
@@ -62,10 +34,6 @@ fn vectors(name: &str) -> PathBuf {
 
 fn v(v: usize) -> VectorLen {
     VectorLen::new(v).unwrap()
-}
-
-fn json(path: &Path) -> Value {
-    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
 fn names_in(dir: &Path) -> Vec<String> {
@@ -99,38 +67,38 @@ fn a_checkpoint_of_compressed_tensors_becomes_dense_and_back() {
     for name in ["ct_ckpt_sparse24_f16", "ct_ckpt_bitmask_f16"] {
         let (from, to) = (vectors(name), dir.path().join(name));
         let left_out = "note: not copied (weights of the old model): dense_expected.safetensors\n";
-        let text = noted(convert(&from, &to, "dense", &[]), left_out);
+        let text = convert(&from, &to, "dense", &[]).noted(left_out);
         let expected = format!("{}: 2 matrices to dense, 4 tensors as before; ", to.display());
         assert!(text.starts_with(&expected) && text.contains(" KiB before, "), "{text}");
         assert_same_tensors(&to.join("model.safetensors"), &from.join("dense_expected.safetensors"));
         assert_eq!(names_in(&to), ["config.json", "model.safetensors"]);
         // Nothing is claimed any more, and nothing else is lost.
         assert_eq!(json(&to.join("config.json")), json!({"architectures": ["Tiny"], "torch_dtype": "float16"}));
-        assert_eq!(fine(check(&to)), format!("{}: of 6 tensors, none claims to be 2:4\n", to.display()));
+        assert_eq!(check(&to).fine(), format!("{}: of 6 tensors, none claims to be 2:4\n", to.display()));
     }
     // From dense: the pair of files that compressed-tensors wrote, the head ignored again.
     let (dense, again) = (dir.path().join("ct_ckpt_sparse24_f16"), dir.path().join("again"));
-    fine(convert(&dense, &again, "bitmask", &[]));
+    convert(&dense, &again, "bitmask", &[]).fine();
     assert_same_tensors(&again.join("model.safetensors"), &vectors("ct_ckpt_sparse24_f16/model.safetensors"));
     let sparsity = json!({"format": "sparse-24-bitmask", "sparsity_structure": "2:4", "targets": ["Linear"],
                           "ignore": ["lm_head"]});
     let section = &json(&again.join("config.json"))["quantization_config"];
     assert_eq!(*section, json!({"quant_method": "compressed-tensors", "sparsity_config": sparsity}));
     assert_eq!(TensorFile::open(again.join("model.safetensors")).unwrap().metadata()["format"], "pt");
-    assert_eq!(fine(check(&again)), format!("{}: of 6 tensors, 2 claim to be 2:4, and are\n", again.display()));
+    assert_eq!(check(&again).fine(), format!("{}: of 6 tensors, 2 claim to be 2:4, and are\n", again.display()));
 
     // By way of our format too; and a config that says more keeps it.
     let (native, last) = (dir.path().join("native"), dir.path().join("last"));
-    convert(&vectors("ct_ckpt_sparse24_f16"), &native, "native", &[]);
+    convert(&vectors("ct_ckpt_sparse24_f16"), &native, "native", &[]).exits(0);
     assert_eq!(json(&native.join("config.json")).get("quantization_config"), None);
     let more = json!({"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"g": 1}}});
     fs::write(native.join("config.json"), more.to_string()).unwrap();
-    fine(convert(&native, &last, "bitmask", &[]));
+    convert(&native, &last, "bitmask", &[]).fine();
     assert_same_tensors(&last.join("model.safetensors"), &vectors("ct_ckpt_sparse24_f16/model.safetensors"));
     let section = &json(&last.join("config.json"))["quantization_config"];
     assert_eq!((&section["config_groups"], &section["sparsity_config"]), (&json!({"g": 1}), &sparsity));
     let undone = dir.path().join("undone");
-    fine(convert(&last, &undone, "dense", &[]));
+    convert(&last, &undone, "dense", &[]).fine();
     assert_eq!(json(&undone.join("config.json")), more);
 }
 
@@ -149,8 +117,8 @@ fn our_own_format_survives_every_other() {
         ("bias", Entry::Matrix(&bias)),
     ];
     save(at("native"), &entries).unwrap();
-    fine(convert(&at("native"), &at("bitmask"), "bitmask", &[]));
-    fine(convert(&at("bitmask"), &at("back"), "native", &[]));
+    convert(&at("native"), &at("bitmask"), "bitmask", &[]).fine();
+    convert(&at("bitmask"), &at("back"), "native", &[]).fine();
     assert_eq!(fs::read(at("back")).unwrap(), fs::read(at("native")).unwrap());
     let source = Source::open(at("bitmask")).unwrap();
     assert_eq!(source.item("b").unwrap().stored, Stored::Bitmask);
@@ -158,13 +126,13 @@ fn our_own_format_survives_every_other() {
 
     // By way of torch's pair, for those that it takes; excluded ones stay.
     save(at("native"), &entries[1..]).unwrap();
-    fine(convert(&at("native"), &at("cutlass"), "cutlass", &["--exclude", "bias"]));
-    fine(convert(&at("cutlass"), &at("bitmask"), "bitmask", &["--include", "^b$"]));
+    convert(&at("native"), &at("cutlass"), "cutlass", &["--exclude", "bias"]).fine();
+    convert(&at("cutlass"), &at("bitmask"), "bitmask", &["--include", "^b$"]).fine();
     let stored: Vec<_> =
         Source::open(at("bitmask")).unwrap().items().map(|item| (item.name.clone(), item.stored)).collect();
     let expected = [("b", Stored::Bitmask), ("bias", Stored::Dense), ("c.weight", Stored::Cutlass)];
     assert_eq!(stored, expected.map(|(name, stored)| (name.to_owned(), stored)));
-    fine(convert(&at("bitmask"), &at("back"), "native", &[]));
+    convert(&at("bitmask"), &at("back"), "native", &[]).fine();
     assert_eq!(fs::read(at("back")).unwrap(), fs::read(at("native")).unwrap());
 
     // Types that are not multiplied: dense, native, bitmask, and dense again.
@@ -174,15 +142,15 @@ fn our_own_format_survives_every_other() {
     writer.write("w.weight", &w).unwrap();
     writer.finish().unwrap();
     for (from, to, layout) in [("f8", "f8n", "native"), ("f8n", "f8b", "bitmask"), ("f8b", "f8d", "dense")] {
-        fine(convert(&at(from), &at(to), layout, &[]));
+        convert(&at(from), &at(to), layout, &[]).fine();
         let source = Source::open(at(to)).unwrap();
         assert_eq!(source.dense(source.item("w.weight").unwrap()).unwrap(), w, "{to}");
     }
     let native = TensorFile::open(at("f8n")).unwrap();
-    assert_eq!(native.raw24("w.weight").unwrap().vector(), v(128), "one pattern throughout");
+    assert_eq!(native.metadata()["w.weight.vector"], "128", "one pattern throughout");
     let error = native.sparse24("w.weight").unwrap_err().to_string();
     assert!(error.ends_with("tensor w.weight.values: is F8_E4M3, expected F32, F16 or BF16"), "{error}");
-    assert!(refused(convert(&at("f8n"), &at("x"), "cutlass", &[]), 1).contains("takes F16, BF16, I8 and U8"));
+    assert!(convert(&at("f8n"), &at("x"), "cutlass", &[]).refused(1).contains("takes F16, BF16, I8 and U8"));
     assert!(!at("x").exists());
 }
 
@@ -240,7 +208,7 @@ fn a_sharded_bert_becomes_every_form_and_loads_alike() {
 
     // Twelve matrices; tables and the pooler stay.
     let left_out = "note: not copied (weights of the old model): pytorch_model.bin\n";
-    let text = noted(convert(&at("dense"), &at("native"), "native", &[]), left_out);
+    let text = convert(&at("dense"), &at("native"), "native", &[]).noted(left_out);
     assert!(text.contains(": 12 matrices to native, "), "{text}");
     assert!(text.contains(" (not 2:4: 4 matrices); "), "{text}");
     let kept = ["1_Pooling", "config.json", "model.safetensors", "tokenizer.json"];
@@ -253,7 +221,7 @@ fn a_sharded_bert_becomes_every_form_and_loads_alike() {
         fs::read(at("dense/config.json")).unwrap(),
         "nothing to say, so it is not written anew"
     );
-    fine(convert(&at("native"), &at("bitmask"), "bitmask", &[]));
+    convert(&at("native"), &at("bitmask"), "bitmask", &[]).fine();
     assert_eq!(json(&at("bitmask/config.json"))["hidden_size"], 40);
     for (folder, stored) in [("native", Stored::Native), ("bitmask", Stored::Bitmask)] {
         let loaded = load(&at(folder));
@@ -262,10 +230,10 @@ fn a_sharded_bert_becomes_every_form_and_loads_alike() {
         assert_eq!(dense_linears(&loaded), dense_linears(&expected), "{folder}");
         let items = Source::open(at(folder)).unwrap();
         assert_eq!(items.items().filter(|item| item.stored == stored).count(), 12);
-        fine(check(&at(folder)));
+        check(&at(folder)).fine();
     }
     // And back, byte for byte what torch would have.
-    fine(convert(&at("bitmask"), &at("back"), "dense", &[]));
+    convert(&at("bitmask"), &at("back"), "dense", &[]).fine();
     let (a, b) = (Source::open(at("back")).unwrap(), Source::open(at("dense")).unwrap());
     assert_eq!(a.items().count(), b.items().count());
     for (a_item, b_item) in a.items().zip(b.items()) {
@@ -302,11 +270,11 @@ fn masks_load_as_masks_and_become_weights() {
         assert_eq!(dense_linears(&loaded), expected, "{folder}");
         for layout in ["dense", "native"] {
             let out = at(&format!("{folder}-{layout}"));
-            let text = fine(convert(&at(folder), &out, layout, &[]));
+            let text = convert(&at(folder), &out, layout, &[]).fine();
             assert!(text.contains(&format!(": 12 matrices to {layout}, ")), "{text}");
             assert_eq!(dense_linears(&load(&out)), expected, "{folder}, {layout}");
         }
-        fine(check(&at(folder)));
+        check(&at(folder)).fine();
     }
     let HostWeights::Masked(w, _) = load(&at("masked")).linears().next().unwrap().1.clone() else { panic!() };
     assert!(w.elements().to_f32().iter().all(|&x| x != 0.0), "the mask is not applied yet");
@@ -316,12 +284,12 @@ fn masks_load_as_masks_and_become_weights() {
     masked.tensors.get_mut(name).unwrap().1[4..8].fill(1.0);
     masked.write(&at("masked"));
     let tensor = format!("tensor {}: row 0, group 1 (columns 4..8): 4 positions", name.strip_suffix("_mask").unwrap());
-    for stderr in [refused(convert(&at("masked"), &at("out"), "native", &[]), 1), refused(check(&at("masked")), 3)] {
+    for stderr in [convert(&at("masked"), &at("out"), "native", &[]).refused(1), check(&at("masked")).refused(3)] {
         assert!(stderr.contains(&tensor), "{stderr}");
     }
     assert!(!at("out").exists());
     assert!(names_in(dir.path()).iter().all(|name| !name.starts_with('.')), "nothing half-written is left");
-    let text = fine(convert(&at("masked"), &at("out"), "native", &["--exclude", "0.output.dense"]));
+    let text = convert(&at("masked"), &at("out"), "native", &["--exclude", "0.output.dense"]).fine();
     assert!(text.contains(": 11 matrices to native, "), "{text}");
     assert!(load(&at("out")).linears().any(|(_, w)| w.op() == Op::Masked));
 }
@@ -332,39 +300,36 @@ fn what_cannot_be_converted_is_said() {
     let at = |name: &str| dir.path().join(name);
     let (w, x) = (random(8, 8, DType::F32, 1), random(8, 3, DType::F32, 2));
     save(at("dense"), &[("w", Entry::Matrix(&w)), ("narrow", Entry::Matrix(&x))]).unwrap();
-    let (code, stdout, stderr) = convert(&at("dense"), &at("out"), "native", &[]);
-    assert_eq!(
-        (code, stderr.as_str()),
-        (0, "warning: nothing was converted: not 2:4: 1 matrix of 2 tensors; the output is a copy\n")
-    );
+    let warning = "warning: nothing was converted: not 2:4: 1 matrix of 2 tensors; the output is a copy\n";
+    let stdout = convert(&at("dense"), &at("out"), "native", &[]).noted(warning);
     assert!(stdout.contains(": 0 matrices to native, 2 tensors as before (not 2:4: 1 matrix); "), "{stdout}");
     assert_same_tensors(&at("dense"), &at("out"));
 
     // Shapes of torch's pair, and what is in the way.
     let s = compressed(8, 8, DType::F16, 1, 3);
     save(at("native"), &[("w", Entry::Sparse24(&s))]).unwrap();
-    let stderr = refused(convert(&at("native"), &at("out"), "cutlass", &[]), 1);
+    let stderr = convert(&at("native"), &at("out"), "cutlass", &[]).refused(1);
     let expected = "tensor w.values: 8 x 8 F16: the layout cutlass takes multiples of 32 x 32\n";
     assert!(stderr.starts_with(&format!("error: {}", at("native").display())), "{stderr}");
     assert!(stderr.ends_with(&expected.replace(".values", "")), "{stderr}");
     assert_same_tensors(&at("dense"), &at("out"));
-    let stderr = refused(convert(&vectors("ct_ckpt_sparse24_f16"), dir.path(), "dense", &[]), 1);
+    let stderr = convert(&vectors("ct_ckpt_sparse24_f16"), dir.path(), "dense", &[]).refused(1);
     let exists = "exists already; name a new folder, or an empty one";
     assert_eq!(stderr, format!("error: {}: {exists}\n", dir.path().display()));
-    let stderr = refused(convert(&at("native"), dir.path(), "dense", &[]), 1);
+    let stderr = convert(&at("native"), dir.path(), "dense", &[]).refused(1);
     assert!(stderr.contains("is not a regular file"), "{stderr}");
     // An empty folder may be there.
     fs::create_dir(at("empty")).unwrap();
-    assert_eq!(convert(&vectors("ct_ckpt_sparse24_f16"), &at("empty"), "dense", &[]).0, 0);
+    convert(&vectors("ct_ckpt_sparse24_f16"), &at("empty"), "dense", &[]).exits(0);
     // A name that two matrices would have.
     let taken = [("w", Entry::Sparse24(&s)), ("w.compressed", Entry::Matrix(&x))];
     fs::create_dir(at("folder")).unwrap();
     save(at("folder/model.safetensors"), &taken).unwrap();
-    let stderr = refused(convert(&at("folder"), &at("new"), "bitmask", &[]), 1);
+    let stderr = convert(&at("folder"), &at("new"), "bitmask", &[]).refused(1);
     let new = at("new").join("model.safetensors");
     assert_eq!(stderr, format!("error: {}: tensor w.compressed: the name is taken\n", new.display()));
     // In place of itself.
-    fine(convert(&at("native"), &at("native"), "dense", &[]));
+    convert(&at("native"), &at("native"), "dense", &[]).fine();
     assert_eq!(TensorFile::open(at("native")).unwrap().matrix("w").unwrap(), s.decompress());
 
     for (args, says) in [
@@ -374,10 +339,10 @@ fn what_cannot_be_converted_is_said() {
         (&["convert", "a", "b", "--to", "dense", "--include", "("], "unclosed group"),
         (&["inspect", "a", "--check", "--json"], "--json"),
     ] {
-        let stderr = refused(sparse24(args), 2);
+        let stderr = sparse24(args).refused(2);
         assert!(stderr.contains(says), "{stderr}");
     }
-    let help = fine(sparse24(&["convert", "--help"]));
+    let help = sparse24(["convert", "--help"]).fine();
     assert!(help.contains("Examples:\n") && help.contains("\n  sparse24 convert "), "{help}");
 }
 
@@ -393,8 +358,8 @@ fn a_check_names_the_first_group_that_breaks_a_claim() {
             &[("a.weight", Entry::Sparse24(&compressed(4, 4, DType::F32, 1, 8))), ("up.weight", Entry::Sparse24(&s))],
         )
         .unwrap();
-        fine(convert(&path, &path, layout, &["--include", "up"]));
-        assert_eq!(fine(check(&path)), format!("{}: of 2 tensors, 2 claim to be 2:4, and are\n", path.display()));
+        convert(&path, &path, layout, &["--include", "up"]).fine();
+        assert_eq!(check(&path).fine(), format!("{}: of 2 tensors, 2 claim to be 2:4, and are\n", path.display()));
         let file = TensorFile::open(&path).unwrap();
         let old = file.bytes(part).unwrap();
         let mut new = old.clone();
@@ -403,9 +368,9 @@ fn a_check_names_the_first_group_that_breaks_a_claim() {
         let at = bytes.windows(old.len()).position(|w| w == old).unwrap();
         bytes[at..at + old.len()].copy_from_slice(&new);
         fs::write(&path, bytes).unwrap();
-        let stderr = refused(check(&path), 3);
+        let stderr = check(&path).refused(3);
         // Without --check the same file is an error.
-        assert_eq!(refused(sparse24(&["inspect", path.to_str().unwrap()]), 1).lines().count(), 1);
+        assert_eq!(sparse24(["inspect", path.to_str().unwrap()]).refused(1).lines().count(), 1);
         stderr.strip_prefix(&format!("not 2:4: {}: tensor ", path.display())).unwrap().trim_end().to_owned()
     };
     let nibble = |bytes: &mut Vec<u8>| bytes[3 * 8 + 2] = bytes[3 * 8 + 2] & 0x0f | 0x50;
@@ -422,7 +387,7 @@ fn a_check_names_the_first_group_that_breaks_a_claim() {
     assert_eq!(first, "up.weight: meta row 0, group 0: code 0x0 is not one of 4, 8, 9, c, d, e");
     // A file that is no file is an error like any other.
     fs::write(&path, "short").unwrap();
-    assert!(refused(check(&path), 1).starts_with("error: "));
+    assert!(check(&path).refused(1).starts_with("error: "));
 
     // A config that claims it of dense weights, but for those that it leaves out.
     let folder = dir.path().join("model");
@@ -442,15 +407,15 @@ fn a_check_names_the_first_group_that_breaks_a_claim() {
     };
     for ignore in ["lm_head", "re:.*head"] {
         save_with(&up, ignore);
-        assert_eq!(fine(check(&folder)), format!("{}: of 3 tensors, 1 claims to be 2:4, and is\n", folder.display()));
+        assert_eq!(check(&folder).fine(), format!("{}: of 3 tensors, 1 claims to be 2:4, and is\n", folder.display()));
     }
     // The file alone claims nothing.
-    assert!(fine(check(&folder.join("model.safetensors"))).contains("none claims to be 2:4"));
+    assert!(check(&folder.join("model.safetensors")).fine().contains("none claims to be 2:4"));
     save_with(&up, "re:head");
-    let stderr = refused(check(&folder), 3);
+    let stderr = check(&folder).refused(3);
     assert!(stderr.contains("tensor lm_head.weight: row 0, group 0 (columns 0..4): 4 positions"), "{stderr}");
     save_with(&random(32, 64, DType::F16, 1), "lm_head");
-    let stderr = refused(check(&folder), 3);
+    let stderr = check(&folder).refused(3);
     assert!(stderr.contains("tensor layers.0.up.weight: row 0, group 0"), "{stderr}");
 }
 
@@ -458,7 +423,7 @@ fn a_check_names_the_first_group_that_breaks_a_claim() {
 fn inspect_knows_every_form() {
     let inspect = |path: &Path| {
         let listing: Value =
-            serde_json::from_str(&fine(sparse24(&["inspect", path.to_str().unwrap(), "--json"]))).unwrap();
+            serde_json::from_str(&sparse24(["inspect", path.to_str().unwrap(), "--json"]).fine()).unwrap();
         listing["tensors"].as_array().unwrap().clone()
     };
     let stored = |rows: &[Value]| -> Vec<(String, String)> {
@@ -484,7 +449,7 @@ fn inspect_knows_every_form() {
     assert_eq!((rows.len(), &rows[1]["matrix"]["density"]), (2, &json!(0.5)));
     let rows = inspect(&vectors("ct_ckpt_sparse24_f16"));
     assert_eq!(stored(&rows), of(&[("down.weight", "sparse-24-bitmask"), ("up.weight", "sparse-24-bitmask")]));
-    let text = fine(sparse24(&["inspect", vectors("ct_ckpt_sparse24_f16").to_str().unwrap()]));
+    let text = sparse24(["inspect", vectors("ct_ckpt_sparse24_f16").to_str().unwrap()]).fine();
     assert!(text.contains("down.weight (stored as sparse-24-bitmask)\n"), "{text}");
     assert!(text.starts_with(&format!("{}: 6 tensors, ", vectors("ct_ckpt_sparse24_f16").display())), "{text}");
 }
@@ -552,7 +517,7 @@ fn a_model_of_bitmasks_alone_becomes_every_form() {
     let expected = bytes(&at("old"));
     assert_eq!(expected[1], (vec![4, 3, 3], conv.elements().to_le_bytes()));
     for (layout, stored) in [("native", Stored::Native), ("dense", Stored::Dense), ("bitmask", Stored::Bitmask)] {
-        let text = fine(convert(&at("old"), &at(layout), layout, &[]));
+        let text = convert(&at("old"), &at(layout), layout, &[]).fine();
         let says = match layout {
             "dense" => ": 4 tensors to dense, 1 tensor as before; ",
             "native" => ": 1 matrix to native, 3 tensors to dense, 1 tensor as before (not 2:4: 2 matrices); ",
@@ -562,32 +527,32 @@ fn a_model_of_bitmasks_alone_becomes_every_form() {
         let all = names.map(|name| (name.to_owned(), if name.contains("up") { stored } else { Stored::Dense }));
         assert_eq!(stored_in(&at(layout)), all);
         assert_eq!(bytes(&at(layout)), expected, "{layout}");
-        fine(check(&at(layout)));
+        check(&at(layout)).fine();
         let claims = json(&at(layout).join("config.json")).get("compression_config").is_some();
         assert_eq!(claims, layout == "bitmask");
     }
     // Pruned, all of it is still there.
-    fine(sparse24(&["prune", at("old").to_str().unwrap(), at("pruned").to_str().unwrap()]));
+    sparse24(["prune", at("old").to_str().unwrap(), at("pruned").to_str().unwrap()]).fine();
     assert!(stored_in(&at("pruned")).iter().all(|(_, stored)| matches!(stored, Stored::Dense | Stored::Native)));
     let pruned = bytes(&at("pruned"));
     assert_eq!((&pruned[1..3], &pruned[4]), (&expected[1..3], &expected[4]), "a bias of one row is a matrix");
     // What is excluded keeps its form.
-    fine(convert(&at("old/model.safetensors"), &at("part"), "native", &["--exclude", "norm"]));
+    convert(&at("old/model.safetensors"), &at("part"), "native", &["--exclude", "norm"]).fine();
     assert_eq!(stored_in(&at("part"))[4], ("norm.weight".to_owned(), Stored::SparseBitmask));
-    let listing = fine(sparse24(&["inspect", at("old").to_str().unwrap()]));
+    let listing = sparse24(["inspect", at("old").to_str().unwrap()]).fine();
     for line in ["norm.weight (stored as sparse-bitmask)", "4x3x3"] {
         assert!(listing.contains(line), "{listing}");
     }
 
     // A file that claims that it is 2:4 is taken at its word.
     config("2:4");
-    fine(check(&at("old")));
+    check(&at("old")).fine();
     write_bitmasks(&at("old/model.safetensors"), &[], &[("l.0.up.weight", &[9, 16], &numbers[1]), all[2]]);
     let says = "tensor l.0.up.weight: row 0, group 0 (columns 0..4): ";
-    assert!(refused(check(&at("old")), 3).contains(says));
-    assert!(refused(convert(&at("old"), &at("refused"), "native", &[]), 1).contains(says));
+    assert!(check(&at("old")).refused(3).contains(says));
+    assert!(convert(&at("old"), &at("refused"), "native", &[]).refused(1).contains(says));
     assert!(!at("refused").exists());
-    fine(convert(&at("old"), &at("decoded"), "dense", &[]));
+    convert(&at("old"), &at("decoded"), "dense", &[]).fine();
     // A value that the mask has no place for.
     let path = at("old/model.safetensors");
     let mut file = fs::read(&path).unwrap();
@@ -595,7 +560,7 @@ fn a_model_of_bitmasks_alone_becomes_every_form() {
     let place = file.windows(2).rposition(|bytes| bytes == mask).unwrap();
     file[place] &= !1;
     fs::write(&path, file).unwrap();
-    let stderr = refused(sparse24(&["inspect", path.to_str().unwrap()]), 1);
+    let stderr = sparse24(["inspect", path.to_str().unwrap()]).refused(1);
     assert!(stderr.contains("tensor norm.weight: 16 values, of which the mask places 15"), "{stderr}");
 }
 
@@ -645,9 +610,9 @@ fn a_folder_comes_whole_or_says_what_does_not() {
     let (from, out, report) = (at("in"), at("out"), at("report.json"));
     for command in ["convert", "prune"] {
         let [from, out, report] = [&from, &out, &report].map(|path| path.to_str().unwrap());
-        let (code, _, stderr) = sparse24(&[command, from, out, "--to", "native", "--json", report]);
+        let (_, stderr) = sparse24([command, from, out, "--to", "native", "--json", report]).exits(0);
         let notes = stderr.lines().filter(|line| line.starts_with("note: ")).map(|line| format!("{line}\n"));
-        assert_eq!((code, notes.collect::<String>()), (0, says.clone()), "{stderr}");
+        assert_eq!(notes.collect::<String>(), says, "{stderr}");
         for name in copied.iter().chain(links) {
             assert_eq!(fs::read(at("out").join(name)).unwrap(), fs::read(at("in").join(name)).unwrap(), "{name}");
         }
@@ -657,7 +622,7 @@ fn a_folder_comes_whole_or_says_what_does_not() {
         fs::remove_dir_all(at("out")).unwrap();
     }
     fs::write(at("in/modules.json"), "{").unwrap();
-    let stderr = refused(convert(&at("in"), &at("out"), "native", &[]), 1);
+    let stderr = convert(&at("in"), &at("out"), "native", &[]).refused(1);
     assert!(stderr.contains("in/modules.json: ") && !at("out").exists(), "{stderr}");
 }
 
@@ -692,8 +657,8 @@ fn claims_are_read_as_python_reads_them() {
     // What is claimed of the head or of layer 1 is wrong; of layer 0 alone it is right.
     let rest = || Some(json!(["lm_head", "re:.*layers\\.1\\."]));
     for targets in [None, Some(json!([])), Some(Value::Null), Some(json!(["Linear"]))] {
-        assert_eq!(check_with(nest(sparsity(targets.clone(), None))).0, 3, "{targets:?}");
-        let text = fine(check_with(nest(sparsity(targets, rest()))));
+        assert_eq!(check_with(nest(sparsity(targets.clone(), None))).code, 3, "{targets:?}");
+        let text = check_with(nest(sparsity(targets, rest()))).fine();
         assert!(text.ends_with("of 4 tensors, 1 claims to be 2:4, and is\n"), "{text}");
     }
     let claimed = json!({"sparsity_config": sparsity(None, None)});
@@ -703,7 +668,7 @@ fn claims_are_read_as_python_reads_them() {
         json!({"quantization_config": {"sparsity_config": null}, "compression_config": claimed}),
         json!({"quantization_config": {"sparsity_config": {}}, "compression_config": claimed}),
     ] {
-        assert_eq!(check_with(config.clone()).0, 3, "{config}");
+        assert_eq!(check_with(config.clone()).code, 3, "{config}");
     }
     for (targets, ignore, code) in [
         (json!(["re:^(?!.*layers\\.1)(?!lm_head).*proj"]), json!([]), 0),
@@ -714,18 +679,18 @@ fn claims_are_read_as_python_reads_them() {
         (json!(["Linear"]), json!(["re:(?P<all>.)(?!.*layers\\.1)"]), 3),
         (json!("re:.*layers\\.0"), json!([]), 0),
     ] {
-        let (ended, _, stderr) = check_with(nest(sparsity(Some(targets.clone()), Some(ignore.clone()))));
-        assert_eq!(ended, code, "{targets} but {ignore}: {stderr}");
+        let checked = check_with(nest(sparsity(Some(targets.clone()), Some(ignore.clone()))));
+        assert_eq!(checked.code, code, "{targets} but {ignore}: {}", checked.stderr);
     }
     for (ignore, says) in
         [(json!(["re:("]), "ignore of its sparsity_config: re:("), (json!([7]), "7 is no name of modules")]
     {
-        let stderr = refused(check_with(nest(sparsity(None, Some(ignore)))), 1);
+        let stderr = check_with(nest(sparsity(None, Some(ignore)))).refused(1);
         assert!(stderr.starts_with("error: ") && stderr.contains("config.json: ") && stderr.contains(says), "{stderr}");
     }
     // convert refuses to take it for granted.
-    check_with(nest(sparsity(None, Some(json!(["lm_head"])))));
-    let stderr = refused(convert(&folder, &dir.path().join("out"), "native", &[]), 1);
+    let _ = check_with(nest(sparsity(None, Some(json!(["lm_head"])))));
+    let stderr = convert(&folder, &dir.path().join("out"), "native", &[]).refused(1);
     assert!(stderr.contains("tensor model.layers.1.up_proj.weight: row 0, group 0"), "{stderr}");
 }
 
@@ -745,8 +710,8 @@ fn metadata_of_others_comes_along_and_never_makes_a_lie() {
     for format in ["pt", "sparse24"] {
         write(&[&strangers[..], &[("format", format)]].concat(), "b");
         for (command, to) in [("convert", "native"), ("convert", "bitmask"), ("prune", "native"), ("prune", "dense")] {
-            fine(sparse24(&[command, at("in").to_str().unwrap(), at("out").to_str().unwrap(), "--to", to]));
-            fine(sparse24(&["inspect", at("out").to_str().unwrap()]));
+            sparse24([command, at("in").to_str().unwrap(), at("out").to_str().unwrap(), "--to", to]).fine();
+            sparse24(["inspect", at("out").to_str().unwrap()]).fine();
             let file = TensorFile::open(at("out")).unwrap();
             strangers.iter().for_each(|(key, value)| assert_eq!(file.metadata()[*key], *value, "{command} --to {to}"));
             assert_eq!(file.metadata()["format"], if to == "native" { "sparse24" } else { "pt" });
@@ -756,8 +721,8 @@ fn metadata_of_others_comes_along_and_never_makes_a_lie() {
     write(&[("b.vector", "12"), ("b.shape", "a"), ("version", "7"), ("format", "tf"), ("by", "them")], "b.values");
     let says = "warning: not kept of the old metadata, as the new file needs these keys or would be misread: \
                 format, version, b.shape, b.vector\n";
-    noted(convert(&at("in"), &at("out"), "native", &["--include", "up"]), says);
-    fine(sparse24(&["inspect", at("out").to_str().unwrap()]));
+    convert(&at("in"), &at("out"), "native", &["--include", "up"]).noted(says);
+    sparse24(["inspect", at("out").to_str().unwrap()]).fine();
     assert_eq!(TensorFile::open(at("out")).unwrap().metadata()["by"], "them");
 }
 
@@ -786,16 +751,16 @@ fn types_that_no_2_4_matrix_has_are_kept_and_said() {
     write(0b0110_1001);
     let says = "warning: nothing was converted: of a type that 2:4 matrices do not have: 2 matrices of 2 tensors; \
                 the output is a copy\n";
-    noted(convert(&at("in"), &at("out"), "native", &[]), says);
+    convert(&at("in"), &at("out"), "native", &[]).noted(says);
     assert_same_tensors(&at("in"), &at("out"));
-    let text = fine(convert(&at("in"), &at("out"), "bitmask", &[]));
+    let text = convert(&at("in"), &at("out"), "bitmask", &[]).fine();
     assert!(text.contains(" (of a type that 2:4 matrices do not have: 1 matrix); "), "{text}");
-    fine(convert(&at("in"), &at("out"), "dense", &[]));
+    convert(&at("in"), &at("out"), "dense", &[]).fine();
     assert_eq!(TensorFile::open(at("out")).unwrap().bytes("w.weight").unwrap(), w);
-    fine(sparse24(&["inspect", at("in").to_str().unwrap()]));
-    assert!(fine(check(&at("in"))).ends_with("1 claims to be 2:4, and is\n"));
+    sparse24(["inspect", at("in").to_str().unwrap()]).fine();
+    assert!(check(&at("in")).fine().ends_with("1 claims to be 2:4, and is\n"));
     write(0b0111_1000);
-    assert!(refused(check(&at("in")), 3).contains("tensor w.weight: row 0, group 0: 1 bits are set, expected 2"));
+    assert!(check(&at("in")).refused(3).contains("tensor w.weight: row 0, group 0: 1 bits are set, expected 2"));
 }
 
 /// Matrices of in features x out features: what 2:4 is along in them, and that nothing takes them for others.
@@ -820,7 +785,7 @@ fn matrices_of_in_x_out_stay_dense_and_are_looked_at_along_the_in_features() {
     fs::write(at("gpt/config.json"), config.to_string()).unwrap();
     let vector = || {
         let listing: Value =
-            serde_json::from_str(&fine(sparse24(&["inspect", at("gpt").to_str().unwrap(), "--json"]))).unwrap();
+            serde_json::from_str(&sparse24(["inspect", at("gpt").to_str().unwrap(), "--json"]).fine()).unwrap();
         let row = listing["tensors"][0].clone();
         assert_eq!((&row["name"], &row["in_by_out"]), (&json!("h.0.mlp.c_fc.weight"), &json!(true)));
         assert_eq!((&row["shape"], listing["tensors"][1].get("in_by_out")), (&json!([16, 64]), None));
@@ -828,14 +793,14 @@ fn matrices_of_in_x_out_stay_dense_and_are_looked_at_along_the_in_features() {
     };
     write(&along_in);
     assert_eq!(vector(), 4);
-    fine(check(&at("gpt")));
-    let text = fine(sparse24(&["inspect", at("gpt").to_str().unwrap()]));
+    check(&at("gpt")).fine();
+    let text = sparse24(["inspect", at("gpt").to_str().unwrap()]).fine();
     assert!(text.contains("h.0.mlp.c_fc.weight (in x out)\n"), "{text}");
-    let text = fine(convert(&at("gpt"), &at("out"), "native", &[]));
+    let text = convert(&at("gpt"), &at("out"), "native", &[]).fine();
     assert!(text.contains(": 1 matrix to native, 1 tensor as before (stored as in x out: 1 matrix); "), "{text}");
     write(&along_out);
     assert_eq!(vector(), Value::Null);
-    let stderr = refused(check(&at("gpt")), 3);
+    let stderr = check(&at("gpt")).refused(3);
     let says = "tensor h.0.mlp.c_fc.weight: row ";
     assert!(stderr.contains(says) && stderr.ends_with("(of its transpose, as it is stored as in x out)\n"), "{stderr}");
 }
@@ -849,12 +814,12 @@ fn results_are_json_where_that_is_asked_for_and_names_obey_nobody() {
     save(at("in"), &[(evil, Entry::Matrix(&w)), ("x", Entry::Matrix(&x))]).unwrap();
     let [from, to, report] = ["in", "out", "r.json"].map(|name| at(name).to_str().unwrap().to_owned());
     let listing: Value =
-        serde_json::from_str(&fine(sparse24(&["convert", "--model", &from, &to, "--to", "native", "--json"]))).unwrap();
+        serde_json::from_str(&sparse24(["convert", "--model", &from, &to, "--to", "native", "--json"]).fine()).unwrap();
     assert_eq!((&listing["schema"], &listing["converted"]), (&json!("sparse24-convert/1"), &json!(1)));
     assert_eq!(listing["tensors"][0], json!({"name": evil, "from": "dense", "to": "sparse24", "note": null}));
     assert_eq!(listing["tensors"][1], json!({"name": "x", "from": "dense", "to": "dense", "note": "not 2:4"}));
     assert_eq!(listing["bytes_before"], fs::metadata(at("in")).unwrap().len());
-    fine(convert(&at("in"), &at("out"), "native", &["--json", &report]));
+    convert(&at("in"), &at("out"), "native", &["--json", &report]).fine();
     assert_eq!(json(&at("r.json"))["tensors"], listing["tensors"]);
 
     let shown = "up.\\u{1b}[31m\\n\\u{9b}\\u{202e}weight";
@@ -862,17 +827,17 @@ fn results_are_json_where_that_is_asked_for_and_names_obey_nobody() {
         assert!(text.contains(shown), "{text}");
         assert!(!text.contains(|c: char| c.is_control() && c != '\n' || c == '\u{202e}'), "{text:?}");
     };
-    harmless(&fine(sparse24(&["inspect", &from])));
-    harmless(&fine(sparse24(&["prune", &from, &to])));
-    harmless(&refused(convert(&at("in"), &at("out"), "cutlass", &[]), 1));
-    harmless(&refused(sparse24(&["prune", &from, &to, "--to", "cutlass"]), 1));
+    harmless(&sparse24(["inspect", &from]).fine());
+    harmless(&sparse24(["prune", &from, &to]).fine());
+    harmless(&convert(&at("in"), &at("out"), "cutlass", &[]).refused(1));
+    harmless(&sparse24(["prune", &from, &to, "--to", "cutlass"]).refused(1));
     // Names of files, and characters that JSON leaves as they are.
     let odd = at("a\u{1b}[2J\u{9b}b");
     fs::copy(at("in"), &odd).unwrap();
-    let text = fine(sparse24(&["inspect", odd.to_str().unwrap(), "--json"]));
+    let text = sparse24(["inspect", odd.to_str().unwrap(), "--json"]).fine();
     assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
     assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["file"], odd.to_str().unwrap());
-    assert!(!refused(sparse24(&["inspect", at("no\u{1b}").to_str().unwrap()]), 1).contains('\u{1b}'));
+    assert!(!sparse24(["inspect", at("no\u{1b}").to_str().unwrap()]).refused(1).contains('\u{1b}'));
     for (args, says) in [
         (&["convert", "--model", &from, "--to", "native"][..], "required"),
         (&["convert", &from, "--to", "native"], "OUT is missing"),
@@ -887,7 +852,7 @@ fn results_are_json_where_that_is_asked_for_and_names_obey_nobody() {
         (&["prune", &from, &to, "--calibration", "-", "--pairs", "-", "--max-drop", "0.1"], "stdin can be read once"),
         (&["prune", &from, &to, "--damping", "0.1"], "--damping is sparsegpt's"),
     ] {
-        assert!(refused(sparse24(args), 2).contains(says), "{args:?}");
+        assert!(sparse24(args).refused(2).contains(says), "{args:?}");
     }
 }
 
@@ -905,25 +870,25 @@ fn outputs_do_not_take_the_place_of_what_is_read() {
     let index = at("model/model.safetensors.index.json");
     for from in [&one, &two, &index] {
         let arguments = ["prune", from.to_str().unwrap(), two.to_str().unwrap()];
-        let said = refused(sparse24(&arguments), 2);
+        let said = sparse24(arguments).refused(2);
         assert!(said.contains("choose another"), "{said}");
-        let said = refused(convert(from, &two, "dense", &[]), 2);
+        let said = convert(from, &two, "dense", &[]).refused(2);
         assert!(said.contains("choose another"), "{said}");
     }
     for inside in ["model/out", "model/model.safetensors"] {
-        let said = refused(convert(&at("model"), &at(inside), "dense", &[]), 2);
+        let said = convert(&at("model"), &at(inside), "dense", &[]).refused(2);
         assert!(said.contains("lies within") && !at(inside).exists(), "{said}");
     }
     assert_eq!(fs::read(&two).unwrap(), before);
     // A folder may lie beside another whose name begins alike, and a file alone is converted in its place.
-    fine(convert(&at("model"), &at("model-dense"), "dense", &[]));
+    convert(&at("model"), &at("model-dense"), "dense", &[]).fine();
     let alone = at("model-dense/model.safetensors");
-    fine(convert(&alone, &alone, "dense", &[]));
+    convert(&alone, &alone, "dense", &[]).fine();
 
     let run = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results/2026-11-25-peers/numpy-threads1.json");
     fs::copy(run, at("run.json")).unwrap();
     let run = at("run.json");
     let arguments = ["report", run.to_str().unwrap(), "--format", "md", "--out", run.to_str().unwrap()];
-    let said = refused(sparse24(&arguments), 2);
+    let said = sparse24(arguments).refused(2);
     assert!(said.contains("is to be read and written") && json(&run).is_object(), "{said}");
 }

@@ -11,8 +11,9 @@ use proptest::prelude::*;
 use rand_pcg::Pcg32;
 use rand_pcg::rand_core::Rng;
 use serde_json::{Value, json};
-use sparse24::io::{Dtype, Item, Layout, Raw24, Source, Spec, Spec24, Stored, Writer, save_matrices, save_sparse24};
-use sparse24::{DType, Elements, Matrix, Sparse24, TensorFile, VectorLen, prune};
+use sparse24::format::{Bytes, Storage};
+use sparse24::io::{Dtype, Item, Layout, Source, Spec, Spec24, Stored, Writer, save_matrices, save_sparse24};
+use sparse24::{DType, Elements, Error, Matrix, Sparse24, TensorFile, VectorLen, prune};
 
 /// The types that a file's values can have.
 const TYPES: [Dtype; 7] = [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F8_E4M3, Dtype::F8_E5M2, Dtype::I8, Dtype::U8];
@@ -30,9 +31,24 @@ fn item<'a>(source: &'a Source, name: &str) -> &'a Item {
     source.item(name).unwrap_or_else(|| panic!("no {name} in {}", source.path().display()))
 }
 
+/// Compressed bytes of a dense matrix.
+fn compressed(m: usize, k: usize, dtype: Dtype, dense: &[u8], vector: Option<VectorLen>) -> Sparse24<Bytes> {
+    Sparse24::from_elements(m, k, &Bytes::new(dtype, dense.to_vec()).unwrap(), vector).unwrap()
+}
+
+fn decompressed(s: &Sparse24<Bytes>) -> Vec<u8> {
+    s.to_elements().into_vec()
+}
+
 /// Writes one matrix in a layout.
-fn write(path: &Path, layout: Layout, name: &str, raw: &Raw24<'_>, vector: Option<VectorLen>) -> sparse24::Result<()> {
-    let spec = Spec24 { name: name.into(), m: raw.m(), k: raw.k(), dtype: raw.dtype(), vector };
+fn write(
+    path: &Path,
+    layout: Layout,
+    name: &str,
+    raw: &Sparse24<Bytes>,
+    vector: Option<VectorLen>,
+) -> sparse24::Result<()> {
+    let spec = Spec24 { name: name.into(), m: raw.m(), k: raw.k(), dtype: raw.values().file_dtype(), vector };
     let metadata: BTreeMap<_, _> = layout.metadata(&spec).into_iter().collect();
     let mut writer = Writer::create(path, &layout.specs(&spec)?, &metadata)?;
     layout.write(&mut writer, name, raw)?;
@@ -103,8 +119,8 @@ fn their_files_are_read_and_written_bit_for_bit() {
         let source = Source::open(vectors(&format!("{name}.safetensors"))).unwrap();
         let pruned = item(&source, "pruned24");
         let dense = source.dense(pruned).unwrap();
-        let raw = source.raw24(pruned).unwrap();
-        assert_eq!(raw.decompress(), dense, "{name}");
+        let raw = source.sparse24(pruned).unwrap();
+        assert_eq!(decompressed(&raw), dense, "{name}");
 
         let mut forms = vec![("ct24.layer.weight", Stored::Bitmask), ("ctbm.layer.weight", Stored::SparseBitmask)];
         if name != "matrix_f32_32x64" {
@@ -114,7 +130,7 @@ fn their_files_are_read_and_written_bit_for_bit() {
             let theirs = item(&source, form);
             assert_eq!((theirs.stored, &theirs.shape, theirs.dtype), (stored, &pruned.shape, pruned.dtype), "{name}");
             assert_eq!(source.dense(theirs).unwrap(), dense, "{name}, {form}");
-            assert_eq!(source.raw24(theirs).unwrap(), raw, "{name}, {form}");
+            assert_eq!(source.sparse24(theirs).unwrap(), raw, "{name}, {form}");
             let layout = match stored {
                 Stored::Bitmask => Layout::Bitmask,
                 Stored::Cutlass => Layout::Cutlass,
@@ -137,9 +153,9 @@ fn their_files_are_read_and_written_bit_for_bit() {
 fn under_full_groups_are_theirs_too() {
     let source = Source::open(vectors("edge_le2_f16_32x64.safetensors")).unwrap();
     let dense = source.dense(item(&source, "pruned24")).unwrap();
-    let raw = source.raw24(item(&source, "pruned24")).unwrap();
+    let raw = source.sparse24(item(&source, "pruned24")).unwrap();
     // The same codes and values; the bitmask chooses other positions for zeros, which must not be changed.
-    assert_eq!(source.raw24(item(&source, "cutlass")).unwrap(), raw);
+    assert_eq!(source.sparse24(item(&source, "cutlass")).unwrap(), raw);
     for form in ["cutlass", "ct24.layer.weight", "ctbm.layer.weight"] {
         let theirs = source.dense(item(&source, form)).unwrap();
         assert_eq!(unsigned_zeros(Dtype::F16, &theirs), unsigned_zeros(Dtype::F16, &dense), "{form}");
@@ -148,7 +164,7 @@ fn under_full_groups_are_theirs_too() {
     let path = dir.path().join("ours");
     for (layout, form) in [(Layout::Cutlass, "cutlass"), (Layout::Bitmask, "ct24.layer.weight")] {
         let theirs = item(&source, form);
-        write(&path, layout, form, &source.raw24(theirs).unwrap(), None).unwrap();
+        write(&path, layout, form, &source.sparse24(theirs).unwrap(), None).unwrap();
         let ours = TensorFile::open(&path).unwrap();
         for part in &theirs.parts {
             assert_eq!(ours.bytes(part).unwrap(), source.files()[0].bytes(part).unwrap(), "{part}");
@@ -162,7 +178,7 @@ fn unstructured_bitmasks_decode_and_say_where_they_are_not_2_4() {
     let theirs = item(&source, "ctbm.layer.weight");
     assert_eq!((theirs.stored, &theirs.shape[..]), (Stored::SparseBitmask, &[5, 13][..]));
     assert_eq!(source.dense(theirs).unwrap(), source.files()[0].bytes("dense").unwrap());
-    let error = source.raw24(theirs).unwrap_err();
+    let error = source.sparse24(theirs).unwrap_err();
     assert_eq!(error.tensor().map(|(_, tensor)| tensor), Some("ctbm.layer.weight"), "{error}");
     let cause = error.into_cause().to_string();
     assert_eq!(cause, "row 2, group 0 (columns 0..4): 4 positions are non-zero or kept, 2:4 allows 2");
@@ -240,7 +256,7 @@ fn bitmasks_of_any_tensor_and_under_either_name_are_decoded() {
     }
 
     // sparse-24-bitmask under full names; and our own, whose metadata says how they are called.
-    let raw = Raw24::from_dense(2, 8, Dtype::I8, &[1, 0, 0, 2, 0, 3, 4, 0, 0, 0, 5, 6, 7, 8, 0, 0], None).unwrap();
+    let raw = compressed(2, 8, Dtype::I8, &[1, 0, 0, 2, 0, 3, 4, 0, 0, 0, 5, 6, 7, 8, 0, 0], None);
     for (name, stem) in [("up.weight", "up"), ("up.weight.weight", "up.weight"), ("up", "up"), ("up.bias", "up.bias")] {
         write(&path, Layout::Bitmask, name, &raw, None).unwrap();
         let source = Source::open(&path).unwrap();
@@ -262,7 +278,7 @@ fn bitmasks_of_any_tensor_and_under_either_name_are_decoded() {
             theirs.items().map(|item| (&*item.name, item.stored)).collect::<Vec<_>>(),
             [("up.weight", Stored::Bitmask)]
         );
-        assert_eq!(theirs.dense(item(&theirs, "up.weight")).unwrap(), raw.decompress());
+        assert_eq!(theirs.dense(item(&theirs, "up.weight")).unwrap(), decompressed(&raw));
     }
 }
 
@@ -350,7 +366,7 @@ fn masks_are_read_beside_their_weights_and_applied() {
     assert_eq!(mask.apply(&w).unwrap(), expected, "equal up to the sign of zero");
     assert_eq!(source.matrix(masked).unwrap(), expected);
     assert_ne!(w, expected);
-    assert_eq!(source.raw24(masked).unwrap().to_sparse24().unwrap().decompress(), expected);
+    assert_eq!(Sparse24::try_from(source.sparse24(masked).unwrap()).unwrap().decompress(), expected);
 
     // ASP's, of a module within another and of the model itself.
     let dir = tempfile::tempdir().unwrap();
@@ -405,10 +421,10 @@ proptest! {
     fn layouts_lose_nothing(m in 0usize..70, k in 0usize..70, kind in 0usize..7, vector in 0usize..8, seed: u64) {
         let (dtype, vector) = (TYPES[kind], VectorLen::ALL[vector]);
         let dense = two_of_four(m, k, dtype, vector, seed);
-        let raw = Raw24::from_dense(m, k, dtype, &dense, Some(vector)).unwrap();
+        let raw = compressed(m, k, dtype, &dense, Some(vector));
         // Zeros at coded positions keep their sign.
-        prop_assert_eq!(unsigned_zeros(dtype, &raw.decompress()), unsigned_zeros(dtype, &dense));
-        let largest = Raw24::from_dense(m, k, dtype, &dense, None).unwrap();
+        prop_assert_eq!(unsigned_zeros(dtype, &decompressed(&raw)), unsigned_zeros(dtype, &dense));
+        let largest = compressed(m, k, dtype, &dense, None);
         prop_assert!(largest.vector() >= vector);
         prop_assert_eq!(raw.clone().widest().unwrap().vector(), largest.vector());
 
@@ -433,9 +449,9 @@ proptest! {
                 let source = Source::open(&path).unwrap();
                 let read = item(&source, name);
                 prop_assert_eq!((read.shape.as_slice(), read.dtype), (&[m, k][..], dtype));
-                prop_assert_eq!(source.dense(read).unwrap(), raw.decompress());
+                prop_assert_eq!(source.dense(read).unwrap(), decompressed(&raw));
                 if layout != Layout::Dense {
-                    prop_assert_eq!(&source.raw24(read).unwrap(), &raw, "{}", layout);
+                    prop_assert_eq!(&source.sparse24(read).unwrap(), &raw, "{}", layout);
                 }
             }
         }
@@ -447,12 +463,12 @@ proptest! {
         let dtype = [Dtype::F16, Dtype::BF16, Dtype::I8, Dtype::U8][kind];
         let (m, k) = if kind < 2 { (32 * m, 32 * k) } else { (16 * m, 64 * k) };
         let vector = VectorLen::ALL[vector];
-        let raw = Raw24::from_dense(m, k, dtype, &two_of_four(m, k, dtype, vector, seed), Some(vector)).unwrap();
+        let raw = compressed(m, k, dtype, &two_of_four(m, k, dtype, vector, seed), Some(vector));
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         write(&path, Layout::Cutlass, "w", &raw, Some(vector)).unwrap();
         let source = Source::open(&path).unwrap();
-        prop_assert_eq!(&source.raw24(item(&source, "w")).unwrap(), &raw);
+        prop_assert_eq!(&source.sparse24(item(&source, "w")).unwrap(), &raw);
     }
 
     /// A file that is cut off or has bytes changed is an error or other numbers, and never a panic.
@@ -484,7 +500,7 @@ proptest! {
         fs::write(&path, bytes).unwrap();
         if let Ok(source) = Source::open(&path) {
             for item in source.items() {
-                let (dense, raw) = (source.dense(item), source.raw24(item));
+                let (dense, raw) = (source.dense(item), source.sparse24(item));
                 let _ = (source.matrix(item), source.masked(item), raw.map(|raw| raw.widest()), dense);
             }
         }
@@ -536,8 +552,8 @@ fn forms_that_lie_are_refused_by_name() {
     };
     let error = |metadata: Value, tensors: &[(&str, &str, Value, Vec<u8>)]| {
         by_hand(&path, &metadata, tensors);
-        let error =
-            Source::open(&path).and_then(|source| source.items().try_for_each(|item| source.raw24(item).map(|_| ())));
+        let error = Source::open(&path)
+            .and_then(|source| source.items().try_for_each(|item| source.sparse24(item).map(|_| ())));
         let error = error.unwrap_err().to_string();
         error.strip_prefix(&format!("{}: tensor ", path.display())).unwrap_or(&error).to_owned()
     };

@@ -2,6 +2,8 @@
 #![cfg(all(feature = "cli", target_os = "linux"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "common/binary.rs"]
+mod binary;
 mod common;
 
 use std::fs;
@@ -9,24 +11,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use serde_json::Value;
+use binary::{Run, SPARSE24, isolated, json, text};
 
-const SPARSE24: &str = env!("CARGO_BIN_EXE_sparse24");
-
-/// The script with arguments; its exit code, stdout and stderr.
-fn gpu_sh(arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String, String) {
+/// The script with arguments.
+fn gpu_sh(arguments: &[&str]) -> Command {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/gpu.sh");
-    let output = Command::new("bash").arg(script).args(arguments).envs(environment.iter().copied()).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn json(path: &Path) -> Value {
-    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    let mut command = Command::new("bash");
+    command.arg(script).args(arguments);
+    command
 }
 
 #[test]
@@ -34,7 +26,6 @@ fn what_is_wrong_is_named_before_anything_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let bin = text(Path::new(SPARSE24).parent().unwrap());
-    let no_driver = [("VK_DRIVER_FILES", "/nonexistent"), ("VK_ICD_FILENAMES", "/nonexistent")];
     for (arguments, code, named) in [
         (&["--bin", bin][..], 2, "OUT"),
         (&["--bin", bin, "--parts", "env,nonsense", text(&out)], 2, "nonsense"),
@@ -43,13 +34,12 @@ fn what_is_wrong_is_named_before_anything_is_written() {
         (&["--bin", bin, "/"], 1, "new or empty folder"),
         (&["--bin", bin, text(&out)], 1, "no adapter"),
     ] {
-        let (exit, stdout, stderr) = gpu_sh(arguments, &no_driver);
-        assert_eq!((exit, stdout.as_str()), (code, ""), "{arguments:?}: {stderr}");
+        let stderr = isolated(&mut gpu_sh(arguments)).run().refused(code);
         assert!(stderr.contains(named), "{arguments:?}: {stderr}");
         assert!(!out.exists() || fs::read_dir(&out).unwrap().next().is_none());
     }
-    let (exit, usage, _) = gpu_sh(&["--help"], &[]);
-    assert!(exit == 0 && usage.contains("--bundle DIR") && usage.contains("--quick"), "{usage}");
+    let (usage, _) = gpu_sh(&["--help"]).run().exits(0);
+    assert!(usage.contains("--bundle DIR") && usage.contains("--quick"), "{usage}");
 }
 
 #[test]
@@ -60,9 +50,8 @@ fn a_quick_run_leaves_json_tables_and_a_summary() {
     let out = folder.path().join("out");
     let bin = text(Path::new(SPARSE24).parent().unwrap());
     let name = device.info().name().to_owned();
-    let (code, stdout, stderr) =
-        gpu_sh(&["--quick", "--parts", "env,ceilings,square", "--device", &name, "--bin", bin, text(&out)], &[]);
-    assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
+    let arguments = ["--quick", "--parts", "env,ceilings,square", "--device", &name, "--bin", bin, text(&out)];
+    let stdout = gpu_sh(&arguments).run().fine();
     assert!(stdout.contains(&name), "{stdout}");
 
     let f16 = device.caps().unwrap().f16;
@@ -115,9 +104,8 @@ fn a_part_that_fails_is_reported_and_stops_no_other() {
         let out = folder.path().join(format!("out-{exit}"));
         let name = device.info().name().to_owned();
         let parts = "ceilings,correctness,f32";
-        let (code, stdout, _) =
-            gpu_sh(&["--quick", "--parts", parts, "--device", &name, "--bin", text(&bin), text(&out)], &[]);
-        assert_eq!(code, expected, "{stdout}");
+        let arguments = ["--quick", "--parts", parts, "--device", &name, "--bin", text(&bin), text(&out)];
+        gpu_sh(&arguments).run().exits(expected);
         let summary = fs::read_to_string(out.join("README.md")).unwrap();
         for part in ["- ceilings: broken", "| correctness | failed |", "| square-f32 | ok |", "## Ceilings"] {
             assert!(summary.contains(part), "{part:?} is missing from\n{summary}");

@@ -5,6 +5,8 @@
 #![cfg(all(feature = "cli", unix))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "common/binary.rs"]
+mod binary;
 #[path = "common/tiny_bert.rs"]
 mod tiny_bert;
 
@@ -15,6 +17,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use binary::{Run, command, script};
 use tempfile::TempDir;
 use tiny_bert::TinyBert;
 
@@ -53,8 +56,7 @@ impl Waiting {
     /// Starts one that is to write `out`, by way of `sh`, which runs `first` before it becomes the command.
     fn start(dir: &Path, out: &str, first: &str) -> Self {
         let before = hidden(dir);
-        let mut command = Command::new("sh");
-        command.args(["-c", &format!("{first}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_sparse24")]);
+        let mut command = script(&format!("{first}; exec \"$0\" \"$@\""));
         command.args(["prune", "model", out, "--method", "wanda", "--calibration", "-", "--device", "cpu"]);
         command.current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Self { child: command.spawn().unwrap(), folder: begun(dir, &before) }
@@ -130,12 +132,8 @@ fn the_next_run_removes_what_a_killed_one_left_and_nothing_of_a_living_one() {
     assert_eq!(hidden(dir.path()), both);
 
     // Whatever is written there: a single file, too.
-    let next = Command::new(env!("CARGO_BIN_EXE_sparse24"))
-        .args(["convert", "model/model.safetensors", "copy.safetensors", "--to", "dense"])
-        .current_dir(dir.path())
-        .output()
-        .unwrap();
-    assert!(next.status.success(), "{}", String::from_utf8_lossy(&next.stderr));
+    let convert = ["convert", "model/model.safetensors", "copy.safetensors", "--to", "dense"];
+    command(convert).current_dir(dir.path()).run().exits(0);
     assert_eq!(hidden(dir.path()), std::slice::from_ref(&living.folder));
     living.finish();
     assert_eq!(names_in(dir.path()), ["copy.safetensors", "living", "model"]);

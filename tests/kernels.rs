@@ -4,23 +4,20 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "common/binary.rs"]
+mod binary;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
+use binary::{Run, command};
 use serde_json::Value;
 
 /// Runs to this exit code, and returns stdout and stderr.
 #[track_caller]
 fn kernels(code: i32, arguments: &[&str]) -> (String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
-    command.arg("kernels").args(arguments).stdin(Stdio::null());
-    command.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent");
-    let output = command.env_remove("VK_ADD_DRIVER_FILES").output().unwrap();
-    let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}\n{stdout}\n{stderr}");
-    (stdout, stderr)
+    command(["kernels"]).args(arguments).run().exits(code)
 }
 
 fn names(stdout: &str) -> Vec<String> {

@@ -8,10 +8,15 @@
 #![cfg(feature = "text")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[cfg(feature = "cli")]
+#[path = "common/binary.rs"]
+mod binary;
 mod common;
 
 use std::path::PathBuf;
 
+#[cfg(feature = "cli")]
+use binary::Run;
 use common::gpu;
 use serde_json::Value;
 use sparse24::graph::{Batching, Checkpoint, Sparsity};
@@ -152,14 +157,11 @@ fn eval_ranks_sentences_as_pytorch_does() {
     let dir = tempfile::tempdir().unwrap();
     let json = dir.path().join("eval.json");
     for (sparsity, spearman, allowed) in [("none", 0.8672, 1e-3), ("2:4", 0.8210, 2e-3)] {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sparse24"));
-        command
-            .args(["eval", "--device", "cpu", "--sparsity", sparsity, "--model"])
-            .arg(files().config.parent().unwrap());
-        command.arg("--pairs").arg(data("stsb-dev.csv")).arg("--json").arg(&json);
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let result: Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+        let model = files().config.parent().unwrap().to_owned();
+        let mut command = binary::command(["eval", "--device", "cpu", "--sparsity", sparsity, "--model"]);
+        command.arg(model).arg("--pairs").arg(data("stsb-dev.csv")).arg("--json").arg(&json);
+        command.run().exits(0);
+        let result = binary::json(&json);
         let got = result["spearman"].as_f64().unwrap();
         assert!((got - spearman).abs() < allowed, "{sparsity}: {got}");
         assert_eq!((&result["pairs"], &result["truncated"]), (&1500.into(), &0.into()));

@@ -7,6 +7,9 @@
 #![cfg(feature = "text")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[cfg(feature = "cli")]
+#[path = "common/binary.rs"]
+mod binary;
 mod common;
 #[cfg(feature = "cli")]
 #[path = "common/tiny_bert.rs"]
@@ -147,16 +150,14 @@ fn another_order_of_channels_computes_the_same() {
 #[cfg(feature = "cli")]
 mod command_line {
     use std::fs;
-    use std::process::Command;
 
+    use super::binary::sparse24;
     use super::tiny_bert::TinyBert;
     use super::*;
     use serde_json::json;
 
     fn run(args: &[&str]) -> String {
-        let output = Command::new(env!("CARGO_BIN_EXE_sparse24")).args(args).output().unwrap();
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
+        sparse24(args).exits(0).0
     }
 
     /// The model with a tokenizer of as many words, some texts, and pairs with scores.
@@ -200,9 +201,8 @@ mod command_line {
         let fast = dir.path().join("fast").to_str().unwrap().to_owned();
         let args =
             ["prune", &model, &fast, "--input", &texts, "--target-speedup", "1000", "--seq", "16", "--device", "cpu"];
-        let output = Command::new(env!("CARGO_BIN_EXE_sparse24")).args(args).output().unwrap();
-        let error = String::from_utf8(output.stderr).unwrap();
-        assert!(!output.status.success() && error.contains("--target-speedup"), "{error}");
+        let ran = sparse24(args);
+        assert!(ran.code != 0 && ran.stderr.contains("--target-speedup"), "{ran:?}");
     }
 
     #[test]

@@ -3,13 +3,15 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "common/binary.rs"]
+mod binary;
 #[path = "common/tiny_bert.rs"]
 mod tiny_bert;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
+use binary::{Ran, sparse24};
 use serde_json::Value;
 use sparse24::graph::Checkpoint;
 use sparse24::io::{Source, Stored};
@@ -18,28 +20,16 @@ use sparse24::text::{Files, Pipeline, twin};
 use sparse24::{DType, HostWeights, Matrix, Sparse24, io, models, prune};
 use tiny_bert::{TinyBert, WORDS};
 
-/// Exit code, stdout and stderr of a run on a machine without a graphics driver.
-fn ran(args: &[&str]) -> (i32, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
-    command.args(args).stdin(Stdio::null()).env_remove("VK_ADD_DRIVER_FILES");
-    command.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent");
-    let output = command.output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
-
 #[track_caller]
 fn fine(args: &[&str]) -> String {
-    let (code, stdout, stderr) = ran(args);
-    assert_eq!((code, stderr.as_str()), (0, ""), "stdout: {stdout}");
-    stdout
+    sparse24(args).fine()
 }
 
 #[track_caller]
 fn refused(args: &[&str]) -> String {
-    let (code, stdout, stderr) = ran(args);
-    assert!(code == 1 || code == 2, "exit {code}, stdout: {stdout}, stderr: {stderr}");
-    stderr
+    let ran = sparse24(args);
+    assert!(ran.code == 1 || ran.code == 2, "{ran:?}");
+    ran.stderr
 }
 
 /// A tiny BERT's folder, and a text of many sentences in its words.
@@ -234,7 +224,7 @@ fn a_speed_within_reach_is_predicted_and_then_measured() {
     fs::write(&text, "the cat sat on the mat.\nthe dogs ran.\na cat ran on the mats\n").unwrap();
     let base = ["prune", &folder, &out, "--input", &text, "--device", "cpu", "--threads", "1", "--json", &json];
     let asked = ["--target-speedup", "1.05", "--vector", "32", "--seq", "24", "--batch", "8"];
-    let (code, stdout, stderr) = ran(&[&base[..], &asked].concat());
+    let Ran { code, stdout, stderr, .. } = sparse24([&base[..], &asked].concat());
     if code != 0 {
         assert!(stderr.contains("1.05x cannot be reached: with the "), "{stderr}");
         assert!(!Path::new(&out).exists() && !Path::new(&json).exists());

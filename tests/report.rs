@@ -2,19 +2,19 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+#[path = "common/binary.rs"]
+mod binary;
 
+use std::path::{Path, PathBuf};
+
+use binary::{Run, command};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Runs the binary in `folder` to exit code `code` and returns stderr.
+#[track_caller]
 fn exits(folder: &Path, code: i32, arguments: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_sparse24")).current_dir(folder).args(arguments).output().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}\n{stderr}");
-    stderr
+    command(arguments).current_dir(folder).run().exits(code).1
 }
 
 fn row(op: &str, vector: Option<usize>, (m, n, k): (usize, usize, usize), ms: f64, dense_ms: f64) -> Value {
@@ -850,17 +850,9 @@ fn no_path_of_a_machine_is_on_the_page() {
 }
 
 /// Runs the binary in `folder` with `stdin` to exit code `code`: stdout and stderr.
+#[track_caller]
 fn piped(folder: &Path, code: i32, arguments: &[&str], stdin: &[u8]) -> (String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
-    command.current_dir(folder).args(arguments);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    // A command that refuses its options does not read.
-    let _ = child.stdin.take().unwrap().write_all(stdin);
-    let output = child.wait_with_output().unwrap();
-    let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}\n{stderr}");
-    (stdout, stderr)
+    command(arguments).current_dir(folder).run_on(stdin).exits(code)
 }
 
 #[test]

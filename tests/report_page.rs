@@ -4,13 +4,15 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and says what it skips")]
 
+#[path = "common/binary.rs"]
+mod binary;
 #[path = "common/browser.rs"]
 mod browser;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
+use binary::{Run, command};
 use browser::{Browser, Page};
 use serde_json::json;
 
@@ -112,10 +114,8 @@ fn the_page_is_whole_legible_and_alone() {
         "settings": { "method": "magnitude", "metric": "spearman" }, "rows": (0..12).map(row).collect::<Vec<_>>(),
     });
     fs::write(&sensitivity, made_up.to_string()).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
-    command.arg("report").args(FILES.map(|file| results.join(file))).arg(sensitivity).arg("--out").arg(&report);
-    let output = command.stdin(Stdio::null()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let files = FILES.map(|file| results.join(file));
+    command(["report"]).args(files).arg(sensitivity).arg("--out").arg(&report).run().exits(0);
 
     let pictures = std::env::var_os("SPARSE24_SCREENSHOTS").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into());
     let pictures = Path::new(&pictures);

@@ -3,40 +3,31 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "common/binary.rs"]
+mod binary;
 #[path = "common/tiny_bert.rs"]
 mod tiny_bert;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use binary::{Run, command, script, sparse24};
 use serde_json::Value;
 use sparse24::graph::Checkpoint;
 use sparse24::text::Files;
 use sparse24::{DType, HostWeights, models};
 use tiny_bert::{TinyBert, WORDS};
 
-/// The binary on a machine without a graphics driver.
-fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
-    command.args(args).stdin(Stdio::null()).env_remove("VK_ADD_DRIVER_FILES");
-    command.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent");
-    command
-}
-
 #[track_caller]
 fn fine(args: &[&str]) -> String {
-    let Output { status, stdout, stderr } = command(args).output().unwrap();
-    assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
-    String::from_utf8(stdout).unwrap()
+    sparse24(args).exits(0).0
 }
 
 #[track_caller]
 fn refused(args: &[&str], code: i32, words: &[&str]) {
-    let Output { status, stderr, .. } = command(args).output().unwrap();
-    let stderr = String::from_utf8(stderr).unwrap();
-    assert_eq!(status.code(), Some(code), "{stderr}");
+    let (_, stderr) = sparse24(args).exits(code);
     assert!(words.iter().all(|word| stderr.contains(word)), "{stderr}");
 }
 
@@ -172,12 +163,8 @@ fn a_checkpoint_that_does_not_fit_leaves_the_one_before() {
     fs::remove_dir_all(&out).unwrap();
     let before = fs::read(&state).unwrap();
     // No file may grow beyond a block: what a full disk is for whoever writes.
-    let mut full = Command::new("sh");
-    full.args(["-c", "trap '' XFSZ; ulimit -f 1; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_sparse24")]).args(&args);
-    full.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent");
-    let Output { status, stderr, .. } = full.output().unwrap();
-    let stderr = String::from_utf8(stderr).unwrap();
-    assert!(status.code() == Some(1) && stderr.contains("state.safetensors"), "{stderr}");
+    let (_, stderr) = script("trap '' XFSZ; ulimit -f 1; exec \"$0\" \"$@\"").args(&args).run().exits(1);
+    assert!(stderr.contains("state.safetensors"), "{stderr}");
     assert!(fs::read(&state).unwrap() == before && !Path::new(&out).exists());
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left.len(), 4, "{left:?}");
@@ -222,8 +209,7 @@ fn a_run_that_is_killed_goes_on_to_the_same_bits() {
     let long = args(run(&parts, "400"));
     let long = strings(&long);
     let long: Vec<&str> = long.split('\u{1}').collect();
-    let mut child: Child =
-        command(&long).env("SPARSE24_CHECKPOINT_SECONDS", "0").stderr(Stdio::null()).spawn().unwrap();
+    let mut child = command(&long).env("SPARSE24_CHECKPOINT_SECONDS", "0").stderr(Stdio::null()).spawn().unwrap();
     let start = Instant::now();
     while !Path::new(&state).exists() && start.elapsed() < Duration::from_secs(60) {
         std::thread::sleep(Duration::from_millis(5));
@@ -231,9 +217,8 @@ fn a_run_that_is_killed_goes_on_to_the_same_bits() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(Path::new(&state).exists() && !Path::new(&parts).exists(), "it was killed in the middle");
-    let Output { status, stderr, .. } = command(&long).output().unwrap();
-    let stderr = String::from_utf8(stderr).unwrap();
-    assert!(status.success() && stderr.contains("going on after step"), "{stderr}");
+    let (_, stderr) = sparse24(&long).exits(0);
+    assert!(stderr.contains("going on after step"), "{stderr}");
     let read = |folder: &str| fs::read(Path::new(folder).join("model.safetensors")).unwrap();
     assert!(read(&whole) == read(&parts), "weights differ");
     // Of other flags it is another run.
@@ -242,9 +227,8 @@ fn a_run_that_is_killed_goes_on_to_the_same_bits() {
     refused(&other.split('\u{1}').collect::<Vec<_>>(), 1, &["state.safetensors", "another run"]);
     // Minutes are the steps that the first sitting made of them.
     let minutes = other.replace("--steps", "--minutes").replace("401", "9");
-    let Output { status, stderr, .. } = command(&minutes.split('\u{1}').collect::<Vec<_>>()).output().unwrap();
-    let stderr = String::from_utf8(stderr).unwrap();
-    assert!(status.success() && stderr.contains("after step 400 of 400"), "{stderr}");
+    let (_, stderr) = sparse24(minutes.split('\u{1}')).exits(0);
+    assert!(stderr.contains("after step 400 of 400"), "{stderr}");
 }
 
 #[test]

@@ -3,13 +3,16 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "common/binary.rs"]
+mod binary;
 #[path = "common/tiny_bert.rs"]
 mod tiny_bert;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
+use binary::{Run, command, json};
 use serde_json::Value;
 use sparse24::graph::Checkpoint;
 use sparse24::text::{Files, Pipeline, Tokenizer, twin};
@@ -43,32 +46,25 @@ impl Place {
         self.dir.path().join(name)
     }
 
-    /// Exit code, stdout and stderr of a run in the folder.
-    fn run(&self, args: &str) -> (i32, String, String) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
-        command.args(["sensitivity", "--device", "cpu", "--threads", "1", "--model"]).arg(&self.model);
-        command.args(args.split_whitespace()).current_dir(&self.dir).stdin(Stdio::null());
-        let output = command.output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    /// The command with these arguments, in the folder.
+    fn command(&self, args: &str) -> Command {
+        let mut command = command(["sensitivity", "--device", "cpu", "--threads", "1", "--model"]);
+        command.arg(&self.model).args(args.split_whitespace()).current_dir(&self.dir);
+        command
     }
 
     #[track_caller]
     fn fine(&self, args: &str) -> String {
-        let (code, stdout, stderr) = self.run(args);
-        assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
-        stdout
+        self.command(args).run().fine()
     }
 
     #[track_caller]
     fn refused(&self, args: &str) -> String {
-        let (code, stdout, stderr) = self.run(args);
-        assert_eq!((code, stdout.as_str()), (1, ""), "{stderr}");
-        stderr
+        self.command(args).run().refused(1)
     }
 
     fn json(&self, name: &str) -> Value {
-        serde_json::from_str(&fs::read_to_string(self.path(name)).unwrap()).unwrap()
+        json(&self.path(name))
     }
 }
 
@@ -285,8 +281,7 @@ fn what_is_missing_or_of_no_use_is_said() {
         ("--pairs a --input b", 2, "cannot be used with"),
         ("--vector 3 --pairs pairs.csv", 2, "vector length 3"),
     ] {
-        let (exit, stdout, stderr) = place.run(args);
-        assert_eq!((exit, stdout.as_str()), (code, ""), "{args}: {stderr}");
+        let stderr = place.command(args).run().refused(code);
         assert!(stderr.contains(error), "{args}: {stderr}");
     }
     let help = place.fine("--help");
@@ -300,15 +295,7 @@ fn pairs_come_from_stdin_and_json_goes_to_stdout() {
     let place = Place::new();
     let table = place.fine("--pairs pairs.csv --vector 4 --json out.json");
     let whole = place.json("out.json");
-    let from_stdin = |args: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
-        command.args(["sensitivity", "--device", "cpu", "--threads", "1"]).arg(&place.model);
-        command.args(args.split_whitespace()).current_dir(&place.dir);
-        command.stdin(fs::File::open(place.path("pairs.csv")).unwrap());
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    };
+    let from_stdin = |args: &str| place.command(args).run_on(PAIRS.as_bytes()).exits(0).0;
     let json: Value = serde_json::from_str(&from_stdin("--pairs - --vectors 4 --json")).unwrap();
     assert_eq!(json, whole);
     assert_eq!(from_stdin("--pairs - --vector 4 --json out.json"), table);

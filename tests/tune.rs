@@ -2,6 +2,9 @@
 //! unless asked for (`-- --include-ignored`); the rest sees no Vulkan driver.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[cfg(feature = "cli")]
+#[path = "common/binary.rs"]
+mod binary;
 mod common;
 
 use sparse24::kernels::{Caps, Rates, Schedule};
@@ -111,45 +114,23 @@ fn dense_weights_stand_in_where_they_were_measured_to_take_less_time() {
 
 #[cfg(feature = "cli")]
 mod command {
-    use std::path::{Path, PathBuf};
-    use std::process::Command;
+    use std::path::PathBuf;
 
     use serde_json::{Value, json};
 
+    use super::binary::{Run, command, json, sparse24, text, with_drivers};
     use super::common::gpu;
-
-    /// Runs the binary to exit code `code` and returns stdout and stderr.
-    fn exits(command: &mut Command, code: i32) -> (String, String) {
-        let output = command.output().unwrap();
-        let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-        assert_eq!(output.status.code(), Some(code), "{command:?}\n{stdout}\n{stderr}");
-        (stdout, stderr)
-    }
-
-    fn sparse24(arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
-        command.args(arguments);
-        command
-    }
-
-    fn without_gpu(arguments: &[&str]) -> Command {
-        let mut command = sparse24(arguments);
-        command.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent");
-        command.env_remove("VK_ADD_DRIVER_FILES");
-        command
-    }
 
     #[test]
     fn the_cpu_has_nothing_to_tune() {
         let folder = tempfile::tempdir().unwrap();
         let cache = folder.path().join("cache");
         for device in ["cpu", "auto"] {
-            let mut command = without_gpu(&["tune", "--device", device, "--cache", cache.to_str().unwrap()]);
-            let (stdout, stderr) = exits(&mut command, 0);
+            let (stdout, stderr) = sparse24(["tune", "--device", device, "--cache", text(&cache)]).exits(0);
             assert!(stdout.is_empty() && stderr.contains("nothing to tune"), "{stdout}{stderr}");
         }
         assert!(!cache.exists());
-        let (stdout, _) = exits(&mut without_gpu(&["tune", "--budget", "2.5", "--json"]), 0);
+        let (stdout, _) = sparse24(["tune", "--budget", "2.5", "--json"]).exits(0);
         let run: Value = serde_json::from_str(&stdout).unwrap();
         assert_eq!((&run["schema"], &run["budget_seconds"]), (&json!("sparse24-tune/1"), &json!(2.5)));
         assert_eq!((&run["operations"], &run["environment"]["kind"]), (&json!([]), &json!("cpu")));
@@ -168,13 +149,13 @@ mod command {
             (["--budget", "NaN"], "--budget"),
             (["--budget", "soon"], "not a number of seconds"),
         ] {
-            let (stdout, stderr) = exits(&mut without_gpu(&["tune", flags[0], flags[1]]), 2);
+            let (stdout, stderr) = sparse24(["tune", flags[0], flags[1]]).exits(2);
             assert!(stdout.is_empty() && stderr.contains(named), "{flags:?}: {stderr}");
         }
-        exits(&mut without_gpu(&["bench", "--no-tuning", "--cache", "x"]), 2);
-        let (_, stderr) = exits(without_gpu(&["tune", "--quick"]).env_remove("SPARSE24_CACHE"), 2);
+        sparse24(["bench", "--no-tuning", "--cache", "x"]).exits(2);
+        let (_, stderr) = sparse24(["tune", "--quick"]).exits(2);
         assert!(stderr.contains("--cache"), "{stderr}");
-        let (_, stderr) = exits(&mut without_gpu(&["tune", "--device", "no such device"]), 1);
+        let (_, stderr) = sparse24(["tune", "--device", "no such device"]).exits(1);
         assert!(stderr.contains("--device") && stderr.contains("cpu"), "{stderr}");
     }
 
@@ -184,8 +165,8 @@ mod command {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("run.json");
         let arguments = ["bench", "--device", "cpu", "--quick", "--shapes", "8x8x8", "--json", out.to_str().unwrap()];
-        let (_, stderr) = exits(without_gpu(&arguments).env("SPARSE24_CACHE", folder.path()), 0);
-        let run: Value = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
+        let (_, stderr) = command(arguments).env("SPARSE24_CACHE", folder.path()).run().exits(0);
+        let run = json(&out);
         let environment = &run["environment"];
         assert_eq!((&environment["tuning"], &environment["tuned"]), (&json!("none"), &json!(0)));
         assert!(stderr.is_empty(), "{stderr}");
@@ -207,7 +188,7 @@ mod command {
         fn run(&self, command: &str, ops: &str, more: &[&str]) -> (String, String) {
             let common = [command, "--device", &self.device, "--quick", "--ops", ops, "--vector", "1,32"];
             let arguments = [&common[..], &["--shapes", "64x24x96"], more].concat();
-            exits(sparse24(&arguments).env("SPARSE24_CACHE", self.folder.path()), 0)
+            with_drivers(arguments).env("SPARSE24_CACHE", self.folder.path()).run().exits(0)
         }
 
         /// The one file in the folder.
@@ -222,12 +203,8 @@ mod command {
             let out = tempfile::tempdir().unwrap();
             let out = out.path().join("run.json");
             let (_, stderr) = self.run("bench", "dense", &[more, &["--json", out.to_str().unwrap()]].concat());
-            (read(&out), stderr)
+            (json(&out), stderr)
         }
-    }
-
-    fn read(path: &Path) -> Value {
-        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
     }
 
     #[test]
@@ -251,7 +228,7 @@ mod command {
         let file = setup.file();
         assert!(stdout.contains(file.to_str().unwrap()), "{stdout}");
         let first = std::fs::read(&file).unwrap();
-        let cache = read(&file);
+        let cache = json(&file);
         assert_eq!(cache["schema"], "sparse24-tuning/1");
         assert_eq!(cache["adapter"], setup.device.as_str());
         let ops: Vec<_> = cache["entries"].as_array().unwrap().iter().map(|e| (&e["op"], &e["vector"])).collect();
@@ -266,10 +243,10 @@ mod command {
         }
         let (stdout, _) = setup.run("tune", "dense,masked", &[]);
         assert!(stdout.matches("cached").count() == 1 && stdout.contains("4 operations in"), "{stdout}");
-        assert_eq!(read(&file)["entries"].as_array().unwrap()[..3], cache["entries"].as_array().unwrap()[..]);
+        assert_eq!(json(&file)["entries"].as_array().unwrap()[..3], cache["entries"].as_array().unwrap()[..]);
         // Unless it is to be measured again.
         // A result that was cut off goes on with what was left of it, and is then like any other.
-        let mut cut = read(&file);
+        let mut cut = json(&file);
         let first_way = cut["entries"][0]["way"].as_str().unwrap().to_owned();
         let other = if first_way == "32x32x16" { "gemv_32x1_t256" } else { "32x32x16" };
         cut["entries"][0]["untried"] = json!([other, "no such way"]);
@@ -280,10 +257,10 @@ mod command {
         let operation = &run["operations"][0];
         assert_eq!((&operation["status"], &operation["tried"]), (&json!("tuned"), &json!(2)));
         assert_eq!((&operation["vs_untuned"], &run["cached"]), (&Value::Null, &json!(4)));
-        assert_eq!(read(&file)["entries"].as_array().unwrap().iter().filter(|e| e.get("untried").is_some()).count(), 0);
+        assert_eq!(json(&file)["entries"].as_array().unwrap().iter().filter(|e| e.get("untried").is_some()).count(), 0);
         let (stdout, _) = setup.run("tune", "dense", &["--force"]);
         assert!(!stdout.contains("cached") && stdout.contains("4 operations in"), "{stdout}");
-        assert_ne!(read(&file)["ceilings"], cache["ceilings"]);
+        assert_ne!(json(&file)["ceilings"], cache["ceilings"]);
     }
 
     #[test]
@@ -292,7 +269,7 @@ mod command {
         let Some(setup) = Setup::new() else { return };
         setup.run("tune", "dense", &[]);
         let file = setup.file();
-        let mut cache = read(&file);
+        let mut cache = json(&file);
         let (run, stderr) = setup.bench(&[]);
         let entry = &cache["entries"][0];
         let splits = entry["splits"].as_u64().unwrap();
@@ -350,7 +327,7 @@ mod command {
         std::fs::write(&file, "{").unwrap();
         let (stdout, stderr) = setup.run("tune", "dense", &[]);
         assert!(stderr.contains("ignored") && !stdout.contains("cached"), "{stdout}{stderr}");
-        assert_eq!(read(&file)["entries"].as_array().unwrap().len(), 1);
+        assert_eq!(json(&file)["entries"].as_array().unwrap().len(), 1);
     }
 
     /// More than there is time for: what is under way is cut off, what was found is kept, and the next run goes on.
@@ -360,9 +337,9 @@ mod command {
         let Some(setup) = Setup::new() else { return };
         let tune = || {
             let mut command =
-                sparse24(&["tune", "--device", &setup.device, "--shapes", "512x256x512", "--budget", "10"]);
+                with_drivers(["tune", "--device", &setup.device, "--shapes", "512x256x512", "--budget", "10"]);
             command.args(["--ops", "dense,sparse24,masked", "--vector", "1,2,4,8,16,32,64,128", "--json"]);
-            let (stdout, stderr) = exits(command.env("SPARSE24_CACHE", setup.folder.path()), 0);
+            let (stdout, stderr) = command.env("SPARSE24_CACHE", setup.folder.path()).run().exits(0);
             (serde_json::from_str::<Value>(&stdout).unwrap(), stderr)
         };
         let (run, stderr) = tune();
@@ -377,7 +354,7 @@ mod command {
         }
         assert!(stderr.contains("out of time"), "{stderr}");
         let known = |cache: &Value| cache["entries"].as_array().unwrap().len();
-        assert_eq!(known(&read(&setup.file())), count(&run, "tuned") + count(&run, "unfinished"), "{run}");
+        assert_eq!(known(&json(&setup.file())), count(&run, "tuned") + count(&run, "unfinished"), "{run}");
         let (again, _) = tune();
         let done = |run: &Value| count(run, "tuned") + count(run, "cached");
         assert!(done(&again) > done(&run) || count(&again, "unfinished") > 0, "{run}\n{again}");
@@ -395,7 +372,7 @@ mod command {
                 scope.spawn(move || setup.run("tune", ops, &[]));
             }
         });
-        let cache = read(&setup.file());
+        let cache = json(&setup.file());
         let mut ops: Vec<_> = cache["entries"].as_array().unwrap().iter().map(|e| e["op"].as_str().unwrap()).collect();
         ops.sort_unstable();
         assert_eq!(ops, ["dense", "masked"]);

@@ -4,8 +4,13 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and says what it skips")]
 
+#[path = "common/binary.rs"]
+mod binary;
+
 use std::path::Path;
 use std::process::{Command, Stdio};
+
+use binary::{Run, SPARSE24, command, sparse24};
 
 /// How wide a terminal the help is written for.
 const COLUMNS: usize = 100;
@@ -13,25 +18,8 @@ const COLUMNS: usize = 100;
 /// Commands that run as they are.
 const COMPLETE: [&str; 6] = ["bench", "devices", "help", "kernels", "man", "tune"];
 
-fn sparse24(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sparse24"));
-    command.args(arguments).stdin(Stdio::null());
-    command.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent");
-    command.env_remove("VK_ADD_DRIVER_FILES");
-    command
-}
-
-/// Runs to exit code `code` and returns stdout and stderr.
-#[track_caller]
-fn exits(code: i32, command: &mut Command) -> (String, String) {
-    let output = command.output().unwrap();
-    let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-    assert_eq!(output.status.code(), Some(code), "{command:?}\n{stdout}\n{stderr}");
-    (stdout, stderr)
-}
-
 fn help(arguments: &[&str]) -> String {
-    exits(0, &mut sparse24(&[arguments, &["--help"]].concat())).0
+    sparse24([arguments, &["--help"]].concat()).exits(0).0
 }
 
 /// The names under `Commands:`, which are indented by two; the lines below are indented further.
@@ -68,7 +56,7 @@ fn every_help_fits_the_terminal_and_shows_examples() {
     for name in commands().iter().map(String::as_str).chain([""]) {
         let arguments: &[&str] = if name.is_empty() || name == "help" { &[] } else { &[name] };
         for flag in ["--help", "-h"] {
-            let (text, stderr) = exits(0, &mut sparse24(&[arguments, &[flag]].concat()));
+            let (text, stderr) = sparse24([arguments, &[flag]].concat()).exits(0);
             assert_eq!(stderr, "", "{name}");
             for line in text.lines() {
                 assert!(line.chars().count() <= COLUMNS, "{name} {flag}: {line}");
@@ -92,7 +80,7 @@ fn every_help_fits_the_terminal_and_shows_examples() {
 fn every_wrong_command_line_exits_with_2() {
     let folder = tempfile::tempdir().unwrap();
     let refused = |arguments: &[&str]| {
-        let (stdout, stderr) = exits(2, sparse24(arguments).current_dir(folder.path()));
+        let (stdout, stderr) = command(arguments).current_dir(folder.path()).run().exits(2);
         assert!(stdout.is_empty() && stderr.starts_with("error: "), "{arguments:?}: {stdout}{stderr}");
         stderr
     };
@@ -127,7 +115,7 @@ fn every_wrong_command_line_exits_with_2() {
 #[test]
 fn completions_know_every_command_and_option() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
-        let (script, stderr) = exits(0, &mut sparse24(&["completions", shell]));
+        let (script, stderr) = sparse24(["completions", shell]).exits(0);
         assert_eq!(stderr, "");
         for name in commands() {
             assert!(script.contains(&name), "{shell}: {name}");
@@ -138,14 +126,14 @@ fn completions_know_every_command_and_option() {
             }
         }
     }
-    let (_, stderr) = exits(2, &mut sparse24(&["completions", "csh"]));
+    let (_, stderr) = sparse24(["completions", "csh"]).exits(2);
     assert!(stderr.contains("bash") && stderr.contains("powershell"), "{stderr}");
 }
 
 /// Bash itself completes a command and an option.
 #[test]
 fn bash_takes_its_completions() {
-    let script = exits(0, &mut sparse24(&["completions", "bash"])).0;
+    let script = sparse24(["completions", "bash"]).exits(0).0;
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("script"), script).unwrap();
     let complete = |words: &str, at: usize, current: &str| {
@@ -167,11 +155,11 @@ fn bash_takes_its_completions() {
 
 #[test]
 fn every_command_has_its_man_page() {
-    let (main, _) = exits(0, &mut sparse24(&["man"]));
+    let (main, _) = sparse24(["man"]).exits(0);
     assert!(main.contains(".TH sparse24 1") && main.contains("sparse24\\-bench(1)"), "{main}");
     let folder = tempfile::tempdir().unwrap();
     let pages = folder.path().join("share/man1");
-    let (said, _) = exits(0, sparse24(&["man", pages.to_str().unwrap()]).env("NO_COLOR", "1"));
+    let (said, _) = command(["man", pages.to_str().unwrap()]).env("NO_COLOR", "1").run().exits(0);
     let mut expected: Vec<_> =
         commands().iter().filter(|name| *name != "help").map(|name| format!("sparse24-{name}.1")).collect();
     expected.push("sparse24.1".into());
@@ -189,15 +177,15 @@ fn every_command_has_its_man_page() {
         assert!(!read(name).contains('\u{1b}'), "{name}: colours");
     }
     // A folder that is a file.
-    let (_, stderr) = exits(1, &mut sparse24(&["man", pages.join("sparse24.1").to_str().unwrap()]));
+    let (_, stderr) = sparse24(["man", pages.join("sparse24.1").to_str().unwrap()]).exits(1);
     assert!(stderr.contains("sparse24.1"), "{stderr}");
 }
 
 #[test]
 fn the_version_is_short_or_says_all_that_a_report_needs() {
-    let (short, _) = exits(0, &mut sparse24(&["-V"]));
+    let (short, _) = sparse24(["-V"]).exits(0);
     assert_eq!(short, concat!("sparse24 ", env!("CARGO_PKG_VERSION"), "\n"));
-    let (long, stderr) = exits(0, sparse24(&["--version"]).env("SPARSE24_COMMIT", "0123abcd"));
+    let (long, stderr) = command(["--version"]).env("SPARSE24_COMMIT", "0123abcd").run().exits(0);
     assert!(long.starts_with(&short) && stderr.is_empty(), "{long}{stderr}");
     let of = |name: &str| {
         let line = long.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
@@ -213,7 +201,7 @@ fn the_version_is_short_or_says_all_that_a_report_needs() {
     let git = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).current_dir(tree).output();
     if let Some(git) = git.ok().filter(|git| git.status.success()) {
         let head = String::from_utf8(git.stdout).unwrap();
-        let (long, _) = exits(0, sparse24(&["--version"]).env_remove("SPARSE24_COMMIT"));
+        let (long, _) = command(["--version"]).env_remove("SPARSE24_COMMIT").run().exits(0);
         assert!(long.contains(&format!("commit:   {}", head.trim())), "{long}");
     }
 }
@@ -223,9 +211,9 @@ fn the_version_is_short_or_says_all_that_a_report_needs() {
 fn no_color_takes_the_colours_from_help_and_errors() {
     for (arguments, code) in [(&["--help"][..], 0), (&["tune", "--help"], 0), (&["report"], 2), (&["tune", "--x"], 2)] {
         let coloured = |no_color: &str| {
-            let mut command = sparse24(arguments);
+            let mut command = command(arguments);
             command.env("CLICOLOR_FORCE", "1").env("NO_COLOR", no_color).env("TERM", "xterm-256color");
-            let (stdout, stderr) = exits(code, &mut command);
+            let (stdout, stderr) = command.run().exits(code);
             stdout.contains('\u{1b}') || stderr.contains('\u{1b}')
         };
         assert!(coloured(""), "{arguments:?}: no colours to be taken away");
@@ -237,8 +225,7 @@ fn no_color_takes_the_colours_from_help_and_errors() {
 #[cfg(target_os = "linux")]
 #[test]
 fn no_color_takes_the_colours_from_a_progress_bar() {
-    let binary = env!("CARGO_BIN_EXE_sparse24");
-    let bench = format!("'{binary}' bench --device cpu --quick --shapes 256x256x256,128x128x128 --vector 1,32");
+    let bench = format!("'{SPARSE24}' bench --device cpu --quick --shapes 256x256x256,128x128x128 --vector 1,32");
     let mut script = Command::new("script");
     script.args(["-qec", &bench, "/dev/null"]).env("NO_COLOR", "1").env("TERM", "xterm-256color");
     script.env("VK_DRIVER_FILES", "/nonexistent").stdin(Stdio::null());

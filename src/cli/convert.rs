@@ -16,9 +16,10 @@ use super::claim::Claim;
 use super::inspect::many;
 use super::rewrite::{self, Fate, Made};
 use super::{Outcome, progress, say, size, writable};
-use sparse24::VectorLen;
 use sparse24::error::{Error, printable};
-use sparse24::io::{Item, Layout, NewFolder, Raw24, Source, Stored, in_by_out};
+use sparse24::format::Bytes;
+use sparse24::io::{Item, Layout, NewFolder, Source, Stored, in_by_out};
+use sparse24::{Sparse24, VectorLen};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -265,7 +266,7 @@ impl Args {
         }
         if item.stored == rewrite::stored_as(self.to) {
             if item.stored.claims() && item.spec24().is_some() {
-                source.raw24(item)?;
+                source.sparse24(item)?;
             }
             return Ok(Fate::Kept.into());
         }
@@ -297,7 +298,7 @@ impl Args {
                 return Ok(otherwise().into());
             }
             match self.read(source, item) {
-                Ok(raw) => spec.vector = self.said(item, &raw),
+                Ok(s) => spec.vector = self.said(item, &s),
                 Err(e) => {
                     let claimed = || facts.claim.as_ref().map_or(Ok(false), |claim| claim.covers(item));
                     return if e.is_over_full() && !claimed()? { noted(Note::Not24) } else { Err(e.into()) };
@@ -313,12 +314,12 @@ impl Args {
     }
 
     /// An item as it will be written: for our own format with the longest vector, if the file does not say which.
-    fn read(&self, source: &Source, item: &Item) -> Result<Raw24<'static>, Error> {
-        if self.to == Layout::Native { source.widest24(item) } else { source.raw24(item) }
+    fn read(&self, source: &Source, item: &Item) -> Result<Sparse24<Bytes>, Error> {
+        if self.to == Layout::Native { source.widest24(item) } else { source.sparse24(item) }
     }
 
     /// The vector length to be written down: only what was said, or found for our own format.
-    fn said(&self, item: &Item, raw: &Raw24<'_>) -> Option<VectorLen> {
-        if self.to == Layout::Native { Some(raw.vector()) } else { item.vector }
+    fn said(&self, item: &Item, s: &Sparse24<Bytes>) -> Option<VectorLen> {
+        if self.to == Layout::Native { Some(s.vector()) } else { item.vector }
     }
 }

@@ -13,8 +13,8 @@ use super::args::Json;
 use super::claim::Claim;
 use super::{Outcome, print, progress, rewrite, say, scaled, size};
 use sparse24::error::{Error, printable};
-use sparse24::format::Sparse24;
-use sparse24::io::{Dtype, Item, Raw24, Source, Stored, in_by_out};
+use sparse24::format::{Bytes, Sparse24, Storage};
+use sparse24::io::{Item, Source, Stored, in_by_out};
 use sparse24::mask::{Mask, VectorLen};
 use sparse24::matrix::{DType, Elements, Matrix};
 use sparse24::prune;
@@ -171,12 +171,13 @@ fn check(path: &Path, source: &Source, in_by_out: &BTreeSet<String>) -> Result<O
             None if item.stored == Stored::Bitmask => (source.dense(item).map(drop), false),
             _ if in_by_out.contains(&item.name) => {
                 let checked = source.transposed(item).and_then(|(m, k, bytes)| {
-                    let raw = Raw24::from_dense(m, k, item.dtype, &bytes, Some(VectorLen::ONE));
-                    raw.map(drop).map_err(|e| e.in_tensor(source.path_of(item), &item.name))
+                    let w = Bytes::new(item.dtype, bytes);
+                    let s = w.and_then(|w| Sparse24::from_elements(m, k, &w, Some(VectorLen::ONE)));
+                    s.map(drop).map_err(|e| e.in_tensor(source.path_of(item), &item.name))
                 });
                 (checked, true)
             }
-            _ => (source.raw24(item).map(drop), false),
+            _ => (source.sparse24(item).map(drop), false),
         };
         match checked {
             Ok(()) => bar.inc(1),
@@ -258,12 +259,7 @@ impl Listing {
 impl Row {
     fn of(source: &Source, item: &Item, in_by_out: bool) -> Result<Self> {
         let at = |e: Error| e.in_tensor(source.path_of(item), &item.name);
-        let float = match item.dtype {
-            Dtype::F32 => Some(DType::F32),
-            Dtype::F16 => Some(DType::F16),
-            Dtype::BF16 => Some(DType::Bf16),
-            _ => None,
-        };
+        let float = DType::try_from(item.dtype).ok();
         let matrix = match (item.stored, float.filter(|_| item.matrix().is_some())) {
             (Stored::Bitmask | Stored::SparseBitmask, None) if item.spec24().is_none() => {
                 // Not a matrix that more is said of, but checked like others that are compressed.
@@ -271,7 +267,7 @@ impl Row {
                 None
             }
             (Stored::Native | Stored::Bitmask | Stored::Cutlass, _) => {
-                Some(Facts::of_compressed(source.raw24(item)?, item.bytes).map_err(at)?)
+                Some(Facts::of_compressed(source.sparse24(item)?, item.bytes).map_err(at)?)
             }
             (_, Some(dtype)) if in_by_out => {
                 let (m, k, bytes) = source.transposed(item)?;
@@ -339,10 +335,10 @@ impl Facts {
         Ok(facts)
     }
 
-    fn of_compressed(raw: Raw24<'_>, bytes: u64) -> Result<Self, Error> {
-        let mut facts = Self::sized(raw.m(), raw.k(), raw.dtype().bitsize() / 8, raw.nonzeros());
+    fn of_compressed(s: Sparse24<Bytes>, bytes: u64) -> Result<Self, Error> {
+        let mut facts = Self::sized(s.m(), s.k(), s.values().file_dtype().bitsize() / 8, s.nonzeros()?);
         // The pattern may be shared by more rows than it is stored for.
-        facts.vector = Some(raw.widest()?.vector().get());
+        facts.vector = Some(s.widest()?.vector().get());
         facts.kept_magnitude = Some(1.0);
         facts.sparse24_bytes = bytes;
         Ok(facts)

@@ -585,7 +585,7 @@ impl Args {
                 let (row, sparse) = pruned.map_err(fail)?;
                 rows.push(row);
                 return Ok(Made::Compressed(
-                    rewrite::raw(&sparse, item.dtype).with_context(|| printable(&item.name).into_owned())?,
+                    rewrite::stored_values(&sparse, item.dtype).with_context(|| printable(&item.name).into_owned())?,
                 ));
             };
             rewrite::made_of(checkpoint, item, fate)

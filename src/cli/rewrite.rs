@@ -12,8 +12,9 @@ use serde_json::Value;
 use super::args::ensure_usage;
 use super::say;
 use sparse24::error::printable;
+use sparse24::format::Bytes;
 use sparse24::graph::{Checkpoint, LinearTensor};
-use sparse24::io::{Dtype, Item, Layout, LeftOut, Raw24, Source, Spec, Spec24, Stored, Writer, read_config};
+use sparse24::io::{Dtype, Item, Layout, LeftOut, Source, Spec, Spec24, Stored, Writer, read_config};
 use sparse24::{DType, Elements, HostWeights, Matrix, Sparse24};
 
 /// What becomes of an item.
@@ -31,7 +32,7 @@ pub(super) type Fates<'a> = Vec<(&'a Item, Fate)>;
 
 /// What is written in its place.
 pub(super) enum Made {
-    Compressed(Raw24<'static>),
+    Compressed(Sparse24<Bytes>),
     /// Little-endian bytes.
     Plain(Vec<u8>),
 }
@@ -97,7 +98,7 @@ pub(super) fn write(
             continue;
         }
         match make(item, fate)? {
-            Made::Compressed(raw) => layout.write(&mut writer, &item.name, &raw)?,
+            Made::Compressed(w) => layout.write(&mut writer, &item.name, &w)?,
             Made::Plain(bytes) => writer.write(&item.name, &bytes)?,
         }
     }
@@ -121,7 +122,7 @@ pub(super) fn made_of(checkpoint: &Checkpoint, item: &Item, fate: &Fate) -> Resu
     let plain = |w: &Matrix| Made::Plain(w.cast(stored_in(item.dtype)).elements().to_le_bytes());
     Ok(match (checkpoint.linear_tensor(&item.name)?, fate) {
         (Some(LinearTensor::Weights(HostWeights::Sparse24(w))), Fate::Compressed(_)) => {
-            Made::Compressed(raw(&w, item.dtype).with_context(|| printable(&item.name).into_owned())?)
+            Made::Compressed(stored_values(&w, item.dtype).with_context(|| printable(&item.name).into_owned())?)
         }
         (Some(LinearTensor::Weights(w)), _) => plain(&w.to_dense()?),
         (Some(LinearTensor::Bias(bias)), _) => plain(&bias),
@@ -134,21 +135,18 @@ pub(super) fn made_of(checkpoint: &Checkpoint, item: &Item, fate: &Fate) -> Resu
 
 /// Our name for a file's type. What is pruned or trained is of one of the three.
 pub(super) fn stored_in(dtype: Dtype) -> DType {
-    match dtype {
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::Bf16,
-        _ => DType::F32,
-    }
+    DType::try_from(dtype).unwrap_or(DType::F32)
 }
 
 /// A compressed matrix as it is stored in elements of this type.
-pub(super) fn raw(w: &Sparse24, dtype: Dtype) -> Result<Raw24<'static>> {
+pub(super) fn stored_values(w: &Sparse24, dtype: Dtype) -> Result<Sparse24<Bytes>> {
     let from = w.values().to_f32();
     let values = Elements::from_f32(stored_in(dtype), &from);
     if let Some(at) = (0..from.len()).find(|&at| from[at].is_finite() && !values.get(at).is_finite()) {
         bail!("a weight became {}, which is no {dtype}, as it is to be stored", from[at]);
     }
-    Ok(Raw24::new(w.m(), w.k(), w.vector(), dtype, values.to_le_bytes(), w.meta().to_vec())?)
+    let values = Bytes::new(dtype, values.to_le_bytes())?;
+    Ok(Sparse24::from_parts(w.m(), w.k(), w.vector(), values, w.meta().to_vec())?)
 }
 
 /// An error if the output would take the place of a file that is read: one of several, without which the others are no

@@ -1,18 +1,16 @@
-//! The layouts in which a 2:4 matrix lies in a safetensors file, specified at [`Layout`], and the one form that all of
-//! them are read to and written from.
+//! The layouts in which a 2:4 matrix lies in a safetensors file, specified at [`Layout`]: each is read to a [`Sparse24`]
+//! and written from one.
 //!
-//! Elements are bytes here. They may be of types that no kernel multiplies: [`Dtype::F32`], F16, BF16, I8, U8, F8_E4M3
-//! and F8_E5M2. Invariant: a [`Raw24`] is legal by the rules of [`crate::format`].
+//! Layouts differ in how they say where values stood, so this file translates between their words and the codes of
+//! [`crate::format`], and moves no element. Invariant: what is read is legal by the rules of the format.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Dtype, FORMAT, Spec, Writer, file_dtype, little_endian};
-use crate::error::{Error, Part, Result, checked_mul};
-use crate::format::{Sparse24, VERSION, code_of, positions_of};
-use crate::mask::{Mask, VectorLen};
-use crate::matrix::{DType, Elements, each_dtype};
+use super::{Dtype, FORMAT, Spec, Writer, little_endian};
+use crate::error::{Error, Result, checked_mul};
+use crate::format::{Bytes, Sparse24, Storage, VERSION, code_of};
+use crate::mask::VectorLen;
 
 /// How a 2:4 matrix lies in a file.
 ///
@@ -66,7 +64,7 @@ impl Layout {
 
     /// Whether 2:4 matrices can have elements of this type; a layout may take fewer.
     pub fn takes(dtype: Dtype) -> bool {
-        ValueType::of(dtype).is_ok()
+        Bytes::expect_type(dtype).is_ok()
     }
 
     /// The tensors that hold such a matrix. An error if the layout has no place for its shape or type.
@@ -83,7 +81,7 @@ impl Layout {
     pub fn specs(self, matrix: &Spec24) -> Result<Vec<Spec>> {
         let Spec24 { name, m, k, dtype, vector } = matrix;
         let (m, k) = (*m, *k);
-        ValueType::of(*dtype)?;
+        Bytes::expect_type(*dtype)?;
         let refuse = |why: String| Err(Error::invalid(format!("{m} x {k} {dtype}: the layout {self} {why}")));
         let [values, meta] = ["values", "meta"].map(|part| format!("{name}.{part}"));
         Ok(match self {
@@ -138,24 +136,24 @@ impl Layout {
     }
 
     /// Writes a matrix to the tensors of [`Self::specs`].
-    pub fn write(self, writer: &mut Writer, name: &str, matrix: &Raw24<'_>) -> Result<()> {
+    pub fn write<S: Storage>(self, writer: &mut Writer, name: &str, matrix: &Sparse24<S>) -> Result<()> {
         let part = |part: &str| format!("{name}.{part}");
         match self {
             Self::Native => {
-                writer.write(&part("values"), &matrix.values)?;
-                writer.write(&part("meta"), &little_endian(&matrix.meta))
+                writer.write(&part("values"), &matrix.values().little_endian())?;
+                writer.write(&part("meta"), &little_endian(matrix.meta()))
             }
-            Self::Dense => writer.write(name, &matrix.decompress()),
+            Self::Dense => writer.write(name, &matrix.to_elements().little_endian()),
             Self::Bitmask => {
                 let part = |part: &str| format!("{}.{part}", stem(name));
-                let shape = [matrix.m, matrix.k].map(|n| (n as i64).to_le_bytes());
-                writer.write(&part("compressed"), &matrix.values)?;
-                writer.write(&part("bitmask"), &matrix.bitmask())?;
+                let shape = [matrix.m(), matrix.k()].map(|n| (n as i64).to_le_bytes());
+                writer.write(&part("compressed"), &matrix.values().little_endian())?;
+                writer.write(&part("bitmask"), &bitmask(matrix))?;
                 writer.write(&part("shape"), shape.as_flattened())
             }
             Self::Cutlass => {
-                writer.write(&part("values"), &matrix.values)?;
-                writer.write(&part("meta"), &matrix.reordered()?)
+                writer.write(&part("values"), &matrix.values().little_endian())?;
+                writer.write(&part("meta"), &reordered(matrix)?)
             }
         }
     }
@@ -193,9 +191,9 @@ pub struct Spec24 {
 
 impl Spec24 {
     /// What is to be written of this matrix, its vector length included.
-    pub fn of(name: impl Into<String>, s: &Sparse24) -> Self {
+    pub fn of<S: Storage>(name: impl Into<String>, s: &Sparse24<S>) -> Self {
         let (m, k) = (s.m(), s.k());
-        Self { name: name.into(), m, k, dtype: file_dtype(s.dtype()), vector: Some(s.vector()) }
+        Self { name: name.into(), m, k, dtype: s.values().file_dtype(), vector: Some(s.vector()) }
     }
 }
 
@@ -207,46 +205,6 @@ pub(super) fn stem(name: &str) -> &str {
 /// Columns of the values of a matrix of `k` columns.
 pub(super) fn stored_columns(k: usize) -> usize {
     2 * k.div_ceil(4)
-}
-
-/// A type of values, as far as it matters which of them are zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct ValueType {
-    /// Bytes.
-    width: usize,
-    /// The bits of the last byte, the highest, that must be 0 in a zero: all but the sign of floating-point numbers.
-    top: u8,
-}
-
-impl ValueType {
-    fn of(dtype: Dtype) -> Result<Self> {
-        let (width, top) = match dtype {
-            Dtype::F32 => (4, 0x7f),
-            Dtype::F16 | Dtype::BF16 => (2, 0x7f),
-            Dtype::F8_E4M3 | Dtype::F8_E5M2 => (1, 0x7f),
-            Dtype::I8 | Dtype::U8 => (1, 0xff),
-            other => {
-                let types = "F32, F16, BF16, F8_E4M3, F8_E5M2, I8 or U8";
-                return Err(Error::invalid(format!("is {other}, a 2:4 matrix is {types}")));
-            }
-        };
-        Ok(Self { width, top })
-    }
-
-    fn is_zero(self, bytes: &[u8]) -> bool {
-        bytes.split_last().is_none_or(|(last, low)| last & self.top == 0 && low.iter().all(|&b| b == 0))
-    }
-}
-
-/// Runs a function that is generic over the width of values.
-macro_rules! each_width {
-    ($width:expr, $function:ident($($argument:expr),*)) => {
-        match $width {
-            4 => $function::<4>($($argument),*),
-            2 => $function::<2>($($argument),*),
-            _ => $function::<1>($($argument),*),
-        }
-    };
 }
 
 /// How CUTLASS orders the words of metadata of a type.
@@ -287,312 +245,32 @@ impl Order {
     }
 }
 
-/// A 2:4 matrix of any element type, as bytes: what every layout is read to and written from. [`Sparse24`] is the same
-/// for the types that are multiplied.
-///
-/// ```
-/// use sparse24::io::{Dtype, Raw24};
-/// let dense = [0, 5, 0, 251, 7, 0, 0, 0];
-/// let s = Raw24::from_dense(1, 8, Dtype::I8, &dense, None)?;
-/// assert_eq!((s.values(), s.meta()), (&[5, 251, 7, 0][..], &[0x8d][..]));
-/// assert_eq!(s.decompress(), dense);
-/// # Ok::<(), sparse24::Error>(())
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Raw24<'a> {
-    m: usize,
-    k: usize,
-    vector: VectorLen,
-    dtype: Dtype,
-    kind: ValueType,
-    values: Cow<'a, [u8]>,
-    meta: Cow<'a, [u32]>,
+/// The coded positions of a matrix whose columns are a multiple of 4, a bit each.
+fn bitmask<S: Storage>(s: &Sparse24<S>) -> Vec<u8> {
+    let row_bytes = s.k().div_ceil(8);
+    let mut bytes = vec![0; s.m() * row_bytes];
+    for (row, bytes) in bytes.chunks_exact_mut(row_bytes.max(1)).enumerate() {
+        for group in 0..s.k() / 4 {
+            let (first, second) = s.code(row, group);
+            bytes[group / 2] |= (1 << first | 1 << second) << (4 * (group % 2));
+        }
+    }
+    bytes
 }
 
-impl<'a> From<&'a Sparse24> for Raw24<'a> {
-    fn from(s: &'a Sparse24) -> Self {
-        Self {
-            m: s.m(),
-            k: s.k(),
-            vector: s.vector(),
-            dtype: file_dtype(s.dtype()),
-            kind: ValueType { width: s.dtype().bytes(), top: 0x7f },
-            values: each_dtype!(s.values(), v => little_endian(v)),
-            meta: Cow::Borrowed(s.meta()),
+/// The codes in CUTLASS' order.
+fn reordered<S: Storage>(s: &Sparse24<S>) -> Result<Vec<u8>> {
+    let order = Order::of(s.values().file_dtype()).filter(|order| order.fits(s.m(), s.k()));
+    let order = order.ok_or_else(|| Error::invalid("the layout cutlass has no place for this matrix"))?;
+    let (bytes, cols) = (order.columns / 8, s.k() / order.columns);
+    let mut out = vec![0; s.m() * cols * bytes];
+    for row in 0..s.m() {
+        let words = little_endian(s.meta_row(row));
+        for (col, word) in words.chunks_exact(bytes).enumerate() {
+            out[order.place(s.m(), row, col) * bytes..][..bytes].copy_from_slice(word);
         }
     }
-}
-
-impl Raw24<'_> {
-    /// Takes over values and metadata, laid out as [`crate::format`] says, in little-endian bytes. An error if they are
-    /// not legal.
-    pub fn new(m: usize, k: usize, vector: VectorLen, dtype: Dtype, values: Vec<u8>, meta: Vec<u32>) -> Result<Self> {
-        let kind = ValueType::of(dtype)?;
-        let (columns, words) = (stored_columns(k), k.div_ceil(32));
-        let rows = m.div_ceil(vector.get());
-        let bytes = checked_mul("values", checked_mul("values", m, columns)?, kind.width)?;
-        if values.len() != bytes {
-            return Err(Error::shape("values", vec![values.len()], vec![bytes]));
-        }
-        if meta.len() != checked_mul("meta", rows, words)? {
-            return Err(Error::shape("meta", vec![meta.len()], vec![rows, words]));
-        }
-        let groups = k.div_ceil(4);
-        for (row, words) in meta.chunks_exact(words.max(1)).enumerate() {
-            for group in 0..8 * words.len() {
-                let code = nibble(words, group);
-                if group >= groups && code != 0 {
-                    return Err(Error::padding(Part::Meta, row, group));
-                }
-                if group < groups && positions_of(code).is_none() {
-                    return Err(Error::illegal_code(row, group, code));
-                }
-            }
-        }
-        let s = Self { m, k, vector, dtype, kind, values: Cow::Owned(values), meta: Cow::Owned(meta) };
-        if !k.is_multiple_of(4) {
-            let group = groups - 1;
-            for row in 0..m {
-                let (first, second) = s.code(row, group);
-                let at = row * columns + 2 * group;
-                let stray = |(i, at): (usize, usize)| {
-                    i >= k % 4 && !kind.is_zero(&s.values[at * kind.width..(at + 1) * kind.width])
-                };
-                if [first, second].into_iter().zip(at..).any(stray) {
-                    return Err(Error::padding(Part::Values, row, group));
-                }
-            }
-        }
-        Ok(s)
-    }
-
-    /// Compresses the little-endian bytes of an `m x k` matrix, with codes shared by `vector` rows; by as many as can
-    /// share them if that is `None`. A group that does not fit is an error: [`Error::is_over_full`].
-    pub fn from_dense(m: usize, k: usize, dtype: Dtype, dense: &[u8], vector: Option<VectorLen>) -> Result<Self> {
-        fn gather<const W: usize>(s: &Raw24<'_>, dense: &[u8]) -> Vec<u8> {
-            let mut values = Vec::with_capacity(s.m * stored_columns(s.k) * W);
-            for (row, dense) in dense.chunks_exact(s.k * W).enumerate() {
-                let codes = s.meta_row(row);
-                for (group, data) in dense.chunks(4 * W).enumerate() {
-                    let (first, second) = split(nibble(codes, group));
-                    let data = data.as_chunks::<W>().0;
-                    for at in [first, second] {
-                        values.extend(data.get(at).unwrap_or(&[0; W]));
-                    }
-                }
-            }
-            values
-        }
-        let mask = nonzero_mask(m, k, dtype, dense)?;
-        let vector = vector.or_else(|| Sparse24::vector_len_of(&mask)).unwrap_or(VectorLen::ONE);
-        checked_mul("values", checked_mul("values", m, stored_columns(k))?, 4)?;
-        let meta = codes(&mask, vector)?;
-        let kind = ValueType::of(dtype)?;
-        let mut s = Self { m, k, vector, dtype, kind, values: Cow::Borrowed(&[]), meta: Cow::Owned(meta) };
-        if !dense.is_empty() {
-            s.values = Cow::Owned(each_width!(kind.width, gather(&s, dense)));
-        }
-        Ok(s)
-    }
-
-    /// The same matrix with codes shared by as many rows as can share them. Codes stay, if as many rows have the same
-    /// ones; else they are those of the non-zeros.
-    pub fn widest(self) -> Result<Self> {
-        let dense = self.decompress();
-        let shared = nonzero_mask(self.m, self.k, self.dtype, &dense)?;
-        // As it is legal at its own vector length, so it is at one.
-        let widest = Sparse24::vector_len_of(&shared).unwrap_or(VectorLen::ONE);
-        match self.shared(widest) {
-            Some(meta) => Ok(Self { vector: widest, meta: Cow::Owned(meta), ..self }),
-            None => Self::from_dense(self.m, self.k, self.dtype, &dense, Some(widest)),
-        }
-    }
-
-    /// The same matrix at another vector length, with the codes that it has. An error if rows that would share them
-    /// have others.
-    pub fn with_vector(self, vector: VectorLen) -> Result<Self> {
-        match self.shared(vector) {
-            Some(meta) => Ok(Self { vector, meta: Cow::Owned(meta), ..self }),
-            None => {
-                Err(Error::invalid(format!("vector length {vector} is said, but rows that would share codes do not")))
-            }
-        }
-    }
-
-    /// The codes of every `vector` rows, if those rows have the same.
-    fn shared(&self, vector: VectorLen) -> Option<Vec<u32>> {
-        let words = self.k.div_ceil(32);
-        let v = vector.get();
-        let mut meta = Vec::with_capacity(self.m.div_ceil(v).checked_mul(words)?);
-        for first in (0..if words == 0 { 0 } else { self.m }).step_by(v) {
-            let codes = self.meta_row(first);
-            if (first + 1..self.m.min(first + v)).any(|row| self.meta_row(row) != codes) {
-                return None;
-            }
-            meta.extend(codes);
-        }
-        Some(meta)
-    }
-
-    /// The little-endian bytes of the `m x k` matrix, with 0 wherever no value is coded.
-    pub fn decompress(&self) -> Vec<u8> {
-        fn scatter<const W: usize>(s: &Raw24<'_>) -> Vec<u8> {
-            let mut dense = vec![0; s.m * s.k * W];
-            for (row, out) in dense.chunks_exact_mut((s.k * W).max(1)).enumerate() {
-                let codes = s.meta_row(row);
-                let values = &s.values.as_chunks::<W>().0[row * stored_columns(s.k)..];
-                for (group, out) in out.chunks_mut(4 * W).enumerate() {
-                    let (first, second) = split(nibble(codes, group));
-                    let out = out.as_chunks_mut::<W>().0;
-                    for (at, value) in [first, second].into_iter().zip(&values[2 * group..]) {
-                        if let Some(out) = out.get_mut(at) {
-                            *out = *value;
-                        }
-                    }
-                }
-            }
-            dense
-        }
-        each_width!(self.kind.width, scatter(self))
-    }
-
-    /// The same matrix for multiplication. An error if it is of a type that is not multiplied.
-    pub fn to_sparse24(&self) -> Result<Sparse24> {
-        let dtype = match self.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::Bf16,
-            other => return Err(Error::invalid(format!("is {other}, expected F32, F16 or BF16"))),
-        };
-        let values = Elements::from_bytes(dtype, &self.values)?;
-        Sparse24::from_parts(self.m, self.k, self.vector, values, self.meta.to_vec())
-    }
-
-    /// Rows.
-    pub fn m(&self) -> usize {
-        self.m
-    }
-
-    /// Columns, before compression.
-    pub fn k(&self) -> usize {
-        self.k
-    }
-
-    /// How many rows share a code.
-    pub fn vector(&self) -> VectorLen {
-        self.vector
-    }
-
-    /// The element type.
-    pub fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    /// How many elements are not zero. -0.0 is zero, NaN is not.
-    pub fn nonzeros(&self) -> usize {
-        self.values.chunks_exact(self.kind.width).filter(|x| !self.kind.is_zero(x)).count()
-    }
-
-    /// The values in little-endian bytes.
-    pub fn values(&self) -> &[u8] {
-        &self.values
-    }
-
-    /// The codes, as in [`Sparse24::meta`].
-    pub fn meta(&self) -> &[u32] {
-        &self.meta
-    }
-
-    fn meta_row(&self, row: usize) -> &[u32] {
-        let words = self.k.div_ceil(32);
-        &self.meta[row / self.vector.get() * words..][..words]
-    }
-
-    fn code(&self, row: usize, group: usize) -> (usize, usize) {
-        split(nibble(self.meta_row(row), group))
-    }
-
-    /// The coded positions of a matrix whose columns are a multiple of 4, a bit each.
-    fn bitmask(&self) -> Vec<u8> {
-        let row_bytes = self.k.div_ceil(8);
-        let mut bytes = vec![0; self.m * row_bytes];
-        for (row, bytes) in bytes.chunks_exact_mut(row_bytes.max(1)).enumerate() {
-            for group in 0..self.k / 4 {
-                let (first, second) = self.code(row, group);
-                bytes[group / 2] |= (1 << first | 1 << second) << (4 * (group % 2));
-            }
-        }
-        bytes
-    }
-
-    /// The codes in CUTLASS' order.
-    fn reordered(&self) -> Result<Vec<u8>> {
-        let order = Order::of(self.dtype).filter(|order| order.fits(self.m, self.k));
-        let order = order.ok_or_else(|| Error::invalid("the layout cutlass has no place for this matrix"))?;
-        let (bytes, cols) = (order.columns / 8, self.k / order.columns);
-        let mut out = vec![0; self.m * cols * bytes];
-        for row in 0..self.m {
-            let words = little_endian(self.meta_row(row));
-            for (col, word) in words.chunks_exact(bytes).enumerate() {
-                out[order.place(self.m, row, col) * bytes..][..bytes].copy_from_slice(word);
-            }
-        }
-        Ok(out)
-    }
-}
-
-/// The code of `group` in a row of metadata.
-fn nibble(words: &[u32], group: usize) -> u8 {
-    (words[group / 8] >> (4 * (group % 8)) & 0xf) as u8
-}
-
-/// The two positions of a code that is known to be legal.
-fn split(code: u8) -> (usize, usize) {
-    ((code & 3) as usize, (code >> 2) as usize)
-}
-
-/// Where elements are not zero. An error if the bytes are not those of an `m x k` matrix of that type.
-fn nonzero_mask(m: usize, k: usize, dtype: Dtype, dense: &[u8]) -> Result<Mask> {
-    fn bits<const W: usize>(kind: ValueType, k: usize, dense: &[u8]) -> Vec<u32> {
-        let word = |data: &[u8]| {
-            let data = data.as_chunks::<W>().0;
-            // The same as `is_zero`, of a width that the compiler knows.
-            let any = |x: &[u8; W]| x[..W - 1].iter().fold(x[W - 1] & kind.top, |any, byte| any | byte) != 0;
-            (0..).zip(data).fold(0, |bits, (i, x)| bits | u32::from(any(x)) << i)
-        };
-        dense.chunks_exact(k * W).flat_map(|row| row.chunks(32 * W).map(word)).collect()
-    }
-    let kind = ValueType::of(dtype)?;
-    let bytes = checked_mul("matrix", checked_mul("matrix", m, k)?, kind.width)?;
-    if dense.len() != bytes {
-        return Err(Error::shape("matrix bytes", vec![dense.len()], vec![bytes]));
-    }
-    let words = if dense.is_empty() { Vec::new() } else { each_width!(kind.width, bits(kind, k, dense)) };
-    Mask::new(m, k, words)
-}
-
-/// The codes of a mask, shared by so many rows.
-fn codes(mask: &Mask, vector: VectorLen) -> Result<Vec<u32>> {
-    let per_row = mask.words_per_row();
-    let groups = mask.cols().div_ceil(4);
-    let mut meta = Vec::with_capacity(checked_mul("meta", mask.rows().div_ceil(vector.get()), per_row)?);
-    if per_row == 0 {
-        return Ok(meta);
-    }
-    for (block, rows) in mask.words().chunks(vector.get() * per_row).enumerate() {
-        for at in 0..per_row {
-            let union = rows.chunks_exact(per_row).fold(0, |union, row| union | row[at]);
-            let mut word = 0;
-            for group in 8 * at..groups.min(8 * at + 8) {
-                let bits = (union >> (4 * (group % 8)) & 0xf) as u8;
-                let code =
-                    code_of(bits).ok_or(Error::over_full(block * vector.get(), group, bits.count_ones() as usize))?;
-                word |= u32::from(code) << (4 * (group % 8));
-            }
-            meta.push(word);
-        }
-    }
-    Ok(meta)
+    Ok(out)
 }
 
 /// Which elements of a mask are set. An error names the first that is neither zero nor one.
@@ -608,10 +286,9 @@ pub(super) fn ones(dtype: Dtype, bytes: &[u8]) -> Result<Vec<bool>> {
         other => return Err(Error::invalid(format!("is {other}, which no mask is"))),
     };
     let float = matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64);
-    let kind = ValueType { width: one.len(), top: if float { 0x7f } else { 0xff } };
     let element = |(i, x): (usize, &[u8])| match x {
         x if x == one => Ok(true),
-        x if kind.is_zero(x) => Ok(false),
+        [low @ .., top] if low.iter().all(|&b| b == 0) && (*top == 0 || float && *top == 0x80) => Ok(false),
         _ => Err(Error::invalid(format!("element {i} of the mask is neither 0 nor 1"))),
     };
     bytes.chunks_exact(one.len()).enumerate().map(element).collect()
@@ -624,7 +301,7 @@ pub(super) fn from_bitmask(
     dtype: Dtype,
     values: Vec<u8>,
     bitmask: &[u8],
-) -> Result<Raw24<'static>> {
+) -> Result<Sparse24<Bytes>> {
     let (row_bytes, words) = (k.div_ceil(8), k.div_ceil(32));
     let mut meta = vec![0; checked_mul("meta", m, words)?];
     let rows = bitmask.chunks_exact(row_bytes.max(1)).zip(meta.chunks_exact_mut(words.max(1)));
@@ -643,7 +320,7 @@ pub(super) fn from_bitmask(
             }
         }
     }
-    Raw24::new(m, k, VectorLen::ONE, dtype, values, meta)
+    Sparse24::from_parts(m, k, VectorLen::ONE, Bytes::new(dtype, values)?, meta)
 }
 
 /// An error unless a bitmask sets two bits of every group.
@@ -693,7 +370,7 @@ pub(super) fn cutlass_meta(m: usize, k: usize, dtype: Dtype) -> Option<(Dtype, u
 }
 
 /// A matrix in the layout cutlass, whose values need no change.
-pub(super) fn from_cutlass(m: usize, k: usize, dtype: Dtype, values: Vec<u8>, meta: &[u8]) -> Result<Raw24<'static>> {
+pub(super) fn from_cutlass(m: usize, k: usize, dtype: Dtype, values: Vec<u8>, meta: &[u8]) -> Result<Sparse24<Bytes>> {
     let order = Order::of(dtype).filter(|order| order.fits(m, k));
     let order = order.ok_or_else(|| Error::invalid(format!("{m} x {k} {dtype} is no matrix of the layout cutlass")))?;
     let (bytes, cols) = (order.columns / 8, k / order.columns);
@@ -705,5 +382,5 @@ pub(super) fn from_cutlass(m: usize, k: usize, dtype: Dtype, values: Vec<u8>, me
             words[(row * cols + col) * bytes / 4] |= word << (8 * (col * bytes % 4));
         }
     }
-    Raw24::new(m, k, VectorLen::ONE, dtype, values, words)
+    Sparse24::from_parts(m, k, VectorLen::ONE, Bytes::new(dtype, values)?, words)
 }

@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::layout::{self, Layout, Raw24, Spec24};
+use super::layout::{self, Layout, Spec24};
 use super::{Dtype, FORMAT, Spec, TensorFile, TensorInfo};
 use crate::error::{Error, Result, checked_mul};
+use crate::format::{Bytes, Sparse24};
 use crate::mask::{Mask, VectorLen};
 use crate::matrix::{DType, Elements, Matrix};
 use crate::memory;
@@ -122,7 +123,7 @@ impl Item {
 /// let stored: Vec<_> = source.items().map(|item| (&*item.name, item.stored)).collect();
 /// assert_eq!(stored, [("down.weight", Stored::Dense), ("up.weight", Stored::Native)]);
 /// for item in source.items() {
-///     assert_eq!((source.matrix(item)?, source.raw24(item)?.to_sparse24()?), (w.clone(), s.clone()));
+///     assert_eq!((source.matrix(item)?, Sparse24::try_from(source.sparse24(item)?)?), (w.clone(), s.clone()));
 /// }
 /// # Ok::<(), sparse24::Error>(())
 /// ```
@@ -275,7 +276,7 @@ impl Source {
                 layout::expect_two_of_four(m, k, &bitmask).map_err(|e| self.at(item, e))?;
                 self.placed(item, (m, k), &bitmask, None)
             }
-            Stored::Native | Stored::Bitmask | Stored::Cutlass => Ok(self.raw24(item)?.decompress()),
+            Stored::Native | Stored::Bitmask | Stored::Cutlass => Ok(self.sparse24(item)?.to_elements().into_vec()),
             Stored::SparseBitmask => {
                 let [rows @ .., k] = &item.shape[..] else {
                     return Err(self.at(item, Error::invalid("a bitmask of no dimensions")));
@@ -317,33 +318,33 @@ impl Source {
     /// An item compressed: with the codes that it has, if it is stored compressed; otherwise with those of its
     /// non-zeros at V = 1. If the file says V, that is the vector length. An error names the first row and group that
     /// are not 2:4.
-    pub fn raw24(&self, item: &Item) -> Result<Raw24<'static>> {
+    pub fn sparse24(&self, item: &Item) -> Result<Sparse24<Bytes>> {
         self.compressed(item, Some(VectorLen::ONE))
     }
 
-    /// [`Self::raw24`] with codes shared by as many rows as can share them, unless the file says V.
-    pub fn widest24(&self, item: &Item) -> Result<Raw24<'static>> {
-        let raw = self.compressed(item, None)?;
+    /// [`Self::sparse24`] with codes shared by as many rows as can share them, unless the file says V.
+    pub fn widest24(&self, item: &Item) -> Result<Sparse24<Bytes>> {
+        let s = self.compressed(item, None)?;
         match item.stored {
-            Stored::Bitmask | Stored::Cutlass if item.vector.is_none() => raw.widest().map_err(|e| self.at(item, e)),
-            _ => Ok(raw),
+            Stored::Bitmask | Stored::Cutlass if item.vector.is_none() => s.widest().map_err(|e| self.at(item, e)),
+            _ => Ok(s),
         }
     }
 
     /// An item compressed. What is not stored so gets this vector length, or the largest that there is.
-    fn compressed(&self, item: &Item, vector: Option<VectorLen>) -> Result<Raw24<'static>> {
+    fn compressed(&self, item: &Item, vector: Option<VectorLen>) -> Result<Sparse24<Bytes>> {
         let (m, k) = self.two_dimensions(item)?;
         let made = match item.stored {
-            Stored::Native => return self.file_of(&item.parts[0])?.raw24(&item.name),
+            Stored::Native => return self.file_of(&item.parts[0])?.sparse24_bytes(&item.name),
             Stored::Bitmask => layout::from_bitmask(m, k, item.dtype, self.part(item, 0)?, &self.part(item, 1)?),
             Stored::Cutlass => layout::from_cutlass(m, k, item.dtype, self.part(item, 0)?, &self.part(item, 1)?),
             Stored::Dense | Stored::SparseBitmask | Stored::TorchMask | Stored::AspMask => {
-                Raw24::from_dense(m, k, item.dtype, &self.dense(item)?, vector)
+                Bytes::new(item.dtype, self.dense(item)?).and_then(|w| Sparse24::from_elements(m, k, &w, vector))
             }
         };
-        let made = made.and_then(|raw| match item.vector {
-            Some(vector) => raw.with_vector(vector),
-            None => Ok(raw),
+        let made = made.and_then(|s| match item.vector {
+            Some(vector) => s.with_vector(vector),
+            None => Ok(s),
         });
         made.map_err(|e| self.at(item, e))
     }
@@ -358,7 +359,7 @@ impl Source {
             let (name, file) = (&item.parts[0], self.file_of(&item.parts[0])?);
             return if item.shape.len() == 1 { file.vector(name) } else { file.matrix(name) };
         }
-        let dtype = self.float(item)?;
+        let dtype = DType::try_from(item.dtype).map_err(|e| self.at(item, e))?;
         let made = Elements::from_bytes(dtype, &self.dense(item)?).and_then(|data| Matrix::new(rows, cols, data));
         made.map_err(|e| self.at(item, e))
     }
@@ -387,15 +388,6 @@ impl Source {
         item.matrix().ok_or_else(|| {
             self.at(item, Error::invalid(format!("has shape {:?}, a matrix has two dimensions", item.shape)))
         })
-    }
-
-    fn float(&self, item: &Item) -> Result<DType> {
-        match item.dtype {
-            Dtype::F32 => Ok(DType::F32),
-            Dtype::F16 => Ok(DType::F16),
-            Dtype::BF16 => Ok(DType::Bf16),
-            other => Err(self.at(item, Error::invalid(format!("is {other}, expected F32, F16 or BF16")))),
-        }
     }
 
     fn path_of_tensor(&self, tensor: &str) -> &Path {

@@ -9,7 +9,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{
     Binding, Caps, FeatureAccess, ParamsLayout, Primitives, Program, Shader, Text, Types, WIDTHS, WORKGROUP,
-    add_override, add_suffix, fields,
+    add_override, add_suffix, fields, target_override, target_suffix,
 };
 use crate::error::Result;
 use crate::matrix::DType;
@@ -37,16 +37,6 @@ pub(crate) struct NormLayout {
 }
 
 impl NormLayout {
-    /// What a norm's gradient reads and writes.
-    pub(crate) const GRAD_BINDINGS: &'static [Binding] = &[
-        Binding::PARAMS,
-        Binding::read(1, "x"),
-        Binding::write(2, "y"),
-        Binding::read(3, "gamma"),
-        Binding::read(4, "dy"),
-        Binding::write(5, "statistics"),
-    ];
-
     /// Tokens of `width` features. An error for a type that kernels do not store.
     pub(crate) fn new(width: u32, storage: DType, output: DType) -> Result<Self> {
         Ok(Self { width, access: FeatureAccess::of(width), types: Types::new(storage, output)? })
@@ -73,11 +63,6 @@ impl NormLayout {
         ])
     }
 
-    /// One of every text of f32 alone, as gradients have.
-    pub(crate) fn all_f32() -> impl Iterator<Item = Self> {
-        Self::all().filter(|layout| layout.types == Types::F32)
-    }
-
     /// Values of the `override`s.
     pub(crate) fn overrides(self) -> Vec<(&'static str, f64)> {
         vec![("WIDTH", f64::from(self.width))]
@@ -98,6 +83,98 @@ impl fmt::Display for NormLayout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { width, access, types } = self;
         write!(f, "{}f32-d{width}-{}{}", types.storage(), access.name(), types.suffix())
+    }
+}
+
+/// The normalisations that have gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Norm {
+    Layer,
+    Rms,
+}
+
+/// The program of a normalisation's gradient with respect to what is normalised (shaders/layer_norm_grad.wgsl and
+/// rms_norm_grad.wgsl), which leaves what [`NormSums`] needs. All is f32. Its name (`Display`) is made of its parts, such as
+/// `layer_norm_grad-f32f32-d384-quads-add`: as of the normalisation itself, and `add` where the gradient is added to what
+/// is there, `sums` where it is not wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct NormGrad {
+    norm: Norm,
+    layout: NormLayout,
+    /// Whether the gradient is added to what is there; `None` where it is not wanted.
+    add: Option<bool>,
+}
+
+impl NormGrad {
+    /// Of tokens of `width` features.
+    pub(crate) fn new(norm: Norm, width: u32, add: Option<bool>) -> Self {
+        Self { norm, layout: NormLayout { width, access: FeatureAccess::of(width), types: Types::F32 }, add }
+    }
+
+    /// Every text of a normalisation.
+    pub(crate) fn all(norm: Norm) -> impl Iterator<Item = Program> {
+        WIDTHS.into_iter().map(move |width| Program::new(Self::new(norm, width, Some(false))))
+    }
+
+    /// Workgroups for so many tokens.
+    pub(crate) fn workgroups(self, tokens: usize) -> usize {
+        self.layout.workgroups(tokens)
+    }
+}
+
+impl Shader for NormGrad {
+    fn module(&self) -> String {
+        Self { layout: self.layout.module(), add: Some(false), ..*self }.to_string()
+    }
+
+    fn text(&self, _: Primitives) -> Result<Text> {
+        self.layout.text(match self.norm {
+            Norm::Layer => include_str!("../../shaders/layer_norm_grad.wgsl"),
+            Norm::Rms => include_str!("../../shaders/rms_norm_grad.wgsl"),
+        })
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        [self.layout.overrides(), vec![target_override(self.add)]].concat()
+    }
+
+    fn bindings(&self) -> &'static [Binding] {
+        const {
+            &[
+                Binding::PARAMS,
+                Binding::read(1, "x"),
+                Binding::write(2, "y"),
+                Binding::read(3, "gamma"),
+                Binding::read(4, "dy"),
+                Binding::write(5, "statistics"),
+            ]
+        }
+    }
+
+    fn params(&self) -> ParamsLayout {
+        NormParams::LAYOUT
+    }
+
+    fn workgroup_bytes(&self) -> u32 {
+        let sums = match self.norm {
+            Norm::Layer => 4,
+            Norm::Rms => 2,
+        };
+        sums * 4 * WORKGROUP as u32
+    }
+
+    fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
+        self.layout.supported_by(caps, self.workgroup_bytes())
+    }
+}
+
+impl fmt::Display for NormGrad {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let norm = match self.norm {
+            Norm::Layer => "layer_norm",
+            Norm::Rms => "rms_norm",
+        };
+        write!(f, "{norm}_grad-{}{}", self.layout, target_suffix(self.add))
     }
 }
 

@@ -21,7 +21,7 @@ use crate::kernels::{
 use crate::matrix::{DType, Element};
 use crate::problem::Activation;
 
-pub use grad::{ActivateGrad, ActivationGradKernel};
+pub use grad::ActivateGrad;
 
 /// An activation of each element, and the sum with another matrix where there is one: `y = act(x) + residual`.
 ///

@@ -24,7 +24,7 @@ use crate::matrix::{DType, Element};
 use crate::problem::Activation;
 use crate::reference::gated;
 
-pub use grad::{GatedGrad, GatedGradKernel};
+pub use grad::GatedGrad;
 
 /// A gate: `y = act(a) · b`, `a` being the first half of each row of `x` and `b` the second. With SiLU it is the SwiGLU of
 /// Llama, with GELU GeGLU (N. Shazeer 2020, [arXiv:2002.05202](https://arxiv.org/abs/2002.05202)).

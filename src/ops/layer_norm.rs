@@ -23,7 +23,7 @@ use crate::kernels::{
 use crate::matrix::{DType, Element};
 use crate::reference::layer_norm;
 
-pub use grad::{LayerNormGrad, LayerNormGradKernel};
+pub use grad::LayerNormGrad;
 
 /// Layer normalisation: `y = (x - mean) / √(variance + eps) · gamma + beta` over the features of each token, with the
 /// biased variance (the mean of squared differences, computed in a second pass). A token whose variance overflows f32

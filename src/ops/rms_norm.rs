@@ -21,7 +21,7 @@ use crate::kernels::{
 use crate::matrix::{DType, Element};
 use crate::reference::rms_norm;
 
-pub use grad::{RmsNormGrad, RmsNormGradKernel};
+pub use grad::RmsNormGrad;
 
 /// RMS normalisation: `y = x / √(mean of x² + eps) · gamma` over the features of each token. A token whose mean of squares
 /// overflows f32 becomes NaNs.

@@ -10,6 +10,10 @@
 //! device, with one difference: a call on a device cannot fail because of a number. A NaN ranks above infinity, all NaNs
 //! alike, and so is kept, to be seen in the next output; of three in a group the last is lost.
 //!
+//! The same bits, and not scores within a bound, although GPUs have no f64 and add it up in integers for that: a rounding
+//! that falls the other way is another pattern, not a small error of one. Weights that were trained on one device and
+//! are pruned again on another, or on the host when they are saved, would be another model.
+//!
 //! W must share no memory with what it is compressed to; a matrix without elements is no error. f16 needs no feature of
 //! a GPU. Invariant: a prepared call's operands have the sizes that its kernel indexes, and live on its device.
 //!
@@ -45,7 +49,7 @@ use crate::cpu::{BLOCK, Cpu, CpuCall, Shared, read};
 use crate::engine::{CpuParts, Tensor};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::groups::Bits;
+use crate::groups::Float;
 use crate::kernels::{
     Binding, ParamsLayout, Primitives, Program, Shader, Sparse24Layout, Sparse24Params, Text, WORKGROUP,
 };
@@ -157,7 +161,7 @@ impl CpuCall for Call {
 }
 
 /// The host's own loops, dealt out by blocks of rows: tasks begin where a pattern begins, at whatever vector length.
-fn sparsify<T: Bits>(cpu: &Cpu, w: &[T], (k, vector): (usize, VectorLen), values: &mut [T], meta: &mut [u32]) {
+fn sparsify<T: Float>(cpu: &Cpu, w: &[T], (k, vector): (usize, VectorLen), values: &mut [T], meta: &mut [u32]) {
     if w.is_empty() {
         return;
     }

@@ -12,7 +12,7 @@ use std::iter::zip;
 
 use crate::error::{Error, Result, expect_dtype, expect_shape};
 use crate::format::Sparse24;
-use crate::groups::{self, Bits, COLUMNS, Score, Sum};
+use crate::groups::{self, COLUMNS, Float, Score, Sum};
 use crate::mask::{Mask, Mask24, VectorLen};
 use crate::matrix::{Elements, Matrix, each_dtype};
 use crate::memory;
@@ -29,7 +29,7 @@ use crate::memory;
 /// # Ok::<(), sparse24::Error>(())
 /// ```
 pub fn magnitude(w: &Matrix, vector: VectorLen) -> Result<Mask24> {
-    fn typed<T: Bits>(w: &Matrix, data: &[T], vector: VectorLen) -> Result<Mask24> {
+    fn typed<T: Float>(w: &Matrix, data: &[T], vector: VectorLen) -> Result<Mask24> {
         let (m, k) = (w.rows(), w.cols());
         let per_row = k.div_ceil(COLUMNS);
         memory::claim_matrix("mask", m, per_row, size_of::<u32>())?;
@@ -69,7 +69,7 @@ pub fn magnitude(w: &Matrix, vector: VectorLen) -> Result<Mask24> {
 /// # Ok::<(), sparse24::Error>(())
 /// ```
 pub fn sparsify(w: &Matrix, vector: VectorLen) -> Result<Sparse24> {
-    fn typed<T: Bits>(w: &Matrix, data: &[T], vector: VectorLen) -> Result<Sparse24> {
+    fn typed<T: Float>(w: &Matrix, data: &[T], vector: VectorLen) -> Result<Sparse24> {
         let (m, k) = (w.rows(), w.cols());
         memory::claim_matrix("values", m, 2 * k.div_ceil(4), size_of::<T>())?;
         let mut values = vec![T::zeroed(); m * (2 * k.div_ceil(4))];
@@ -97,7 +97,7 @@ pub fn sparsify(w: &Matrix, vector: VectorLen) -> Result<Sparse24> {
 pub fn sparsify_into(w: &Matrix, s: &mut Sparse24) -> Result<()> {
     expect_shape("w", (w.rows(), w.cols()), (s.m(), s.k()))?;
     expect_dtype("w", w.dtype(), s.dtype())?;
-    fn typed<T: Bits>(data: &[T], k: usize, vector: VectorLen, values: &mut [T], meta: &mut [u32]) -> Result<()> {
+    fn typed<T: Float>(data: &[T], k: usize, vector: VectorLen, values: &mut [T], meta: &mut [u32]) -> Result<()> {
         if sparsify_rows(data, k, vector, &mut Workspace::default(), values, meta) {
             return Err(first_nan(data, k));
         }
@@ -118,7 +118,7 @@ pub fn sparsify_into(w: &Matrix, s: &mut Sparse24) -> Result<()> {
 /// them written. Returns whether there is a NaN, which is kept as if it were the largest number.
 // Not inlined, so that every caller runs the code that was measured: it took 1.7 times as long where it was.
 #[inline(never)]
-pub(crate) fn sparsify_rows<T: Bits>(
+pub(crate) fn sparsify_rows<T: Float>(
     data: &[T],
     k: usize,
     vector: VectorLen,
@@ -161,7 +161,7 @@ pub(crate) struct Workspace {
 
 impl Workspace {
     /// Decides about one block of V rows or fewer. Returns whether there is a NaN.
-    fn choose<T: Bits>(&mut self, rows: &[T], k: usize, vector: VectorLen) -> bool {
+    fn choose<T: Float>(&mut self, rows: &[T], k: usize, vector: VectorLen) -> bool {
         let Self { sums, kept, non_zero } = self;
         kept.resize(k.div_ceil(COLUMNS), 0);
         non_zero.resize(k.div_ceil(COLUMNS), 0);
@@ -194,7 +194,7 @@ fn decide<S: Score>(columns: &[S], kept: &mut [u32], non_zero: &mut [u32]) -> bo
         false => words(columns, kept, |x| groups::best_two::<S, false>(x)),
     }
     match lowest == false.into() {
-        true => words(columns, non_zero, groups::non_zeros),
+        true => words(columns, non_zero, |x| groups::columns(x, |x: S| x.bits_of() != false.into())),
         false => non_zero.fill(u32::MAX),
     }
     if let (Some(last), ragged @ 1..) = (non_zero.last_mut(), columns.len() % COLUMNS) {
@@ -216,7 +216,7 @@ fn words<S: Score>(columns: &[S], words: &mut [u32], word: impl Fn(&[S; COLUMNS]
 }
 
 /// The error that names the first NaN, of which there is one.
-fn first_nan<T: Bits>(data: &[T], k: usize) -> Error {
+fn first_nan<T: Float>(data: &[T], k: usize) -> Error {
     let at = data.iter().position(|x| x.to_f32().is_nan()).unwrap_or_default();
     Error::nan(at / k, at % k)
 }

@@ -147,7 +147,7 @@ impl Run {
         Ok(match file {
             File::Bench(bench) => {
                 let rows = bench.rows.into_iter().map(|row| Measured {
-                    times: Times::of(&row),
+                    times: row.times,
                     key: Key {
                         name: row.name,
                         shape: Some((row.m, row.n, row.k)),
@@ -163,7 +163,7 @@ impl Run {
             }
             File::Model(bench) => {
                 let rows = bench.rows.into_iter().map(|row| Measured {
-                    times: Times::of_model(&row),
+                    times: row.times,
                     key: Key { name: String::new(), shape: None, op: row.op, vector: row.vector, dtype: row.dtype },
                     kernel: row.kernels.join(", "),
                     clock: None,

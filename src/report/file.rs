@@ -135,7 +135,7 @@ fn sparse24() -> String {
     "sparse24".to_owned()
 }
 
-/// One measured product; times are of one call.
+/// One measured product.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Row {
     /// Name of the layer.
@@ -163,30 +163,9 @@ pub struct Row {
     /// Threads of a CPU.
     #[serde(deserialize_with = "present")]
     pub threads: Option<usize>,
-    /// Median of the samples, in milliseconds.
-    #[serde(deserialize_with = "present")]
-    pub median_ms: Option<f64>,
-    /// Fastest sample.
-    #[serde(deserialize_with = "present")]
-    pub min_ms: Option<f64>,
-    /// Slowest sample.
-    #[serde(default)]
-    pub max_ms: Option<f64>,
-    /// Where the middle half of the samples begins; not in older files.
-    #[serde(default)]
-    pub q1_ms: Option<f64>,
-    /// Where the middle half of the samples ends.
-    #[serde(default)]
-    pub q3_ms: Option<f64>,
-    /// Where the median lies with a probability of 95 %; not in older files or those of other programs.
-    #[serde(default)]
-    pub median_low_ms: Option<f64>,
-    /// The other end of that.
-    #[serde(default)]
-    pub median_high_ms: Option<f64>,
-    /// Whether the median is too uncertain to be believed.
-    #[serde(default)]
-    pub noisy: bool,
+    /// Of one call.
+    #[serde(flatten)]
+    pub times: Times,
     /// Number of samples.
     pub samples: usize,
     /// `gpu_timestamps`, `host_wall`, `cuda_events`.
@@ -219,7 +198,36 @@ pub struct Row {
     pub command: String,
 }
 
-/// One way to run a model; times are of one forward pass.
+/// The times of a row, in milliseconds; none where a result was not verified.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+pub struct Times {
+    /// Median of the samples.
+    #[serde(rename = "median_ms", deserialize_with = "present")]
+    pub median: Option<f64>,
+    /// Fastest sample.
+    #[serde(rename = "min_ms", deserialize_with = "present")]
+    pub min: Option<f64>,
+    /// Slowest sample.
+    #[serde(rename = "max_ms", default)]
+    pub max: Option<f64>,
+    /// Where the middle half of the samples begins; not in older files.
+    #[serde(rename = "q1_ms", default)]
+    pub q1: Option<f64>,
+    /// Where the middle half of the samples ends.
+    #[serde(rename = "q3_ms", default)]
+    pub q3: Option<f64>,
+    /// Where the median lies with a probability of 95 %; not in older files or those of other programs.
+    #[serde(rename = "median_low_ms", default)]
+    pub median_low: Option<f64>,
+    /// The other end of that.
+    #[serde(rename = "median_high_ms", default)]
+    pub median_high: Option<f64>,
+    /// Whether the median is too uncertain to be believed.
+    #[serde(default)]
+    pub noisy: bool,
+}
+
+/// One way to run a model.
 #[derive(Clone, Debug, Deserialize)]
 pub struct ModelRow {
     /// As in [`Row`].
@@ -231,30 +239,9 @@ pub struct ModelRow {
     pub dtype: String,
     /// Kernels of the linear layers.
     pub kernels: Vec<String>,
-    /// As in [`Row`].
-    #[serde(deserialize_with = "present")]
-    pub median_ms: Option<f64>,
-    /// Fastest sample.
-    #[serde(deserialize_with = "present")]
-    pub min_ms: Option<f64>,
-    /// Slowest sample.
-    #[serde(deserialize_with = "present")]
-    pub max_ms: Option<f64>,
-    /// Where the middle half of the samples begins; not in older files.
-    #[serde(default)]
-    pub q1_ms: Option<f64>,
-    /// Where the middle half of the samples ends.
-    #[serde(default)]
-    pub q3_ms: Option<f64>,
-    /// As in [`Row`].
-    #[serde(default)]
-    pub median_low_ms: Option<f64>,
-    /// As in [`Row`].
-    #[serde(default)]
-    pub median_high_ms: Option<f64>,
-    /// As in [`Row`].
-    #[serde(default)]
-    pub noisy: bool,
+    /// Of one forward pass.
+    #[serde(flatten)]
+    pub times: Times,
     /// What of the median each part takes.
     #[serde(deserialize_with = "present")]
     pub parts: Option<Parts>,
@@ -614,12 +601,12 @@ impl Bench {
             if row.device != environment.device {
                 return place(format!("device {:?} in a file of {:?}", row.device, environment.device));
             }
-            let Some((own, ratio)) = row.median_ms.zip(row.speedup_vs_dense) else { continue };
+            let Some((own, ratio)) = row.times.median.zip(row.speedup_vs_dense) else { continue };
             let dense = || rows.iter().filter(|d| d.op == "dense" && d.layer() == row.layer());
             if dense().next().is_none() {
                 return place("speedup_vs_dense without a dense row of the same shape and type".into());
             }
-            let own_dense = dense().find(|d| d.median_ms.is_some_and(|dense| agree(dense / own, ratio)));
+            let own_dense = dense().find(|d| d.times.median.is_some_and(|dense| agree(dense / own, ratio)));
             match own_dense {
                 None => return place(format!("speedup_vs_dense {ratio} is not the ratio to the dense row's median")),
                 Some(d) if d.clock != row.clock => {
@@ -656,9 +643,8 @@ impl Row {
             return Err(format!("shape {}", self.shape()));
         }
         check_op(&self.op, self.vector)?;
-        let times = Times::of(self);
-        times.check(self.verified)?;
-        let Some(median) = self.median_ms else { return Ok(()) };
+        self.times.check(self.verified)?;
+        let Some(median) = self.times.median else { return Ok(()) };
         let flops = 2.0 * self.m as f64 * self.n as f64 * self.k as f64;
         match self.effective_tflops {
             Some(tflops) if agree(tflops, flops / (median * 1e9)) => match self.executed_tflops {
@@ -685,28 +671,10 @@ fn check_op(op: &str, vector: Option<usize>) -> Checked {
     }
 }
 
-/// The times of a row, of whichever kind.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Times {
-    pub(super) median: Option<f64>,
-    pub(super) min: Option<f64>,
-    pub(super) max: Option<f64>,
-    pub(super) q1: Option<f64>,
-    pub(super) q3: Option<f64>,
-    /// The interval of the median, and whether it is noisy: see [`crate::measure::noise`].
-    pub(super) interval: Option<(f64, f64)>,
-    pub(super) noisy: bool,
-}
-
 impl Times {
-    pub(super) fn of(row: &Row) -> Self {
-        let Row { median_ms: median, min_ms: min, max_ms: max, q1_ms: q1, q3_ms: q3, noisy, .. } = *row;
-        Self { median, min, max, q1, q3, interval: row.median_low_ms.zip(row.median_high_ms), noisy }
-    }
-
-    pub(super) fn of_model(row: &ModelRow) -> Self {
-        let ModelRow { median_ms: median, min_ms: min, max_ms: max, q1_ms: q1, q3_ms: q3, noisy, .. } = *row;
-        Self { median, min, max, q1, q3, interval: row.median_low_ms.zip(row.median_high_ms), noisy }
+    /// Where the median lies with a probability of 95 %: see [`crate::measure::noise`].
+    fn interval(self) -> Option<(f64, f64)> {
+        self.median_low.zip(self.median_high)
     }
 
     /// From where to where the middle half of the samples lies; all of them, where no more is known.
@@ -718,7 +686,7 @@ impl Times {
     /// further, as it does with few samples.
     fn open(self) -> Option<(f64, f64)> {
         let (low, high) = self.middle()?;
-        let (from, to) = self.interval.unwrap_or((low, high));
+        let (from, to) = self.interval().unwrap_or((low, high));
         Some((low.min(from), high.max(to)))
     }
 
@@ -753,7 +721,7 @@ impl Times {
         let around = |low: f64, high: f64| {
             0.0 < low && high < f64::MAX && self.median.is_some_and(|median| low <= median && median <= high)
         };
-        if let Some((low, high)) = self.interval.filter(|&(low, high)| !around(low, high)) {
+        if let Some((low, high)) = self.interval().filter(|&(low, high)| !around(low, high)) {
             return Err(format!("median_low_ms {low} and median_high_ms {high} are no interval around median_ms"));
         }
         let known: Vec<f64> = all.into_iter().flatten().collect();
@@ -768,7 +736,10 @@ impl ModelBench {
     fn parse(json: &Value) -> Result<Self> {
         let check = |row: &ModelRow| -> Checked {
             check_op(&row.op, row.vector)?;
-            Times::of_model(row).check(row.verified)?;
+            row.times.check(row.verified)?;
+            if row.verified && row.times.max.is_none() {
+                return Err("verified, and has no max_ms".into());
+            }
             let parts = row.parts.map_or([1.0; 3], |p| [p.gemm_ms, p.attention_ms, p.rest_ms]);
             if !parts.iter().all(|ms| ms.is_finite() && *ms >= 0.0) || parts.iter().sum::<f64>() <= 0.0 {
                 return Err(format!("parts are not positive: {parts:?}"));
@@ -779,12 +750,12 @@ impl ModelBench {
         let (batch, seq): (usize, usize) = (part(json, "batch")?, part(json, "seq")?);
         for (at, row) in rows.iter().enumerate() {
             let place = |what: String| Err(Error::invalid(format!("row {}: {what}", at + 1)));
-            let Some(median) = row.median_ms else { continue };
+            let Some(median) = row.times.median else { continue };
             if let Some(rate) = row.sequences_per_second.filter(|r| !agree(*r, batch as f64 / median * 1e3)) {
                 return place(format!("sequences_per_second {rate} and median_ms {median} do not agree: mixed units?"));
             }
             if let Some(ratio) = row.speedup_vs_dense {
-                let of = |d: &ModelRow| d.op == "dense" && d.median_ms.is_some_and(|d| agree(d / median, ratio));
+                let of = |d: &ModelRow| d.op == "dense" && d.times.median.is_some_and(|d| agree(d / median, ratio));
                 if !rows.iter().any(of) {
                     return place(format!("speedup_vs_dense {ratio} is not the ratio to a dense row's median"));
                 }

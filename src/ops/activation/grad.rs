@@ -80,7 +80,7 @@ impl Operation for ActivateGrad<'_> {
 /// The program (shaders/activation_grad.wgsl). Its name (`Display`) is made of its parts, such as
 /// `activation_grad-gelu-add`: `add` where the gradient is added to what is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ActivationGradKernel {
+struct ActivationGradKernel {
     activation: Activation,
     add: bool,
 }

@@ -86,7 +86,7 @@ impl Operation for GatedGrad<'_> {
 /// The program (shaders/gated_grad.wgsl). Its name (`Display`) is made of its parts, such as
 /// `gated_grad-gelu-add`: `add` where the gradient is added to what is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct GatedGradKernel {
+struct GatedGradKernel {
     activation: Activation,
     add: bool,
 }

@@ -17,7 +17,7 @@ use std::sync::{Arc, RwLock};
 
 use super::super::{Cost, Gradient, Operand, Operation, cost_of, dispatch};
 use super::grad_kernels::{
-    GradParams, GradWKernel, GradXKernel, RepackKernel, RepackParams, SumRowsKernel, SumRowsParams, TILE,
+    Factor, GradKernel, GradParams, RepackKernel, RepackParams, SumRowsKernel, SumRowsParams, TILE,
 };
 use super::{Gemm, GemmOperands};
 use crate::cpu::{Cpu, CpuCall, CpuWeights, Shared, read, write};
@@ -198,7 +198,7 @@ impl Operation for GemmGradX<'_> {
     fn dispatches(&self, gpu: &Gpu) -> Result<Vec<Dispatch>> {
         let Self { weights, dy, dx } = *self;
         let (params, tiles) = (weights.params(dy.rows())?, dy.rows().div_ceil(TILE) * weights.shape().1.div_ceil(TILE));
-        let kernel = GradXKernel { op: weights.op(), add: dx.add };
+        let kernel = GradKernel { of: Factor::X, op: weights.op(), add: dx.add };
         let operands = [weights.values.on_gpu(), weights.words.on_gpu(), dy.on_gpu(), dx.to.on_gpu()];
         dispatch(gpu, Program::new(kernel), tiles, &params, &operands)
     }
@@ -237,7 +237,7 @@ impl Operation for GemmGradW<'_> {
     fn dispatches(&self, gpu: &Gpu) -> Result<Vec<Dispatch>> {
         let Self { weights, x, dy, dw } = *self;
         let (m, k) = weights.shape();
-        let kernel = GradWKernel { op: weights.op(), add: dw.add };
+        let kernel = GradKernel { of: Factor::W, op: weights.op(), add: dw.add };
         let operands = [weights.words.on_gpu(), x.on_gpu(), dy.on_gpu(), dw.to.on_gpu()];
         let tiles = m.div_ceil(TILE) * k.div_ceil(TILE);
         dispatch(gpu, Program::new(kernel), tiles, &weights.params(x.rows())?, &operands)

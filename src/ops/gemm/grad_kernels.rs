@@ -20,8 +20,8 @@ pub(super) const TILE: usize = 64;
 /// Every text.
 pub(super) fn shaders() -> impl Iterator<Item = Program> {
     [
-        Program::new(GradXKernel { op: Op::Dense, add: false }),
-        Program::new(GradWKernel { op: Op::Dense, add: false }),
+        Program::new(GradKernel { of: Factor::X, op: Op::Dense, add: false }),
+        Program::new(GradKernel { of: Factor::W, op: Op::Dense, add: false }),
         Program::new(SumRowsKernel { add: false }),
         Program::new(RepackKernel),
     ]
@@ -50,93 +50,55 @@ fn form(op: Op) -> String {
     }
 }
 
-/// dX = dY·W (shaders/gemm_grad_x.wgsl).
+/// What a gradient of a product is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct GradXKernel {
+pub(super) enum Factor {
+    /// dX = dY·W (shaders/gemm_grad_x.wgsl).
+    X,
+    /// dW = dYᵀ·X of what is kept (shaders/gemm_grad_w.wgsl).
+    W,
+}
+
+/// The gradient of one factor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct GradKernel {
+    pub(super) of: Factor,
     pub(super) op: Op,
     pub(super) add: bool,
 }
 
-impl Shader for GradXKernel {
+impl Shader for GradKernel {
     fn module(&self) -> String {
-        Self { op: Op::Dense, add: false }.to_string()
+        Self { of: self.of, op: Op::Dense, add: false }.to_string()
     }
 
     fn text(&self, _: Primitives) -> Result<Text> {
-        Ok(Text::as_it_stands(&[include_str!("../../../shaders/gemm_grad_x.wgsl")]))
+        Ok(Text::as_it_stands(&[match self.of {
+            Factor::X => include_str!("../../../shaders/gemm_grad_x.wgsl"),
+            Factor::W => include_str!("../../../shaders/gemm_grad_w.wgsl"),
+        }]))
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        let sparse = f64::from(u8::from(matches!(self.op, Op::Sparse24(_))));
-        vec![("SPARSE", sparse), ("VECTOR", vector(self.op)), add_override(self.add)]
-    }
-
-    fn bindings(&self) -> &'static [Binding] {
-        const {
-            &[
-                Binding::PARAMS,
-                Binding::read(1, "values"),
-                Binding::read(2, "words"),
-                Binding::read(3, "dy"),
-                Binding::write(4, "dx"),
-            ]
-        }
-    }
-
-    fn params(&self) -> ParamsLayout {
-        fields!(GradParams: m n k)
-    }
-
-    fn workgroup_bytes(&self) -> u32 {
-        2 * 4 * 16 * TILE as u32
-    }
-
-    fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
-        workgroup_supported(caps, self.threads(), self.workgroup_bytes())
-    }
-}
-
-impl fmt::Display for GradXKernel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "gemm_grad_x-{}{}", form(self.op), add_suffix(self.add))
-    }
-}
-
-/// dW = dYᵀ·X of what is kept (shaders/gemm_grad_w.wgsl).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct GradWKernel {
-    pub(super) op: Op,
-    pub(super) add: bool,
-}
-
-impl Shader for GradWKernel {
-    fn module(&self) -> String {
-        Self { op: Op::Dense, add: false }.to_string()
-    }
-
-    fn text(&self, _: Primitives) -> Result<Text> {
-        Ok(Text::as_it_stands(&[include_str!("../../../shaders/gemm_grad_w.wgsl")]))
-    }
-
-    fn overrides(&self) -> Vec<(&'static str, f64)> {
-        let form = match self.op {
-            Op::Dense => 0.0,
-            Op::Masked | Op::Masked24 => 1.0,
-            Op::Sparse24(_) => 2.0,
+        let form = match (self.of, self.op) {
+            (Factor::X, Op::Sparse24(_)) => ("SPARSE", 1.0),
+            (Factor::X, _) => ("SPARSE", 0.0),
+            (Factor::W, Op::Dense) => ("FORM", 0.0),
+            (Factor::W, Op::Masked | Op::Masked24) => ("FORM", 1.0),
+            (Factor::W, Op::Sparse24(_)) => ("FORM", 2.0),
         };
         // The bits of a mask are those of each row.
-        vec![("FORM", form), ("VECTOR", vector(self.op)), add_override(self.add)]
+        vec![form, ("VECTOR", vector(self.op)), add_override(self.add)]
     }
 
     fn bindings(&self) -> &'static [Binding] {
-        const {
-            &[
-                Binding::PARAMS,
-                Binding::read(1, "words"),
-                Binding::read(2, "x"),
-                Binding::read(3, "dy"),
-                Binding::write(4, "dw"),
-            ]
+        const fn all(read: [&'static str; 3], written: &'static str) -> [Binding; 5] {
+            let [a, b, c] = read;
+            [Binding::PARAMS, Binding::read(1, a), Binding::read(2, b), Binding::read(3, c), Binding::write(4, written)]
+        }
+        match self.of {
+            Factor::X => const { &all(["values", "words", "dy"], "dx") },
+            Factor::W => const { &all(["words", "x", "dy"], "dw") },
         }
     }
 
@@ -153,9 +115,13 @@ impl Shader for GradWKernel {
     }
 }
 
-impl fmt::Display for GradWKernel {
+impl fmt::Display for GradKernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "gemm_grad_w-{}{}", form(self.op), add_suffix(self.add))
+        let of = match self.of {
+            Factor::X => "x",
+            Factor::W => "w",
+        };
+        write!(f, "gemm_grad_{of}-{}{}", form(self.op), add_suffix(self.add))
     }
 }
 

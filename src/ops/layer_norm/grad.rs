@@ -3,21 +3,14 @@
 //! Invariant: sums over tokens are taken over fixed blocks of them and then over the blocks, so that they depend on the
 //! shape alone.
 
-use std::fmt;
-
-use super::super::{
-    Cost, Gradient, Operand, Operation, check_f32, check_norm, cost_of, dispatch, norm_statistics, norm_sums,
-};
+use super::super::{Cost, Gradient, Operand, Operation, check_f32, check_norm, cost_of, norm_grad};
 use crate::cpu::rows::{Target, inverse_root, put, sum_of, sums_of, work_of_f32};
 use crate::cpu::{Cpu, CpuCall, Shared, read};
-use crate::engine::{Tensor, gpu_size};
+use crate::engine::Tensor;
 use crate::error::{Result, expect_shape};
-use crate::gpu::{BufferRange, Dispatch, Gpu};
-use crate::kernels::{
-    Binding, Caps, NormLayout, NormParams, ParamsLayout, Primitives, Program, Shader, Text, WORKGROUP,
-    norm_sums as sums, target_override, target_suffix,
-};
-use crate::matrix::{DType, Element};
+use crate::gpu::{Dispatch, Gpu};
+use crate::kernels::{Norm, NormGrad, Program, norm_sums as sums};
+use crate::matrix::Element;
 
 /// Gradients of a [`LayerNorm`](crate::LayerNorm) with respect to `x`, gamma and beta: those that are wanted. All tensors
 /// are f32. Mean and variance are computed from `x` again: the forward keeps nothing for this.
@@ -88,16 +81,7 @@ impl Operation for LayerNormGrad<'_> {
 
     fn dispatches(&self, gpu: &Gpu) -> Result<Vec<Dispatch>> {
         let Self { x, gamma, eps, dy, dx, dgamma, dbeta } = *self;
-        let layout = NormLayout::new(gpu_size("features of a token", x.cols())?, DType::F32, DType::F32)?;
-        let kernel = LayerNormGradKernel { layout, dx: dx.map(|dx| dx.add) };
-        let params = NormParams { tokens: gpu_size("tokens", x.rows())?, epsilon: eps };
-        let statistics = norm_statistics(gpu, x)?;
-        let statistics = Some(BufferRange { buffer: &statistics, offset: 0, bytes: 8 * x.rows() as u64 });
-        let to = dx.and_then(|dx| dx.to.on_gpu());
-        let operands = [x.on_gpu(), to, gamma.on_gpu(), dy.on_gpu(), statistics];
-        let mut dispatches = dispatch(gpu, Program::new(kernel), layout.workgroups(x.rows()), &params, &operands)?;
-        dispatches.extend(norm_sums(gpu, x, dy, &[dgamma, dbeta])?);
-        Ok(dispatches)
+        norm_grad(gpu, Norm::Layer, (x, gamma, eps, dy), dx, &[dgamma, dbeta])
     }
 
     fn cpu_call(&self, _: &Cpu) -> Result<Box<dyn CpuCall>> {
@@ -108,56 +92,9 @@ impl Operation for LayerNormGrad<'_> {
     }
 }
 
-/// The program (shaders/layer_norm_grad.wgsl). Its name (`Display`) is made of its parts, such as
-/// `layer_norm_grad-f32f32-d384-quads-add`: as of [`LayerNormKernel`](super::LayerNormKernel), and `add` where `dx` is added
-/// to, `sums` where it is not wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct LayerNormGradKernel {
-    layout: NormLayout,
-    /// Whether `dx` is added to; `None` where it is not wanted.
-    dx: Option<bool>,
-}
-
 /// Every text.
 pub(super) fn shaders() -> impl Iterator<Item = Program> {
-    let own = NormLayout::all_f32().map(|layout| Program::new(LayerNormGradKernel { layout, dx: Some(false) }));
-    own.chain(sums())
-}
-
-impl Shader for LayerNormGradKernel {
-    fn module(&self) -> String {
-        Self { layout: self.layout.module(), dx: Some(false) }.to_string()
-    }
-
-    fn text(&self, _: Primitives) -> Result<Text> {
-        self.layout.text(include_str!("../../../shaders/layer_norm_grad.wgsl"))
-    }
-
-    fn overrides(&self) -> Vec<(&'static str, f64)> {
-        [self.layout.overrides(), vec![target_override(self.dx)]].concat()
-    }
-
-    fn bindings(&self) -> &'static [Binding] {
-        NormLayout::GRAD_BINDINGS
-    }
-
-    fn params(&self) -> ParamsLayout {
-        NormParams::LAYOUT
-    }
-
-    fn workgroup_bytes(&self) -> u32 {
-        4 * 4 * WORKGROUP as u32
-    }
-
-    fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
-        self.layout.supported_by(caps, self.workgroup_bytes())
-    }
-}
-
-impl fmt::Display for LayerNormGradKernel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "layer_norm_grad-{}{}", self.layout, target_suffix(self.dx))
-    }
+    NormGrad::all(Norm::Layer).chain(sums())
 }
 
 #[derive(Debug)]

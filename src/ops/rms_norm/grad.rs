@@ -3,21 +3,14 @@
 //! Invariant: sums over tokens are taken over fixed blocks of them and then over the blocks, so that they depend on the
 //! shape alone.
 
-use std::fmt;
-
-use super::super::{
-    Cost, Gradient, Operand, Operation, check_f32, check_norm, cost_of, dispatch, norm_statistics, norm_sums,
-};
+use super::super::{Cost, Gradient, Operand, Operation, check_f32, check_norm, cost_of, norm_grad};
 use crate::cpu::rows::{Target, inverse_root, put, sum_of, sums_of, work_of_f32};
 use crate::cpu::{Cpu, CpuCall, Shared, read};
-use crate::engine::{Tensor, gpu_size};
+use crate::engine::Tensor;
 use crate::error::{Result, expect_shape};
-use crate::gpu::{BufferRange, Dispatch, Gpu};
-use crate::kernels::{
-    Binding, Caps, NormLayout, NormParams, ParamsLayout, Primitives, Program, Shader, Text, WORKGROUP, target_override,
-    target_suffix,
-};
-use crate::matrix::{DType, Element};
+use crate::gpu::{Dispatch, Gpu};
+use crate::kernels::{Norm, NormGrad, Program};
+use crate::matrix::Element;
 
 /// Gradients of an [`RmsNorm`](crate::RmsNorm) with respect to `x` and gamma: those that are wanted. All tensors are f32.
 /// The mean of squares is computed from `x` again: the forward keeps nothing for this.
@@ -83,16 +76,7 @@ impl Operation for RmsNormGrad<'_> {
 
     fn dispatches(&self, gpu: &Gpu) -> Result<Vec<Dispatch>> {
         let Self { x, gamma, eps, dy, dx, dgamma } = *self;
-        let layout = NormLayout::new(gpu_size("features of a token", x.cols())?, DType::F32, DType::F32)?;
-        let kernel = RmsNormGradKernel { layout, dx: dx.map(|dx| dx.add) };
-        let params = NormParams { tokens: gpu_size("tokens", x.rows())?, epsilon: eps };
-        let statistics = norm_statistics(gpu, x)?;
-        let statistics = Some(BufferRange { buffer: &statistics, offset: 0, bytes: 8 * x.rows() as u64 });
-        let to = dx.and_then(|dx| dx.to.on_gpu());
-        let operands = [x.on_gpu(), to, gamma.on_gpu(), dy.on_gpu(), statistics];
-        let mut dispatches = dispatch(gpu, Program::new(kernel), layout.workgroups(x.rows()), &params, &operands)?;
-        dispatches.extend(norm_sums(gpu, x, dy, &[dgamma])?);
-        Ok(dispatches)
+        norm_grad(gpu, Norm::Rms, (x, gamma, eps, dy), dx, &[dgamma])
     }
 
     fn cpu_call(&self, _: &Cpu) -> Result<Box<dyn CpuCall>> {
@@ -103,55 +87,9 @@ impl Operation for RmsNormGrad<'_> {
     }
 }
 
-/// The program (shaders/rms_norm_grad.wgsl). Its name (`Display`) is made of its parts, such as
-/// `rms_norm_grad-f32f32-d384-quads-add`: as of [`RmsNormKernel`](super::RmsNormKernel), and `add` where `dx` is added
-/// to, `sums` where it is not wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RmsNormGradKernel {
-    layout: NormLayout,
-    /// Whether `dx` is added to; `None` where it is not wanted.
-    dx: Option<bool>,
-}
-
 /// Every text.
 pub(super) fn shaders() -> impl Iterator<Item = Program> {
-    NormLayout::all_f32().map(|layout| Program::new(RmsNormGradKernel { layout, dx: Some(false) }))
-}
-
-impl Shader for RmsNormGradKernel {
-    fn module(&self) -> String {
-        Self { layout: self.layout.module(), dx: Some(false) }.to_string()
-    }
-
-    fn text(&self, _: Primitives) -> Result<Text> {
-        self.layout.text(include_str!("../../../shaders/rms_norm_grad.wgsl"))
-    }
-
-    fn overrides(&self) -> Vec<(&'static str, f64)> {
-        [self.layout.overrides(), vec![target_override(self.dx)]].concat()
-    }
-
-    fn bindings(&self) -> &'static [Binding] {
-        NormLayout::GRAD_BINDINGS
-    }
-
-    fn params(&self) -> ParamsLayout {
-        NormParams::LAYOUT
-    }
-
-    fn workgroup_bytes(&self) -> u32 {
-        2 * 4 * WORKGROUP as u32
-    }
-
-    fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
-        self.layout.supported_by(caps, self.workgroup_bytes())
-    }
-}
-
-impl fmt::Display for RmsNormGradKernel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "rms_norm_grad-{}{}", self.layout, target_suffix(self.dx))
-    }
+    NormGrad::all(Norm::Rms)
 }
 
 #[derive(Debug)]

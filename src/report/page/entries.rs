@@ -160,7 +160,7 @@ fn holdings(file: usize, content: &File) -> Vec<Holding> {
             let own = bench.environment.program == "sparse24";
             let holding = |(at, row): (usize, &Row)| {
                 let key = format!("{} of {} {} {}", op_of(own, row), row.name, row.shape(), row.dtype);
-                Holding { file, at, key, dense: row.op == "dense", times: Times::of(row) }
+                Holding { file, at, key, dense: row.op == "dense", times: row.times }
             };
             bench.rows.iter().enumerate().map(holding).collect()
         }
@@ -168,7 +168,7 @@ fn holdings(file: usize, content: &File) -> Vec<Holding> {
             let holding = |(at, row): (usize, &ModelRow)| {
                 let key = format!("{} of {}", pass_of(&bench.environment, row), batches(bench));
                 // A pass is not repeated beside others, as a dense product is.
-                Holding { file, at, key, dense: false, times: Times::of_model(row) }
+                Holding { file, at, key, dense: false, times: row.times }
             };
             bench.rows.iter().enumerate().map(holding).collect()
         }
@@ -200,21 +200,21 @@ impl Entry<'_> {
     /// Times as fast as dense. It is computed from the medians: a file's own figure may be rounded, so that it would
     /// fall on the other side of 1.
     pub(super) fn ratio(&self) -> Option<f64> {
-        let (own, dense) = self.row.median_ms.zip(self.dense?.median_ms)?;
+        let (own, dense) = self.row.times.median.zip(self.dense?.times.median)?;
         (self.row.op != "dense").then_some(dense / own)
     }
 
     /// Whether it takes less or more time than dense, or neither beyond the noise: where the samples say no more, or its
     /// file says that the ratio is not to be believed. `None` if no spread is known.
     pub(super) fn against_dense(&self) -> Option<Ordering> {
-        let order = Times::of(self.row).against(Times::of(self.dense?))?;
+        let order = self.row.times.against(self.dense?.times)?;
         Some(if self.row.speedup_noisy { Ordering::Equal } else { order })
     }
 
     /// The ratio at either end of the middle half of the samples, against the dense median.
     pub(super) fn spread(&self) -> Option<(f64, f64)> {
-        let dense = self.dense?.median_ms?;
-        Times::of(self.row).middle().map(|(low, high)| (dense / high, dense / low))
+        let dense = self.dense?.times.median?;
+        self.row.times.middle().map(|(low, high)| (dense / high, dense / low))
     }
 
     /// The operation, with the kernel of another program.
@@ -245,24 +245,24 @@ pub(super) fn entries<'a>(inputs: &'a [Input], runs: &[Option<String>]) -> Vec<E
 
 /// The dense row that a row's ratio is against: of several of one shape, the one whose median says so.
 fn dense_of<'a>(bench: &'a Bench, row: &Row) -> Option<&'a Row> {
-    let (own, ratio) = row.median_ms.zip(row.speedup_vs_dense)?;
-    let miss = |d: &Row| d.median_ms.map_or(f64::INFINITY, |dense| (dense / own / ratio - 1.0).abs());
+    let (own, ratio) = row.times.median.zip(row.speedup_vs_dense)?;
+    let miss = |d: &Row| d.times.median.map_or(f64::INFINITY, |dense| (dense / own / ratio - 1.0).abs());
     let of = bench.rows.iter().filter(|d| d.op == "dense" && d.layer() == row.layer());
     of.min_by(|a, b| miss(a).total_cmp(&miss(b)))
 }
 
 /// The dense pass that a pass's ratio is against.
 fn dense_pass<'a>(bench: &'a ModelBench, row: &ModelRow) -> Option<&'a ModelRow> {
-    let (own, ratio) = row.median_ms.zip(row.speedup_vs_dense)?;
-    let miss = |d: &ModelRow| d.median_ms.map_or(f64::INFINITY, |dense| (dense / own / ratio - 1.0).abs());
+    let (own, ratio) = row.times.median.zip(row.speedup_vs_dense)?;
+    let miss = |d: &ModelRow| d.times.median.map_or(f64::INFINITY, |dense| (dense / own / ratio - 1.0).abs());
     bench.rows.iter().filter(|d| d.op == "dense").min_by(|a, b| miss(a).total_cmp(&miss(b)))
 }
 
 /// How a pass compares with its dense one: times as fast, and whether that is beyond the noise, as in [`Entry`].
 pub(super) fn pass_against_dense(bench: &ModelBench, row: &ModelRow) -> Option<(f64, Option<Ordering>)> {
     let dense = dense_pass(bench, row)?;
-    let ratio = dense.median_ms? / row.median_ms?;
-    let order = Times::of_model(row).against(Times::of_model(dense));
+    let ratio = dense.times.median? / row.times.median?;
+    let order = row.times.against(dense.times);
     Some((ratio, if row.speedup_noisy { order.map(|_| Ordering::Equal) } else { order }))
 }
 

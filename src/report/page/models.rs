@@ -7,7 +7,7 @@ use super::paths::shown;
 use super::{Input, Section, Table, compared, distinct, middle, number, numbered, plural, times};
 use crate::error::Result;
 use crate::report::chart::{Bar, Bars, Ink};
-use crate::report::file::{Eval, File, ModelBench, ModelRow, Parts, Prune, Times, Train};
+use crate::report::file::{Eval, File, ModelBench, ModelRow, Parts, Prune, Train};
 use crate::report::significant;
 
 pub(super) fn models_answer(models: &[(Machine, &ModelBench)]) -> Option<String> {
@@ -84,7 +84,7 @@ pub(super) fn end_to_end(models: &[(Machine, &ModelBench)]) -> Result<Option<Sec
             .filter(|(machine, m)| machine.place == place && name(m) == model && (m.batch, m.seq) == (batch, seq));
         for (machine, bench) in here {
             for row in &bench.rows {
-                let middle_half = Times::of_model(row).middle();
+                let middle_half = row.times.middle();
                 let against = pass_against_dense(bench, row).filter(|_| row.op != "dense");
                 let part = |of: fn(&Parts) -> f64| number(row.parts.as_ref().map(of), 3);
                 table.rows.push(vec![
@@ -93,8 +93,8 @@ pub(super) fn end_to_end(models: &[(Machine, &ModelBench)]) -> Result<Option<Sec
                     machine.program.clone(),
                     what(&row.op, row.vector),
                     row.dtype.clone(),
-                    if row.verified { number(row.median_ms, 4) } else { "FAILED".into() },
-                    middle(Times::of_model(row)),
+                    if row.verified { number(row.times.median, 4) } else { "FAILED".into() },
+                    middle(row.times),
                     number(row.sequences_per_second, 3),
                     against.map(|a| a.0).or(row.speedup_vs_dense).map_or_else(|| "-".into(), times),
                     against.map_or("-", |a| compared(a.1)).into(),
@@ -104,7 +104,7 @@ pub(super) fn end_to_end(models: &[(Machine, &ModelBench)]) -> Result<Option<Sec
                     number(row.weight_bytes.map(|b| b as f64 / 1e6), 3),
                     row.kernels.join(", "),
                 ]);
-                let Some(median) = row.median_ms else { continue };
+                let Some(median) = row.times.median else { continue };
                 let parts = match row.parts {
                     Some(p) => {
                         let parts = [p.gemm_ms, p.attention_ms, p.rest_ms];

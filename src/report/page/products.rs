@@ -241,7 +241,7 @@ pub(super) fn programs(entries: &[Entry<'_>]) -> Result<Option<Section>> {
     };
     let head = ["shape", "type", "program", "op", "#ms", "#effective, GFLOP/s", "#vs fastest dense", "kernel", "clock"];
     for place in &hardware {
-        let timed = |e: &&Entry<'_>| &e.machine.hardware == place && e.row.median_ms.is_some();
+        let timed = |e: &&Entry<'_>| &e.machine.hardware == place && e.row.times.median.is_some();
         let here: Vec<_> = entries.iter().filter(timed).collect();
         let mut groups = Vec::new();
         let mut table = Table::new(place.clone(), true, &head);
@@ -250,20 +250,22 @@ pub(super) fn programs(entries: &[Entry<'_>]) -> Result<Option<Section>> {
             if distinct(rows.iter().map(|e| e.machine.program.clone())).len() < 2 {
                 continue;
             }
-            let fastest = rows.iter().filter(|e| e.row.op == "dense").filter_map(|e| e.row.median_ms);
+            let fastest = rows.iter().filter(|e| e.row.op == "dense").filter_map(|e| e.row.times.median);
             let fastest = fastest.fold(f64::INFINITY, f64::min);
             let mut once: Vec<(String, &Entry<'_>)> = Vec::new();
             for entry in &rows {
                 let name = format!("{}, {}", entry.machine.program_run(), entry.what());
                 // A dense row stands in each of a program's files: the fastest counts, as it does for the others.
                 match once.iter_mut().find(|(known, e)| *known == name && e.row.kernel == entry.row.kernel) {
-                    Some((_, known)) if entry.row.median_ms < known.row.median_ms => *known = entry,
+                    Some((_, known)) if entry.row.times.median < known.row.times.median => *known = entry,
                     Some(_) => {}
                     None => once.push((name, entry)),
                 }
             }
-            once.sort_by(|a, b| a.1.row.median_ms.partial_cmp(&b.1.row.median_ms).unwrap_or(std::cmp::Ordering::Equal));
-            let ratio = |e: &Entry<'_>| e.row.median_ms.map(|ms| fastest / ms).filter(|r| r.is_finite() && *r > 0.0);
+            once.sort_by(|a, b| {
+                a.1.row.times.median.partial_cmp(&b.1.row.times.median).unwrap_or(std::cmp::Ordering::Equal)
+            });
+            let ratio = |e: &Entry<'_>| e.row.times.median.map(|ms| fastest / ms).filter(|r| r.is_finite() && *r > 0.0);
             let bars = once.iter().map(|(name, e)| Bar {
                 label: name.clone(),
                 parts: vec![(e.row.effective_tflops.unwrap_or_default() * 1e3, Ink::of(&e.row.op, e.row.vector))],
@@ -277,7 +279,7 @@ pub(super) fn programs(entries: &[Entry<'_>]) -> Result<Option<Section>> {
                     e.row.dtype.clone(),
                     e.machine.program_run(),
                     e.what(),
-                    number(e.row.median_ms, 4),
+                    number(e.row.times.median, 4),
                     number(e.row.effective_tflops.map(|t| t * 1e3), 3),
                     ratio(e).map_or_else(|| "-".to_owned(), times),
                     e.row.kernel.clone(),

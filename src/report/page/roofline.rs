@@ -30,10 +30,10 @@ pub(super) fn rooflines(inputs: &[Input], entries: &[Entry<'_>], places: &[Strin
         for dtype in distinct(here.iter().map(|e| e.row.dtype.clone())) {
             let of = |e: &&&Entry<'_>| e.row.dtype == dtype;
             let point = |e: &Entry<'_>| {
-                let Row { n, m, k, executed_tflops, weight_bytes, median_ms, .. } = e.row;
+                let Row { n, m, k, executed_tflops, weight_bytes, times, .. } = e.row;
                 let bytes = (*weight_bytes)? as f64 + size(&dtype) * (*n as f64 * (*k as f64 + *m as f64));
                 let tflops = (*executed_tflops)?;
-                Some((tflops * 1e9 * (*median_ms)? / bytes, tflops))
+                Some((tflops * 1e9 * times.median? / bytes, tflops))
             };
             let kinds = distinct(here.iter().filter(of).map(|e| (&e.row.op, e.row.vector)));
             let series: Vec<_> = kinds

@@ -42,7 +42,7 @@ fn measured<'a>(input: &'a Input, run: Option<&str>) -> Vec<Measured<'a>> {
                 },
                 ink: Ink::of(&row.op, row.vector),
                 clock: row.clock.as_deref(),
-                times: Times::of(row),
+                times: row.times,
             };
             bench.rows.iter().map(row).collect()
         }
@@ -55,7 +55,7 @@ fn measured<'a>(input: &'a Input, run: Option<&str>) -> Vec<Measured<'a>> {
                 what: model_what(&machine, row),
                 ink: Ink::of(&row.op, row.vector),
                 clock: None,
-                times: Times::of_model(row),
+                times: row.times,
             };
             bench.rows.iter().map(row).collect()
         }

@@ -3,7 +3,7 @@
 use super::entries::Entry;
 use super::paths::shown;
 use super::{Input, Section, Table, compared, middle, number, plural, times};
-use crate::report::file::{File, Times};
+use crate::report::file::File;
 
 pub(super) fn all_rows(entries: &[Entry<'_>], inputs: &[Input]) -> Section {
     let mut section = Section { id: "rows".into(), title: "All rows".into(), ..Section::default() };
@@ -42,8 +42,8 @@ pub(super) fn all_rows(entries: &[Entry<'_>], inputs: &[Input]) -> Section {
                 row.shape(),
                 row.dtype.clone(),
                 e.what(),
-                if row.verified { number(row.median_ms, 4) } else { "FAILED".into() },
-                middle(Times::of(row)),
+                if row.verified { number(row.times.median, 4) } else { "FAILED".into() },
+                middle(row.times),
                 number(row.effective_tflops, 3),
                 number(row.executed_tflops, 3),
                 e.ratio().or(row.speedup_vs_dense).map_or_else(|| "-".into(), times),

@@ -13,7 +13,7 @@
 //!
 //! ```
 //! use sparse24::*;
-//! # fn weights(m: usize, k: usize, seed: u64) -> Result<Matrix> { measure::uniform(m, k, DType::F32, seed) }
+//! # fn weights(m: usize, k: usize, seed: u64) -> Result<Matrix> { Matrix::uniform(m, k, DType::F32, seed) }
 //! # fn main() -> Result<()> {
 //! let device = Device::cpu()?; // or Device::auto()
 //! let (tokens, input, hidden, output) = (5, 32, 64, 8);

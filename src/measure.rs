@@ -13,9 +13,6 @@ pub mod noise;
 
 use std::time::{Duration, Instant};
 
-use rand_pcg::Pcg64;
-use rand_pcg::rand_core::{Rng, SeedableRng};
-
 use self::noise::Estimate;
 use crate::cpu::CpuWeights;
 use crate::engine::{AdapterKind, CpuInfo, Device, DeviceInfo, Prepared, Probe, Tensor};
@@ -32,17 +29,6 @@ use crate::prune;
 use crate::reference::{Operands, Oracle, Sample, Verdict};
 use crate::simd::SimdLevel;
 use crate::weights::HostWeights;
-
-/// Name, output features and input features of a linear layer.
-pub type Layer = (&'static str, usize, usize);
-
-/// The linear layers of well-known models, each distinct shape once.
-pub const MODELS: [(&str, &[Layer]); 4] = [
-    ("bert-base", &[("attention", 768, 768), ("ffn_in", 3072, 768), ("ffn_out", 768, 3072)]),
-    ("bert-large", &[("attention", 1024, 1024), ("ffn_in", 4096, 1024), ("ffn_out", 1024, 4096)]),
-    ("minilm", &[("attention", 384, 384), ("ffn_in", 1536, 384), ("ffn_out", 384, 1536)]),
-    ("llama-8b", &[("q_o", 4096, 4096), ("k_v", 1024, 4096), ("gate_up", 14336, 4096), ("down", 4096, 14336)]),
-];
 
 /// How long and how often to measure.
 #[derive(Clone, Copy, Debug)]
@@ -111,20 +97,20 @@ pub struct Case {
 impl Case {
     /// A layer with weights and activations drawn uniformly from [-1, 1) by a seeded generator.
     pub fn random(name: &str, m: usize, n: usize, k: usize, dtype: DType, seed: u64) -> Result<Self> {
-        let w = uniform(m, k, dtype, seed)?;
-        Ok(Self { name: name.to_owned(), w, x: uniform(n, k, dtype, seed ^ ACTIVATIONS)? })
+        let w = Matrix::uniform(m, k, dtype, seed)?;
+        Ok(Self { name: name.to_owned(), w, x: Matrix::uniform(n, k, dtype, seed ^ ACTIVATIONS)? })
     }
 
     /// A layer with given weights and activations drawn as in [`Case::random`].
     pub fn with_weights(name: &str, w: Matrix, n: usize, seed: u64) -> Result<Self> {
-        let x = uniform(n, w.cols(), w.dtype(), seed ^ ACTIVATIONS)?;
+        let x = Matrix::uniform(n, w.cols(), w.dtype(), seed ^ ACTIVATIONS)?;
         Ok(Self { name: name.to_owned(), w, x })
     }
 
     /// A layer of the same shape and type whose numbers are whole, from -4 to 4.
     fn whole(&self, seed: u64) -> Result<Self> {
         let whole = |m: &Matrix, seed| -> Result<Matrix> {
-            let mut numbers = uniform(m.rows(), m.cols(), DType::F32, seed)?;
+            let mut numbers = Matrix::uniform(m.rows(), m.cols(), DType::F32, seed)?;
             if let Elements::F32(data) = numbers.elements_mut() {
                 data.iter_mut().for_each(|x| *x = (*x * 4.999).trunc());
             }
@@ -136,18 +122,6 @@ impl Case {
 
 /// Separates the seed of the activations from the weights'.
 const ACTIVATIONS: u64 = 0x5eed_ac71_7a71_0450;
-
-/// A matrix of numbers uniform in [-1, 1), the same for the same seed on every machine and in every version.
-pub fn uniform(rows: usize, cols: usize, dtype: DType, seed: u64) -> Result<Matrix> {
-    let mut rng = Pcg64::seed_from_u64(seed);
-    // 24 bits: every value is exact in f32.
-    let mut draw = || (rng.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0;
-    let mut matrix = Matrix::zeros(rows, cols, DType::F32)?;
-    if let Elements::F32(data) = matrix.elements_mut() {
-        data.fill_with(&mut draw);
-    }
-    Ok(matrix.cast(dtype))
-}
 
 /// One row of a benchmark file (schema `sparse24-bench/1`). Times are per call, in milliseconds; they and what follows
 /// from them are `None` where the result failed verification.
@@ -1002,7 +976,7 @@ mod tests {
     fn an_output_that_was_never_written_is_wrong() {
         let passed = Verdict { checked: 9, undecided: 0, error_over_bound: 0.5, worst: None };
         for dtype in [DType::F32, DType::F16, DType::Bf16] {
-            let nan = uniform(2, 3, DType::F32, 1).unwrap().to_array().mapv(|_| f32::NAN);
+            let nan = Matrix::uniform(2, 3, DType::F32, 1).unwrap().to_array().mapv(|_| f32::NAN);
             let nan = Matrix::from_array(nan.view()).cast(dtype);
             assert_eq!(wrong(&passed, &nan), None, "a NaN that was computed");
             assert!(wrong(&passed, &poison(2, 3, dtype).unwrap()).unwrap().contains("output 0 was never written"));

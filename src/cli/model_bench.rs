@@ -29,7 +29,7 @@ use sparse24::report::compare::{Key, Scope};
 use sparse24::report::sheet::{Printout, Sheet, Shown};
 use sparse24::report::{self, Environment, MODEL_SCHEMA, or_dash, plural, significant};
 use sparse24::text::{Encoder, Pipeline, twin};
-use sparse24::{DType, Matrix, Op, VectorLen, measure, models};
+use sparse24::{DType, Matrix, Op, VectorLen, models};
 
 /// One run as JSON.
 #[derive(Serialize)]
@@ -359,7 +359,7 @@ fn sample_lengths(graph: &Graph, seq: usize) -> Vec<usize> {
 
 /// Texts of these lengths, with ids drawn by a seeded generator.
 fn ids(graph: &Graph, lengths: &[usize], seed: u64) -> Result<Vec<Vec<u32>>> {
-    let all = measure::uniform(1, lengths.iter().sum(), DType::F32, seed)?;
+    let all = Matrix::uniform(1, lengths.iter().sum(), DType::F32, seed)?;
     let mut drawn = all.elements().to_f32().into_iter();
     let rows = graph.limits().vocabulary;
     let id = |x: f32| ((f64::from(x) + 1.0) / 2.0 * rows as f64) as u32;

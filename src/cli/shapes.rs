@@ -9,7 +9,8 @@ use clap::ValueEnum;
 
 use sparse24::mask::VectorLen;
 use sparse24::matrix::DType;
-use sparse24::measure::{self, Choice, MODELS};
+use sparse24::measure::Choice;
+use sparse24::models::{LAYER_SHAPES, LayerShape};
 use sparse24::problem::Op;
 
 /// `--dtype`.
@@ -65,7 +66,7 @@ pub(super) fn vectors<const N: usize>(numbers: [usize; N]) -> Vec<VectorLen> {
 /// What `--shapes` names: layers whose tokens are still open, or one shape.
 #[derive(Clone, Debug)]
 pub(super) enum Shape {
-    Model { name: &'static str, layers: &'static [measure::Layer] },
+    Model { name: &'static str, layers: &'static [LayerShape] },
     Exact { m: usize, n: usize, k: usize },
     Square,
 }
@@ -77,7 +78,7 @@ impl FromStr for Shape {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        if let Some((name, layers)) = MODELS.into_iter().find(|(name, _)| *name == text) {
+        if let Some((name, layers)) = LAYER_SHAPES.into_iter().find(|(name, _)| *name == text) {
             return Ok(Self::Model { name, layers });
         }
         if text == "square" {
@@ -90,7 +91,7 @@ impl FromStr for Shape {
             }
             Some(&[m, n, k]) => Ok(Self::Exact { m, n, k }),
             _ => {
-                let names: Vec<_> = MODELS.iter().map(|(name, _)| *name).chain(["square"]).collect();
+                let names: Vec<_> = LAYER_SHAPES.iter().map(|(name, _)| *name).chain(["square"]).collect();
                 Err(format!("neither one of {} nor MxNxK in whole numbers", names.join(", ")))
             }
         }

@@ -312,10 +312,7 @@ impl Args {
     /// Brings a layer into memory.
     fn load(&self, source: &Source, file: Option<&io::Source>) -> Result<Case> {
         match (source, file) {
-            (Source::Random(Layer { name, m, n, k }), _) => {
-                let dtype = self.dtype();
-                Ok(Case::random(name, *m, *n, *k, dtype, self.seed)?)
-            }
+            (Source::Random(layer), _) => Ok(layer.case(self.dtype(), self.seed)?),
             (Source::Tensor { name, n }, Some(file)) => {
                 let w = file.matrix(of_file(file, name)?)?;
                 let own = if w.dtype() == DType::Bf16 { DType::F32 } else { w.dtype() };
@@ -328,7 +325,7 @@ impl Args {
                         w.dtype()
                     );
                 }
-                Ok(Case::with_weights(name, w, *n, self.seed)?)
+                Ok(shapes::case(name, w, *n, self.seed)?)
             }
             (Source::Tensor { name, .. }, None) => Err(anyhow!("no file to take {name} from")),
         }
@@ -532,16 +529,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         let measured = args.load(source, file).and_then(|case| {
             bar.set_message(printable(&case.name).into_owned());
             let dtype = case.w.dtype();
-            let measured = measure::run(
-                &device,
-                &case,
-                requests,
-                &policy,
-                args.seed,
-                |request| args.command(&device, source, dtype, request),
-                |step| bar.set_position(done as u64 * steps + step as u64),
-            );
-            Ok(measured?)
+            let progress = |step: usize| bar.set_position(done as u64 * steps + step as u64);
+            let mut measured = measure::run(&device, &case, requests, &policy, args.seed, progress)?;
+            for (row, request) in measured.iter_mut().zip(requests) {
+                row.command = args.command(&device, source, dtype, request);
+            }
+            Ok(measured)
         });
         match measured {
             Ok(measured) => rows.extend(measured),

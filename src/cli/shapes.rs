@@ -7,9 +7,10 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 
+use sparse24::Result;
 use sparse24::mask::VectorLen;
-use sparse24::matrix::DType;
-use sparse24::measure::Choice;
+use sparse24::matrix::{DType, Matrix};
+use sparse24::measure::{Case, Choice};
 use sparse24::models::{LAYER_SHAPES, LayerShape};
 use sparse24::problem::Op;
 
@@ -105,6 +106,22 @@ pub(super) struct Layer {
     pub(super) m: usize,
     pub(super) n: usize,
     pub(super) k: usize,
+}
+
+/// Separates the seed of the activations from the weights'.
+const ACTIVATIONS: u64 = 0x5eed_ac71_7a71_0450;
+
+/// A layer with these weights, at so many tokens whose activations are drawn.
+pub(super) fn case(name: &str, w: Matrix, n: usize, seed: u64) -> Result<Case> {
+    let x = Matrix::uniform(n, w.cols(), w.dtype(), seed ^ ACTIVATIONS)?;
+    Ok(Case { name: name.to_owned(), w, x })
+}
+
+impl Layer {
+    /// The layer with weights and activations that are drawn.
+    pub(super) fn case(&self, dtype: DType, seed: u64) -> Result<Case> {
+        case(&self.name, Matrix::uniform(self.m, self.k, dtype, seed)?, self.n, seed)
+    }
 }
 
 /// The layers that shapes name, the models' at each of these numbers of tokens.

@@ -223,10 +223,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         // The operations of a layer follow one another.
         let case = match last.take().filter(|(of, _)| of == layer) {
             Some((_, case)) => case,
-            None => {
-                let Layer { name: layer, m, n, k } = &*layer;
-                Case::random(layer, *m, *n, *k, args.dtype.into(), SEED).with_context(|| name.clone())?
-            }
+            None => layer.case(args.dtype.into(), SEED).with_context(|| name.clone())?,
         };
         let step = |tried: usize| match tried {
             0 => pace.prepared(problem),

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use sparse24::engine::{AdapterKind, DeviceInfo};
-use sparse24::measure::{MODELS, uniform};
+use sparse24::models::LAYER_SHAPES;
 use sparse24::reference::Operands;
 use sparse24::{
     DType, Device, Elements, Gemm, GemmOperands, HostWeights, Matrix, Op, Oracle, Prepared, Problem, Sample, VectorLen,
@@ -77,7 +77,7 @@ fn gpu(c: &mut Criterion, device: &Device) {
     let rotated: usize = if software { 64 << 20 } else { 256 << 20 };
 
     for &(model, suite) in if software { &SOFTWARE_SUITES[..] } else { &SUITES } {
-        let (_, layers) = MODELS.into_iter().find(|(name, _)| *name == model).unwrap();
+        let (_, layers) = LAYER_SHAPES.into_iter().find(|(name, _)| *name == model).unwrap();
         for &(layer, m, k) in layers {
             for &n in tokens.as_deref().unwrap_or(suite) {
                 let mut group = c.benchmark_group(format!("{model}.{layer}"));
@@ -117,7 +117,7 @@ fn time(device: &Device, calls: &[Prepared], count: usize) -> Duration {
 
 /// Calls of a problem on as many sets of operands as fill so many bytes, each of them verified.
 fn verified(device: &Device, problem: &Problem, rotated: usize) -> Vec<Prepared> {
-    let w = uniform(problem.m, problem.k, problem.storage, 24).unwrap();
+    let w = Matrix::uniform(problem.m, problem.k, problem.storage, 24).unwrap();
     let host = match problem.op {
         Op::Dense => HostWeights::Dense(w),
         Op::Sparse24(v) => HostWeights::from(prune::sparsify(&w, v).unwrap()),
@@ -127,7 +127,7 @@ fn verified(device: &Device, problem: &Problem, rotated: usize) -> Vec<Prepared>
         }
     };
     let upload = || device.upload_weights(&host).unwrap();
-    let x = uniform(problem.n, problem.k, problem.storage, 25).unwrap();
+    let x = Matrix::uniform(problem.n, problem.k, problem.storage, 25).unwrap();
     let (rows, cols) = problem.y_shape();
     // An output that is never written stays NaN, which neither check lets through.
     let nan = Matrix::new(rows, cols, Elements::from_f32(problem.output, &vec![f32::NAN; rows * cols])).unwrap();

@@ -12,15 +12,15 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use sparse24::measure::{MODELS, uniform};
-use sparse24::{DType, Sparse24, VectorLen, prune};
+use sparse24::models::LAYER_SHAPES;
+use sparse24::{DType, Matrix, Sparse24, VectorLen, prune};
 
 fn host(c: &mut Criterion) {
-    let (_, layers) = MODELS.into_iter().find(|(name, _)| *name == "bert-base").unwrap();
+    let (_, layers) = LAYER_SHAPES.into_iter().find(|(name, _)| *name == "bert-base").unwrap();
     let layers = layers.iter().map(|&(layer, m, k)| (format!("bert-base.{layer}"), m, k, DType::F32));
     let large = [DType::F32, DType::F16].map(|dtype| (format!("4096x4096.{dtype}"), 4096, 4096, dtype));
     for (name, m, k, dtype) in layers.chain(large) {
-        let w = uniform(m, k, dtype, 24).unwrap();
+        let w = Matrix::uniform(m, k, dtype, 24).unwrap();
         let mut group = c.benchmark_group(name);
         group.throughput(Throughput::Bytes(w.bytes() as u64));
         for vector in [VectorLen::ONE, VectorLen::new(32).unwrap()] {

@@ -215,7 +215,7 @@ impl Sparse24 {
     ///
     /// ```
     /// use sparse24::{Matrix, Sparse24, VectorLen, prune};
-    /// let w = sparse24::measure::uniform(8, 12, sparse24::DType::F32, 1)?;
+    /// let w = sparse24::Matrix::uniform(8, 12, sparse24::DType::F32, 1)?;
     /// let s = Sparse24::compress(&w, &prune::magnitude(&w, VectorLen::new(4)?)?)?;
     /// let part = s.rows_of(2..6)?;
     /// assert_eq!((part.vector().get(), part.decompress()), (2, s.decompress().rows_of(2..6)?));

@@ -52,14 +52,14 @@
 //! use sparse24::*;
 //!
 //! // An 8 x 16 layer, pruned by magnitude to 2:4 and compressed.
-//! let dense = sparse24::measure::uniform(8, 16, DType::F32, 1)?;
+//! let dense = Matrix::uniform(8, 16, DType::F32, 1)?;
 //! let mask = prune::magnitude(&dense, VectorLen::ONE)?;
 //! let compressed = Sparse24::compress(&dense, &mask)?;
 //!
 //! // Uploaded once. `Device::auto()` would take a GPU if there is one.
 //! let device = Device::cpu()?;
 //! let weights = device.upload_weights(&compressed.clone().into())?;
-//! let x = device.upload(&sparse24::measure::uniform(3, 16, DType::F32, 2)?)?;
+//! let x = device.upload(&Matrix::uniform(3, 16, DType::F32, 2)?)?;
 //! let bias = device.upload(&Matrix::from_f32(1, 8, &[0.5; 8])?)?;
 //! let y = device.zeros(3, 8, DType::F32)?;
 //!

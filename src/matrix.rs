@@ -9,6 +9,8 @@ use std::ops::Range;
 use bytemuck::Pod;
 use half::{bf16, f16};
 use ndarray::{Array2, ArrayView2};
+use rand_pcg::Pcg64;
+use rand_pcg::rand_core::{Rng, SeedableRng};
 use safetensors::Dtype;
 
 pub use crate::dtype::DType;
@@ -226,6 +228,26 @@ impl Matrix {
         let len = checked_mul("matrix", rows, cols)?;
         memory::claim_matrix(&format!("{dtype} matrix"), rows, cols, dtype.bytes())?;
         Ok(Self { rows, cols, data: Elements::zeros(dtype, len) })
+    }
+
+    /// Numbers that are uniform in [-1, 1), the same for the same seed on every machine and in every version. An error
+    /// as of [`Matrix::zeros`].
+    ///
+    /// ```
+    /// use sparse24::{DType, Matrix};
+    /// let w = Matrix::uniform(2, 3, DType::F32, 24)?;
+    /// assert!(w.elements().to_f32().iter().all(|x| (-1.0..1.0).contains(x)));
+    /// assert_eq!(w, Matrix::uniform(2, 3, DType::F32, 24)?);
+    /// # Ok::<(), sparse24::Error>(())
+    /// ```
+    pub fn uniform(rows: usize, cols: usize, dtype: DType, seed: u64) -> Result<Self> {
+        let mut rng = Pcg64::seed_from_u64(seed);
+        let mut matrix = Self::zeros(rows, cols, DType::F32)?;
+        if let Elements::F32(data) = &mut matrix.data {
+            // 24 bits: every value is exact in f32.
+            data.fill_with(|| (rng.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0);
+        }
+        Ok(matrix.cast(dtype))
     }
 
     /// An f32 matrix from row-major numbers. An error if their number is not `rows * cols`, or there is no memory for a

@@ -1,25 +1,26 @@
-//! The one timer: verify, then sample, then record.
+//! Verify, then sample, then record: products of one layer, and what a device can do at most.
 //!
 //! [`run`] takes the operations of one shape together. Each is verified against the oracle before it is timed, twice:
 //! on whole numbers, where sums are exact in every order and the oracle allows no error, so that a single wrong product
 //! shows whatever k is; and on the operands that are timed, within f32's error bound. Outputs are drawn from all over
-//! the result, and none may be left unwritten. Then samples of all operations are interleaved, so that a machine that
-//! slows down slows all alike. A sample is a run of calls long enough to be timed ([`Policy::sample`]), on operands
-//! that rotate through more memory than the caches hold, with GPU timestamps where the device has them. How
-//! much the samples leave open, and when more of them are taken, is in [`noise`]. Invariant: a [`Record`] that is not
-//! verified has no times.
+//! the result, and none may be left unwritten. Calls rotate through more memory than the caches hold.
+//!
+//! Everything that is sampled, here and elsewhere, goes through one [`Timer`]. How much the samples leave open, and when
+//! more of them are taken, is in [`noise`]. [`race`](race()) is the tuner's: many plans, of which most are soon given up.
+//! Invariant: a [`Record`] that is not verified has no times.
 
 pub mod noise;
+mod race;
+mod timer;
 
 use std::time::{Duration, Instant};
 
-use rand_pcg::Pcg64;
-use rand_pcg::rand_core::{Rng, SeedableRng};
-
 use self::noise::Estimate;
+pub use self::race::{Trial, race};
+pub use self::timer::{Timer, Workload};
 use crate::cpu::CpuWeights;
-use crate::engine::{AdapterKind, CpuInfo, Device, DeviceInfo, Prepared, Probe, Tensor};
-use crate::error::{Error, Result};
+use crate::engine::{AdapterKind, Clock, CpuInfo, Device, DeviceInfo, Prepared, Probe, Tensor};
+use crate::error::Result;
 use crate::format::Sparse24;
 use crate::mask::{Mask24, VectorLen};
 use crate::matrix::{DType, Elements, Matrix};
@@ -33,17 +34,6 @@ use crate::reference::{Operands, Oracle, Sample, Verdict};
 use crate::simd::SimdLevel;
 use crate::weights::HostWeights;
 
-/// Name, output features and input features of a linear layer.
-pub type Layer = (&'static str, usize, usize);
-
-/// The linear layers of well-known models, each distinct shape once.
-pub const MODELS: [(&str, &[Layer]); 4] = [
-    ("bert-base", &[("attention", 768, 768), ("ffn_in", 3072, 768), ("ffn_out", 768, 3072)]),
-    ("bert-large", &[("attention", 1024, 1024), ("ffn_in", 4096, 1024), ("ffn_out", 1024, 4096)]),
-    ("minilm", &[("attention", 384, 384), ("ffn_in", 1536, 384), ("ffn_out", 384, 1536)]),
-    ("llama-8b", &[("q_o", 4096, 4096), ("k_v", 1024, 4096), ("gate_up", 14336, 4096), ("down", 4096, 14336)]),
-];
-
 /// How long and how often to measure.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
@@ -55,7 +45,7 @@ pub struct Policy {
     pub max_samples: usize,
     /// Time spent on untimed calls first, at least one of them.
     pub warm_up: Duration,
-    /// When [`race`] and [`ceilings`] are to end.
+    /// When to end, whatever is still to be sampled.
     pub deadline: Option<Deadline>,
 }
 
@@ -109,44 +99,23 @@ pub struct Case {
 }
 
 impl Case {
-    /// A layer with weights and activations drawn uniformly from [-1, 1) by a seeded generator.
-    pub fn random(name: &str, m: usize, n: usize, k: usize, dtype: DType, seed: u64) -> Result<Self> {
-        let w = uniform(m, k, dtype, seed)?;
-        Ok(Self { name: name.to_owned(), w, x: uniform(n, k, dtype, seed ^ ACTIVATIONS)? })
-    }
-
-    /// A layer with given weights and activations drawn as in [`Case::random`].
-    pub fn with_weights(name: &str, w: Matrix, n: usize, seed: u64) -> Result<Self> {
-        let x = uniform(n, w.cols(), w.dtype(), seed ^ ACTIVATIONS)?;
-        Ok(Self { name: name.to_owned(), w, x })
+    /// The problem of an operation on this layer.
+    pub fn problem(&self, op: Op) -> Problem {
+        Problem::linear(op, self.w.rows(), self.x.rows(), self.w.cols(), self.w.dtype())
     }
 
     /// A layer of the same shape and type whose numbers are whole, from -4 to 4.
     fn whole(&self, seed: u64) -> Result<Self> {
         let whole = |m: &Matrix, seed| -> Result<Matrix> {
-            let mut numbers = uniform(m.rows(), m.cols(), DType::F32, seed)?;
+            let mut numbers = Matrix::uniform(m.rows(), m.cols(), DType::F32, seed)?;
             if let Elements::F32(data) = numbers.elements_mut() {
                 data.iter_mut().for_each(|x| *x = (*x * 4.999).trunc());
             }
             Ok(numbers.cast(m.dtype()))
         };
-        Ok(Self { name: self.name.clone(), w: whole(&self.w, seed)?, x: whole(&self.x, seed ^ ACTIVATIONS)? })
+        // Any two streams.
+        Ok(Self { name: self.name.clone(), w: whole(&self.w, seed)?, x: whole(&self.x, !seed)? })
     }
-}
-
-/// Separates the seed of the activations from the weights'.
-const ACTIVATIONS: u64 = 0x5eed_ac71_7a71_0450;
-
-/// A matrix of numbers uniform in [-1, 1), the same for the same seed on every machine and in every version.
-pub fn uniform(rows: usize, cols: usize, dtype: DType, seed: u64) -> Result<Matrix> {
-    let mut rng = Pcg64::seed_from_u64(seed);
-    // 24 bits: every value is exact in f32.
-    let mut draw = || (rng.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0;
-    let mut matrix = Matrix::zeros(rows, cols, DType::F32)?;
-    if let Elements::F32(data) = matrix.elements_mut() {
-        data.fill_with(&mut draw);
-    }
-    Ok(matrix.cast(dtype))
 }
 
 /// One row of a benchmark file (schema `sparse24-bench/1`). Times are per call, in milliseconds; they and what follows
@@ -242,7 +211,7 @@ pub struct Record {
     /// What was wrong, if it was not.
     #[cfg_attr(feature = "cli", serde(skip_serializing_if = "Option::is_none"))]
     pub failure: Option<String>,
-    /// The command that measures this row.
+    /// The command that measures this row: for those who read the file. Empty until the caller writes it.
     pub command: String,
 }
 
@@ -260,7 +229,7 @@ fn rotation_bytes(info: &DeviceInfo) -> u64 {
 
 /// Most copies of the operands. Layers too small to fill the caches with that many are measured within them;
 /// [`Record::rotated_bytes`] shows it.
-const MOST_SETS: u64 = 256;
+const MAX_SETS: u64 = 256;
 
 /// What one row measures.
 #[derive(Clone, Debug)]
@@ -270,12 +239,12 @@ pub struct Request {
     /// How the case's problem is solved.
     pub plan: Plan,
     /// Who chose the plan.
-    pub choice: Choice,
+    pub planned_by: PlannedBy,
 }
 
 /// Who chose a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
+pub enum PlannedBy {
     /// The planner, for weights as they are.
     Planner,
     /// The planner, free to take dense weights: what [`crate::Linear`] does.
@@ -284,35 +253,25 @@ pub enum Choice {
     User,
 }
 
-impl Case {
-    /// The problem of an operation on this layer.
-    pub fn problem(&self, op: Op) -> Problem {
-        Problem::linear(op, self.w.rows(), self.x.rows(), self.w.cols(), self.w.dtype())
-    }
-}
-
 /// One plan, verified or refused, ready to be timed.
 struct Subject {
     record: Record,
     problem: Problem,
     /// Floating-point operations that a call really does.
     executed_flops: f64,
-    calls: Vec<Prepared>,
-    times: Vec<f64>,
+    calls: Workload,
 }
 
 /// Verifies and measures plans on one layer. Weights are pruned by magnitude for 2:4 and for the mask (at V = 1).
 ///
-/// `seed` draws the whole numbers and the outputs that are checked; `command` gives the command line that reproduces a
-/// row. `progress` is called after each plan is verified and after each round of samples, with the number of such steps
-/// done.
+/// `seed` draws the whole numbers and the outputs that are checked. `progress` is called after each plan is verified and
+/// after each round of samples, with the number of such steps done. The rows come in the order of the requests.
 pub fn run(
     device: &Device,
     case: &Case,
     requests: &[Request],
     policy: &Policy,
     seed: u64,
-    command: impl Fn(&Request) -> String,
     mut progress: impl FnMut(usize),
 ) -> Result<Vec<Record>> {
     fits_into_memory(device, (case.w.rows(), case.x.rows(), case.w.cols()), case.w.dtype(), requests)?;
@@ -321,39 +280,22 @@ pub fn run(
     let mut subjects = Vec::new();
     for request in requests {
         let strict = check_once(device, &whole, request, whole_sets.get(device, &whole, request, 1)?, seed)?;
-        let own = sets.get(device, case, request, MOST_SETS)?;
-        subjects.push(prepare(device, case, request, own, seed, strict, command(request))?);
+        let own = sets.get(device, case, request, MAX_SETS)?;
+        subjects.push(prepare(device, case, request, own, seed, strict)?);
         progress(subjects.len());
     }
-    for subject in subjects.iter_mut().filter(|s| s.record.verified) {
-        subject.record.calls_per_sample = calibrate(device, &subject.calls, policy)?;
-    }
+    let timer = Timer::new(device, *policy);
     let prepared = subjects.len();
-    let mut verified: Vec<_> = subjects.iter_mut().filter(|s| s.record.verified).collect();
-    let timed = verified.len();
-    let sample = |round: usize, subject: usize| {
-        let Subject { record, calls, .. } = &mut *verified[subject];
-        loop {
-            let count = record.calls_per_sample;
-            let timing = device.time(rotation(calls, round * count, count))?;
-            if timing.elapsed < policy.sample {
-                // The machine has become faster since it was calibrated: a short sample does not count.
-                record.calls_per_sample = more_calls(count, timing.elapsed, policy)?;
-                continue;
-            }
-            record.clock = Some(timing.clock.name());
-            return Ok(timing.elapsed.as_secs_f64() / count as f64);
-        }
-    };
-    let step = |round: usize| progress(prepared + round.min(policy.samples));
-    let samples = noise::rounds(policy, timed, sample, step)?;
-    for (subject, times) in verified.iter_mut().zip(samples) {
-        subject.times = times;
-        finish(subject);
-    }
-    let dense = subjects.iter().find(|s| s.record.op == "dense" && s.record.verified).map(|s| s.times.clone());
-    for Subject { record, times, .. } in &mut subjects {
-        let Some(ratio) = dense.as_deref().and_then(|dense| Estimate::of_ratio(dense, times)) else { continue };
+    let mut timed: Vec<_> = subjects.iter_mut().filter(|s| s.record.verified).map(|s| &mut s.calls).collect();
+    timed.iter_mut().try_for_each(|calls| timer.calibrate(calls))?;
+    timer.sample_in_turns(timed, |round| progress(prepared + round.min(policy.samples)))?;
+    subjects.iter_mut().for_each(finish);
+    let is_dense = |s: &&Subject| s.record.op == "dense" && s.record.verified;
+    let dense = subjects.iter().find(is_dense).map(|s| s.calls.seconds().to_vec());
+    for Subject { record, calls, .. } in &mut subjects {
+        let Some(ratio) = dense.as_deref().and_then(|dense| Estimate::of_ratio(dense, calls.seconds())) else {
+            continue;
+        };
         record.speedup_vs_dense = Some(ratio.value);
         record.speedup_low = Some(ratio.interval.low);
         record.speedup_high = Some(ratio.interval.high);
@@ -423,7 +365,7 @@ fn host_bytes(
         // A GPU's memory is its own: of its buffers the host holds one at a time, on its way.
         let rotated = match info {
             DeviceInfo::Gpu(gpu) if gpu.kind != AdapterKind::Software => 0,
-            _ => u128::from(rotation_bytes(info)).min(set * u128::from(MOST_SETS)),
+            _ => u128::from(rotation_bytes(info)).min(set * u128::from(MAX_SETS)),
         };
         bytes += 2 * (host + set + y * element) + rotated;
     }
@@ -438,186 +380,6 @@ fn host_bytes(
 /// Steps that [`run`] reports.
 pub fn steps(ops: usize, policy: &Policy) -> usize {
     ops + policy.samples
-}
-
-/// How one plan fared in a [`race`].
-#[derive(Clone, Debug, PartialEq)]
-pub enum Trial {
-    /// Its result was right; the median seconds of a call.
-    Timed(f64),
-    /// Its result was right, but its first sample, in seconds per call, lay too far behind for more.
-    Behind(f64),
-    /// Its result was wrong: where.
-    Wrong(String),
-    /// It did not run: why.
-    Refused(String),
-    /// There was no time for it.
-    Untried,
-}
-
-impl Trial {
-    /// Seconds of a call, from however many samples there are.
-    pub fn seconds(&self) -> Option<f64> {
-        match *self {
-            Self::Timed(seconds) | Self::Behind(seconds) => Some(seconds),
-            Self::Wrong(_) | Self::Refused(_) | Self::Untried => None,
-        }
-    }
-}
-
-/// Calls of a plan until it has been checked, warmed up and sampled once, at least.
-const FIRST_CALLS: f64 = 4.0;
-
-/// A plan whose first sample takes this many times the best one's is not sampled again.
-const FAR_BEHIND: f64 = 2.0;
-
-/// Finds out which of several plans for one operation takes the least time, giving up on those that are far behind.
-///
-/// No plan is timed before its result on whole numbers has been found right. Plans that keep up are then sampled in
-/// turns, so that a machine that slows down slows all alike. All plans must solve `case.problem(op)` with weights of
-/// that operation. `progress` is called with 0 once the operands are on the device, and with the number of plans that
-/// have been tried. Only a lost device, or a case that does not fit into memory, is an error. Where the policy has a
-/// deadline, plans that there is no time for are left untried, with time kept for the samples of the others.
-pub fn race(
-    device: &Device,
-    case: &Case,
-    op: Op,
-    plans: &[Plan],
-    policy: &Policy,
-    seed: u64,
-    mut progress: impl FnMut(usize),
-) -> Result<Vec<Trial>> {
-    struct Runner {
-        calls: Vec<Prepared>,
-        count: usize,
-        times: Vec<f64>,
-    }
-    let shape = (case.w.rows(), case.x.rows(), case.w.cols());
-    claim_operands(&device.info(), shape, case.w.dtype(), std::iter::once((op, op)))?;
-    let whole = case.whole(seed)?;
-    let whole_sets = Sets::new(device, &whole, op, op, 1)?;
-    let operands = Operands { weights: &whole_sets.host, x: &whole.x, bias: None, residual: None };
-    let problem = case.problem(op);
-    let mut referee = Referee { oracle: Oracle::new(&problem, operands)?, problem, seed, right: None };
-    let sets = Sets::new(device, case, op, op, MOST_SETS)?;
-    let mut best = f64::INFINITY;
-    let mut runners: Vec<std::result::Result<Runner, Trial>> = Vec::new();
-    progress(0);
-    // The longest that a plan took, and what is still to be sampled of those that keep up.
-    let (mut longest, mut samples_due) = (policy.deadline.map_or(0.0, |end| end.step), 0.0);
-    for plan in plans {
-        if !policy.has_time_for(longest.max(FIRST_CALLS * plan.estimated_seconds()) + samples_due) {
-            break;
-        }
-        let began = Instant::now();
-        let output = || whole_sets.output(device, &whole_sets.bind(device, plan)?[0]);
-        let first_sample = || {
-            let calls = sets.bind(device, plan)?;
-            let count = calibrate(device, &calls, policy)?;
-            let first = device.time(rotation(&calls, 0, count))?.elapsed.as_secs_f64() / count as f64;
-            Ok(Runner { calls, count, times: vec![first] })
-        };
-        let started = output().and_then(|output| referee.judge(output)).and_then(|judgement| {
-            if let Some(what) = judgement.overturns {
-                runners.iter_mut().filter(|r| r.is_ok()).for_each(|r| *r = Err(Trial::Wrong(what.clone())));
-                best = f64::INFINITY;
-            }
-            judgement.wrong.map_or_else(|| first_sample().map(Ok), |what| Ok(Err(Trial::Wrong(what))))
-        });
-        let mut runner = match started {
-            Ok(started) => started,
-            Err(e) if e.is_device_lost() => return Err(e),
-            Err(e) => Err(Trial::Refused(e.to_string())),
-        };
-        if let Ok(runner) = &mut runner {
-            best = best.min(runner.times[0]);
-            if runner.times[0] > FAR_BEHIND * best {
-                runner.calls.clear();
-            } else {
-                samples_due += (policy.samples - 1) as f64 * runner.times[0] * runner.count as f64;
-            }
-        }
-        runners.push(runner);
-        longest = longest.max(began.elapsed().as_secs_f64());
-        progress(runners.len());
-    }
-    // The best may have come late.
-    let keeps_up = |runner: &Runner| !runner.calls.is_empty() && runner.times[0] <= FAR_BEHIND * best;
-    for round in 1..policy.samples {
-        for runner in runners.iter_mut().flatten().filter(|r| keeps_up(r)) {
-            if !policy.has_time_for(runner.times[0] * runner.count as f64) {
-                continue;
-            }
-            let calls = rotation(&runner.calls, round * runner.count, runner.count);
-            runner.times.push(device.time(calls)?.elapsed.as_secs_f64() / runner.count as f64);
-        }
-    }
-    let trial = |runner: std::result::Result<Runner, Trial>| match runner {
-        Err(failed) => failed,
-        Ok(runner) if !keeps_up(&runner) => Trial::Behind(runner.times[0]),
-        Ok(mut runner) => Trial::Timed(median(&mut runner.times)),
-    };
-    let untried = plans.len() - runners.len();
-    Ok(runners.into_iter().map(trial).chain(std::iter::repeat_n(Trial::Untried, untried)).collect())
-}
-
-/// Judges many outputs for the same whole numbers, where sums are exact in every order: the oracle checks a sample of
-/// the first output, and all elements of the others are compared with it. Where two outputs differ, the oracle says
-/// which is wrong.
-struct Referee<'a> {
-    oracle: Oracle<'a>,
-    /// In the linear form, without epilogue.
-    problem: Problem,
-    seed: u64,
-    /// An output in which nothing wrong has been found.
-    right: Option<Matrix>,
-}
-
-#[derive(Debug, Default, PartialEq)]
-struct Judgement {
-    /// What is wrong with the output, if anything.
-    wrong: Option<String>,
-    /// What has turned out to be wrong with every output that was found right before.
-    overturns: Option<String>,
-}
-
-/// Differences between two outputs that the oracle is asked about. Where storing an output rounds, both may be right.
-const MOST_DIFFERENCES: usize = 1000;
-
-impl Referee<'_> {
-    fn judge(&mut self, output: Matrix) -> Result<Judgement> {
-        let Some(right) = &self.right else {
-            let verdict = self.oracle.verify(&output, sample(&self.problem, self.seed))?;
-            let wrong = wrong(&verdict, &output).map(|what| format!("on whole numbers: {what}"));
-            self.right = wrong.is_none().then_some(output);
-            return Ok(Judgement { wrong, overturns: None });
-        };
-        let differences: Vec<_> = differences(&output, right).take(MOST_DIFFERENCES).collect();
-        for at in differences {
-            let (token, feature) = (at / self.problem.m, at % self.problem.m);
-            let expected = self.oracle.element(feature, token);
-            let wrong = |y: &Matrix| {
-                let got = f64::from(y.get(token, feature));
-                let text =
-                    format!("on whole numbers: {got} at feature {feature}, token {token}, not {}", expected.value);
-                (expected.error_over_bound(got) > 1.0).then_some(text)
-            };
-            if let Some(what) = wrong(&output) {
-                return Ok(Judgement { wrong: Some(what), overturns: None });
-            }
-            if let Some(what) = wrong(right) {
-                self.right = None;
-                return Ok(Judgement { overturns: Some(what), ..self.judge(output)? });
-            }
-        }
-        Ok(Judgement::default())
-    }
-}
-
-/// The elements in which two matrices of one shape differ as numbers: zeros of both signs are equal.
-fn differences(a: &Matrix, b: &Matrix) -> impl Iterator<Item = usize> + use<> {
-    let (a, b) = (a.elements().to_f32(), b.elements().to_f32());
-    a.into_iter().zip(b).enumerate().filter(|(_, (a, b))| a != b).map(|(at, _)| at)
 }
 
 /// The middle one, or the mean of the middle two, of at least one time.
@@ -660,11 +422,6 @@ impl Summary {
         let [min, q1, q3, max] = [0, quarter, last - quarter, last].map(|at| samples[at]);
         Some(Self { min, q1, median, q3, max })
     }
-}
-
-/// `count` calls, going round the sets of operands from where the last sample stopped.
-fn rotation(calls: &[Prepared], from: usize, count: usize) -> impl Iterator<Item = &Prepared> + Clone {
-    calls.iter().cycle().skip(from % calls.len()).take(count)
 }
 
 /// Operands on the device, several times over, so that calls need not find them in a cache. Plans with the same form of
@@ -756,12 +513,11 @@ fn prepare(
     sets: &Sets,
     seed: u64,
     strict: Option<String>,
-    command: String,
 ) -> Result<Subject> {
     let problem = case.problem(request.op);
     let plan = &request.plan;
     let calls = sets.bind(device, plan)?;
-    let operands = Operands { weights: &sets.host, x: &case.x, bias: None, residual: None };
+    let operands = Operands::new(&sets.host, &case.x);
     let oracle = Oracle::new(&problem, operands)?;
     let first = sets.output(device, &calls[0])?;
     let verdict = oracle.verify(&first, sample(&problem, seed))?;
@@ -774,7 +530,7 @@ fn prepare(
             failure = Some(format!("operand set {set} gives another output than set 0, from the same numbers"));
         }
     }
-    let record = record(case, request, device, &verdict, command);
+    let record = record(case, request, device, &verdict);
     let record = Record {
         weight_bytes: sets.weight_bytes,
         operand_sets: calls.len(),
@@ -783,14 +539,14 @@ fn prepare(
         failure,
         ..record
     };
-    Ok(Subject { record, problem, executed_flops: plan.executed_flops(), calls, times: Vec::new() })
+    Ok(Subject { record, problem, executed_flops: plan.executed_flops(), calls: Workload::rotation(calls) })
 }
 
 /// Runs a plan once and says what is wrong with the output, if anything.
 fn check_once(device: &Device, case: &Case, request: &Request, sets: &Sets, seed: u64) -> Result<Option<String>> {
     let problem = case.problem(request.op);
     let output = sets.output(device, &sets.bind(device, &request.plan)?[0])?;
-    let operands = Operands { weights: &sets.host, x: &case.x, bias: None, residual: None };
+    let operands = Operands::new(&sets.host, &case.x);
     let verdict = Oracle::new(&problem, operands)?.verify(&output, sample(&problem, seed))?;
     Ok(wrong(&verdict, &output).map(|what| format!("on whole numbers: {what}")))
 }
@@ -835,12 +591,12 @@ fn first_poison(y: &Matrix) -> Option<usize> {
 }
 
 /// A row without times.
-fn record(case: &Case, request: &Request, device: &Device, verdict: &Verdict, command: String) -> Record {
-    let Request { op, plan, choice } = request;
+fn record(case: &Case, request: &Request, device: &Device, verdict: &Verdict) -> Record {
+    let Request { op, plan, planned_by } = request;
     let (problem, info) = (plan.problem(), device.info());
     Record {
         name: case.name.clone(),
-        op: if *choice == Choice::Auto { "auto" } else { op.kernel_name() },
+        op: if *planned_by == PlannedBy::Auto { "auto" } else { op.kernel_name() },
         m: problem.m,
         n: problem.n,
         k: problem.k,
@@ -882,56 +638,27 @@ fn record(case: &Case, request: &Request, device: &Device, verdict: &Verdict, co
         checked_outputs: verdict.checked,
         verified: false,
         failure: None,
-        command,
+        command: String::new(),
     }
 }
 
-/// Warms up and finds how many calls make a sample.
-fn calibrate(device: &Device, calls: &[Prepared], policy: &Policy) -> Result<usize> {
-    let mut count = 1;
-    let mut spent = Duration::ZERO;
-    loop {
-        let elapsed = device.time(rotation(calls, 0, count))?.elapsed;
-        spent += elapsed;
-        if elapsed >= policy.sample && spent >= policy.warm_up {
-            return Ok(count);
-        }
-        if elapsed < policy.sample {
-            count = more_calls(count, elapsed, policy)?;
-        }
-    }
-}
-
-/// How many calls to try when `count` of them made a sample that is too short. At most eightfold, for a first call can
-/// be slow; a fifth more than seems needed, so that few samples fall short.
-fn more_calls(count: usize, elapsed: Duration, policy: &Policy) -> Result<usize> {
-    let wanted = 1.2 * policy.sample.as_secs_f64() / elapsed.as_secs_f64().max(1e-9);
-    let count = (count as f64 * wanted.clamp(1.2, 8.0)).ceil() as usize;
-    if count > MOST_CALLS {
-        return Err(Error::invalid(format!("{MOST_CALLS} calls take less than {:?}", policy.sample)));
-    }
-    Ok(count)
-}
-
-/// A sample with more calls than this means that the clock does not run.
-const MOST_CALLS: usize = 1 << 22;
-
+/// Writes the times into the record, where there are any.
 fn finish(subject: &mut Subject) {
-    let Some(Estimate { interval, noisy, .. }) = Estimate::of_median(&subject.times) else { return };
-    // Sorted apart: the order of the rounds is needed for ratios.
-    let Some(Summary { min, q1, median, q3, max }) = Summary::of(&mut subject.times.clone()) else { return };
-    let record = &mut subject.record;
-    record.median_low_ms = Some(interval.low * 1e3);
-    record.median_high_ms = Some(interval.high * 1e3);
-    record.noisy = noisy;
-    record.samples = subject.times.len();
+    let Subject { record, problem, executed_flops, calls } = subject;
+    let Some((estimate, Summary { min, q1, median, q3, max })) = calls.median().zip(calls.summary()) else { return };
+    record.median_low_ms = Some(estimate.interval.low * 1e3);
+    record.median_high_ms = Some(estimate.interval.high * 1e3);
+    record.noisy = estimate.noisy;
+    record.samples = calls.seconds().len();
+    record.calls_per_sample = calls.passes();
+    record.clock = calls.clock().map(Clock::name);
     record.median_ms = Some(median * 1e3);
     record.min_ms = Some(min * 1e3);
     record.max_ms = Some(max * 1e3);
     record.q1_ms = Some(q1 * 1e3);
     record.q3_ms = Some(q3 * 1e3);
-    record.effective_tflops = Some(subject.problem.effective_flops() / median / 1e12);
-    record.executed_tflops = Some(subject.executed_flops / median / 1e12);
+    record.effective_tflops = Some(problem.effective_flops() / median / 1e12);
+    record.executed_tflops = Some(*executed_flops / median / 1e12);
 }
 
 /// What a device can do at most, measured; `None` where it has no such arithmetic.
@@ -950,7 +677,7 @@ pub struct Ceilings {
     pub read_gb_per_s: Option<f64>,
 }
 
-/// Measures the ceilings of a device: the best of the policy's samples each, for a ceiling is what was reached once. At
+/// Measures the ceilings of a device: the best of the samples each, for a ceiling is what was reached once. At
 /// the policy's deadline it ends, and those that are left are `None`.
 pub fn ceilings(device: &Device, policy: &Policy) -> Result<Ceilings> {
     let best = |probe| -> Result<Option<f64>> {
@@ -958,14 +685,10 @@ pub fn ceilings(device: &Device, policy: &Policy) -> Result<Ceilings> {
             return Ok(None);
         }
         let Some((call, work)) = device.probe(probe)? else { return Ok(None) };
-        let calls = [call];
-        let count = calibrate(device, &calls, policy)?;
-        let mut seconds = f64::INFINITY;
-        for _ in 0..policy.samples {
-            let elapsed = device.time(rotation(&calls, 0, count))?.elapsed;
-            seconds = seconds.min(elapsed.as_secs_f64() / count as f64);
-        }
-        Ok(Some(work / seconds))
+        let (timer, mut call) = (Timer::new(device, *policy), Workload::pass([call]));
+        timer.calibrate(&mut call)?;
+        timer.sample_in_turns([&mut call], |_| {})?;
+        Ok(call.summary().map(|seconds| work / seconds.min))
     };
     Ok(Ceilings {
         fma_f32_tflops: best(Probe::Fma(DType::F32))?.map(|x| x / 1e12),
@@ -998,11 +721,16 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
 
+    pub(super) fn case(m: usize, n: usize, k: usize, dtype: DType) -> Case {
+        let [w, x] = [(m, 1), (n, 2)].map(|(rows, seed)| Matrix::uniform(rows, k, dtype, seed).unwrap());
+        Case { name: "x".into(), w, x }
+    }
+
     #[test]
     fn an_output_that_was_never_written_is_wrong() {
         let passed = Verdict { checked: 9, undecided: 0, error_over_bound: 0.5, worst: None };
         for dtype in [DType::F32, DType::F16, DType::Bf16] {
-            let nan = uniform(2, 3, DType::F32, 1).unwrap().to_array().mapv(|_| f32::NAN);
+            let nan = Matrix::uniform(2, 3, DType::F32, 1).unwrap().to_array().mapv(|_| f32::NAN);
             let nan = Matrix::from_array(nan.view()).cast(dtype);
             assert_eq!(wrong(&passed, &nan), None, "a NaN that was computed");
             assert!(wrong(&passed, &poison(2, 3, dtype).unwrap()).unwrap().contains("output 0 was never written"));
@@ -1012,47 +740,8 @@ mod tests {
     }
 
     #[test]
-    fn a_referee_sees_every_element_and_takes_back_what_was_wrong() {
-        let case = Case::random("x", 100, 90, 8, DType::F32, 3).unwrap().whole(3).unwrap();
-        let problem = case.problem(Op::Dense);
-        let weights = HostWeights::Dense(case.w.clone());
-        let operands = || Operands { weights: &weights, x: &case.x, bias: None, residual: None };
-        let referee = || Referee { oracle: Oracle::new(&problem, operands()).unwrap(), problem, seed: 1, right: None };
-        let full = Oracle::new(&problem, operands()).unwrap().full();
-        let right = Matrix::from_f32(90, 100, &full.iter().map(|&y| y as f32).collect::<Vec<_>>()).unwrap();
-        // An element that the sample leaves out.
-        let with_error = |at: usize| {
-            let mut y = right.clone();
-            if let Elements::F32(y) = y.elements_mut() {
-                y[at] += 1.0;
-            }
-            y
-        };
-        let passes = |y: &Matrix| referee().judge(y.clone()).unwrap() == Judgement::default();
-        let unseen = (0..9000).map(with_error).find(passes).unwrap();
-
-        let judged = |referee: &mut Referee<'_>, y: &Matrix| {
-            let Judgement { wrong, overturns } = referee.judge(y.clone()).unwrap();
-            (wrong.is_some(), overturns.is_some())
-        };
-        let mut first_right = referee();
-        assert_eq!(judged(&mut first_right, &right), (false, false));
-        assert_eq!(judged(&mut first_right, &unseen), (true, false));
-        assert_eq!(judged(&mut first_right, &right), (false, false));
-
-        let mut first_wrong = referee();
-        assert_eq!(judged(&mut first_wrong, &unseen), (false, false));
-        assert_eq!(judged(&mut first_wrong, &right), (false, true));
-        assert_eq!(judged(&mut first_wrong, &right), (false, false));
-        assert_eq!(judged(&mut first_wrong, &unseen), (true, false));
-        let unwritten = poison(90, 100, DType::F32).unwrap();
-        assert_eq!(judged(&mut first_wrong, &unwritten), (true, false));
-        assert_eq!(judged(&mut referee(), &unwritten), (true, false));
-    }
-
-    #[test]
     fn whole_cases_are_whole_and_of_the_same_shape() {
-        let case = Case::random("x", 7, 5, 9, DType::F16, 3).unwrap().whole(3).unwrap();
+        let case = case(7, 5, 9, DType::F16).whole(3).unwrap();
         let numbers = case.w.elements().to_f32();
         assert!(numbers.iter().all(|x| x.fract() == 0.0 && x.abs() <= 4.0) && numbers.iter().any(|&x| x == -4.0));
         assert_eq!((case.w.rows(), case.x.rows(), case.w.cols(), case.w.dtype()), (7, 5, 9, DType::F16));

@@ -63,6 +63,18 @@ pub fn named(name: &str) -> Option<Graph> {
 /// The names that [`named`] knows.
 pub const NAMES: [&str; 3] = ["minilm", "bert-base", "bert-large"];
 
+/// Name, output features and input features of a linear layer.
+pub type LayerShape = (&'static str, usize, usize);
+
+/// The linear layers of well-known models, each distinct shape once: those of [`NAMES`], and of models that have no file
+/// here.
+pub const LAYER_SHAPES: [(&str, &[LayerShape]); 4] = [
+    ("bert-base", &[("attention", 768, 768), ("ffn_in", 3072, 768), ("ffn_out", 768, 3072)]),
+    ("bert-large", &[("attention", 1024, 1024), ("ffn_in", 4096, 1024), ("ffn_out", 1024, 4096)]),
+    ("minilm", &[("attention", 384, 384), ("ffn_in", 1536, 384), ("ffn_out", 384, 1536)]),
+    ("llama-8b", &[("q_o", 4096, 4096), ("k_v", 1024, 4096), ("gate_up", 14336, 4096), ("down", 4096, 14336)]),
+];
+
 /// The fields of a config.
 pub(crate) struct Fields(Value);
 

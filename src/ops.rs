@@ -46,12 +46,12 @@
 //! indices are checked where they are used.
 //!
 //! ```
-//! use sparse24::{Attention, DType, Device, Embedding, LayerNorm, Matrix, MeanPooling, measure::uniform};
+//! use sparse24::{Attention, DType, Device, Embedding, LayerNorm, Matrix, MeanPooling};
 //!
 //! // Two sequences of up to four tokens, 12 features, three heads of four.
 //! let (batch, seq, d) = (2, 4, 12);
 //! let device = Device::cpu()?;
-//! let words = device.upload(&uniform(100, d, DType::F32, 1)?)?;
+//! let words = device.upload(&Matrix::uniform(100, d, DType::F32, 1)?)?;
 //! let ids = device.indices(batch * seq)?;
 //! let lengths = device.indices(batch)?;
 //! let ones = device.upload(&Matrix::from_f32(1, d, &[1.0; 12])?)?;

@@ -9,7 +9,6 @@ mod binary;
 use binary::{Run, command, json, script, sparse24, text, with_drivers};
 use serde_json::Value;
 use sparse24::io::{save_matrices, save_sparse24};
-use sparse24::measure::uniform;
 use sparse24::{DType, Matrix, Sparse24, VectorLen, prune};
 
 #[test]
@@ -63,7 +62,7 @@ fn the_command_of_a_row_measures_it_again() {
     let (out, again) = (folder.path().join("run.json"), folder.path().join("again.json"));
     let name = "it's a layer (1).weight";
     let file = folder.path().join("two words.safetensors");
-    save_matrices(&file, &[(name, &uniform(40, 64, DType::F16, 1).unwrap())]).unwrap();
+    save_matrices(&file, &[(name, &Matrix::uniform(40, 64, DType::F16, 1).unwrap())]).unwrap();
     let arguments =
         ["bench", "--device", "cpu", "--quick", "--weights", text(&file), "--tokens", "7", "--threads", "1"];
     sparse24([&arguments[..], &["--json", text(&out)]].concat()).exits(0);
@@ -85,7 +84,7 @@ fn the_command_of_a_row_measures_it_again() {
 fn weights_are_the_files_2d_float_tensors() {
     let folder = tempfile::tempdir().unwrap();
     let (plain, native) = (folder.path().join("plain.safetensors"), folder.path().join("native.safetensors"));
-    let w = uniform(24, 36, DType::F32, 1).unwrap();
+    let w = Matrix::uniform(24, 36, DType::F32, 1).unwrap();
     save_matrices(&plain, &[("b.weight", &w.cast(DType::Bf16)), ("a.weight", &w)]).unwrap();
     let compressed = Sparse24::compress(&w, &prune::magnitude(&w, VectorLen::ONE).unwrap()).unwrap();
     save_sparse24(&native, &[("layer", &compressed)]).unwrap();
@@ -113,7 +112,7 @@ fn the_table_fits_a_terminal_and_the_rest_is_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("long.safetensors");
     let name = format!("{}\u{1b}[31m.weight", "encoder.layer.11.attention.output.".repeat(6));
-    save_matrices(&file, &[(&name, &uniform(16, 32, DType::F32, 1).unwrap())]).unwrap();
+    save_matrices(&file, &[(&name, &Matrix::uniform(16, 32, DType::F32, 1).unwrap())]).unwrap();
     let run = ["bench", "--device", "cpu", "--quick", "--tokens", "3", "--vector", "128"];
     let of_file = [&run[..], &["--ops", "dense,sparse24,masked,masked24,auto", "--weights", text(&file)]].concat();
     let (narrow, stderr) = sparse24(&of_file).exits(0);
@@ -224,7 +223,7 @@ fn a_run_is_printed_as_markdown_csv_or_json() {
 fn a_tensor_that_cannot_be_measured_is_named_and_left_out() {
     let folder = tempfile::tempdir().unwrap();
     let (file, out) = (folder.path().join("some.safetensors"), folder.path().join("run.json"));
-    let good = uniform(8, 8, DType::F32, 1).unwrap();
+    let good = Matrix::uniform(8, 8, DType::F32, 1).unwrap();
     let with = |at: usize, x: f32| {
         let mut data = good.elements().to_f32();
         data[at] = x;

@@ -43,7 +43,7 @@ fn names_in(dir: &Path) -> Vec<String> {
 }
 
 fn random(m: usize, k: usize, dtype: DType, seed: u64) -> Matrix {
-    sparse24::measure::uniform(m, k, DType::F32, seed).unwrap().cast(dtype)
+    Matrix::uniform(m, k, DType::F32, seed).unwrap().cast(dtype)
 }
 
 fn compressed(m: usize, k: usize, dtype: DType, vector: usize, seed: u64) -> Sparse24 {

@@ -13,7 +13,7 @@ use rand_pcg::rand_core::Rng;
 use serde_json::{Value, json};
 use sparse24::format::{Bytes, Storage};
 use sparse24::io::{Dtype, Item, Layout, Source, Spec, Spec24, Stored, Writer, save_matrices, save_sparse24};
-use sparse24::{DType, Elements, Error, Matrix, Sparse24, TensorFile, VectorLen, prune};
+use sparse24::{DType, Elements, Matrix, Sparse24, TensorFile, VectorLen, prune};
 
 /// The types that a file's values can have.
 const TYPES: [Dtype; 7] = [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F8_E4M3, Dtype::F8_E5M2, Dtype::I8, Dtype::U8];

@@ -14,7 +14,7 @@ use sparse24::measure::Policy;
 use sparse24::ops::attention::AttentionSpec;
 use sparse24::ops::gemm::LinearSpec;
 use sparse24::prune::permute::Budget;
-use sparse24::{Activation, DType, Device, HostWeights, Matrix, Sparse24, VectorLen, measure, prune};
+use sparse24::{Activation, DType, Device, HostWeights, Matrix, Sparse24, VectorLen, prune};
 
 /// Words of the vocabulary, tokens of a text, features, features in between.
 const SIZES: (usize, usize, usize, usize) = (11, 6, 8, 12);
@@ -322,7 +322,7 @@ fn gradients_are_the_limit_of_differences() {
     let (device, checkpoint, texts) = (Device::cpu().unwrap(), checkpoint(), texts());
     let graph = checkpoint.graph();
     let head = *graph.outputs().last().unwrap();
-    let along = measure::uniform(texts.len(), 5, DType::F32, 3).unwrap();
+    let along = Matrix::uniform(texts.len(), 5, DType::F32, 3).unwrap();
     let loss = |checkpoint: &Checkpoint| -> f64 {
         let y = twin::values(checkpoint, &[head], &texts).unwrap().remove(0);
         y.indexed_iter().map(|((r, c), y)| y * f64::from(along.get(r, c))).sum()
@@ -336,7 +336,7 @@ fn gradients_are_the_limit_of_differences() {
     pass.backward().unwrap();
     for layer in graph.linears() {
         let w = checkpoint.linear(layer.name).unwrap().to_dense().unwrap();
-        let direction = measure::uniform(w.rows(), w.cols(), DType::F32, 5).unwrap();
+        let direction = Matrix::uniform(w.rows(), w.cols(), DType::F32, 5).unwrap();
         let by = 2f32.powi(-11);
         let moved = |by: f32| {
             let numbers = w.elements().to_f32().into_iter().zip(direction.elements().to_f32());

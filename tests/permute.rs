@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use ndarray::{Array2, Axis};
 use proptest::prelude::*;
-use sparse24::measure::uniform;
 use sparse24::prune::permute::{self, Bound, Budget, Found, Moves, Use, kept, search};
 use sparse24::{DType, Matrix, VectorLen, prune};
 
@@ -18,7 +17,7 @@ fn v(v: usize) -> VectorLen {
 
 /// Scores in [0, 1).
 fn scores(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
-    uniform(rows, cols, DType::F32, seed).unwrap().to_array().mapv(f32::abs)
+    Matrix::uniform(rows, cols, DType::F32, seed).unwrap().to_array().mapv(f32::abs)
 }
 
 /// The largest value of `f` over all orders of `n` channels.
@@ -258,7 +257,7 @@ fn what_makes_no_sense_is_refused() {
 
 #[test]
 fn matrices_are_permuted_in_every_type() {
-    let w = uniform(3, 4, DType::F32, 5).unwrap();
+    let w = Matrix::uniform(3, 4, DType::F32, 5).unwrap();
     for dtype in [DType::F32, DType::F16, DType::Bf16] {
         let w = w.cast(dtype);
         let (rows, columns) = (permute::rows(&w, &[2, 0, 1]).unwrap(), permute::columns(&w, &[1, 3, 2, 0]).unwrap());
@@ -293,7 +292,7 @@ mod bert {
         let mut checkpoint = Checkpoint::random(graph, DType::F32, seed).unwrap();
         let names: Vec<_> = checkpoint.linears().map(|(name, w)| (name, w.m(), w.k())).collect();
         for (i, (name, m, k)) in names.into_iter().enumerate() {
-            let w = uniform(m, k, DType::F32, seed + 100 + i as u64).unwrap().to_array().mapv(|x| 0.4 * x);
+            let w = Matrix::uniform(m, k, DType::F32, seed + 100 + i as u64).unwrap().to_array().mapv(|x| 0.4 * x);
             checkpoint.set_linear(&name, Matrix::from_array(w.view()).into()).unwrap();
         }
         checkpoint

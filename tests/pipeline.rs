@@ -18,7 +18,6 @@ use std::path::{Path, PathBuf};
 use common::gpu;
 use serde_json::{Value, json};
 use sparse24::graph::{Ablation, Batching, Checkpoint};
-use sparse24::measure::uniform;
 use sparse24::text::{Encoder, Files, Pipeline, Pooling, Similarity, Tokenizer, twin};
 use sparse24::{DType, Device, Matrix, models};
 use tempfile::TempDir;
@@ -34,7 +33,7 @@ fn module(folder: &Path, name: &str, config: &Value, tensors: &[(&str, &[usize])
     let matrices: Vec<_> = tensors
         .iter()
         .enumerate()
-        .map(|(i, (_, shape))| uniform(1, shape.iter().product(), DType::F32, 70 + i as u64).unwrap())
+        .map(|(i, (_, shape))| Matrix::uniform(1, shape.iter().product(), DType::F32, 70 + i as u64).unwrap())
         .collect();
     let views = tensors.iter().zip(&matrices).map(|((name, shape), matrix)| {
         let view = safetensors::tensor::TensorView::new(

@@ -54,8 +54,8 @@ fn any_file_is_pruned_by_its_weights() {
     let dir = tempfile::tempdir().unwrap();
     let [from, to, json] =
         ["a.safetensors", "b.safetensors", "report.json"].map(|f| dir.path().join(f).to_str().unwrap().to_owned());
-    let w = sparse24::measure::uniform(8, 20, DType::F16, 1).unwrap();
-    let embedding = sparse24::measure::uniform(8, 20, DType::F32, 2).unwrap();
+    let w = Matrix::uniform(8, 20, DType::F16, 1).unwrap();
+    let embedding = Matrix::uniform(8, 20, DType::F32, 2).unwrap();
     io::save_matrices(&from, &[("layer.weight", &w), ("token_embedding.weight", &embedding)]).unwrap();
     let text = fine(&["prune", &from, &to, "--vector", "4", "--json", &json]);
     assert!(
@@ -352,9 +352,9 @@ fn conv1d_weights_are_pruned_along_their_rows_or_refused() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     fs::create_dir(at("gpt")).unwrap();
-    let fc = sparse24::measure::uniform(16, 64, DType::F16, 1).unwrap();
-    let proj = sparse24::measure::uniform(64, 16, DType::F16, 2).unwrap();
-    let wte = sparse24::measure::uniform(100, 16, DType::F16, 3).unwrap();
+    let fc = Matrix::uniform(16, 64, DType::F16, 1).unwrap();
+    let proj = Matrix::uniform(64, 16, DType::F16, 2).unwrap();
+    let wte = Matrix::uniform(100, 16, DType::F16, 3).unwrap();
     let weights = [("h.0.mlp.c_fc.weight", &fc), ("h.0.mlp.c_proj.weight", &proj), ("wte.weight", &wte)];
     io::save_matrices(at("gpt/model.safetensors"), &weights).unwrap();
     fs::write(at("gpt/config.json"), r#"{"model_type": "gpt2"}"#).unwrap();

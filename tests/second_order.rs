@@ -4,7 +4,6 @@
 
 use ndarray::{Array1, Array2, s};
 use proptest::prelude::*;
-use sparse24::measure::uniform;
 use sparse24::prune::{self, Criterion, Method, Norm, SparseGpt, Statistics};
 use sparse24::{DType, Mask, Matrix, VectorLen};
 
@@ -14,8 +13,8 @@ fn v(v: usize) -> VectorLen {
 
 /// Statistics of `tokens` inputs of k features, each the sum of its own noise and of what all share.
 fn correlated(tokens: usize, k: usize, seed: u64) -> Statistics {
-    let own = uniform(tokens, k, DType::F32, seed).unwrap().to_array();
-    let shared = uniform(tokens, 2, DType::F32, seed + 1).unwrap().to_array();
+    let own = Matrix::uniform(tokens, k, DType::F32, seed).unwrap().to_array();
+    let shared = Matrix::uniform(tokens, 2, DType::F32, seed + 1).unwrap().to_array();
     let x = Array2::from_shape_fn((tokens, k), |(t, c)| own[[t, c]] + (1 + c % 3) as f32 * shared[[t, c % 2]]);
     let mut statistics = Statistics::full(k).unwrap();
     statistics.add(&Matrix::from_array(x.view())).unwrap();
@@ -71,7 +70,7 @@ fn best(w: &Array1<f64>, h: &Array2<f64>, kept: &[usize]) -> (f64, Array1<f64>) 
 fn statistics_are_sums_of_products_whatever_the_pieces() {
     // More columns than a block of the product, and more tokens than are summed in f32.
     let (tokens, k) = (4100, 150);
-    let x = uniform(tokens, k, DType::F32, 1).unwrap();
+    let x = Matrix::uniform(tokens, k, DType::F32, 1).unwrap();
     let (mut whole, mut pieces) = (Statistics::full(k).unwrap(), Statistics::full(k).unwrap());
     whole.add(&x).unwrap();
     pieces.add(&x.rows_of(0..7).unwrap()).unwrap();
@@ -157,7 +156,7 @@ fn criteria_add_up_over_rows_as_their_table_says() {
 #[test]
 fn magnitude_by_criterion_is_magnitude() {
     for vector in [1, 4, 32] {
-        let w = uniform(33, 50, DType::F32, 5).unwrap();
+        let w = Matrix::uniform(33, 50, DType::F32, 5).unwrap();
         let by_criterion = Criterion::magnitude(Norm::L1).mask(&w, v(vector), None).unwrap();
         assert_eq!(by_criterion, prune::magnitude(&w, v(vector)).unwrap());
     }
@@ -166,7 +165,7 @@ fn magnitude_by_criterion_is_magnitude() {
 #[test]
 fn a_pruned_weight_stays_pruned_by_every_method() {
     let (m, k) = (16, 24);
-    let w = uniform(m, k, DType::F32, 3).unwrap();
+    let w = Matrix::uniform(m, k, DType::F32, 3).unwrap();
     let statistics = correlated(100, k, 4);
     // Whole columns, scattered weights, and a group of which nothing is left.
     let before = Mask::from_fn(m, k, |row, col| col % 7 != 3 && (row * 5 + col * 3) % 11 != 0 && col / 4 != 2).unwrap();
@@ -193,7 +192,7 @@ fn a_group_loses_the_pair_that_costs_least_of_all_six() {
     let mut differs = 0;
     for seed in 0..40 {
         let statistics = correlated(30, 4, seed);
-        let w = uniform(3, 4, DType::F32, 100 + seed).unwrap();
+        let w = Matrix::uniform(3, 4, DType::F32, 100 + seed).unwrap();
         let h = damped(&statistics, SparseGpt::new(VectorLen::ONE).damping);
         let rows: Vec<Array1<f64>> =
             w.to_array().mapv(f64::from).rows().into_iter().map(|row| row.to_owned()).collect();
@@ -214,7 +213,7 @@ fn a_group_loses_the_pair_that_costs_least_of_all_six() {
 fn the_refit_finds_the_best_weights_under_the_mask() {
     for (m, k, vector) in [(5, 23, 1), (6, 140, 2)] {
         let statistics = correlated(300, k, 7);
-        let w = uniform(m, k, DType::F32, 8).unwrap();
+        let w = Matrix::uniform(m, k, DType::F32, 8).unwrap();
         let h = damped(&statistics, SparseGpt::new(VectorLen::ONE).damping);
         let (pruned, mask) =
             SparseGpt { refit: 200, ..SparseGpt::new(v(vector)) }.prune(&w, &statistics, None).unwrap();
@@ -238,13 +237,13 @@ fn the_refit_finds_the_best_weights_under_the_mask() {
 
 #[test]
 fn a_feature_that_is_always_zero_and_one_that_repeats_another_do_no_harm() {
-    let mut x = uniform(50, 8, DType::F32, 2).unwrap().to_array();
+    let mut x = Matrix::uniform(50, 8, DType::F32, 2).unwrap().to_array();
     x.column_mut(2).fill(0.0);
     let twin = x.column(4).to_owned();
     x.column_mut(5).assign(&twin);
     let mut statistics = Statistics::full(8).unwrap();
     statistics.add(&Matrix::from_array(x.view())).unwrap();
-    let w = uniform(4, 8, DType::F32, 3).unwrap();
+    let w = Matrix::uniform(4, 8, DType::F32, 3).unwrap();
     let (pruned, _) = SparseGpt::new(VectorLen::ONE).prune(&w, &statistics, None).unwrap();
     assert!(pruned.elements().to_f32().iter().all(|x| x.is_finite()));
     assert!(statistics.lost(&w, &pruned).unwrap() < 0.5);
@@ -252,8 +251,8 @@ fn a_feature_that_is_always_zero_and_one_that_repeats_another_do_no_harm() {
 
 #[test]
 fn what_is_lost_is_the_output_error() {
-    let x = uniform(20, 6, DType::F32, 1).unwrap();
-    let (w, other) = (uniform(3, 6, DType::F32, 2).unwrap(), uniform(3, 6, DType::F32, 3).unwrap());
+    let x = Matrix::uniform(20, 6, DType::F32, 1).unwrap();
+    let (w, other) = (Matrix::uniform(3, 6, DType::F32, 2).unwrap(), Matrix::uniform(3, 6, DType::F32, 3).unwrap());
     let mut statistics = Statistics::full(6).unwrap();
     statistics.add(&x).unwrap();
     let [x, w64, other64] = [&x, &w, &other].map(|m| m.to_array().mapv(f64::from));
@@ -272,7 +271,7 @@ proptest! {
     fn compensation_beats_none(m in 1usize..40, k in 4usize..150, vector in 0usize..6, seed in 0u64..1000) {
         let vector = VectorLen::ALL[vector];
         let statistics = correlated(2 * k + 10, k, seed);
-        let w = uniform(m, k, DType::F32, seed + 7).unwrap();
+        let w = Matrix::uniform(m, k, DType::F32, seed + 7).unwrap();
         let (pruned, mask) = SparseGpt::new(vector).prune(&w, &statistics, None).unwrap();
         prop_assert_eq!(mask.vector(), vector);
         for group in 0..k / 4 {
@@ -288,7 +287,7 @@ proptest! {
 fn sizes_beyond_one_block_and_f16_storage() {
     let (m, k) = (70, 300);
     let statistics = correlated(900, k, 11);
-    let w = uniform(m, k, DType::F32, 12).unwrap();
+    let w = Matrix::uniform(m, k, DType::F32, 12).unwrap();
     let (full, mask) = SparseGpt::new(v(32)).prune(&w, &statistics, None).unwrap();
     let (half, _) = SparseGpt::new(v(32)).prune(&w.cast(DType::F16), &statistics, None).unwrap();
     assert_eq!((full.dtype(), half.dtype()), (DType::F32, DType::F16));
@@ -304,7 +303,7 @@ fn what_goes_is_made_up_for_by_all_columns_on_its_right() {
     // More columns than a block, between which the update is a matrix product.
     let (m, k) = (5, 150);
     let statistics = correlated(400, k, 21);
-    let w = uniform(m, k, DType::F32, 22).unwrap();
+    let w = Matrix::uniform(m, k, DType::F32, 22).unwrap();
     let (pruned, mask) = SparseGpt { refit: 0, ..SparseGpt::new(VectorLen::ONE) }.prune(&w, &statistics, None).unwrap();
 
     // U from the inverse, column by column, and its Cholesky factor.

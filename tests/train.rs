@@ -4,7 +4,7 @@
 use sparse24::graph::{Checkpoint, Sparsity};
 use sparse24::models::bert::{BertConfig, Sizes};
 use sparse24::train::{Objective, SimilarityWeights, Step, TrainOptions, Trainer};
-use sparse24::{Activation, DType, Device, HostWeights, Matrix, Options, VectorLen, measure};
+use sparse24::{Activation, DType, Device, HostWeights, Matrix, Options, VectorLen};
 
 const SIZES: Sizes =
     Sizes { vocabulary: 50, hidden: 32, layers: 2, heads: 4, intermediate: 64, positions: 16, types: 1 };
@@ -19,7 +19,7 @@ fn dense(sizes: Sizes) -> Checkpoint {
     for (i, name) in names.iter().enumerate() {
         let (m, k) = (checkpoint.linear(name).unwrap().m(), checkpoint.linear(name).unwrap().k());
         let w: Vec<f32> =
-            measure::uniform(m, k, DType::F32, i as u64).unwrap().elements().to_f32().iter().map(|x| x * 0.3).collect();
+            Matrix::uniform(m, k, DType::F32, i as u64).unwrap().elements().to_f32().iter().map(|x| x * 0.3).collect();
         checkpoint.set_linear(name, Matrix::from_f32(m, k, &w).unwrap().into()).unwrap();
     }
     checkpoint

@@ -7,9 +7,11 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 
+use sparse24::Result;
 use sparse24::mask::VectorLen;
-use sparse24::matrix::DType;
-use sparse24::measure::{self, Choice, MODELS};
+use sparse24::matrix::{DType, Matrix};
+use sparse24::measure::{Case, PlannedBy};
+use sparse24::models::{LAYER_SHAPES, LayerShape};
 use sparse24::problem::Op;
 
 /// `--dtype`.
@@ -40,20 +42,20 @@ pub(super) enum OpName {
 
 /// The operations in the order of their rows, and whether dense weights may stand in: dense first, the baseline of the
 /// others.
-pub(super) fn operations(ops: &[OpName], vectors: &[VectorLen]) -> Vec<(Op, Choice)> {
+pub(super) fn operations(ops: &[OpName], vectors: &[VectorLen]) -> Vec<(Op, PlannedBy)> {
     let has = |op| ops.contains(&op);
     let mut vectors = vectors.to_vec();
     vectors.sort();
     vectors.dedup();
     let mut chosen = Vec::new();
-    chosen.extend(has(OpName::Dense).then_some((Op::Dense, Choice::Planner)));
-    for (name, choice) in [(OpName::Sparse24, Choice::Planner), (OpName::Auto, Choice::Auto)] {
+    chosen.extend(has(OpName::Dense).then_some((Op::Dense, PlannedBy::Planner)));
+    for (name, planned_by) in [(OpName::Sparse24, PlannedBy::Planner), (OpName::Auto, PlannedBy::Auto)] {
         if has(name) {
-            chosen.extend(vectors.iter().map(|&v| (Op::Sparse24(v), choice)));
+            chosen.extend(vectors.iter().map(|&v| (Op::Sparse24(v), planned_by)));
         }
     }
-    chosen.extend(has(OpName::Masked).then_some((Op::Masked, Choice::Planner)));
-    chosen.extend(has(OpName::Masked24).then_some((Op::Masked24, Choice::Planner)));
+    chosen.extend(has(OpName::Masked).then_some((Op::Masked, PlannedBy::Planner)));
+    chosen.extend(has(OpName::Masked24).then_some((Op::Masked24, PlannedBy::Planner)));
     chosen
 }
 
@@ -65,7 +67,7 @@ pub(super) fn vectors<const N: usize>(numbers: [usize; N]) -> Vec<VectorLen> {
 /// What `--shapes` names: layers whose tokens are still open, or one shape.
 #[derive(Clone, Debug)]
 pub(super) enum Shape {
-    Model { name: &'static str, layers: &'static [measure::Layer] },
+    Model { name: &'static str, layers: &'static [LayerShape] },
     Exact { m: usize, n: usize, k: usize },
     Square,
 }
@@ -77,7 +79,7 @@ impl FromStr for Shape {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        if let Some((name, layers)) = MODELS.into_iter().find(|(name, _)| *name == text) {
+        if let Some((name, layers)) = LAYER_SHAPES.into_iter().find(|(name, _)| *name == text) {
             return Ok(Self::Model { name, layers });
         }
         if text == "square" {
@@ -90,7 +92,7 @@ impl FromStr for Shape {
             }
             Some(&[m, n, k]) => Ok(Self::Exact { m, n, k }),
             _ => {
-                let names: Vec<_> = MODELS.iter().map(|(name, _)| *name).chain(["square"]).collect();
+                let names: Vec<_> = LAYER_SHAPES.iter().map(|(name, _)| *name).chain(["square"]).collect();
                 Err(format!("neither one of {} nor MxNxK in whole numbers", names.join(", ")))
             }
         }
@@ -104,6 +106,22 @@ pub(super) struct Layer {
     pub(super) m: usize,
     pub(super) n: usize,
     pub(super) k: usize,
+}
+
+/// Separates the seed of the activations from the weights'.
+const ACTIVATIONS: u64 = 0x5eed_ac71_7a71_0450;
+
+/// A layer with these weights, at so many tokens whose activations are drawn.
+pub(super) fn case(name: &str, w: Matrix, n: usize, seed: u64) -> Result<Case> {
+    let x = Matrix::uniform(n, w.cols(), w.dtype(), seed ^ ACTIVATIONS)?;
+    Ok(Case { name: name.to_owned(), w, x })
+}
+
+impl Layer {
+    /// The layer with weights and activations that are drawn.
+    pub(super) fn case(&self, dtype: DType, seed: u64) -> Result<Case> {
+        case(&self.name, Matrix::uniform(self.m, self.k, dtype, seed)?, self.n, seed)
+    }
 }
 
 /// The layers that shapes name, the models' at each of these numbers of tokens.

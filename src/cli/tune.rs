@@ -14,7 +14,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::args::{Json, ensure_usage};
-use super::bench::command_line;
+use super::command::command_line;
 use super::shapes::{self, Float, Layer, OpName, Shape};
 use super::{Outcome, progress, say, tuning};
 use sparse24::engine::{Device, Options};
@@ -223,10 +223,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         // The operations of a layer follow one another.
         let case = match last.take().filter(|(of, _)| of == layer) {
             Some((_, case)) => case,
-            None => {
-                let Layer { name: layer, m, n, k } = &*layer;
-                Case::random(layer, *m, *n, *k, args.dtype.into(), SEED).with_context(|| name.clone())?
-            }
+            None => layer.case(args.dtype.into(), SEED).with_context(|| name.clone())?,
         };
         let step = |tried: usize| match tried {
             0 => pace.prepared(problem),

@@ -26,7 +26,6 @@ use crate::kernels::{Kernel, Params, Program, Schedule};
 use crate::layout;
 use crate::mask::VectorLen;
 use crate::matrix::{DType, Matrix};
-use crate::measure::uniform;
 use crate::problem::Op;
 use crate::prune;
 use crate::weights::HostWeights;
@@ -226,16 +225,16 @@ impl Operands {
         if !k.is_multiple_of(layout::WORD) {
             return Err(Error::invalid(format!("k = {k} is no multiple of {}, which kernels ask for", layout::WORD)));
         }
-        let w = uniform(m, k, kernel.storage(), seed)?;
+        let w = Matrix::uniform(m, k, kernel.storage(), seed)?;
         let weights = match kernel.op() {
             Op::Dense => HostWeights::Dense(w),
             Op::Masked => HostWeights::Masked(w, prune::random(m, k, VectorLen::ONE, seed)?.into_mask()),
             Op::Masked24 => HostWeights::Masked24(w, prune::random(m, k, VectorLen::ONE, seed)?),
             Op::Sparse24(v) => HostWeights::Sparse24(Sparse24::compress(&w, &prune::random(m, k, v, seed)?)?),
         };
-        let x = uniform(n, k, kernel.storage(), seed.wrapping_add(1))?;
-        let bias = uniform(1, m, DType::F32, seed.wrapping_add(2))?;
-        let residual = uniform(n, m, kernel.output(), seed.wrapping_add(3))?;
+        let x = Matrix::uniform(n, k, kernel.storage(), seed.wrapping_add(1))?;
+        let bias = Matrix::uniform(1, m, DType::F32, seed.wrapping_add(2))?;
+        let residual = Matrix::uniform(n, m, kernel.output(), seed.wrapping_add(3))?;
         Ok(Self { shape, weights, x, bias, residual })
     }
 
@@ -694,7 +693,7 @@ mod tests {
             (0..20 * 64).map(|i| if i % 64 < 40 { b[i % 64 * 20 + i / 64] } else { 0.0 }).collect();
         assert_eq!(packed, bytemuck::cast_slice::<_, u8>(&expected));
 
-        let floats = |rows, cols, dtype, seed| uniform(rows, cols, dtype, seed).unwrap();
+        let floats = |rows, cols, dtype, seed| Matrix::uniform(rows, cols, dtype, seed).unwrap();
         let outcome = |program: Program, params: &[u8], operands: &[(u32, &[u8])], shape: (usize, usize)| {
             let mut bindings = vec![(0, params.to_vec()), (2, vec![0; 4 * shape.0 * shape.1])];
             bindings.extend(operands.iter().map(|&(at, bytes)| (at, bytes.to_vec())));

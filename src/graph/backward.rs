@@ -516,7 +516,6 @@ mod tests {
     use crate::graph::{Sparsity, twin};
     use crate::mask::VectorLen;
     use crate::matrix::{Elements, Matrix};
-    use crate::measure::uniform;
     use crate::models::bert::{BertConfig, Sizes};
     use crate::problem::Activation;
     use crate::weights::HostWeights;
@@ -535,7 +534,7 @@ mod tests {
         let names: Vec<String> = checkpoint.linears().map(|(name, _)| name).collect();
         for (i, name) in names.iter().enumerate() {
             let (m, k) = (checkpoint.linear(name).unwrap().m(), checkpoint.linear(name).unwrap().k());
-            let w = uniform(m, k, DType::F32, i as u64).unwrap();
+            let w = Matrix::uniform(m, k, DType::F32, i as u64).unwrap();
             let scaled: Vec<f32> = w.elements().to_f32().iter().map(|x| x * 0.4).collect();
             checkpoint.set_linear(name, Matrix::from_f32(m, k, &scaled).unwrap().into()).unwrap();
         }
@@ -559,10 +558,10 @@ mod tests {
             let tokens = TEXTS.len() * seq;
             let states = graph.states().into_iter().enumerate();
             let states = states.map(|(i, value)| {
-                (value, uniform(tokens, graph.value(value).cols, DType::F32, 100 + i as u64).unwrap())
+                (value, Matrix::uniform(tokens, graph.value(value).cols, DType::F32, 100 + i as u64).unwrap())
             });
             let last = *graph.outputs().last().unwrap();
-            let embedding = (last, uniform(TEXTS.len(), graph.value(last).cols, DType::F32, 99).unwrap());
+            let embedding = (last, Matrix::uniform(TEXTS.len(), graph.value(last).cols, DType::F32, 99).unwrap());
             Self { states: states.collect(), embedding, seq }
         }
 
@@ -642,7 +641,7 @@ mod tests {
             assert!(gradients.len() > 20);
             for ((param, value, _), gradient) in trainable.trained().zip(&gradients) {
                 let name = &checkpoint.graph().param(param).name;
-                let direction = uniform(value.rows(), value.cols(), DType::F32, 7).unwrap();
+                let direction = Matrix::uniform(value.rows(), value.cols(), DType::F32, 7).unwrap();
                 // A power of two, so that the steps are exact in f32.
                 let by = 2f32.powi(-10);
                 let loss = |by| wanted.loss(&moved(&checkpoint, param, &direction, by));

@@ -16,7 +16,6 @@ use crate::format::Sparse24;
 use crate::io::{Item, Source, Stored};
 use crate::mask::{Mask, VectorLen};
 use crate::matrix::{DType, Elements, Matrix};
-use crate::measure;
 use crate::prune;
 use crate::weights::{HostWeights, finite};
 
@@ -163,7 +162,7 @@ impl Checkpoint {
                 return Ok(HostParam::Matrix(Arc::clone(constant)));
             }
             let seed = seed.wrapping_add((at as u64 + 1).wrapping_mul(PARTS));
-            let mut w = measure::uniform(param.rows, param.cols, DType::F32, seed)?;
+            let mut w = Matrix::uniform(param.rows, param.cols, DType::F32, seed)?;
             if let Elements::F32(data) = w.elements_mut() {
                 // A uniform number in [-1, 1) has the standard deviation 1/√3.
                 data.iter_mut().for_each(|x| *x = param.around + *x * 0.02 * 3f32.sqrt());

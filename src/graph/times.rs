@@ -5,13 +5,11 @@
 //! Q, K and V, are timed together, one after the other, and share their mean. Samples of all forms take turns.
 //! Invariant: a layer that the checkpoint has in another form than dense is in no time but that of the whole.
 
-use std::time::Duration;
-
-use super::{Checkpoint, Model};
-use crate::engine::{Device, Prepared};
+use super::{Checkpoint, Forward, Model, Node};
+use crate::engine::Device;
 use crate::error::Result;
 use crate::mask::VectorLen;
-use crate::measure::{self, Policy};
+use crate::measure::{Policy, Timer, Workload};
 use crate::prune;
 use crate::weights::HostWeights;
 
@@ -31,44 +29,25 @@ impl Times {
     }
 }
 
-/// Calls that are timed together, over and over.
-struct Subject<'a> {
-    calls: Vec<&'a Prepared>,
-    passes: usize,
-    samples: Vec<f64>,
-}
-
-impl<'a> Subject<'a> {
-    /// Warms up, and finds how many passes make a sample.
-    fn new(device: &Device, calls: Vec<&'a Prepared>, policy: &Policy) -> Result<Self> {
-        let mut subject = Self { calls, passes: 1, samples: Vec::new() };
-        let (mut spent, mut fastest) = (Duration::ZERO, Duration::MAX);
-        while fastest == Duration::MAX || spent < policy.warm_up {
-            // Some clock must go on even if the device's stands still.
-            let once = subject.time(device)?.max(Duration::from_micros(10));
-            spent += once;
-            fastest = fastest.min(once);
-        }
-        subject.passes = (policy.sample.as_secs_f64() / fastest.as_secs_f64()).ceil().clamp(1.0, 1000.0) as usize;
-        Ok(subject)
-    }
-
-    fn time(&self, device: &Device) -> Result<Duration> {
-        let passes = std::iter::repeat_n(self.calls.iter().copied(), self.passes);
-        Ok(device.time(passes.flatten())?.elapsed)
-    }
-
-    fn sample(&mut self, device: &Device) -> Result<()> {
-        let elapsed = self.time(device)?;
-        self.samples.push(elapsed.as_secs_f64() / self.passes as f64);
-        Ok(())
-    }
+/// Calibrates workloads and samples them in turns: the median of each, in seconds.
+fn medians(device: &Device, policy: &Policy, mut workloads: Vec<Workload>) -> Result<Vec<f64>> {
+    let timer = Timer::new(device, *policy);
+    workloads.iter_mut().try_for_each(|workload| timer.calibrate(workload))?;
+    timer.sample_in_turns(&mut workloads, |_| {})?;
+    Ok(workloads.iter().map(|workload| workload.median().map_or(f64::NAN, |median| median.value)).collect())
 }
 
 /// A name without its numbers.
 fn kind_of(name: &str) -> String {
     let part = |part| if str::parse::<u64>(part).is_ok() { "*" } else { part };
     name.split('.').map(part).collect::<Vec<_>>().join(".")
+}
+
+impl Forward {
+    /// The calls of some nodes, in their order, to be timed: a pass is all of them.
+    pub(crate) fn workload(&self, of: impl Fn(&Node) -> bool) -> Workload {
+        Workload::pass(self.calls().filter(|(node, _)| of(node)).map(|(_, call)| call.clone()))
+    }
 }
 
 /// Times whole forward passes of `batch` texts of `seq` tokens by several models, whose samples take turns: the median of
@@ -93,19 +72,9 @@ pub fn time_forwards(
     seq: usize,
     policy: &Policy,
 ) -> Result<Vec<f64>> {
-    let forwards: Vec<_> = checkpoints
-        .iter()
-        .map(|checkpoint| Model::new(device, checkpoint)?.forward(batch, seq))
-        .collect::<Result<_>>()?;
-    let subjects = forwards.iter().map(|forward| {
-        let calls = forward.calls().map(|(_, call)| call).collect();
-        Subject::new(device, calls, policy)
-    });
-    let mut subjects: Vec<_> = subjects.collect::<Result<_>>()?;
-    for _ in 0..policy.samples.max(1) {
-        subjects.iter_mut().try_for_each(|subject| subject.sample(device))?;
-    }
-    Ok(subjects.iter_mut().map(|subject| measure::median(&mut subject.samples)).collect())
+    let forward = |checkpoint: &&Checkpoint| Model::new(device, checkpoint)?.forward(batch, seq);
+    let forwards: Vec<_> = checkpoints.iter().map(forward).collect::<Result<_>>()?;
+    medians(device, policy, forwards.iter().map(|forward| forward.workload(|_| true)).collect())
 }
 
 impl Checkpoint {
@@ -151,21 +120,16 @@ impl Checkpoint {
             forwards.push((Some(vector), Model::new(device, &pruned)?.no_dense_fallback().forward(batch, seq)?));
         }
 
-        let whole = forwards[0].1.calls().map(|(_, call)| call).collect();
-        let mut subjects = vec![Subject::new(device, whole, policy)?];
+        let mut workloads = vec![forwards[0].1.workload(|_| true)];
         // Which layers the others are of, and in which form.
         let mut of = Vec::new();
         for (vector, forward) in &forwards {
             for (_, same) in &kinds {
-                let own = forward.calls().filter(|(node, _)| same.contains(&node.name)).map(|(_, call)| call);
-                subjects.push(Subject::new(device, own.collect(), policy)?);
+                workloads.push(forward.workload(|node| same.contains(&node.name)));
                 of.push((same, *vector));
             }
         }
-        for _ in 0..policy.samples.max(1) {
-            subjects.iter_mut().try_for_each(|subject| subject.sample(device))?;
-        }
-        let mut medians = subjects.iter_mut().map(|subject| measure::median(&mut subject.samples));
+        let mut medians = medians(device, policy, workloads)?.into_iter();
         let forward = medians.next().unwrap_or(f64::NAN);
         let mut linears = Vec::new();
         for ((same, vector), seconds) in of.iter().zip(medians) {

@@ -92,34 +92,19 @@ impl Estimate {
     }
 }
 
-/// Samples so many subjects in turns: `policy.samples` rounds, and more, up to `policy.max_samples`, while the median of
-/// one of them is noisy. Returns the samples of each, in the order of the rounds, which `sample` takes: it is given the
-/// round and the subject. `progress` is called with the number of rounds done.
+/// Whether another round of samples is to be taken after so many: there are not as many as the policy asks for, or the
+/// median of one of these is noisy and there may be more.
 ///
 /// ```
 /// use sparse24::measure::{Policy, noise};
-/// let quiet = noise::rounds(&Policy::FULL, 2, |_, subject| Ok::<_, ()>(1.0 + subject as f64), |_| {}).unwrap();
-/// assert_eq!(quiet, [vec![1.0; 10], vec![2.0; 10]]);
-/// let wild = noise::rounds(&Policy::FULL, 1, |round, _| Ok::<_, ()>(1.0 + (round % 2) as f64), |_| {}).unwrap();
-/// assert_eq!(wild[0].len(), Policy::FULL.max_samples);
+/// let (quiet, wild) = ([1.0; 10], [1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0, 2.0]);
+/// assert!(noise::wants_more(&Policy::FULL, 9, [&quiet[..9]]) && !noise::wants_more(&Policy::FULL, 10, [&quiet[..]]));
+/// assert!(noise::wants_more(&Policy::FULL, 10, [&quiet[..], &wild]));
+/// assert!(!noise::wants_more(&Policy::FULL, Policy::FULL.max_samples, [&wild[..]]));
 /// ```
-pub fn rounds<E>(
-    policy: &Policy,
-    subjects: usize,
-    mut sample: impl FnMut(usize, usize) -> Result<f64, E>,
-    mut progress: impl FnMut(usize),
-) -> Result<Vec<Vec<f64>>, E> {
-    let mut samples = vec![Vec::new(); subjects];
-    let noisy = |of: &Vec<f64>| Estimate::of_median(of).is_some_and(|median| median.noisy);
-    let mut round = 0;
-    while round < policy.samples || round < policy.max_samples && samples.iter().any(noisy) {
-        for (subject, samples) in samples.iter_mut().enumerate() {
-            samples.push(sample(round, subject)?);
-        }
-        round += 1;
-        progress(round);
-    }
-    Ok(samples)
+pub fn wants_more<'s>(policy: &Policy, rounds: usize, samples: impl IntoIterator<Item = &'s [f64]>) -> bool {
+    let noisy = |of: &[f64]| Estimate::of_median(of).is_some_and(|median| median.noisy);
+    rounds < policy.samples || rounds < policy.max_samples && samples.into_iter().any(noisy)
 }
 
 #[cfg(test)]
@@ -200,24 +185,27 @@ mod tests {
     #[test]
     fn sampling_goes_on_while_there_is_noise_and_ends_at_its_bound() {
         let policy = Policy { samples: 10, max_samples: 30, ..Policy::FULL };
-        // A neighbour who leaves after the eighth round disturbs the first samples of the second subject.
-        let sample = |round: usize, subject: usize| {
-            let disturbed = subject == 1 && round < 8;
-            Ok::<_, String>(if disturbed { 2.0 + (round % 4) as f64 } else { 1.0 })
+        // Samples of subjects, as many rounds as are wanted.
+        let sampled = |policy: &Policy, subjects: usize, sample: &dyn Fn(usize, usize) -> f64| {
+            let mut samples = vec![Vec::new(); subjects];
+            while wants_more(policy, samples[0].len(), samples.iter().map(Vec::as_slice)) {
+                let round = samples[0].len();
+                samples.iter_mut().enumerate().for_each(|(subject, samples)| samples.push(sample(round, subject)));
+            }
+            samples
         };
-        let mut told = 0;
-        let samples = rounds(&policy, 2, sample, |round| told = round).unwrap();
+        // A neighbour who leaves after the eighth round disturbs the first samples of the second subject.
+        let samples = sampled(&policy, 2, &|round, subject| match subject == 1 && round < 8 {
+            true => 2.0 + (round % 4) as f64,
+            false => 1.0,
+        });
         let len = samples[0].len();
-        assert!(10 < len && len < 30 && told == len, "{len}");
-        assert_eq!(samples[1].len(), len, "rounds are whole");
+        assert!(10 < len && len < 30, "{len}");
         assert!(!noisy(&samples[1]));
         assert_eq!(samples[1][..4], [2.0, 3.0, 4.0, 5.0]);
 
-        let never_quiet = rounds(&policy, 1, |round, _| Ok::<_, String>(1.0 + (round % 5) as f64), |_| {});
-        assert_eq!(never_quiet.unwrap()[0].len(), 30);
+        assert_eq!(sampled(&policy, 1, &|round, _| 1.0 + (round % 5) as f64)[0].len(), 30);
         let quick = Policy { samples: 3, max_samples: 3, ..Policy::QUICK };
-        assert_eq!(rounds(&quick, 1, |round, _| Ok::<_, String>(1.0 + round as f64), |_| {}).unwrap()[0].len(), 3);
-        let failed = rounds(&policy, 1, |round, _| if round == 4 { Err("lost") } else { Ok(1.0) }, |_| {});
-        assert_eq!(failed, Err("lost"));
+        assert_eq!(sampled(&quick, 1, &|round, _| 1.0 + round as f64)[0].len(), 3);
     }
 }

@@ -223,12 +223,11 @@ mod tests {
     use crate::dtype::DType;
     use crate::mask::{Mask, VectorLen};
     use crate::matrix::Matrix;
-    use crate::measure::uniform;
 
     /// A small layer, and the H of inputs whose features share much.
     fn layer(m: usize, k: usize, seed: u64) -> (Array2<f32>, Array2<f64>) {
         let [w, own, shared] = [(m, k, 0), (3 * k, k, 1), (3 * k, 2, 2)]
-            .map(|(rows, cols, stream)| uniform(rows, cols, DType::F32, 3 * seed + stream).unwrap().to_array());
+            .map(|(rows, cols, stream)| Matrix::uniform(rows, cols, DType::F32, 3 * seed + stream).unwrap().to_array());
         let x = Array2::from_shape_fn((3 * k, k), |(t, c)| f64::from(own[[t, c]] + 2.0 * shared[[t, c % 2]]));
         let h = x.t().dot(&x) / (3 * k) as f64 + 0.05 * Array2::<f64>::eye(k);
         (w, h)
@@ -259,7 +258,7 @@ mod tests {
 
     /// Of inputs whose features share much.
     fn statistics(k: usize, seed: u64) -> Statistics {
-        let own = uniform(300, k, DType::F32, seed).unwrap().to_array();
+        let own = Matrix::uniform(300, k, DType::F32, seed).unwrap().to_array();
         let x = Array2::from_shape_fn((300, k), |(t, c)| own[[t, c]] + own[[t, c % 7]]);
         let mut statistics = Statistics::full(k).unwrap();
         statistics.add(&Matrix::from_array(x.view())).unwrap();
@@ -336,7 +335,7 @@ mod tests {
         let (m, k) = (8, 60);
         let statistics = statistics(k, 5);
         // What is left of groups 0, 3 ... is small, so that others would stand in for more.
-        let mut w = uniform(m, k, DType::F32, 6).unwrap().to_array();
+        let mut w = Matrix::uniform(m, k, DType::F32, 6).unwrap().to_array();
         w.indexed_iter_mut().filter(|((_, col), _)| col / 4 % 3 == 0).for_each(|(_, x)| *x *= 1e-3);
         let w = Matrix::from_array(w.view());
         // One position of these is left, and some rows lack one of the others.

@@ -136,11 +136,10 @@ fn fit(embeddings: &Array2<f64>, labels: &[usize]) -> Result<LinearProbe> {
 mod tests {
     use super::*;
     use crate::dtype::DType;
-    use crate::measure;
 
     /// Noise of 12 features; with the class added to the first of them, or not.
     fn embeddings(rows: usize, strength: f32) -> (Matrix, Vec<usize>) {
-        let noise = measure::uniform(rows, 12, DType::F32, 24).unwrap().elements().to_f32();
+        let noise = Matrix::uniform(rows, 12, DType::F32, 24).unwrap().elements().to_f32();
         let labels: Vec<usize> = (0..rows).map(|row| row * 7 % 3).collect();
         let with_class = noise.iter().enumerate().map(|(at, x)| match at % 12 == labels[at / 12] {
             true => x + strength,

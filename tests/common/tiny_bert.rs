@@ -9,8 +9,7 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
-use sparse24::matrix::{DType, Elements};
-use sparse24::measure::uniform;
+use sparse24::matrix::{DType, Elements, Matrix};
 
 /// Words of the vocabulary, of which the id is the place.
 pub const WORDS: [&str; 14] =
@@ -72,7 +71,7 @@ impl TinyBert {
         let mut part = seed;
         let mut add = |name: String, shape: &[usize], around: f32| {
             part += 1;
-            let numbers = uniform(1, shape.iter().product(), DType::F32, part).unwrap().elements().to_f32();
+            let numbers = Matrix::uniform(1, shape.iter().product(), DType::F32, part).unwrap().elements().to_f32();
             let numbers = numbers.into_iter().map(|x| around + 0.4 * x).collect();
             tensors.insert(name, (shape.to_vec(), numbers));
         };

@@ -4,14 +4,13 @@
 #![allow(clippy::print_stdout, reason = "an example shows what it did")]
 
 use sparse24::reference::Operands;
-use sparse24::{Activation, DType, Device, Epilogue, Matrix, Oracle, Problem, Sample, Sparse24, VectorLen};
-use sparse24::{measure, prune};
+use sparse24::{Activation, DType, Device, Epilogue, Matrix, Oracle, Problem, Sample, Sparse24, VectorLen, prune};
 
 pub(crate) fn main() -> sparse24::Result<()> {
     // W is [out features, in features], X and Y are [tokens, features].
     let (tokens, m, k) = (16, 256, 512);
-    let w = measure::uniform(m, k, DType::F32, 1)?;
-    let x = measure::uniform(tokens, k, DType::F32, 2)?;
+    let w = Matrix::uniform(m, k, DType::F32, 1)?;
+    let x = Matrix::uniform(tokens, k, DType::F32, 2)?;
     let bias = vec![0.5; m];
 
     // Two of every four weights stay, the same two in 32 neighbouring rows.

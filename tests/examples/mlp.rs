@@ -3,13 +3,14 @@
 //! `cargo run --release --example mlp`
 #![allow(clippy::print_stdout, reason = "an example shows what it did")]
 
-use sparse24::{Activation, DType, Device, Epilogue, GemmOperands, HostWeights, Mask, Matrix, Sparse24, VectorLen};
-use sparse24::{measure, prune};
+use sparse24::{
+    Activation, DType, Device, Epilogue, GemmOperands, HostWeights, Mask, Matrix, Sparse24, VectorLen, prune,
+};
 
 pub(crate) fn main() -> sparse24::Result<()> {
     let device = Device::cpu()?; // or Device::auto()
     let (tokens, input, hidden, output) = (5, 32, 64, 8);
-    let weights = |m, k, seed| measure::uniform(m, k, DType::F32, seed);
+    let weights = |m, k, seed| Matrix::uniform(m, k, DType::F32, seed);
 
     // 32 -> 64 is 2:4, with a pattern for every 4 rows; 64 -> 64 masked, here by a band; 64 -> 8 dense.
     let (up, mid, down) = (weights(hidden, input, 1)?, weights(hidden, hidden, 2)?, weights(output, hidden, 3)?);

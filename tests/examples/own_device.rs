@@ -3,8 +3,7 @@
 //! `cargo run --release --example own_device`
 #![allow(clippy::print_stdout, reason = "an example shows what it did")]
 
-use sparse24::{DType, Device, Gemm, GemmOperands, Op, Problem, Tensor, VectorLen};
-use sparse24::{engine::wgpu, measure, prune};
+use sparse24::{DType, Device, Gemm, GemmOperands, Matrix, Op, Problem, Tensor, VectorLen, prune, wgpu};
 
 pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The program's own device, opened with what kernels use of the adapter's features and limits.
@@ -21,12 +20,12 @@ pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
         })
     };
     let (x_buffer, y_buffer) = (buffer(4 * tokens * k), buffer(4 * tokens * m));
-    queue.write_buffer(&x_buffer, 0, measure::uniform(tokens, k, DType::F32, 2)?.elements().as_bytes());
+    queue.write_buffer(&x_buffer, 0, Matrix::uniform(tokens, k, DType::F32, 2)?.elements().as_bytes());
 
     // A layer on those buffers.
     let device = Device::from_wgpu(gpu.clone(), queue.clone())?;
     let v = VectorLen::new(32)?;
-    let w = prune::sparsify(&measure::uniform(m, k, DType::F32, 1)?, v)?;
+    let w = prune::sparsify(&Matrix::uniform(m, k, DType::F32, 1)?, v)?;
     let weights = device.upload_weights(&w.into())?;
     let x = Tensor::from_buffer(&device, x_buffer, tokens, k, DType::F32)?;
     let y = Tensor::from_buffer(&device, y_buffer, tokens, m, DType::F32)?;

@@ -7,6 +7,7 @@
 mod args;
 mod bench;
 mod claim;
+mod command;
 mod compare;
 mod convert;
 mod devices;
@@ -18,7 +19,6 @@ mod inspect;
 mod interrupt;
 mod kernels;
 mod model;
-mod model_bench;
 mod output;
 mod prune;
 mod report;

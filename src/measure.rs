@@ -239,12 +239,12 @@ pub struct Request {
     /// How the case's problem is solved.
     pub plan: Plan,
     /// Who chose the plan.
-    pub choice: Choice,
+    pub planned_by: PlannedBy,
 }
 
 /// Who chose a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
+pub enum PlannedBy {
     /// The planner, for weights as they are.
     Planner,
     /// The planner, free to take dense weights: what [`crate::Linear`] does.
@@ -592,11 +592,11 @@ fn first_poison(y: &Matrix) -> Option<usize> {
 
 /// A row without times.
 fn record(case: &Case, request: &Request, device: &Device, verdict: &Verdict) -> Record {
-    let Request { op, plan, choice } = request;
+    let Request { op, plan, planned_by } = request;
     let (problem, info) = (plan.problem(), device.info());
     Record {
         name: case.name.clone(),
-        op: if *choice == Choice::Auto { "auto" } else { op.kernel_name() },
+        op: if *planned_by == PlannedBy::Auto { "auto" } else { op.kernel_name() },
         m: problem.m,
         n: problem.n,
         k: problem.k,

@@ -10,13 +10,14 @@
 //!                          ▼
 //!  ids ────────────────► Encoder     batches by length                            (this file)
 //!                          ▼
-//!                        embeddings  ◄─ twin, in f64
+//!                        embeddings  ◄─ twin, in f64; bench: verified against it and timed, in several forms
 //! ```
 //! Padded tokens go through the GEMMs like others, but no real token attends to them and poolings leave them out. On a
 //! GPU reading embeddings back is a submission of its own: a copy to memory that the host can see.
 //!
 //! Invariant: embeddings come in the order of their texts.
 
+mod bench;
 mod files;
 #[cfg(feature = "hub")]
 mod hub;
@@ -28,6 +29,7 @@ pub mod twin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use bench::{EncoderBench, ModelRecord, PartCosts, PartTimes, allowed_error};
 pub use files::{Files, Settings, Similarity};
 pub use linear_probe::LinearProbe;
 pub use pipeline::{Pipeline, Pooling};

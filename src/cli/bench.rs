@@ -1,146 +1,28 @@
 //! `sparse24 bench`: which layers, which operations, then [`measure`](sparse24::measure) and
 //! [`report`](sparse24::report).
 
+mod args;
+mod model;
+
 use std::fmt;
-use std::num::NonZeroUsize;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
-use clap::Parser;
-use regex::Regex;
 
+pub(crate) use self::args::Args;
 use super::args::{Usage, ensure_usage};
-use super::output::Output;
-use super::shapes::{self, Float, Layer, OpName, Shape};
-use super::{Outcome, compare, kernels, model_bench, print, progress, say, tuning};
-use sparse24::engine::{Device, DeviceInfo, Options};
+use super::command::quoted;
+use super::shapes::{self, Layer};
+use super::{Outcome, print, progress, say};
+use sparse24::engine::{Device, DeviceInfo};
 use sparse24::error::printable;
 use sparse24::io::{self, Dtype, Item};
-use sparse24::kernels::{Architecture, Caps, Kernel, ShaderChecks};
-use sparse24::mask::VectorLen;
+use sparse24::kernels::{Architecture, Caps, Kernel};
 use sparse24::matrix::DType;
-use sparse24::measure::{self, Case, Ceilings, Choice, Policy, Request};
+use sparse24::measure::{self, Case, Ceilings, PlannedBy, Request};
 use sparse24::plan::{CpuSchedule, Plan, Tuning};
 use sparse24::problem::{Op, Problem};
 use sparse24::report::compare::{Key, Scope};
-use sparse24::report::{Environment, Report, Skipped, plural};
-use sparse24::simd::SimdLevel;
-
-/// Measure dense, 2:4 and masked GEMMs side by side, every result verified first.
-///
-/// Computes Y = X·Wᵀ for weights W of m output features by k input features and n tokens. 2:4 weights and the mask are
-/// the dense weights pruned by magnitude.
-#[derive(Clone, Debug, clap::Args)]
-#[command(
-    after_help = "Examples:
-  sparse24 bench --shapes llama-8b --tokens 1,512 --dtype f16 --vector 1,32,128
-  sparse24 bench --device llvmpipe --shapes 65x33x100 --ops dense,sparse24 --json run.json
-  sparse24 bench --weights model.safetensors --filter 'encoder.*dense' --tokens 128
-  sparse24 bench --model bert-base --batch 8 --seq 128 --vector 32 --json bert.json
-  sparse24 bench --explain --architecture rdna3 --shapes llama-8b   # a GPU elsewhere
-  sparse24 bench --format md                             # a table to paste
-  sparse24 bench --compare before.json --fail-slower 5   # exit code 3 if slower
-
-Exit codes:
-  0  every row is verified
-  1  an error, or tensors of --weights that could not be measured beside others
-  2  wrong options
-  3  a row failed verification, or is slower than --fail-slower allows",
-    mut_arg("json", |json| json.alias("out"))
-)]
-pub(crate) struct Args {
-    /// Device: `auto`, `cpu`, or part of an adapter's name (see `sparse24 devices`).
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    device: String,
-    /// Layers: bert-base, bert-large, minilm, llama-8b, square, or MxNxK (out features x tokens x in features).
-    #[arg(long, value_name = "SHAPE,...", value_delimiter = ',', default_value = "bert-base")]
-    shapes: Vec<Shape>,
-    /// Tokens of the named models and of --weights; MxNxK and square have their own.
-    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "512")]
-    tokens: Vec<NonZeroUsize>,
-    /// Measure a whole model instead of single layers: a folder with config.json and model.safetensors, in a binary built
-    /// with the feature `hub` the name of one on the Hugging Face hub, or one of minilm, bert-base, bert-large for random
-    /// weights of that model's sizes.
-    #[arg(long, value_name = "DIR|NAME", conflicts_with_all = ["shapes", "tokens", "weights", "plan"])]
-    model: Option<String>,
-    /// Texts of a batch of the --model; 32 unless given.
-    #[arg(long, value_name = "B", requires = "model")]
-    batch: Option<NonZeroUsize>,
-    /// Tokens of each of its texts; 64 unless given.
-    #[arg(long, value_name = "S", requires = "model")]
-    seq: Option<NonZeroUsize>,
-    /// Element type of weights, activations and output; f32, or with --weights the file's own (bf16 as f32), unless
-    /// given.
-    #[arg(long)]
-    dtype: Option<Float>,
-    /// Vector lengths of the 2:4 rows: how many rows of W share one pattern. [default: 1,32; with --model 1,32,128]
-    #[arg(long, value_name = "V,...", value_delimiter = ',')]
-    vector: Vec<VectorLen>,
-    /// Operations. `auto` is 2:4 as an embedder's `Linear` runs it with the same tuning: dense wherever 2:4 would lose;
-    /// `masked24` holds the mask as 2:4 codes. [default: dense,sparse24,masked; with --model dense,sparse24,auto,masked]
-    #[arg(long, value_name = "OP,...", value_delimiter = ',')]
-    ops: Vec<OpName>,
-    /// Kernel: `auto` for the planner's choice, or a name as in the last column of --wide or the JSON's `kernel`: on the
-    /// CPU device gemm_crate, columns, gather or gemv, on a GPU a tile such as 64x64x16. Operations that have no such
-    /// kernel are left to the planner, and so is `auto`.
-    #[arg(long, value_name = "auto|KERNEL", default_value = "auto")]
-    plan: String,
-    /// Print for each row which kernel was chosen and why, its predicted bound, padding, bytes and operations.
-    #[arg(long)]
-    explain: bool,
-    /// With --explain: say what would be chosen on a GPU of this architecture, by the machine code that its compiler made
-    /// of the kernels, and run nothing: rdna2, rdna3, rdna4, ampere (GA100 alone), ada, apple-m1, adreno. Matrices of
-    /// 8 x 8, which Apple's has, are left out.
-    #[arg(long, value_name = "NAME", requires = "explain", value_parser = kernels::architecture,
-        conflicts_with_all = ["device", "model", "weights", "plan", "threads", "cache", "no_tuning", "json", "format",
-            "wide", "legend", "compare", "fail_slower", "quick", "checked", "seed"])]
-    architecture: Option<Architecture>,
-    /// Threads of the CPU device; one per core unless given. No effect on a GPU.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
-    /// Vector instructions of the CPU device's kernels: scalar, avx2 or avx512; the widest there are unless given.
-    /// The `gemm` crate, which multiplies dense weights, takes the widest (without this crate's feature `avx512`, AVX2).
-    #[arg(long, value_name = "LEVEL", env = "SPARSE24_SIMD")]
-    simd: Option<SimdLevel>,
-    /// Measure on the 2-D float tensors of this file instead of random weights.
-    #[arg(long, value_name = "FILE.safetensors", conflicts_with = "shapes")]
-    weights: Option<PathBuf>,
-    /// Take only tensors whose name matches.
-    #[arg(long, value_name = "REGEX", requires = "weights")]
-    filter: Option<Regex>,
-    /// Seed of the random weights and activations.
-    #[arg(long, default_value_t = 24)]
-    seed: u64,
-    /// Three short samples instead of ten of 20 ms, or up to thirty where the machine is not quiet: to see that it
-    /// runs, not how fast.
-    #[arg(long)]
-    quick: bool,
-    /// Keep the run-time checks in the shaders.
-    #[arg(long)]
-    checked: bool,
-    /// Folder of the caches of `sparse24 tune` (see there), from which a GPU's kernels are chosen.
-    #[arg(long, value_name = "DIR")]
-    cache: Option<PathBuf>,
-    /// Choose kernels by estimates, whatever was tuned.
-    #[arg(long, conflicts_with = "cache")]
-    no_tuning: bool,
-    #[command(flatten)]
-    output: Output,
-    #[command(flatten)]
-    compare: compare::Flags,
-}
-
-impl Default for Args {
-    /// What `bench` without flags means.
-    fn default() -> Self {
-        #[derive(Parser)]
-        struct Bench {
-            #[command(flatten)]
-            args: Args,
-        }
-        Bench::parse_from(["bench"]).args
-    }
-}
+use sparse24::report::{Report, Skipped, plural};
 
 /// A layer to be measured, not yet in memory.
 enum Source {
@@ -158,70 +40,28 @@ impl fmt::Display for Source {
 }
 
 impl Args {
-    /// Texts of a batch and tokens of a text, for `--model`.
-    pub(super) fn batch_and_seq(&self) -> (usize, usize) {
-        (self.batch.map_or(32, NonZeroUsize::get), self.seq.map_or(64, NonZeroUsize::get))
-    }
-
-    pub(super) fn dtype(&self) -> DType {
-        self.dtype.map_or(DType::F32, DType::from)
-    }
-
-    pub(super) fn seed(&self) -> u64 {
-        self.seed
-    }
-
-    /// The run that this one is compared with, read now.
-    pub(super) fn earlier(&self) -> Result<Option<compare::Earlier<'_>>> {
-        self.compare.open()
-    }
-
-    pub(super) fn explain(&self) -> bool {
-        self.explain
-    }
-
-    pub(super) fn output(&self) -> &Output {
-        &self.output
-    }
-
-    /// The operations asked for, in the order of their rows.
-    pub(super) fn operations(&self) -> Vec<(Op, Choice)> {
-        let model = self.model.is_some();
-        let vectors = match &self.vector[..] {
-            [] if model => shapes::vectors([1, 32, 128]),
-            [] => shapes::vectors([1, 32]),
-            given => given.to_vec(),
-        };
-        let ops = match &self.ops[..] {
-            [] if model => &[OpName::Dense, OpName::Sparse24, OpName::Auto, OpName::Masked][..],
-            [] => &[OpName::Dense, OpName::Sparse24, OpName::Masked],
-            given => given,
-        };
-        shapes::operations(ops, &vectors)
-    }
-
     /// How each operation is solved on a layer. `--plan` is a name of at least one of them.
     fn requests(&self, device: &Device, (m, n, k, dtype): (usize, usize, usize, DType)) -> Result<Vec<Request>> {
         let mut requests = Vec::new();
         let mut names = Vec::new();
-        for (op, choice) in self.operations() {
+        for (op, planned_by) in self.operations() {
             let problem = Problem::linear(op, m, n, k, dtype);
-            let plan = match choice {
-                Choice::Auto => device.plan_or_dense(&problem)?,
+            let plan = match planned_by {
+                PlannedBy::Auto => device.plan_or_dense(&problem)?,
                 _ => device.plan(&problem)?,
             };
-            let mut request = Request { op, plan, choice };
-            if self.plan != "auto" && choice != Choice::Auto {
+            let mut request = Request { op, plan, planned_by };
+            if self.plan != "auto" && planned_by != PlannedBy::Auto {
                 let candidates = device.candidates(&problem)?;
                 names.extend(candidates.iter().map(Plan::schedule));
                 let named = |plan: &Plan| plan.schedule() == self.plan || plan.kernel_name() == self.plan;
                 if let Some(plan) = candidates.into_iter().find(named) {
-                    request = Request { op, plan, choice: Choice::User };
+                    request = Request { op, plan, planned_by: PlannedBy::User };
                 }
             }
             requests.push(request);
         }
-        if self.plan != "auto" && requests.iter().all(|r| r.choice != Choice::User) {
+        if self.plan != "auto" && requests.iter().all(|r| r.planned_by != PlannedBy::User) {
             names.sort();
             names.dedup();
             let wanted = &self.plan;
@@ -240,29 +80,16 @@ impl Args {
     fn explain_on(&self, architecture: Architecture) -> Result<Outcome> {
         let (caps, tuning) = (Caps::example(architecture), Tuning::default());
         for Layer { name, m, n, k } in shapes::layers(&self.shapes, &self.tokens) {
-            for (op, choice) in self.operations() {
+            for (op, planned_by) in self.operations() {
                 let problem = Problem::linear(op, m, n, k, self.dtype());
-                let (plan, auto) = match choice {
-                    Choice::Auto => (Plan::gpu_or_dense(&problem, &caps, &tuning)?, ", auto"),
+                let (plan, auto) = match planned_by {
+                    PlannedBy::Auto => (Plan::gpu_or_dense(&problem, &caps, &tuning)?, ", auto"),
                     _ => (Plan::gpu(&problem, &caps, &tuning)?, ""),
                 };
                 print(&format!("{name} {m}x{n}x{k}, {op}{auto}: {}\n", plan.explain()))?;
             }
         }
         Ok(Outcome::Fine)
-    }
-
-    /// Opens the device, and describes the run that starts now.
-    pub(super) fn environment(&self) -> Result<(Device, Policy, Environment)> {
-        let checks = if self.checked { ShaderChecks::Checked } else { ShaderChecks::Trusted };
-        let options = Options { threads: self.threads.map(usize::from), simd: self.simd, checks, ..Options::default() };
-        let device = Device::open(&self.device, options).context("--device")?;
-        if !self.no_tuning {
-            tuning::apply(&device, self.cache.as_deref())?;
-        }
-        let policy = if self.quick { Policy::QUICK } else { Policy::FULL };
-        let environment = Environment::new(&device, &policy, self.seed, command_line());
-        Ok((device, policy, environment))
     }
 
     /// What is to be measured: `--shapes`, or the tensors of `--weights`.
@@ -334,10 +161,10 @@ impl Args {
     /// What names the rows of a layer in a file.
     fn keys(&self, source: &Source, (m, n, k, dtype): (usize, usize, usize, DType)) -> Vec<Key> {
         let (Source::Random(Layer { name, .. }) | Source::Tensor { name, .. }) = source;
-        let key = |(op, choice): (Op, Choice)| Key {
+        let key = |(op, planned_by): (Op, PlannedBy)| Key {
             name: name.clone(),
             shape: Some((m, n, k)),
-            ..Key::new(op, choice, dtype)
+            ..Key::new(op, planned_by, dtype)
         };
         self.operations().into_iter().map(key).collect()
     }
@@ -354,52 +181,7 @@ impl Args {
                 words.extend(["--tokens".into(), n.to_string()]);
             }
         }
-        self.command_of(device, words, dtype, request.op, request.choice)
-    }
-
-    /// The command that measures one row on what `source` says, with the dense one that it is compared with.
-    pub(super) fn command_of(
-        &self,
-        device: &Device,
-        source: Vec<String>,
-        dtype: DType,
-        op: Op,
-        choice: Choice,
-    ) -> String {
-        // The device itself, since `auto` is another one elsewhere.
-        let device = match device.info() {
-            DeviceInfo::Gpu(gpu) => quoted(&gpu.name),
-            DeviceInfo::Cpu(_) => "cpu".to_owned(),
-        };
-        let mut words = vec!["sparse24".to_owned(), "bench".into(), "--device".into(), device];
-        words.extend(source);
-        words.extend(["--dtype".into(), dtype.to_string(), "--ops".into()]);
-        match op {
-            Op::Dense => words.push("dense".into()),
-            Op::Masked => words.push("dense,masked".into()),
-            Op::Masked24 => words.push("dense,masked24".into()),
-            Op::Sparse24(v) => {
-                let op = if choice == Choice::Auto { "auto" } else { "sparse24" };
-                words.extend([format!("dense,{op}"), "--vector".into(), v.to_string()]);
-            }
-        }
-        if choice == Choice::User {
-            words.extend(["--plan".into(), self.plan.clone()]);
-        }
-        if let Some(threads) = self.threads {
-            words.extend(["--threads".into(), threads.to_string()]);
-        }
-        if let Some(simd) = self.simd {
-            words.extend(["--simd".into(), simd.to_string()]);
-        }
-        words.extend(["--seed".into(), self.seed.to_string()]);
-        words.extend(self.quick.then(|| "--quick".into()));
-        words.extend(self.checked.then(|| "--checked".into()));
-        words.extend(self.no_tuning.then(|| "--no-tuning".into()));
-        if let Some(cache) = &self.cache {
-            words.extend(["--cache".into(), quoted(&cache.display().to_string())]);
-        }
-        words.join(" ")
+        self.command_of(device, words, dtype, request.op, request.planned_by)
     }
 }
 
@@ -478,7 +260,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     );
     let earlier = args.earlier()?;
     if let Some(model) = &args.model {
-        return model_bench::run(args, model, earlier.as_ref());
+        return model::run(args, model, earlier.as_ref());
     }
     if let Some(architecture) = args.architecture {
         return args.explain_on(architecture);
@@ -509,8 +291,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     }
     if args.explain {
         for Job { source, requests } in &work.jobs {
-            for Request { op, plan, choice } in requests {
-                let auto = if *choice == Choice::Auto { ", auto" } else { "" };
+            for Request { op, plan, planned_by } in requests {
+                let auto = if *planned_by == PlannedBy::Auto { ", auto" } else { "" };
                 args.output.remark(&format!("{source}, {op}{auto}: {}\n", plan.explain()))?;
             }
         }
@@ -557,19 +339,4 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     }
     Work::complete(report.skipped(), file)?;
     Ok(compared)
-}
-
-/// The command that runs.
-pub(super) fn command_line() -> String {
-    let given: Vec<_> = std::env::args_os().skip(1).map(|a| quoted(&a.to_string_lossy())).collect();
-    if given.is_empty() { "sparse24 bench".into() } else { format!("sparse24 {}", given.join(" ")) }
-}
-
-/// A word as a POSIX shell takes it.
-pub(super) fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
 }

@@ -11,8 +11,8 @@ use regex::Regex;
 use serde::Serialize;
 
 use super::args::{InOut, Json};
-use super::bench::command_line;
 use super::claim::Claim;
+use super::command::command_line;
 use super::inspect::many;
 use super::rewrite::{self, Fate, Made};
 use super::{Outcome, progress, say, size, writable};

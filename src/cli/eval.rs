@@ -20,7 +20,7 @@ pub(super) use self::figures::{similarities_of, spearman};
 pub(super) use self::inputs::Pairs;
 use self::inputs::{Labelled, Lines};
 use super::args::{Json, name_of, one_stdin, whole};
-use super::bench::command_line;
+use super::command::command_line;
 use super::sensitivity::identity_of;
 use super::{Outcome, model, say};
 use sparse24::engine::{Device, DeviceInfo};

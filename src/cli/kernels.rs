@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use super::args::ensure_usage;
-use super::bench::command_line;
+use super::command::command_line;
 use super::output::Output;
 use super::{Outcome, progress, say, writable};
 use sparse24::compile::{self, Compiled, Compiler, DEPTHS, Ratio};

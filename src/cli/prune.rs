@@ -16,7 +16,7 @@ use regex::Regex;
 use serde::Serialize;
 
 use super::args::{DASH, InOut, Json, ensure_usage, one_stdin};
-use super::bench::command_line;
+use super::command::command_line;
 use super::inspect::many;
 use super::retrain::Summary;
 use super::rewrite::{self, Fate, Fates, Made};

@@ -15,7 +15,7 @@ use serde::Serialize;
 pub(super) use self::training::{Length, Summary, Training};
 
 use super::args::{InOut, Json, ensure_usage};
-use super::bench::command_line;
+use super::command::command_line;
 use super::rewrite::{self, Fates};
 use super::sensitivity::texts_of;
 use super::{Outcome, model, writable};

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use sparse24::Result;
 use sparse24::mask::VectorLen;
 use sparse24::matrix::{DType, Matrix};
-use sparse24::measure::{Case, Choice};
+use sparse24::measure::{Case, PlannedBy};
 use sparse24::models::{LAYER_SHAPES, LayerShape};
 use sparse24::problem::Op;
 
@@ -42,20 +42,20 @@ pub(super) enum OpName {
 
 /// The operations in the order of their rows, and whether dense weights may stand in: dense first, the baseline of the
 /// others.
-pub(super) fn operations(ops: &[OpName], vectors: &[VectorLen]) -> Vec<(Op, Choice)> {
+pub(super) fn operations(ops: &[OpName], vectors: &[VectorLen]) -> Vec<(Op, PlannedBy)> {
     let has = |op| ops.contains(&op);
     let mut vectors = vectors.to_vec();
     vectors.sort();
     vectors.dedup();
     let mut chosen = Vec::new();
-    chosen.extend(has(OpName::Dense).then_some((Op::Dense, Choice::Planner)));
-    for (name, choice) in [(OpName::Sparse24, Choice::Planner), (OpName::Auto, Choice::Auto)] {
+    chosen.extend(has(OpName::Dense).then_some((Op::Dense, PlannedBy::Planner)));
+    for (name, planned_by) in [(OpName::Sparse24, PlannedBy::Planner), (OpName::Auto, PlannedBy::Auto)] {
         if has(name) {
-            chosen.extend(vectors.iter().map(|&v| (Op::Sparse24(v), choice)));
+            chosen.extend(vectors.iter().map(|&v| (Op::Sparse24(v), planned_by)));
         }
     }
-    chosen.extend(has(OpName::Masked).then_some((Op::Masked, Choice::Planner)));
-    chosen.extend(has(OpName::Masked24).then_some((Op::Masked24, Choice::Planner)));
+    chosen.extend(has(OpName::Masked).then_some((Op::Masked, PlannedBy::Planner)));
+    chosen.extend(has(OpName::Masked24).then_some((Op::Masked24, PlannedBy::Planner)));
     chosen
 }
 

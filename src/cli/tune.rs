@@ -14,7 +14,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::args::{Json, ensure_usage};
-use super::bench::command_line;
+use super::command::command_line;
 use super::shapes::{self, Float, Layer, OpName, Shape};
 use super::{Outcome, progress, say, tuning};
 use sparse24::engine::{Device, Options};

@@ -26,7 +26,7 @@ use super::{or_dash, plural, significant};
 use crate::error::{Error, Result};
 use crate::mask::VectorLen;
 use crate::matrix::DType;
-use crate::measure::Choice;
+use crate::measure::PlannedBy;
 use crate::problem::Op;
 
 /// What a run is of. Runs of different scopes have no row in common.
@@ -71,11 +71,11 @@ pub struct Key {
 
 impl Key {
     /// The key of a model's row; that of a layer has a name and a shape, too.
-    pub fn new(op: Op, choice: Choice, dtype: DType) -> Self {
+    pub fn new(op: Op, planned_by: PlannedBy, dtype: DType) -> Self {
         Self {
             name: String::new(),
             shape: None,
-            op: if choice == Choice::Auto { "auto" } else { op.kernel_name() }.to_owned(),
+            op: if planned_by == PlannedBy::Auto { "auto" } else { op.kernel_name() }.to_owned(),
             vector: op.vector().map(VectorLen::get),
             dtype: dtype.to_string(),
         }
@@ -715,9 +715,9 @@ mod tests {
             now[field] = json!(now[field].as_u64().map(|x| factor * x));
             assert!(verdicts(&before, &[now], 0.0).is_err(), "{field}");
         }
-        let of = |op, choice| Key::new(op, choice, DType::F16).to_string();
-        assert_eq!(of(Op::Masked24, Choice::User), "masked24 f16");
-        assert_eq!(of(Op::Sparse24(VectorLen::ONE), Choice::Auto), "auto V=1 f16");
+        let of = |op, planned_by| Key::new(op, planned_by, DType::F16).to_string();
+        assert_eq!(of(Op::Masked24, PlannedBy::User), "masked24 f16");
+        assert_eq!(of(Op::Sparse24(VectorLen::ONE), PlannedBy::Auto), "auto V=1 f16");
         // All that there was failed: nothing was compared.
         let failed = verdicts(&[row("sparse24", None)], &before, 0.0);
         assert!(failed.is_err_and(|e| e.to_string().contains("no times")));

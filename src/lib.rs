@@ -212,8 +212,8 @@
 //! | `graph.rs` `graph/` | a model as data; its parameters, passes with and without gradients, f64 twin; calibration, ablation, permutation, times |
 //! | `train.rs` `train/` | retraining: a student that learns from a teacher; order of texts, losses, what a run goes on from |
 //! | `models.rs` `models/` | the architectures: config and names of tensors to graph, a file each |
-//! | `text.rs` `text/` | encoders of texts: folders, tokens, what follows the last states; linear probes |
-//! | `measure.rs` `measure/` | verify, time, record, ceilings; noise |
+//! | `text.rs` `text/` | encoders of texts: folders, tokens, what follows the last states; verified and timed; linear probes |
+//! | `measure.rs` `measure/` | verify, time, record, ceilings; the one timer, noise, the race of the tuner's candidates |
 //! | `report.rs` `report/` | table and JSON; files read back and checked, runs compared, the page and its charts, claims |
 //! | `tune.rs` | the best kernels of a device: raced, and kept in a cache |
 //! | `main.rs` `cli.rs` `cli/` | the binary: the command line |

@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::ops::Range;
 
-pub use self::cpu::{CpuCaps, CpuMethod, CpuSchedule};
+pub use self::cpu::{CpuAlgorithm, CpuCaps, CpuSchedule};
 use crate::error::{Error, Result, checked_mul};
 use crate::kernels::{Architecture, Caps, Kernel, Pack, Params, Program, Rates, Reduce, Schedule};
 use crate::layout;
@@ -21,16 +21,16 @@ use crate::problem::{Form, Op, Problem};
 
 /// How a problem is solved.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Method {
+pub enum Algorithm {
     /// By a GPU kernel.
-    Gpu(GpuMethod),
+    Gpu(GpuAlgorithm),
     /// By a kernel of the CPU device.
-    Cpu(CpuMethod),
+    Cpu(CpuAlgorithm),
 }
 
 /// A kernel and how the problem is cut for it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct GpuMethod {
+pub struct GpuAlgorithm {
     kernel: Kernel,
     /// k of each split, a multiple of 32; the padded k if there is one split.
     k_split: usize,
@@ -46,7 +46,7 @@ pub struct GpuMethod {
     estimate: Estimate,
 }
 
-impl GpuMethod {
+impl GpuAlgorithm {
     /// The kernel.
     pub fn kernel(&self) -> &Kernel {
         &self.kernel
@@ -62,7 +62,7 @@ impl GpuMethod {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     problem: Problem,
-    method: Method,
+    algorithm: Algorithm,
     basis: Basis,
     reason: String,
 }
@@ -257,8 +257,8 @@ impl Plan {
                 continue;
             }
             for splits in splits_worth_trying(problem) {
-                match GpuMethod::new(problem, kernel, splits, caps) {
-                    Ok(method) => candidates.push(method),
+                match GpuAlgorithm::new(problem, kernel, splits, caps) {
+                    Ok(algorithm) => candidates.push(algorithm),
                     // Fewer splits need less scratch; what one split lacks, the problem lacks.
                     Err(e) if splits == 1 => return Err(e),
                     Err(_) => {}
@@ -272,16 +272,21 @@ impl Plan {
             let found = candidates.iter().find(|c| c.kernel.schedule() == t.schedule && c.splits == t.splits)?;
             Some((found.clone(), t))
         });
-        if let Some((method, tuned)) = measured {
+        if let Some((algorithm, tuned)) = measured {
             let reason = format!("lowest measured time at {} tokens: {}", tuned.n, time(tuned.seconds));
-            return Ok(Self { problem: *problem, method: Method::Gpu(method), basis: Basis::Measured, reason });
+            return Ok(Self {
+                problem: *problem,
+                algorithm: Algorithm::Gpu(algorithm),
+                basis: Basis::Measured,
+                reason,
+            });
         }
         candidates.sort_by(|a, b| a.estimate.seconds().total_cmp(&b.estimate.seconds()));
-        let Some(method) = candidates.first().cloned() else {
+        let Some(algorithm) = candidates.first().cloned() else {
             return Err(Error::missing_feature("the device", lacks.join("; ")));
         };
-        let mut reason = format!("lowest estimate, {}", time(method.estimate.seconds()));
-        if let Some(next) = candidates.iter().find(|c| c.kernel.schedule() != method.kernel.schedule()) {
+        let mut reason = format!("lowest estimate, {}", time(algorithm.estimate.seconds()));
+        if let Some(next) = candidates.iter().find(|c| c.kernel.schedule() != algorithm.kernel.schedule()) {
             let _ = write!(reason, "; next {} {}", next.kernel.schedule(), time(next.estimate.seconds()));
         }
         // The kernels of cooperative matrices are many, and lack the same.
@@ -293,7 +298,7 @@ impl Plan {
                 reason += &said;
             }
         }
-        Ok(Self { problem: *problem, method: Method::Gpu(method), basis: Basis::Estimated, reason })
+        Ok(Self { problem: *problem, algorithm: Algorithm::Gpu(algorithm), basis: Basis::Estimated, reason })
     }
 
     /// Plans for a GPU, with dense weights in place of the problem's 2:4 ones where those would lose. A plan of such
@@ -340,7 +345,7 @@ impl Plan {
         }
         let reason =
             format!("dense weights, because {verdict}, of {:.2} that it takes; {}", 1.0 / margin, dense.reason);
-        Self { method: dense.method, basis: dense.basis, reason, ..self }
+        Self { algorithm: dense.algorithm, basis: dense.basis, reason, ..self }
     }
 
     /// The plan with the given schedule and splits of k, for tests, tuning and `bench --plan`. An error if it is none
@@ -348,9 +353,9 @@ impl Plan {
     pub fn gpu_with(problem: &Problem, caps: &Caps, schedule: Schedule, splits: usize) -> Result<Self> {
         let kernel = Kernel::new(problem, schedule)?;
         kernel.supported_by(caps).map_err(|feature| Error::missing_feature(kernel.to_string(), feature))?;
-        let method = GpuMethod::new(problem, kernel, splits, caps)?;
+        let algorithm = GpuAlgorithm::new(problem, kernel, splits, caps)?;
         let reason = format!("{schedule} was asked for");
-        Ok(Self { problem: *problem, method: Method::Gpu(method), basis: Basis::Asked, reason })
+        Ok(Self { problem: *problem, algorithm: Algorithm::Gpu(algorithm), basis: Basis::Asked, reason })
     }
 
     /// Every plan that [`Plan::gpu`] chooses from, with the problem's own weights.
@@ -393,12 +398,12 @@ impl Plan {
         for (what, a, b) in [("weights", m, k), ("x", n, k), ("y", n, m)] {
             checked_mul(&format!("{what} bytes"), checked_mul(what, padded(a)?, padded(b)?)?, 8)?;
         }
-        let plan = |method: CpuMethod| {
-            let reason = format!("{} was asked for", method.schedule());
-            Self { problem: *problem, method: Method::Cpu(method), basis: Basis::Asked, reason }
+        let plan = |algorithm: CpuAlgorithm| {
+            let reason = format!("{} was asked for", algorithm.schedule());
+            Self { problem: *problem, algorithm: Algorithm::Cpu(algorithm), basis: Basis::Asked, reason }
         };
         let methods =
-            CpuSchedule::of(op).into_iter().filter_map(|schedule| CpuMethod::new(problem, op, schedule, caps));
+            CpuSchedule::of(op).into_iter().filter_map(|schedule| CpuAlgorithm::new(problem, op, schedule, caps));
         let mut plans: Vec<_> = methods.map(plan).collect();
         plans.sort_by(|a, b| a.estimated_seconds().total_cmp(&b.estimated_seconds()));
         Ok(plans)
@@ -422,8 +427,8 @@ impl Plan {
     }
 
     /// How it is solved.
-    pub fn method(&self) -> &Method {
-        &self.method
+    pub fn algorithm(&self) -> &Algorithm {
+        &self.algorithm
     }
 
     /// What its kernel was chosen by.
@@ -433,27 +438,27 @@ impl Plan {
 
     /// How the weights must be given: as in the problem, or dense where 2:4 ones would lose.
     pub fn weights(&self) -> Op {
-        match &self.method {
-            Method::Gpu(method) => method.kernel.op(),
-            Method::Cpu(method) => method.op,
+        match &self.algorithm {
+            Algorithm::Gpu(algorithm) => algorithm.kernel.op(),
+            Algorithm::Cpu(algorithm) => algorithm.op,
         }
     }
 
     /// Floating-point operations that are really done: those of the weights that are used, all of them where 2:4
     /// weights are expanded. Tile padding is not counted.
     pub fn executed_flops(&self) -> f64 {
-        match &self.method {
-            Method::Gpu(method) if method.kernel.expands() => self.problem.effective_flops(),
+        match &self.algorithm {
+            Algorithm::Gpu(algorithm) if algorithm.kernel.expands() => self.problem.effective_flops(),
             _ => Problem { op: self.weights(), ..self.problem }.executed_flops(),
         }
     }
 
     /// Name of the kernel, as in benchmark rows.
     pub fn kernel_name(&self) -> String {
-        match &self.method {
-            Method::Gpu(GpuMethod { kernel, splits: 1, .. }) => kernel.to_string(),
-            Method::Gpu(GpuMethod { kernel, splits, .. }) => format!("{kernel}-split{splits}"),
-            Method::Cpu(CpuMethod { op, schedule, simd, .. }) => {
+        match &self.algorithm {
+            Algorithm::Gpu(GpuAlgorithm { kernel, splits: 1, .. }) => kernel.to_string(),
+            Algorithm::Gpu(GpuAlgorithm { kernel, splits, .. }) => format!("{kernel}-split{splits}"),
+            Algorithm::Cpu(CpuAlgorithm { op, schedule, simd, .. }) => {
                 let Problem { storage, epilogue, .. } = self.problem;
                 let vector = op.vector().map(|v| format!("-v{v}")).unwrap_or_default();
                 format!("cpu_{}-{storage}f32{vector}-{schedule}_{simd}-{epilogue}", op.kernel_name())
@@ -464,19 +469,19 @@ impl Plan {
     /// What tells the kernels of one operation apart: schedule and tile on a GPU, a [`CpuSchedule`] on the CPU.
     pub fn schedule(&self) -> String {
         let dense = if self.weights() == self.problem.op { "" } else { "dense_" };
-        match &self.method {
-            Method::Gpu(GpuMethod { kernel, splits: 1, .. }) => format!("{dense}{}", kernel.schedule()),
-            Method::Gpu(GpuMethod { kernel, splits, .. }) => format!("{dense}{}/{splits}", kernel.schedule()),
-            Method::Cpu(method) => format!("{dense}{}", method.schedule()),
+        match &self.algorithm {
+            Algorithm::Gpu(GpuAlgorithm { kernel, splits: 1, .. }) => format!("{dense}{}", kernel.schedule()),
+            Algorithm::Gpu(GpuAlgorithm { kernel, splits, .. }) => format!("{dense}{}/{splits}", kernel.schedule()),
+            Algorithm::Cpu(algorithm) => format!("{dense}{}", algorithm.schedule()),
         }
     }
 
     /// Seconds that a call should take, by the machine code or the counted work of its kernel against what the device does
     /// per second.
     pub fn estimated_seconds(&self) -> f64 {
-        match &self.method {
-            Method::Gpu(method) => method.estimate.seconds(),
-            Method::Cpu(method) => method.estimate.seconds(),
+        match &self.algorithm {
+            Algorithm::Gpu(algorithm) => algorithm.estimate.seconds(),
+            Algorithm::Cpu(algorithm) => algorithm.estimate.seconds(),
         }
     }
 
@@ -494,10 +499,10 @@ impl Plan {
         let mut text = format!("{}\n", self.kernel_name());
         let _ = writeln!(text, "  problem: {op}, m {m} x n {n} x k {k}, {} form", form.name());
         let _ = writeln!(text, "  chosen because: {}", self.reason);
-        match &self.method {
-            Method::Gpu(method) => method.explain(&self.problem, &mut text),
-            Method::Cpu(method) => {
-                method.estimate.explain(&mut text);
+        match &self.algorithm {
+            Algorithm::Gpu(algorithm) => algorithm.explain(&self.problem, &mut text),
+            Algorithm::Cpu(algorithm) => {
+                algorithm.estimate.explain(&mut text);
                 text.push_str("  estimates are of one thread, so that the choice does not depend on their number\n");
             }
         }
@@ -516,23 +521,23 @@ impl Plan {
 
     /// The dispatches, in order. None on the CPU, or where the output is empty.
     pub(crate) fn steps(&self, caps: &Caps) -> Result<Vec<Step>> {
-        match &self.method {
-            Method::Gpu(method) => method.steps(&self.problem, caps),
-            Method::Cpu(_) => Ok(Vec::new()),
+        match &self.algorithm {
+            Algorithm::Gpu(algorithm) => algorithm.steps(&self.problem, caps),
+            Algorithm::Cpu(_) => Ok(Vec::new()),
         }
     }
 
     /// Bytes of scratch that the dispatches share: for packed activations, and for the sums of the splits.
     pub(crate) fn scratch_bytes(&self) -> (u64, u64) {
-        let Method::Gpu(method) = &self.method else { return (0, 0) };
-        let tokens = method.tokens.iter().map(Range::len).max().unwrap_or(0);
-        let packed = if method.packs { packed_bytes(&self.problem, tokens) } else { 0 };
-        let partial = if method.splits > 1 { partial_bytes(&self.problem, tokens, method.splits) } else { 0 };
+        let Algorithm::Gpu(algorithm) = &self.algorithm else { return (0, 0) };
+        let tokens = algorithm.tokens.iter().map(Range::len).max().unwrap_or(0);
+        let packed = if algorithm.packs { packed_bytes(&self.problem, tokens) } else { 0 };
+        let partial = if algorithm.splits > 1 { partial_bytes(&self.problem, tokens, algorithm.splits) } else { 0 };
         (packed, partial)
     }
 }
 
-impl GpuMethod {
+impl GpuAlgorithm {
     fn new(problem: &Problem, kernel: Kernel, splits: usize, caps: &Caps) -> Result<Self> {
         let Problem { form, m, n, k, storage, output, .. } = *problem;
         // Kernels count features, tokens and k with u32, and round them up to a tile before they compare.
@@ -579,7 +584,7 @@ impl GpuMethod {
             }
             (0..n).step_by(step).map(|start| start..n.min(start + step)).collect()
         };
-        let mut method = Self {
+        let mut algorithm = Self {
             kernel,
             k_split,
             splits,
@@ -589,9 +594,9 @@ impl GpuMethod {
             architecture: caps.architecture,
             estimate: Estimate { arithmetic: 0.0, memory: 0.0, cache: 0.0, dispatch: 0.0 },
         };
-        method.estimate = method.estimate(problem, caps);
-        method.steps(problem, caps)?;
-        Ok(method)
+        algorithm.estimate = algorithm.estimate(problem, caps);
+        algorithm.steps(problem, caps)?;
+        Ok(algorithm)
     }
 
     /// Workgroups, if they ran over the problem in one piece.
@@ -736,12 +741,12 @@ impl GpuMethod {
 const ESTIMATE_MARGIN: f64 = 0.97;
 
 /// Most splits of k that are planned.
-pub(crate) const MOST_SPLITS: usize = 16;
+pub(crate) const MAX_SPLITS: usize = 16;
 
 /// Splits of k that could help: each should still have some work.
 fn splits_worth_trying(problem: &Problem) -> impl Iterator<Item = usize> + use<> {
     let k = problem.k;
-    [1, 2, 4, 8, MOST_SPLITS].into_iter().filter(move |&splits| splits == 1 || k / splits >= 128)
+    [1, 2, 4, 8, MAX_SPLITS].into_iter().filter(move |&splits| splits == 1 || k / splits >= 128)
 }
 
 /// Workgroups over x and y, and splits over z.

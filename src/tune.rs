@@ -3,7 +3,7 @@
 //! Estimates choose well between kernels that differ much and badly between those that differ little, and what differs
 //! little on one GPU differs much on the next. So [`try_all`] races the candidates of a problem, and a [`Cache`] keeps
 //! the winners for the one thing they hold for: an adapter, its driver, this version of the crate and its shader
-//! checks, together the [`Key`]. [`Cache::tuning`] is what [`Device::set_tuning`] takes. Nothing here runs by itself:
+//! checks, together the [`TuningKey`]. [`Cache::tuning`] is what [`Device::set_tuning`] takes. Nothing here runs by itself:
 //! opening a device reads no files.
 //!
 //! Invariants: a plan whose result was wrong is never a winner. A cache that was loaded is sound in every field and
@@ -38,7 +38,7 @@ use crate::kernels::{Caps, Rates, Schedule};
 use crate::mask::VectorLen;
 use crate::matrix::DType;
 use crate::measure::{self, Case, Ceilings, Policy, Trial};
-use crate::plan::{MOST_SPLITS, Method, Plan, Tuned, Tuning};
+use crate::plan::{Algorithm, MAX_SPLITS, Plan, Tuned, Tuning};
 use crate::problem::{Op, Problem};
 
 /// Name and version of the file's schema.
@@ -59,7 +59,7 @@ const LONGEST_CALL: f64 = 3600.0;
 
 /// What measured times hold for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Key {
+pub struct TuningKey {
     version: String,
     adapter: String,
     driver: String,
@@ -67,7 +67,7 @@ pub struct Key {
     shader_checks: String,
 }
 
-impl Key {
+impl TuningKey {
     /// The key of a GPU; `None` for the CPU device, which has nothing to choose between, and for a GPU that acts out
     /// what it does not have.
     pub fn of(device: &Device) -> Option<Self> {
@@ -139,7 +139,7 @@ impl Entry {
 /// What has been measured on one device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cache {
-    key: Key,
+    key: TuningKey,
     ceilings: Ceilings,
     entries: Vec<Entry>,
     /// What has changed here since the file was last read.
@@ -149,13 +149,13 @@ pub struct Cache {
 
 impl Cache {
     /// A cache with nothing in it.
-    pub fn new(key: Key) -> Self {
+    pub fn new(key: TuningKey) -> Self {
         let ceilings = Ceilings::default();
         Self { key, ceilings, entries: Vec::new(), changed: Vec::new(), ceilings_changed: false }
     }
 
     /// The cache of this key in a folder; `None` if there is no such file. An error says what is wrong with the file.
-    pub fn load(folder: &Path, key: &Key) -> Result<Option<Self>> {
+    pub fn load(folder: &Path, key: &TuningKey) -> Result<Option<Self>> {
         let path = folder.join(key.file_name());
         let file = match File::open(&path) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
@@ -208,14 +208,14 @@ impl Cache {
     }
 
     /// Whether a folder holds a cache of the same adapter for another driver or another version of this crate.
-    pub fn has_outdated(folder: &Path, key: &Key) -> bool {
+    pub fn has_outdated(folder: &Path, key: &TuningKey) -> bool {
         let (prefix, own) = (key.prefix(), key.file_name());
         let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
         names.filter_map(|name| name.into_string().ok()).any(|name| name.starts_with(&prefix) && name != own)
     }
 
     /// What it holds for.
-    pub fn key(&self) -> &Key {
+    pub fn key(&self) -> &TuningKey {
         &self.key
     }
 
@@ -275,7 +275,7 @@ impl Cache {
         json
     }
 
-    fn from_json(json: &Value, key: &Key) -> std::result::Result<Self, String> {
+    fn from_json(json: &Value, key: &TuningKey) -> std::result::Result<Self, String> {
         for (name, wanted) in [("schema", SCHEMA)].into_iter().chain(key.fields()) {
             match json[name].as_str() {
                 Some(found) if found == wanted => {}
@@ -340,7 +340,7 @@ impl Entry {
         // What kernels can count.
         let most = u32::MAX as usize;
         let (m, n, k) = (size("m", most)?, size("n", most)?, size("k", most)?);
-        let splits = size("splits", MOST_SPLITS)?;
+        let splits = size("splits", MAX_SPLITS)?;
         let schedule =
             json["way"].as_str().and_then(|name| Schedule::named(op, storage, name)).ok_or_else(|| bad("way"))?;
         let seconds = positive(&json["seconds"], LONGEST_CALL).ok_or_else(|| bad("seconds"))?;
@@ -461,8 +461,13 @@ impl Tried {
     /// The best plan, for [`Cache::insert`].
     pub fn tuned(&self) -> Option<Tuned> {
         let (plan, seconds) = self.best()?;
-        let Method::Gpu(method) = plan.method() else { return None };
-        Some(Tuned { n: plan.problem().n, schedule: method.kernel().schedule(), splits: method.splits(), seconds })
+        let Algorithm::Gpu(algorithm) = plan.algorithm() else { return None };
+        Some(Tuned {
+            n: plan.problem().n,
+            schedule: algorithm.kernel().schedule(),
+            splits: algorithm.splits(),
+            seconds,
+        })
     }
 
     /// Seconds of the first candidate, which is what would run if nothing had been measured, over those of the best.
@@ -497,9 +502,9 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
 
-    fn key() -> Key {
+    fn key() -> TuningKey {
         let own = |s: &str| s.to_owned();
-        Key {
+        TuningKey {
             version: own("0.1.0"),
             adapter: own("llvmpipe (LLVM 15, 256 bits)"),
             driver: own("llvmpipe Mesa 22"),
@@ -649,13 +654,13 @@ mod tests {
         let other = || "other".to_owned();
         let keys = [
             key(),
-            Key { version: other(), ..key() },
-            Key { adapter: other(), ..key() },
-            Key { driver: other(), ..key() },
-            Key { backend: other(), ..key() },
-            Key { shader_checks: other(), ..key() },
+            TuningKey { version: other(), ..key() },
+            TuningKey { adapter: other(), ..key() },
+            TuningKey { driver: other(), ..key() },
+            TuningKey { backend: other(), ..key() },
+            TuningKey { shader_checks: other(), ..key() },
         ];
-        let mut names: Vec<_> = keys.iter().map(Key::file_name).collect();
+        let mut names: Vec<_> = keys.iter().map(TuningKey::file_name).collect();
         assert!(names[0].starts_with("llvmpipe--llvm-15--256-bits--vulkan-trusted-"), "{names:?}");
         names.sort();
         names.dedup();

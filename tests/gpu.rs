@@ -7,7 +7,7 @@ mod common;
 use common::{Data, allocated, callers_device, gpu, host_weights, matrix, rng, seed, submissions};
 use sparse24::engine::Clock;
 use sparse24::kernels::ShaderChecks;
-use sparse24::plan::{Method, Tuned};
+use sparse24::plan::{Algorithm, Tuned};
 use sparse24::reference::{Operands, Oracle, Sample};
 use sparse24::{
     DType, Device, Elements, Epilogue, Error, Form, Gemm, GemmOperands, HostWeights, Matrix, Op, Options, Problem,
@@ -384,9 +384,11 @@ fn a_layer_that_would_lose_as_sparse_runs_dense() {
     let op = Op::Sparse24(VectorLen::new(4).unwrap());
     let problem = Problem::linear(op, m, n, k, DType::F32);
     let dense = Problem { op: Op::Dense, ..problem };
-    let tuned = |problem: &Problem, seconds| match device.candidates(problem).unwrap()[0].method() {
-        Method::Gpu(method) => Tuned { n, schedule: method.kernel().schedule(), splits: method.splits(), seconds },
-        Method::Cpu(_) => unreachable!(),
+    let tuned = |problem: &Problem, seconds| match device.candidates(problem).unwrap()[0].algorithm() {
+        Algorithm::Gpu(algorithm) => {
+            Tuned { n, schedule: algorithm.kernel().schedule(), splits: algorithm.splits(), seconds }
+        }
+        Algorithm::Cpu(_) => unreachable!(),
     };
     // As if 2:4 had been measured at half and at twice dense's speed.
     for (seconds, form) in [(2e-3, Op::Dense), (5e-4, op)] {

@@ -21,7 +21,7 @@ use sparse24::matrix::DType;
 use sparse24::measure::{self, Case, Ceilings, PlannedBy, Request};
 use sparse24::plan::{CpuSchedule, Plan, Tuning};
 use sparse24::problem::{Op, Problem};
-use sparse24::report::compare::{Key, Scope};
+use sparse24::report::compare::{RowKey, Scope};
 use sparse24::report::{Report, Skipped, plural};
 
 /// A layer to be measured, not yet in memory.
@@ -159,12 +159,12 @@ impl Args {
     }
 
     /// What names the rows of a layer in a file.
-    fn keys(&self, source: &Source, (m, n, k, dtype): (usize, usize, usize, DType)) -> Vec<Key> {
+    fn keys(&self, source: &Source, (m, n, k, dtype): (usize, usize, usize, DType)) -> Vec<RowKey> {
         let (Source::Random(Layer { name, .. }) | Source::Tensor { name, .. }) = source;
-        let key = |(op, planned_by): (Op, PlannedBy)| Key {
+        let key = |(op, planned_by): (Op, PlannedBy)| RowKey {
             name: name.clone(),
             shape: Some((m, n, k)),
-            ..Key::new(op, planned_by, dtype)
+            ..RowKey::new(op, planned_by, dtype)
         };
         self.operations().into_iter().map(key).collect()
     }
@@ -195,7 +195,7 @@ struct Job {
 #[derive(Default)]
 struct Work {
     jobs: Vec<Job>,
-    keys: Vec<Key>,
+    keys: Vec<RowKey>,
     skipped: Vec<Skipped>,
 }
 

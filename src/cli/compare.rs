@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::output::Output;
 use super::{Outcome, args, say};
-use sparse24::report::compare::{Key, Run, Scope};
+use sparse24::report::compare::{RowKey, Run, Scope};
 use sparse24::report::file::File;
 use sparse24::report::plural;
 
@@ -56,7 +56,7 @@ impl Earlier<'_> {
     }
 
     /// Refuses a run, before it is made, that there is nothing to compare with.
-    pub(super) fn covers(&self, scope: &Scope, keys: &[Key]) -> Result<()> {
+    pub(super) fn covers(&self, scope: &Scope, keys: &[RowKey]) -> Result<()> {
         self.run.covers(scope, keys).with_context(|| self.named())
     }
 

@@ -25,7 +25,7 @@ use sparse24::measure::{self, Case, Ceilings, Deadline, Policy, Trial};
 use sparse24::plan::{Plan, Tuned, Tuning};
 use sparse24::problem::{Op, Problem};
 use sparse24::report::{Environment, plural};
-use sparse24::tune::{self, Cache, Key, Tried};
+use sparse24::tune::{self, Cache, Tried, TuningKey};
 
 /// Find out by measurement which kernel is best on this device, for later runs to use.
 ///
@@ -146,7 +146,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let checks = if args.checked { ShaderChecks::Checked } else { ShaderChecks::Trusted };
     let device = Device::open(&args.device, Options { checks, ..Options::default() }).context("--device")?;
     let environment = Environment::unsampled(&device, command_line());
-    let (Some(key), Some(caps)) = (Key::of(&device), device.caps()) else {
+    let (Some(key), Some(caps)) = (TuningKey::of(&device), device.caps()) else {
         say(&format!("nothing to tune on {}: the CPU device chooses by estimate", device.info().name()));
         args.json.emit("", &Run::new(environment, args, None, &[], started))?;
         return Ok(Outcome::Fine);

@@ -9,7 +9,7 @@ use etcetera::BaseStrategy;
 
 use super::say;
 use sparse24::engine::Device;
-use sparse24::tune::{Cache, Key};
+use sparse24::tune::{Cache, TuningKey};
 
 /// Names the folder where `--cache` does not.
 pub(super) const VARIABLE: &str = "SPARSE24_CACHE";
@@ -29,7 +29,7 @@ pub(super) fn folder(given: Option<&Path>) -> Result<PathBuf> {
 }
 
 /// The cache of a key, with a warning in place of one that is not sound.
-pub(super) fn load(folder: &Path, key: &Key) -> Option<Cache> {
+pub(super) fn load(folder: &Path, key: &TuningKey) -> Option<Cache> {
     match Cache::load(folder, key) {
         Ok(cache) => cache,
         Err(e) => {
@@ -41,7 +41,7 @@ pub(super) fn load(folder: &Path, key: &Key) -> Option<Cache> {
 
 /// Lets a GPU plan by what `tune` found on it, if anything.
 pub(super) fn apply(device: &Device, given: Option<&Path>) -> Result<()> {
-    let (Some(key), Some(caps)) = (Key::of(device), device.caps()) else { return Ok(()) };
+    let (Some(key), Some(caps)) = (TuningKey::of(device), device.caps()) else { return Ok(()) };
     // Where there is no home there is no cache.
     let folder = match folder(given) {
         Err(_) if given.is_none() => return Ok(()),

@@ -1,17 +1,19 @@
-//! The one timer of calls that may run again and again: what is warmed up, what makes a sample, and when there are enough.
+//! The one timer of calls that can run again and again: how they are warmed up, what makes a sample, and when there are
+//! enough samples.
 //!
-//! A [`Workload`] is calls in their order and how many of them make a *pass*: a kernel's calls on one set of operands
-//! after another, of which each is a pass, or all calls of a model, which are one. [`Timer::calibrate`] runs it for
-//! [`Policy::warm_up`] and finds how many passes take [`Policy::sample`]. [`Timer::sample_in_turns`] then takes a sample
+//! A [`Workload`] is a list of calls, and how many of them make a *pass*. A kernel's calls on many sets of operands are a
+//! rotation: each is a pass. The calls of a model are one pass together. [`Timer::calibrate`] runs a workload for
+//! [`Policy::warm_up`] and finds how many passes take [`Policy::sample`]. [`Timer::sample_in_turns`] then takes one sample
 //! of each workload in every round, so that a machine that slows down slows all alike, and goes on by the rule of
-//! [`noise`]. A clock's resolution and the cost of a submission are small beside a sample, and that is why a sample that
-//! turns out shorter than the policy asks for, because the machine has become faster, does not count: it is taken again
-//! with more passes.
+//! [`noise`].
 //!
-//! What happens once is not timed here: a batch of texts, a step of training and a search are lengths of time of the
-//! host's clock, and have no spread to tell.
+//! A sample must be long beside the clock's resolution and the cost of a submission. Where the machine has become faster
+//! since the calibration, a sample can turn out too short. It does not count then, and is taken again with more passes.
 //!
-//! Invariants: no sample is shorter than the policy's. All that is compared was sampled in the same rounds.
+//! Work that is done once is not timed here: a batch of texts, a step of training, a search. How long it took is a
+//! duration on the host's clock, without a spread.
+//!
+//! Invariant: no sample is shorter than the policy's, but for workloads without calls.
 
 use std::time::Duration;
 

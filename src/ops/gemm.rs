@@ -21,7 +21,7 @@ use crate::gpu::{BufferRange, Dispatch, Gpu, Scratch};
 use crate::graph::{BackwardSite, ExactSite, Graph, NodeOp, ParamKind, Precision, Read, Site, StoredTensor, ValueId};
 use crate::kernels::{Kernel, Program, helpers};
 use crate::matrix::{DType, Element};
-use crate::plan::{Activations, CpuSchedule, Method, Plan, Step, Target, WeightOperand};
+use crate::plan::{Activations, CpuSchedule, Algorithm, Plan, Step, Target, WeightOperand};
 use crate::problem::{Activation, Epilogue, Problem};
 use crate::reference::gemm;
 
@@ -119,7 +119,7 @@ impl Operation for Gemm<'_> {
 
     fn dispatches(&self, gpu: &Gpu) -> Result<Vec<Dispatch>> {
         let Self { plan, weights, operands } = self;
-        let Method::Gpu(_) = plan.method() else { return Err(foreign_plan("the CPU device", "a GPU")) };
+        let Algorithm::Gpu(_) = plan.algorithm() else { return Err(foreign_plan("the CPU device", "a GPU")) };
         let (packed, partial) = plan.scratch_bytes();
         let scratch = |which, bytes: u64| (bytes > 0).then(|| gpu.scratch(which, bytes)).transpose();
         let bind = Bind {
@@ -135,10 +135,10 @@ impl Operation for Gemm<'_> {
 
     fn cpu_call(&self, _: &Cpu) -> Result<Box<dyn CpuCall>> {
         let Self { plan, weights, operands } = self;
-        let Method::Cpu(method) = plan.method() else { return Err(foreign_plan("a GPU", "the CPU device")) };
+        let Algorithm::Cpu(algorithm) = plan.algorithm() else { return Err(foreign_plan("a GPU", "the CPU device")) };
         Ok(Box::new(Call {
             problem: *plan.problem(),
-            schedule: method.schedule(),
+            schedule: algorithm.schedule(),
             weights: weights.on_cpu()?,
             x: operands.x.on_cpu()?,
             bias: operands.bias.map(Tensor::on_cpu).transpose()?,

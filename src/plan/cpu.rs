@@ -1,7 +1,7 @@
 //! How the CPU device solves a problem: which kernel, by counted work against what such processors do per cycle.
 //!
 //! Both schedules of an operation read the same weights, so the choice between them is free at run time; that between
-//! 2:4 and dense weights is not, and is made here too. Invariant: a method's schedule is one of its operation's, for
+//! 2:4 and dense weights is not, and is made here too. Invariant: an algorithm's schedule is one of its operation's, for
 //! its number of tokens.
 
 use std::fmt;
@@ -79,7 +79,7 @@ impl CpuCaps {
 
 /// How a problem is solved by the CPU device.
 #[derive(Clone, Debug, PartialEq)]
-pub struct CpuMethod {
+pub struct CpuAlgorithm {
     pub(super) op: Op,
     pub(super) schedule: CpuSchedule,
     pub(super) simd: SimdLevel,
@@ -93,14 +93,14 @@ const CLOCK: f64 = 3e9;
 /// Bytes per second that a thread reads from memory.
 const READ: f64 = 2e10;
 
-impl CpuMethod {
+impl CpuAlgorithm {
     /// `None` if the schedule does not take so many tokens. `op` is that of the weights which are used.
     pub(super) fn new(problem: &Problem, op: Op, schedule: CpuSchedule, caps: &CpuCaps) -> Option<Self> {
         let own = schedule.takes(problem.n).then_some(schedule)?;
         let simd = if own == CpuSchedule::GemmCrate { caps.gemm_simd } else { caps.simd };
-        let mut method = Self { op, schedule, simd, estimate: Estimate::default() };
-        method.estimate = method.estimate(problem);
-        Some(method)
+        let mut algorithm = Self { op, schedule, simd, estimate: Estimate::default() };
+        algorithm.estimate = algorithm.estimate(problem);
+        Some(algorithm)
     }
 
     /// The kernel.

@@ -56,7 +56,7 @@ impl fmt::Display for Scope {
 
 /// What makes rows of two runs of one scope the same measurement.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Key {
+pub struct RowKey {
     /// Name of the layer; empty for a model.
     pub name: String,
     /// `m`, `n` and `k` of a layer.
@@ -69,7 +69,7 @@ pub struct Key {
     pub dtype: String,
 }
 
-impl Key {
+impl RowKey {
     /// The key of a model's row; that of a layer has a name and a shape, too.
     pub fn new(op: Op, planned_by: PlannedBy, dtype: DType) -> Self {
         Self {
@@ -86,7 +86,7 @@ impl Key {
     }
 }
 
-impl fmt::Display for Key {
+impl fmt::Display for RowKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.shape.is_some() {
             write!(f, "{} {} ", self.name, self.shape())?;
@@ -102,7 +102,7 @@ impl fmt::Display for Key {
 /// One row of a run, of whichever kind.
 #[derive(Clone, Debug)]
 struct Measured {
-    key: Key,
+    key: RowKey,
     kernel: String,
     clock: Option<String>,
     times: Times,
@@ -148,7 +148,7 @@ impl Run {
             File::Bench(bench) => {
                 let rows = bench.rows.into_iter().map(|row| Measured {
                     times: row.times,
-                    key: Key {
+                    key: RowKey {
                         name: row.name,
                         shape: Some((row.m, row.n, row.k)),
                         op: row.op,
@@ -164,7 +164,7 @@ impl Run {
             File::Model(bench) => {
                 let rows = bench.rows.into_iter().map(|row| Measured {
                     times: row.times,
-                    key: Key { name: String::new(), shape: None, op: row.op, vector: row.vector, dtype: row.dtype },
+                    key: RowKey { name: String::new(), shape: None, op: row.op, vector: row.vector, dtype: row.dtype },
                     kernel: row.kernels.join(", "),
                     clock: None,
                     verified: row.verified,
@@ -185,7 +185,7 @@ impl Run {
     /// # Errors
     ///
     /// Another scope, or no row in common that was timed: a comparison of nothing would find nothing slower.
-    pub fn covers<'a>(&self, scope: &Scope, keys: impl IntoIterator<Item = &'a Key>) -> Result<()> {
+    pub fn covers<'a>(&self, scope: &Scope, keys: impl IntoIterator<Item = &'a RowKey>) -> Result<()> {
         if self.scope != *scope {
             return Err(Error::invalid(format!("is a run of {}, and this one is of {scope}", self.scope)));
         }
@@ -224,7 +224,7 @@ impl Run {
 
 /// What was found of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ChangeKind {
     /// The median grew by more than the percentage, and the middle halves of the samples are apart.
     Slower,
     /// The median shrank, and the middle halves of the samples are apart.
@@ -242,21 +242,21 @@ pub enum Verdict {
 /// A row of either run or of both.
 #[derive(Clone, Debug)]
 pub struct Change {
-    key: Key,
+    key: RowKey,
     before_ms: Option<f64>,
     now_ms: Option<f64>,
     /// Both kernels, if they differ.
     kernels: Option<(String, String)>,
-    verdict: Verdict,
+    kind: ChangeKind,
 }
 
 impl Change {
-    fn new(before: Option<&Measured>, now: Option<&Measured>, key: &Key, percent: f64) -> Self {
+    fn new(before: Option<&Measured>, now: Option<&Measured>, key: &RowKey, percent: f64) -> Self {
         let both = before.zip(now);
-        let verdict = match both {
-            None if now.is_some() => Verdict::NotCompared("new"),
-            None => Verdict::NotCompared("not measured now"),
-            Some((before, now)) => verdict(before, now, percent),
+        let kind = match both {
+            None if now.is_some() => ChangeKind::NotCompared("new"),
+            None => ChangeKind::NotCompared("not measured now"),
+            Some((before, now)) => kind(before, now, percent),
         };
         let kernels = both.filter(|(before, now)| before.kernel != now.kernel);
         Self {
@@ -264,18 +264,18 @@ impl Change {
             before_ms: before.and_then(|row| row.times.median),
             now_ms: now.and_then(|row| row.times.median),
             kernels: kernels.map(|(before, now)| (before.kernel.clone(), now.kernel.clone())),
-            verdict,
+            kind,
         }
     }
 
     /// The row.
-    pub fn key(&self) -> &Key {
+    pub fn key(&self) -> &RowKey {
         &self.key
     }
 
     /// What was found of it.
-    pub fn verdict(&self) -> Verdict {
-        self.verdict
+    pub fn kind(&self) -> ChangeKind {
+        self.kind
     }
 
     /// By how many percent the median grew, where there are both.
@@ -292,28 +292,28 @@ impl fmt::Display for Change {
     }
 }
 
-fn verdict(before: &Measured, now: &Measured, percent: f64) -> Verdict {
+fn kind(before: &Measured, now: &Measured, percent: f64) -> ChangeKind {
     match (before.verified, now.verified) {
         (true, true) => {}
-        (true, false) => return Verdict::NotCompared("FAILED now"),
-        (false, true) => return Verdict::NotCompared("FAILED before"),
-        (false, false) => return Verdict::NotCompared("FAILED before and now"),
+        (true, false) => return ChangeKind::NotCompared("FAILED now"),
+        (false, true) => return ChangeKind::NotCompared("FAILED before"),
+        (false, false) => return ChangeKind::NotCompared("FAILED before and now"),
     }
     if before.clock.is_some() && now.clock.is_some() && before.clock != now.clock {
-        return Verdict::NotCompared("another clock");
+        return ChangeKind::NotCompared("another clock");
     }
     let (Some(old), Some(new), Some(order)) = (before.times.median, now.times.median, now.times.against(before.times))
     else {
-        return Verdict::NotCompared("spread unknown");
+        return ChangeKind::NotCompared("spread unknown");
     };
     if order != Ordering::Equal && (before.times.noisy || now.times.noisy) && !beyond_noise(before.times, now.times) {
-        return Verdict::Noisy;
+        return ChangeKind::Noisy;
     }
     match order {
-        Ordering::Greater if new > old * (1.0 + percent / 100.0) => Verdict::Slower,
-        Ordering::Greater => Verdict::WithinPercent,
-        Ordering::Less => Verdict::Faster,
-        Ordering::Equal => Verdict::WithinSpread,
+        Ordering::Greater if new > old * (1.0 + percent / 100.0) => ChangeKind::Slower,
+        Ordering::Greater => ChangeKind::WithinPercent,
+        Ordering::Less => ChangeKind::Faster,
+        Ordering::Equal => ChangeKind::WithinSpread,
     }
 }
 
@@ -398,12 +398,12 @@ impl Comparison {
 
     /// The rows that are slower by more than the percentage and the spread.
     pub fn slower(&self) -> impl Iterator<Item = &Change> {
-        self.rows.iter().filter(|row| row.verdict == Verdict::Slower)
+        self.rows.iter().filter(|row| row.kind == ChangeKind::Slower)
     }
 
     /// The rows of which noise leaves open whether they changed.
     pub fn noisy(&self) -> impl Iterator<Item = &Change> {
-        self.rows.iter().filter(|row| row.verdict == Verdict::Noisy)
+        self.rows.iter().filter(|row| row.kind == ChangeKind::Noisy)
     }
 
     /// The comparison as text, with `earlier` for the file of the earlier run.
@@ -425,13 +425,13 @@ impl Comparison {
         let only_shapes = self.rows.iter().all(|row| row.key.name == "shape");
         for row in &self.rows {
             let Change { key, .. } = row;
-            let verdict = match row.verdict {
-                Verdict::Slower => "slower",
-                Verdict::Faster => "faster",
-                Verdict::WithinSpread => "within the spread",
-                Verdict::WithinPercent => &within,
-                Verdict::Noisy => "noisy",
-                Verdict::NotCompared(reason) => reason,
+            let kind = match row.kind {
+                ChangeKind::Slower => "slower",
+                ChangeKind::Faster => "faster",
+                ChangeKind::WithinSpread => "within the spread",
+                ChangeKind::WithinPercent => &within,
+                ChangeKind::Noisy => "noisy",
+                ChangeKind::NotCompared(reason) => reason,
             };
             sheet.push(
                 if only_shapes { "" } else { &key.name },
@@ -443,7 +443,7 @@ impl Comparison {
                     or_dash(row.before_ms, 4),
                     or_dash(row.now_ms, 4),
                     row.percent().map_or_else(|| "-".to_owned(), |percent| format!("{percent:+.1} %")),
-                    verdict.to_owned(),
+                    kind.to_owned(),
                 ],
             );
         }
@@ -459,7 +459,7 @@ impl Comparison {
              apart by no more than noise that was seen",
             self.percent
         ));
-        let of = |verdict: fn(Verdict) -> bool| self.rows.iter().filter(|row| verdict(row.verdict)).count();
+        let of = |kind: fn(ChangeKind) -> bool| self.rows.iter().filter(|row| kind(row.kind)).count();
         let noisy = match self.noisy().count() {
             0 => String::new(),
             some => format!("{some} noisy, "),
@@ -468,10 +468,10 @@ impl Comparison {
             text,
             "of {} {} slower, {} faster, {} unchanged, {noisy}{} not compared",
             plural(self.rows.len(), "row"),
-            of(|v| v == Verdict::Slower),
-            of(|v| v == Verdict::Faster),
-            of(|v| matches!(v, Verdict::WithinSpread | Verdict::WithinPercent)),
-            of(|v| matches!(v, Verdict::NotCompared(_))),
+            of(|v| v == ChangeKind::Slower),
+            of(|v| v == ChangeKind::Faster),
+            of(|v| matches!(v, ChangeKind::WithinSpread | ChangeKind::WithinPercent)),
+            of(|v| matches!(v, ChangeKind::NotCompared(_))),
         );
         text
     }
@@ -518,8 +518,8 @@ mod tests {
         file(environment(), rows)
     }
 
-    fn verdicts(before: &[Value], now: &[Value], percent: f64) -> Result<Vec<Verdict>> {
-        Ok(run(before)?.compare(&run(now)?, percent)?.rows.iter().map(Change::verdict).collect())
+    fn verdicts(before: &[Value], now: &[Value], percent: f64) -> Result<Vec<ChangeKind>> {
+        Ok(run(before)?.compare(&run(now)?, percent)?.rows.iter().map(Change::kind).collect())
     }
 
     fn model(model: &str, batch: usize, ops: &[(&str, f64)]) -> Result<Run> {
@@ -540,7 +540,7 @@ mod tests {
 
     #[test]
     fn a_change_counts_beyond_the_percentage_and_the_middle_halves_of_the_samples() -> Result<()> {
-        use Verdict::*;
+        use ChangeKind::*;
         for (ms, percent, expected) in [
             (1.0, 0.0, WithinSpread),
             // 1.03 * 0.98 is below 1.02.
@@ -567,7 +567,7 @@ mod tests {
 
     #[test]
     fn noise_that_was_seen_is_no_change() -> Result<()> {
-        use Verdict::*;
+        use ChangeKind::*;
         let noisy = |mut row: Value| {
             row["noisy"] = true.into();
             row
@@ -635,10 +635,10 @@ mod tests {
         let old = ["q1_ms", "q3_ms"];
         // From 0.5 to 5 ms before; from 3 ms now, then from 6.
         let before = [without(&old, 1.0)];
-        assert_eq!(verdicts(&before, &[without(&old, 6.0)], 0.0)?, [Verdict::WithinSpread]);
-        assert_eq!(verdicts(&before, &[without(&old, 12.0)], 0.0)?, [Verdict::Slower]);
-        assert_eq!(verdicts(&before, &[around("dense", 6.0)], 0.0)?, [Verdict::Slower]);
-        assert_eq!(verdicts(&[around("dense", 6.0)], &before, 0.0)?, [Verdict::Faster]);
+        assert_eq!(verdicts(&before, &[without(&old, 6.0)], 0.0)?, [ChangeKind::WithinSpread]);
+        assert_eq!(verdicts(&before, &[without(&old, 12.0)], 0.0)?, [ChangeKind::Slower]);
+        assert_eq!(verdicts(&before, &[around("dense", 6.0)], 0.0)?, [ChangeKind::Slower]);
+        assert_eq!(verdicts(&[around("dense", 6.0)], &before, 0.0)?, [ChangeKind::Faster]);
 
         let unknown = without(&["q1_ms", "q3_ms", "max_ms"], 1.0);
         let rows = [around("dense", 1.0), around("masked", 1.0)];
@@ -646,7 +646,7 @@ mod tests {
         masked["max_ms"] = Value::Null;
         assert_eq!(
             verdicts(&[unknown.clone(), masked], &rows, 0.0)?,
-            [Verdict::NotCompared("spread unknown"), Verdict::WithinSpread]
+            [ChangeKind::NotCompared("spread unknown"), ChangeKind::WithinSpread]
         );
         let nothing = verdicts(&[unknown], &rows, 0.0);
         assert!(nothing.is_err_and(|e| e.to_string().contains("no times")));
@@ -657,7 +657,7 @@ mod tests {
     fn rows_timed_by_different_clocks_are_not_compared() -> Result<()> {
         let mut by_gpu = around("dense", 9.0);
         by_gpu["clock"] = "gpu_timestamps".into();
-        assert_eq!(verdicts(&[around("dense", 1.0)], &[by_gpu], 0.0)?, [Verdict::NotCompared("another clock")]);
+        assert_eq!(verdicts(&[around("dense", 1.0)], &[by_gpu], 0.0)?, [ChangeKind::NotCompared("another clock")]);
         Ok(())
     }
 
@@ -668,9 +668,9 @@ mod tests {
         other["name"] = "another".into();
         let now = [around("dense", 1.0), around("masked24", 1.0), row("masked", None), other];
         let comparison = run(&before)?.compare(&run(&now)?, 0.0)?;
-        let reasons = ["FAILED before", "FAILED now", "new", "not measured now"].map(Verdict::NotCompared);
-        let verdicts: Vec<_> = comparison.rows.iter().map(Change::verdict).collect();
-        assert_eq!(verdicts, [&[Verdict::WithinSpread], &reasons[..]].concat());
+        let reasons = ["FAILED before", "FAILED now", "new", "not measured now"].map(ChangeKind::NotCompared);
+        let verdicts: Vec<_> = comparison.rows.iter().map(Change::kind).collect();
+        assert_eq!(verdicts, [&[ChangeKind::WithinSpread], &reasons[..]].concat());
         let text = comparison.text("old.json");
         for part in ["FAILED before", "FAILED now", "new", "not measured now", "another", "sparse24"] {
             assert!(text.contains(part), "{part}: {text}");
@@ -679,8 +679,8 @@ mod tests {
 
         let failed = [around("dense", 1.0), row("masked", None)];
         assert_eq!(
-            run(&failed)?.compare(&run(&failed)?, 0.0)?.rows[1].verdict,
-            Verdict::NotCompared("FAILED before and now")
+            run(&failed)?.compare(&run(&failed)?, 0.0)?.rows[1].kind,
+            ChangeKind::NotCompared("FAILED before and now")
         );
         Ok(())
     }
@@ -688,7 +688,7 @@ mod tests {
     #[test]
     fn rows_of_one_key_are_matched_in_order() -> Result<()> {
         let twice = |a, b| [around("dense", a), around("masked", 1.0), around("dense", b)];
-        use Verdict::*;
+        use ChangeKind::*;
         assert_eq!(verdicts(&twice(1.0, 3.0), &twice(1.0, 3.0), 0.0)?, [WithinSpread; 3]);
         assert_eq!(verdicts(&twice(1.0, 3.0), &twice(3.0, 1.0), 0.0)?, [Slower, WithinSpread, Faster]);
         let more = [around("dense", 1.0), around("dense", 3.0), around("dense", 1.0)];
@@ -715,7 +715,7 @@ mod tests {
             now[field] = json!(now[field].as_u64().map(|x| factor * x));
             assert!(verdicts(&before, &[now], 0.0).is_err(), "{field}");
         }
-        let of = |op, planned_by| Key::new(op, planned_by, DType::F16).to_string();
+        let of = |op, planned_by| RowKey::new(op, planned_by, DType::F16).to_string();
         assert_eq!(of(Op::Masked24, PlannedBy::User), "masked24 f16");
         assert_eq!(of(Op::Sparse24(VectorLen::ONE), PlannedBy::Auto), "auto V=1 f16");
         // All that there was failed: nothing was compared.
@@ -728,8 +728,8 @@ mod tests {
     fn models_are_compared_by_operation_if_they_ran_alike() -> Result<()> {
         let before = model("minilm", 8, &[("dense", 10.0), ("masked", 10.0)])?;
         let comparison = before.compare(&model("minilm", 8, &[("dense", 10.0), ("masked", 11.0)])?, 5.0)?;
-        let verdicts: Vec<_> = comparison.rows.iter().map(Change::verdict).collect();
-        assert_eq!(verdicts, [Verdict::WithinSpread, Verdict::Slower]);
+        let verdicts: Vec<_> = comparison.rows.iter().map(Change::kind).collect();
+        assert_eq!(verdicts, [ChangeKind::WithinSpread, ChangeKind::Slower]);
         let text = comparison.text("old.json");
         assert!(text.contains("+10.0 %") && !text.contains("m x n x k") && !text.contains("kernel"), "{text}");
         let slow: Vec<_> = comparison.slower().map(ToString::to_string).collect();

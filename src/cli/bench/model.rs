@@ -14,7 +14,7 @@ use crate::cli::compare::Earlier;
 use crate::cli::{Outcome, model, progress, say};
 use sparse24::engine::{Device, DeviceInfo};
 use sparse24::graph::Checkpoint;
-use sparse24::report::compare::{Key, Scope};
+use sparse24::report::compare::{RowKey, Scope};
 use sparse24::report::sheet::{Printout, Sheet, Shown};
 use sparse24::report::{self, Environment, MODEL_SCHEMA, or_dash, plural, significant};
 use sparse24::text::{EncoderBench, ModelRecord, PartTimes, Pipeline, allowed_error};
@@ -56,7 +56,7 @@ pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Res
         return Err(Usage::error("--ops: masked24 is measured on single layers only"));
     }
     if let Some(earlier) = earlier {
-        let keys: Vec<_> = operations.iter().map(|&(op, planned_by)| Key::new(op, planned_by, dtype)).collect();
+        let keys: Vec<_> = operations.iter().map(|&(op, planned_by)| RowKey::new(op, planned_by, dtype)).collect();
         earlier.covers(&Scope::Model { name: name.to_owned(), batch, seq }, &keys)?;
     }
     let (device, policy, environment) = args.environment()?;

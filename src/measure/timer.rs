@@ -270,7 +270,7 @@ mod tests {
         let timer = Timer::new(&device, POLICY);
         let [one, all] = [Workload::rotation(norms(&device, &[400; 8])), Workload::pass(norms(&device, &[400; 8]))]
             .map(|mut workload| (0..5).map(|_| timer.sample(&mut workload).unwrap()).fold(f64::INFINITY, f64::min));
-        assert!((4.0..16.0).contains(&(all / one)), "{all} {one}");
+        assert!((2.5..25.0).contains(&(all / one)), "{all} {one}");
     }
 
     #[test]

@@ -158,7 +158,9 @@ impl Operation for Attention<'_> {
         }
         // Both are parts of what the tensor has.
         let shared = checked_mul("features of K and V", 2, width / heads * kv_heads)?;
-        let features = width.checked_add(shared).ok_or_else(|| Error::overflow("features of Q, K and V", format!("{width} + {shared}")))?;
+        let features = width
+            .checked_add(shared)
+            .ok_or_else(|| Error::overflow("features of Q, K and V", format!("{width} + {shared}")))?;
         expect_shape("qkv", qkv.shape(), (tokens, features))?;
         expect_shape("y", y.shape(), (tokens, width))?;
         expect_len("lengths", lengths.len(), batch)?;
@@ -188,7 +190,9 @@ impl Operation for Attention<'_> {
         let kernel = AttentionKernel::new(tile, gpu_size("features of a head", head_dim)?, qkv.dtype(), y.dtype())?;
         let kernel = kernel.with(gpu_size("heads", self.share())?, causal, bias.is_some());
         let params = self.params()?;
-        let workgroups = tile.workgroups(all_heads, seq, head_dim).ok_or_else(|| Error::overflow("workgroups of an attention", format!("{all_heads} heads of {seq} tokens")))?;
+        let workgroups = tile.workgroups(all_heads, seq, head_dim).ok_or_else(|| {
+            Error::overflow("workgroups of an attention", format!("{all_heads} heads of {seq} tokens"))
+        })?;
         let operands = [qkv.on_gpu(), y.on_gpu(), lengths.on_gpu(), bias.and_then(Tensor::on_gpu)];
         dispatch(gpu, Program::new(kernel), workgroups, &params, &operands)
     }

@@ -21,7 +21,7 @@ use crate::gpu::{BufferRange, Dispatch, Gpu, Scratch};
 use crate::graph::{BackwardSite, ExactSite, Graph, NodeOp, ParamKind, Precision, Read, Site, StoredTensor, ValueId};
 use crate::kernels::{Kernel, Program, helpers};
 use crate::matrix::{DType, Element};
-use crate::plan::{Activations, CpuSchedule, Algorithm, Plan, Step, Target, WeightOperand};
+use crate::plan::{Activations, Algorithm, CpuSchedule, Plan, Step, Target, WeightOperand};
 use crate::problem::{Activation, Epilogue, Problem};
 use crate::reference::gemm;
 
@@ -103,7 +103,11 @@ impl Operation for Gemm<'_> {
         ] {
             if tensor.is_some() != wanted {
                 let word = |given| if given { "with" } else { "without" };
-                return Err(Error::mismatch(format!("operands {} {what}", word(tensor.is_some())), format!("a plan {} {what}", word(tensor.is_some())), format!("one {} {what}", word(wanted))));
+                return Err(Error::mismatch(
+                    format!("operands {} {what}", word(tensor.is_some())),
+                    format!("a plan {} {what}", word(tensor.is_some())),
+                    format!("one {} {what}", word(wanted)),
+                ));
             }
             if let Some(tensor) = tensor {
                 expect_shape(what, tensor.shape(), shape)?;

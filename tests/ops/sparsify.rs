@@ -7,8 +7,8 @@ use rand_pcg::rand_core::Rng;
 use sparse24::reference::decompress::exact as decompressed;
 use sparse24::reference::sparsify::exact as oracle;
 use sparse24::{
-    Compressed, DType, Decompress, Device, Elements, Error, Gemm, Indices, GemmOperands, Matrix, Op, Options, Problem, Sparse24,
-    Sparsify, Tensor, VectorLen, Weights, prune,
+    Compressed, DType, Decompress, Device, Elements, Error, Gemm, GemmOperands, Indices, Matrix, Op, Options, Problem,
+    Sparse24, Sparsify, Tensor, VectorLen, Weights, prune,
 };
 
 /// What weights are made of.

@@ -6,7 +6,7 @@ use ndarray::Array2;
 use sparse24::ops::Gradient;
 use sparse24::ops::gemm::{BiasGrad, GemmGradW, GemmGradX, Repack, TrainableWeights};
 use sparse24::reference::gemm as oracle;
-use sparse24::{DType, Device, Epilogue, HostWeights, GemmOperands, Matrix, Op, Options, Problem, Tensor, VectorLen};
+use sparse24::{DType, Device, Epilogue, GemmOperands, HostWeights, Matrix, Op, Options, Problem, Tensor, VectorLen};
 
 use crate::common::{Data, host_weights, matrix, rng, seed};
 use crate::{numbers, poisoned, refuses};

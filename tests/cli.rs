@@ -925,7 +925,7 @@ fn bench_of_a_model_verifies_every_row_and_says_where_time_goes() {
 /// A hub of one model that answers as the real one does, at an address of this machine. Ends with the test.
 #[cfg(feature = "hub")]
 fn hub(folder: &Path) -> std::net::SocketAddr {
-    use std::io::{BufRead, BufReader};
+    use std::io::{BufRead, BufReader, Write};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let folder = folder.to_owned();

@@ -475,7 +475,7 @@ mod tests {
         let expected = Expected::new(&right, &Pipeline::default(), &ids(&graph, &[8, 3], 1).unwrap()).unwrap();
         let error = |checkpoint: &Checkpoint| {
             let encoder = Encoder::new(&device, checkpoint, Pipeline::default()).unwrap();
-            expected.error(&encoder, &*encoder.forward(2, 8).unwrap()).unwrap()
+            expected.error(&encoder, &encoder.forward(2, 8).unwrap()).unwrap()
         };
         assert!(error(&right) < allowed_error(DType::F32) / 10.0, "{}", error(&right));
         for (name, w) in right.linears() {

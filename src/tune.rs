@@ -112,14 +112,14 @@ impl TuningKey {
 
 /// The best schedule that was found for one problem, and when.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
+pub struct TuningEntry {
     problem: Problem,
     tuned: Tuned,
     date: String,
     untried: Vec<String>,
 }
 
-impl Entry {
+impl TuningEntry {
     /// The problem, in the linear form and without an epilogue.
     pub fn problem(&self) -> &Problem {
         &self.problem
@@ -141,7 +141,7 @@ impl Entry {
 pub struct Cache {
     key: TuningKey,
     ceilings: Ceilings,
-    entries: Vec<Entry>,
+    entries: Vec<TuningEntry>,
     /// What has changed here since the file was last read.
     changed: Vec<Problem>,
     ceilings_changed: bool,
@@ -195,7 +195,7 @@ impl Cache {
         for own in std::mem::replace(&mut self.entries, stored.entries) {
             let at = self.entries.iter().position(|e| same(&e.problem, &own.problem));
             // What was cut off is no better than what went to its end.
-            let worse = |stored: &Entry| stored.untried.is_empty() && !own.untried.is_empty();
+            let worse = |stored: &TuningEntry| stored.untried.is_empty() && !own.untried.is_empty();
             match at {
                 Some(at) if !self.changed.iter().any(|p| same(p, &own.problem)) || worse(&self.entries[at]) => {}
                 Some(at) => {
@@ -231,7 +231,7 @@ impl Cache {
     }
 
     /// What was found for exactly this operation, type and shape.
-    pub fn get(&self, problem: &Problem) -> Option<&Entry> {
+    pub fn get(&self, problem: &Problem) -> Option<&TuningEntry> {
         self.entries.iter().find(|e| same(&e.problem, problem))
     }
 
@@ -246,12 +246,12 @@ impl Cache {
         let problem = Problem::linear(op, m, n, k, storage);
         let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         self.entries.retain(|e| !same(&e.problem, &problem));
-        self.entries.push(Entry { problem, tuned, date, untried });
+        self.entries.push(TuningEntry { problem, tuned, date, untried });
         self.changed.push(problem);
     }
 
     /// All that was found.
-    pub fn entries(&self) -> &[Entry] {
+    pub fn entries(&self) -> &[TuningEntry] {
         &self.entries
     }
 
@@ -265,7 +265,7 @@ impl Cache {
     }
 
     fn to_json(&self) -> Value {
-        let entries: Vec<_> = self.entries.iter().map(Entry::to_json).collect();
+        let entries: Vec<_> = self.entries.iter().map(TuningEntry::to_json).collect();
         let ceilings = ceiling_fields(&self.ceilings).map(|(name, value)| (name.to_owned(), json!(value)));
         let ceilings = Map::from_iter(ceilings);
         let mut json = json!({ "schema": SCHEMA, "ceilings": ceilings, "entries": entries });
@@ -299,7 +299,7 @@ impl Cache {
             read_gb_per_s: None,
         };
         for (i, entry) in json["entries"].as_array().ok_or("has no entries")?.iter().enumerate() {
-            let entry = Entry::from_json(entry).map_err(|e| format!("entry {i}: {e}"))?;
+            let entry = TuningEntry::from_json(entry).map_err(|e| format!("entry {i}: {e}"))?;
             if cache.get(&entry.problem).is_some() {
                 return Err(format!("entry {i}: the same problem as an earlier one"));
             }
@@ -309,7 +309,7 @@ impl Cache {
     }
 }
 
-impl Entry {
+impl TuningEntry {
     fn to_json(&self) -> Value {
         let Problem { op, m, n, k, storage, .. } = self.problem;
         let Tuned { schedule, splits, seconds, .. } = self.tuned;
@@ -413,7 +413,7 @@ pub fn candidates(device: &Device, problem: &Problem) -> Result<Vec<Plan>> {
 }
 
 /// The plans that go on with an entry: the best one so far, for others to be compared with, and what was left untried.
-pub fn remaining(device: &Device, entry: &Entry) -> Result<Vec<Plan>> {
+pub fn remaining(device: &Device, entry: &TuningEntry) -> Result<Vec<Plan>> {
     let Some(caps) = device.caps() else { return Ok(Vec::new()) };
     let Tuned { schedule, splits, .. } = entry.tuned;
     let mut plans = vec![Plan::gpu_with(&entry.problem, caps, schedule, splits)?];

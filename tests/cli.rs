@@ -968,7 +968,7 @@ fn a_model_on_the_hub_is_downloaded_once() {
     let (dir, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     TinyBert::new(6).write(dir.path());
     let local = ["embed", "--device", "cpu", "--text", "cat", "--model", dir.path().to_str().unwrap()];
-    let expected = sparse24(&local).fine();
+    let expected = sparse24(local).fine();
     let of_hub = |endpoint: &str, name: &str| {
         let mut command = command(["embed", "--device", "cpu", "--text", "cat", "--model", name]);
         for proxy in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {

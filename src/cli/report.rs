@@ -10,7 +10,7 @@ use super::args::{DASH, Usage, ensure_usage, name_of, open};
 use super::{Outcome, print, say, writable};
 use sparse24::io::write_atomically;
 use sparse24::report::file::File;
-use sparse24::report::page::{Input, Page};
+use sparse24::report::page::{Page, PageInput};
 
 /// Put results of one or many machines, runs and programs on one page: speedups, ceilings, models end to end,
 /// accuracy, losing rows.
@@ -127,11 +127,11 @@ impl<'a> Given<'a> {
         Self { machine: name(machine), run: name(run), path: Path::new(path) }
     }
 
-    fn read(self) -> Result<Input> {
+    fn read(self) -> Result<PageInput> {
         let name = name_of(self.path);
         let mut text = String::new();
         open(self.path)?.read_to_string(&mut text).with_context(|| name.clone())?;
         let file = File::parse(&text).with_context(|| name.clone())?;
-        Ok(Input { name, machine: self.machine, run: self.run, file })
+        Ok(PageInput { name, machine: self.machine, run: self.run, file })
     }
 }

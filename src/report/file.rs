@@ -165,7 +165,7 @@ pub struct Row {
     pub threads: Option<usize>,
     /// Of one call.
     #[serde(flatten)]
-    pub times: Times,
+    pub times: SampleTimes,
     /// Number of samples.
     pub samples: usize,
     /// `gpu_timestamps`, `host_wall`, `cuda_events`.
@@ -200,7 +200,7 @@ pub struct Row {
 
 /// The times of a row, in milliseconds; none where a result was not verified.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-pub struct Times {
+pub struct SampleTimes {
     /// Median of the samples.
     #[serde(rename = "median_ms", deserialize_with = "present")]
     pub median: Option<f64>,
@@ -241,7 +241,7 @@ pub struct ModelRow {
     pub kernels: Vec<String>,
     /// Of one forward pass.
     #[serde(flatten)]
-    pub times: Times,
+    pub times: SampleTimes,
     /// What of the median each part takes.
     #[serde(deserialize_with = "present")]
     pub parts: Option<Parts>,
@@ -407,7 +407,7 @@ pub struct Sensitivity {
     /// Weights of all linear layers.
     pub linear_weights: usize,
     /// In the order in which the layers run.
-    pub rows: Vec<LayerDrop>,
+    pub rows: Vec<SensitivityRow>,
 }
 
 /// How layers were pruned, and what the loss was measured by.
@@ -421,7 +421,7 @@ pub struct SensitivitySettings {
 
 /// One layer alone in one pattern.
 #[derive(Clone, Debug, Deserialize)]
-pub struct LayerDrop {
+pub struct SensitivityRow {
     /// Its name.
     pub layer: String,
     /// How many rows share a pattern.
@@ -671,7 +671,7 @@ fn check_op(op: &str, vector: Option<usize>) -> Checked {
     }
 }
 
-impl Times {
+impl SampleTimes {
     /// Where the median lies with a probability of 95 %: see [`crate::measure::noise`].
     fn interval(self) -> Option<(f64, f64)> {
         self.median_low.zip(self.median_high)
@@ -776,7 +776,7 @@ impl Sensitivity {
     fn parse(json: &Value) -> Result<Self> {
         let settings = part(json, "settings")?;
         let linear_weights: usize = part(json, "linear_weights")?;
-        let check = |row: &LayerDrop| -> Checked {
+        let check = |row: &SensitivityRow| -> Checked {
             VectorLen::new(row.vector).map_err(|e| e.to_string())?;
             if row.weights == 0 || row.weights > linear_weights {
                 return Err(format!("{} weights of {linear_weights} in all linear layers", row.weights));

@@ -24,13 +24,13 @@ use serde::Serialize;
 
 use self::entries::Machine;
 use super::chart::{self, Chart};
-use super::file::{File, ModelBench, Times};
+use super::file::{File, ModelBench, SampleTimes};
 use super::{plural, significant};
 use crate::error::{Error, Result};
 
 /// A file, and what to call it.
 #[derive(Clone, Debug)]
-pub struct Input {
+pub struct PageInput {
     /// Its name, for messages and for the page.
     pub name: String,
     /// What to call its machine; devices name themselves where it is `None`.
@@ -90,7 +90,7 @@ impl Table {
 
 impl Page {
     /// Puts files together. Rows that two files hold must be of two runs that something tells apart.
-    pub fn new(inputs: &[Input]) -> Result<Self> {
+    pub fn new(inputs: &[PageInput]) -> Result<Self> {
         entries::one_device_a_name(inputs)?;
         let runs = entries::runs(inputs)?;
         let entries = entries::entries(inputs, &runs);
@@ -244,7 +244,7 @@ fn number(x: Option<f64>, digits: usize) -> String {
 }
 
 /// The middle half of the samples, in milliseconds.
-fn middle(times: Times) -> String {
+fn middle(times: SampleTimes) -> String {
     let both = |(a, b)| format!("{} to {}", significant(a, 4), significant(b, 4));
     times.middle().map_or_else(|| "-".to_owned(), both)
 }

@@ -104,7 +104,7 @@ impl Metric {
 
 /// How much lower a metric is.
 #[derive(Clone, Copy, Debug)]
-pub struct Drop {
+pub struct MetricDrop {
     /// By how much; below zero it is higher.
     pub drop: f64,
     /// What the middle 95 % of the drops on resampled texts span; none where the texts are too few.
@@ -135,16 +135,16 @@ impl<'a> Baseline<'a> {
     }
 
     /// How much lower the metric is on these embeddings of the same texts.
-    fn drop(&self, embeddings: &Matrix) -> Result<Drop> {
+    fn drop(&self, embeddings: &Matrix) -> Result<MetricDrop> {
         let numbers = self.metric.numbers(embeddings, &self.embeddings)?;
-        Ok(Drop {
+        Ok(MetricDrop {
             drop: rounded(self.value - self.metric.value(&numbers)?),
             interval: self.bootstrap.interval(&numbers),
         })
     }
 
     /// How much lower the metric is on another model.
-    pub fn drop_of(&self, subject: &Subject<'_>, checkpoint: &Checkpoint) -> Result<Drop> {
+    pub fn drop_of(&self, subject: &Subject<'_>, checkpoint: &Checkpoint) -> Result<MetricDrop> {
         self.drop(&subject.embeddings(checkpoint, self.metric)?)
     }
 }
@@ -234,10 +234,10 @@ pub struct LayerDrop {
     /// Weights of the layer, before pruning.
     pub weights: usize,
     /// What the metric loses.
-    pub drop: Drop,
+    pub drop: MetricDrop,
 }
 
-impl Drop {
+impl MetricDrop {
     /// Whether it may be none, as far as is known.
     pub fn is_noise(self) -> bool {
         self.interval.is_some_and(Interval::has_zero)

@@ -16,7 +16,7 @@ use sparse24::graph::{Calibration, CalibrationInputs, Checkpoint, Kept, Times, t
 use sparse24::measure::Policy;
 use sparse24::prune::Statistics;
 use sparse24::prune::permute::Budget;
-use sparse24::text::sensitivity::{Baseline, Drop, LayerDrop, Subject, candidates};
+use sparse24::text::sensitivity::{Baseline, LayerDrop, MetricDrop, Subject, candidates};
 use sparse24::text::{LoadOptions, Pipeline, Similarity, TextModel, Tokenizer};
 use sparse24::train::{TrainOptions, Trainer};
 use sparse24::{Device, HostWeights, VectorLen, select};
@@ -160,7 +160,7 @@ impl Subjects<'_> {
             layer,
             vector,
             weights: 1,
-            drop: Drop { drop: 0.0, interval: None },
+            drop: MetricDrop { drop: 0.0, interval: None },
         };
         let most = select::for_speedup(
             &candidates(&rows.map(free).collect::<Vec<_>>(), Some(&times)),
@@ -274,7 +274,7 @@ impl Subjects<'_> {
         bar.finish_and_clear();
 
         // The last ones that were measured are not always those that are chosen.
-        let mut known: Vec<(Vectors, Drop)> = Vec::new();
+        let mut known: Vec<(Vectors, MetricDrop)> = Vec::new();
         let mut together = |vectors: &BTreeMap<&str, VectorLen>| -> Result<f64> {
             let owned: Vectors = vectors.iter().map(|(&name, &v)| (name.to_owned(), v)).collect();
             let mut pruned = checkpoint.clone();
@@ -295,10 +295,10 @@ impl Subjects<'_> {
             _ => bail!("neither --max-drop nor --target-speedup says what to choose by"),
         };
         let vectors: Vectors = chosen.vectors().into_iter().map(|(name, v)| (name.to_owned(), v)).collect();
-        let Drop { drop, interval } = match known.iter().find(|(of, _)| *of == vectors) {
+        let MetricDrop { drop, interval } = match known.iter().find(|(of, _)| *of == vectors) {
             Some((_, drop)) => *drop,
             // No layer at all.
-            None => Drop { drop: 0.0, interval: None },
+            None => MetricDrop { drop: 0.0, interval: None },
         };
         let layers = chosen.layers.into_iter().map(|select::SelectedLayer { layer, vector, drop, reason }| Reason {
             name: layer,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sparse24::VectorLen;
 use sparse24::bootstrap::{DRAWS, Interval};
 use sparse24::io::write_atomically;
-use sparse24::text::sensitivity::{Drop, LayerDrop};
+use sparse24::text::sensitivity::{LayerDrop, MetricDrop};
 
 /// Fields may be added to it, never renamed.
 const SCHEMA: &str = "sparse24-sensitivity/1";
@@ -80,7 +80,7 @@ pub(super) struct Row {
 
 impl From<LayerDrop> for Row {
     fn from(alone: LayerDrop) -> Self {
-        let LayerDrop { layer, vector, weights, drop: Drop { drop, interval } } = alone;
+        let LayerDrop { layer, vector, weights, drop: MetricDrop { drop, interval } } = alone;
         Self { layer, vector: vector.get(), weights, drop, interval, within_noise: interval.map(Interval::has_zero) }
     }
 }

@@ -1,7 +1,7 @@
 //! What compilers make of the kernels: static figures read off machine code, never times.
 
 use super::paths::shown;
-use super::{Input, Section, Table};
+use super::{PageInput, Section, Table};
 use crate::report::file::{Compile, File};
 
 /// The fastest schedule of one operation, vector length, type and k.
@@ -14,7 +14,7 @@ struct Best<'a> {
     dense: &'a str,
 }
 
-pub(super) fn compilers(inputs: &[Input]) -> Option<Section> {
+pub(super) fn compilers(inputs: &[PageInput]) -> Option<Section> {
     let files: Vec<_> = inputs
         .iter()
         .filter_map(|input| match &input.file {

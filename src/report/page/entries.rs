@@ -9,9 +9,9 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use super::paths::shown;
-use super::{Input, plural};
+use super::{PageInput, plural};
 use crate::error::{Error, Result};
-use crate::report::file::{Bench, File, ModelBench, ModelRow, Origin, Row, Times};
+use crate::report::file::{Bench, File, ModelBench, ModelRow, Origin, Row, SampleTimes};
 
 /// What ran where: one run, or several that share no row, of one version of one program on one device with one number
 /// of threads.
@@ -31,7 +31,7 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(input: &Input, origin: &Origin, run: Option<&str>) -> Self {
+    pub(super) fn new(input: &PageInput, origin: &Origin, run: Option<&str>) -> Self {
         let hardware = hardware(input, origin);
         Self {
             place: run.map_or_else(|| hardware.clone(), |run| format!("{hardware}, {run}")),
@@ -49,7 +49,7 @@ impl Machine {
     }
 }
 
-fn hardware(input: &Input, origin: &Origin) -> String {
+fn hardware(input: &PageInput, origin: &Origin) -> String {
     let threads = origin.threads.map(|t| format!(", {}", plural(t, "thread")));
     match &input.machine {
         Some(name) => name.clone(),
@@ -74,12 +74,12 @@ struct Holding {
     at: usize,
     key: String,
     dense: bool,
-    times: Times,
+    times: SampleTimes,
 }
 
 /// What tells the run of each file apart from others of its program and machine, where that is needed. An error where
 /// nothing does: the same rows, given twice.
-pub(super) fn runs(inputs: &[Input]) -> Result<Vec<Option<String>>> {
+pub(super) fn runs(inputs: &[PageInput]) -> Result<Vec<Option<String>>> {
     let mut runs: Vec<_> = inputs.iter().map(|input| input.run.clone()).collect();
     let mut groups: BTreeMap<(String, &str), Vec<usize>> = BTreeMap::new();
     for (file, input) in inputs.iter().enumerate() {
@@ -197,7 +197,7 @@ pub(super) struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// Times as fast as dense. It is computed from the medians: a file's own figure may be rounded, so that it would
+    /// SampleTimes as fast as dense. It is computed from the medians: a file's own figure may be rounded, so that it would
     /// fall on the other side of 1.
     pub(super) fn ratio(&self) -> Option<f64> {
         let (own, dense) = self.row.times.median.zip(self.dense?.times.median)?;
@@ -232,7 +232,7 @@ pub(super) fn what(op: &str, vector: Option<usize>) -> String {
     }
 }
 
-pub(super) fn entries<'a>(inputs: &'a [Input], runs: &[Option<String>]) -> Vec<Entry<'a>> {
+pub(super) fn entries<'a>(inputs: &'a [PageInput], runs: &[Option<String>]) -> Vec<Entry<'a>> {
     let mut entries = Vec::new();
     for (file, input) in inputs.iter().enumerate() {
         let File::Bench(bench) = &input.file else { continue };
@@ -267,8 +267,8 @@ pub(super) fn pass_against_dense(bench: &ModelBench, row: &ModelRow) -> Option<(
 }
 
 /// Rows under one name are compared in absolute terms: they must come from one device with one number of threads.
-pub(super) fn one_device_a_name(inputs: &[Input]) -> Result<()> {
-    let mut known: BTreeMap<&str, (&Input, &Origin)> = BTreeMap::new();
+pub(super) fn one_device_a_name(inputs: &[PageInput]) -> Result<()> {
+    let mut known: BTreeMap<&str, (&PageInput, &Origin)> = BTreeMap::new();
     for input in inputs {
         let (Some(machine), Some(origin)) = (&input.machine, input.file.origin()) else { continue };
         let (first, of) = *known.entry(machine).or_insert((input, origin));
@@ -287,7 +287,7 @@ pub(super) fn one_device_a_name(inputs: &[Input]) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn failures(inputs: &[Input]) -> Vec<String> {
+pub(super) fn failures(inputs: &[PageInput]) -> Vec<String> {
     let mut failures = Vec::new();
     for input in inputs {
         let mut say = |at: usize, what: String, failure: &Option<String>| {

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use super::entries::{Machine, batches, last, model_what, pass_against_dense, what};
 use super::paths::shown;
-use super::{Input, Section, Table, compared, distinct, middle, number, numbered, plural, times};
+use super::{PageInput, Section, Table, compared, distinct, middle, number, numbered, plural, times};
 use crate::error::Result;
 use crate::report::chart::{Bar, Bars, Ink};
 use crate::report::file::{Eval, File, ModelBench, ModelRow, Parts, Prune, Train};
@@ -142,7 +142,7 @@ struct Makers<'a> {
 }
 
 impl<'a> Makers<'a> {
-    fn new(inputs: &'a [Input]) -> Self {
+    fn new(inputs: &'a [PageInput]) -> Self {
         let mut makers = Self { prunes: Vec::new(), trains: Vec::new() };
         for input in inputs {
             match &input.file {
@@ -202,10 +202,10 @@ fn pruned(eval: &Eval, makers: &Makers<'_>) -> (String, Option<usize>) {
     (how + retrained(was_retrained), ran)
 }
 
-pub(super) fn accuracy(inputs: &[Input], models: &[(Machine, &ModelBench)]) -> Result<Option<Section>> {
+pub(super) fn accuracy(inputs: &[PageInput], models: &[(Machine, &ModelBench)]) -> Result<Option<Section>> {
     let makers = Makers::new(inputs);
     // Figures of other tasks than pairs are not on the page.
-    let of_pairs = |i: &'_ Input| if let File::Eval(e) = &i.file { Some((e.clone(), e.spearman?)) } else { None };
+    let of_pairs = |i: &'_ PageInput| if let File::Eval(e) = &i.file { Some((e.clone(), e.spearman?)) } else { None };
     let evals: Vec<(Eval, f64)> = inputs.iter().filter_map(of_pairs).collect();
     if evals.is_empty() {
         return Ok(None);

@@ -2,7 +2,7 @@
 
 use super::entries::last;
 use super::paths::shown;
-use super::{Input, Section, Table};
+use super::{PageInput, Section, Table};
 use crate::error::Result;
 use crate::report::chart::{Axis, Ink, Plot, Series};
 use crate::report::file::{File, History, Retraining};
@@ -17,7 +17,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn of(input: &'a Input) -> Option<Self> {
+    fn of(input: &'a PageInput) -> Option<Self> {
         let command = input.file.command();
         match &input.file {
             File::Train(train) => {
@@ -33,7 +33,7 @@ impl<'a> Run<'a> {
     }
 }
 
-pub(super) fn losses(inputs: &[Input]) -> Result<Option<Section>> {
+pub(super) fn losses(inputs: &[PageInput]) -> Result<Option<Section>> {
     let runs: Vec<_> = inputs.iter().filter_map(Run::of).collect();
     if runs.is_empty() {
         return Ok(None);

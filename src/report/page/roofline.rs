@@ -1,7 +1,7 @@
 //! What bounds products: operations per byte under the measured ceilings, and the bytes that 2:4 saves.
 
 use super::entries::{Entry, what};
-use super::{Input, Section, Table, distinct, numbered};
+use super::{PageInput, Section, Table, distinct, numbered};
 use crate::error::Result;
 use crate::measure::{Ceilings, Summary};
 use crate::report::chart::{Axis, Bar, Bars, Ink, Plot, Series};
@@ -13,7 +13,7 @@ fn size(dtype: &str) -> f64 {
     if matches!(dtype, "f16" | "bf16") { 2.0 } else { 4.0 }
 }
 
-pub(super) fn rooflines(inputs: &[Input], entries: &[Entry<'_>], places: &[String]) -> Result<Option<Section>> {
+pub(super) fn rooflines(inputs: &[PageInput], entries: &[Entry<'_>], places: &[String]) -> Result<Option<Section>> {
     let mut section = Section {
         id: "roofline".into(),
         title: "Roofline".into(),

@@ -3,11 +3,11 @@
 use std::cmp::Ordering;
 
 use super::entries::{Machine, batches, model_what, what};
-use super::{Input, Section, Table, compared, distinct, middle, number, numbered, plural, times};
+use super::{PageInput, Section, Table, compared, distinct, middle, number, numbered, plural, times};
 use crate::error::Result;
 use crate::measure::Summary;
 use crate::report::chart::{Bar, Bars, Ink};
-use crate::report::file::{File, Origin, Times};
+use crate::report::file::{File, Origin, SampleTimes};
 
 /// A row of a product or of a whole model.
 struct Measured<'a> {
@@ -18,7 +18,7 @@ struct Measured<'a> {
     what: String,
     ink: Ink,
     clock: Option<&'a str>,
-    times: Times,
+    times: SampleTimes,
 }
 
 impl Measured<'_> {
@@ -28,7 +28,7 @@ impl Measured<'_> {
 }
 
 /// The rows of an input, in the order of the file.
-fn measured<'a>(input: &'a Input, run: Option<&str>) -> Vec<Measured<'a>> {
+fn measured<'a>(input: &'a PageInput, run: Option<&str>) -> Vec<Measured<'a>> {
     match &input.file {
         File::Bench(bench) => {
             let machine = Machine::new(input, &bench.environment, run);
@@ -65,7 +65,7 @@ fn measured<'a>(input: &'a Input, run: Option<&str>) -> Vec<Measured<'a>> {
 
 /// What changed between runs of one program on one device: a section, and a sentence for each pair of runs. The first
 /// run that was given is what the others are compared with.
-pub(super) fn changes(inputs: &[Input], runs: &[Option<String>]) -> Result<(Option<Section>, Vec<String>)> {
+pub(super) fn changes(inputs: &[PageInput], runs: &[Option<String>]) -> Result<(Option<Section>, Vec<String>)> {
     let rows: Vec<_> = inputs.iter().zip(runs).flat_map(|(input, run)| measured(input, run.as_deref())).collect();
     let device = |m: &Measured<'_>| (m.origin.device.clone(), m.origin.threads, m.origin.program.clone());
     let mut section = Section {

@@ -2,12 +2,12 @@
 
 use super::entries::{last, what};
 use super::paths::shown;
-use super::{Input, Section, Table, distinct, numbered};
+use super::{PageInput, Section, Table, distinct, numbered};
 use crate::error::Result;
 use crate::report::chart::{Bar, Bars, Ink};
-use crate::report::file::{File, LayerDrop, Sensitivity};
+use crate::report::file::{File, Sensitivity, SensitivityRow};
 
-pub(super) fn layers(inputs: &[Input]) -> Result<Option<Section>> {
+pub(super) fn layers(inputs: &[PageInput]) -> Result<Option<Section>> {
     let files: Vec<_> = inputs
         .iter()
         .filter_map(|input| match &input.file {
@@ -36,7 +36,7 @@ pub(super) fn layers(inputs: &[Input]) -> Result<Option<Section>> {
         let title = format!("{}, {}", last(model), settings.method);
         let of_dense = dense.map_or_else(String::new, |dense| format!(", {dense:.4} when dense"));
         section.text.push(format!("{}: {title}; the drop of {metric}{of_dense}.", shown(&input.name)));
-        let noise = |row: &LayerDrop| match row.within_noise {
+        let noise = |row: &SensitivityRow| match row.within_noise {
             Some(true) => "within noise",
             Some(false) => "beyond noise",
             None => "-",
@@ -60,7 +60,7 @@ pub(super) fn layers(inputs: &[Input]) -> Result<Option<Section>> {
             }));
         }
         let group = |vector: &usize| {
-            let bar = |row: &LayerDrop| Bar {
+            let bar = |row: &SensitivityRow| Bar {
                 label: row.layer.clone(),
                 parts: vec![(row.drop.max(0.0), Ink::Vector(vector.max(&1).ilog2() as usize))],
                 spread: None,

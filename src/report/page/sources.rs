@@ -2,10 +2,10 @@
 
 use super::entries::Entry;
 use super::paths::shown;
-use super::{Input, Section, Table, compared, middle, number, plural, times};
+use super::{PageInput, Section, Table, compared, middle, number, plural, times};
 use crate::report::file::File;
 
-pub(super) fn all_rows(entries: &[Entry<'_>], inputs: &[Input]) -> Section {
+pub(super) fn all_rows(entries: &[Entry<'_>], inputs: &[PageInput]) -> Section {
     let mut section = Section { id: "rows".into(), title: "All rows".into(), ..Section::default() };
     section.text.push(
         "ms: the median, and the middle half of the samples (all of them where a file says no more). vs dense: \
@@ -58,7 +58,7 @@ pub(super) fn all_rows(entries: &[Entry<'_>], inputs: &[Input]) -> Section {
     section
 }
 
-pub(super) fn origins(inputs: &[Input]) -> Section {
+pub(super) fn origins(inputs: &[PageInput]) -> Section {
     let mut section =
         Section { id: "environment".into(), title: "Environments and commands".into(), ..Section::default() };
     let head = ["file", "program", "device", "driver", "system", "sampling", "commit", "date", "command"];

@@ -36,7 +36,7 @@ const SOFTWARE_SUITES: [Suite; 1] = [("minilm", &[4])];
 
 /// Most calls in one submission: some milliseconds of the shortest kernels, and far from a driver's watchdog with the
 /// longest.
-const MOST_CALLS: usize = 1024;
+const MAX_CALLS: usize = 1024;
 
 fn main() {
     let mut criterion = Criterion::default()
@@ -106,10 +106,10 @@ fn gpu(c: &mut Criterion, device: &Device) {
 /// Device time of so many calls.
 fn time(device: &Device, calls: &[Prepared], count: usize) -> Duration {
     let all = 0..count;
-    let starts = all.step_by(MOST_CALLS);
+    let starts = all.step_by(MAX_CALLS);
     starts
         .map(|from| {
-            let some = calls.iter().cycle().skip(from % calls.len()).take(MOST_CALLS.min(count - from));
+            let some = calls.iter().cycle().skip(from % calls.len()).take(MAX_CALLS.min(count - from));
             device.time(some).unwrap().elapsed
         })
         .sum()

@@ -93,7 +93,7 @@ impl std::fmt::Display for Part {
     }
 }
 
-/// What is asked of an error. Files, tensors and texts that it was met in make no difference.
+/// What a program may ask. Only [`Error::tensor`], [`Error::text`] and [`Error::into_cause`] see where an error was met.
 impl Error {
     /// An operand's shape or length is not what the others ask for.
     pub fn is_shape(&self) -> bool {
@@ -121,7 +121,7 @@ impl Error {
         matches!(self.root(), Kind::Nan { .. })
     }
 
-    /// The device lacks a feature, or knows no such element type or kernel.
+    /// The device or the processor lacks a feature.
     pub fn is_unsupported(&self) -> bool {
         matches!(self.root(), Kind::MissingFeature { .. })
     }
@@ -198,7 +198,7 @@ impl Error {
         }
     }
 
-    /// This error, with the device's name where a feature is missing: a plan is made for what a device has, not for one.
+    /// This error, with the device's name where a feature is missing: plans know what a device has, not its name.
     pub(crate) fn on_device(self, name: &str) -> Self {
         match *self.0 {
             Kind::MissingFeature { feature, .. } => Self::missing_feature(name, feature),

@@ -388,7 +388,7 @@ impl<S: Storage> Sparse24<S> {
         match self.shared(vector)? {
             Some(meta) => Ok(Self { vector, meta, ..self }),
             None => {
-                Err(Error::invalid(format!("vector length {vector} is said, but rows that would share codes do not")))
+                Err(Error::invalid(format!("vector length {vector}: rows that would share codes have different ones")))
             }
         }
     }

@@ -193,7 +193,7 @@
 //! |---|---|
 //! | `dtype.rs` `matrix.rs` `mask.rs` `problem.rs` | what stages pass on: element types, matrices, bit masks, one GEMM with its epilogue |
 //! | `weights.rs` | the weights of a layer on the host: dense, 2:4, masked |
-//! | `format.rs` `groups.rs` | the format: its specification, compress, decompress, validate; groups of four, many at a time |
+//! | `format.rs` `format/` `groups.rs` | the format: its specification, compress, decompress, validate; what values are held in; groups of four, many at a time |
 //! | `prune.rs` `prune/` | which weights stay: magnitude, Wanda, second order, SparseGPT; statistics; orders of channels |
 //! | `error.rs` `memory.rs` | the one error type; memory, asked for before it is taken |
 //! | `metrics.rs` `bootstrap.rs` | what a model's quality is measured by; what data leave open of a figure |

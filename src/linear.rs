@@ -135,7 +135,7 @@ impl Linear {
     }
 
     /// Y (`n x m`, of X's type) for X (`n x k`), both on the device: plans, allocates and runs. Every call does all of
-    /// it, where [`Linear::prepare`] does it once. A residual needs that, too. Errors are those of `prepare`.
+    /// it, where [`Linear::prepare`] does it once. A layer with a residual must use `prepare`. Errors are those of `prepare`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = self.layer.device.zeros(x.rows(), self.layer.m, x.dtype())?;
         self.prepare(&GemmOperands::new(x, &y))?.run()?;
@@ -153,6 +153,7 @@ impl Linear {
         let plan = self.plan(tokens, operands.y.dtype())?;
         match self.weights(plan.weights()) {
             Ok(weights) => device.prepare(&Gemm { plan: &plan, weights: &weights, operands }),
+            // Dense weights may be too large for what 2:4 ones fit into.
             Err(e) if (e.is_out_of_memory() || e.is_too_large()) && plan.weights() != *op => {
                 let plan = device.plan(&self.problem(tokens, operands.y.dtype()))?;
                 device.prepare(&Gemm { plan: &plan, weights: &self.weights(plan.weights())?, operands })

@@ -113,7 +113,7 @@ impl Case {
             }
             Ok(numbers.cast(m.dtype()))
         };
-        // Any two streams.
+        // X needs another seed than W, whichever.
         Ok(Self { name: self.name.clone(), w: whole(&self.w, seed)?, x: whole(&self.x, !seed)? })
     }
 }

@@ -1,5 +1,5 @@
 //! What a model's quality is measured by, correlations and means, and how much a figure owes to the sample that it is
-//! of: the [bootstrap](crate::bootstrap) over texts.
+//! of: the [`bootstrap`] over texts.
 //!
 //! The texts, or pairs of texts, are drawn anew, and the figure is computed of what was drawn. Invariant: two models are
 //! compared on the same draws, so that what is hard for both does not count as noise.
@@ -8,7 +8,7 @@ use crate::bootstrap::{self, DRAWS, Interval};
 
 /// A number to twelve decimals, far below what is measured: with so few digits JSON is read back exactly, so that a run
 /// that was interrupted and goes on writes the same file.
-pub fn rounded(x: f64) -> f64 {
+pub(crate) fn rounded(x: f64) -> f64 {
     (x * 1e12).round() / 1e12
 }
 
@@ -117,7 +117,19 @@ fn interval(values: Vec<f64>) -> Option<Interval> {
 }
 
 impl Statistic {
-    /// The interval of this statistic of these numbers.
+    /// The interval of this statistic of these numbers; for a correlation as many as there are scores.
+    ///
+    /// # Panics
+    /// If there are more numbers than scores.
+    ///
+    /// ```
+    /// use sparse24::metrics::{Ranking, Statistic, spearman};
+    /// let scores: Vec<f64> = (0..40).map(f64::from).collect();
+    /// let found: Vec<f64> = (0..40).map(|i| f64::from(i + 9 * (i % 3))).collect();
+    /// let interval = Statistic::Spearman(Ranking::new(&scores)).interval(&found).unwrap();
+    /// let all = spearman(&found, &scores).unwrap();
+    /// assert!(interval.low < all && all < interval.high && interval.high <= 1.0);
+    /// ```
     pub fn interval(&self, numbers: &[f64]) -> Option<Interval> {
         interval(resampled(self, numbers).into_iter().flatten().collect())
     }
@@ -137,7 +149,7 @@ impl PairedBootstrap {
         Self { statistic, first }
     }
 
-    /// The interval of the statistic of the first model's numbers less that of these.
+    /// The interval of the statistic of the first model's numbers less that of these, which are as many.
     pub fn interval(&self, numbers: &[f64]) -> Option<Interval> {
         let second = resampled(&self.statistic, numbers);
         let both = self.first.iter().zip(second);
@@ -145,7 +157,10 @@ impl PairedBootstrap {
     }
 }
 
-/// Spearman's correlation; `None` where all numbers of one side are the same.
+/// Spearman's correlation of as many numbers; `None` where all numbers of one side are the same.
+///
+/// # Panics
+/// If there are more of one than of the other.
 pub fn spearman(x: &[f64], y: &[f64]) -> Option<f64> {
     pearson(&ranks(x), &ranks(y))
 }
@@ -164,8 +179,13 @@ fn ranks(numbers: &[f64]) -> Vec<f64> {
     ranks
 }
 
-/// The covariance over the product of the standard deviations; `None` where one of these is zero.
+/// Pearson's correlation of as many numbers: the covariance over the product of the standard deviations; `None` where one
+/// of these is zero.
+///
+/// # Panics
+/// If there are more of one than of the other.
 pub fn pearson(x: &[f64], y: &[f64]) -> Option<f64> {
+    assert_eq!(x.len(), y.len(), "numbers that are correlated come in pairs");
     let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
     let (mx, my) = (mean(x), mean(y));
     let sum = |f: &dyn Fn(f64, f64) -> f64| x.iter().zip(y).map(|(x, y)| f(x - mx, y - my)).sum::<f64>();

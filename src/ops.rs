@@ -39,11 +39,11 @@
 //! with both devices. Nodes of a graph bind it in [`NodeOp::backward`](crate::graph::NodeOp::backward).
 //!
 //! # Errors
-//! They name the operand whose [shape](Error::is_shape) or [type](Error::is_dtype) does not fit, that is of
-//! [another device](Error::is_mismatch), or that the device [cannot bind at once](Error::is_too_large), and
-//! [what the device lacks](Error::is_unsupported) (f16, or workgroup memory). What is written must share no memory with another operand. Outputs without elements are no
-//! error. Invariant: a prepared call's operands have the shapes that its kernel indexes, and live on its device;
-//! indices are checked where they are used.
+//! An error names the operand that is at fault. Its [shape](Error::is_shape) or its [type](Error::is_dtype) does not fit, it
+//! is of [another device](Error::is_mismatch), or the device [cannot bind it at once](Error::is_too_large). Or the error
+//! names [what the device lacks](Error::is_unsupported): f16, or workgroup memory. What is written must share no memory
+//! with another operand. Outputs without elements are no error. Invariant: a prepared call's operands have the shapes
+//! that its kernel indexes, and live on its device; indices are checked where they are used.
 //!
 //! ```
 //! use sparse24::{Attention, DType, Device, Embedding, LayerNorm, Matrix, MeanPooling};

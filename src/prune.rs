@@ -32,7 +32,7 @@ pub use criteria::{Criterion, Norm};
 pub(crate) use factor::inverse_factor;
 pub(crate) use magnitude::{Workspace, sparsify_rows};
 pub use magnitude::{magnitude, sparsify, sparsify_into};
-pub use method::Method;
+pub use method::{Method, Pruning};
 pub use sparsegpt::SparseGpt;
 pub use statistics::Statistics;
 

@@ -108,7 +108,7 @@ impl Encoder {
     }
 
     /// Embeddings of texts given as token ids: one row of [`Encoder::width`] features each, f32, in their order. Texts go
-    /// through the model in batches by length. [`Error::text`] is a text without tokens, with more than the model
+    /// through the model in batches by length. An error for a text without tokens, with more than the model
     /// takes, with an id outside of the vocabulary, with no token beside its prompt's where these are not pooled, or
     /// whose activations are not finite in their type: they overflowed it, or sums on the way overflowed f32.
     pub fn embed<T: AsRef<[u32]>>(&self, texts: &[T], batching: Batching) -> Result<Matrix> {

@@ -52,7 +52,7 @@ const HOPELESS: f64 = 6.0;
 const LOCK: &str = "tuning.lock";
 
 /// A larger file is no cache: an entry takes 200 bytes.
-const MOST_BYTES: u64 = 64 << 20;
+const MAX_BYTES: u64 = 64 << 20;
 
 /// No call takes longer, in seconds.
 const LONGEST_CALL: f64 = 3600.0;
@@ -162,9 +162,9 @@ impl Cache {
             file => file.map_err(|e| Error::io(&path, e))?,
         };
         let mut text = Vec::new();
-        file.take(MOST_BYTES + 1).read_to_end(&mut text).map_err(|e| Error::io(&path, e))?;
-        if text.len() as u64 > MOST_BYTES {
-            return Err(Error::file(&path, format!("more than {MOST_BYTES} bytes")));
+        file.take(MAX_BYTES + 1).read_to_end(&mut text).map_err(|e| Error::io(&path, e))?;
+        if text.len() as u64 > MAX_BYTES {
+            return Err(Error::file(&path, format!("more than {MAX_BYTES} bytes")));
         }
         let json = serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("not JSON: {e}")))?;
         Self::from_json(&json, key).map(Some).map_err(|reason| Error::file(&path, reason))

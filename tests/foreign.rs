@@ -119,7 +119,7 @@ fn their_files_are_read_and_written_bit_for_bit() {
         let source = Source::open(vectors(&format!("{name}.safetensors"))).unwrap();
         let pruned = item(&source, "pruned24");
         let dense = source.dense(pruned).unwrap();
-        let raw = source.sparse24(pruned).unwrap();
+        let raw = source.sparse24_bytes(pruned).unwrap();
         assert_eq!(decompressed(&raw), dense, "{name}");
 
         let mut forms = vec![("ct24.layer.weight", Stored::Bitmask), ("ctbm.layer.weight", Stored::SparseBitmask)];
@@ -130,7 +130,7 @@ fn their_files_are_read_and_written_bit_for_bit() {
             let theirs = item(&source, form);
             assert_eq!((theirs.stored, &theirs.shape, theirs.dtype), (stored, &pruned.shape, pruned.dtype), "{name}");
             assert_eq!(source.dense(theirs).unwrap(), dense, "{name}, {form}");
-            assert_eq!(source.sparse24(theirs).unwrap(), raw, "{name}, {form}");
+            assert_eq!(source.sparse24_bytes(theirs).unwrap(), raw, "{name}, {form}");
             let layout = match stored {
                 Stored::Bitmask => Layout::Bitmask,
                 Stored::Cutlass => Layout::Cutlass,
@@ -153,9 +153,9 @@ fn their_files_are_read_and_written_bit_for_bit() {
 fn under_full_groups_are_theirs_too() {
     let source = Source::open(vectors("edge_le2_f16_32x64.safetensors")).unwrap();
     let dense = source.dense(item(&source, "pruned24")).unwrap();
-    let raw = source.sparse24(item(&source, "pruned24")).unwrap();
+    let raw = source.sparse24_bytes(item(&source, "pruned24")).unwrap();
     // The same codes and values; the bitmask chooses other positions for zeros, which must not be changed.
-    assert_eq!(source.sparse24(item(&source, "cutlass")).unwrap(), raw);
+    assert_eq!(source.sparse24_bytes(item(&source, "cutlass")).unwrap(), raw);
     for form in ["cutlass", "ct24.layer.weight", "ctbm.layer.weight"] {
         let theirs = source.dense(item(&source, form)).unwrap();
         assert_eq!(unsigned_zeros(Dtype::F16, &theirs), unsigned_zeros(Dtype::F16, &dense), "{form}");
@@ -164,7 +164,7 @@ fn under_full_groups_are_theirs_too() {
     let path = dir.path().join("ours");
     for (layout, form) in [(Layout::Cutlass, "cutlass"), (Layout::Bitmask, "ct24.layer.weight")] {
         let theirs = item(&source, form);
-        write(&path, layout, form, &source.sparse24(theirs).unwrap(), None).unwrap();
+        write(&path, layout, form, &source.sparse24_bytes(theirs).unwrap(), None).unwrap();
         let ours = TensorFile::open(&path).unwrap();
         for part in &theirs.parts {
             assert_eq!(ours.bytes(part).unwrap(), source.files()[0].bytes(part).unwrap(), "{part}");
@@ -178,7 +178,7 @@ fn unstructured_bitmasks_decode_and_say_where_they_are_not_2_4() {
     let theirs = item(&source, "ctbm.layer.weight");
     assert_eq!((theirs.stored, &theirs.shape[..]), (Stored::SparseBitmask, &[5, 13][..]));
     assert_eq!(source.dense(theirs).unwrap(), source.files()[0].bytes("dense").unwrap());
-    let error = source.sparse24(theirs).unwrap_err();
+    let error = source.sparse24_bytes(theirs).unwrap_err();
     assert_eq!(error.tensor().map(|(_, tensor)| tensor), Some("ctbm.layer.weight"), "{error}");
     let cause = error.into_cause().to_string();
     assert_eq!(cause, "row 2, group 0 (columns 0..4): 4 positions are non-zero or kept, 2:4 allows 2");
@@ -366,7 +366,7 @@ fn masks_are_read_beside_their_weights_and_applied() {
     assert_eq!(mask.apply(&w).unwrap(), expected, "equal up to the sign of zero");
     assert_eq!(source.matrix(masked).unwrap(), expected);
     assert_ne!(w, expected);
-    assert_eq!(Sparse24::try_from(source.sparse24(masked).unwrap()).unwrap().decompress(), expected);
+    assert_eq!(Sparse24::try_from(source.sparse24_bytes(masked).unwrap()).unwrap().decompress(), expected);
 
     // ASP's, of a module within another and of the model itself.
     let dir = tempfile::tempdir().unwrap();
@@ -451,7 +451,7 @@ proptest! {
                 prop_assert_eq!((read.shape.as_slice(), read.dtype), (&[m, k][..], dtype));
                 prop_assert_eq!(source.dense(read).unwrap(), decompressed(&raw));
                 if layout != Layout::Dense {
-                    prop_assert_eq!(&source.sparse24(read).unwrap(), &raw, "{}", layout);
+                    prop_assert_eq!(&source.sparse24_bytes(read).unwrap(), &raw, "{}", layout);
                 }
             }
         }
@@ -468,7 +468,7 @@ proptest! {
         let path = dir.path().join("file");
         write(&path, Layout::Cutlass, "w", &raw, Some(vector)).unwrap();
         let source = Source::open(&path).unwrap();
-        prop_assert_eq!(&source.sparse24(item(&source, "w")).unwrap(), &raw);
+        prop_assert_eq!(&source.sparse24_bytes(item(&source, "w")).unwrap(), &raw);
     }
 
     /// A file that is cut off or has bytes changed is an error or other numbers, and never a panic.
@@ -500,7 +500,7 @@ proptest! {
         fs::write(&path, bytes).unwrap();
         if let Ok(source) = Source::open(&path) {
             for item in source.items() {
-                let (dense, raw) = (source.dense(item), source.sparse24(item));
+                let (dense, raw) = (source.dense(item), source.sparse24_bytes(item));
                 let _ = (source.matrix(item), source.masked(item), raw.map(|raw| raw.widest()), dense);
             }
         }
@@ -553,7 +553,7 @@ fn forms_that_lie_are_refused_by_name() {
     let error = |metadata: Value, tensors: &[(&str, &str, Value, Vec<u8>)]| {
         by_hand(&path, &metadata, tensors);
         let error = Source::open(&path)
-            .and_then(|source| source.items().try_for_each(|item| source.sparse24(item).map(|_| ())));
+            .and_then(|source| source.items().try_for_each(|item| source.sparse24_bytes(item).map(|_| ())));
         let error = error.unwrap_err().to_string();
         error.strip_prefix(&format!("{}: tensor ", path.display())).unwrap_or(&error).to_owned()
     };

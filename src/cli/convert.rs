@@ -266,7 +266,7 @@ impl Args {
         }
         if item.stored == rewrite::stored_as(self.to) {
             if item.stored.claims() && item.spec24().is_some() {
-                source.sparse24(item)?;
+                source.sparse24_bytes(item)?;
             }
             return Ok(Fate::Kept.into());
         }
@@ -315,7 +315,7 @@ impl Args {
 
     /// An item as it will be written: for our own format with the longest vector, if the file does not say which.
     fn read(&self, source: &Source, item: &Item) -> Result<Sparse24<Bytes>, Error> {
-        if self.to == Layout::Native { source.widest24(item) } else { source.sparse24(item) }
+        if self.to == Layout::Native { source.widest24(item) } else { source.sparse24_bytes(item) }
     }
 
     /// The vector length to be written down: only what was said, or found for our own format.

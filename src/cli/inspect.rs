@@ -177,7 +177,7 @@ fn check(path: &Path, source: &Source, in_by_out: &BTreeSet<String>) -> Result<O
                 });
                 (checked, true)
             }
-            _ => (source.sparse24(item).map(drop), false),
+            _ => (source.sparse24_bytes(item).map(drop), false),
         };
         match checked {
             Ok(()) => bar.inc(1),
@@ -267,7 +267,7 @@ impl Row {
                 None
             }
             (Stored::Native | Stored::Bitmask | Stored::Cutlass, _) => {
-                Some(Facts::of_compressed(source.sparse24(item)?, item.bytes).map_err(at)?)
+                Some(Facts::of_compressed(source.sparse24_bytes(item)?, item.bytes).map_err(at)?)
             }
             (_, Some(dtype)) if in_by_out => {
                 let (m, k, bytes) = source.transposed(item)?;

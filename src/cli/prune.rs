@@ -26,8 +26,7 @@ use sparse24::bootstrap::Interval;
 use sparse24::error::printable;
 use sparse24::graph::{CalibrationInputs, Checkpoint, LinearTensor};
 use sparse24::io::{Dtype, Item, Layout, NewFolder, Provenance, Source, Spec24, Stored, in_by_out, transpose};
-use sparse24::prune::{Method, SparseGpt, Statistics};
-use sparse24::text::sensitivity::Pruning;
+use sparse24::prune::{Method, Pruning, SparseGpt, Statistics};
 use sparse24::{Elements, HostWeights, Matrix, Sparse24, VectorLen};
 
 const EXAMPLES: &str = "\

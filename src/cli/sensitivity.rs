@@ -21,8 +21,8 @@ use sparse24::bootstrap::Interval;
 use sparse24::engine::Device;
 use sparse24::graph::Sparsity;
 use sparse24::io::{Source, write_atomically};
-use sparse24::prune::{Method, SparseGpt};
-use sparse24::text::sensitivity::{Baseline, Metric, Pruning, Subject};
+use sparse24::prune::{Method, Pruning, SparseGpt};
+use sparse24::text::sensitivity::{Baseline, Metric, Subject};
 use sparse24::text::{Similarity, Tokenizer};
 
 use self::file::{Row, Sensitivity};
@@ -194,17 +194,14 @@ impl ReadMetric {
         };
         let tokens = tokenizer.encode(&texts)?;
         model::warn_of_truncation(tokens.truncated, texts.len(), tokenizer);
-        Ok(Self { metric: Metric { ids: tokens.ids, scores }, identity: identity_of(&text) })
+        Ok(Self { metric: Metric::new(tokens.ids, scores)?, identity: identity_of(&text) })
     }
 
     /// What the metric is of, as a record of what weights were made from names it.
     pub(super) fn described(&self, args: &MetricArgs) -> String {
         let file = args.pairs.as_deref().or(args.input.as_deref()).unwrap_or(Path::new(DASH));
-        let (count, of) = match &self.metric.scores {
-            Some((scores, _)) => (scores.len(), "pairs"),
-            None => (self.metric.ids.len(), "texts"),
-        };
-        counted(file, count, of, &self.identity)
+        let of = if args.pairs.is_some() { "pairs" } else { "texts" };
+        counted(file, self.metric.count(), of, &self.identity)
     }
 }
 
@@ -299,7 +296,7 @@ fn settings(
         damping: (pruning.method == Method::SparseGpt).then_some(SparseGpt::new(VectorLen::ONE).damping),
         calibration: calibration.map(|texts| texts.identity.clone()),
         metric: metric.name().to_owned(),
-        similarity: metric.scores.as_ref().map_or(Similarity::Cosine, |(_, similarity)| *similarity).to_string(),
+        similarity: metric.similarity().to_string(),
         prompt,
         texts,
     })

@@ -500,7 +500,7 @@ impl Reader<'_> {
                 Err(_) => source.matrix(item)?.into(),
             },
             Stored::Native | Stored::Bitmask | Stored::Cutlass => {
-                Sparse24::try_from(source.sparse24(item)?).map_err(named)?.into()
+                Sparse24::try_from(source.sparse24_bytes(item)?).map_err(named)?.into()
             }
             Stored::TorchMask | Stored::AspMask => {
                 let (w, mask) = source.masked(item)?;

@@ -234,7 +234,7 @@ impl Forward {
     }
 
     /// Gives the next runs their texts, as many as the batch has, each of 1 to [`Forward::seq`] ids below the
-    /// vocabulary's size. [`Error::text`] says which is not so. Threads that share a pass take turns by themselves, or
+    /// vocabulary's size. [`Error::text`](crate::Error::text) says of which this is not so. Threads that share a pass take turns by themselves, or
     /// call [`Forward::run_on`].
     pub fn write<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<()> {
         self.inputs.write(&self.parts.device, &self.parts.graph, texts)

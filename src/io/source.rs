@@ -123,7 +123,7 @@ impl Item {
 /// let stored: Vec<_> = source.items().map(|item| (&*item.name, item.stored)).collect();
 /// assert_eq!(stored, [("down.weight", Stored::Dense), ("up.weight", Stored::Native)]);
 /// for item in source.items() {
-///     assert_eq!((source.matrix(item)?, Sparse24::try_from(source.sparse24(item)?)?), (w.clone(), s.clone()));
+///     assert_eq!((source.matrix(item)?, Sparse24::try_from(source.sparse24_bytes(item)?)?), (w.clone(), s.clone()));
 /// }
 /// # Ok::<(), sparse24::Error>(())
 /// ```
@@ -276,7 +276,9 @@ impl Source {
                 layout::expect_two_of_four(m, k, &bitmask).map_err(|e| self.at(item, e))?;
                 self.placed(item, (m, k), &bitmask, None)
             }
-            Stored::Native | Stored::Bitmask | Stored::Cutlass => Ok(self.sparse24(item)?.to_elements().into_vec()),
+            Stored::Native | Stored::Bitmask | Stored::Cutlass => {
+                Ok(self.sparse24_bytes(item)?.to_elements().into_vec())
+            }
             Stored::SparseBitmask => {
                 let [rows @ .., k] = &item.shape[..] else {
                     return Err(self.at(item, Error::invalid("a bitmask of no dimensions")));
@@ -318,11 +320,11 @@ impl Source {
     /// An item compressed: with the codes that it has, if it is stored compressed; otherwise with those of its
     /// non-zeros at V = 1. If the file says V, that is the vector length. An error names the first row and group that
     /// are not 2:4.
-    pub fn sparse24(&self, item: &Item) -> Result<Sparse24<Bytes>> {
+    pub fn sparse24_bytes(&self, item: &Item) -> Result<Sparse24<Bytes>> {
         self.compressed(item, Some(VectorLen::ONE))
     }
 
-    /// [`Self::sparse24`] with codes shared by as many rows as can share them, unless the file says V.
+    /// [`Self::sparse24_bytes`] with codes shared by as many rows as can share them, unless the file says V.
     pub fn widest24(&self, item: &Item) -> Result<Sparse24<Bytes>> {
         let s = self.compressed(item, None)?;
         match item.stored {

@@ -187,7 +187,7 @@ impl<'a> Timer<'a> {
     }
 
     /// Samples workloads in turns: as many rounds as the policy asks for, those counted that all have already, and more
-    /// while one is [noisy](noise). At the policy's deadline they have the samples that there was time for. `progress` is
+    /// while one is [noisy](noise). At the policy's deadline they have the samples that there was time for, one at least. `progress` is
     /// called with the number of rounds done.
     pub fn sample_in_turns<'w>(
         &self,
@@ -202,7 +202,7 @@ impl<'a> Timer<'a> {
         };
         while watched(&workloads, rounds) {
             for workload in &mut workloads {
-                if self.policy.has_time_for(workload.expected()) {
+                if workload.seconds.is_empty() || self.policy.has_time_for(workload.expected()) {
                     self.sample(workload)?;
                 }
             }

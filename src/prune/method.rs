@@ -121,3 +121,40 @@ impl fmt::Display for Method {
         f.write_str(self.name())
     }
 }
+
+/// How the matrices of a model are pruned: a method and what it takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Pruning {
+    /// The criterion.
+    pub method: Method,
+    /// Of the method that draws numbers.
+    pub seed: u64,
+    /// Of sparsegpt.
+    pub damping: f64,
+    /// Of sparsegpt: passes of exchanges, at most.
+    pub exchanges: usize,
+}
+
+impl Pruning {
+    /// Prunes a matrix. Each name has a seed of its own, whatever the order. Weights that are zero stay zero.
+    pub fn prune(
+        &self,
+        name: &str,
+        w: &Matrix,
+        vector: VectorLen,
+        statistics: Option<&Statistics>,
+    ) -> Result<(Matrix, Mask24)> {
+        match (self.method, statistics) {
+            (Method::SparseGpt, Some(statistics)) => {
+                let Self { damping, exchanges, .. } = *self;
+                let how = SparseGpt { damping, exchanges, ..SparseGpt::new(vector) };
+                how.prune(w, statistics, Some(&Mask::of_nonzeros(w)?))
+            }
+            (method, statistics) => {
+                // FNV-1a.
+                let mix = |seed: u64, byte| (seed ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+                method.prune(w, vector, statistics, name.bytes().fold(self.seed, mix))
+            }
+        }
+    }
+}

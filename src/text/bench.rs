@@ -314,8 +314,12 @@ impl EncoderBench {
     }
 
     /// Adds a row: brings the model to the device in this form and verifies it. The next row is faster added if its
-    /// operation is the same. Returns how the linear layers are planned.
+    /// operation is the same. Returns how the linear layers are planned. An error for masks of 2:4 codes, which models
+    /// do not hold.
     pub fn add(&mut self, op: Op, planned_by: PlannedBy) -> Result<Vec<Plan>> {
+        if op == Op::Masked24 {
+            return Err(Error::invalid(format!("{op} is measured on single layers only")));
+        }
         let (checkpoint, expected) = match &self.last {
             Some((of, checkpoint, expected)) if *of == op => (checkpoint, expected),
             _ => {
@@ -434,9 +438,11 @@ impl Subject {
         record.max_ms = Some(of.max * 1e3);
         record.q1_ms = Some(of.q1 * 1e3);
         record.q3_ms = Some(of.q3 * 1e3);
-        let alone = parts.each_ref().map(|part| part.median().map_or(0.0, |median| median.value * 1e3));
-        record.parts = Some(PartTimes::of(of.median * 1e3, alone));
-        record.parts_alone_ms = Some(alone.iter().sum());
+        if let [Some(gemm), Some(attention), Some(rest)] = parts.each_ref().map(Workload::median) {
+            let alone = [gemm, attention, rest].map(|median| median.value * 1e3);
+            record.parts = Some(PartTimes::of(of.median * 1e3, alone));
+            record.parts_alone_ms = Some(alone.iter().sum());
+        }
         record.sequences_per_second = Some(batch as f64 / of.median);
         record.effective_tflops = Some(flops / of.median / 1e12);
     }

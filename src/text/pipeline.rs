@@ -375,7 +375,7 @@ impl Pipeline {
     /// [attached](Pipeline::attach) to: what the device pooled, or the states of texts of these lengths, padded to `seq`
     /// tokens each. A row whose states are not finite is NaN.
     ///
-    /// [`Error::text`] is a text that has no token beside those of its prompt, which are left out.
+    /// An error for a text that has no token beside those of its prompt, which are left out: [`Error::text`] says which.
     pub fn embeddings(&self, end: &Matrix, seq: usize, lengths: &[usize]) -> Result<Matrix> {
         let (mut x, steps) = match self.on_device() {
             Some(normalized) => (end.to_array(), &self.steps[usize::from(normalized)..]),

@@ -9,64 +9,47 @@ use std::collections::BTreeMap;
 use super::{Encoder, Pipeline, Similarity};
 use crate::bootstrap::Interval;
 use crate::engine::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect_len};
 use crate::format::Sparse24;
 use crate::graph::{Ablation, Batching, Calibration, CalibrationInputs, Checkpoint, Times};
-use crate::mask::{Mask, Mask24, VectorLen};
+use crate::mask::VectorLen;
 use crate::matrix::Matrix;
 use crate::metrics::{PairedBootstrap, Ranking, Statistic, rounded, spearman};
-use crate::prune::{Method, SparseGpt, Statistics};
+use crate::prune::{Pruning, Statistics};
 use crate::select::Candidate;
 use crate::weights::HostWeights;
-
-/// How layers are pruned.
-#[derive(Clone, Copy, Debug)]
-pub struct Pruning {
-    /// The criterion.
-    pub method: Method,
-    /// Of the method that draws numbers.
-    pub seed: u64,
-    /// Of sparsegpt.
-    pub damping: f64,
-    /// Of sparsegpt: passes of exchanges, at most.
-    pub exchanges: usize,
-}
-
-impl Pruning {
-    /// Prunes a matrix. Each name has a seed of its own, whatever the order. Weights that are zero stay zero.
-    pub fn prune(
-        &self,
-        name: &str,
-        w: &Matrix,
-        vector: VectorLen,
-        statistics: Option<&Statistics>,
-    ) -> Result<(Matrix, Mask24)> {
-        match (self.method, statistics) {
-            (Method::SparseGpt, Some(statistics)) => {
-                let Self { damping, exchanges, .. } = *self;
-                let how = SparseGpt { damping, exchanges, ..SparseGpt::new(vector) };
-                how.prune(w, statistics, Some(&Mask::of_nonzeros(w)?))
-            }
-            (method, statistics) => {
-                // FNV-1a.
-                let mix = |seed: u64, byte| (seed ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-                method.prune(w, vector, statistics, name.bytes().fold(self.seed, mix))
-            }
-        }
-    }
-}
 
 /// Texts, and what is made of their embeddings.
 #[derive(Clone, Debug)]
 pub struct Metric {
-    /// The texts as token ids; with scores, each two that follow each other are a pair.
-    pub ids: Vec<Vec<u32>>,
-    /// People's scores of the pairs, and how the embeddings of the two are compared; without them, embeddings are
-    /// compared with the dense model's.
-    pub scores: Option<(Vec<f64>, Similarity)>,
+    ids: Vec<Vec<u32>>,
+    scores: Option<(Vec<f64>, Similarity)>,
 }
 
 impl Metric {
+    /// A metric on texts that are given as token ids. With people's scores, a score for each two texts that follow each
+    /// other, it is Spearman's correlation of these and the similarities of the two; without, the mean cosine of
+    /// embeddings to the dense model's. An error if there are no texts, or not a score for each pair.
+    pub fn new(ids: Vec<Vec<u32>>, scores: Option<(Vec<f64>, Similarity)>) -> Result<Self> {
+        if let Some((scores, _)) = &scores {
+            expect_len("scores of pairs of texts", 2 * scores.len(), ids.len())?;
+        }
+        if ids.is_empty() {
+            return Err(Error::invalid("a metric of no texts"));
+        }
+        Ok(Self { ids, scores })
+    }
+
+    /// How many texts there are, or pairs of texts where these have scores.
+    pub fn count(&self) -> usize {
+        self.scores.as_ref().map_or(self.ids.len(), |(scores, _)| scores.len())
+    }
+
+    /// How the embeddings of two texts are compared.
+    pub fn similarity(&self) -> Similarity {
+        self.scores.as_ref().map_or(Similarity::Cosine, |(_, similarity)| *similarity)
+    }
+
     /// `spearman` or `cosine`: a name for the metric.
     pub fn name(&self) -> &'static str {
         if self.scores.is_some() { "spearman" } else { "cosine" }

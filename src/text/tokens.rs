@@ -11,7 +11,7 @@ use crate::graph::Limits;
 
 /// A vocabulary may have fewer words than the model has rows, which are often a multiple of 8, 64 or 128: fewer by as
 /// many as that is another vocabulary.
-const MOST_UNUSED: usize = 128;
+const MAX_UNUSED: usize = 128;
 
 /// The tokenizer of a model, from its `tokenizer.json`.
 #[derive(Clone, Debug)]
@@ -48,7 +48,7 @@ impl Tokenizer {
         // Ids need not be without gaps.
         let ids = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let rows = limits.vocabulary;
-        if ids > rows || rows - ids >= MOST_UNUSED {
+        if ids > rows || rows - ids >= MAX_UNUSED {
             return Err(fail(format!("the tokenizer has {ids} ids, the model's vocab_size is {rows}")));
         }
         tokenizer.with_padding(None);

@@ -1,7 +1,7 @@
 //! The binary as its users run it: arguments and stdin in; stdout, stderr and an exit code out.
 //!
-//! Nothing in the environment of the tests decides how a run ends: there is no graphics driver, and none of the
-//! variables that the binary reads. A run that ends in another way than a test expects is shown with its command line
+//! The environment of the tests does not decide how a run ends: there is no graphics driver, and none of the variables that
+//! say what the binary is to do. The user's folders stay. A run that ends in another way than a test expects is shown with its command line
 //! and all that it printed.
 
 #![allow(dead_code, reason = "each test file includes this and uses its own part")]
@@ -122,7 +122,7 @@ pub(crate) fn command<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -
     command
 }
 
-/// The same with the drivers of this machine.
+/// The same with all of the environment, and so with the drivers of this machine.
 pub(crate) fn with_drivers<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(SPARSE24);
     command.args(arguments).stdin(Stdio::null());

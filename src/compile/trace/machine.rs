@@ -25,7 +25,7 @@ use super::{Access, FIRST_SUBGROUP, INACTIVE, Launch, Loop, Trace, Variable};
 use crate::error::{Error, Result};
 
 /// A loop that runs longer than this is taken for one that does not end.
-const MOST_ITERATIONS: u64 = 1 << 24;
+const MAX_ITERATIONS: u64 = 1 << 24;
 
 type Lanes = Rc<Vec<u32>>;
 type Mask = Vec<bool>;
@@ -490,7 +490,7 @@ impl<'m> Machine<'m> {
         let mut rounds = 0u64;
         while any(&running) {
             rounds += 1;
-            if rounds > MOST_ITERATIONS {
+            if rounds > MAX_ITERATIONS {
                 return Err(invalid(format!("a loop of {} does not end", self.nodes[at].function)));
             }
             let mut continued = vec![false; self.lanes];

@@ -197,7 +197,7 @@ pub(super) struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// SampleTimes as fast as dense. It is computed from the medians: a file's own figure may be rounded, so that it would
+    /// Times as fast as dense. It is computed from the medians: a file's own figure may be rounded, so that it would
     /// fall on the other side of 1.
     pub(super) fn ratio(&self) -> Option<f64> {
         let (own, dense) = self.row.times.median.zip(self.dense?.times.median)?;

@@ -600,7 +600,7 @@ fn forms_that_lie_are_refused_by_name() {
         ("w.shape", "I64", json!([2, 1]), i64s(&[2, 4])),
     ];
     let vector = error(json!({"w.weight.layout": "bitmask,2"}), &rows);
-    assert_eq!(vector, "w.weight: vector length 2 is said, but rows that would share codes do not");
+    assert_eq!(vector, "w.weight: vector length 2: rows that would share codes have different ones");
     // A stray bit past the last column.
     let mut stray = rows.clone();
     stray[1].3[1] |= 0x10;

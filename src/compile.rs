@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!  Program ── naga, wgpu's options ──► SPIR-V                      spirv
+//!  anyone's shader ── its words ──► entry points, bindings         reflect
 //!                                        │  a Vulkan driver        vulkan: on a real device or a pretended one
 //!                                        ▼
 //!                  statistics, machine code ─► classes, loops      isa: four dialects
@@ -21,20 +22,24 @@ mod architecture;
 pub mod banks;
 mod estimate;
 mod isa;
+mod reflect;
 mod spirv;
 pub mod trace;
 mod vulkan;
 
 use serde::Serialize;
 
+pub use reflect::Module;
 pub(crate) use spirv::module;
 pub use spirv::spirv;
 pub use vulkan::Compiler;
 
+use crate::error::Result;
 use crate::kernels::{Architecture, Kernel, Program, Schedule};
 use crate::problem::Op;
 use estimate::Cost;
 use isa::{Counts, Loop};
+use vulkan::Executable;
 
 /// Input features that estimates are made for: BERT-base's and a large language model's.
 pub const DEPTHS: [usize; 2] = [768, 4096];
@@ -64,6 +69,9 @@ pub struct Compiled {
     pub statistics: Vec<(String, f64)>,
     /// What the machine code consists of, where the driver gives it.
     pub code: Option<CodeSummary>,
+    /// Of a [`Module`], whose rounds nobody knows: its loops in the order of the code.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub loops: Vec<LoopMix>,
     /// Why there is no `code`, or no estimate.
     pub note: Option<String>,
     /// For GEMMs whose machine code is understood, on an architecture whose rates are known.
@@ -96,6 +104,16 @@ pub struct Mix {
     pub matrix: f64,
     /// Reads and writes of workgroup memory.
     pub shared: f64,
+}
+
+/// A loop of machine code, without the loops in it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct LoopMix {
+    /// Loops around it, and itself: 1 for an outermost one.
+    pub depth: usize,
+    /// One round.
+    #[serde(flatten)]
+    pub mix: Mix,
 }
 
 /// The static estimate of a GEMM over one k: prologue + trips x step, each the larger of issue and passes.
@@ -142,6 +160,16 @@ impl From<&Counts> for Mix {
     }
 }
 
+impl LoopMix {
+    fn of_loops(code: &Loop, depth: usize) -> Vec<Self> {
+        let inner = code.inner.iter().flat_map(|inner| {
+            let own = Self { depth, mix: (&inner.counts).into() };
+            std::iter::once(own).chain(Self::of_loops(inner, depth + 1))
+        });
+        inner.collect()
+    }
+}
+
 impl CodeSummary {
     fn of_loops(code: &Loop) -> Self {
         fn all(of: &Loop, counts: &mut Counts) {
@@ -177,8 +205,96 @@ pub fn programs() -> impl Iterator<Item = Program> {
 impl Compiler {
     /// Compiles a program and describes what it became. With `architecture`, GEMMs get estimates.
     pub fn compile(&self, program: &Program, architecture: Option<Architecture>) -> Compiled {
-        let mut compiled = Compiled {
-            kernel: program.to_string(),
+        let mut compiled = Compiled { program: Some(program.clone()), ..Compiled::named(program.to_string()) };
+        if let (Some(architecture), Ok(source)) = (architecture, program.source()) {
+            compiled.stated_threads = stated_threads(&source, architecture);
+        }
+        let made = spirv::lower(program, self.vulkan()).and_then(|lowered| {
+            (compiled.threads, compiled.workgroup_bytes) = (lowered.threads, lowered.workgroup_bytes);
+            self.executable(program, &lowered, true)
+        });
+        let Some((parsed, subgroup)) = self.record(&mut compiled, made) else { return compiled };
+        if let (Some(kernel), Some(architecture)) = (program.gemm(), architecture) {
+            let target = estimate::Target { architecture, subgroup, widest: parsed.widest_load };
+            match estimate::cost(kernel, &parsed.whole, target) {
+                Ok(cost) => {
+                    let (step, prologue) = ((&cost.step_counts).into(), (&cost.prologue_counts).into());
+                    compiled.code = Some(CodeSummary { step, prologue });
+                    compiled.estimates = DEPTHS.iter().map(|&k| StaticEstimate::new(&cost, k)).collect();
+                }
+                Err(e) => compiled.note = Some(e.to_string()),
+            }
+        }
+        compiled
+    }
+
+    /// Compiles the compute shaders of a module, and describes what each became. They are called by this name, and of
+    /// several each by its entry point's, too: `name:main`.
+    ///
+    /// # Safety
+    /// The module must be valid by the rules of Vulkan, which `spirv-val --target-env vulkan1.3` checks: drivers take it
+    /// for granted, and may do anything with one that is not. What can be read from its declarations is checked here:
+    /// a shader that needs more than the device has is described as refused.
+    #[allow(unsafe_code, reason = "nobody can vouch for a file of anyone's but who names it")]
+    pub unsafe fn compile_module(&self, name: &str, module: &Module) -> Vec<Compiled> {
+        let entries = module.entries();
+        let compile = |entry: &reflect::Entry| {
+            let name = if entries.len() == 1 { name.to_owned() } else { format!("{name}:{}", entry.name) };
+            let mut compiled = Compiled::named(name);
+            (compiled.threads, compiled.workgroup_bytes) = (entry.threads(), entry.workgroup_bytes);
+            // SAFETY: the caller vouches for the module. Gain: as of `executable_of`.
+            let made = unsafe { self.executable_of(module, entry) };
+            if let Some((parsed, _)) = self.record(&mut compiled, made) {
+                compiled.loops = LoopMix::of_loops(&parsed.whole, 1);
+            }
+            compiled
+        };
+        entries.iter().map(compile).collect()
+    }
+
+    /// Writes down what a driver said; the machine code, where it is understood, and the lanes of a subgroup.
+    fn record(&self, compiled: &mut Compiled, made: Result<Executable>) -> Option<(isa::Parsed, u32)> {
+        let executable = match made {
+            Ok(executable) => executable,
+            Err(e) => {
+                compiled.refused = Some(e.to_string());
+                return None;
+            }
+        };
+        let subgroup = executable.subgroup;
+        compiled.subgroup = Some(subgroup);
+        compiled.read_statistics(&executable.statistics, subgroup);
+        // Numbers of pipelines say nothing, and lose digits as floats.
+        compiled.statistics = executable.statistics.into_iter().filter(|(name, _)| !name.contains("ash")).collect();
+        let parsed = isa::parse(&executable.representations);
+        compiled.representations = executable.representations;
+        match parsed {
+            None => {
+                let apple = if self.driver().contains("Honeykrisp") {
+                    ": it prints it where AGX_MESA_DEBUG=shaders is set"
+                } else {
+                    ""
+                };
+                compiled.note = Some(format!("the driver gives no machine code{apple}"));
+                None
+            }
+            Some(Err(e)) => {
+                compiled.note = Some(e);
+                None
+            }
+            Some(Ok(parsed)) => {
+                compiled.code = Some(CodeSummary::of_loops(&parsed.whole));
+                Some((parsed, subgroup))
+            }
+        }
+    }
+}
+
+impl Compiled {
+    /// Of which nothing is known yet.
+    fn named(kernel: String) -> Self {
+        Self {
+            kernel,
             refused: None,
             subgroup: None,
             threads: 0,
@@ -189,61 +305,14 @@ impl Compiler {
             stated_threads: None,
             statistics: Vec::new(),
             code: None,
+            loops: Vec::new(),
             note: None,
             estimates: Vec::new(),
             representations: Vec::new(),
-            program: Some(program.clone()),
-        };
-        if let (Some(architecture), Ok(source)) = (architecture, program.source()) {
-            compiled.stated_threads = stated_threads(&source, architecture);
+            program: None,
         }
-        let made = spirv::lower(program, self.vulkan()).and_then(|lowered| {
-            (compiled.threads, compiled.workgroup_bytes) = (lowered.threads, lowered.workgroup_bytes);
-            self.executable(program, &lowered, true)
-        });
-        let executable = match made {
-            Ok(executable) => executable,
-            Err(e) => {
-                compiled.refused = Some(e.to_string());
-                return compiled;
-            }
-        };
-        let subgroup = executable.subgroup;
-        compiled.subgroup = Some(subgroup);
-        compiled.read_statistics(&executable.statistics, subgroup);
-        // Numbers of pipelines say nothing, and lose digits as floats.
-        compiled.statistics = executable.statistics.into_iter().filter(|(name, _)| !name.contains("ash")).collect();
-        match isa::parse(&executable.representations) {
-            None => {
-                let apple = if self.driver().contains("Honeykrisp") {
-                    ": it prints it where AGX_MESA_DEBUG=shaders is set"
-                } else {
-                    ""
-                };
-                compiled.note = Some(format!("the driver gives no machine code{apple}"));
-            }
-            Some(Err(e)) => compiled.note = Some(e),
-            Some(Ok(parsed)) => {
-                compiled.code = Some(CodeSummary::of_loops(&parsed.whole));
-                if let (Some(kernel), Some(architecture)) = (program.gemm(), architecture) {
-                    let target = estimate::Target { architecture, subgroup, widest: parsed.widest_load };
-                    match estimate::cost(kernel, &parsed.whole, target) {
-                        Ok(cost) => {
-                            let (step, prologue) = ((&cost.step_counts).into(), (&cost.prologue_counts).into());
-                            compiled.code = Some(CodeSummary { step, prologue });
-                            compiled.estimates = DEPTHS.iter().map(|&k| StaticEstimate::new(&cost, k)).collect();
-                        }
-                        Err(e) => compiled.note = Some(e.to_string()),
-                    }
-                }
-            }
-        }
-        compiled.representations = executable.representations;
-        compiled
     }
-}
 
-impl Compiled {
     /// Takes what drivers call by different names, and count in different units.
     fn read_statistics(&mut self, statistics: &[(String, f64)], subgroup: u32) {
         let get = |name: &str| statistics.iter().find(|(n, _)| n == name).map(|&(_, value)| value);
@@ -376,23 +445,7 @@ mod tests {
     #[test]
     fn drivers_statistics_are_brought_to_one_unit() {
         let read = |statistics: &[(&str, f64)], subgroup| {
-            let mut compiled = Compiled {
-                kernel: String::new(),
-                refused: None,
-                subgroup: Some(subgroup),
-                threads: 256,
-                workgroup_bytes: 0,
-                registers: None,
-                spills: None,
-                resident_threads: None,
-                stated_threads: Some(512),
-                statistics: Vec::new(),
-                code: None,
-                note: None,
-                estimates: Vec::new(),
-                representations: Vec::new(),
-                program: None,
-            };
+            let mut compiled = Compiled { stated_threads: Some(512), ..Compiled::named(String::new()) };
             let statistics: Vec<_> = statistics.iter().map(|&(name, value)| (name.to_owned(), value)).collect();
             compiled.read_statistics(&statistics, subgroup);
             (compiled.registers, compiled.spills, compiled.resident_threads, compiled.failed())

@@ -208,7 +208,7 @@
 //! | `cpu.rs` `cpu/` `simd.rs` | the CPU device: layouts of weights, 2:4 and dense kernels, epilogue; vector instructions |
 //! | `engine.rs` `engine/` | what an embedder calls: upload, prepare, run; tensors, indices and weights as operands |
 //! | `linear.rs` | a layer in whichever form runs it best |
-//! | `compile.rs` `compile/` | what GPU compilers make of the kernels, without a GPU: machine code, banks, an estimate |
+//! | `compile.rs` `compile/` | what GPU compilers make of the kernels, and of anyone's SPIR-V, without a GPU: machine code, banks, an estimate |
 //! | `graph.rs` `graph/` | a model as data; its parameters, passes with and without gradients, f64 twin; calibration, ablation, permutation, times |
 //! | `train.rs` `train/` | retraining: a student that learns from a teacher; order of texts, losses, what a run goes on from |
 //! | `models.rs` `models/` | the architectures: config and names of tensors to graph, a file each |

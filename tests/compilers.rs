@@ -365,6 +365,39 @@ fn device_compiles_every_kernel(architecture: &str) {
     assert_eq!(code, if is_known { 3 } else { 0 }, "{stderr}");
 }
 
+/// A kernel's own SPIR-V, given as anyone's module, becomes what the kernel does.
+fn device_takes_a_module(architecture: &str) {
+    let root = tree();
+    let device = DEVICES.iter().find(|d| d.architecture == architecture).unwrap();
+    const KERNEL: &str = "gemm_sparse24-f32f32-v32-64x64x16-none";
+    let folder = tempfile::tempdir().unwrap();
+    let dumped = folder.path().join("dumped");
+    sparse24(&root, device, &["kernels", KERNEL, "--dump", dumped.to_str().unwrap()]).exits(0);
+    let module = dumped.join(format!("{KERNEL}.spv"));
+    let arguments = ["kernels", KERNEL, "--compile", "--json", "--module", module.to_str().unwrap()];
+    let (stdout, _) = sparse24(&root, device, &arguments).exits(0);
+    let run: Value = serde_json::from_str(&stdout).unwrap();
+    let [own, module] = &run["kernels"].as_array().unwrap()[..] else { panic!("{stdout}") };
+    assert_eq!(module["kernel"], format!("{KERNEL}.spv"));
+    let same = ["refused", "subgroup", "threads", "workgroup_bytes", "registers", "spills", "resident_threads"];
+    for field in same.into_iter().chain(["statistics", "note"]) {
+        assert_eq!(own[field], module[field], "{architecture}: {field}");
+    }
+    // Of 16 k each of 128 threads has 32 outputs, and 2:4 half of their multiply-adds.
+    let loops = module["loops"].as_array().unwrap();
+    let most = loops.iter().map(|l| l["multiply_adds"].as_f64().unwrap()).fold(0.0, f64::max);
+    assert_eq!((most, &own["code"]["step"]["multiply_adds"]), (256.0, &module["code"]["step"]["multiply_adds"]));
+    assert!(own["loops"].is_null() && module["estimates"].as_array().unwrap().is_empty());
+}
+
+#[test]
+#[ignore = "needs a tree with Mesa's drivers and shims"]
+fn every_compiler_takes_a_module_of_anyones() {
+    for device in &DEVICES {
+        device_takes_a_module(device.architecture);
+    }
+}
+
 macro_rules! devices {
     ($($test:ident $architecture:literal;)*) => {$(
         #[test]

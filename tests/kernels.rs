@@ -80,3 +80,30 @@ fn what_cannot_be_done_is_refused_before_anything_is_written() {
     let (stdout, stderr) = kernels(1, &["--compile", "--dump", at.to_str().unwrap()]);
     assert!(stdout.is_empty() && stderr.starts_with("error: ") && !Path::new(&at).exists(), "{stderr}");
 }
+
+/// Modules of others are read before a driver is looked for, and what is wrong with one is said with its file.
+#[test]
+fn modules_that_are_none_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let dumped = folder.path().join("dumped");
+    kernels(0, &["dense-f32f32-32x32", "--dump", dumped.to_str().unwrap()]);
+    let good = dumped.join("gemm_dense-f32f32-32x32x16-none.spv");
+    let bytes = fs::read(&good).unwrap();
+    let text = folder.path().join("text.spv");
+    fs::write(&text, "@compute fn main() {}").unwrap();
+    let cut = folder.path().join("cut.spv");
+    fs::write(&cut, &bytes[..bytes.len() - 5]).unwrap();
+    let missing = folder.path().join("missing.spv");
+    for (path, said) in [(&text, "is not SPIR-V"), (&cut, "is cut off"), (&missing, "No such file")] {
+        let (_, stderr) = kernels(1, &["--compile", "--module", good.to_str().unwrap(), path.to_str().unwrap()]);
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert!(stderr.contains(name) && stderr.contains(said), "{name}: {stderr}");
+    }
+    // A good one fails where there is no driver.
+    let (_, stderr) = kernels(1, &["--compile", "--module", good.to_str().unwrap()]);
+    assert!(!stderr.contains(".spv"), "{stderr}");
+    let (_, stderr) = kernels(2, &["--module", good.to_str().unwrap()]);
+    assert!(stderr.contains("--compile"), "{stderr}");
+    let (_, stderr) = kernels(2, &["--compile", "--module", good.to_str().unwrap(), good.to_str().unwrap()]);
+    assert!(stderr.contains("two files are called gemm_dense"), "{stderr}");
+}

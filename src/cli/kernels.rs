@@ -12,7 +12,7 @@ use super::args::ensure_usage;
 use super::command::command_line;
 use super::output::Output;
 use super::{Outcome, progress, say, writable};
-use sparse24::compile::{self, Compiled, Compiler, DEPTHS, Ratio};
+use sparse24::compile::{self, Compiled, Compiler, DEPTHS, Module, Ratio};
 use sparse24::error::printable;
 use sparse24::io::write_atomically;
 use sparse24::kernels::{Architecture, Program};
@@ -24,7 +24,8 @@ use sparse24::report::{commit, plural};
 /// With --compile every kernel that the device can run is compiled by its Vulkan driver, and described: registers,
 /// spills to memory, threads that fit a core at once, and where the driver gives its machine code (Mesa's do), the
 /// instructions of 16 k and a static estimate of their cycles: the larger of issue and workgroup-memory passes. Nothing
-/// is run, so that Mesa's pretended devices do as well as real ones. The schema of the JSON is sparse24-compile/1, and
+/// is run, so that Mesa's pretended devices do as well as real ones. With --module the same is said of anyone's compute
+/// shaders, but for estimates: nobody knows how often their loops run, which are all in the JSON. The schema of the JSON is sparse24-compile/1, and
 /// without --compile sparse24-kernels/1.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -32,9 +33,12 @@ use sparse24::report::{commit, plural};
   sparse24 kernels v32-128x128 --dump wgsl            # WGSL and SPIR-V of those with this name part
   sparse24 kernels --compile --json compiled.json     # by the first Vulkan driver that tells
   sparse24 kernels dense,v32 --compile --device Radeon --dump code    # its machine code, too
+  sparse24 kernels --compile --module mine.spv        # your own shader instead
+  sparse24 kernels dense-f32f32-64x64 --compile --module *.spv    # beside one of these
 
 Drivers that compute on the processor, such as llvmpipe and SwiftShader, do not tell what they compile.
 Mesa's driver for Apple's GPUs prints its machine code only where AGX_MESA_DEBUG=shaders is set.
+A driver takes a module of --module for valid, and may crash if it is not: spirv-val says whether it is.
 Exit code 3: the driver refused a kernel, spilled registers to memory, or leaves a core fewer threads
 than the kernel's header states.")]
 pub(crate) struct Args {
@@ -57,6 +61,10 @@ pub(crate) struct Args {
     /// alone), ada, apple-m1, adreno.
     #[arg(long, value_name = "NAME", requires = "compile", value_parser = architecture)]
     architecture: Option<Architecture>,
+    /// SPIR-V of compute shaders that use buffers and no images: compiled instead of kernels, or beside those that PARTs
+    /// name. Specialisation constants keep the values that it gives them.
+    #[arg(long, value_name = "FILE.spv", requires = "compile", num_args = 1..)]
+    module: Vec<PathBuf>,
     #[command(flatten)]
     output: Output,
 }
@@ -118,6 +126,7 @@ struct Row {
     stated_threads: Option<u32>,
     step_instructions: Option<f64>,
     step_multiply_adds: Option<f64>,
+    step_shared: Option<f64>,
     k: Option<usize>,
     step_issue: Option<f64>,
     step_passes: Option<f64>,
@@ -131,7 +140,8 @@ struct Row {
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     args.output.check()?;
     let programs = args.programs();
-    ensure_usage!(!programs.is_empty(), "no kernel has {} in its name", args.parts.join(" or "));
+    let modules = args.modules()?;
+    ensure_usage!(!programs.is_empty() || !modules.is_empty(), "no kernel has {} in its name", args.parts.join(" or "));
     for part in args.parts.iter().filter(|part| !programs.iter().any(|p| p.to_string().contains(part.as_str()))) {
         say(&format!("no kernel has {part} in its name"));
     }
@@ -141,18 +151,33 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     }
     match &compiler {
         None => args.list(&programs),
-        Some(compiler) => args.compiled(compiler, programs),
+        Some(compiler) => args.compiled(compiler, programs, &modules),
     }
 }
 
 impl Args {
     fn programs(&self) -> Vec<Program> {
+        if self.parts.is_empty() && !self.module.is_empty() {
+            return Vec::new();
+        }
         let all: Vec<Program> = match self.all {
             true => compile::every_program().collect(),
             false => compile::programs().collect(),
         };
         let wanted = |name: &str| self.parts.is_empty() || self.parts.iter().any(|part| name.contains(part.as_str()));
         all.into_iter().filter(|program| wanted(&program.to_string())).collect()
+    }
+
+    /// The modules by the names of their files.
+    fn modules(&self) -> Result<BTreeMap<String, Module>> {
+        let mut modules = BTreeMap::new();
+        for path in &self.module {
+            let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+            let name = printable(&name).into_owned();
+            let module = Module::open(path)?;
+            ensure_usage!(modules.insert(name.clone(), module).is_none(), "--module: two files are called {name}");
+        }
+        Ok(modules)
     }
 
     fn run_of(&self, schema: &'static str, device: Option<DeviceRecord>, kernels: Vec<Entry>) -> Run {
@@ -191,7 +216,12 @@ impl Args {
         Ok(Outcome::Fine)
     }
 
-    fn compiled(&self, compiler: &Compiler, programs: Vec<Program>) -> Result<Outcome> {
+    fn compiled(
+        &self,
+        compiler: &Compiler,
+        programs: Vec<Program>,
+        modules: &BTreeMap<String, Module>,
+    ) -> Result<Outcome> {
         let known = Architecture::of(compiler.name());
         if let (Some(asked), Some(known)) = (self.architecture, known) {
             ensure_usage!(asked == known, "--architecture {asked}: {} is of {known}", compiler.name());
@@ -208,19 +238,25 @@ impl Args {
         });
         let lacks: Vec<_> =
             lacking.iter().map(|(lack, count)| format!("{} need {lack}", plural(*count, "kernel"))).collect();
-        if programs.is_empty() {
+        if programs.is_empty() && modules.is_empty() {
             bail!("{} can run none of these: {}", compiler.name(), lacks.join("; "));
         }
-        let bar = progress(programs.len());
-        let mut all = Vec::with_capacity(programs.len());
+        let bar = progress(programs.len() + modules.len());
+        let mut all = Vec::with_capacity(programs.len() + modules.len());
         for program in &programs {
             bar.set_message(program.to_string());
             let mut compiled = compiler.compile(program, architecture);
             self.dump(program, compiler.vulkan())?;
-            for (name, text) in std::mem::take(&mut compiled.representations) {
-                self.write(&format!("{program}.{}.txt", name.replace([' ', '/', '(', ')'], "_")), text.as_bytes())?;
-            }
+            self.dump_code(&mut compiled)?;
             all.push(compiled);
+            bar.inc(1);
+        }
+        for (name, module) in modules {
+            bar.set_message(name.clone());
+            for mut compiled in compiled_module(compiler, name, module) {
+                self.dump_code(&mut compiled)?;
+                all.push(compiled);
+            }
             bar.inc(1);
         }
         bar.finish_and_clear();
@@ -255,11 +291,27 @@ impl Args {
         self.write(&format!("{program}.spv"), bytemuck::cast_slice(&words))
     }
 
+    /// Writes what the driver gave of its representations, if that was asked for.
+    fn dump_code(&self, compiled: &mut Compiled) -> Result<()> {
+        for (name, text) in std::mem::take(&mut compiled.representations) {
+            let name = format!("{}.{name}.txt", compiled.kernel).replace([' ', '/', '(', ')', ':'], "_");
+            self.write(&name, text.as_bytes())?;
+        }
+        Ok(())
+    }
+
     fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let Some(dir) = &self.dump else { return Ok(()) };
         let path = writable(&dir.join(name))?;
         Ok(write_atomically(path, |file| std::io::Write::write_all(file, bytes))?)
     }
+}
+
+/// What a driver made of a module's shaders.
+#[allow(unsafe_code, reason = "the file is the user's")]
+fn compiled_module(compiler: &Compiler, name: &str, module: &Module) -> Vec<Compiled> {
+    // SAFETY: the user chose the file, and --help says that it must be valid. Gain: shaders of others are described.
+    unsafe { compiler.compile_module(name, module) }
 }
 
 impl Row {
@@ -279,6 +331,7 @@ impl Row {
             stated_threads: compiled.stated_threads,
             step_instructions: compiled.code.map(|code| code.step.instructions),
             step_multiply_adds: compiled.code.map(|code| code.step.multiply_adds),
+            step_shared: compiled.code.map(|code| code.step.shared),
             k: estimate.map(|e| e.k),
             step_issue: estimate.map(|e| e.step_issue),
             step_passes: estimate.map(|e| e.step_passes),
@@ -289,12 +342,23 @@ impl Row {
             note: compiled.note.clone(),
         }
     }
+
+    /// Multiply-adds per instruction of a step.
+    fn share(&self) -> Option<f64> {
+        let instructions = self.step_instructions.filter(|&instructions| instructions > 0.0)?;
+        Some(self.step_multiply_adds? / instructions)
+    }
 }
 
 fn page(device: &DeviceRecord, rows: &[Row], all: &[Compiled], lacks: Vec<String>) -> Printout {
     // Of zero there is no negative one.
     let number = |value: Option<f64>, decimals: usize| value.map_or("-".into(), |v| format!("{:.decimals$}", v + 0.0));
     let whole = |value: Option<u32>| value.map_or("-".into(), |v| v.to_string());
+    // Of a module these are all that is told.
+    let (steps, cycles) = match all.iter().any(|c| !c.loops.is_empty()) {
+        true => (Shown::Always, Shown::Wide),
+        false => (Shown::Wide, Shown::Always),
+    };
     let mut sheet = Sheet::new("")
         .words("kernel", Shown::Always)
         .numbers("lanes", Shown::Wide)
@@ -303,12 +367,14 @@ fn page(device: &DeviceRecord, rows: &[Row], all: &[Compiled], lacks: Vec<String
         .numbers("regs", Shown::Always)
         .numbers("spills", Shown::Always)
         .numbers("fit", Shown::Always)
-        .numbers("step", Shown::Wide)
-        .numbers("FMA", Shown::Wide)
+        .numbers("step", steps)
+        .numbers("FMA", steps)
+        .numbers("share", steps)
+        .numbers("shared", steps)
         .numbers("issue", Shown::Wide)
         .numbers("passes", Shown::Wide)
-        .numbers("cycles", Shown::Always)
-        .numbers("/dense", Shown::Always)
+        .numbers("cycles", cycles)
+        .numbers("/dense", cycles)
         .words("note", Shown::Wide);
     for row in rows {
         sheet.push(
@@ -323,6 +389,8 @@ fn page(device: &DeviceRecord, rows: &[Row], all: &[Compiled], lacks: Vec<String
                 number(row.resident_threads, 0),
                 number(row.step_instructions, 0),
                 number(row.step_multiply_adds, 0),
+                row.share().map_or("-".into(), |share| format!("{:.0} %", 100.0 * share)),
+                number(row.step_shared, 0),
                 number(row.step_issue, 0),
                 number(row.step_passes, 0),
                 number(row.cycles_per_output, 2),
@@ -390,8 +458,9 @@ fn page(device: &DeviceRecord, rows: &[Row], all: &[Compiled], lacks: Vec<String
             "regs: 32-bit registers of a lane. spills: registers or instructions that go to memory. fit: threads that a \
              core holds at once, by the driver."
                 .into(),
-            "step: instructions of 16 k, of a GEMM without an estimate of one round of its inner loop; FMA: of these, \
-             multiply-adds per lane (cooperative matrices have none)."
+            "step: instructions of 16 k; without an estimate, and of a module, of one round of the loop with the most \
+             multiply-adds. FMA: multiply-adds per lane in it (cooperative matrices have none); share: of its \
+             instructions. shared: its reads and writes of workgroup memory."
                 .into(),
             "issue, passes: cycles of a core for 16 k of a workgroup, by its schedulers and by its workgroup memory; \
              the larger counts."

@@ -8,12 +8,14 @@
 #![allow(unsafe_code, reason = "Vulkan is called through ash, whose functions are all unsafe")]
 
 use std::collections::HashMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::sync::{Mutex, PoisonError};
 
 use ash::vk;
+use spirv::Capability;
 
-use super::spirv::{self, Lowered};
+use super::reflect::{Entry, Module};
+use super::spirv::{Lowered, lower};
 use crate::error::{Error, Result};
 use crate::kernels::{Binding, BindingAccess, Caps, CoopCheck, CoopShape, Program, Rates};
 
@@ -30,6 +32,9 @@ pub struct Compiler {
     driver: String,
     version: (u32, u32),
     caps: Caps,
+    limits: vk::PhysicalDeviceLimits,
+    /// What shaders may ask for: the device was opened with it.
+    capabilities: Vec<Capability>,
     /// Whether the driver prints machine code on stdout, as Mesa's for Apple's GPUs does if it is told to.
     prints_code: bool,
     // Fields are dropped in order, after the device was destroyed: the instance last.
@@ -88,7 +93,7 @@ impl Loaded {
 
 /// What a pipeline is told of its bindings.
 struct Layout {
-    bindings: vk::DescriptorSetLayout,
+    sets: Vec<vk::DescriptorSetLayout>,
     pipeline: vk::PipelineLayout,
 }
 
@@ -155,7 +160,13 @@ impl Compiler {
         let mut subgroups = vk::PhysicalDeviceSubgroupSizeControlFeatures::default();
         let mut robust = vk::PhysicalDeviceRobustness2FeaturesEXT::default();
         let mut matrices = vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default();
+        let mut storage8 = vk::PhysicalDevice8BitStorageFeatures::default();
+        let mut pointers = vk::PhysicalDeviceVariablePointersFeatures::default();
+        let mut dots = vk::PhysicalDeviceShaderIntegerDotProductFeatures::default();
         let mut features = vk::PhysicalDeviceFeatures2::default()
+            .push_next(&mut storage8)
+            .push_next(&mut pointers)
+            .push_next(&mut dots)
             .push_next(&mut storage16)
             .push_next(&mut float16)
             .push_next(&mut memory)
@@ -177,12 +188,24 @@ impl Compiler {
         let mut names = vec![EXECUTABLES.as_ptr()];
         let mut executables =
             vk::PhysicalDevicePipelineExecutablePropertiesFeaturesKHR::default().pipeline_executable_info(true);
-        let core = vk::PhysicalDeviceFeatures::default().robust_buffer_access(core.robust_buffer_access == vk::TRUE);
+        let core = vk::PhysicalDeviceFeatures::default()
+            .robust_buffer_access(core.robust_buffer_access == vk::TRUE)
+            .shader_float64(core.shader_float64 == vk::TRUE)
+            .shader_int64(core.shader_int64 == vk::TRUE)
+            .shader_int16(core.shader_int16 == vk::TRUE);
         let mut storage16 = vk::PhysicalDevice16BitStorageFeatures::default()
             .storage_buffer16_bit_access(f16)
             .uniform_and_storage_buffer16_bit_access(
                 f16 && storage16.uniform_and_storage_buffer16_bit_access == vk::TRUE,
             );
+        let mut storage8 = vk::PhysicalDevice8BitStorageFeatures::default()
+            .storage_buffer8_bit_access(storage8.storage_buffer8_bit_access == vk::TRUE)
+            .uniform_and_storage_buffer8_bit_access(storage8.uniform_and_storage_buffer8_bit_access == vk::TRUE);
+        let mut pointers = vk::PhysicalDeviceVariablePointersFeatures::default()
+            .variable_pointers_storage_buffer(pointers.variable_pointers_storage_buffer == vk::TRUE)
+            .variable_pointers(pointers.variable_pointers == vk::TRUE);
+        let mut dots = vk::PhysicalDeviceShaderIntegerDotProductFeatures::default()
+            .shader_integer_dot_product(dots.shader_integer_dot_product == vk::TRUE);
         let mut float16 = vk::PhysicalDeviceShaderFloat16Int8Features::default()
             .shader_float16(f16)
             .shader_int8(float16.shader_int8 == vk::TRUE);
@@ -195,6 +218,37 @@ impl Compiler {
         let mut robust = vk::PhysicalDeviceRobustness2FeaturesEXT::default()
             .robust_buffer_access2(robust.robust_buffer_access2 == vk::TRUE);
         let mut matrices = vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default().cooperative_matrix(true);
+        let asked: [(vk::Bool32, &[Capability]); 15] = [
+            (vk::TRUE, &[Capability::Matrix, Capability::Shader]),
+            (core.shader_float64, &[Capability::Float64]),
+            (core.shader_int64, &[Capability::Int64]),
+            (core.shader_int16, &[Capability::Int16]),
+            (float16.shader_float16, &[Capability::Float16]),
+            (float16.shader_int8, &[Capability::Int8]),
+            (storage16.storage_buffer16_bit_access, &[Capability::StorageBuffer16BitAccess]),
+            (storage16.uniform_and_storage_buffer16_bit_access, &[Capability::UniformAndStorageBuffer16BitAccess]),
+            (storage8.storage_buffer8_bit_access, &[Capability::StorageBuffer8BitAccess]),
+            (storage8.uniform_and_storage_buffer8_bit_access, &[Capability::UniformAndStorageBuffer8BitAccess]),
+            (pointers.variable_pointers_storage_buffer, &[Capability::VariablePointersStorageBuffer]),
+            (pointers.variable_pointers, &[Capability::VariablePointers]),
+            (
+                dots.shader_integer_dot_product,
+                &[
+                    Capability::DotProduct,
+                    Capability::DotProductInputAll,
+                    Capability::DotProductInput4x8Bit,
+                    Capability::DotProductInput4x8BitPacked,
+                ],
+            ),
+            (memory.vulkan_memory_model, &[Capability::VulkanMemoryModel]),
+            (memory.vulkan_memory_model_device_scope, &[Capability::VulkanMemoryModelDeviceScope]),
+        ];
+        let mut capabilities: Vec<Capability> =
+            asked.into_iter().filter(|(has, _)| *has == vk::TRUE).flat_map(|(_, names)| names).copied().collect();
+        if cooperative {
+            capabilities.push(Capability::CooperativeMatrixKHR);
+        }
+        capabilities.extend(of_subgroups(instance, physical));
         let priorities = [1.0];
         let queues = [vk::DeviceQueueCreateInfo::default().queue_family_index(0).queue_priorities(&priorities)];
         if robustness {
@@ -208,6 +262,9 @@ impl Compiler {
             .enabled_extension_names(&names)
             .enabled_features(&core)
             .push_next(&mut executables)
+            .push_next(&mut storage8)
+            .push_next(&mut pointers)
+            .push_next(&mut dots)
             .push_next(&mut storage16)
             .push_next(&mut float16)
             .push_next(&mut memory)
@@ -230,9 +287,21 @@ impl Compiler {
         }
         let prints_code = driver.contains("Honeykrisp")
             && std::env::var("AGX_MESA_DEBUG").is_ok_and(|options| options.split(',').any(|o| o == "shaders"));
-        let layouts = Mutex::default();
-        let mut compiler =
-            Self { device, executables, layouts, name, driver, version, caps, prints_code, _loaded: entry };
+        // SAFETY: the physical device is one of the living instance. Gain: what modules of others have to keep to.
+        let limits = unsafe { entry.instance.get_physical_device_properties(physical) }.limits;
+        let mut compiler = Self {
+            device,
+            executables,
+            layouts: Mutex::default(),
+            name,
+            driver,
+            version,
+            caps,
+            limits,
+            capabilities,
+            prints_code,
+            _loaded: entry,
+        };
         compiler.look_at_cooperative();
         Ok(compiler)
     }
@@ -244,31 +313,59 @@ impl Compiler {
         if let Some(layout) = layouts.get(list) {
             return Ok(layout.pipeline);
         }
-        let entries: Vec<_> = list
-            .iter()
-            .map(|binding| {
-                vk::DescriptorSetLayoutBinding::default()
-                    .binding(binding.number)
-                    .descriptor_count(1)
-                    .stage_flags(vk::ShaderStageFlags::COMPUTE)
-                    .descriptor_type(match binding.access {
-                        BindingAccess::Uniform => vk::DescriptorType::UNIFORM_BUFFER,
-                        BindingAccess::Read | BindingAccess::Write => vk::DescriptorType::STORAGE_BUFFER,
-                    })
-            })
-            .collect();
-        let info = vk::DescriptorSetLayoutCreateInfo::default().bindings(&entries);
-        // SAFETY: the device lives, and `entries` until the call returns. Gain: pipelines need a layout.
-        let bindings =
-            unsafe { self.device.create_descriptor_set_layout(&info, None) }.map_err(failed("lay out bindings"))?;
-        let sets = [bindings];
-        let info = vk::PipelineLayoutCreateInfo::default().set_layouts(&sets);
-        // SAFETY: as above, and so does the layout of the bindings.
-        let made = unsafe { self.device.create_pipeline_layout(&info, None) };
-        // What is in the map is given back when this is dropped.
-        let pipeline = *made.as_ref().unwrap_or(&vk::PipelineLayout::null());
-        layouts.insert(list, Layout { bindings, pipeline });
-        made.map_err(failed("lay out bindings"))
+        let entries = list.iter().map(|binding| {
+            vk::DescriptorSetLayoutBinding::default()
+                .binding(binding.number)
+                .descriptor_count(1)
+                .stage_flags(vk::ShaderStageFlags::COMPUTE)
+                .descriptor_type(match binding.access {
+                    BindingAccess::Uniform => vk::DescriptorType::UNIFORM_BUFFER,
+                    BindingAccess::Read | BindingAccess::Write => vk::DescriptorType::STORAGE_BUFFER,
+                })
+        });
+        let layout = self.lay_out(&[entries.collect()], 0)?;
+        let pipeline = layout.pipeline;
+        layouts.insert(list, layout);
+        Ok(pipeline)
+    }
+
+    /// A pipeline's layout, to be [given back](Self::destroy_layout): the bindings of each set, and bytes of push
+    /// constants.
+    fn lay_out(&self, sets: &[Vec<vk::DescriptorSetLayoutBinding<'_>>], push_constants: u32) -> Result<Layout> {
+        let mut layout = Layout { sets: Vec::new(), pipeline: vk::PipelineLayout::null() };
+        let made = sets.iter().try_for_each(|bindings| {
+            let info = vk::DescriptorSetLayoutCreateInfo::default().bindings(bindings);
+            // SAFETY: the device lives, and `bindings` until the call returns. Gain: pipelines need a layout.
+            layout.sets.push(unsafe { self.device.create_descriptor_set_layout(&info, None) }?);
+            Ok(())
+        });
+        let made = made.and_then(|()| {
+            let range =
+                vk::PushConstantRange::default().stage_flags(vk::ShaderStageFlags::COMPUTE).size(push_constants);
+            let ranges = [range];
+            let ranges = if push_constants > 0 { &ranges[..] } else { &[] };
+            let info = vk::PipelineLayoutCreateInfo::default().set_layouts(&layout.sets).push_constant_ranges(ranges);
+            // SAFETY: as above, and so do the layouts of the sets.
+            layout.pipeline = unsafe { self.device.create_pipeline_layout(&info, None) }?;
+            Ok(())
+        });
+        match made {
+            Ok(()) => Ok(layout),
+            Err(e) => {
+                self.destroy_layout(&layout);
+                Err(failed::<vk::Result>("lay out bindings")(e))
+            }
+        }
+    }
+
+    /// Once for each layout.
+    fn destroy_layout(&self, layout: &Layout) {
+        // SAFETY: each handle was made once by this device, which lives, or is null; no pipeline is being made with it.
+        // Gain: nothing is left behind.
+        unsafe {
+            self.device.destroy_pipeline_layout(layout.pipeline, None);
+            layout.sets.iter().for_each(|&set| self.device.destroy_descriptor_set_layout(set, None));
+        }
     }
 
     /// Finds out the lanes of a subgroup in pipelines that use cooperative matrices. What fails here fails no other
@@ -280,7 +377,7 @@ impl Compiler {
             if program.supported_by(&self.caps).is_err() {
                 continue;
             }
-            let made = spirv::lower(&program, self.version).and_then(|l| self.executable(&program, &l, false));
+            let made = lower(&program, self.version).and_then(|l| self.executable(&program, &l, false));
             match made {
                 Ok(executable) => found.push(executable.subgroup),
                 Err(e) => self.caps.cooperative_refused = Some(e.to_string()),
@@ -318,14 +415,83 @@ impl Compiler {
     pub(super) fn executable(&self, program: &Program, lowered: &Lowered, code: bool) -> Result<Executable> {
         let what = format!("compile {program} on {}", self.name);
         let layout = self.layout_of(program)?;
-        let info = vk::ShaderModuleCreateInfo::default().code(&lowered.words);
-        // SAFETY: the device lives; naga wrote valid SPIR-V for features that the device was opened with, which
-        // `Program::supported_by` asks for. Gain: the driver's compiler needs it.
-        let module = unsafe { self.device.create_shader_module(&info, None) }.map_err(failed(&what))?;
+        // SAFETY: naga wrote valid SPIR-V for features that the device was opened with, which `Program::supported_by`
+        // asks for; the layout has every binding that the program declares. Gain: the driver's compiler needs it.
+        unsafe { self.pipeline(&what, &lowered.words, c"main", layout, code) }
+    }
+
+    /// Compiles a shader of a module and asks what it became. An error if the device lacks what the shader needs, or
+    /// the driver refuses it.
+    ///
+    /// # Safety
+    /// As of [`Compiler::compile_module`].
+    pub(super) unsafe fn executable_of(&self, module: &Module, entry: &Entry) -> Result<Executable> {
+        let what = format!("compile {} on {}", entry.name, self.name);
+        let fail = |reason: String| Error::gpu(what.clone(), reason);
+        if let Some(lack) = module.capabilities().iter().find(|c| !self.capabilities.contains(c)) {
+            return Err(fail(format!("it needs {lack:?}, which the device lacks or was not opened with")));
+        }
+        let limits = &self.limits;
+        let within = |what: &str, needed: u32, most: u32| match needed > most {
+            true => Err(fail(format!("{needed} {what}, of which the device has {most}"))),
+            false => Ok(()),
+        };
+        let sizes = entry.workgroup.iter().zip(limits.max_compute_work_group_size);
+        sizes.into_iter().try_for_each(|(&size, most)| within("invocations along one axis", size, most))?;
+        within("invocations of a workgroup", entry.threads(), limits.max_compute_work_group_invocations)?;
+        within("bytes of workgroup memory", entry.workgroup_bytes, limits.max_compute_shared_memory_size)?;
+        within("bytes of push constants", entry.push_constants, limits.max_push_constants_size)?;
+        let count = |uniform: bool| {
+            let counts = entry.buffers.values().filter(|b| b.is_uniform == uniform).map(|b| b.count);
+            counts.fold(0, u32::saturating_add)
+        };
+        within("uniform buffers", count(true), limits.max_per_stage_descriptor_uniform_buffers)?;
+        within("storage buffers", count(false), limits.max_per_stage_descriptor_storage_buffers)?;
+        let last = entry.buffers.keys().map(|&(set, _)| set).max();
+        within("sets of bindings", last.map_or(0, |set| set.saturating_add(1)), limits.max_bound_descriptor_sets)?;
+        let name = CString::new(entry.name.as_str()).map_err(|e| fail(e.to_string()))?;
+
+        let mut sets = vec![Vec::new(); last.map_or(0, |set| set as usize + 1)];
+        for (&(set, binding), buffers) in &entry.buffers {
+            sets[set as usize].push(
+                vk::DescriptorSetLayoutBinding::default()
+                    .binding(binding)
+                    .descriptor_count(buffers.count)
+                    .stage_flags(vk::ShaderStageFlags::COMPUTE)
+                    .descriptor_type(match buffers.is_uniform {
+                        true => vk::DescriptorType::UNIFORM_BUFFER,
+                        false => vk::DescriptorType::STORAGE_BUFFER,
+                    }),
+            );
+        }
+        let layout = self.lay_out(&sets, entry.push_constants.next_multiple_of(4))?;
+        // SAFETY: the caller vouches for the module; the layout has what the entry point uses, and the device what it
+        // needs, both found above. Gain: what the driver makes of it.
+        let executable = unsafe { self.pipeline(&what, module.words(), &name, layout.pipeline, true) };
+        self.destroy_layout(&layout);
+        executable
+    }
+
+    /// Makes a pipeline, describes it, and destroys it.
+    ///
+    /// # Safety
+    /// The words are valid SPIR-V with this entry point of a compute shader, of features that the device was opened
+    /// with; the layout lives, and has all that the entry point uses.
+    unsafe fn pipeline(
+        &self,
+        what: &str,
+        words: &[u32],
+        entry: &CStr,
+        layout: vk::PipelineLayout,
+        code: bool,
+    ) -> Result<Executable> {
+        let info = vk::ShaderModuleCreateInfo::default().code(words);
+        // SAFETY: the device lives, and the caller vouches for the words. Gain: the driver's compiler needs it.
+        let module = unsafe { self.device.create_shader_module(&info, None) }.map_err(failed(what))?;
         let mut stage = vk::PipelineShaderStageCreateInfo::default()
             .stage(vk::ShaderStageFlags::COMPUTE)
             .module(module)
-            .name(c"main");
+            .name(entry);
         if self.caps.subgroups.is_some() {
             stage = stage.flags(vk::PipelineShaderStageCreateFlags::ALLOW_VARYING_SUBGROUP_SIZE);
         }
@@ -334,16 +500,16 @@ impl Compiler {
             flags |= vk::PipelineCreateFlags::CAPTURE_INTERNAL_REPRESENTATIONS_KHR;
         }
         let info = [vk::ComputePipelineCreateInfo::default().stage(stage).layout(layout).flags(flags)];
-        // SAFETY: module and layout live; the layout has every binding that the program declares. Gain: as above.
+        // SAFETY: module and layout live, and the caller vouches for what they are. Gain: as above.
         let make = || unsafe { self.device.create_compute_pipelines(vk::PipelineCache::null(), &info, None) };
         let (made, printed) = if code && self.prints_code { printed_by(make) } else { (make(), Ok(String::new())) };
         // SAFETY: a module may be destroyed once its pipelines are made. Gain: thousands of them are compiled.
         unsafe { self.device.destroy_shader_module(module, None) };
-        let made = made.map_err(|(_, e)| failed(&what)(e))?;
+        let made = made.map_err(|(_, e)| failed(what)(e))?;
         let Some(&pipeline) = made.first() else {
-            return Err(Error::gpu(what, "no pipeline was made"));
+            return Err(Error::gpu(what.to_owned(), "no pipeline was made"));
         };
-        let executable = self.describe(pipeline, code).map_err(failed(&what)).and_then(|mut executable| {
+        let executable = self.describe(pipeline, code).map_err(failed(what)).and_then(|mut executable| {
             let printed = printed?;
             if executable.representations.is_empty() && !printed.is_empty() {
                 executable.representations.push((super::isa::PRINTED.to_owned(), printed));
@@ -415,15 +581,10 @@ impl Compiler {
 
 impl Drop for Compiler {
     fn drop(&mut self) {
-        // SAFETY: each handle was made once, is used by nobody else, and nothing runs on the device. Gain: nothing is
-        // left behind.
-        unsafe {
-            for layout in self.layouts.lock().unwrap_or_else(PoisonError::into_inner).values() {
-                self.device.destroy_pipeline_layout(layout.pipeline, None);
-                self.device.destroy_descriptor_set_layout(layout.bindings, None);
-            }
-            self.device.destroy_device(None);
-        }
+        let layouts = std::mem::take(&mut *self.layouts.lock().unwrap_or_else(PoisonError::into_inner));
+        layouts.values().for_each(|layout| self.destroy_layout(layout));
+        // SAFETY: the device was made once, is used by nobody else, and nothing runs on it. Gain: nothing is left behind.
+        unsafe { self.device.destroy_device(None) };
     }
 }
 
@@ -472,6 +633,28 @@ fn printed_by<T>(call: impl FnOnce() -> T) -> (T, Result<String>) {
 #[cfg(not(unix))]
 fn printed_by<T>(call: impl FnOnce() -> T) -> (T, Result<String>) {
     (call(), Ok(String::new()))
+}
+
+/// What shaders can do with subgroups on a device.
+fn of_subgroups(instance: &ash::Instance, physical: vk::PhysicalDevice) -> impl Iterator<Item = Capability> {
+    let mut subgroups = vk::PhysicalDeviceSubgroupProperties::default();
+    let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut subgroups);
+    // SAFETY: the physical device is one of the living instance, and the chain is of Vulkan 1.1. Gain: what modules of
+    // others may use.
+    unsafe { instance.get_physical_device_properties2(physical, &mut properties) };
+    let in_compute = subgroups.supported_stages.contains(vk::ShaderStageFlags::COMPUTE);
+    let all = [
+        (vk::SubgroupFeatureFlags::BASIC, Capability::GroupNonUniform),
+        (vk::SubgroupFeatureFlags::VOTE, Capability::GroupNonUniformVote),
+        (vk::SubgroupFeatureFlags::ARITHMETIC, Capability::GroupNonUniformArithmetic),
+        (vk::SubgroupFeatureFlags::BALLOT, Capability::GroupNonUniformBallot),
+        (vk::SubgroupFeatureFlags::SHUFFLE, Capability::GroupNonUniformShuffle),
+        (vk::SubgroupFeatureFlags::SHUFFLE_RELATIVE, Capability::GroupNonUniformShuffleRelative),
+        (vk::SubgroupFeatureFlags::CLUSTERED, Capability::GroupNonUniformClustered),
+        (vk::SubgroupFeatureFlags::QUAD, Capability::GroupNonUniformQuad),
+    ];
+    let has = subgroups.supported_operations;
+    all.into_iter().filter(move |(operations, _)| in_compute && has.contains(*operations)).map(|(_, name)| name)
 }
 
 /// Driver, version of Vulkan, and capabilities of a device, in the words of wgpu's limits.

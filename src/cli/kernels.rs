@@ -38,7 +38,7 @@ use sparse24::report::{commit, plural};
 
 Drivers that compute on the processor, such as llvmpipe and SwiftShader, do not tell what they compile.
 Mesa's driver for Apple's GPUs prints its machine code only where AGX_MESA_DEBUG=shaders is set.
-A driver takes a module of --module for valid, and may crash if it is not: spirv-val says whether it is.
+A driver takes a module for valid, and may crash if it is not: ask spirv-val first.
 Exit code 3: the driver refused a kernel, spilled registers to memory, or leaves a core fewer threads
 than the kernel's header states.")]
 pub(crate) struct Args {

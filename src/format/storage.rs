@@ -102,7 +102,8 @@ fn decode<T: Bits>(values: &[T], (m, k): (usize, usize), vector: VectorLen, meta
 /// assert_eq!((s.values().as_slice(), s.meta()), (&[5, 251, 7, 0][..], &[0x8d][..]));
 /// assert_eq!(s.to_elements(), dense);
 /// // Only what is multiplied can go to a device.
-/// assert_eq!(Sparse24::try_from(s).unwrap_err().to_string(), "is I8, expected F32, F16 or BF16");
+/// let multiplied: sparse24::Result<Sparse24> = s.try_into();
+/// assert_eq!(multiplied.unwrap_err().to_string(), "is I8, expected F32, F16 or BF16");
 /// # Ok::<(), sparse24::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]

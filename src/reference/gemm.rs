@@ -110,8 +110,8 @@ impl<'a> Operands<'a> {
 /// let w = Matrix::from_f32(2, 3, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])?;
 /// let x = Matrix::from_f32(1, 3, &[1.0, 0.0, -1.0])?;
 /// let problem = Problem::linear(Op::Dense, 2, 1, 3, DType::F32);
-/// let operands = Operands::new(&w.into(), &x);
-/// let oracle = Oracle::new(&problem, operands)?;
+/// let w = w.into();
+/// let oracle = Oracle::new(&problem, Operands::new(&w, &x))?;
 /// assert_eq!(oracle.element(1, 0).value, -2.0);
 /// assert!(oracle.verify(&Matrix::from_f32(1, 2, &[-2.0, -2.0])?, Sample::All)?.passed());
 /// assert!(!oracle.verify(&Matrix::from_f32(1, 2, &[-2.0, -2.00001])?, Sample::All)?.passed());

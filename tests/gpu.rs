@@ -185,7 +185,7 @@ fn what_is_too_large_is_refused_before_it_is_allocated() {
     let n = (caps.binding_bytes / 4 / 1024 + 1) as usize;
     let plain = Problem { form: Form::Gemm, ..Problem::linear(Op::Dense, 8, n, 1024, DType::F32) };
     let error = device.plan(&plain).unwrap_err();
-    assert!(error.is_too_large() && error.to_string().starts_with("binding of x "), "{error}");
+    assert!(error.is_too_large() && error.to_string().starts_with("binding of packed x "), "{error}");
     let k = (caps.binding_bytes / 4 / 128 + 32) as usize;
     let error = device.plan(&Problem::linear(Op::Dense, 1024, 1, k, DType::F32)).unwrap_err();
     assert!(error.to_string().contains("128 rows of weights"), "{error}");

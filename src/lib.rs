@@ -179,8 +179,8 @@
 //! - On a GPU at V = 1 with many tokens no kernel beats dense, and at V = 2 few are expected to; [`Linear`] takes dense
 //!   weights there. "Never slower than dense" is as good as the estimates until [`tune`] has measured.
 //! - On the CPU the dense baseline is the `gemm` crate, fed with 256 k at a time up to 256 tokens, or for up to four
-//!   tokens a kernel of this crate. On a GPU it is a kernel of this crate, which on software drivers loses to others:
-//!   see benches/README.md.
+//!   tokens a kernel of this crate. On a GPU it is a kernel of this crate, which on llvmpipe loses to others: see
+//!   benches/README.md.
 //! - The CPU device's AVX-512 kernels are tested in an emulator. Without AVX2, and on ARM, its kernels are plain loops.
 //! - The plain form (B is `k x n`) is transposed into scratch first, and X is padded where `k` is no multiple of 32.
 //! - GPUs widen bf16 to f32 when weights are uploaded; the CPU device widens wherever they are used.

@@ -154,26 +154,9 @@ pub struct Record {
     pub device: String,
     /// Threads of the CPU device.
     pub threads: Option<usize>,
-    /// Median of the samples.
-    pub median_ms: Option<f64>,
-    /// Fastest sample.
-    pub min_ms: Option<f64>,
-    /// Slowest sample.
-    pub max_ms: Option<f64>,
-    /// A quarter of the samples is as fast as this or faster.
-    pub q1_ms: Option<f64>,
-    /// A quarter of the samples is as slow as this or slower.
-    pub q3_ms: Option<f64>,
-    /// Lower end of the 95 % bootstrap interval of the median, in milliseconds (see [`noise`]).
-    pub median_low_ms: Option<f64>,
-    /// Upper end of that interval.
-    pub median_high_ms: Option<f64>,
-    /// Whether that is too wide for the median to be believed.
-    pub noisy: bool,
-    /// Number of samples; more than were asked for where the machine was not quiet.
-    pub samples: usize,
-    /// Calls in the last sample.
-    pub calls_per_sample: usize,
+    /// Of one call.
+    #[cfg_attr(feature = "cli", serde(flatten))]
+    pub times: MeasuredTimes,
     /// Copies of the operands that the calls rotate through.
     pub operand_sets: usize,
     /// Bytes of all these copies of weights and activations: less than the device's caches means that operands were
@@ -191,14 +174,9 @@ pub struct Record {
     /// Bytes of the operands, each counted once, per second over the copy ceiling; on the CPU device, over that of
     /// reading.
     pub memory_share: Option<f64>,
-    /// Median of the row with op `dense`, same shape, type and file, over this row's; `None` without such a row.
-    pub speedup_vs_dense: Option<f64>,
-    /// Lower end of the 95 % bootstrap interval of the ratio.
-    pub speedup_low: Option<f64>,
-    /// Upper end of that interval.
-    pub speedup_high: Option<f64>,
-    /// Whether that is too wide for the ratio to be believed, or does not say which of the two is faster.
-    pub speedup_noisy: bool,
+    /// Against the row with op `dense` of the same shape, type and file.
+    #[cfg_attr(feature = "cli", serde(flatten))]
+    pub speedup: Speedup,
     /// Bytes of the weights on the device, metadata included.
     pub weight_bytes: usize,
     /// Largest error over its bound among the checked outputs; 1 is the most that is allowed. `None` if infinite.
@@ -213,6 +191,63 @@ pub struct Record {
     pub failure: Option<String>,
     /// The command that measures this row: for those who read the file. Empty until the caller writes it.
     pub command: String,
+}
+
+/// The samples of a row, in milliseconds; without samples all are `None` or 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "cli", derive(serde::Serialize))]
+pub struct MeasuredTimes {
+    /// Median of the samples.
+    pub median_ms: Option<f64>,
+    /// Fastest sample.
+    pub min_ms: Option<f64>,
+    /// Slowest sample.
+    pub max_ms: Option<f64>,
+    /// A quarter of the samples is as fast as this or faster.
+    pub q1_ms: Option<f64>,
+    /// A quarter of the samples is as slow as this or slower.
+    pub q3_ms: Option<f64>,
+    /// Lower end of the 95 % bootstrap interval of the median (see [`noise`]).
+    pub median_low_ms: Option<f64>,
+    /// Upper end of that interval.
+    pub median_high_ms: Option<f64>,
+    /// Whether that is too wide for the median to be believed.
+    pub noisy: bool,
+    /// Number of samples; more than were asked for where the machine was not quiet.
+    pub samples: usize,
+    /// Calls, or passes of a model, in the last sample.
+    pub calls_per_sample: usize,
+}
+
+/// The median of a row with op `dense` over a row's; without such a row all are `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "cli", derive(serde::Serialize))]
+pub struct Speedup {
+    /// The ratio.
+    #[cfg_attr(feature = "cli", serde(rename = "speedup_vs_dense"))]
+    pub vs_dense: Option<f64>,
+    /// Lower end of its 95 % bootstrap interval.
+    #[cfg_attr(feature = "cli", serde(rename = "speedup_low"))]
+    pub low: Option<f64>,
+    /// Upper end of that interval.
+    #[cfg_attr(feature = "cli", serde(rename = "speedup_high"))]
+    pub high: Option<f64>,
+    /// Whether that is too wide for the ratio to be believed, or does not say which of the two is faster.
+    #[cfg_attr(feature = "cli", serde(rename = "speedup_noisy"))]
+    pub noisy: bool,
+}
+
+impl Speedup {
+    /// Of samples over the dense row's, if there is one.
+    pub(crate) fn of(dense: Option<&[f64]>, own: &[f64]) -> Self {
+        let ratio = dense.and_then(|dense| Estimate::of_ratio(dense, own));
+        Self {
+            vs_dense: ratio.map(|r| r.value),
+            low: ratio.map(|r| r.interval.low),
+            high: ratio.map(|r| r.interval.high),
+            noisy: ratio.is_some_and(|r| r.noisy),
+        }
+    }
 }
 
 /// Bytes that the operands of one row rotate through: at least twice the last cache, so that none of them is found there
@@ -293,13 +328,7 @@ pub fn run(
     let is_dense = |s: &&Subject| s.record.op == "dense" && s.record.verified;
     let dense = subjects.iter().find(is_dense).map(|s| s.calls.seconds().to_vec());
     for Subject { record, calls, .. } in &mut subjects {
-        let Some(ratio) = dense.as_deref().and_then(|dense| Estimate::of_ratio(dense, calls.seconds())) else {
-            continue;
-        };
-        record.speedup_vs_dense = Some(ratio.value);
-        record.speedup_low = Some(ratio.interval.low);
-        record.speedup_high = Some(ratio.interval.high);
-        record.speedup_noisy = ratio.noisy;
+        record.speedup = Speedup::of(dense.as_deref(), calls.seconds());
     }
     Ok(subjects.into_iter().map(|s| s.record).collect())
 }
@@ -612,16 +641,7 @@ fn record(case: &Case, request: &Request, device: &Device, verdict: &Verdict) ->
             DeviceInfo::Cpu(cpu) => Some(cpu.threads),
             DeviceInfo::Gpu(_) => None,
         },
-        median_ms: None,
-        min_ms: None,
-        max_ms: None,
-        q1_ms: None,
-        q3_ms: None,
-        median_low_ms: None,
-        median_high_ms: None,
-        noisy: false,
-        samples: 0,
-        calls_per_sample: 0,
+        times: MeasuredTimes::default(),
         operand_sets: 0,
         rotated_bytes: 0,
         clock: None,
@@ -629,10 +649,7 @@ fn record(case: &Case, request: &Request, device: &Device, verdict: &Verdict) ->
         executed_tflops: None,
         arithmetic_share: None,
         memory_share: None,
-        speedup_vs_dense: None,
-        speedup_low: None,
-        speedup_high: None,
-        speedup_noisy: false,
+        speedup: Speedup::default(),
         weight_bytes: 0,
         error_over_bound: Some(verdict.error_over_bound).filter(|e| e.is_finite()),
         checked_outputs: verdict.checked,
@@ -645,20 +662,11 @@ fn record(case: &Case, request: &Request, device: &Device, verdict: &Verdict) ->
 /// Writes the times into the record, where there are any.
 fn finish(subject: &mut Subject) {
     let Subject { record, problem, executed_flops, calls } = subject;
-    let Some((estimate, Summary { min, q1, median, q3, max })) = calls.median().zip(calls.summary()) else { return };
-    record.median_low_ms = Some(estimate.interval.low * 1e3);
-    record.median_high_ms = Some(estimate.interval.high * 1e3);
-    record.noisy = estimate.noisy;
-    record.samples = calls.seconds().len();
-    record.calls_per_sample = calls.passes();
+    record.times = calls.times();
     record.clock = calls.clock().map(Clock::name);
-    record.median_ms = Some(median * 1e3);
-    record.min_ms = Some(min * 1e3);
-    record.max_ms = Some(max * 1e3);
-    record.q1_ms = Some(q1 * 1e3);
-    record.q3_ms = Some(q3 * 1e3);
-    record.effective_tflops = Some(problem.effective_flops() / median / 1e12);
-    record.executed_tflops = Some(*executed_flops / median / 1e12);
+    let tflops = |flops: f64| record.times.median_ms.map(|ms| flops / ms / 1e9);
+    record.effective_tflops = tflops(problem.effective_flops());
+    record.executed_tflops = tflops(*executed_flops);
 }
 
 /// What a device can do at most, measured; `None` where it has no such arithmetic.
@@ -710,6 +718,7 @@ impl Record {
         let element = if self.dtype == "f16" { 2 } else { 4 };
         let bytes = (self.weight_bytes + (self.n * self.k + self.n * self.m) * element) as f64;
         self.memory_share = self
+            .times
             .median_ms
             .zip(ceilings.copy_gb_per_s.or(ceilings.read_gb_per_s))
             .map(|(ms, most)| bytes / (ms * 1e-3) / (most * 1e9));

@@ -217,8 +217,8 @@ impl Report {
             .numbers("MB", Shown::Wide)
             .words("kernel", Shown::Wide);
         for row in &self.rows {
-            let times = [row.median_ms, row.median_low_ms, row.median_high_ms];
-            let spread = row.median_ms.zip(row.max_ms).zip(row.min_ms);
+            let times = [row.times.median_ms, row.times.median_low_ms, row.times.median_high_ms];
+            let spread = row.times.median_ms.zip(row.times.max_ms).zip(row.times.min_ms);
             sheet.push(
                 if only_shapes { "" } else { &row.name },
                 [
@@ -226,13 +226,13 @@ impl Report {
                     row.dtype.to_owned(),
                     row.op.to_owned(),
                     row.vector.map(|v| v.to_string()).unwrap_or_default(),
-                    marked(row.noisy, or_dash(row.median_ms, 4)),
-                    median_cell(times, row.noisy),
+                    marked(row.times.noisy, or_dash(row.times.median_ms, 4)),
+                    median_cell(times, row.times.noisy),
                     spread_cell(spread),
                     or_dash(row.effective_tflops.map(|x| x * unit.per_tflops), 3),
                     or_dash(row.effective_tflops, 3),
                     or_dash(row.executed_tflops, 3),
-                    ratio_cell(row.speedup_vs_dense, row.speedup_noisy),
+                    ratio_cell(row.speedup.vs_dense, row.speedup.noisy),
                     verified_cell(row.verified),
                     share(row),
                     if row.verified { or_dash(row.error_over_bound, 2) } else { FAILED.to_owned() },
@@ -242,7 +242,7 @@ impl Report {
             );
         }
 
-        let noisy = self.rows.iter().filter(|row| row.noisy || row.speedup_noisy).count();
+        let noisy = self.rows.iter().filter(|row| row.times.noisy || row.speedup.noisy).count();
         let mut notes: Vec<_> = noise_note(noisy).into_iter().collect();
         notes.extend(self.skipped.iter().map(|Skipped { name, reason }| format!("not measured: {name}: {reason}")));
         notes.push(verified_note(self.rows.len(), self.failures().count()));
@@ -487,6 +487,7 @@ pub fn significant(x: f64, digits: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::{MeasuredTimes, Speedup};
 
     /// A row of a layer with the longest of everything, as noisy as can be.
     fn long_row(ms: f64) -> Record {
@@ -505,16 +506,18 @@ mod tests {
             shader_checks: Some("trusted"),
             device: "a GPU".into(),
             threads: None,
-            median_ms: Some(ms),
-            min_ms: Some(ms / 9.0),
-            max_ms: Some(ms * 9.0),
-            q1_ms: Some(ms),
-            q3_ms: Some(ms),
-            median_low_ms: Some(ms / 9.0),
-            median_high_ms: Some(ms * 9.0),
-            noisy: true,
-            samples: 30,
-            calls_per_sample: 1,
+            times: MeasuredTimes {
+                median_ms: Some(ms),
+                min_ms: Some(ms / 9.0),
+                max_ms: Some(ms * 9.0),
+                q1_ms: Some(ms),
+                q3_ms: Some(ms),
+                median_low_ms: Some(ms / 9.0),
+                median_high_ms: Some(ms * 9.0),
+                noisy: true,
+                samples: 30,
+                calls_per_sample: 1,
+            },
             operand_sets: 1,
             rotated_bytes: 1,
             clock: Some("gpu_timestamps"),
@@ -522,10 +525,7 @@ mod tests {
             executed_tflops: Some(0.001234 / ms),
             arithmetic_share: None,
             memory_share: None,
-            speedup_vs_dense: Some(123.456),
-            speedup_low: Some(0.1),
-            speedup_high: Some(999.0),
-            speedup_noisy: true,
+            speedup: Speedup { vs_dense: Some(123.456), low: Some(0.1), high: Some(999.0), noisy: true },
             weight_bytes: 1 << 30,
             error_over_bound: Some(0.5),
             checked_outputs: 9,
@@ -544,10 +544,8 @@ mod tests {
         (environment.backend, environment.kind) = (Some("vulkan".into()), "discrete");
         let failed = Record {
             verified: false,
-            median_ms: None,
-            median_low_ms: None,
-            noisy: false,
-            speedup_vs_dense: None,
+            times: MeasuredTimes { median_ms: None, median_low_ms: None, noisy: false, ..long_row(1.0).times },
+            speedup: Speedup { vs_dense: None, ..long_row(1.0).speedup },
             ..long_row(1.0)
         };
         let skipped = Skipped { name: "x".repeat(60), reason: "of this reason ".repeat(9) };

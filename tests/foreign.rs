@@ -45,13 +45,13 @@ fn write(
     path: &Path,
     layout: Layout,
     name: &str,
-    raw: &Sparse24<Bytes>,
+    sparse: &Sparse24<Bytes>,
     vector: Option<VectorLen>,
 ) -> sparse24::Result<()> {
-    let spec = Spec24 { name: name.into(), m: raw.m(), k: raw.k(), dtype: raw.values().file_dtype(), vector };
+    let spec = Spec24 { name: name.into(), m: sparse.m(), k: sparse.k(), dtype: sparse.values().file_dtype(), vector };
     let metadata: BTreeMap<_, _> = layout.metadata(&spec).into_iter().collect();
     let mut writer = Writer::create(path, &layout.specs(&spec)?, &metadata)?;
-    layout.write(&mut writer, name, raw)?;
+    layout.write(&mut writer, name, sparse)?;
     writer.finish()
 }
 
@@ -119,8 +119,8 @@ fn their_files_are_read_and_written_bit_for_bit() {
         let source = Source::open(vectors(&format!("{name}.safetensors"))).unwrap();
         let pruned = item(&source, "pruned24");
         let dense = source.dense(pruned).unwrap();
-        let raw = source.sparse24_bytes(pruned).unwrap();
-        assert_eq!(decompressed(&raw), dense, "{name}");
+        let sparse = source.sparse24_bytes(pruned).unwrap();
+        assert_eq!(decompressed(&sparse), dense, "{name}");
 
         let mut forms = vec![("ct24.layer.weight", Stored::Bitmask), ("ctbm.layer.weight", Stored::SparseBitmask)];
         if name != "matrix_f32_32x64" {
@@ -130,14 +130,14 @@ fn their_files_are_read_and_written_bit_for_bit() {
             let theirs = item(&source, form);
             assert_eq!((theirs.stored, &theirs.shape, theirs.dtype), (stored, &pruned.shape, pruned.dtype), "{name}");
             assert_eq!(source.dense(theirs).unwrap(), dense, "{name}, {form}");
-            assert_eq!(source.sparse24_bytes(theirs).unwrap(), raw, "{name}, {form}");
+            assert_eq!(source.sparse24_bytes(theirs).unwrap(), sparse, "{name}, {form}");
             let layout = match stored {
                 Stored::Bitmask => Layout::Bitmask,
                 Stored::Cutlass => Layout::Cutlass,
                 _ => continue,
             };
             let path = dir.path().join("ours");
-            write(&path, layout, form, &raw, None).unwrap();
+            write(&path, layout, form, &sparse, None).unwrap();
             let ours = TensorFile::open(&path).unwrap();
             assert_eq!(ours.tensors().count(), theirs.parts.len());
             for part in &theirs.parts {
@@ -153,9 +153,9 @@ fn their_files_are_read_and_written_bit_for_bit() {
 fn under_full_groups_are_theirs_too() {
     let source = Source::open(vectors("edge_le2_f16_32x64.safetensors")).unwrap();
     let dense = source.dense(item(&source, "pruned24")).unwrap();
-    let raw = source.sparse24_bytes(item(&source, "pruned24")).unwrap();
+    let sparse = source.sparse24_bytes(item(&source, "pruned24")).unwrap();
     // The same codes and values; the bitmask chooses other positions for zeros, which must not be changed.
-    assert_eq!(source.sparse24_bytes(item(&source, "cutlass")).unwrap(), raw);
+    assert_eq!(source.sparse24_bytes(item(&source, "cutlass")).unwrap(), sparse);
     for form in ["cutlass", "ct24.layer.weight", "ctbm.layer.weight"] {
         let theirs = source.dense(item(&source, form)).unwrap();
         assert_eq!(unsigned_zeros(Dtype::F16, &theirs), unsigned_zeros(Dtype::F16, &dense), "{form}");
@@ -256,9 +256,9 @@ fn bitmasks_of_any_tensor_and_under_either_name_are_decoded() {
     }
 
     // sparse-24-bitmask under full names; and our own, whose metadata says how they are called.
-    let raw = compressed(2, 8, Dtype::I8, &[1, 0, 0, 2, 0, 3, 4, 0, 0, 0, 5, 6, 7, 8, 0, 0], None);
+    let sparse = compressed(2, 8, Dtype::I8, &[1, 0, 0, 2, 0, 3, 4, 0, 0, 0, 5, 6, 7, 8, 0, 0], None);
     for (name, stem) in [("up.weight", "up"), ("up.weight.weight", "up.weight"), ("up", "up"), ("up.bias", "up.bias")] {
-        write(&path, Layout::Bitmask, name, &raw, None).unwrap();
+        write(&path, Layout::Bitmask, name, &sparse, None).unwrap();
         let source = Source::open(&path).unwrap();
         assert_eq!(item(&source, name).parts[0], format!("{stem}.compressed"));
         let file = &source.files()[0];
@@ -278,7 +278,7 @@ fn bitmasks_of_any_tensor_and_under_either_name_are_decoded() {
             theirs.items().map(|item| (&*item.name, item.stored)).collect::<Vec<_>>(),
             [("up.weight", Stored::Bitmask)]
         );
-        assert_eq!(theirs.dense(item(&theirs, "up.weight")).unwrap(), decompressed(&raw));
+        assert_eq!(theirs.dense(item(&theirs, "up.weight")).unwrap(), decompressed(&sparse));
     }
 }
 
@@ -421,12 +421,12 @@ proptest! {
     fn layouts_lose_nothing(m in 0usize..70, k in 0usize..70, kind in 0usize..7, vector in 0usize..8, seed: u64) {
         let (dtype, vector) = (TYPES[kind], VectorLen::ALL[vector]);
         let dense = two_of_four(m, k, dtype, vector, seed);
-        let raw = compressed(m, k, dtype, &dense, Some(vector));
+        let sparse = compressed(m, k, dtype, &dense, Some(vector));
         // Zeros at coded positions keep their sign.
-        prop_assert_eq!(unsigned_zeros(dtype, &decompressed(&raw)), unsigned_zeros(dtype, &dense));
+        prop_assert_eq!(unsigned_zeros(dtype, &decompressed(&sparse)), unsigned_zeros(dtype, &dense));
         let largest = compressed(m, k, dtype, &dense, None);
         prop_assert!(largest.vector() >= vector);
-        prop_assert_eq!(raw.clone().widest().unwrap().vector(), largest.vector());
+        prop_assert_eq!(sparse.clone().widest().unwrap().vector(), largest.vector());
 
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
@@ -437,7 +437,7 @@ proptest! {
                     Layout::Bitmask => k % 4 == 0,
                     Layout::Cutlass => false,
                 };
-                let written = write(&path, layout, name, &raw, Some(vector));
+                let written = write(&path, layout, name, &sparse, Some(vector));
                 if layout == Layout::Cutlass && written.is_ok() {
                     prop_assert!(m % 16 == 0 && k % 32 == 0, "{}", m);
                 } else {
@@ -449,9 +449,9 @@ proptest! {
                 let source = Source::open(&path).unwrap();
                 let read = item(&source, name);
                 prop_assert_eq!((read.shape.as_slice(), read.dtype), (&[m, k][..], dtype));
-                prop_assert_eq!(source.dense(read).unwrap(), decompressed(&raw));
+                prop_assert_eq!(source.dense(read).unwrap(), decompressed(&sparse));
                 if layout != Layout::Dense {
-                    prop_assert_eq!(&source.sparse24_bytes(read).unwrap(), &raw, "{}", layout);
+                    prop_assert_eq!(&source.sparse24_bytes(read).unwrap(), &sparse, "{}", layout);
                 }
             }
         }
@@ -463,12 +463,12 @@ proptest! {
         let dtype = [Dtype::F16, Dtype::BF16, Dtype::I8, Dtype::U8][kind];
         let (m, k) = if kind < 2 { (32 * m, 32 * k) } else { (16 * m, 64 * k) };
         let vector = VectorLen::ALL[vector];
-        let raw = compressed(m, k, dtype, &two_of_four(m, k, dtype, vector, seed), Some(vector));
+        let sparse = compressed(m, k, dtype, &two_of_four(m, k, dtype, vector, seed), Some(vector));
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        write(&path, Layout::Cutlass, "w", &raw, Some(vector)).unwrap();
+        write(&path, Layout::Cutlass, "w", &sparse, Some(vector)).unwrap();
         let source = Source::open(&path).unwrap();
-        prop_assert_eq!(&source.sparse24_bytes(item(&source, "w")).unwrap(), &raw);
+        prop_assert_eq!(&source.sparse24_bytes(item(&source, "w")).unwrap(), &sparse);
     }
 
     /// A file that is cut off or has bytes changed is an error or other numbers, and never a panic.
@@ -500,8 +500,8 @@ proptest! {
         fs::write(&path, bytes).unwrap();
         if let Ok(source) = Source::open(&path) {
             for item in source.items() {
-                let (dense, raw) = (source.dense(item), source.sparse24_bytes(item));
-                let _ = (source.matrix(item), source.masked(item), raw.map(|raw| raw.widest()), dense);
+                let (dense, sparse) = (source.dense(item), source.sparse24_bytes(item));
+                let _ = (source.matrix(item), source.masked(item), sparse.map(|sparse| sparse.widest()), dense);
             }
         }
     }

@@ -226,6 +226,7 @@ impl ModelArgs {
         let device = self.running.device()?;
         let files = files(model)?;
         let prompt = self.prompt.as_deref();
+        // Here, so that the error names the flag.
         files.settings()?.prompt(prompt).context("--prompt")?;
         let options = LoadOptions { dtype: self.dtype.into(), weights, prompt };
         let TextModel { tokenizer, mut checkpoint, pipeline, prompt, similarity } = TextModel::load(&files, options)?;

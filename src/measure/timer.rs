@@ -18,7 +18,7 @@
 use std::time::Duration;
 
 use super::noise::{self, Estimate};
-use super::{Policy, Summary};
+use super::{MeasuredTimes, Policy, Summary};
 use crate::engine::{Clock, Device, Prepared, Timing};
 use crate::error::{Error, Result};
 
@@ -97,6 +97,24 @@ impl Workload {
     /// The median of these, and what they leave open; `None` where there are none.
     pub fn median(&self) -> Option<Estimate> {
         Estimate::of_median(&self.seconds)
+    }
+
+    /// All that a record has of them.
+    pub fn times(&self) -> MeasuredTimes {
+        let (median, spread) = (self.median(), self.summary());
+        let ms = |seconds: f64| seconds * 1e3;
+        MeasuredTimes {
+            median_ms: spread.map(|s| ms(s.median)),
+            min_ms: spread.map(|s| ms(s.min)),
+            max_ms: spread.map(|s| ms(s.max)),
+            q1_ms: spread.map(|s| ms(s.q1)),
+            q3_ms: spread.map(|s| ms(s.q3)),
+            median_low_ms: median.map(|m| ms(m.interval.low)),
+            median_high_ms: median.map(|m| ms(m.interval.high)),
+            noisy: median.is_some_and(|m| m.noisy),
+            samples: self.seconds.len(),
+            calls_per_sample: if self.seconds.is_empty() { 0 } else { self.passes },
+        }
     }
 
     /// How these spread; `None` where there are none.
@@ -312,6 +330,10 @@ mod tests {
         let over = Policy { deadline: Some(Deadline { at: Instant::now(), step: 0.0 }), samples: 9, ..POLICY };
         Timer::new(&device, over).sample_in_turns(&mut workloads, |_| {}).unwrap();
         assert_eq!(workloads.each_ref().map(|workload| workload.seconds().len()), [4, 4]);
+        // What was verified has a time all the same.
+        let mut late = Workload::pass(norms(&device, &[9]));
+        Timer::new(&device, over).sample_in_turns([&mut late], |_| {}).unwrap();
+        assert_eq!(late.times().samples, 1);
     }
 
     /// A workload whose samples are nowhere near each other is watched, unless it is a part of another one.

@@ -20,7 +20,7 @@ use std::fmt;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::file::{File, Origin, SampleTimes};
+use super::file::{File, Origin, RowTimes};
 use super::sheet::{Sheet, Shown, wrapped};
 use super::{or_dash, plural, significant};
 use crate::error::{Error, Result};
@@ -105,7 +105,7 @@ struct Measured {
     key: RowKey,
     kernel: String,
     clock: Option<String>,
-    times: SampleTimes,
+    times: RowTimes,
     verified: bool,
 }
 
@@ -318,9 +318,9 @@ fn kind(before: &Measured, now: &Measured, percent: f64) -> ChangeKind {
 }
 
 /// Whether two runs are further apart than the samples of either: see the [module](self).
-fn beyond_noise(before: SampleTimes, now: SampleTimes) -> bool {
+fn beyond_noise(before: RowTimes, now: RowTimes) -> bool {
     let Some((old, new)) = before.factor().zip(now.factor()) else { return false };
-    let between = |fast: SampleTimes, slow: SampleTimes| slow.min.zip(fast.max).map_or(0.0, |(slow, fast)| slow / fast);
+    let between = |fast: RowTimes, slow: RowTimes| slow.min.zip(fast.max).map_or(0.0, |(slow, fast)| slow / fast);
     between(before, now).max(between(now, before)) > old.max(new)
 }
 

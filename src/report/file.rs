@@ -165,7 +165,7 @@ pub struct Row {
     pub threads: Option<usize>,
     /// Of one call.
     #[serde(flatten)]
-    pub times: SampleTimes,
+    pub times: RowTimes,
     /// Number of samples.
     pub samples: usize,
     /// `gpu_timestamps`, `host_wall`, `cuda_events`.
@@ -200,7 +200,7 @@ pub struct Row {
 
 /// The times of a row, in milliseconds; none where a result was not verified.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-pub struct SampleTimes {
+pub struct RowTimes {
     /// Median of the samples.
     #[serde(rename = "median_ms", deserialize_with = "present")]
     pub median: Option<f64>,
@@ -241,7 +241,7 @@ pub struct ModelRow {
     pub kernels: Vec<String>,
     /// Of one forward pass.
     #[serde(flatten)]
-    pub times: SampleTimes,
+    pub times: RowTimes,
     /// What of the median each part takes.
     #[serde(deserialize_with = "present")]
     pub parts: Option<Parts>,
@@ -671,7 +671,7 @@ fn check_op(op: &str, vector: Option<usize>) -> Checked {
     }
 }
 
-impl SampleTimes {
+impl RowTimes {
     /// Where the median lies with a probability of 95 %: see [`crate::measure::noise`].
     fn interval(self) -> Option<(f64, f64)> {
         self.median_low.zip(self.median_high)

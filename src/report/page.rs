@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use self::entries::Machine;
 use super::chart::{self, Chart};
-use super::file::{File, ModelBench, SampleTimes};
+use super::file::{File, ModelBench, RowTimes};
 use super::{plural, significant};
 use crate::error::{Error, Result};
 
@@ -244,7 +244,7 @@ fn number(x: Option<f64>, digits: usize) -> String {
 }
 
 /// The middle half of the samples, in milliseconds.
-fn middle(times: SampleTimes) -> String {
+fn middle(times: RowTimes) -> String {
     let both = |(a, b)| format!("{} to {}", significant(a, 4), significant(b, 4));
     times.middle().map_or_else(|| "-".to_owned(), both)
 }

@@ -19,8 +19,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Checkpoint, Forward, Graph, Sparsity};
 use crate::mask::VectorLen;
 use crate::matrix::{DType, Matrix};
-use crate::measure::noise::Estimate;
-use crate::measure::{PlannedBy, Policy, Timer, Workload};
+use crate::measure::{MeasuredTimes, PlannedBy, Policy, Speedup, Timer, Workload};
 use crate::plan::Plan;
 use crate::problem::Op;
 
@@ -41,26 +40,9 @@ pub struct ModelRecord {
     pub dense_layers: usize,
     /// Linear layers.
     pub linear_layers: usize,
-    /// Median of the samples.
-    pub median_ms: Option<f64>,
-    /// Fastest sample.
-    pub min_ms: Option<f64>,
-    /// Slowest sample.
-    pub max_ms: Option<f64>,
-    /// A quarter of the samples is as fast as this or faster.
-    pub q1_ms: Option<f64>,
-    /// A quarter of the samples is as slow as this or slower.
-    pub q3_ms: Option<f64>,
-    /// Lower end of the interval of the median: see [`noise`](crate::measure::noise).
-    pub median_low_ms: Option<f64>,
-    /// Upper end of that interval.
-    pub median_high_ms: Option<f64>,
-    /// Whether that is too wide for the median to be believed.
-    pub noisy: bool,
-    /// Number of samples.
-    pub samples: usize,
-    /// Passes in the last sample.
-    pub calls_per_sample: usize,
+    /// Of one pass.
+    #[cfg_attr(feature = "cli", serde(flatten))]
+    pub times: MeasuredTimes,
     /// `gpu_timestamps` or `host_wall`.
     pub clock: Option<&'static str>,
     /// What of the median each part takes, by its share when timed alone.
@@ -73,14 +55,9 @@ pub struct ModelRecord {
     pub sequences_per_second: Option<f64>,
     /// 2 x linear weights x tokens / median, in 10¹² per second, whatever was skipped.
     pub effective_tflops: Option<f64>,
-    /// Median of the row with op `dense` over this row's; `None` without such a row.
-    pub speedup_vs_dense: Option<f64>,
-    /// Lower end of the interval of the ratio.
-    pub speedup_low: Option<f64>,
-    /// Upper end of that interval.
-    pub speedup_high: Option<f64>,
-    /// Whether that is too wide for the ratio to be believed, or does not say which of the two is faster.
-    pub speedup_noisy: bool,
+    /// Against the row with op `dense`.
+    #[cfg_attr(feature = "cli", serde(flatten))]
+    pub speedup: Speedup,
     /// Bytes of the linear weights on the device.
     pub weight_bytes: usize,
     /// Largest distance of an element of a hidden state or an embedding from the twin's, over the root of the mean square
@@ -126,13 +103,18 @@ impl PartTimes {
 /// often.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "cli", derive(serde::Serialize))]
-#[expect(missing_docs, reason = "the names say what and in which unit")]
 pub struct PartCosts {
+    /// Operations of linear layers.
     pub gemm_gflop: f64,
+    /// Their bytes.
     pub gemm_mb: f64,
+    /// Operations of attention.
     pub attention_gflop: f64,
+    /// Its bytes.
     pub attention_mb: f64,
+    /// Operations of the rest.
     pub rest_gflop: f64,
+    /// Its bytes.
     pub rest_mb: f64,
 }
 
@@ -188,6 +170,7 @@ pub const fn allowed_error(dtype: DType) -> f64 {
 }
 
 /// What the twin says of the sample texts.
+#[derive(Debug)]
 struct Expected {
     texts: Vec<Vec<u32>>,
     /// One row a token, text after text.
@@ -270,10 +253,12 @@ fn ids(graph: &Graph, lengths: &[usize], seed: u64) -> Result<Vec<Vec<u32>>> {
 /// for op in [Op::Dense, Op::Sparse24(VectorLen::ONE)] {
 ///     bench.add(op, PlannedBy::Planner)?;
 /// }
+/// assert!(bench.add(Op::Masked24, PlannedBy::Planner).is_err());
 /// let rows = bench.run(&Policy::QUICK, |_| {})?;
-/// assert!(rows.iter().all(|row| row.verified) && rows[1].speedup_vs_dense > Some(0.0));
+/// assert!(rows.iter().all(|row| row.verified) && rows[1].speedup.vs_dense > Some(0.0));
 /// # Ok::<(), sparse24::Error>(())
 /// ```
+#[derive(Debug)]
 pub struct EncoderBench {
     device: Device,
     checkpoint: Checkpoint,
@@ -289,6 +274,7 @@ pub struct EncoderBench {
 }
 
 /// A row while it is measured.
+#[derive(Debug)]
 struct Subject {
     record: ModelRecord,
     forward: Arc<Forward>,
@@ -355,26 +341,14 @@ impl EncoderBench {
             kernels,
             dense_layers: plans.iter().filter(|(of, plan)| *of == op && plan.weights() != op).count(),
             linear_layers: plans.len(),
-            median_ms: None,
-            min_ms: None,
-            max_ms: None,
-            q1_ms: None,
-            q3_ms: None,
-            median_low_ms: None,
-            median_high_ms: None,
-            noisy: false,
-            samples: 0,
-            calls_per_sample: 1,
+            times: MeasuredTimes::default(),
             clock: None,
             parts: None,
             parts_alone_ms: None,
             parts_cost: PartCosts::of(&forward),
             sequences_per_second: None,
             effective_tflops: None,
-            speedup_vs_dense: None,
-            speedup_low: None,
-            speedup_high: None,
-            speedup_noisy: false,
+            speedup: Speedup::default(),
             weight_bytes: model.linear_bytes(),
             max_error: error.is_finite().then_some(error),
             allowed_error: allowed,
@@ -408,15 +382,9 @@ impl EncoderBench {
 
         rows.iter_mut().for_each(|row| row.finish(batch, flops));
         let dense = rows.iter().find(|row| row.record.op == "dense").map(|row| row.whole.seconds().to_vec());
-        let with_ratio = |Subject { record, whole, .. }: Subject| {
-            let ratio = dense.as_ref().and_then(|dense| Estimate::of_ratio(dense, whole.seconds()));
-            ModelRecord {
-                speedup_vs_dense: ratio.map(|r| r.value),
-                speedup_low: ratio.map(|r| r.interval.low),
-                speedup_high: ratio.map(|r| r.interval.high),
-                speedup_noisy: ratio.is_some_and(|r| r.noisy),
-                ..record
-            }
+        let with_ratio = |Subject { record, whole, .. }: Subject| ModelRecord {
+            speedup: Speedup::of(dense.as_deref(), whole.seconds()),
+            ..record
         };
         Ok(rows.into_iter().map(with_ratio).collect())
     }
@@ -426,25 +394,16 @@ impl Subject {
     /// Writes the times into the record, where there are any.
     fn finish(&mut self, batch: usize, flops: f64) {
         let Self { record, whole, parts, .. } = self;
-        let Some((estimate, of)) = whole.median().zip(whole.summary()) else { return };
-        record.median_low_ms = Some(estimate.interval.low * 1e3);
-        record.median_high_ms = Some(estimate.interval.high * 1e3);
-        record.noisy = estimate.noisy;
-        record.samples = whole.seconds().len();
-        record.calls_per_sample = whole.passes();
+        record.times = whole.times();
         record.clock = whole.clock().map(Clock::name);
-        record.median_ms = Some(of.median * 1e3);
-        record.min_ms = Some(of.min * 1e3);
-        record.max_ms = Some(of.max * 1e3);
-        record.q1_ms = Some(of.q1 * 1e3);
-        record.q3_ms = Some(of.q3 * 1e3);
+        let Some(ms) = record.times.median_ms else { return };
         if let [Some(gemm), Some(attention), Some(rest)] = parts.each_ref().map(Workload::median) {
             let alone = [gemm, attention, rest].map(|median| median.value * 1e3);
-            record.parts = Some(PartTimes::of(of.median * 1e3, alone));
+            record.parts = Some(PartTimes::of(ms, alone));
             record.parts_alone_ms = Some(alone.iter().sum());
         }
-        record.sequences_per_second = Some(batch as f64 / of.median);
-        record.effective_tflops = Some(flops / of.median / 1e12);
+        record.sequences_per_second = Some(batch as f64 / ms * 1e3);
+        record.effective_tflops = Some(flops / ms / 1e9);
     }
 }
 

@@ -30,6 +30,16 @@ impl Metric {
     /// A metric on texts that are given as token ids. With people's scores, a score for each two texts that follow each
     /// other, it is Spearman's correlation of these and the similarities of the two; without, the mean cosine of
     /// embeddings to the dense model's. An error if there are no texts, or not a score for each pair.
+    ///
+    /// ```
+    /// use sparse24::text::{Similarity, sensitivity::Metric};
+    /// let ids = vec![vec![1, 2], vec![3], vec![4, 5], vec![6]];
+    /// let metric = Metric::new(ids.clone(), Some((vec![0.9, 0.1], Similarity::Cosine)))?;
+    /// assert_eq!((metric.name(), metric.count()), ("spearman", 2));
+    /// assert!(Metric::new(ids, Some((vec![0.9], Similarity::Cosine))).unwrap_err().is_shape());
+    /// assert!(Metric::new(Vec::new(), None).is_err());
+    /// # Ok::<(), sparse24::Error>(())
+    /// ```
     pub fn new(ids: Vec<Vec<u32>>, scores: Option<(Vec<f64>, Similarity)>) -> Result<Self> {
         if let Some((scores, _)) = &scores {
             expect_len("scores of pairs of texts", 2 * scores.len(), ids.len())?;

@@ -159,7 +159,7 @@ impl Report {
             .numbers("MB", Shown::Wide)
             .words("kernels", Shown::Wide);
         for row in &self.rows {
-            let times = [row.median_ms, row.median_low_ms, row.median_high_ms];
+            let times = [row.times.median_ms, row.times.median_low_ms, row.times.median_high_ms];
             let part = |of: fn(&PartTimes) -> f64| or_dash(row.parts.as_ref().map(of), 3);
             let instead = match row.dense_layers {
                 0 => String::new(),
@@ -171,11 +171,11 @@ impl Report {
                 [
                     row.op.to_owned(),
                     row.vector.map(|v| v.to_string()).unwrap_or_default(),
-                    report::marked(row.noisy, or_dash(row.median_ms, 4)),
-                    report::median_cell(times, row.noisy),
-                    report::spread_cell(row.median_ms.zip(row.max_ms).zip(row.min_ms)),
+                    report::marked(row.times.noisy, or_dash(row.times.median_ms, 4)),
+                    report::median_cell(times, row.times.noisy),
+                    report::spread_cell(row.times.median_ms.zip(row.times.max_ms).zip(row.times.min_ms)),
                     or_dash(row.sequences_per_second, 3),
-                    report::ratio_cell(row.speedup_vs_dense, row.speedup_noisy),
+                    report::ratio_cell(row.speedup.vs_dense, row.speedup.noisy),
                     part(|p| p.gemm_ms),
                     part(|p| p.attention_ms),
                     part(|p| p.rest_ms),
@@ -187,7 +187,7 @@ impl Report {
                 ],
             );
         }
-        let noisy = self.rows.iter().filter(|row| row.noisy || row.speedup_noisy).count();
+        let noisy = self.rows.iter().filter(|row| row.times.noisy || row.speedup.noisy).count();
         let mut notes: Vec<_> = report::noise_note(noisy).into_iter().collect();
         if let Some(share) = self.rows.iter().find(|r| r.op == "dense").and_then(|r| r.parts).map(|p| p.gemm_share()) {
             notes.push(format!(

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use super::paths::shown;
 use super::{PageInput, plural};
 use crate::error::{Error, Result};
-use crate::report::file::{Bench, File, ModelBench, ModelRow, Origin, Row, SampleTimes};
+use crate::report::file::{Bench, File, ModelBench, ModelRow, Origin, Row, RowTimes};
 
 /// What ran where: one run, or several that share no row, of one version of one program on one device with one number
 /// of threads.
@@ -74,7 +74,7 @@ struct Holding {
     at: usize,
     key: String,
     dense: bool,
-    times: SampleTimes,
+    times: RowTimes,
 }
 
 /// What tells the run of each file apart from others of its program and machine, where that is needed. An error where

@@ -7,7 +7,7 @@ use super::{PageInput, Section, Table, compared, distinct, middle, number, numbe
 use crate::error::Result;
 use crate::measure::Summary;
 use crate::report::chart::{Bar, Bars, Ink};
-use crate::report::file::{File, Origin, SampleTimes};
+use crate::report::file::{File, Origin, RowTimes};
 
 /// A row of a product or of a whole model.
 struct Measured<'a> {
@@ -18,7 +18,7 @@ struct Measured<'a> {
     what: String,
     ink: Ink,
     clock: Option<&'a str>,
-    times: SampleTimes,
+    times: RowTimes,
 }
 
 impl Measured<'_> {

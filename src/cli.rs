@@ -6,7 +6,6 @@
 
 mod args;
 mod bench;
-mod claim;
 mod command;
 mod compare;
 mod convert;

@@ -211,6 +211,19 @@ impl Error {
         matches!(*self.0, Kind::Tensor { .. } | Kind::File { .. } | Kind::Io { .. })
     }
 
+    /// This error, with `to` in place of the folder `from` in the paths of its files.
+    pub(crate) fn moved(self, from: &Path, to: &Path) -> Self {
+        let moved = |path: PathBuf| path.strip_prefix(from).map(|rest| to.join(rest)).unwrap_or(path);
+        Self::of(match *self.0 {
+            Kind::Io { path, cause } => Kind::Io { path: moved(path), cause },
+            Kind::File { path, reason } => Kind::File { path: moved(path), reason },
+            Kind::Tensor { path, tensor, cause } => {
+                Kind::Tensor { path: moved(path), tensor, cause: cause.moved(from, to) }
+            }
+            kind => kind,
+        })
+    }
+
     fn of(kind: Kind) -> Self {
         Self(Box::new(kind))
     }

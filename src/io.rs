@@ -9,16 +9,20 @@
 //! [`save`] holds no second copy of what it writes. Nothing is memory-mapped: a file that shrinks while it is read is
 //! an error, not a signal.
 //!
-//! A [`NewFolder`] is a model's folder with other weights, and [`Provenance`] says what those were made from. [`in_by_out`] finds the matrices that are stored the other
-//! way round.
+//! A [`NewModel`] is a model with some of its tensors replaced, in a [`NewFolder`] if the old one is a folder, and
+//! [`Provenance`] says what its weights were made from. [`in_by_out`] finds the matrices that are stored the other way
+//! round.
 //!
 //! Invariants: after [`TensorFile::open`] every tensor's type, shape and bytes agree and lie within the file; a file
 //! that is being written appears under its name complete or not at all.
 
+#[cfg(feature = "cli")]
+mod claim;
 mod folder;
 mod layout;
 mod orientation;
 mod provenance;
+mod rewrite;
 mod source;
 mod temporary;
 
@@ -30,10 +34,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use bytemuck::Pod;
+#[cfg(feature = "cli")]
+pub use claim::SparsityClaim;
 pub use folder::{LeftOut, NewFolder, read_config, sparsity_configs};
 pub use layout::{Layout, Spec24};
 pub use orientation::{in_by_out, transpose};
 pub use provenance::Provenance;
+pub use rewrite::{Action, Actions, Content, NewModel, Written, check_output, config_of};
 pub use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo as Header};
 use serde_json::{Map, Value};

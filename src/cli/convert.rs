@@ -11,14 +11,13 @@ use regex::Regex;
 use serde::Serialize;
 
 use super::args::{InOut, Json};
-use super::claim::Claim;
 use super::command::command_line;
 use super::inspect::many;
-use super::rewrite::{self, Fate, Made};
-use super::{Outcome, progress, say, size, writable};
+use super::rewrite;
+use super::{Outcome, progress, say, size};
 use sparse24::error::{Error, printable};
 use sparse24::format::Bytes;
-use sparse24::io::{Item, Layout, NewFolder, Source, Stored, in_by_out};
+use sparse24::io::{Action, Content, Item, Layout, Source, SparsityClaim, Stored, config_of, in_by_out};
 use sparse24::{Sparse24, VectorLen};
 
 const EXAMPLES: &str = "\
@@ -115,19 +114,19 @@ impl Note {
 
 /// What is to become of an item, and why not what was asked for.
 struct Plan {
-    fate: Fate,
+    action: Action,
     note: Option<Note>,
 }
 
-impl From<Fate> for Plan {
-    fn from(fate: Fate) -> Self {
-        Self { fate, note: None }
+impl From<Action> for Plan {
+    fn from(action: Action) -> Self {
+        Self { action, note: None }
     }
 }
 
 /// What is known of a model beside its tensors.
 struct Facts {
-    claim: Option<Claim>,
+    claim: Option<SparsityClaim>,
     /// The names of matrices that are stored as in x out.
     in_by_out: BTreeSet<String>,
 }
@@ -137,57 +136,39 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     args.json.file()?;
     let source = Source::open(input)?;
     // Nothing is lost by taking the place of the input, but a shard belongs to others.
-    rewrite::refuse_own_files(input, &source, output, true)?;
+    let model = rewrite::create(input, &source, output, true)?;
     let bytes = |path: &Path| {
         Ok::<_, anyhow::Error>(std::fs::metadata(path).with_context(|| path.display().to_string())?.len())
     };
     // Now, as the output may take the place of the input.
     let bytes_before = source.files().iter().map(|file| bytes(file.path())).sum::<Result<_>>()?;
     let facts = Facts {
-        claim: if input.is_dir() { Claim::of(input)? } else { None },
-        in_by_out: in_by_out(&source, rewrite::config_of(input)?.as_ref()),
-    };
-    let (folder, path) = if input.is_dir() {
-        let folder = NewFolder::create(output)?;
-        let path = folder.weights();
-        (Some(folder), path)
-    } else {
-        (None, writable(output)?)
+        claim: if input.is_dir() { SparsityClaim::of(input)? } else { None },
+        in_by_out: in_by_out(&source, config_of(input)?.as_ref()),
     };
     let bar = progress(2 * source.items().count());
-    let (mut fates, mut notes) = (Vec::new(), Vec::new());
+    let (mut actions, mut notes) = (Vec::new(), Vec::new());
     for item in source.items() {
         bar.set_message(printable(&item.name).into_owned());
-        let Plan { fate, note } = args.plan(&source, &facts, item)?;
-        fates.push((item, fate));
+        let Plan { action, note } = args.plan(&source, &facts, item)?;
+        actions.push((item, action));
         notes.push(note);
         bar.inc(1);
     }
-    let plain: BTreeSet<_> =
-        fates.iter().filter(|(_, fate)| matches!(fate, Fate::Plain)).map(|(item, _)| &*item.name).collect();
-    let made = |item: &Item, _: &Fate| {
+    let written = model.write(&source, args.to, &actions, &[], |item, action| {
         bar.inc(1);
-        Ok(match plain.contains(&*item.name) {
-            true => Made::Plain(source.dense(item)?),
-            false => Made::Compressed(args.read(&source, item)?),
-        })
-    };
-    rewrite::write(&source, args.to, &fates, &[], &path, made).map_err(|e| match &folder {
-        Some(folder) => anyhow::Error::msg(folder.shown(&format!("{e:#}"))),
-        None => e,
+        match action {
+            Action::Dense => source.dense(item).map(Content::Dense),
+            _ => args.read(&source, item).map(Content::Sparse24),
+        }
     })?;
-    let bytes_after = bytes(&path)?;
-    let left_out = match folder {
-        Some(folder) => folder.finish(input, &source, rewrite::stored(args.to, &fates))?,
-        None => Vec::new(),
-    };
     bar.finish_and_clear();
-    rewrite::say_left_out(&left_out);
+    rewrite::say_lost(&written);
 
-    let row = |((item, stored), note): ((&Item, Stored), &Option<Note>)| Row {
+    let row = |((item, action), note): (&(&Item, Action), &Option<Note>)| Row {
         name: item.name.clone(),
         from: item.stored.name(),
-        to: stored.name(),
+        to: action.stored(item, args.to).name(),
         note: note.map(Note::text),
     };
     let report = Report {
@@ -197,23 +178,22 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         input: input.display().to_string(),
         output: output.display().to_string(),
         to: args.to.name(),
-        converted: fates.iter().filter(|(_, fate)| !matches!(fate, Fate::Kept)).count(),
-        tensors: rewrite::stored(args.to, &fates).zip(&notes).map(row).collect(),
-        left_out: left_out.iter().map(|left| left.path.display().to_string()).collect(),
+        converted: actions.iter().filter(|(_, action)| !matches!(action, Action::Copy)).count(),
+        tensors: actions.iter().zip(&notes).map(row).collect(),
+        left_out: written.left_out.iter().map(|left| left.path.display().to_string()).collect(),
         bytes_before,
-        bytes_after,
+        bytes_after: written.bytes,
     };
-    let already =
-        source.items().filter(|item| item.stored == rewrite::stored_as(args.to) && args.selects(&item.name)).count();
+    let already = source.items().filter(|item| item.stored == args.to.stored() && args.selects(&item.name)).count();
     if report.converted == 0 && args.to != Layout::Dense && already == 0 {
         say(&format!(
             "warning: nothing was converted{}; the output is a copy",
             of_notes(&notes).map_or_else(String::new, |notes| {
-                format!(": {notes} of {}", many(fates.len(), "tensor", "tensors"))
+                format!(": {notes} of {}", many(actions.len(), "tensor", "tensors"))
             })
         ));
     }
-    args.json.emit(&report.text(&fates, &notes), &report)?;
+    args.json.emit(&report.text(&actions, &notes), &report)?;
     Ok(Outcome::Fine)
 }
 
@@ -229,14 +209,14 @@ fn of_notes(notes: &[Option<Note>]) -> Option<String> {
 }
 
 impl Report {
-    fn text(&self, fates: &[(&Item, Fate)], notes: &[Option<Note>]) -> String {
+    fn text(&self, actions: &[(&Item, Action)], notes: &[Option<Note>]) -> String {
         let tensors = |n| many(n, "tensor", "tensors");
         // Decoded to what it was before it was stored as a bitmask of any number of non-zeros.
         let decoded = match self.to {
             "dense" => 0,
-            _ => fates.iter().filter(|(_, fate)| matches!(fate, Fate::Plain)).count(),
+            _ => actions.iter().filter(|(_, action)| matches!(action, Action::Dense)).count(),
         };
-        let matrices = fates.iter().all(|(item, fate)| matches!(fate, Fate::Kept) || item.matrix().is_some());
+        let matrices = actions.iter().all(|(item, action)| matches!(action, Action::Copy) || item.matrix().is_some());
         let counted = |n| {
             if matrices || self.to != "dense" { many(n, "matrix", "matrices") } else { many(n, "tensor", "tensors") }
         };
@@ -262,22 +242,22 @@ impl Args {
 
     fn plan(&self, source: &Source, facts: &Facts, item: &Item) -> Result<Plan> {
         if !self.selects(&item.name) {
-            return Ok(Fate::Kept.into());
+            return Ok(Action::Copy.into());
         }
-        if item.stored == rewrite::stored_as(self.to) {
+        if item.stored == self.to.stored() {
             if item.stored.claims() && item.spec24().is_some() {
                 source.sparse24_bytes(item)?;
             }
-            return Ok(Fate::Kept.into());
+            return Ok(Action::Copy.into());
         }
         if self.to == Layout::Dense {
-            return Ok(Fate::Plain.into());
+            return Ok(Action::Dense.into());
         }
         // What may have any number of non-zeros: nobody said by its form that it is 2:4.
         let any = matches!(item.stored, Stored::Dense | Stored::SparseBitmask);
         // Decoded, as no other form has a place for it, and few programs read this one.
-        let otherwise = || if item.stored == Stored::SparseBitmask { Fate::Plain } else { Fate::Kept };
-        let noted = |note: Note| Ok(Plan { fate: otherwise(), note: Some(note) });
+        let otherwise = || if item.stored == Stored::SparseBitmask { Action::Dense } else { Action::Copy };
+        let noted = |note: Note| Ok(Plan { action: otherwise(), note: Some(note) });
         if item.matrix().is_none() {
             return Ok(otherwise().into());
         }
@@ -310,7 +290,7 @@ impl Args {
         }
         // Whether the layout has a place for it.
         self.to.specs(&spec).map_err(|e| e.in_tensor(source.path_of(item), &item.name))?;
-        Ok(Fate::Compressed(spec).into())
+        Ok(Action::Compress(spec).into())
     }
 
     /// An item as it will be written: for our own format with the longest vector, if the file does not say which.

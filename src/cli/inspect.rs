@@ -10,11 +10,10 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::args::Json;
-use super::claim::Claim;
-use super::{Outcome, print, progress, rewrite, say, scaled, size};
+use super::{Outcome, print, progress, say, scaled, size};
 use sparse24::error::{Error, printable};
 use sparse24::format::{Bytes, Sparse24, Storage};
-use sparse24::io::{Item, Source, Stored, in_by_out};
+use sparse24::io::{Item, Source, SparsityClaim, Stored, config_of, in_by_out};
 use sparse24::mask::{Mask, VectorLen};
 use sparse24::matrix::{DType, Elements, Matrix};
 use sparse24::prune;
@@ -142,7 +141,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let path = args.which.get();
     args.json.file()?;
     let source = Source::open(path)?;
-    let in_by_out = in_by_out(&source, rewrite::config_of(path)?.as_ref());
+    let in_by_out = in_by_out(&source, config_of(path)?.as_ref());
     if args.check {
         return check(path, &source, &in_by_out);
     }
@@ -153,7 +152,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 
 /// Reads everything that claims to be 2:4.
 fn check(path: &Path, source: &Source, in_by_out: &BTreeSet<String>) -> Result<Outcome> {
-    let claim = if path.is_dir() { Claim::of(path)? } else { None };
+    let claim = if path.is_dir() { SparsityClaim::of(path)? } else { None };
     let mut claimed = Vec::new();
     for item in source.items() {
         let by_config = || claim.as_ref().map_or(Ok(false), |claim| claim.covers(item));

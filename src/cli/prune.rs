@@ -19,15 +19,18 @@ use super::args::{DASH, InOut, Json, ensure_usage, one_stdin};
 use super::command::command_line;
 use super::inspect::many;
 use super::retrain::Summary;
-use super::rewrite::{self, Fate, Fates, Made};
+use super::rewrite;
 use super::sensitivity::MetricArgs;
-use super::{Outcome, model, progress, size, writable};
+use super::{Outcome, model, progress, size};
 use sparse24::bootstrap::Interval;
 use sparse24::error::printable;
 use sparse24::graph::{CalibrationInputs, Checkpoint, LinearTensor};
-use sparse24::io::{Dtype, Item, Layout, NewFolder, Provenance, Source, Spec24, Stored, in_by_out, transpose};
+use sparse24::io::{
+    Action, Actions, Content, Dtype, Item, Layout, NewModel, Provenance, Source, Spec24, Stored, Written, config_of,
+    in_by_out, transpose,
+};
 use sparse24::prune::{Method, Pruning, SparseGpt, Statistics};
-use sparse24::{Elements, HostWeights, Matrix, Sparse24, VectorLen};
+use sparse24::{DType, Elements, HostWeights, Matrix, Sparse24, VectorLen};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -237,36 +240,21 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let started = Instant::now();
     let source = Source::open(input)?;
     // Converting in place loses nothing; pruning would lose the weights that go.
-    rewrite::refuse_own_files(input, &source, output, false)?;
-    let in_by_out = in_by_out(&source, rewrite::config_of(input)?.as_ref());
-    let folder = match input.is_dir() {
-        true => Some(NewFolder::create(output)?),
-        false => None,
-    };
-    let path = match &folder {
-        Some(folder) => folder.weights(),
-        None => writable(output)?,
-    };
+    let model = rewrite::create(input, &source, output, false)?;
+    let in_by_out = in_by_out(&source, config_of(input)?.as_ref());
     args.check_layout(&source, &spared, &in_by_out)?;
     let run = if args.runs_the_model() { whole::prune(args)? } else { Run::default() };
-    let (rows, fates) = args.write(&source, &spared, &in_by_out, &run, &path).map_err(|e| match &folder {
-        Some(folder) => anyhow::Error::msg(folder.shown(&format!("{e:#}"))),
-        None => e,
-    })?;
+    let (rows, actions, written) = args.write(&source, &spared, &in_by_out, &run, model)?;
+    rewrite::say_lost(&written);
     let bytes =
         |path: &Path| Ok::<_, anyhow::Error>(path.metadata().with_context(|| path.display().to_string())?.len());
-    let bytes_after = bytes(&path)?;
-    let left_out = match folder {
-        Some(folder) => folder.finish(input, &source, rewrite::stored(args.to, &fates))?,
-        None => Vec::new(),
+    let weights = |actions: &mut dyn Iterator<Item = &(&Item, Action)>| -> f64 {
+        actions.filter_map(|(item, _)| item.matrix()).map(|(m, k)| m as f64 * k as f64).sum()
     };
-    rewrite::say_left_out(&left_out);
-    let weights = |fates: &mut dyn Iterator<Item = &(&Item, Fate)>| -> f64 {
-        fates.filter_map(|(item, _)| item.matrix()).map(|(m, k)| m as f64 * k as f64).sum()
-    };
-    let is_pruned = |fate: &Fate| matches!(fate, Fate::Compressed(_));
-    let pruned = weights(&mut fates.iter().filter(|(_, fate)| is_pruned(fate)));
-    let candidates = weights(&mut fates.iter().filter(|(item, fate)| is_pruned(fate) || candidate(item, &spared)));
+    let is_pruned = |action: &Action| matches!(action, Action::Compress(_));
+    let pruned = weights(&mut actions.iter().filter(|(_, action)| is_pruned(action)));
+    let candidates =
+        weights(&mut actions.iter().filter(|(item, action)| is_pruned(action) || candidate(item, &spared)));
     let report = Report {
         schema: "sparse24-prune/1",
         version: env!("CARGO_PKG_VERSION"),
@@ -283,13 +271,13 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         seed: args.seed,
         pruned_share: pruned / candidates,
         bytes_before: source.files().iter().map(|file| bytes(file.path())).sum::<Result<_>>()?,
-        bytes_after,
+        bytes_after: written.bytes,
         seconds: started.elapsed().as_secs_f64(),
         permuted: run.permuted,
         chosen: run.chosen,
         retrained: run.retrained.map(|(_, summary)| summary),
         layers: rows,
-        left_out: left_out.iter().map(|left| left.path.display().to_string()).collect(),
+        left_out: written.left_out.iter().map(|left| left.path.display().to_string()).collect(),
     };
     args.json.emit(&report.text(args), &report)?;
     Ok(Outcome::Fine)
@@ -494,23 +482,23 @@ impl Args {
     /// Prunes a matrix that is stored as in x out, and returns its bytes as they are to be stored: in the same way.
     fn prune_transposed(&self, source: &Source, item: &Item) -> sparse24::Result<(Row, Vec<u8>)> {
         let (m, k, bytes) = source.transposed(item)?;
-        let dtype = rewrite::stored_in(item.dtype);
+        let dtype = DType::try_from(item.dtype)?;
         let w = Matrix::new(m, k, Elements::from_bytes(dtype, &bytes)?)?;
         let (row, pruned) = self.prune_matrix(&item.name, &w, self.vector(), None)?;
         let pruned = pruned.decompress().elements().to_le_bytes();
         Ok((Row { in_by_out: true, ..row }, transpose(m, k, dtype.bytes(), &pruned)))
     }
 
-    /// Writes the file. Returns what was pruned, and what became of each item.
+    /// Writes the model. Returns what was pruned, and what was done with each item.
     fn write<'a>(
         &self,
         source: &'a Source,
         spared: &Regex,
         in_by_out: &BTreeSet<String>,
         run: &Run,
-        path: &Path,
-    ) -> Result<(Vec<Row>, Fates<'a>)> {
-        let mut fates = Vec::new();
+        model: NewModel,
+    ) -> Result<(Vec<Row>, Actions<'a>, Written)> {
+        let mut actions = Vec::new();
         // Of each layer that was pruned, how many of its tensors there are to be.
         let mut missing: BTreeMap<String, usize> = BTreeMap::new();
         if let Some(checkpoint) = &run.checkpoint {
@@ -518,7 +506,7 @@ impl Args {
         }
         for item in source.items() {
             let by_itself = run.checkpoint.is_none() && prunable(item);
-            let (mut vector, mut fate) = (None, Fate::Kept);
+            let (mut vector, mut action) = (None, Action::Copy);
             if by_itself && self.selects(&item.name, candidate(item, spared)) {
                 vector = Some(self.vector());
             } else if let Some((checkpoint, layer)) =
@@ -532,7 +520,7 @@ impl Args {
                     // 2:4 before, and left as it is.
                     (Some(LinearTensor::Weights(HostWeights::Sparse24(_))) | None, _) => {}
                     // In another order of channels it may be another tensor.
-                    (Some(_), _) if !run.permuted.is_empty() => fate = Fate::Plain,
+                    (Some(_), _) if !run.permuted.is_empty() => action = Action::Dense,
                     (Some(_), _) => {}
                 }
             }
@@ -540,57 +528,55 @@ impl Args {
                 let spec = Spec24 { name: item.name.clone(), m, k, dtype: item.dtype, vector: Some(vector) };
                 // Whether the layout has a place for it.
                 self.to.specs(&spec).map_err(|e| e.in_tensor(source.path_of(item), &item.name))?;
-                fate = Fate::Compressed(spec);
+                action = Action::Compress(spec);
             }
-            if let (Fate::Kept, Some(checkpoint), Some(_)) = (&fate, &run.checkpoint, &run.retrained) {
-                fate = rewrite::fate_in(checkpoint, item)?;
+            if let (Action::Copy, Some(checkpoint), Some(_)) = (&action, &run.checkpoint, &run.retrained) {
+                action = checkpoint.action(item)?;
             }
             // Decoded, as few programs read this form; a folder's config names one form for all that is compressed.
-            if matches!(fate, Fate::Kept) && item.stored == Stored::SparseBitmask {
-                fate = Fate::Plain;
+            if matches!(action, Action::Copy) && item.stored == Stored::SparseBitmask {
+                action = Action::Dense;
             }
-            fates.push((item, fate));
+            actions.push((item, action));
         }
         if let Some((layer, _)) = missing.iter().find(|(_, missing)| **missing > 0) {
             bail!("{}: {layer} was pruned, but its weights are not all there to be replaced", source.path().display());
         }
-        let of_fate = |wanted: fn(&Fate) -> bool| fates.iter().filter(|(_, fate)| wanted(fate)).count();
-        let pruned = of_fate(|fate| matches!(fate, Fate::Compressed(_)));
-        let made = of_fate(|fate| !matches!(fate, Fate::Kept));
+        let count = |wanted: fn(&Action) -> bool| actions.iter().filter(|(_, action)| wanted(action)).count();
+        let pruned = count(|action| matches!(action, Action::Compress(_)));
+        let made = count(|action| !matches!(action, Action::Copy));
         ensure!(pruned > 0, "{}: {NOTHING}", self.input().display());
-        let decoded: BTreeSet<_> = fates
+        let decoded: BTreeSet<_> = actions
             .iter()
-            .filter(|(item, fate)| matches!(fate, Fate::Plain) && item.stored == Stored::SparseBitmask)
+            .filter(|(item, action)| matches!(action, Action::Dense) && item.stored == Stored::SparseBitmask)
             .filter(|(item, _)| run.checkpoint.as_ref().is_none_or(|c| c.layer_of(&item.name).is_none()))
             .map(|(item, _)| &*item.name)
             .collect();
         let bar = progress(made - decoded.len());
         let mut rows = run.rows.clone();
         let provenance: Vec<_> = self.provenance(source, run).metadata().collect();
-        rewrite::write(source, self.to, &fates, &provenance, path, |item, fate| {
+        let written = model.write(source, self.to, &actions, &provenance, |item, action| {
             if decoded.contains(&*item.name) {
-                return Ok(Made::Plain(source.dense(item)?));
+                return source.dense(item).map(Content::Dense);
             }
             bar.set_message(printable(&item.name).into_owned());
             bar.inc(1);
-            let Some(checkpoint) = &run.checkpoint else {
-                let fail = |e: sparse24::Error| e.in_tensor(source.path_of(item), &item.name);
-                if in_by_out.contains(&item.name) {
-                    let (row, bytes) = self.prune_transposed(source, item).map_err(fail)?;
+            match &run.checkpoint {
+                Some(checkpoint) => checkpoint.content(item, action),
+                None if in_by_out.contains(&item.name) => {
+                    let (row, bytes) = self.prune_transposed(source, item)?;
                     rows.push(row);
-                    return Ok(Made::Plain(bytes));
+                    Ok(Content::Dense(bytes))
                 }
-                let pruned = self.prune_matrix(&item.name, &source.matrix(item)?, self.vector(), None);
-                let (row, sparse) = pruned.map_err(fail)?;
-                rows.push(row);
-                return Ok(Made::Compressed(
-                    rewrite::stored_values(&sparse, item.dtype).with_context(|| printable(&item.name).into_owned())?,
-                ));
-            };
-            rewrite::made_of(checkpoint, item, fate)
+                None => {
+                    let (row, sparse) = self.prune_matrix(&item.name, &source.matrix(item)?, self.vector(), None)?;
+                    rows.push(row);
+                    Content::sparse24(&sparse, item.dtype)
+                }
+            }
         })?;
         bar.finish_and_clear();
-        Ok((rows, fates))
+        Ok((rows, actions, written))
     }
 }
 

@@ -16,12 +16,11 @@ pub(super) use self::training::{Length, Summary, Training};
 
 use super::args::{InOut, Json, ensure_usage};
 use super::command::command_line;
-use super::rewrite::{self, Fates};
+use super::rewrite;
 use super::sensitivity::texts_of;
 use super::{Outcome, model, writable};
 use sparse24::error::printable;
-use sparse24::graph::Checkpoint;
-use sparse24::io::{Layout, NewFolder, Provenance, Source, Stored};
+use sparse24::io::{Layout, Provenance, Source, Stored};
 use sparse24::report::Environment;
 use sparse24::text::{LoadOptions, TextModel};
 use sparse24::train::{Objective, TrainOptions};
@@ -126,8 +125,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let mut student = load(input)?;
     let teacher = load(&args.teacher).context("--teacher")?;
     let source = Source::open(input)?;
-    rewrite::refuse_own_files(input, &source, output, false)?;
-    let folder = NewFolder::create(output)?;
+    let model = rewrite::create(input, &source, output, false)?;
 
     let read = texts_of("--input", &args.input, &student.tokenizer)?;
     let mut provenance = Provenance::of(&source.metadata());
@@ -169,11 +167,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         checkpoint: checkpoint_path.as_deref().map(|path| (path, Duration::from_secs(args.checkpoint_seconds))),
     };
     let (result, summary) = training.run()?;
-    let (path, layout) = (folder.weights(), layout_of(&source));
-    let fates = write(&source, &result, layout, &provenance, &path)
-        .map_err(|e| anyhow::Error::msg(folder.shown(&format!("{e:#}"))))?;
-    let left_out = folder.finish(input, &source, rewrite::stored(layout, &fates))?;
-    rewrite::say_left_out(&left_out);
+    let actions = source.items().map(|item| Ok((item, result.action(item)?))).collect::<Result<Vec<_>>>()?;
+    let made_from: Vec<_> = provenance.metadata().collect();
+    let written =
+        model.write(&source, layout_of(&source), &actions, &made_from, |item, action| result.content(item, action))?;
+    rewrite::say_lost(&written);
     if let Some(path) = &plot {
         plot::write(&summary.history, path)?;
     }
@@ -201,19 +199,4 @@ fn layout_of(source: &Source) -> Layout {
         _ => None,
     };
     source.items().find_map(|item| of(item.stored)).unwrap_or(Layout::Dense)
-}
-
-/// Writes the file with a checkpoint's linear layers, their biases and norms.
-fn write<'a>(
-    source: &'a Source,
-    checkpoint: &Checkpoint,
-    layout: Layout,
-    provenance: &Provenance,
-    path: &Path,
-) -> Result<Fates<'a>> {
-    let fates =
-        source.items().map(|item| Ok((item, rewrite::fate_in(checkpoint, item)?))).collect::<Result<Fates>>()?;
-    let provenance: Vec<_> = provenance.metadata().collect();
-    rewrite::write(source, layout, &fates, &provenance, path, |item, fate| rewrite::made_of(checkpoint, item, fate))?;
-    Ok(fates)
 }

@@ -11,9 +11,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::{Blocks, Graph, LinearLayer, Param, ParamId, ParamKind};
-use crate::error::{Error, Result, expect_shape};
+use crate::error::{Error, Result, expect_shape, printable};
 use crate::format::Sparse24;
-use crate::io::{Item, Source, Stored};
+use crate::io::{Action, Content, Item, Source, Spec24, Stored};
 use crate::mask::{Mask, VectorLen};
 use crate::matrix::{DType, Elements, Matrix};
 use crate::prune;
@@ -276,6 +276,33 @@ impl Checkpoint {
             }
         }
         Ok(None)
+    }
+
+    /// What is to be done with an item of a model's file so that the new file has the numbers of this checkpoint.
+    pub fn action(&self, item: &Item) -> Result<Action> {
+        Ok(match self.linear_tensor(&item.name)? {
+            Some(LinearTensor::Weights(HostWeights::Sparse24(w))) if item.stored != Stored::Dense => {
+                let name = item.name.clone();
+                Action::Compress(Spec24 { name, m: w.m(), k: w.k(), dtype: item.dtype, vector: Some(w.vector()) })
+            }
+            None if self.vector_tensor(&item.name)?.is_none() => Action::Copy,
+            _ => Action::Dense,
+        })
+    }
+
+    /// What is to be written for such an item. An error if a number is too large for the item's type.
+    pub fn content(&self, item: &Item, action: &Action) -> Result<Content> {
+        match (self.linear_tensor(&item.name)?, action) {
+            (Some(LinearTensor::Weights(HostWeights::Sparse24(w))), Action::Compress(_)) => {
+                Content::sparse24(&w, item.dtype)
+            }
+            (Some(LinearTensor::Weights(w)), _) => Content::dense(&w.to_dense()?, item.dtype),
+            (Some(LinearTensor::Bias(bias)), _) => Content::dense(&bias, item.dtype),
+            (None, _) => match self.vector_tensor(&item.name)? {
+                Some(row) => Content::dense(&row, item.dtype),
+                None => Err(Error::invalid(format!("{} is no part of a layer", printable(&item.name)))),
+            },
+        }
     }
 
     /// Hands over all that tells it from others: names, forms and numbers of its parameters.

@@ -120,9 +120,9 @@ impl NewFolder {
         self.folder.path().join("model.safetensors")
     }
 
-    /// A message about writing to it, with the name that it will have instead of the temporary one.
-    pub fn shown(&self, message: &str) -> String {
-        message.replace(&self.folder.path().display().to_string(), &self.path.display().to_string())
+    /// An error about writing to it, with the name that it will have in place of the temporary one.
+    pub(super) fn under_its_name(&self, error: Error) -> Error {
+        error.moved(self.folder.path(), &self.path)
     }
 
     /// Puts it in its place, with everything of the folder `from` but hidden files and what is reported, and with a

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Dtype, FORMAT, Spec, Writer, little_endian};
+use super::{Dtype, FORMAT, Spec, Stored, Writer, little_endian};
 use crate::error::{Error, Result, checked_mul};
 use crate::format::{Bytes, Sparse24, Storage, VERSION, code_of};
 use crate::mask::VectorLen;
@@ -59,6 +59,16 @@ impl Layout {
             Self::Dense => "dense",
             Self::Bitmask => "bitmask",
             Self::Cutlass => "cutlass",
+        }
+    }
+
+    /// How a matrix in this layout is said to be stored when it is read.
+    pub const fn stored(self) -> Stored {
+        match self {
+            Self::Native => Stored::Native,
+            Self::Dense => Stored::Dense,
+            Self::Bitmask => Stored::Bitmask,
+            Self::Cutlass => Stored::Cutlass,
         }
     }
 

@@ -243,8 +243,8 @@ impl Source {
         item.parts.first().map_or(&self.path, |part| self.path_of_tensor(part))
     }
 
-    /// An error with the item's name and the file that it is in, if it has none yet.
-    fn at(&self, item: &Item, e: Error) -> Error {
+    /// An error with the item's name and the file that it is in, if it names no file yet.
+    pub(super) fn at(&self, item: &Item, e: Error) -> Error {
         if e.names_file() { e } else { e.in_tensor(self.path_of(item), &item.name) }
     }
 

@@ -5,20 +5,39 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
 use fancy_regex::Regex;
 use serde_json::Value;
 
-use sparse24::io::{Item, read_config, sparsity_configs};
+use super::folder::{read_config, sparsity_configs};
+use super::source::Item;
+use crate::error::{Error, Result};
 
-/// What one `sparsity_config` says.
-pub(super) struct Claim {
+/// The modules whose weights a `sparsity_config` says are 2:4.
+///
+/// ```
+/// use sparse24::io::{self, Source, SparsityClaim};
+/// use sparse24::{DType, Matrix};
+/// let dir = tempfile::tempdir().unwrap();
+/// let zeros = Matrix::zeros(4, 4, DType::F32)?;
+/// io::save_matrices(dir.path().join("model.safetensors"), &[("head.weight", &zeros), ("up.weight", &zeros)])?;
+/// let config = r#"{"sparsity_config": {"sparsity_structure": "2:4", "targets": ["Linear"], "ignore": ["re:h.*"]}}"#;
+/// std::fs::write(dir.path().join("config.json"), config).unwrap();
+///
+/// let claim = SparsityClaim::of(dir.path())?.unwrap();
+/// let source = Source::open(dir.path())?;
+/// let covered = source.items().map(|item| claim.covers(item)).collect::<Result<Vec<_>, _>>()?;
+/// assert_eq!(covered, [false, true]);
+/// # Ok::<(), sparse24::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct SparsityClaim {
     /// None means all linear layers.
     targets: Option<Vec<Target>>,
     ignore: Vec<Target>,
 }
 
 /// Modules, by their name, by an expression for it, or by their class in torch.
+#[derive(Debug)]
 enum Target {
     Name(String),
     Matching(Regex),
@@ -32,7 +51,7 @@ impl Target {
             Some(one) => std::slice::from_ref(one),
         };
         let target = |name: &Value| {
-            let name = name.as_str().with_context(|| format!("{name} is no name of modules"))?;
+            let name = name.as_str().ok_or_else(|| Error::invalid(format!("{name} is no name of modules")))?;
             Ok(match name.strip_prefix("re:") {
                 Some(re) => Self::Matching(python_match(re)?),
                 None => Self::Name(name.to_owned()),
@@ -44,14 +63,14 @@ impl Target {
     fn names(&self, module: &str) -> Result<bool> {
         match self {
             Self::Name(name) => Ok(name == module),
-            Self::Matching(re) => re.is_match(module).with_context(|| format!("{re} on {module}")),
+            Self::Matching(re) => re.is_match(module).map_err(|e| Error::invalid(format!("{re} on {module}: {e}"))),
         }
     }
 }
 
 /// An expression that matches what Python's `re.match` does: from the start of the name.
 fn python_match(re: &str) -> Result<Regex> {
-    Regex::new(&format!(r"\A(?:{})", translated(re))).with_context(|| format!("re:{re}"))
+    Regex::new(&format!(r"\A(?:{})", translated(re))).map_err(|e| Error::invalid(format!("re:{re}: {e}")))
 }
 
 /// An expression of Python's `re` in the syntax of Rust's crates, where the two give the same text another meaning:
@@ -87,15 +106,16 @@ fn translated(re: &str) -> String {
     out
 }
 
-impl Claim {
-    /// The claim of a folder's config that its weights are 2:4, if it makes it.
-    pub(super) fn of(folder: &Path) -> Result<Option<Self>> {
+impl SparsityClaim {
+    /// The claim of a folder's config that its weights are 2:4, if it makes it. An error if its lists of modules cannot
+    /// be read.
+    pub fn of(folder: &Path) -> Result<Option<Self>> {
         let Some(config) = read_config(folder)? else { return Ok(None) };
         let claimed = sparsity_configs(&config).find(|s| s.get("sparsity_structure").is_some_and(|s| s == "2:4"));
         let Some(sparsity) = claimed else { return Ok(None) };
         let of = |key: &str| {
             Target::all(sparsity.get(key))
-                .with_context(|| format!("{}: {key} of its sparsity_config", folder.join("config.json").display()))
+                .map_err(|e| Error::file(&folder.join("config.json"), format!("{key} of its sparsity_config: {e}")))
         };
         Ok(Some(Self { targets: Some(of("targets")?).filter(|t| !t.is_empty()), ignore: of("ignore")? }))
     }
@@ -103,15 +123,15 @@ impl Claim {
     /// Whether a tensor is among those that are claimed to be 2:4. A file does not say of which class a module is: the
     /// weights of every module count as those of a linear layer, if they have two dimensions and are no embedding by
     /// their name.
-    pub(super) fn covers(&self, item: &Item) -> Result<bool> {
+    pub fn covers(&self, item: &Item) -> Result<bool> {
         let (Some(module), Some(_)) = (item.name.strip_suffix(".weight"), item.matrix()) else { return Ok(false) };
         let last = module.rsplit('.').next().unwrap_or(module);
         let linear = !last.contains("embed") && !matches!(last, "wte" | "wpe" | "shared");
-        let among = |targets: &[Target]| {
+        let among = |targets: &[Target]| -> Result<bool> {
             for target in targets {
                 let is_linear = linear && matches!(target, Target::Name(name) if name == "Linear");
                 if is_linear || target.names(module)? {
-                    return Ok::<_, anyhow::Error>(true);
+                    return Ok(true);
                 }
             }
             Ok(false)
@@ -129,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn expressions_match_as_pythons_do() -> Result<()> {
+    fn expressions_match_as_pythons_do() -> std::result::Result<(), Box<dyn std::error::Error>> {
         // Each as `re.match(re, name) is not None` of Python 3 has it.
         for (re, name, matches) in [
             (r"(?!.*lm_head).*", "model.layers.0.up", true),
@@ -155,7 +175,7 @@ mod tests {
             assert_eq!(python_match(re)?.is_match(name)?, matches, "{re} on {name}");
         }
         let error = python_match("(?P<a").map(|_| ()).map_err(|e| e.to_string());
-        assert_eq!(error, Err("re:(?P<a".to_owned()));
+        assert!(error.is_err_and(|e| e.starts_with("re:(?P<a: ")));
         Ok(())
     }
 }

@@ -1,7 +1,8 @@
-// Dense GEMM: the baseline of every ratio. Twin: `Oracle` of src/reference.rs with `Weights::Dense`.
+// Dense GEMM: the kernel that the speed of the others is compared with. Twin: `Oracle` of src/reference.rs with
+// `Weights::Dense`.
 //
-// Weights: `w`, panels of 32 features. Tile, workgroup memory and way through k: shared/tile.wgsl; step:
-// shared/tile_dense.wgsl; grid and residues: shared/gemm.wgsl.
+// Weights: `w`, panels of 32 features (src/layout.rs). Tile, workgroup memory and k loop: shared/tile.wgsl; step:
+// shared/tile_dense.wgsl; grid and edge tiles: shared/gemm.wgsl.
 
 fn fetch_bits(feature: u32, k0: u32) -> vec4<u32> {
     return vec4<u32>();

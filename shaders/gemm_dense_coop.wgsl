@@ -1,8 +1,8 @@
-// Dense GEMM on cooperative matrices: the baseline of the ratios of the kernels beside it. Twin: `Oracle` of
-// src/reference.rs with `Weights::Dense`.
+// Dense GEMM on cooperative matrices: the kernel that the speed of the others on cooperative matrices is compared with.
+// Twin: `Oracle` of src/reference.rs with `Weights::Dense`.
 //
-// Weights: `w`, panels of 32 features. Tile, grid, workgroup memory, way through k, residues and predicted cost:
-// shared/coop.wgsl; activations: shared/coop_dense.wgsl.
+// Weights: `w`, panels of 32 features (src/layout.rs). Tile, grid, workgroup memory, k loop, edge tiles and predicted
+// cost: shared/coop.wgsl; activations: shared/coop_dense.wgsl.
 
 fn fetch_word(feature: u32, k: u32) -> u32 {
     return 0u;

@@ -1,13 +1,17 @@
-// The gradient of a product's weights, of those that are kept: dW = dYᵀ · X, added to what is there with ADD. X is n x k, dY
-// n x m, both row-major f32. By FORM dW is m x k of dense weights (0), m x k and zero where a mask has no bit (1), or has the
-// values of 2:4 weights (2), of which VECTOR rows share a code. Twin: src/reference/gemm.rs.
+// Gradient of the weights of a linear layer: dW = dYᵀ · X; X is n x k, dY is n x m, row-major f32. Twin:
+// src/reference/gemm.rs.
 //
-// Tile: 64 rows by 64 columns to a workgroup of 256; a thread owns 4 rows and the 4 columns of a group, or of 2:4 weights the
-// two that are kept: half the multiply-adds, as its code says beforehand which activations it reads. Dispatch grid: tiles,
-// along columns first, over x and y. Workgroup memory: 16 tokens of dY for the tile's rows, and of X for its columns.
-// Residue: tokens, rows and columns past the last are zero, and are not stored.
+// FORM: 0 dense, dW is m x k; 1 masked, dW is m x k and 0 where the mask bit is 0; 2 sparse 2:4, dW has only the kept
+// values, and VECTOR consecutive rows share their codes. ADD: add to dW in place of overwriting it (masked-out entries
+// are always set to 0).
 //
-// Occupancy, threads per core at least: rdna2 1024, rdna3 1024, rdna4 1024, ampere 1024, ada 1024, apple-m1 512, adreno 512.
+// Tile: 64 rows by 64 columns to a workgroup of 256. A thread owns 4 rows and the 4 columns of a group; for 2:4 weights
+// only the two kept columns, so half the multiply-adds: the code is known before the loop. Dispatch grid: tiles, along
+// columns first, over x and y. Workgroup memory: 16 tokens of dY for the tile's rows, and of X for its columns. Edge
+// tiles: tokens, rows and columns past the last are read as 0; rows and columns past the last are not stored.
+//
+// Occupancy, threads per core at least: rdna2 1024, rdna3 1024, rdna4 1024, ampere 1024, ada 1024, apple-m1 512,
+// adreno 512.
 
 override FORM: u32 = 0u;
 override VECTOR: u32 = 1u;

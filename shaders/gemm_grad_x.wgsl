@@ -1,14 +1,18 @@
-// The gradient of a product's activations: dX = dY · W, added to what is there with ADD. dX is n x k, dY n x m, W m x k in
-// row-major f32: every weight, or with SPARSE the values of 2:4 weights with their codes, of which VECTOR rows share one.
-// Twin: src/reference/gemm.rs.
+// Gradient of the input of a linear layer: dX = dY · W; dX is n x k, dY is n x m, W is m x k, row-major f32. Twin:
+// src/reference/gemm.rs.
 //
-// Tile: 64 tokens by 64 columns to a workgroup of 256; a thread owns 4 tokens and the 4 columns of a group. Of 2:4 weights it
-// forms two products for each row in place of four, and adds them to the columns that the code names once for all rows of a
-// step that share it. Dispatch grid: tiles, along columns first, over x and y. Workgroup memory: 16 rows of dY for the
-// tile's tokens, and of W for its columns (of 2:4 weights half as many values), so that each number is read from memory once
-// for 64. Residue: rows, tokens and columns past the last are zero, and are not stored.
+// SPARSE: W has only the kept values of 2:4 weights, and VECTOR consecutive rows share their codes; otherwise it has
+// every weight. ADD: add to dX in place of overwriting it.
 //
-// Occupancy, threads per core at least: rdna2 1024, rdna3 1024, rdna4 1024, ampere 1024, ada 1024, apple-m1 512, adreno 512.
+// Tile: 64 tokens by 64 columns to a workgroup of 256; a thread owns 4 tokens and the 4 columns of a group. For 2:4
+// weights it forms two products for each row in place of four. It sums them over the rows of a step that share a code,
+// and then adds the two sums to the columns that the code names. Dispatch grid: tiles, along columns first, over x and
+// y. Workgroup memory: 16 rows of dY for the tile's tokens, and of W for its columns (half as many values for 2:4
+// weights), so that each number is read from memory once for 64 uses. Edge tiles: rows, tokens and columns past the
+// last are read as 0; tokens and columns past the last are not stored.
+//
+// Occupancy, threads per core at least: rdna2 1024, rdna3 1024, rdna4 1024, ampere 1024, ada 1024, apple-m1 512,
+// adreno 512.
 
 override SPARSE: bool = false;
 override VECTOR: u32 = 1u;

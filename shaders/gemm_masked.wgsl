@@ -1,10 +1,10 @@
 // Masked-dense GEMM: dense weights times a mask, fused. Twin: `Oracle` of src/reference.rs with `Weights::Masked`.
 //
-// Weights: `w`, panels of 32 features, and `bits`, for each panel and 32 columns the words of its features: a bit per
-// weight (column c is bit c % 32), or with CODES the 4-bit codes of 2:4 groups. The mask is applied on the way to
-// workgroup memory, so no masked copy of W ever exists: a masked product reads what a dense one does and a word of mask
-// per 32 weights. Tile, workgroup memory and way through k: shared/tile.wgsl; step: shared/tile_dense.wgsl; grid and
-// residues: shared/gemm.wgsl.
+// Weights: `w`, panels of 32 features (src/layout.rs), and `bits`, for each panel and 32 columns the words of its
+// features: a bit per weight (column c is bit c % 32), or with CODES the 4-bit codes of 2:4 groups. The mask is applied
+// on the way to workgroup memory, so no masked copy of W ever exists: a masked product reads what a dense one does and
+// a word of mask per 32 weights. Tile, workgroup memory and k loop: shared/tile.wgsl; step: shared/tile_dense.wgsl;
+// grid and edge tiles: shared/gemm.wgsl.
 
 // Whether the mask is given as 2:4 codes.
 const CODES: bool = false;

@@ -1,10 +1,10 @@
 // Masked-dense GEMM on cooperative matrices: dense weights times a mask, fused. Twin: `Oracle` of src/reference.rs with
 // `Weights::Masked`.
 //
-// Weights: `w`, panels of 32 features, and `bits`, for each panel and 32 columns the words of its features: a bit per
-// weight (column c is bit c % 32), or with CODES the 4-bit codes of 2:4 groups. The mask is applied between registers
-// and workgroup memory; there is no masked copy of W. Tile, grid, workgroup memory, way through k and residues:
-// shared/coop.wgsl; activations: shared/coop_dense.wgsl.
+// Weights: `w`, panels of 32 features (src/layout.rs), and `bits`, for each panel and 32 columns the words of its
+// features: a bit per weight (column c is bit c % 32), or with CODES the 4-bit codes of 2:4 groups. The mask is applied
+// between registers and workgroup memory; there is no masked copy of W. Tile, grid, workgroup memory, k loop and edge
+// tiles: shared/coop.wgsl; activations: shared/coop_dense.wgsl.
 //
 // Predicted: per unit of 8 weights about 24 instructions more than the dense kernel, for its bit tests and selects, 96
 // per subgroup and step of 128 x 128 x 32 with 4 x 4 blocks, in issue slots that the dense kernel leaves idle; and a

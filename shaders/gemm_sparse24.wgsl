@@ -1,26 +1,29 @@
 // 2:4 sparse GEMM by gathering activations. Twin: `Oracle` of src/reference.rs with `Weights::Sparse24`.
 //
-// Weights: `w`, kept values in panels of 32 features, and `bits`, words of eight 4-bit codes, the low one first; code =
-// position of the first kept value | position of the second << 2. Nothing is decompressed: a code selects which two of
-// the group's four rows of the activation tile a thread multiplies, so only half the multiply-adds of the dense kernel
-// are done.
+// V = VECTOR: consecutive rows of W (features) that share one 2:4 pattern.
+//
+// Weights: `w`, kept values in panels of 32 features (src/layout.rs), and `bits`, words of eight 4-bit codes, the low
+// one first; code = position of the first kept value | position of the second << 2. Nothing is decompressed: a code
+// selects which two of the group's four rows of the activation tile a thread multiplies, so only half the multiply-adds
+// of the dense kernel are done.
 //
 // The SHARE = min(VECTOR, THREAD_M) features of a thread that share a pattern share the gathered activations too: per
 // group and pattern a thread reads 2 * TOKEN_QUADS vec4s of activations for 8 * TOKEN_QUADS * SHARE multiply-adds. From
-// V = 8 on that is as much as the dense kernel reads. (NVIDIA's hardware packs a read in which lanes come in equal
-// pairs: the dense kernel's reads of activations always do, gathers from V = 16 on.) At V = 1
-// it would be a word per multiply-add, which loses to dense everywhere, and is not registered.
+// V = 8 on a thread reads no more per multiply-add than in the dense kernel. (NVIDIA serves a read in half as many
+// passes where the lanes of every neighbouring pair read the same address, src/compile/banks.rs: those of the dense
+// kernel always do, gathers from V = 16 on.) At V = 1 it would be a word per multiply-add, which loses to dense
+// everywhere, and is not registered.
 //
 // Workgroup memory: the weight tile has a row per kept value; the codes of a step's four groups, a word per feature,
-// lie beside it. Tile and way through k: shared/tile.wgsl; grid and residues: shared/gemm.wgsl. Padding along k
-// multiplies a zero value.
+// lie beside it. Tile and k loop: shared/tile.wgsl; grid and edge tiles: shared/gemm.wgsl. Padding along k multiplies a
+// zero value.
 //
-// By real compilers' machine code and the addresses of all lanes (`sparse24 kernels --compile`; static, not timed): in
-// the 128 x 128 tile 1.5 to 2.0 times dense from V = 8 on, 1.0 to 1.9 at V = 4, 0.6 to 1.7 at V = 2. At V = 2 and 4
-// workgroup memory decides: hardware serves reads of 16 bytes by eights of a subgroup, so the reads of a group take 80
-// and 48 passes, and a step of four groups with its codes and stores 341 and 211 on NVIDIA's (traced,
-// src/compile/trace.rs). On RDNA 2 and 3 it may be up to 1.8 times as many, since which eight lanes are served together
-// is not public.
+// Estimated speed relative to the dense kernel (higher is faster; static estimate by `sparse24 kernels --compile`, not
+// timed), 128 x 128 tile: 1.5-2.0 for V >= 8, 1.0-1.9 for V = 4, 0.6-1.7 for V = 2. For V = 2 and 4 the bandwidth of
+// workgroup memory is the limit: a 16-byte read is served eight lanes at a time (one pass, Nsight's "wavefront"). The
+// reads of a group take 80 and 48 passes; a k step of four groups, with its codes and stores, takes 341 and 211 on
+// NVIDIA (src/compile/trace.rs). On RDNA 2 and 3, where it is not public which eight lanes are served together, it may
+// take up to 568 and 328.
 
 // Features of a thread that share a pattern, and patterns of a thread.
 const SHARE: u32 = 2u;

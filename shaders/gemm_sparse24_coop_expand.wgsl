@@ -1,15 +1,17 @@
 // 2:4 sparse GEMM on cooperative matrices, by expanding weights on their way to workgroup memory, for any V. Twin:
 // `Oracle` of src/reference.rs with `Weights::Sparse24`.
 //
-// It does the multiply-adds of the dense kernel and reads the bytes of the sparse one. Where patterns are too short to
-// gather by, it keeps 2:4 weights without a dense copy of them.
+// It does the multiply-adds of the dense kernel and reads the bytes of the sparse one. Where V = VECTOR, the number of
+// consecutive rows of W (features) that share one 2:4 pattern, is too small to gather activations, it keeps 2:4 weights
+// without a dense copy of them.
 //
-// Weights: `w`, kept values in panels of 32 features, and `bits`, words of eight 4-bit codes. A unit of 8 kept values
-// becomes 16 k of a row of the weight tile: UNIT_K = 16, DEPTH = TILE_K. Tile, grid, workgroup memory, way through k
-// and residues: shared/coop.wgsl; activations: shared/coop_dense.wgsl.
+// Weights: `w`, kept values in panels of 32 features and units of 16 bytes (src/layout.rs), and `bits`, words of eight
+// 4-bit codes. A unit of 8 kept values becomes 16 k of a row of the weight tile: UNIT_K = 16, DEPTH = TILE_K. Tile,
+// grid, workgroup memory, k loop and edge tiles: shared/coop.wgsl; activations: shared/coop_dense.wgsl.
 //
 // Predicted: per unit about 60 instructions to place 8 values among 16, 120 per subgroup and step of 128 x 128 x 32
-// with 4 x 4 blocks, in issue slots that the dense kernel leaves idle; 12 KiB of memory per step for its 16.
+// with 4 x 4 blocks, in issue slots that the dense kernel leaves idle; 12 KiB of memory per step, where the dense
+// kernel reads 16 KiB.
 
 fn fetch_word(feature: u32, k: u32) -> u32 {
     return bits[word_at(feature, k)];

@@ -1,12 +1,13 @@
 // 2:4 sparse GEMM by expanding weights on their way to workgroup memory. Twin: `Oracle` of src/reference.rs with
 // `Weights::Sparse24`.
 //
-// It does the multiply-adds of the dense kernel and reads the bytes of the sparse one. Where arithmetic is the limit
-// and patterns are too short to gather by, it keeps 2:4 weights at dense speed without a dense copy of them.
+// It does the multiply-adds of the dense kernel and reads the bytes of the sparse one. Where arithmetic is the limit,
+// and V = VECTOR, the number of consecutive rows of W (features) that share one 2:4 pattern, is too small to gather
+// activations, it keeps 2:4 weights at dense speed without a dense copy of them.
 //
-// Weights: `w`, kept values in panels of 32 features, and `bits`, words of eight 4-bit codes. A block of 4 features x 4
-// values becomes 4 features x 8 k. Tile and way through k: shared/tile.wgsl; step: shared/tile_dense.wgsl; grid and
-// residues: shared/gemm.wgsl.
+// Weights: `w`, kept values in panels of 32 features (src/layout.rs), and `bits`, words of eight 4-bit codes. A block
+// of 4 features x 4 values becomes 4 features x 8 k. Tile and k loop: shared/tile.wgsl; step: shared/tile_dense.wgsl;
+// grid and edge tiles: shared/gemm.wgsl.
 
 fn stash_w(quad: u32, q: u32, block: Block, half: u32, k0: u32) {
     let column = w_column(quad);

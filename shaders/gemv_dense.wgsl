@@ -1,6 +1,6 @@
 // Dense product with few tokens. Twin: `Oracle` of src/reference.rs with `Weights::Dense`.
 //
-// Weights: `w`, panels of 32 features in 16-byte units. Tile, workgroup memory and way through k: shared/gemv.wgsl.
+// Weights: `w`, panels of 32 features in 16-byte units. Tile, workgroup memory and k loop: shared/gemv.wgsl.
 
 fn multiply_word(sums: ptr<function, array<Tokens, TOKEN_VECS>>, panel: u32, row: u32, k0: u32, local: u32) {
     let at = (panel * (params.k / UNIT) + k0 / UNIT) * 32u + row;

@@ -1,7 +1,7 @@
 // Masked product with few tokens. Twin: `Oracle` of src/reference.rs with `Weights::Masked`.
 //
 // Weights: `w`, panels of 32 features in 16-byte units, and `bits` as in gemm_masked.wgsl. Tile, workgroup memory and
-// way through k: shared/gemv.wgsl.
+// k loop: shared/gemv.wgsl.
 
 // Whether the mask is given as 2:4 codes.
 const CODES: bool = false;

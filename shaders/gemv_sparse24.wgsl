@@ -1,7 +1,7 @@
 // 2:4 sparse product with few tokens. Twin: `Oracle` of src/reference.rs with `Weights::Sparse24`.
 //
 // Weights: `w`, kept values in panels of 32 features in 16-byte units, and `bits`, words of eight 4-bit codes: field s
-// of two bits is the place in its group of the row's kept value s. Tile, workgroup memory and way through k:
+// of two bits is the place in its group of the row's kept value s. Tile, workgroup memory and k loop:
 // shared/gemv.wgsl.
 //
 // Bytes against the dense kernel's, V = 1: 0.531 for f32, 0.5625 for f16, so at most 1.88 and 1.78 times its speed.

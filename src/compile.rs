@@ -199,7 +199,7 @@ pub fn every_program() -> impl Iterator<Item = Program> {
 /// The programs of one text each that a planner can choose: the linear form with one epilogue, output as stored.
 pub fn programs() -> impl Iterator<Item = Program> {
     let own = |kernel: &Kernel| kernel.output() == kernel.storage();
-    Program::all().filter(move |program| program.is_plain() && program.gemm().is_none_or(own))
+    Program::all().filter(move |program| program.is_representative() && program.gemm().is_none_or(own))
 }
 
 impl Compiler {

@@ -1,6 +1,6 @@
 //! The CPU device: the same operations in this process, for machines without a GPU.
 //!
-//! Many tokens are multiplied by gathered rows of activations (2:4) or by the `gemm` crate (dense, masked), few by
+//! Many tokens are multiplied by gathered rows of activations (2:4) or by the crate `gemm` (dense, masked), few by
 //! kernels that read each weight once; the [`plan`](crate::plan) says which. Weights are laid out for their kernels when
 //! they are uploaded, in their storage type, and widened where they are used. Sums are f32, each formed by one thread in
 //! an order that the kernel and the shape decide, so results do not depend on the number of threads. Buffers go back to a pool, so that a call
@@ -185,9 +185,9 @@ impl Cpu {
     ///
     /// Never on a thread of a rayon pool: one that waits for the work of another pool takes up other work of its own
     /// meanwhile, and if that is a second call, it would wait for the first one below it on its own stack.
-    pub(crate) fn in_turn<R: Send>(&self, work: impl FnOnce() -> R + Send) -> Result<R> {
+    pub(crate) fn exclusively<R: Send>(&self, work: impl FnOnce() -> R + Send) -> Result<R> {
         let locked = || {
-            let _turn = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            let _held = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
             work()
         };
         if rayon::current_thread_index().is_none() {

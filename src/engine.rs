@@ -67,7 +67,7 @@ pub(crate) enum Inner {
     Cpu(Arc<Cpu>),
 }
 
-/// Weights on a device, in the layout of one operation.
+/// Weights on a device, in the layout for one [`Op`].
 #[derive(Clone, Debug)]
 pub struct Weights {
     device: Device,
@@ -81,7 +81,8 @@ pub struct Weights {
 
 #[derive(Clone, Debug)]
 enum WeightStore {
-    /// One of each per piece (see [`layout`]).
+    /// One buffer of values, and for sparse or masked weights one of metadata words, per piece of rows (see
+    /// [`layout`]).
     Gpu(Vec<Piece>),
     /// Behind a lock, since weights may be replaced while calls are bound to them.
     Cpu(Arc<RwLock<CpuWeights>>),
@@ -102,7 +103,7 @@ impl Piece {
 }
 
 impl Weights {
-    /// The operation that they are laid out for.
+    /// The [`Op`] that they are laid out for.
     pub fn op(&self) -> Op {
         self.op
     }
@@ -131,7 +132,7 @@ impl Weights {
     pub(crate) fn on_cpu(&self) -> Result<Arc<RwLock<CpuWeights>>> {
         match &self.store {
             WeightStore::Cpu(store) => Ok(Arc::clone(store)),
-            WeightStore::Gpu(_) => Err(foreign("weights")),
+            WeightStore::Gpu(_) => Err(other_device("weights")),
         }
     }
 
@@ -139,7 +140,7 @@ impl Weights {
     pub(crate) fn on_gpu(&self) -> Result<&[Piece]> {
         match &self.store {
             WeightStore::Gpu(pieces) => Ok(pieces),
-            WeightStore::Cpu(_) => Err(foreign("weights")),
+            WeightStore::Cpu(_) => Err(other_device("weights")),
         }
     }
 }
@@ -194,7 +195,7 @@ impl Tensor {
     pub(crate) fn on_cpu(&self) -> Result<Shared> {
         match &self.store {
             TensorStore::Cpu(matrix) => Ok(Arc::clone(matrix)),
-            TensorStore::Gpu(_) => Err(foreign("tensor")),
+            TensorStore::Gpu(_) => Err(other_device("tensor")),
         }
     }
 
@@ -204,8 +205,9 @@ impl Tensor {
         Some(BufferRange { buffer, offset: 0, bytes: self.bytes() })
     }
 
-    /// The part on a GPU that belongs to some of `n` tokens, of so many bytes each; not the whole of a buffer that may
-    /// be the caller's. All of the tensor for all tokens, whatever its layout.
+    /// The byte range of `tokens` out of `n` tokens, at `token_bytes` each; the whole tensor, in any layout, if that is
+    /// all tokens. Never extends past the tensor, because the buffer may be larger and belong to the caller. `None` on
+    /// the CPU device.
     pub(crate) fn part_on_gpu(&self, tokens: &Range<usize>, n: usize, token_bytes: usize) -> Option<BufferRange<'_>> {
         let whole = self.on_gpu()?;
         if tokens.len() == n {
@@ -257,7 +259,7 @@ impl Work {
         }
     }
 
-    /// Does what is done on the CPU, in the caller's turn.
+    /// Runs a CPU call; the caller must hold the device ([`Cpu::exclusively`]). Does nothing for GPU work.
     fn run_now(&self, cpu: &Cpu) {
         match self {
             Self::Gpu(_) => {}
@@ -271,7 +273,7 @@ fn claim_weights(bytes: u128, m: usize, k: usize) -> Result<()> {
     memory::claim(usize::try_from(bytes).unwrap_or(usize::MAX), || format!("weights of {m} x {k} on the CPU device"))
 }
 
-/// What took the time of a [`Timing`].
+/// The clock behind a [`Timing`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clock {
     /// Timestamps that the GPU wrote around the dispatches.
@@ -299,7 +301,7 @@ pub struct Timing {
     pub clock: Clock,
 }
 
-/// What a ceiling is measured with.
+/// Microbenchmark of a peak rate.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Probe {
     /// Multiply-adds in registers.
@@ -336,14 +338,15 @@ impl DeviceInfo {
 pub struct Options {
     /// Threads of the CPU device; one per core for `None`.
     pub threads: Option<usize>,
-    /// Vector instructions of the CPU device's kernels; the widest that the processor has for `None`. The `gemm` crate,
+    /// Vector instructions of the CPU device's kernels; the widest that the processor has for `None`. The crate `gemm`,
     /// which multiplies dense weights there, takes the widest whatever is asked for (AVX-512 with the feature
     /// `avx512`).
     pub simd: Option<SimdLevel>,
     /// Whether a GPU's shaders keep naga's run-time checks. The kernels guard their own accesses.
     pub checks: ShaderChecks,
-    /// Cooperative matrices that a GPU acts out in plain WGSL, if any: to check those kernels where there is no such
-    /// hardware. No plan chooses them then; [`Plan::gpu_with`] does.
+    /// Shape and subgroup size of cooperative matrices to emulate in plain WGSL, to test those kernels on a device
+    /// without them. The planner never picks emulated kernels; ask for one with [`Plan::gpu_with`].
+    /// [`Attention`](crate::Attention) uses them wherever they fit.
     pub emulate_cooperative: Option<CoopUnit>,
     /// Whether a GPU's shaders get their loops over registers unrolled; for `None` as [`Caps::unrolls`] says.
     #[doc(hidden)]
@@ -415,7 +418,8 @@ impl Device {
     /// calls into its encoders: neither submits, waits or copies. Its error and loss callbacks are left alone.
     ///
     /// Open it with what [`Device::descriptor`] asks for. A device that was opened with less runs fewer kernels:
-    /// [`Device::refused`] says which it lacks what for, and so does [`Plan::explain`] for each problem.
+    /// [`Device::refused`] lists the missing features and how many kernels need each; [`Plan::explain`] names those
+    /// that matter for one problem.
     ///
     /// ```no_run
     /// use sparse24::{Device, wgpu};
@@ -433,20 +437,21 @@ impl Device {
         Ok(Self(Inner::Gpu(Arc::new(Gpu::from_wgpu(device, queue, Options::default().checks)?))))
     }
 
-    /// The features and limits to request of an adapter for [`Device::from_wgpu`]: of those that kernels use, all that
-    /// the adapter has. wgpu's default descriptor leaves out f16, timestamps and subgroups, and stops at 16 KiB of
-    /// workgroup memory and 256 invocations.
+    /// Every feature and limit that this crate's kernels can use and the adapter supports, but cooperative matrices, to
+    /// request for [`Device::from_wgpu`]. wgpu's default descriptor leaves out f16, timestamps and subgroups, and stops
+    /// at 16 KiB of workgroup memory and 256 invocations.
     pub fn descriptor(adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
         crate::gpu::descriptor(adapter)
     }
 
-    /// What kernels need that this device lacks, and how many kernels need it, form and epilogue left out: the most
-    /// kernels first. Those of cooperative matrices count where a device has none that kernels are made for. Empty on
-    /// the CPU device.
+    /// The features and limits that kernels need and this device lacks, each with the number of kernels that need it
+    /// (forms and epilogues not counted separately), most kernels first. If the device runs one kind of cooperative
+    /// matrices that this crate has kernels for, kernels for the other kinds are not counted. Empty on the CPU device.
     pub fn refused(&self) -> Vec<(String, usize)> {
         let Some(caps) = self.caps() else { return Vec::new() };
         let mut lacks: BTreeMap<String, usize> = BTreeMap::new();
-        for kernel in Kernel::all().filter(|kernel| kernel.is_plain() && caps.misses(kernel.schedule())) {
+        let counts = |kernel: &Kernel| kernel.is_representative() && caps.should_report(kernel.schedule());
+        for kernel in Kernel::all().filter(counts) {
             if let Err(lack) = kernel.supported_by(caps) {
                 *lacks.entry(lack).or_default() += 1;
             }
@@ -490,12 +495,12 @@ impl Device {
         }
     }
 
-    /// Decides how a problem is solved here with weights of its own operation.
+    /// Decides how a problem is solved here, with the weights as the problem gives them.
     pub fn plan(&self, problem: &Problem) -> Result<Plan> {
         self.plan_by(Plan::cpu, Plan::gpu, problem)
     }
 
-    /// Decides how a problem is solved here, with dense weights in place of 2:4 ones where those would lose:
+    /// Decides how a problem is solved here, with dense weights in place of 2:4 ones unless 2:4 is faster by a margin:
     /// [`Plan::weights`] says which to upload. [`crate::Linear`] does so by itself.
     pub fn plan_or_dense(&self, problem: &Problem) -> Result<Plan> {
         self.plan_by(Plan::cpu_or_dense, Plan::gpu_or_dense, problem)
@@ -514,8 +519,8 @@ impl Device {
         gpu(problem, &device.info().caps, &device.tuning()).map_err(|e| e.on_device(&device.info().name))
     }
 
-    /// Every plan that [`Device::plan`] chooses from, lowest estimate first; none if the device can run no kernel of
-    /// the operation. On the CPU device its errors are those of [`Plan::cpu`].
+    /// Every plan that [`Device::plan`] chooses from, lowest estimate first; none if a GPU can run no kernel for the
+    /// problem. On the CPU device errors are those of [`Plan::cpu`].
     pub fn candidates(&self, problem: &Problem) -> Result<Vec<Plan>> {
         match &self.0 {
             Inner::Gpu(gpu) => {
@@ -527,7 +532,7 @@ impl Device {
         }
     }
 
-    /// The measured times that plans of this device believe; none of them on the CPU.
+    /// The measured times that the planner uses on this device; empty on the CPU.
     pub fn tuning(&self) -> Tuning {
         match &self.0 {
             Inner::Gpu(gpu) => (*gpu.tuning()).clone(),
@@ -535,17 +540,19 @@ impl Device {
         }
     }
 
-    /// Measured times for later plans of this device and its clones to believe. No effect on the CPU.
+    /// Sets the measured times that later plans on this device and its clones use. No effect on the CPU.
     pub fn set_tuning(&self, tuning: Tuning) {
         if let Inner::Gpu(gpu) = &self.0 {
             gpu.set_tuning(tuning);
         }
     }
 
-    /// Uploads weights of any form, in the layout of its operation. [`Sparsify`](crate::Sparsify) replaces compressed
-    /// ones where they lie; masked ones keep weights and mask apart, so that either can be uploaded anew, as training
-    /// does. An error if a mask has another shape than its weights, or is to be held as 2:4 codes and keeps fewer than
-    /// two weights of a group, which it names: there is no code for that.
+    /// Uploads weights of any form, in the layout for their [`Op`]. [`Sparsify`](crate::Sparsify) overwrites compressed
+    /// ones in place. Masked ones keep weights and mask in separate buffers, so that training can overwrite the weights
+    /// alone.
+    ///
+    /// An error if a mask has another shape than its weights, or if a `Masked24` mask keeps fewer than two weights of a
+    /// group (the error names the group): read as a mask, a code always keeps exactly two.
     pub fn upload_weights(&self, w: &HostWeights) -> Result<Weights> {
         let (op, m, k) = (w.op(), w.m(), w.k());
         if let Some(mask) = w.mask() {
@@ -621,23 +628,23 @@ impl Device {
 
     /// Overwrites a tensor. An error if shape or type differ.
     pub fn write(&self, tensor: &Tensor, data: &Matrix) -> Result<()> {
-        self.owns("tensor", &tensor.device)?;
+        self.check_owner("tensor", &tensor.device)?;
         expect_shape("data", (data.rows(), data.cols()), (tensor.rows, tensor.cols))?;
         expect_dtype("data", data.dtype(), tensor.dtype)?;
         match (&self.0, &tensor.store) {
             (Inner::Gpu(gpu), TensorStore::Gpu(buffer)) => gpu.write(buffer, data.elements().as_bytes())?,
-            (Inner::Cpu(cpu), TensorStore::Cpu(matrix)) => cpu.in_turn(|| write(matrix).copy_from(data))?,
-            _ => return Err(foreign("tensor")),
+            (Inner::Cpu(cpu), TensorStore::Cpu(matrix)) => cpu.exclusively(|| write(matrix).copy_from(data))?,
+            _ => return Err(other_device("tensor")),
         }
         Ok(())
     }
 
     /// Copies a tensor back, after everything that was submitted before.
     pub fn read(&self, tensor: &Tensor) -> Result<Matrix> {
-        self.owns("tensor", &tensor.device)?;
+        self.check_owner("tensor", &tensor.device)?;
         match &tensor.store {
             TensorStore::Gpu(buffer) => {
-                let Inner::Gpu(gpu) = &self.0 else { return Err(foreign("tensor")) };
+                let Inner::Gpu(gpu) = &self.0 else { return Err(other_device("tensor")) };
                 let bytes = gpu.read(buffer, tensor.bytes() as usize)?;
                 Matrix::new(tensor.rows, tensor.cols, Elements::from_bytes(tensor.dtype, &bytes)?)
             }
@@ -660,7 +667,7 @@ impl Device {
     /// by the host's clock until the device is done.
     pub fn time<'a>(&self, calls: impl Iterator<Item = &'a Prepared> + Clone) -> Result<Timing> {
         for call in calls.clone() {
-            self.owns("call", &call.device)?;
+            self.check_owner("call", &call.device)?;
         }
         let start = Instant::now();
         let on_gpu = match &self.0 {
@@ -692,11 +699,11 @@ impl Device {
     /// ```
     pub fn submit(&self, calls: &[Prepared]) -> Result<()> {
         for call in calls {
-            self.owns("call", &call.device)?;
+            self.check_owner("call", &call.device)?;
         }
         match &self.0 {
             Inner::Gpu(gpu) => gpu.submit(calls.iter().flat_map(|call| call.work.dispatches())),
-            Inner::Cpu(cpu) => cpu.in_turn(|| calls.iter().for_each(|call| call.work.run_now(cpu))),
+            Inner::Cpu(cpu) => cpu.exclusively(|| calls.iter().for_each(|call| call.work.run_now(cpu))),
         }
     }
 
@@ -754,7 +761,7 @@ impl Device {
                 let grid = [workgroups as u32, 1, 1];
                 (gpu.dispatch(&Program::new(ProbeCopy), grid, &params, &operands)?, (2 * 16 * copied) as f64)
             }
-            // Memory that is written too bounds a GPU's kernels as well.
+            // GPUs use the copy bandwidth as their memory peak; there is no read-only probe.
             Probe::Read(_) => return Ok(None),
         };
         Ok(Some((self.probe_call(Work::Gpu(vec![dispatch]), work), work)))
@@ -770,14 +777,14 @@ impl Device {
         &self.0
     }
 
-    /// An error, which names what it is about, if that belongs to another device.
-    pub(crate) fn owns(&self, what: &str, owner: &Self) -> Result<()> {
+    /// An error that names `what`, unless `owner` is this device.
+    pub(crate) fn check_owner(&self, what: &str, owner: &Self) -> Result<()> {
         let same = match (&self.0, &owner.0) {
             (Inner::Gpu(a), Inner::Gpu(b)) => Arc::ptr_eq(a, b),
             (Inner::Cpu(a), Inner::Cpu(b)) => Arc::ptr_eq(a, b),
             _ => false,
         };
-        if same { Ok(()) } else { Err(foreign(what)) }
+        if same { Ok(()) } else { Err(other_device(what)) }
     }
 }
 
@@ -787,15 +794,16 @@ impl Tensor {
     /// or written through [`Device`].
     pub fn from_buffer(device: &Device, buffer: wgpu::Buffer, rows: usize, cols: usize, dtype: DType) -> Result<Self> {
         if matches!(device.0, Inner::Cpu(_)) {
-            return Err(foreign("buffer"));
+            return Err(Error::invalid("a wgpu buffer cannot be used on the CPU device"));
         }
         let bytes = checked_mul("tensor bytes", checked_mul("tensor", rows, cols)?, dtype.bytes())?;
-        if buffer.size() < (bytes as u64).next_multiple_of(4) && bytes > 0 {
-            return Err(Error::shape(
-                format!("buffer of {} bytes", buffer.size()),
-                vec![rows, cols],
-                vec![buffer.size() as usize / dtype.bytes()],
-            ));
+        // Bindings and copies have whole words.
+        let needed = (bytes as u64).next_multiple_of(4);
+        if buffer.size() < needed {
+            return Err(Error::invalid(format!(
+                "buffer holds {} bytes, a tensor of {rows} x {cols} {dtype} needs {needed}",
+                buffer.size()
+            )));
         }
         if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
             return Err(Error::invalid("buffer lacks the usage STORAGE"));
@@ -818,7 +826,7 @@ impl Prepared {
     pub fn run(&self) -> Result<()> {
         match &self.device.0 {
             Inner::Gpu(gpu) => gpu.submit(self.work.dispatches().iter()),
-            Inner::Cpu(cpu) => cpu.in_turn(|| self.work.run_now(cpu)),
+            Inner::Cpu(cpu) => cpu.exclusively(|| self.work.run_now(cpu)),
         }
     }
 
@@ -855,7 +863,7 @@ fn adapter_names() -> Vec<String> {
     adapters().into_iter().map(|a| a.info.name).collect()
 }
 
-pub(crate) fn foreign(what: &str) -> Error {
+pub(crate) fn other_device(what: &str) -> Error {
     Error::mismatch(what, "another device", "one of this device")
 }
 
@@ -899,8 +907,8 @@ fn upload_pieces(
     })?;
     let pieces = pieces.into_iter().map(|rows| {
         let content = layout::values(op, elements, cols, k, rows.clone());
-        // Even no weights at all can be bound: a binding must hold one element, the largest of which is a row of 16
-        // units.
+        // Empty weights need a buffer too: wgpu wants at least one element of the binding's array, which in the shaders
+        // has 16 bytes at most.
         let values = gpu.buffer("weights", content.len().max(256), Some(&content))?;
         let words = match op {
             Op::Dense => None,

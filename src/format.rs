@@ -16,9 +16,10 @@
 //! # Metadata
 //! Row-major words of 32 bits, `ceil(m / V)` rows of `ceil(k / 32)` columns. The code of group `g` is the nibble of
 //! word `g / 8` that starts at bit `4 * (g % 8)`: group 0 in the lowest bits. A code is `idx0 | idx1 << 2`, the coded
-//! positions `idx0 < idx1` within the group; that leaves six codes. They are those of PTX `mma.sp` and of torch and
-//! CUTLASS, in the order that the [PTX manual](https://docs.nvidia.com/cuda/parallel-thread-execution/) calls ordered
-//! metadata.
+//! positions `idx0 < idx1` within the group; that leaves six codes. The codes are those of PTX `mma.sp`, torch and
+//! CUTLASS, with increasing indices as `mma.sp::ordered_metadata` requires
+//! ([PTX manual](https://docs.nvidia.com/cuda/parallel-thread-execution/)). Only the codes agree: words here are
+//! row-major, while CUTLASS and torch's CUTLASS backend reorder metadata ([`crate::io`] converts).
 //!
 //! | positions | 0 1 | 0 2 | 1 2 | 0 3 | 1 3 | 2 3 |
 //! |---|---|---|---|---|---|---|
@@ -146,8 +147,8 @@ fn nibble(meta_row: &[u32], group: usize) -> u32 {
     meta_row[group / 8] >> (4 * (group % 8)) & 0xf
 }
 
-/// A compressed 2:4 matrix of `m x k` weights; see the [module](self) for what is stored. Values are [`Elements`], which
-/// are multiplied, unless it says [`Bytes`].
+/// A compressed 2:4 matrix of `m x k` weights; see the [module](self) for what is stored. Values are [`Elements`],
+/// which are multiplied, unless it says [`Bytes`].
 ///
 /// Equality is that of the stored parts: -0.0 equals 0.0, NaN equals nothing, and two codings of one matrix differ.
 #[derive(Clone, Debug, PartialEq)]
@@ -193,8 +194,14 @@ impl Sparse24 {
         Self::from_elements(w.rows(), w.cols(), w.elements(), Some(vector))
     }
 
-    /// Values and metadata that follow from a choice of positions and are legal by construction.
-    pub(crate) fn of_parts(m: usize, k: usize, vector: VectorLen, values: Elements, meta: Vec<u32>) -> Self {
+    /// The matrix of these values and metadata, which the caller has made legal by construction.
+    pub(crate) fn from_parts_unchecked(
+        m: usize,
+        k: usize,
+        vector: VectorLen,
+        values: Elements,
+        meta: Vec<u32>,
+    ) -> Self {
         let s = Self { m, k, vector, values, meta };
         debug_assert_eq!((s.values.len(), s.meta.len()), (m * s.k_physical(), s.meta_rows() * s.meta_cols()));
         s
@@ -210,8 +217,8 @@ impl Sparse24 {
         Matrix::of_len(self.m, self.k, self.to_elements())
     }
 
-    /// Some of the rows, with the same codes: shared by as many rows as here if both ends are those of blocks, or the
-    /// last row; by the most that fit otherwise. An error if there are no such rows.
+    /// A range of rows, with the same codes. V stays if the range starts and ends at block boundaries (the last row
+    /// ends a block too); else V is the largest smaller one at which it does. An error if the matrix has no such rows.
     ///
     /// ```
     /// use sparse24::{Matrix, Sparse24, VectorLen, prune};
@@ -364,8 +371,8 @@ impl<S: Storage> Sparse24<S> {
     pub fn mask(&self) -> Result<Mask24> {
         memory::claim_matrix("mask", self.m, self.meta_cols(), size_of::<u32>())?;
         let mut words = Vec::with_capacity(self.m * self.meta_cols());
-        // One word of metadata covers the same 32 columns as one word of a mask. Padding nibbles become a bit 0 that
-        // lies past the last column, as coded padding columns do; the last word's limit removes both.
+        // One word of metadata covers the same 32 columns as one word of a mask. Padding nibbles (0) decode to a bit
+        // past column k, as do codes that point at padding columns; `limit` clears both in the last word.
         let kept = |word: u32| {
             let (first, second) = groups::positions(word);
             first | second
@@ -393,11 +400,11 @@ impl<S: Storage> Sparse24<S> {
         }
     }
 
-    /// The same matrix with codes shared by as many rows as can share them. Codes stay, if as many rows have the same
-    /// ones; else they are those of the non-zeros.
+    /// The same matrix at the largest possible V. Codes are kept if they already agree across those rows; else groups
+    /// are re-encoded from the non-zeros.
     pub fn widest(self) -> Result<Self> {
         let dense = self.to_elements();
-        // As it is legal at its own vector length, so it is at one.
+        // Every legal matrix is legal at V = 1.
         let widest = Sparse24::vector_len_of(&dense.non_zeros((self.m, self.k))?).unwrap_or(VectorLen::ONE);
         match self.shared(widest)? {
             Some(meta) => Ok(Self { vector: widest, meta, ..self }),
@@ -476,7 +483,8 @@ impl<S: Storage> Sparse24<S> {
     }
 }
 
-/// Decompresses rows of `k` columns from a block's first one on, all of whose elements are written.
+/// Decompresses whole rows of `k` columns; the first row must start a block of `vector` rows. Every element of `dense`
+/// is written.
 pub(crate) fn expand_rows<T: Bits>(values: &[T], meta: &[u32], k: usize, vector: VectorLen, dense: &mut [T]) {
     let (stride, per_row) = (2 * k.div_ceil(4), k.div_ceil(COLUMNS));
     let rows = zip(values.chunks_exact(stride.max(1)), dense.chunks_exact_mut(k.max(1)));

@@ -9,7 +9,7 @@
 //!  token ids ───────────────────► Forward      one for each (batch, sequence)          forward
 //!                                   │  one submission; any value can be tapped
 //!                                   ▼
-//!                                 values        ◄─ twin, the same walk in f64
+//!                                 values        ◄─ twin: the same nodes evaluated in f64, as the reference
 //!
 //!  Trainable ─► TrainingPass    the same with gradients, forwards and then in reverse        backward
 //!
@@ -17,13 +17,14 @@
 //!  channels), times (a pass and its layers)
 //! ```
 //! A [`Node`] is an operation of [`ops`](crate::ops) with what it reads and the one value that it writes. Its operation
-//! is behind the trait [`NodeOp`], which an operation's file implements: nothing here knows which operations there are. A
-//! model's file ([`models`](crate::models)) calls builder methods such as [`Graph::linear`], each of which adds a node and
-//! the parameters that it needs, and says which channels may be permuted together. Nothing else knows an architecture.
+//! is behind the trait [`NodeOp`], which an operation's file implements: nothing here knows which operations there are.
+//! A model's file ([`models`](crate::models)) calls builder methods such as [`Graph::linear`], each of which adds a
+//! node and the parameters that it needs, and declares which channels may be reordered together. Nothing else knows an
+//! architecture.
 //!
-//! Values have a number of rows for every (batch, sequence): one per token, or one per sequence. There is no other shape
-//! inference. Nodes stand in the order in which they run, so that the way back meets every reader of a value before the node
-//! that makes it.
+//! Values have a number of rows for every (batch, sequence): one per token, or one per sequence. There is no other
+//! shape inference. Nodes stand in the order in which they run, so that the backward pass meets every reader of a value
+//! before the node that makes it.
 //!
 //! Invariants: a node reads values of nodes before it; names of nodes and of parameters are unique; each weights
 //! parameter is read by one node.
@@ -128,19 +129,20 @@ pub struct Value {
 /// What of the texts a node reads: one number for each token, or for each sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Input {
-    /// The ids of the tokens; 0 for padding.
+    /// The ids of the tokens; 0 past the end of a text.
     Ids,
-    /// The place of each token in its sequence, counted from `first`. Tokens of the id `padding` have the place before
-    /// `first` (0 where that is 0) and are not counted.
+    /// Position ids, counted from `first`. With `padding_idx` they are those that Hugging Face's
+    /// `create_position_ids_from_input_ids` makes: a token of this id is not counted and gets `first - 1` (0 if `first`
+    /// is 0). Rows past the end of a text count on.
     Positions {
-        /// The place of a sequence's first token.
+        /// The position id of the first token that is counted.
         first: u32,
-        /// An id that does not count.
-        padding: Option<u32>,
+        /// The model's `padding_idx`, if it has one.
+        padding_idx: Option<u32>,
     },
     /// The same number for each token.
     Constant(u32),
-    /// How many tokens of each sequence are no padding.
+    /// The number of tokens of each text.
     Lengths,
 }
 
@@ -155,21 +157,21 @@ impl Input {
 
     /// Whether they are the same whatever the texts.
     pub(crate) fn is_fixed(self) -> bool {
-        matches!(self, Self::Constant(_) | Self::Positions { padding: None, .. })
+        matches!(self, Self::Constant(_) | Self::Positions { padding_idx: None, .. })
     }
 
     /// The numbers of one text, padded to `to.len()` tokens, or its length.
     pub(crate) fn write(self, ids: &[u32], to: &mut [u32]) {
         match self {
             Self::Ids => {
-                // Padding has the first id, so that it is one of the table's.
+                // Rows past the end get id 0, which every embedding table has.
                 to.fill(0);
                 to[..ids.len()].copy_from_slice(ids);
             }
-            Self::Positions { first, padding } => {
+            Self::Positions { first, padding_idx } => {
                 let mut next = first;
                 for (token, to) in to.iter_mut().enumerate() {
-                    let counts = ids.get(token).copied() != padding || padding.is_none();
+                    let counts = ids.get(token).copied() != padding_idx || padding_idx.is_none();
                     *to = if counts { next } else { first.saturating_sub(1) };
                     next += u32::from(counts);
                 }
@@ -205,8 +207,8 @@ pub enum ParamKind {
 pub struct StoredTensor {
     /// What it may be called, the usual name first.
     pub names: Vec<String>,
-    /// Its shape. Several tensors of one parameter lie one under the other, by their first dimension; one that is
-    /// converted may have any shape of two dimensions.
+    /// Its shape. Several tensors are concatenated along dimension 0; with a conversion ([`Graph::set_conversion`]) any
+    /// two-dimensional shape is allowed.
     pub shape: Vec<usize>,
 }
 
@@ -224,12 +226,12 @@ pub struct Param {
     pub rows: usize,
     /// Number of columns.
     pub cols: usize,
-    /// The tensors that it is made of, one under the other.
+    /// The tensors that it is made of, concatenated along dimension 0.
     pub stored: Vec<StoredTensor>,
-    /// What its elements are drawn around in a model of random weights.
+    /// Mean of its random initial values ([`Checkpoint::random`]): 1 for norm scales, else 0.
     pub around: f32,
     convert: Option<Convert>,
-    /// What it is, if that is not learnt.
+    /// Its fixed value, if it is not learnt.
     constant: Option<Arc<Matrix>>,
 }
 
@@ -240,7 +242,7 @@ impl fmt::Debug for Param {
     }
 }
 
-/// The operands of a node on a device, for one batch and sequence.
+/// An operand of a node on a device, for one batch size and sequence length.
 #[derive(Clone, Copy, Debug)]
 pub enum NodeOperand<'a> {
     /// A value or a parameter.
@@ -253,66 +255,77 @@ pub enum NodeOperand<'a> {
     Trainable(&'a TrainableWeights),
 }
 
-/// Where a node computes: its operands on the device, for one batch and sequence.
+impl NodeOperand<'_> {
+    /// What it holds, for errors.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Tensor(_) => "a tensor",
+            Self::Indices(_) => "indices",
+            Self::Linear(_) => "weights",
+            Self::Trainable(_) => "weights to be trained",
+        }
+    }
+}
+
+/// What a node is called with: device, batch size, sequence length, operands and output.
 #[derive(Debug)]
-pub struct Site<'a> {
+pub struct NodeArgs<'a> {
     /// The device.
     pub device: &'a Device,
-    /// Sequences.
+    /// Batch size: the number of sequences.
     pub batch: usize,
-    /// Tokens of each, padding included.
+    /// Sequence length: the tokens of each sequence, padding included.
     pub seq: usize,
-    /// What it reads, in the order of [`Node::reads`].
+    /// The operands, in the order of [`Node::reads`].
     pub reads: Vec<NodeOperand<'a>>,
-    /// What it writes.
+    /// The output.
     pub y: &'a Tensor,
 }
 
-impl<'a> Site<'a> {
+impl<'a> NodeArgs<'a> {
     fn operand(&self, at: usize) -> Result<NodeOperand<'a>> {
-        let missing = || Error::invalid(format!("a node has {} operands, and asks for another", self.reads.len()));
-        self.reads.get(at).copied().ok_or_else(missing)
+        self.reads.get(at).copied().ok_or_else(|| no_operand(at, self.reads.len()))
     }
 
-    /// The operand of this place, a tensor. Errors are mistakes of the node's operation.
+    /// Operand `at`, a tensor. An error is a mistake of the node's operation.
     pub fn tensor(&self, at: usize) -> Result<&'a Tensor> {
         match self.operand(at)? {
             NodeOperand::Tensor(tensor) => Ok(tensor),
-            other => Err(Error::invalid(format!("operand {at} is {other:?}, not a tensor"))),
+            other => Err(wrong_operand(at, other.kind(), "a tensor")),
         }
     }
 
-    /// The operand of this place, indices.
+    /// Operand `at`, indices.
     pub fn indices(&self, at: usize) -> Result<&'a Indices> {
         match self.operand(at)? {
             NodeOperand::Indices(indices) => Ok(indices),
-            other => Err(Error::invalid(format!("operand {at} is {other:?}, not indices"))),
+            other => Err(wrong_operand(at, other.kind(), "indices")),
         }
     }
 
-    /// The operand of this place, weights.
+    /// Operand `at`, weights.
     pub fn linear(&self, at: usize) -> Result<&'a Linear> {
         match self.operand(at)? {
             NodeOperand::Linear(linear) => Ok(linear),
-            other => Err(Error::invalid(format!("operand {at} is {other:?}, not weights"))),
+            other => Err(wrong_operand(at, other.kind(), "weights")),
         }
     }
 
-    /// The operand of this place, weights that are trained.
+    /// Operand `at`, weights that are trained.
     pub fn trainable(&self, at: usize) -> Result<&'a TrainableWeights> {
         match self.operand(at)? {
             NodeOperand::Trainable(weights) => Ok(weights),
-            other => Err(Error::invalid(format!("operand {at} is {other:?}, not weights to be trained"))),
+            other => Err(wrong_operand(at, other.kind(), "weights to be trained")),
         }
     }
 }
 
-/// Where a node's gradient is computed: the operands of its value, all f32, and with them the gradients.
+/// What a node's backward is called with: all that its forward was called with, in f32, and the gradients.
 #[derive(Debug)]
-pub struct BackwardSite<'a> {
-    /// What the node's value was computed from, and that value, which may be overwritten: its readers are done with it.
-    pub forward: Site<'a>,
-    /// What the pass kept for this: see [`NodeOp::saves`].
+pub struct BackwardArgs<'a> {
+    /// What the forward was called with. The output may be overwritten: all nodes that read it are done with it.
+    pub forward: NodeArgs<'a>,
+    /// What the forward saved for this call: see [`NodeOp::saves`].
     pub saved: Option<&'a Tensor>,
     /// The gradient of the node's value.
     pub dy: &'a Tensor,
@@ -320,27 +333,28 @@ pub struct BackwardSite<'a> {
     pub gradients: Vec<Option<Gradient<'a>>>,
 }
 
-impl<'a> BackwardSite<'a> {
-    /// Where the gradient of the operand of this place goes, if it is wanted.
+impl<'a> BackwardArgs<'a> {
+    /// Where the gradient of operand `at` goes, if it is wanted.
     pub fn gradient(&self, at: usize) -> Option<Gradient<'a>> {
         self.gradients.get(at).copied().flatten()
     }
 }
 
-/// An operand of a node in the f64 twin of one text.
+/// An operand of a node in the f64 reference ([`twin`]), for one text.
 #[derive(Clone, Copy, Debug)]
-pub enum Exact<'a> {
-    /// A value or a parameter; of weights, those that are in effect.
+pub enum ReferenceOperand<'a> {
+    /// A value or a parameter. Pruned weights are 0.
     Matrix(&'a Array2<f64>),
     /// An input.
     Indices(&'a [u32]),
 }
 
-/// The operands of a node in the f64 twin of one text, in the order of [`Node::reads`].
+/// What a node is called with in the f64 reference ([`twin`]): its operands for one text, in the order of
+/// [`Node::reads`].
 #[derive(Clone, Debug)]
-pub struct ExactSite<'a>(pub Vec<Exact<'a>>);
+pub struct ReferenceArgs<'a>(pub Vec<ReferenceOperand<'a>>);
 
-impl<'a> ExactSite<'a> {
+impl<'a> ReferenceArgs<'a> {
     /// Number of operands.
     pub fn len(&self) -> usize {
         self.0.len()
@@ -351,26 +365,38 @@ impl<'a> ExactSite<'a> {
         self.0.is_empty()
     }
 
-    /// The operand of this place, a matrix. Errors are mistakes of the node's operation.
+    fn operand(&self, at: usize) -> Result<ReferenceOperand<'a>> {
+        self.0.get(at).copied().ok_or_else(|| no_operand(at, self.0.len()))
+    }
+
+    /// Operand `at`, a matrix. An error is a mistake of the node's operation.
     pub fn matrix(&self, at: usize) -> Result<&'a Array2<f64>> {
-        match self.0.get(at) {
-            Some(Exact::Matrix(matrix)) => Ok(matrix),
-            other => Err(Error::invalid(format!("operand {at} is {other:?}, not a matrix"))),
+        match self.operand(at)? {
+            ReferenceOperand::Matrix(matrix) => Ok(matrix),
+            ReferenceOperand::Indices(_) => Err(wrong_operand(at, "indices", "a matrix")),
         }
     }
 
-    /// The operand of this place, a row of numbers.
+    /// Operand `at`, a vector such as a bias: the elements of its matrix.
     pub fn row(&self, at: usize) -> Result<Vec<f64>> {
         Ok(self.matrix(at)?.iter().copied().collect())
     }
 
-    /// The operand of this place, indices.
+    /// Operand `at`, indices.
     pub fn indices(&self, at: usize) -> Result<&'a [u32]> {
-        match self.0.get(at) {
-            Some(Exact::Indices(indices)) => Ok(indices),
-            other => Err(Error::invalid(format!("operand {at} is {other:?}, not indices"))),
+        match self.operand(at)? {
+            ReferenceOperand::Indices(indices) => Ok(indices),
+            ReferenceOperand::Matrix(_) => Err(wrong_operand(at, "a matrix", "indices")),
         }
     }
+}
+
+fn no_operand(at: usize, operands: usize) -> Error {
+    Error::invalid(format!("the node has {operands} operands, operand {at} was asked for"))
+}
+
+fn wrong_operand(at: usize, holds: &str, wanted: &str) -> Error {
+    Error::invalid(format!("operand {at} holds {holds}, not {wanted}"))
 }
 
 /// What a node computes, apart from its operands: the node's side of an operation of [`ops`](crate::ops).
@@ -379,33 +405,33 @@ pub trait NodeOp: fmt::Debug + Send + Sync {
     fn name(&self) -> &'static str;
 
     /// The call that computes the node's value.
-    fn prepare(&self, site: &Site<'_>) -> Result<Prepared>;
+    fn prepare(&self, args: &NodeArgs<'_>) -> Result<Prepared>;
 
     /// The value in f64, for one text without padding, by the operation's twin in [`reference`](mod@crate::reference).
-    fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>>;
+    fn exact(&self, args: &ReferenceArgs<'_>) -> Result<Array2<f64>>;
 
-    /// Whether its gradient reads another tensor of its value's shape, which a pass whose gradients are wanted keeps: of a
-    /// linear layer with an activation what that is of.
+    /// Whether its backward needs a further tensor of its value's shape that the forward saves. A linear layer with an
+    /// activation saves the pre-activation X·Wᵀ + bias.
     fn saves(&self) -> bool {
         false
     }
 
-    /// The calls that compute the node's value in a pass whose gradients are wanted, and `saved` where it
-    /// [saves](Self::saves) something. Weights are [trainable](Site::trainable) there.
-    fn prepare_saving(&self, site: &Site<'_>, saved: Option<&Tensor>) -> Result<Vec<Prepared>> {
+    /// The calls that compute the node's value in a pass with gradients, and what the node [saves](Self::saves), into
+    /// `saved`. Weights are [trainable](NodeArgs::trainable) there.
+    fn prepare_saving(&self, args: &NodeArgs<'_>, saved: Option<&Tensor>) -> Result<Vec<Prepared>> {
         let _ = saved;
-        Ok(vec![self.prepare(site)?])
+        Ok(vec![self.prepare(args)?])
     }
 
-    /// The calls that compute the gradients that the site wants from that of the node's value. They run in this order, each
-    /// after those of all nodes that read the value. An error if the operation has none, as those of the caller's own have
-    /// unless they say otherwise.
-    fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
-        let _ = site;
+    /// The calls that compute the wanted gradients of the operands from the gradient of the node's value. They run in
+    /// this order, after the calls of all nodes that read the value. The default is an error: the operation has no
+    /// gradient.
+    fn backward(&self, args: &BackwardArgs<'_>) -> Result<Vec<Prepared>> {
+        let _ = args;
         Err(Error::invalid(format!("{} has no gradient", self.name())))
     }
 
-    /// What a product does before it stores its result: of operations that read weights.
+    /// What a linear layer does to its product before it stores it; [`Epilogue::NONE`] for all other operations.
     fn epilogue(&self) -> Epilogue {
         Epilogue::NONE
     }
@@ -457,30 +483,30 @@ pub struct LinearLayer<'a> {
     pub bias: Option<ParamId>,
 }
 
-/// Channels of which any order computes the same, as long as everything that has them has them in that order; and which
-/// can be removed together.
-///
-/// They come in blocks of `width`, such as the heads of attention, which stay together. A single block is no restriction.
+/// A dimension (such as the hidden units of a feed-forward layer) whose channels may be reordered without changing what
+/// the model computes, provided that all weights of a [set](ChannelSet) are reordered alike.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Channels {
-    /// What they are called in errors and reports.
+    /// Its name in errors and reports.
     pub name: String,
-    /// How many there are.
+    /// Number of channels.
     pub count: usize,
-    /// Channels of a block.
+    /// Channels of a block, such as one attention head; channels move only within their block. `count` if there is no
+    /// such limit.
     pub width: usize,
-    /// Whether blocks may change places; if so, in all sets alike.
+    /// Whether whole blocks may also be reordered, by the same order in all sets.
     pub blocks_move: bool,
-    /// What has the channels. Within a block each set has an order of its own.
+    /// The weights that have these channels. Within a block each set has an order of its own.
     pub sets: Vec<ChannelSet>,
 }
 
-/// The places in which channels of one order are.
+/// Weights that must share one order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChannelSet {
-    /// Weights of which they are rows, from this one on, together with the layer's bias.
+    /// (weights, first row): the channels are its [`Channels::count`] rows from there on, and the bias entries of these
+    /// rows.
     pub rows: Vec<(ParamId, usize)>,
-    /// Weights of which they are columns, all of them.
+    /// Weights whose columns, all of them, are the channels.
     pub columns: Vec<ParamId>,
 }
 
@@ -493,14 +519,14 @@ pub struct Limits {
     pub tokens: usize,
 }
 
-/// The blocks of which a model has so many.
+/// The repeated blocks of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blocks {
-    /// What the names of their tensors start with, before their number.
+    /// What tensor names have before the block number, such as `encoder.layer.`.
     pub prefix: String,
-    /// How many there are.
+    /// Number of blocks.
     pub count: usize,
-    /// The field of the config that says so.
+    /// The key of config.json that gives it, such as `num_hidden_layers`; named in errors.
     pub field: &'static str,
 }
 
@@ -533,7 +559,7 @@ pub struct Graph {
     values: Vec<Value>,
     nodes: Vec<Node>,
     channels: Vec<Channels>,
-    /// Values that are kept to the end of a pass, the last of which is what the model is for.
+    /// Values that are kept to the end of a pass. The last is the main output.
     outputs: Vec<ValueId>,
 }
 
@@ -552,12 +578,13 @@ impl Graph {
         }
     }
 
-    /// Says what names of stored tensors may start with, beside nothing: what checkpoints of larger models have in front.
+    /// Allows stored tensor names to start with `prefix` (such as `bert.`), as they do in checkpoints of a model with a
+    /// head. Names without it stay allowed.
     pub fn add_prefix(&mut self, prefix: &str) {
         self.prefixes.push(prefix.to_owned());
     }
 
-    /// Says how many blocks the model has, so that tensors of more are found to be another model's.
+    /// Sets the number of blocks. Loading fails if the checkpoint has a tensor of a block beyond it.
     pub fn set_blocks(&mut self, blocks: Blocks) {
         self.blocks = Some(blocks);
     }
@@ -600,14 +627,14 @@ impl Graph {
         self.params[param.0].convert = Some(Arc::new(convert));
     }
 
-    /// Says what a parameter's elements are near to before a model is trained: of factors, 1.
+    /// Sets the mean of a parameter's random initial values ([`Checkpoint::random`]), 0 unless set: 1 for norm scales.
     pub fn set_around(&mut self, param: ParamId, around: f32) {
         self.params[param.0].around = around;
     }
 
     /// Adds a node, and the value that it writes. A node that reads weights is a linear layer: its activations are the
-    /// first value that it reads, and its bias is the other parameter, if there is one. An error if there is a node of this
-    /// name, it reads what is not there, or weights are read by two nodes or two of them by one.
+    /// first value that it reads, and its bias is the other parameter, if there is one. An error if there is a node of
+    /// this name, it reads what is not there, it reads two weights parameters, or another node reads the same weights.
     pub fn add_node(
         &mut self,
         name: &str,
@@ -629,7 +656,8 @@ impl Graph {
             if read || node.params().filter(weights).count() > 1 {
                 let taken = &self.params[own.0].name;
                 return Err(Error::invalid(format!(
-                    "{name} reads {taken}: weights are read by one node, which reads no others"
+                    "{name} cannot read {taken}: a node may read one weights parameter, and no other node may read the \
+                     same one"
                 )));
             }
         }
@@ -638,21 +666,20 @@ impl Graph {
         Ok(writes)
     }
 
-    /// Says that a value of this graph is kept to the end of a pass; the last one that is said to be is what the model is
-    /// for.
+    /// Makes a value an output, which is kept to the end of a pass. The last one added is the model's main output.
     pub fn add_output(&mut self, value: ValueId) {
         self.outputs.push(value);
     }
 
-    /// Says that channels may be permuted. An error if there are channels of this name, blocks do not divide them, or a
-    /// place is not that of weights with as many of them, or named twice.
-    pub fn permutable(&mut self, channels: Channels) -> Result<()> {
+    /// Declares channels that may be reordered. An error if there are channels of this name, their number is not a
+    /// multiple of a block's, weights do not have as many of them, or rows or columns are listed twice.
+    pub fn add_channels(&mut self, channels: Channels) -> Result<()> {
         let Channels { name, count, width, sets, .. } = &channels;
         if self.channels.iter().any(|other| other.name == *name) {
-            return Err(Error::invalid(format!("there are two channels {name}")));
+            return Err(Error::invalid(format!("the channels {name} are declared twice")));
         }
         if *width == 0 || !count.is_multiple_of(*width) {
-            return Err(Error::invalid(format!("{name}: {count} channels are no blocks of {width}")));
+            return Err(Error::invalid(format!("{name}: {count} channels cannot be divided into blocks of {width}")));
         }
         let mut rows: Vec<(ParamId, usize)> = sets.iter().flat_map(|set| &set.rows).copied().collect();
         let mut columns: Vec<ParamId> = sets.iter().flat_map(|set| &set.columns).copied().collect();
@@ -662,7 +689,7 @@ impl Graph {
         };
         let misfit = |place: &ParamId| {
             let place = self.params.get(place.0).map_or("a parameter of another graph", |param| &*param.name);
-            Err(Error::invalid(format!("{name}: {place} has no {count} channels")))
+            Err(Error::invalid(format!("{name}: {place} does not have {count} channels there")))
         };
         if let Some((param, _)) = rows.iter().find(|(param, first)| !fits(*param, |p| p.rows, first + count, false)) {
             return misfit(param);
@@ -705,10 +732,8 @@ impl Graph {
         self.values.iter().enumerate().map(|(at, value)| (ValueId(at), value))
     }
 
-    /// A value.
-    ///
-    /// # Panics
-    /// If it is of another graph.
+    /// A value. `id` must come from this graph; an id of another graph returns an unrelated value, or panics if it is
+    /// out of range.
     pub fn value(&self, id: ValueId) -> &Value {
         &self.values[id.0]
     }
@@ -723,15 +748,13 @@ impl Graph {
         self.params.iter().enumerate().map(|(at, param)| (ParamId(at), param))
     }
 
-    /// A parameter.
-    ///
-    /// # Panics
-    /// If it is of another graph.
+    /// A parameter. `id` must come from this graph; an id of another graph returns an unrelated parameter, or panics if
+    /// it is out of range.
     pub fn param(&self, id: ParamId) -> &Param {
         &self.params[id.0]
     }
 
-    /// Which channels may be permuted.
+    /// The channels that may be reordered.
     pub fn channels(&self) -> &[Channels] {
         &self.channels
     }
@@ -751,7 +774,8 @@ impl Graph {
         self.nodes.iter().filter(move |node| node.values().any(|read| read == value))
     }
 
-    /// The linear layers in the order in which they run. Their nodes read activations, weights, and a bias if they add one.
+    /// The linear layers in the order in which they run. Their nodes read activations, weights, and a bias if they add
+    /// one.
     pub fn linears(&self) -> impl Iterator<Item = LinearLayer<'_>> {
         self.nodes.iter().enumerate().filter_map(|(at, node)| {
             let weights = node.params().find(|param| self.params[param.0].kind == ParamKind::Weights)?;
@@ -781,7 +805,7 @@ impl Graph {
     pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
         let Limits { vocabulary, tokens } = self.limits;
         if ids.is_empty() || ids.len() > tokens {
-            return Err(Error::invalid(format!("has {} tokens, the model takes 1 to {tokens}", ids.len())));
+            return Err(Error::invalid(format!("the text has {} tokens; the model takes 1 to {tokens}", ids.len())));
         }
         match ids.iter().find(|&&id| id as usize >= vocabulary) {
             Some(id) => Err(Error::invalid(format!("token id {id} is outside of the vocabulary of {vocabulary}"))),
@@ -815,8 +839,8 @@ impl Graph {
         live
     }
 
-    /// The last place up to node `at` where one value alone is live, or the start: what is computed from there on needs no
-    /// other state than that value. In a transformer there is such a place before each part of a block.
+    /// The last place up to node `at` where only one value is live, or the start: what is computed from there on needs
+    /// no other state than that value. In a transformer there is such a place before each sublayer of a block.
     pub(crate) fn cut_before(&self, at: usize) -> (usize, Option<ValueId>) {
         let cuts = (1..=at).rev().find_map(|at| match self.live_at(at)[..] {
             [one] => Some((at, Some(one))),
@@ -825,9 +849,9 @@ impl Graph {
         cuts.unwrap_or((0, None))
     }
 
-    /// For the nodes of a range, which buffer each of their values gets: as few as there can be, each reused as soon as
-    /// the last reader of its value has run, by values of the same shape and type alone. Values that come from before the
-    /// range, outputs, and those in `kept` have a buffer of their own. The buffers' values are returned first, one for each.
+    /// For the nodes of a range, which buffer each of their values gets. A buffer is reused as soon as the last reader
+    /// of its value has run, but only by values of the same shape and type. Values that come from before the range,
+    /// outputs, and those in `kept` have a buffer of their own. The buffers' values are returned first, one for each.
     pub(crate) fn buffers(&self, range: Range<usize>, kept: &[ValueId]) -> (Vec<ValueId>, Vec<(ValueId, usize)>) {
         let (mut buffers, mut of): (Vec<ValueId>, Vec<(ValueId, usize)>) = (Vec::new(), Vec::new());
         let mut free: Vec<usize> = Vec::new();

@@ -33,19 +33,25 @@
 //!  output       Tensor ◄──── Oracle::verify ── reference              measure: verify, time, record
 //!                                                                     tune: the best schedule, kept in a file
 //! ```
-//! Each stage is a module of that name, and each arrow a type of its own. Imports run downward: [`measure`] stands on
-//! [`engine`], that on the devices, those on [`plan`], [`kernels`] and [`mod@format`]. [`ops`] brings operations to
-//! devices and, each with the node that it is, to a [`graph`]: these two name each other. [`mod@reference`] imports
-//! nothing that it checks.
+//! The right column names the module. Nodes are types; labels on arrows are the functions between them. Imports:
+//! [`measure`] uses [`engine`]; [`engine`] uses the devices (`gpu`, `cpu`); these use [`plan`], [`kernels`] and
+//! [`mod@format`]. [`ops`] and [`graph`] import each other. [`mod@reference`] imports nothing that it checks.
 //!
 //! # The words
 //! W is `m x k`, [out features, in features], and sparse along `k`. X is `n x k`, Y is `n x m`: token-major. The main
-//! operation is the linear form, Y = act(X·Wᵀ + bias) + residual; the plain form is C = act(W·B + bias) + residual with
-//! row-major B (`k x n`) and C (`m x n`). A *group* is four consecutive `k` of a row. The *vector length* V is how many
-//! consecutive rows of W share one pattern: V = 1 is the standard 2:4; larger V lets one gathered activation serve V
-//! rows, so that fewer multiplications can become less time on hardware without sparse tensor cores. Speeds are
-//! *effective* (2mnk / t, whatever was skipped) or *executed* (the multiply-adds really done), always labelled, and a
-//! ratio always names its baseline.
+//! product is the linear form, Y = act(X·Wᵀ + bias) + residual. The plain form ([`Form::Gemm`]; the operation [`Gemm`]
+//! computes both forms) is C = act(W·B + bias) + residual with row-major B (`k x n`) and C (`m x n`).
+//!
+//! - An [`Op`] is how the weights W are given: dense, 2:4 or masked. An [`Operation`] is something that a device
+//!   computes, such as [`Gemm`] or [`LayerNorm`].
+//! - A *group* is four consecutive `k` of a row.
+//! - The *vector length* V is how many consecutive rows of W share one pattern. V = 1 is the standard 2:4. With a
+//!   larger V one gathered activation serves V rows, so that fewer multiplications can become less time on hardware
+//!   without sparse tensor cores.
+//! - To *gather* is to load only the activations that the codes select.
+//! - A *twin* is the f64 reference implementation of an operation ([`mod@reference`]) or of a graph ([`graph::twin`]).
+//! - Speeds are *effective* (2mnk / t, whatever was skipped) or *executed* (the multiply-adds really done), always
+//!   labelled, and a ratio always names its baseline.
 //!
 //! # One layer, from weights to output
 //! ```
@@ -81,25 +87,27 @@
 //! # Ok::<(), sparse24::Error>(())
 //! ```
 //!
-//! [`Linear`] does the same for a layer whose number of tokens varies: it plans for each, and takes dense weights where
-//! 2:4 would lose.
+//! [`Linear`] does the same for a layer whose number of tokens varies: it plans for each, and takes dense weights
+//! unless 2:4 is faster by a margin.
 //!
 //! # Where the time goes, and which kernel is for it
 //! With few tokens a layer costs the bytes of its weights, and 2:4 saves almost half of them whatever V is: the GEMV
 //! kernels read every weight once. With many tokens it costs multiply-adds. Halving them pays only if what selects the
 //! activations is cheap beside them: from V = 8 on a gathered activation serves all features of a thread, and the
 //! gathering kernel reads no more workgroup memory than the dense one does; at V = 1 every multiply-add would read a
-//! word of its own. On cooperative matrices (tensor cores) a gathered block serves the rows that share its pattern, so
-//! V should be a subgroup's rows or more. Where no kernel wins, 2:4 weights can still be kept and expanded on the way
-//! to workgroup memory, at dense speed. On a CPU a multiply-add takes its activations from memory at no extra cost, so
-//! that gathering pays at V = 1, too. [`kernels`] lists the GPU's schedules and [`plan::CpuSchedule`] the CPU's,
-//! [`plan`] chooses by estimate, [`tune`] by measurement, and [`Plan::explain`] says why.
+//! word of its own. On cooperative matrices (tensor cores) 2:4 kernels gather from V = 16 on, and expand below. They
+//! gather once for each pattern among the 32 to 128 rows of a workgroup's tile, so a larger V costs less, up to 128
+//! rows. Where no kernel wins, 2:4 weights can still be kept and expanded on the way to workgroup memory, at dense
+//! speed. CPU multiply-add instructions (x86) can take one operand from memory, so gathering costs no extra instruction
+//! and pays at V = 1 too. [`kernels`] lists the GPU's schedules and [`plan::CpuSchedule`] the CPU's, [`plan`] chooses
+//! by estimate, [`tune`] by measurement, and [`Plan::explain`] says why.
 //!
-//! # Which weights go
-//! Magnitude is a start. [`prune`] also weighs weights by the inputs that they meet, lets those that stay make up for
-//! those that go, and finds an order of channels that suits 2:4; masks compose with those that are there already.
-//! [`mod@select`] says which layers to prune, by what the model may lose or by the time that it may take. Pruned matrices
-//! are stored in this crate's format or in one of the others that people have: [`io`].
+//! # Which weights are pruned
+//! Magnitude is the simplest criterion. [`prune`] also has Wanda (weight times input norm), a second-order criterion,
+//! second-order pruning that updates the kept weights (SparseGPT), and channel permutation for 2:4. A new mask can be
+//! combined with an existing one. [`mod@select`] says which layers to prune, by what the model may lose or by the time
+//! that it may take. Pruned matrices are stored in this crate's format or in one of the others that people have:
+//! [`io`].
 //!
 //! # A whole model
 //! What a model computes, linear layers and what is between them (embeddings, norms, rotary positions, attention,
@@ -109,7 +117,7 @@
 //!
 //! ```text
 //!  ops/<name>.rs      an operation: operands, check, GPU program, CPU loops, cost; and what it is as a node
-//!        ▲            its twins: reference/<name>.rs, shaders/<name>.wgsl, tests/ops/<name>.rs
+//!        ▲            files of the same name: reference/<name>.rs, shaders/<name>.wgsl, tests/ops/<name>.rs
 //!        │ nodes
 //!  graph.rs           Graph: nodes, values, parameters, which channels may be permuted together
 //!        ▲            Checkpoint (host) ─► Model (device) ─► Forward (one batch and sequence): one submission
@@ -138,12 +146,13 @@
 //!
 //! # Weights that change
 //! [`train`] brings a pruned model back to the dense one on text without labels. [`graph::TrainingPass`] walks a graph
-//! forwards and in reverse: each operation has its gradient beside it, and that of a product is computed from 2:4 weights
-//! as they are, for what is kept alone ([`ops::gemm`]). What is pruned to 2:4 has no number that could move; what any
-//! other mask prunes stays zero.
+//! forwards and in reverse: each operation has its gradient beside it, and that of a product is computed from 2:4
+//! weights as they are, for the kept ones alone ([`ops::gemm`]). Weights pruned to 2:4 are not stored, so they are not
+//! trained; weights pruned by any other mask are kept at zero.
 //!
-//! Training of the caller's own may keep dense weights and multiply by their 2:4 form. [`Sparsify`] prunes and compresses
-//! a tensor over the weights that products are bound to, on the device and in the same submission: see [`ops::sparsify`].
+//! Your own training loop may keep dense weights and multiply by their 2:4 form: [`Sparsify`] prunes and compresses a
+//! dense tensor and overwrites, in place on the device, the [`Weights`] that prepared GEMMs already use. See
+//! [`ops::sparsify`].
 //!
 //! # What was measured
 //! [`measure`] verifies, then times. Its records, those of other programs and of other machines can be compared and put
@@ -165,7 +174,7 @@
 //! (operation, vector length, schedule, tile, storage type) against the same reference on two software drivers, with
 //! epilogues, forms and output types in rotation (`SPARSE24_TEST_ALL=1` takes the whole product of 20,000), compile
 //! every shader in Tint, the compiler of browsers, and hold the format bit for bit against files made by torch and
-//! compressed-tensors. Kernels of cooperative matrices run with the matrices acted out in plain WGSL where their tiles
+//! compressed-tensors. Kernels of cooperative matrices run with the matrices emulated in plain WGSL where their tiles
 //! fit the driver's workgroup memory, and those of 8x8x8 blocks by llvmpipe's own matrices, which it has from Mesa 26
 //! on. On any device a probe multiplies blocks of whole numbers first: a driver that gets them wrong, or is known to be
 //! wrong, has no cooperative matrices here.
@@ -173,20 +182,21 @@
 //! # Limits
 //! - No GPU has been timed yet: the planner's estimates rest on the machine code that Mesa's compilers make, and
 //!   cooperative-matrix kernels have never run on hardware that has them: those of 16x16x16 blocks and of subgroups of
-//!   32 and 64 only acted out. What naga writes for Metal has never been compiled there.
-//! - A device that its owner has opened ([`Device::from_wgpu`]) runs no cooperative matrices: wgpu tells their shapes
-//!   of an adapter alone.
+//!   32 and 64 only emulated in plain WGSL. What naga writes for Metal has never been compiled there.
+//! - A device that its owner has opened ([`Device::from_wgpu`]) runs no cooperative matrices: wgpu reports their shapes
+//!   only through the adapter, which such a caller does not pass.
 //! - On a GPU at V = 1 with many tokens no kernel beats dense, and at V = 2 few are expected to; [`Linear`] takes dense
 //!   weights there. "Never slower than dense" is as good as the estimates until [`tune`] has measured.
-//! - On the CPU the dense baseline is the `gemm` crate, fed with 256 k at a time up to 256 tokens, or for up to four
-//!   tokens a kernel of this crate. On a GPU it is a kernel of this crate, which on llvmpipe loses to others: see
-//!   benches/README.md.
+//! - On the CPU the dense baseline is this crate's own kernel up to 4 tokens, else the crate `gemm`, called on slices
+//!   of 256 along `k` up to 256 tokens (f16 and bf16 weights are widened in slices of their own). On a GPU it is a
+//!   kernel of this crate, which on llvmpipe loses to others: see benches/README.md.
 //! - The CPU device's AVX-512 kernels are tested in an emulator. Without AVX2, and on ARM, its kernels are plain loops.
 //! - The plain form (B is `k x n`) is transposed into scratch first, and X is padded where `k` is no multiple of 32.
 //! - GPUs widen bf16 to f32 when weights are uploaded; the CPU device widens wherever they are used.
 //! - Matrices beyond one binding of a GPU (128 MiB on llvmpipe) are cut up; B and C of the plain form are refused, and
 //!   so are embedding tables.
-//! - Activations that are infinite or NaN: a weight that is zero, pruned or masked out may give NaN or nothing.
+//! - If an activation is infinite or NaN, its product with a zero, pruned or masked weight is either NaN or skipped;
+//!   kernels differ.
 //!
 //! # Map of the source
 //! | file | what it owns |

@@ -1,14 +1,14 @@
 //! A layer's weights in whichever form runs them best: what an inference engine holds.
 //!
 //! [`Linear`] owns weights on a device, dense, compressed or masked, and plans for each number of tokens by itself. For
-//! compressed weights, where the planner expects 2:4 to lose, it makes a dense copy on the device, once, and uses that;
-//! [`Plan::explain`] says so. The planner goes by estimates until the device is [tuned](crate::tune). Compressed weights
-//! stay on the host too, and such a layer that is called with many tokens and with few may hold both forms on the
-//! device. Dense and masked ones leave the host when they are uploaded.
+//! compressed weights, unless the planner expects 2:4 to be faster by a margin, it makes a dense copy on the device,
+//! once, and uses that; [`Plan::explain`] says so. The planner goes by estimates until the device is
+//! [tuned](crate::tune). Compressed weights stay on the host too, and such a layer that is called with many tokens and
+//! with few may hold both forms on the device. Dense and masked ones leave the host when they are uploaded.
 //! Invariant: weights on the device are those that the layer was made with, whatever their form.
 //!
-//! Layers are joined by their activations, which stay on the device: `tests/examples/mlp.rs` is a multilayer perceptron of
-//! a 2:4, a masked and a dense layer in one submission.
+//! Layers are joined by their activations, which stay on the device: `tests/examples/mlp.rs` is a multilayer perceptron
+//! of a 2:4, a masked and a dense layer in one submission.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -52,7 +52,7 @@ pub struct Linear {
 #[derive(Debug)]
 struct Layer {
     device: Device,
-    /// What the host's weights are, which the layer outlives.
+    /// How the weights were given. Kept here because `Forms::host` may be dropped.
     op: Op,
     m: usize,
     k: usize,
@@ -62,10 +62,9 @@ struct Layer {
 
 #[derive(Debug)]
 struct Forms {
-    /// Compressed weights for as long as the layer is there, to make the other form from; others until they are on the
-    /// device.
+    /// Compressed weights: kept, to make the dense copy from. Others: dropped after the upload.
     host: Option<Arc<HostWeights>>,
-    /// On the device, in the form of the host's.
+    /// On the device, uploaded as given.
     own: Option<Weights>,
     /// The dense copy of compressed weights.
     dense: Option<Weights>,
@@ -109,7 +108,7 @@ impl Linear {
         Self { epilogue, bias: Some(bias.clone()), ..self.clone() }
     }
 
-    /// The operation that its weights were given for.
+    /// How the weights were given.
     pub fn op(&self) -> Op {
         self.layer.op
     }
@@ -135,17 +134,18 @@ impl Linear {
     }
 
     /// Y (`n x m`, of X's type) for X (`n x k`), both on the device: plans, allocates and runs. Every call does all of
-    /// it, where [`Linear::prepare`] does it once. A layer with a residual must use `prepare`. Errors are those of `prepare`.
+    /// it, where [`Linear::prepare`] does it once. A layer with a residual must use `prepare`. Errors are those of
+    /// `prepare`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = self.layer.device.zeros(x.rows(), self.layer.m, x.dtype())?;
         self.prepare(&GemmOperands::new(x, &y))?.run()?;
         Ok(y)
     }
 
-    /// Plans for the tokens in `operands.x`, uploads the weights in the form that the plan wants unless they are there, and
-    /// binds the operands. X and Y are as in the linear form, with bias and residual as the epilogue wants; errors are
-    /// those of [`Linear::plan`] and [`Device::prepare`], and a mask of another shape than its weights. Where the device
-    /// has no room for the dense copy of 2:4 weights, these themselves are used.
+    /// Plans for the tokens in `operands.x`, uploads the weights in the form that the plan wants unless they are there,
+    /// and binds the operands. X and Y are as in the linear form, with bias and residual as the epilogue wants. Errors
+    /// are those of [`Linear::plan`], [`Device::upload_weights`] and [`Device::prepare`]. Where the device has no room
+    /// for the dense copy of 2:4 weights, the 2:4 weights themselves are used.
     pub fn prepare(&self, operands: &GemmOperands<'_>) -> Result<Prepared> {
         let Layer { device, op, .. } = &*self.layer;
         let operands = GemmOperands { bias: operands.bias.or(self.bias.as_ref()), ..*operands };
@@ -162,7 +162,7 @@ impl Linear {
         }
     }
 
-    /// The weights in the form of one operation, uploaded if they are not there yet.
+    /// The weights in the form that `op` says, uploaded if they are not there yet.
     fn weights(&self, op: Op) -> Result<Weights> {
         let device = &self.layer.device;
         // Held over the upload, so that two threads do not both make it. A panic leaves all forms as they were.
@@ -175,7 +175,7 @@ impl Linear {
         let uploaded = match host.as_deref() {
             Some(w) if w.op() == op => device.upload_weights(w)?,
             Some(HostWeights::Sparse24(w)) if op == Op::Dense => device.upload_weights(&w.decompress().into())?,
-            // Plans of a layer are of its own operation, or dense in place of 2:4.
+            // A layer's plans take the weights as they were given, or dense ones in place of 2:4.
             _ => return Err(Error::invalid(format!("a layer of {} has no weights for {op}", self.layer.op))),
         };
         if !matches!(host.as_deref(), Some(HostWeights::Sparse24(_))) {

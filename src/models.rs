@@ -281,7 +281,7 @@ impl PostNormEncoder {
         let weights = |graph: &Graph, name: &str| graph.linear_named(name).map(|layer| layer.weights);
         let (qkv, out) = (weights(graph, &fused)?, weights(graph, &attention_out)?);
         let (up_weights, down_weights) = (weights(graph, &up)?, weights(graph, &down)?);
-        graph.permutable(Channels {
+        graph.add_channels(Channels {
             name: attention,
             count: d,
             width: d / heads,
@@ -294,7 +294,7 @@ impl PostNormEncoder {
                 ChannelSet { rows: vec![(qkv, 2 * d)], columns: vec![out] },
             ],
         })?;
-        graph.permutable(Channels {
+        graph.add_channels(Channels {
             name: up,
             count: intermediate,
             width: intermediate,

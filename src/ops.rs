@@ -22,7 +22,8 @@
 //!    `shaders()`, which lists every text of it; its loops on the CPU. If models are to use it, what it is as a node: a
 //!    type that implements [`NodeOp`](crate::graph::NodeOp), and a method of [`Graph`](crate::graph::Graph) that adds it.
 //! 2. `shaders/<stem>.wgsl`: the program. Its header states computation, tile, dispatch grid, workgroup memory and
-//!    residues. (GEMMs have several, `gemm_*` and `gemv_*`, and attention a second one for cooperative matrices.)
+//!    residues: what is done in edge tiles, which are only partly filled. (GEMMs have several, `gemm_*` and `gemv_*`,
+//!    and attention a second one for cooperative matrices.)
 //! 3. `src/reference/<stem>.rs`: the exact result in f64, and how far an f32 result may be from it.
 //! 4. `tests/ops/<stem>.rs`: both devices against the reference.
 //! 5. One line in the list below, [`each_operation!`](crate::each_operation). The modules, the public names, the

@@ -1,8 +1,8 @@
 //! From what is asked to how it is done: `Problem + Caps (+ Tuning) -> Plan`, pure data that explains itself.
 //!
-//! Planning needs no device, so every decision can be tested and printed anywhere. A plan is made by estimate, from what
-//! compilers made of each kernel and its memory and cache traffic, against what the device can do, or by measurement
-//! where a [`Tuning`] has one. Invariant: a plan's kernel is one that the given [`Caps`] support, and its
+//! Planning needs no device, so every decision can be tested and printed anywhere. A plan is made by estimate, from
+//! what compilers made of each kernel and its memory and cache traffic, against what the device can do, or by
+//! measurement where a [`Tuning`] has one. Invariant: a plan's kernel is one that the given [`Caps`] support, and its
 //! dispatches and bindings fit their limits.
 
 mod costs;
@@ -32,16 +32,17 @@ pub enum Algorithm {
 #[derive(Clone, Debug, PartialEq)]
 pub struct GpuAlgorithm {
     kernel: Kernel,
-    /// k of each split, a multiple of 32; the padded k if there is one split.
+    /// Columns of k in each split, a multiple of 32; the padded k if there is one split.
     k_split: usize,
+    /// The split-K factor.
     splits: usize,
-    /// Whether X is brought to the shape that kernels read first.
+    /// Whether a first dispatch pads or transposes X into scratch.
     packs: bool,
     /// Rows of W in each binding.
     pieces: Vec<Range<usize>>,
     /// Tokens in each binding of X and Y.
     tokens: Vec<Range<usize>>,
-    /// By whose machine code it was estimated; the mean of all where there is none.
+    /// The architecture whose machine code the estimate uses; the mean of all if there is none.
     architecture: Option<Architecture>,
     estimate: Estimate,
 }
@@ -52,7 +53,8 @@ impl GpuAlgorithm {
         &self.kernel
     }
 
-    /// Parts of k that are summed apart, and added up in order by a second dispatch if there are several.
+    /// Split-K factor: number of slices of k that are summed separately and then reduced, in a fixed order, by a second
+    /// dispatch. With 1 there is no second dispatch.
     pub fn splits(&self) -> usize {
         self.splits
     }
@@ -74,7 +76,7 @@ pub enum Basis {
     Estimated,
     /// Measured times.
     Measured,
-    /// Somebody who asked for it.
+    /// The caller: a schedule that was given, or one of a list of candidates.
     Asked,
 }
 
@@ -127,7 +129,7 @@ impl Estimate {
     }
 }
 
-/// Measured times, which the planner believes before its estimates.
+/// Measured kernel times; the planner uses them in preference to its estimates.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tuning {
     /// What the device was measured to do per second, in place of the guess of [`Caps::rates`].
@@ -151,7 +153,7 @@ pub struct Tuned {
     pub n: usize,
     /// The schedule.
     pub schedule: Schedule,
-    /// Splits of k.
+    /// Split-K factor.
     pub splits: usize,
     /// Median seconds of a call.
     pub seconds: f64,
@@ -218,7 +220,7 @@ pub(crate) enum WeightOperand {
     Nothing,
     /// This piece of W.
     Piece(usize),
-    /// The sums of the splits.
+    /// The partial sums of split-K.
     Partial,
 }
 
@@ -242,7 +244,7 @@ pub(crate) enum Target {
 }
 
 impl Plan {
-    /// Plans for a GPU with these capabilities and weights of the problem's own operation. An error names what the
+    /// Plans for a GPU with these capabilities, with the weights as the problem gives them. An error names what the
     /// device lacks, or the operand that is too large.
     pub fn gpu(problem: &Problem, caps: &Caps, tuning: &Tuning) -> Result<Self> {
         let caps = &Caps { rates: tuning.rates.unwrap_or(caps.rates), ..caps.clone() };
@@ -251,7 +253,7 @@ impl Plan {
         for schedule in Schedule::of(problem.op, problem.storage) {
             let kernel = Kernel::new(problem, schedule)?;
             if let Err(lack) = kernel.supported_by(caps) {
-                if caps.misses(schedule) {
+                if caps.should_report(schedule) {
                     refused.push((schedule, lack));
                 }
                 continue;
@@ -259,7 +261,7 @@ impl Plan {
             for splits in splits_worth_trying(problem) {
                 match GpuAlgorithm::new(problem, kernel, splits, caps) {
                     Ok(algorithm) => candidates.push(algorithm),
-                    // Fewer splits need less scratch; what one split lacks, the problem lacks.
+                    // If even one split does not fit, no plan of this problem does: more splits need more scratch.
                     Err(e) if splits == 1 => return Err(e),
                     Err(_) => {}
                 }
@@ -301,8 +303,8 @@ impl Plan {
         Ok(Self { problem: *problem, algorithm: Algorithm::Gpu(algorithm), basis: Basis::Estimated, reason })
     }
 
-    /// Plans for a GPU, with dense weights in place of the problem's 2:4 ones where those would lose. A plan of such
-    /// weights says so, and [`Plan::weights`] names them.
+    /// Plans for a GPU, with dense weights in place of the problem's 2:4 ones unless 2:4 is faster by a margin. A plan
+    /// with dense weights says so, and [`Plan::weights`] names them.
     pub fn gpu_or_dense(problem: &Problem, caps: &Caps, tuning: &Tuning) -> Result<Self> {
         let own = Self::gpu(problem, caps, tuning)?;
         if !matches!(problem.op, Op::Sparse24(_)) {
@@ -311,26 +313,27 @@ impl Plan {
         let as_dense = Problem { op: Op::Dense, ..*problem };
         // Dense weights may be too large where 2:4 ones are not.
         let Ok(dense) = Self::gpu(&as_dense, caps, tuning) else { return Ok(own) };
-        // Measured against measured, at the same number of tokens; else estimated against estimated, which must promise
-        // something to be believed, and more where one of the two was measured and may be better than its estimate.
+        // 2:4 replaces dense if its time is at most `MEASURED_MARGIN` of dense (both measured at the same n),
+        // `ESTIMATE_MARGIN` of it (both estimated), or `MIXED_MARGIN` of it (otherwise: both are estimated anew, and
+        // the one that was measured may be better than its estimate).
         let measured = |plan: &Self, problem| tuning.get(problem).filter(|_| plan.basis == Basis::Measured);
         let estimated = |plan: &Self| (plan.schedule(), plan.estimated_seconds());
         let (basis, margin, times) = match (measured(&own, problem), measured(&dense, &as_dense)) {
             (Some(s), Some(d)) if s.n == d.n => {
-                (Basis::Measured, 0.99, [(own.schedule(), s.seconds), (dense.schedule(), d.seconds)])
+                (Basis::Measured, MEASURED_MARGIN, [(own.schedule(), s.seconds), (dense.schedule(), d.seconds)])
             }
             (None, None) => (Basis::Estimated, ESTIMATE_MARGIN, [&own, &dense].map(estimated)),
             _ => {
                 let untuned = Tuning::new(tuning.rates);
                 let (own, dense) = (Self::gpu(problem, caps, &untuned)?, Self::gpu(&as_dense, caps, &untuned)?);
-                (Basis::Estimated, 0.75, [&own, &dense].map(estimated))
+                (Basis::Estimated, MIXED_MARGIN, [&own, &dense].map(estimated))
             }
         };
         Ok(own.or_dense(dense, basis, margin, times))
     }
 
-    /// This plan with 2:4 weights, or the dense one in its place unless the 2:4 time is at most `margin` of the dense
-    /// one. `times` are of the schedules that are compared, and rest on `basis`.
+    /// This plan with 2:4 weights if the 2:4 time is at most `margin` of the dense one, else the dense plan. `times`
+    /// are of the schedules that are compared, and rest on `basis`.
     fn or_dense(self, dense: Self, basis: Basis, margin: f64, times: [(String, f64); 2]) -> Self {
         let [(sparse_way, sparse_time), (dense_way, dense_time)] = times;
         let verdict = format!(
@@ -343,36 +346,39 @@ impl Plan {
         if sparse_time <= margin * dense_time {
             return Self { reason: format!("{}; {verdict}", self.reason), ..self };
         }
-        let reason =
-            format!("dense weights, because {verdict}, of {:.2} that it takes; {}", 1.0 / margin, dense.reason);
+        let reason = format!(
+            "dense weights, because {verdict}, and 2:4 is used only from {:.2} times on; dense kernel: {}",
+            1.0 / margin,
+            dense.reason
+        );
         Self { algorithm: dense.algorithm, basis: dense.basis, reason, ..self }
     }
 
-    /// The plan with the given schedule and splits of k, for tests, tuning and `bench --plan`. An error if it is none
-    /// of the operation's, or the device cannot run it.
+    /// The plan with the given schedule and split-K factor, for tests, tuning and `bench --plan`. An error if there is
+    /// no such schedule for the problem, or the device cannot run it.
     pub fn gpu_with(problem: &Problem, caps: &Caps, schedule: Schedule, splits: usize) -> Result<Self> {
         let kernel = Kernel::new(problem, schedule)?;
         kernel.supported_by(caps).map_err(|feature| Error::missing_feature(kernel.to_string(), feature))?;
         let algorithm = GpuAlgorithm::new(problem, kernel, splits, caps)?;
-        let reason = format!("{schedule} was asked for");
+        let reason = format!("{schedule} was given by the caller");
         Ok(Self { problem: *problem, algorithm: Algorithm::Gpu(algorithm), basis: Basis::Asked, reason })
     }
 
-    /// Every plan that [`Plan::gpu`] chooses from, with the problem's own weights.
+    /// Every plan that [`Plan::gpu`] chooses from, with the weights as the problem gives them, lowest estimate first.
     pub fn gpu_candidates(problem: &Problem, caps: &Caps) -> Vec<Self> {
         let schedules = Schedule::of(problem.op, problem.storage).into_iter();
         let plans = schedules.flat_map(|schedule| splits_worth_trying(problem).map(move |splits| (schedule, splits)));
         let mut plans: Vec<_> =
             plans.filter_map(|(schedule, splits)| Self::gpu_with(problem, caps, schedule, splits).ok()).collect();
-        // Of the splits that were asked for, several can come to the same number.
+        // Several split-K factors that were requested can come to the same number of splits.
         let mut seen = HashSet::new();
         plans.retain(|plan| seen.insert(plan.schedule()));
         plans.sort_by(|a, b| a.estimated_seconds().total_cmp(&b.estimated_seconds()));
         plans
     }
 
-    /// Plans for a CPU device with these capabilities and weights of the problem's own operation. An error names a type
-    /// that is not computed with, or sizes that overflow.
+    /// Plans for a CPU device with these capabilities, with the weights as the problem gives them. An error names a
+    /// type that is not computed with, or sizes that overflow.
     pub fn cpu(problem: &Problem, caps: &CpuCaps) -> Result<Self> {
         let candidates = Self::cpu_candidates(problem, caps)?;
         let [best, others @ ..] = &candidates[..] else {
@@ -385,7 +391,7 @@ impl Plan {
         Ok(Self { basis: Basis::Estimated, reason, ..best.clone() })
     }
 
-    /// Every plan that [`Plan::cpu`] chooses from, lowest estimate first; its errors.
+    /// Every plan that [`Plan::cpu`] chooses from, lowest estimate first. Errors are those of [`Plan::cpu`].
     pub fn cpu_candidates(problem: &Problem, caps: &CpuCaps) -> Result<Vec<Self>> {
         for (what, got) in [("weights and x", problem.storage), ("y", problem.output)] {
             if got == DType::Bf16 {
@@ -399,7 +405,7 @@ impl Plan {
             checked_mul(&format!("{what} bytes"), checked_mul(what, padded(a)?, padded(b)?)?, 8)?;
         }
         let plan = |algorithm: CpuAlgorithm| {
-            let reason = format!("{} was asked for", algorithm.schedule());
+            let reason = format!("{} was given by the caller", algorithm.schedule());
             Self { problem: *problem, algorithm: Algorithm::Cpu(algorithm), basis: Basis::Asked, reason }
         };
         let methods =
@@ -409,8 +415,8 @@ impl Plan {
         Ok(plans)
     }
 
-    /// Plans for a CPU device, with dense weights in place of the problem's 2:4 ones where those would lose. A plan of
-    /// such weights says so, and [`Plan::weights`] names them.
+    /// Plans for a CPU device, with dense weights in place of the problem's 2:4 ones unless 2:4 is faster by a margin.
+    /// A plan with dense weights says so, and [`Plan::weights`] names them.
     pub fn cpu_or_dense(problem: &Problem, caps: &CpuCaps) -> Result<Self> {
         let own = Self::cpu(problem, caps)?;
         if !matches!(problem.op, Op::Sparse24(_)) {
@@ -436,7 +442,7 @@ impl Plan {
         self.basis
     }
 
-    /// How the weights must be given: as in the problem, or dense where 2:4 ones would lose.
+    /// How the weights must be given: as in the problem, or dense if the plan replaces 2:4 weights by dense ones.
     pub fn weights(&self) -> Op {
         match &self.algorithm {
             Algorithm::Gpu(algorithm) => algorithm.kernel.op(),
@@ -476,8 +482,8 @@ impl Plan {
         }
     }
 
-    /// Seconds that a call should take, by the machine code or the counted work of its kernel against what the device does
-    /// per second.
+    /// Estimated seconds of a call. On the CPU: of one thread, whatever number the device has, so only good for
+    /// comparing plans.
     pub fn estimated_seconds(&self) -> f64 {
         match &self.algorithm {
             Algorithm::Gpu(algorithm) => algorithm.estimate.seconds(),
@@ -527,7 +533,7 @@ impl Plan {
         }
     }
 
-    /// Bytes of scratch that the dispatches share: for packed activations, and for the sums of the splits.
+    /// Bytes of scratch that the dispatches share: for packed activations, and for the partial sums of split-K.
     pub(crate) fn scratch_bytes(&self) -> (u64, u64) {
         let Algorithm::Gpu(algorithm) = &self.algorithm else { return (0, 0) };
         let tokens = algorithm.tokens.iter().map(Range::len).max().unwrap_or(0);
@@ -559,7 +565,7 @@ impl GpuAlgorithm {
             .ok_or_else(|| too_large("128 rows of weights", layout::value_bytes(op, 128, k, storage)))?;
         let packs = form == Form::Gemm || !k.is_multiple_of(layout::WORD);
         let padded = k.next_multiple_of(layout::WORD);
-        // Splits are whole words of k, so that there may be fewer than were asked for.
+        // A split is a multiple of 32 columns, so there may be fewer splits than requested.
         let k_split = padded.div_ceil(splits.max(1)).next_multiple_of(layout::WORD).max(layout::WORD);
         let splits = padded.div_ceil(k_split).max(1);
 
@@ -567,13 +573,14 @@ impl GpuAlgorithm {
             ("x", (k * storage.bytes()) as u64),
             ("packed x", if packs { packed_bytes(problem, 1) } else { 0 }),
             ("y", (m * output.bytes()) as u64),
-            ("sums of the splits", if splits > 1 { partial_bytes(problem, 1, splits) } else { 0 }),
+            ("partial sums of split-K", if splits > 1 { partial_bytes(problem, 1, splits) } else { 0 }),
         ];
         let &(what, widest) = row_bytes.iter().max_by_key(|(_, b)| *b).unwrap_or(&("x", 0));
         let tokens = if n as u64 * widest <= caps.binding_bytes {
             std::iter::once(0..n).collect()
         } else {
-            // Bindings start at multiples of 256 bytes: so many tokens of both X and Y are one.
+            // Binding offsets must be multiples of 256 bytes: `unit` is the fewest tokens (a power of two) whose rows
+            // of X and of Y both are.
             let aligned = |tokens: usize, row: usize| (tokens * row).is_multiple_of(256);
             let (x, y) = (k * storage.bytes(), m * output.bytes());
             let unit = (0..8).map(|i| 1 << i).find(|&t| aligned(t, x) && aligned(t, y)).unwrap_or(256);
@@ -595,6 +602,7 @@ impl GpuAlgorithm {
             estimate: Estimate { arithmetic: 0.0, memory: 0.0, cache: 0.0, dispatch: 0.0 },
         };
         algorithm.estimate = algorithm.estimate(problem, caps);
+        // Fails here if a dispatch grid exceeds the device's limit, so that no such plan exists.
         algorithm.steps(problem, caps)?;
         Ok(algorithm)
     }
@@ -612,15 +620,16 @@ impl GpuAlgorithm {
         let (tiles_m, tiles_n) = self.tiles(problem);
         let k = problem.k.next_multiple_of(layout::WORD) as f64;
         let outputs = tiles_m * f64::from(tile_m) * tiles_n * f64::from(tile_n);
-        // Threads with many sums hide more latency each: every 16 of them count as a thread.
+        // A thread with more accumulators hides more latency: it counts as one thread per 16 accumulators, 1 to 4.
         let threads = f64::from(self.kernel.schedule().threads());
-        let weight = match self.kernel.schedule() {
+        let latency_hiding = match self.kernel.schedule() {
             Schedule::Gemv { .. } => 1.0,
             _ => (f64::from(tile_m * tile_n) / threads / 16.0).clamp(1.0, 4.0),
         };
         let workgroups = tiles_m * tiles_n * self.splits as f64;
-        let filled = (workgroups * threads * weight / f64::from(caps.busy_threads)).clamp(1e-6, 1.0);
+        let occupancy = (workgroups * threads * latency_hiding / f64::from(caps.busy_threads)).clamp(1e-6, 1.0);
         let rate = match self.kernel.schedule() {
+            // One multiply-add per second: an emulated kernel is never the lowest estimate.
             Schedule::Coop(_) if caps.emulates_cooperative => 1.0,
             Schedule::Coop(_) => rates.cooperative,
             _ => rates.fma,
@@ -632,11 +641,12 @@ impl GpuAlgorithm {
         let partial = if self.splits > 1 { 2.0 * partial_bytes(problem, problem.n, self.splits) as f64 } else { 0.0 };
         let dispatches =
             self.pieces.len() * self.tokens.len() * if self.splits > 1 { 2 } else { 1 } + usize::from(self.packs);
-        let slots = costs::slots(&self.kernel, caps.architecture, self.k_split);
+        // Multiply-adds that the hardware could issue while one workgroup runs (from the compiled kernel's cycles).
+        let issue_slots = costs::slots(&self.kernel, caps.architecture, self.k_split);
         Estimate {
-            arithmetic: workgroups * slots / (rate * filled),
+            arithmetic: workgroups * issue_slots / (rate * occupancy),
             // A quarter of the threads suffice to keep memory busy.
-            memory: (operands as f64 + packed) / (rates.memory * (4.0 * filled).min(1.0)),
+            memory: (operands as f64 + packed) / (rates.memory * (4.0 * occupancy).min(1.0)),
             cache: (outputs * k * self.kernel.cache_bytes() + partial) / rates.cache,
             dispatch: dispatches as f64 * rates.dispatch,
         }
@@ -737,13 +747,20 @@ impl GpuAlgorithm {
     }
 }
 
-/// What an estimate must promise to be believed: at most this share of the other one.
+/// Largest ratio of estimated 2:4 time to estimated dense time at which 2:4 is used.
 const ESTIMATE_MARGIN: f64 = 0.97;
 
-/// Most splits of k that are planned.
+/// Largest ratio of measured 2:4 time to measured dense time, at the same number of tokens, at which 2:4 is used.
+const MEASURED_MARGIN: f64 = 0.99;
+
+/// As [`ESTIMATE_MARGIN`], but if only one of the two was measured, or both at different numbers of tokens: what was
+/// measured may be better than its estimate.
+const MIXED_MARGIN: f64 = 0.75;
+
+/// Largest split-K factor that is planned.
 pub(crate) const MAX_SPLITS: usize = 16;
 
-/// Splits of k that could help: each should still have some work.
+/// Split-K factors that could help: each split keeps at least 128 columns.
 fn splits_worth_trying(problem: &Problem) -> impl Iterator<Item = usize> + use<> {
     let k = problem.k;
     [1, 2, 4, 8, MAX_SPLITS].into_iter().filter(move |&splits| splits == 1 || k / splits >= 128)
@@ -845,12 +862,12 @@ mod tests {
         assert!(plan(sparse(1), 14336, 1, 4096, DType::F16).schedule().starts_with("gemv_32x1"));
         assert!(plan(Op::Dense, 14336, 7, 4096, DType::F32).schedule().starts_with("gemv_32x8"));
         assert!(plan(Op::Dense, 4096, 4096, 4096, DType::F16).schedule().starts_with("coop16s32_"));
-        // Little output and much k: parts of k are summed apart, to fill the device.
+        // Little output and much k: split-K fills the device.
         assert!(plan(Op::Dense, 256, 256, 16384, DType::F32).schedule().contains('/'));
     }
 
     #[test]
-    fn sparse_weights_that_would_lose_are_replaced_by_dense_ones() {
+    fn sparse_weights_that_are_not_faster_are_replaced_by_dense_ones() {
         let auto = |v, n, storage| {
             let problem = Problem::linear(sparse(v), 4096, n, 4096, storage);
             Plan::gpu_or_dense(&problem, &caps(), &Tuning::default()).unwrap()

@@ -16,16 +16,16 @@ use std::collections::BTreeMap;
 use crate::error::{Error, Result};
 use crate::mask::VectorLen;
 
-/// A layer in one form, with what this costs and brings.
+/// A layer in one form, dense or pruned to a pattern, with its drop and its time.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
     /// Name of the layer.
     pub layer: String,
-    /// How many rows share a pattern; `None` is the layer as it is.
+    /// How many rows share a pattern; `None` is the dense layer.
     pub vector: Option<VectorLen>,
-    /// How much lower the metric is with this layer alone in this form; 0 for the layer as it is.
+    /// How much lower the metric is with this layer alone in this form; 0 for the dense layer.
     pub drop: f64,
-    /// Whether the drop is so small for the number of texts that it may as well be none. It is used as it is all the same;
+    /// Whether the drop is too small for the number of texts to tell it from none. It is used as it is all the same;
     /// reasons mention it.
     pub within_noise: bool,
     /// Weights of the layer, before pruning.
@@ -35,8 +35,8 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// The drop, for people.
-    fn loss(&self) -> String {
+    /// The drop as reasons quote it.
+    fn drop_text(&self) -> String {
         format!("{:.4}{}", self.drop, if self.within_noise { " (within noise)" } else { "" })
     }
 }
@@ -46,9 +46,9 @@ impl Candidate {
 pub struct SelectedLayer {
     /// Name of the layer.
     pub layer: String,
-    /// The pattern to prune it to; `None` leaves it as it is.
+    /// The pattern to prune it to; `None` leaves it dense.
     pub vector: Option<VectorLen>,
-    /// What this alone loses.
+    /// The drop with this layer alone.
     pub drop: f64,
     /// Why, for people: `V=32: 0.410 ms less for a drop of 0.0003`.
     pub reason: String,
@@ -59,9 +59,10 @@ pub struct SelectedLayer {
 pub struct Selection {
     /// Every layer, in the order in which they came.
     pub layers: Vec<SelectedLayer>,
-    /// What all of it loses: of [`within_drop`] measured together, of [`for_speedup`] the sum of what each loses alone.
+    /// The drop of all of them: with [`within_drop`] measured together, with [`for_speedup`] the sum of the single
+    /// drops.
     pub drop: f64,
-    /// The predicted time of a forward pass; of [`for_speedup`] only.
+    /// The predicted time of a forward pass, with [`for_speedup`] only.
     pub seconds: Option<f64>,
     /// Whether what was asked for is reached; where it is not, this is the nearest to it.
     pub reached: bool,
@@ -76,19 +77,19 @@ impl Selection {
     }
 }
 
-/// Prunes as many layers as the model can stand: the least harmful ones, until together they would lose more than
+/// Prunes as many layers as the model can stand: the least harmful ones, as long as their joint drop is at most
 /// `max_drop`.
 ///
-/// 1. *One pattern for each layer.* Its share of `max_drop` is its share of the weights. Of the patterns that lose no more
-///    than that share alone, the fastest is taken (of equally fast or unmeasured ones the longest vector); if there is
-///    none, the pattern that loses least.
-/// 2. *An order.* Layers come by harm: drop for each of their weights.
-/// 3. *How many.* The longest row of least harmful layers whose joint drop, as `joint` measures it, is at most `max_drop`:
-///    first all of them, then by bisection, which takes it that more layers lose more. The last row that passed is the
-///    answer, so that what is returned was measured; no layers at all lose nothing.
+/// 1. *One pattern for each layer.* Its share of `max_drop` is its share of the weights. Of the patterns whose own drop
+///    is at most that share, the fastest is taken (of equally fast or unmeasured ones the longest vector); if there is
+///    none, the pattern with the least drop.
+/// 2. *An order.* Layers are ordered by harm: drop per weight.
+/// 3. *How many.* The longest prefix of that order whose joint drop, as `joint` measures it, is at most `max_drop`: all
+///    layers first, then bisection, assuming that pruning more layers never lowers the drop. The last prefix that
+///    passed is the answer, so that what is returned was measured; without any layer the drop is 0.
 ///
-/// An error if `max_drop` is negative or no number, a candidate's drop or time is no number, or two candidates are the same;
-/// or `joint`'s own.
+/// An error if `max_drop` is negative or NaN, a candidate's drop is not finite, its time is not finite or negative, or
+/// two candidates are the same; or `joint`'s own.
 ///
 /// ```
 /// use sparse24::VectorLen;
@@ -121,7 +122,7 @@ pub fn within_drop<E: From<Error>>(
     }
     let layers = layers(candidates)?;
     let all: usize = layers.iter().map(|layer| layer.weights).sum();
-    let mut steps: Vec<Step<'_>> = layers
+    let mut ranked: Vec<RankedLayer<'_>> = layers
         .iter()
         .enumerate()
         .filter_map(|(at, layer)| {
@@ -129,22 +130,22 @@ pub fn within_drop<E: From<Error>>(
             let pruned = layer.pruned.iter().copied();
             let harmless = pruned.clone().filter(|c| c.drop <= share).min_by(|a, b| faster(a, b));
             let candidate = harmless.or_else(|| pruned.min_by(|a, b| a.drop.total_cmp(&b.drop)))?;
-            Some(Step { at, candidate, harmless: harmless.is_some(), share })
+            Some(RankedLayer { at, candidate, harmless: harmless.is_some(), share })
         })
         .collect();
-    steps.sort_by(|a, b| a.harm().total_cmp(&b.harm()));
+    ranked.sort_by(|a, b| a.harm().total_cmp(&b.harm()));
 
     let mut measure = |count: usize| {
-        let picked = steps[..count].iter().filter_map(|s| Some((s.candidate.layer.as_str(), s.candidate.vector?)));
+        let picked = ranked[..count].iter().filter_map(|s| Some((s.candidate.layer.as_str(), s.candidate.vector?)));
         match joint(&picked.collect())? {
-            drop if drop.is_nan() => Err(Error::invalid(format!("the drop of {count} layers is no number")).into()),
+            drop if drop.is_nan() => Err(Error::invalid(format!("the drop of {count} layers is NaN")).into()),
             drop => Ok::<_, E>(drop),
         }
     };
-    // The longest row that passed, and the shortest that did not.
+    // The longest prefix that passed, and the shortest that did not.
     let mut passed = (0, 0.0);
     let mut failed = None;
-    let mut next = steps.len();
+    let mut next = ranked.len();
     while next > passed.0 {
         let drop = measure(next)?;
         if drop <= max_drop {
@@ -158,19 +159,27 @@ pub fn within_drop<E: From<Error>>(
     let (taken, drop) = passed;
     let mut choices: Vec<SelectedLayer> =
         layers.iter().map(|layer| layer.stays("no pattern of it was measured")).collect();
-    for (place, step) in steps.iter().enumerate() {
-        let alone = format!("would lose {} alone", step.candidate.loss());
-        choices[step.at] = match failed {
-            _ if place < taken => step.choice(),
-            Some((count, drop)) if count == place + 1 => layers[step.at]
+    for (place, layer) in ranked.iter().enumerate() {
+        let alone = format!("would lose {} alone", layer.candidate.drop_text());
+        choices[layer.at] = match failed {
+            _ if place < taken => layer.choice(),
+            Some((1, drop)) if place == 0 => {
+                let again = format!("measured again by itself it loses {drop:.4}, more than {max_drop}");
+                layers[layer.at].stays(&format!("{alone}; {again}"))
+            }
+            Some((count, drop)) if count == place + 1 => layers[layer.at]
                 .stays(&format!("{alone}, and with the layers less harmful than it {drop:.4}, more than {max_drop}")),
-            _ => layers[step.at].stays(&format!("{alone}, more for its weights than those that are pruned")),
+            _ if taken == 0 => {
+                layers[layer.at].stays(&format!("{alone}; not even the least harmful layer fits into {max_drop}"))
+            }
+            _ => layers[layer.at].stays(&format!("{alone}, more for its weights than those that are pruned")),
         };
     }
     let summary = format!(
-        "{taken} of {} layers are pruned, {:.0} % of the weights in them: together they lose {drop:.4}, at most {max_drop} was asked for",
+        "{taken} of {} layers are pruned, {:.0} % of the weights in them: together they lose {drop:.4}, at most \
+         {max_drop} was asked for",
         layers.len(),
-        percent(steps[..taken].iter().map(|s| s.candidate.weights).sum(), all),
+        percent(ranked[..taken].iter().map(|s| s.candidate.weights).sum(), all),
     );
     Ok(Selection { layers: choices, drop, seconds: None, reached: true, summary })
 }
@@ -181,12 +190,12 @@ pub fn within_drop<E: From<Error>>(
 ///
 /// Each step makes one layer faster than it is so far, by pruning it or by another pattern: the step that loses least
 /// for each second that it gains, where a step that loses nothing counts as free and the larger gain decides. Patterns
-/// that are not faster than the layer as it is are never taken. Once the time is reached, layers without which it is
-/// still reached are given back, the most harmful first. If it cannot be reached, all that gains is taken, and
-/// [`Selection::reached`] is false.
+/// that are not faster than the dense layer are never taken. Once the time is reached, layers without which it is
+/// still reached are given back, those with the largest drop first. If it cannot be reached, all that gains is taken,
+/// and [`Selection::reached`] is false.
 ///
-/// Every layer needs a candidate for the layer as it is, and every candidate a time; otherwise, and where a number is no
-/// number, that is an error, as in [`within_drop`].
+/// Every layer needs a candidate for its dense form, and every candidate a time; otherwise that is an error, and so are
+/// the numbers that [`within_drop`] refuses.
 pub fn for_speedup(candidates: &[Candidate], forward: f64, speedup: f64) -> Result<Selection> {
     for (what, x) in [("a forward pass of {} s", forward), ("a speedup of {}", speedup)] {
         if !(x.is_finite() && x > 0.0) {
@@ -264,8 +273,12 @@ fn layers(candidates: &[Candidate]) -> Result<Vec<Layer<'_>>> {
     let mut places = BTreeMap::new();
     for candidate in candidates {
         let Candidate { layer: name, vector, drop, weights, seconds, .. } = candidate;
-        if !drop.is_finite() || seconds.is_some_and(|s| !(s.is_finite() && s >= 0.0)) {
-            return Err(Error::invalid(format!("{}: a drop of {drop}, {seconds:?} seconds", form(name, *vector))));
+        if !drop.is_finite() {
+            return Err(Error::invalid(format!("{}: the drop is {drop}; it must be finite", form(name, *vector))));
+        }
+        if let Some(s) = seconds.filter(|s| !(s.is_finite() && *s >= 0.0)) {
+            let form = form(name, *vector);
+            return Err(Error::invalid(format!("{form}: the time is {s} s; it must be finite and not negative")));
         }
         let at = *places.entry(name.as_str()).or_insert(layers.len());
         if at == layers.len() {
@@ -299,17 +312,18 @@ fn faster(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     times.then(b.vector.cmp(&a.vector))
 }
 
-/// A layer in the pattern chosen for it, as one of those that [`within_drop`] takes in a row.
-struct Step<'a> {
-    /// Which layer.
+/// A layer in the pattern that [`within_drop`] chose for it, to be ordered by harm.
+struct RankedLayer<'a> {
+    /// Its place in the list of layers.
     at: usize,
     candidate: &'a Candidate,
-    /// Whether it loses no more than its share alone.
+    /// Whether its own drop is at most its share.
     harmless: bool,
+    /// Its share of the largest drop that is allowed.
     share: f64,
 }
 
-impl Step<'_> {
+impl RankedLayer<'_> {
     fn harm(&self) -> f64 {
         self.candidate.drop / self.candidate.weights.max(1) as f64
     }
@@ -322,7 +336,7 @@ impl Step<'_> {
             false => format!("above its share of {share:.4}, which others leave unused"),
         };
         let vector_name = vector.map_or_else(String::new, |v| format!("V={v}: "));
-        let reason = format!("{vector_name}loses {} alone, {share}", candidate.loss());
+        let reason = format!("{vector_name}loses {} alone, {share}", candidate.drop_text());
         SelectedLayer { layer: layer.clone(), vector: *vector, drop: *drop, reason }
     }
 }
@@ -343,14 +357,14 @@ impl<'a> Timed<'a> {
         Ok(Self { layer, dense })
     }
 
-    /// Seconds that a form takes less than the layer as it is.
+    /// Seconds that a form takes less than the dense layer.
     fn gain(&self, candidate: Option<&Candidate>) -> f64 {
         candidate.and_then(|c| c.seconds).map_or(0.0, |seconds| self.dense - seconds)
     }
 
     fn choice(&self, chosen: Option<&Candidate>, speedup: f64) -> SelectedLayer {
         if let Some(candidate @ &Candidate { vector: Some(v), drop, .. }) = chosen {
-            let reason = format!("V={v}: {} less for a drop of {}", ms(self.gain(chosen)), candidate.loss());
+            let reason = format!("V={v}: {} less for a drop of {}", ms(self.gain(chosen)), candidate.drop_text());
             return SelectedLayer { layer: self.layer.name.to_owned(), vector: Some(v), drop, reason };
         }
         let gain = |c: &&&Candidate| self.gain(Some(**c));
@@ -358,9 +372,10 @@ impl<'a> Timed<'a> {
         self.layer.stays(&match best {
             None => "no pattern of it was measured".to_owned(),
             Some(c) if gain(&c) > 0.0 => {
-                format!("{} less would lose {}, and {speedup}x is reached without it", ms(gain(&c)), c.loss())
+                format!("{} less would lose {}, and {speedup}x is reached without it", ms(gain(&c)), c.drop_text())
             }
-            Some(c) => format!("2:4 takes {} more", ms(-gain(&c))),
+            Some(c) if gain(&c) < 0.0 => format!("2:4 takes {} more", ms(-gain(&c))),
+            Some(_) => "no pattern is faster".to_owned(),
         })
     }
 }
@@ -389,7 +404,7 @@ mod tests {
         drops.iter().map(|&(layer, drop)| candidate(layer, Some(VectorLen::ONE), drop, 100, None)).collect()
     }
 
-    /// What is chosen, and which rows were measured in which order.
+    /// What is chosen, and which prefixes were measured in which order.
     fn within(
         candidates: &[Candidate],
         most: f64,
@@ -420,7 +435,7 @@ mod tests {
 
     /// The joint drops decide, not the sum of the single ones: here it would allow none or all.
     #[test]
-    fn the_longest_row_of_least_harmful_layers_that_passes_is_found() {
+    fn the_longest_prefix_of_least_harmful_layers_that_passes_is_found() {
         let drops = [("a", 0.05), ("b", 0.01), ("c", 0.04), ("d", 0.02), ("e", 0.03), ("f", 0.06), ("g", 0.07)];
         let order = "bdecafg";
         for count in 0..=order.len() {
@@ -435,7 +450,20 @@ mod tests {
             assert_eq!(chosen.layers.iter().map(|c| c.layer.as_str()).collect::<String>(), "abcdefg");
             if let Some(next) = order.get(count..count + 1) {
                 let text = reason(&chosen, next);
-                assert!(text.contains("the layers less harmful than it 0.0110, more than 0.01"), "{text}");
+                let says = match count {
+                    0 => "would lose 0.0100 alone; measured again by itself it loses 0.0110, more than 0.01",
+                    _ => "alone, and with the layers less harmful than it 0.0110, more than 0.01",
+                };
+                assert!(text.ends_with(says), "{text}");
+            }
+            // Those after it.
+            for other in order.chars().skip(count + 1) {
+                let text = reason(&chosen, &other.to_string());
+                let says = match count {
+                    0 => "alone; not even the least harmful layer fits into 0.01",
+                    _ => "alone, more for its weights than those that are pruned",
+                };
+                assert!(text.ends_with(says), "{text}");
             }
         }
     }
@@ -484,9 +512,12 @@ mod tests {
         let refused = |candidates: &[Candidate]| {
             within_drop(candidates, 1.0, |_| Ok::<_, Error>(f64::NAN)).unwrap_err().to_string()
         };
-        assert_eq!(refused(&ones(&[("a", f64::NAN)])), "a at V=1: a drop of NaN, None seconds");
+        assert_eq!(refused(&ones(&[("a", f64::NAN)])), "a at V=1: the drop is NaN; it must be finite");
+        let timed = |seconds| refused(&[candidate("a", None, 0.0, 100, Some(seconds))]);
+        assert_eq!(timed(-1.0), "a, dense: the time is -1 s; it must be finite and not negative");
+        assert_eq!(timed(f64::INFINITY), "a, dense: the time is inf s; it must be finite and not negative");
         assert_eq!(refused(&ones(&[("a", 0.1), ("a", 0.1)])), "a at V=1 is there twice");
-        assert_eq!(refused(&ones(&[("a", 0.1)])), "the drop of 1 layers is no number");
+        assert_eq!(refused(&ones(&[("a", 0.1)])), "the drop of 1 layers is NaN");
         let other = candidate("a", None, 0.0, 99, None);
         assert_eq!(refused(&[ones(&[("a", 0.1)]), vec![other]].concat()), "a has 100 weights, then 99");
     }
@@ -578,6 +609,8 @@ mod tests {
         let slower = for_speedup(&timed("a", (0.0, 12.0), (0.0, 10.5)), 0.02, 2.0).unwrap();
         assert_eq!((names(&slower).as_str(), slower.reached), ("", false));
         assert_eq!(reason(&slower, "a"), "stays dense: 2:4 takes 0.500 ms more");
+        let same = for_speedup(&timed("a", (0.0, 12.0), (0.0, 10.0)), 0.02, 2.0).unwrap();
+        assert_eq!(reason(&same, "a"), "stays dense: no pattern is faster");
         let [dense, one, _] = timed("a", (0.0, 5.0), (0.0, 5.0));
         let refused =
             |candidates: &[Candidate], speedup| for_speedup(candidates, 0.02, speedup).unwrap_err().to_string();

@@ -1,28 +1,28 @@
 //! Retraining: a pruned model learns from the dense one what pruning took from it.
 //!
-//! The dense model is the teacher: on unlabelled text the pruned one, the student, is to have the same states and the same
-//! embeddings. Only what is kept is trained, so a 2:4 model stays 2:4.
+//! On unlabelled text the student (the pruned model) is trained to reproduce the hidden states and embeddings of the
+//! teacher (the dense model). Only the kept weights are trained, so a 2:4 model stays 2:4.
 //!
 //! ```text
 //!   token ids ──► batches of like length, mixed anew in every epoch             train/texts.rs, train/order.rs
 //!                            │
 //!              ┌─────────────┴──────────────┐
 //!        teacher: graph::Model      student: graph::TrainingPass, forwards
-//!              │ states, embeddings:        │ states, embeddings
-//!              │ kept for the next epoch    │                                     train/teacher.rs, train/kept.rs
+//!              │ hidden states, embeddings: │ hidden states, embeddings
+//!              │ cached for the next epoch  │                                     train/teacher.rs, train/kept.rs
 //!              └────────►  losses  ◄────────┘        RelativeError on the device; similarity on the host
-//!                            │ gradients of states and embeddings
-//!                     student, backwards ──► gradients of what is kept
-//!                            │ SumSquares: clipped together
-//!                          AdamW ──► Repack: the form of the products             train/part.rs
+//!                            │ gradients of hidden states and embeddings
+//!                     student, backwards ──► gradients of the kept weights
+//!                            │ SumSquares: clipped by their global norm
+//!                          AdamW ──► Repack: the packed weights that GEMMs read   train/part.rs
 //! ```
-//! What is trained together is a part of the graph: all of it, or with [`Objective::Blocks`] what lies between two states,
-//! one part after the other, each on what the trained parts before it make of the texts.
+//! What is trained together is a part of the graph: all of it, or with [`Objective::Blocks`] what lies between two
+//! hidden states, one part after the other, each on what the trained parts before it make of the texts.
 //!
-//! The learning rate rises in a straight line over the first tenth of a part's steps and falls along half a cosine to
-//! nothing: so the number of steps is fixed before the first, by a measurement if minutes are given ([`Pace`]), and what a
-//! resumed run is to go on with. Some of the texts are held out; the parameters that had the least loss on them are the
-//! result.
+//! The learning rate rises linearly over the first tenth of a part's steps and falls along half a cosine to 0. The
+//! schedule depends on the number of steps, so that number is fixed before the first step (derived from a timing if
+//! minutes are given, [`Pace`]), and a resumed run must have the same number. Some of the texts are held out; the
+//! parameters that had the least loss on them are the result.
 //!
 //! ```
 //! use sparse24::graph::{Checkpoint, Sparsity};
@@ -45,9 +45,10 @@
 //! let retrained = trainer.result()?;
 //! # Ok::<(), sparse24::Error>(())
 //! ```
-//! On the CPU device a run is the same to the bit whatever the number of threads, and whether it was interrupted or not:
-//! what it goes on from is a file ([`Trainer::save`]) with parameters, the optimiser's state and the number of the step.
-//! Invariant: between steps all gradients are zero, and the form that products read is that of the values.
+//! On the CPU device a run is the same to the bit whatever the number of threads, and whether it was interrupted or
+//! not: it goes on from a file ([`Trainer::save`]) with parameters, the optimiser's state and the number of the step.
+//! Invariant: between steps all gradients are zero, and the packed weights that the GEMMs read hold the current trained
+//! values.
 
 mod kept;
 mod order;
@@ -66,10 +67,10 @@ use std::sync::Arc;
 
 use ndarray::Array2;
 
-use self::kept::Kept;
+use self::kept::HiddenStateCache;
 pub use self::pace::Pace;
 use self::part::Part;
-use self::shapes::Shapes;
+use self::shapes::PassCache;
 pub use self::similarity::SimilarityWeights;
 use self::teacher::{Teacher, TeacherValues};
 use self::texts::Texts;
@@ -79,13 +80,15 @@ use crate::graph::{Checkpoint, Graph, Model, Target, Trainable, TrainingPass, Va
 use crate::matrix::{DType, Matrix};
 use crate::ops::adamw::AdamWStep;
 
-/// What the student is to have from the teacher.
+/// What of the teacher the student is trained to reproduce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Objective {
-    /// The states between the parts of all blocks, and the embeddings.
+    /// The hidden states after the attention and after the feed-forward sublayer of every block ([`Graph::states`]),
+    /// and the embeddings.
     States,
-    /// The same states, but attention and feed-forward of every block are trained one after the other, each by itself on what
-    /// the trained parts before it make of the texts. A part sees its own state alone, so that its steps are short.
+    /// The same, but the sublayers are trained one after the other, each by itself on what the trained ones before it
+    /// make of the texts. The loss of each is that of its own hidden state, so that its steps are short; the last one
+    /// has the loss of the embeddings, too.
     Blocks,
     /// The embeddings alone.
     Embeddings,
@@ -124,11 +127,12 @@ impl fmt::Display for Objective {
 /// How a model is retrained.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainOptions {
-    /// What the student is to have from the teacher.
+    /// What of the teacher the student is trained to reproduce.
     pub objective: Objective,
     /// Texts of a batch.
     pub batch: usize,
-    /// Batches of a step, whose gradients are added up: for more texts than memory has room for at once.
+    /// Batches of a step, whose gradients are added up (gradient accumulation): for more texts than fit into memory at
+    /// once.
     pub accumulate: usize,
     /// Largest learning rate.
     pub learning_rate: f64,
@@ -140,19 +144,20 @@ pub struct TrainOptions {
     pub eps: f64,
     /// AdamW's weight decay.
     pub weight_decay: f64,
-    /// Gradients whose length, all together, is more than this are shortened to it.
+    /// Gradients are clipped to this global L2 norm.
     pub max_grad_norm: f64,
-    /// What embeddings count beside the states of a layer.
+    /// Weights of the two embedding-loss terms; the loss of each hidden state has weight 1.
     pub similarity: SimilarityWeights,
     /// Share of the texts that are held out.
     pub held_out: f64,
-    /// Most texts that are held out: as many as say which parameters are best, in seconds.
+    /// Upper limit of held-out texts: enough to choose the best parameters, few enough to evaluate in seconds.
     pub max_held_out: usize,
     /// Seed of the order of texts.
     pub seed: u64,
-    /// Bytes: two thirds for what the teacher makes of the texts, which is computed again in every epoch for the longest
-    /// ones where that is too little, and the rest for a batch's values and gradients, of which some are computed twice
-    /// where it is too little.
+    /// Memory budget in bytes. At most two thirds hold cached hidden states and embeddings: the teacher's, and with
+    /// [`Objective::Blocks`] those between parts (an error if these do not fit). Where the teacher's do not fit, those
+    /// of the longest texts are computed again each time they are needed. One eighth is for the teacher's passes. The
+    /// rest is for the student's passes, which recompute some values (activation checkpointing) where it is too little.
     pub memory: u64,
 }
 
@@ -179,14 +184,14 @@ impl Default for TrainOptions {
 }
 
 impl TrainOptions {
-    /// An error if no run can be made of these.
+    /// An error if these options make no run.
     fn check(&self) -> Result<()> {
         let Self { batch, accumulate, held_out, warm_up, .. } = *self;
         let is_share = |share: f64| (0.0..1.0).contains(&share);
         if batch == 0 || accumulate == 0 || !is_share(held_out) || !is_share(warm_up) {
             return Err(Error::invalid(format!(
-                "no run has batches of {batch} texts, {accumulate} of them a step, a share of {held_out} held out and one \
-                 of {warm_up} to warm up"
+                "no run has batches of {batch} texts, {accumulate} of them a step, a share of {held_out} held out and \
+                 one of {warm_up} to warm up"
             )));
         }
         Ok(())
@@ -204,7 +209,7 @@ impl TrainOptions {
     }
 }
 
-/// What a step was.
+/// The figures of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "cli", derive(serde::Serialize, serde::Deserialize))]
 pub struct Step {
@@ -212,15 +217,17 @@ pub struct Step {
     pub number: u64,
     /// The loss of its batch, before it.
     pub loss: f64,
-    /// Of it, that of the embeddings.
-    pub similarity: f64,
+    /// The part of `loss` that is due to the embeddings.
+    #[cfg_attr(feature = "cli", serde(rename = "similarity"))]
+    pub embedding_loss: f64,
     /// The learning rate.
     pub rate: f64,
-    /// The length of all gradients together, before they were shortened.
-    pub gradient: f64,
+    /// Global gradient norm before clipping.
+    #[cfg_attr(feature = "cli", serde(rename = "gradient"))]
+    pub grad_norm: f64,
 }
 
-/// A student on its way.
+/// A run of retraining.
 #[derive(Debug)]
 pub struct Trainer {
     options: TrainOptions,
@@ -231,17 +238,20 @@ pub struct Trainer {
     trainable: Arc<Trainable>,
     teacher: Teacher,
     texts: Texts,
-    /// Those that are trained, one after the other, and last the model as a whole, which held-out texts are measured on.
+    /// The parts in training order. The last is the whole model, on which held-out texts are evaluated; it is trained
+    /// itself unless the objective is `Blocks`.
     parts: Vec<Part>,
+    /// AdamW's two moments of each trained parameter, in the order of [`Trainable::trained`].
     moments: Vec<[Tensor; 2]>,
-    step: Tensor,
-    /// The epoch whose batches these are.
+    /// The numbers of a step that AdamW reads on the device ([`AdamWStep`]); written before each update.
+    adamw_step: Tensor,
+    /// An epoch and its batches: the one that the last batch was of.
     epoch: Option<(u64, Vec<Vec<usize>>)>,
-    passes: Shapes<StudentPass>,
-    /// Where the parts before it have been trained: what the part that is trained now reads and is to make.
-    chain: Option<Chain>,
+    passes: PassCache<StudentPass>,
+    /// The cache of the part in training; `None` until it is filled, and where the whole model is trained.
+    part_cache: Option<PartCache>,
     best: Option<Best>,
-    /// What a file of another run differs in.
+    /// Hash of models, texts, options and number of steps; a saved state with another hash is refused.
     identity: u64,
 }
 
@@ -257,23 +267,24 @@ struct Best {
 #[derive(Debug)]
 struct StudentPass {
     pass: TrainingPass,
-    /// What its states should be.
-    wanted: Vec<(ValueId, Tensor)>,
+    /// The teacher's hidden states of the batch, which the student's are compared with.
+    targets: Vec<(ValueId, Tensor)>,
 }
 
-/// What of all texts is kept of the two models between the parts that are trained one after the other.
+/// With [`Objective::Blocks`]: the cached input and targets of the part in training.
 #[derive(Debug)]
-struct Chain {
-    /// The part that is trained now.
+struct PartCache {
+    /// The part in training.
     part: usize,
-    /// What the student has made of the texts up to it.
-    input: Option<Kept>,
-    /// What the teacher makes of its own states there.
-    wanted: TeacherValues,
+    /// The student's hidden states at the part's input; `None` for the first part.
+    input: Option<HiddenStateCache>,
+    /// The teacher's values at the part's output.
+    targets: TeacherValues,
 }
 
-impl Chain {
-    /// Bytes of the most that there is at once: what the student reads, what the teacher read, and what it made of that.
+impl PartCache {
+    /// The largest number of bytes at any time: the student's input, the teacher's input and the teacher's output of a
+    /// part.
     fn bytes(graph: &Graph, parts: &[Part], texts: &Texts) -> u64 {
         let values = parts.iter().flat_map(Part::values).chain(parts.iter().filter_map(|part| part.input));
         let is_trained = |text: usize| !texts.is_held_out(text);
@@ -282,8 +293,8 @@ impl Chain {
 }
 
 impl Trainer {
-    /// A student of a teacher, which has the same graph, on texts given as token ids; `steps` steps are the whole run. Both
-    /// are f32. An error if the graphs differ, or there are too few texts to hold some out.
+    /// A student of a teacher, which has the same graph, on texts given as token ids; `steps` steps are the whole run.
+    /// Both are f32. An error if the graphs differ, or there are too few texts to hold some out.
     pub fn new(
         device: &Device,
         student: &Checkpoint,
@@ -300,7 +311,7 @@ impl Trainer {
         }
         let texts = Texts::new(texts, graph.limits().tokens, &options)?;
         let trainable = Arc::new(Trainable::new(device, student, &graph.trained_params())?);
-        let step = device.zeros(1, AdamWStep::LEN, DType::F32)?;
+        let adamw_step = device.zeros(1, AdamWStep::LEN, DType::F32)?;
         let mut moments = Vec::new();
         for (_, w, _) in trainable.trained() {
             let zeros = || device.zeros(w.rows(), w.cols(), DType::F32);
@@ -312,23 +323,26 @@ impl Trainer {
         for (at, cut) in cuts.into_iter().enumerate() {
             let of = |at: usize| steps / trained as u64 * at as u64 + (steps % trained as u64).min(at as u64);
             let steps = if at < trained { of(at)..of(at + 1) } else { steps..steps };
-            parts.push(Part::new(cut, steps, &trainable, &moments, &step)?);
+            parts.push(Part::new(cut, steps, &trainable, &moments, &adamw_step)?);
         }
         let identity = state::identity([student, teacher], texts.all(), steps, &options)?;
         let whole = &parts[parts.len() - 1];
-        // Where parts are trained by themselves their own states are kept, and of the whole those of held-out texts.
+        // Where parts are trained by themselves, the part cache has the targets of training; the teacher's own cache is
+        // for held-out texts only.
         let is_whole = trained == parts.len();
         let is_wanted = |text: usize| is_whole || texts.is_held_out(text);
         let (most, of_passes) = (options.memory / 3 * 2, options.memory / 8);
-        let chain = if is_whole { 0 } else { Chain::bytes(&graph, &parts, &texts) };
-        if chain > most {
+        let part_cache = if is_whole { 0 } else { PartCache::bytes(&graph, &parts, &texts) };
+        if part_cache > most {
             return Err(Error::invalid(format!(
-                "the states of all texts between two parts take {} MiB: more than two thirds of the memory that is given",
-                chain.div_ceil(1 << 20)
+                "the hidden states of all texts between two parts take {} MiB: more than two thirds of the memory that \
+                 is given",
+                part_cache.div_ceil(1 << 20)
             )));
         }
-        let teacher = Teacher::new(Model::new(device, teacher)?, whole, &texts, is_wanted, [most - chain, of_passes]);
-        let memory = options.memory - of_passes - chain - teacher.kept_bytes();
+        let memory = [most - part_cache, of_passes];
+        let teacher = Teacher::new(Model::new(device, teacher)?, whole, &texts, is_wanted, memory);
+        let memory = options.memory - of_passes - part_cache - teacher.kept_bytes();
         Ok(Self {
             steps,
             done: 0,
@@ -337,10 +351,10 @@ impl Trainer {
             texts,
             parts,
             moments,
-            step,
+            adamw_step,
             epoch: None,
-            passes: Shapes::new(memory),
-            chain: None,
+            passes: PassCache::new(memory),
+            part_cache: None,
             best: None,
             identity,
             options,
@@ -370,18 +384,21 @@ impl Trainer {
         Ok(trained.div_ceil(options.batch).div_ceil(options.accumulate) as u64)
     }
 
-    /// One step: a batch forwards and backwards, and the optimiser. `None` when all are done. An error if the loss is no
-    /// number, which names the step and the first state that is none: parameters are then as they were before.
+    /// One step: a batch forwards and backwards, and the optimiser. `None` when all are done. An error if a loss or a
+    /// gradient is not finite; it names the step and the first such hidden state or parameter. Parameters are then as
+    /// they were before.
     pub fn step(&mut self) -> Result<Option<Step>> {
         let Some(part) = self.parts.iter().position(|part| part.steps.contains(&self.done)) else { return Ok(None) };
         let number = self.done + 1;
         let accumulate = self.options.accumulate as u64;
         let steps = self.parts[part].steps.clone();
-        if self.parts.len() > 1 && self.chain.as_ref().is_none_or(|chain| chain.part != part) {
-            // The texts that its steps have: their first batches are homes.
-            let batches = ((steps.end - steps.start) * accumulate).min(self.texts.homes().len() as u64) as usize;
-            let homes = self.texts.homes()[..batches].to_vec();
-            self.enter(part, &homes).map_err(|e| in_step(e, number))?;
+        if self.parts.len() > 1 && self.part_cache.as_ref().is_none_or(|cache| cache.part != part) {
+            // Inputs and targets are cached for the texts of this part's steps only. Each part starts again at epoch 0,
+            // whose batches are `first_batches`.
+            let first_batches = self.texts.first_batches();
+            let count = ((steps.end - steps.start) * accumulate).min(first_batches.len() as u64) as usize;
+            let batches = first_batches[..count].to_vec();
+            self.start_part(part, &batches).map_err(|e| in_step(e, number))?;
         }
         let step = self.step_of(part, number, self.done - steps.start, steps.end - steps.start);
         match step {
@@ -399,19 +416,19 @@ impl Trainer {
     /// Step number `at`, from 0, of the `steps` of a part, which is `number` of the run.
     fn step_of(&mut self, part: usize, number: u64, at: u64, steps: u64) -> Result<Step> {
         let accumulate = self.options.accumulate as u64;
-        let (mut loss, mut similarity) = (0.0, 0.0);
+        let (mut loss, mut embedding_loss) = (0.0, 0.0);
         for i in 0..accumulate {
             let batch = self.batch(at * accumulate + i);
-            let [all, of_similarity] = self.pass(part, &batch, true)?;
+            let [all, of_embeddings] = self.pass(part, &batch, true)?;
             loss += all;
-            similarity += of_similarity;
+            embedding_loss += of_embeddings;
         }
         let rate = self.options.learning_rate_of(at, steps);
-        let gradient = self.update(part, at + 1, rate)?;
-        Ok(Step { number, loss, similarity, rate, gradient })
+        let grad_norm = self.update(part, at + 1, rate)?;
+        Ok(Step { number, loss, embedding_loss, rate, grad_norm })
     }
 
-    /// Gradients of a step that came to nothing.
+    /// Sets all gradients to 0, after a step that failed.
     fn clear_gradients(&self) -> Result<()> {
         self.trainable.trained().try_for_each(|(_, _, gradient)| {
             let zeros = Matrix::zeros(gradient.rows(), gradient.cols(), DType::F32)?;
@@ -419,21 +436,21 @@ impl Trainer {
         })
     }
 
-    /// The optimiser's step of a number, from 1, of a part. Returns the length of all gradients together.
+    /// The optimiser's step `number`, from 1, of a part. Returns the global gradient norm before clipping.
     fn update(&self, part: usize, number: u64, rate: f64) -> Result<f64> {
         let (device, part) = (self.trainable.device(), &self.parts[part]);
-        let gradient = part.gradient(&self.trainable)?;
+        let grad_norm = part.grad_norm(&self.trainable)?;
         let TrainOptions { betas, eps, weight_decay: decay, max_grad_norm, .. } = self.options;
-        let factor = if gradient > max_grad_norm { max_grad_norm / gradient } else { 1.0 };
+        let factor = if grad_norm > max_grad_norm { max_grad_norm / grad_norm } else { 1.0 };
         let numbers = AdamWStep { number, rate, factor, betas, eps, decay };
-        device.write(&self.step, &numbers.to_matrix()?)?;
+        device.write(&self.adamw_step, &numbers.to_matrix()?)?;
         device.submit(&part.update)?;
-        Ok(gradient)
+        Ok(grad_norm)
     }
 
     /// The texts of batch number `at`, from 0, of a part's steps.
     fn batch(&mut self, at: u64) -> Vec<usize> {
-        let of_epoch = self.texts.homes().len() as u64;
+        let of_epoch = self.texts.first_batches().len() as u64;
         let (epoch, place) = (at / of_epoch, at % of_epoch);
         if self.epoch.as_ref().is_none_or(|(known, _)| *known != epoch) {
             self.epoch = Some((epoch, self.texts.epoch(epoch)));
@@ -441,34 +458,34 @@ impl Trainer {
         self.epoch.as_ref().map(|(_, batches)| batches[place as usize].clone()).unwrap_or_default()
     }
 
-    /// What some texts add to the loss of a step, and of it what their embeddings do; with `backward` their gradients are
-    /// added to those that are there.
+    /// What a batch adds to the loss of a step, and the part of that which is due to the embeddings. With `backward`
+    /// its gradients are added to those that are there.
     fn pass(&mut self, part: usize, batch: &[usize], backward: bool) -> Result<[f64; 2]> {
         let share = 1.0 / self.options.accumulate as f64;
         let whole = self.parts.len() - 1;
         let seq = self.texts.seq(batch);
-        let wanted = match self.chain.as_ref().filter(|_| part != whole) {
-            Some(chain) => chain.wanted.batch(self.trainable.graph(), batch, seq)?,
+        let targets = match self.part_cache.as_ref().filter(|_| part != whole) {
+            Some(cache) => cache.targets.batch(self.trainable.graph(), batch, seq)?,
             None => self.teacher.values(&self.parts[whole], &self.texts, batch)?,
         };
         let at = self.forward(part, batch)?;
         let device = self.trainable.device();
-        let StudentPass { pass, wanted: to } = self.passes.get(at);
-        for (value, to) in to {
-            device.write(to, value_of(&wanted, *value)?)?;
+        let StudentPass { pass, targets: on_device } = self.passes.get(at);
+        for (value, to) in on_device {
+            device.write(to, value_of(&targets, *value)?)?;
         }
-        let mut similarity = 0.0;
+        let mut embedding_loss = 0.0;
         if let Some(value) = self.parts[part].embedding {
             let s = device.read(pass.value(value).ok_or_else(missing)?)?.to_array().mapv(f64::from);
-            let t = value_of(&wanted, value)?.to_array().mapv(f64::from);
+            let t = value_of(&targets, value)?.to_array().mapv(f64::from);
             let (loss, gradient) = similarity::loss(s.view(), t.view(), self.options.similarity);
             if !loss.is_finite() {
-                // It came from the first state that is no number.
+                // The error names the first hidden state that is not finite, where it came from.
                 pass.measure()?;
                 self.losses(pass)?;
                 return Err(Error::invalid(format!("the loss of the embeddings is {loss}")));
             }
-            similarity = loss * share;
+            embedding_loss = loss * share;
             if let Some(to) = pass.gradient(value) {
                 device.write(to, &matrix_of(&(gradient * share))?)?;
             }
@@ -479,10 +496,10 @@ impl Trainer {
             pass.measure()?;
         }
         let states: f64 = self.losses(pass)?.iter().sum();
-        Ok([states + similarity, similarity])
+        Ok([states + embedding_loss, embedding_loss])
     }
 
-    /// The losses of a pass's states. An error names the first that is no number.
+    /// The losses of a pass's hidden states. An error names the first that is not finite.
     fn losses(&self, pass: &TrainingPass) -> Result<Vec<f64>> {
         let mut losses = pass.losses()?;
         losses.sort_by_key(|(value, _)| *value);
@@ -503,8 +520,8 @@ impl Trainer {
         let StudentPass { pass, .. } = self.passes.get(at);
         pass.write(&self.texts.ids(batch))?;
         if let Some(value) = self.parts[part].input {
-            let kept = self.chain.as_ref().and_then(|chain| chain.input.as_ref()).ok_or_else(missing)?;
-            let input = kept.batch(batch, seq)?;
+            let cache = self.part_cache.as_ref().and_then(|cache| cache.input.as_ref()).ok_or_else(missing)?;
+            let input = cache.batch(batch, seq)?;
             self.trainable.device().write(pass.value(value).ok_or_else(missing)?, &input)?;
         }
         pass.forward()?;
@@ -519,45 +536,47 @@ impl Trainer {
         let (trainable, of) = (&self.trainable, &self.parts[part]);
         let graph = trainable.graph();
         let weight = 1.0 / self.options.accumulate as f32;
-        let wanted: Vec<(ValueId, Tensor)> = of
+        let state_targets: Vec<(ValueId, Tensor)> = of
             .states
             .iter()
             .map(|&value| Ok((value, trainable.device().zeros(batch * seq, graph.value(value).cols, DType::F32)?)))
             .collect::<Result<_>>()?;
-        let states = wanted.iter().map(|(value, target)| Target::States { value: *value, target, weight });
+        let states = state_targets.iter().map(|(value, target)| Target::States { value: *value, target, weight });
         let targets: Vec<Target<'_>> = states.chain(of.embedding.map(Target::Given)).collect();
-        let of_targets: u64 = wanted.iter().map(|(_, target)| 4 * (target.rows() * target.cols()) as u64).sum();
+        let of_targets: u64 = state_targets.iter().map(|(_, target)| 4 * (target.rows() * target.cols()) as u64).sum();
         let memory = self.passes.memory().saturating_sub(of_targets);
         let bytes = of_targets + TrainingPass::bytes_of(trainable, &of.nodes, (batch, seq), &targets, memory)?;
         self.passes.make_room(bytes);
         let pass = TrainingPass::new(trainable, of.nodes.clone(), (batch, seq), &targets, memory)?;
-        Ok(self.passes.add((part, batch, seq), bytes, StudentPass { pass, wanted }))
+        Ok(self.passes.add((part, batch, seq), bytes, StudentPass { pass, targets: state_targets }))
     }
 
-    /// Makes what a part reads and is to make of some batches, homes of their texts, if parts are trained one after the
-    /// other: from the states at the part before it, whose parameters have their last values by then.
-    fn enter(&mut self, part: usize, homes: &[Vec<usize>]) -> Result<()> {
+    /// Caches what part `part` needs for the texts of `batches` (of epoch 0): its input, computed by the student's part
+    /// before it with its final parameters, and the teacher's targets. After a resume it does so for every part from
+    /// the first on. Does nothing if the whole model is trained.
+    fn start_part(&mut self, part: usize, batches: &[Vec<usize>]) -> Result<()> {
         if self.parts.len() == 1 {
             return Ok(());
         }
-        let next = self.chain.as_ref().map_or(0, |chain| chain.part + 1);
+        let next = self.part_cache.as_ref().map_or(0, |cache| cache.part + 1);
         for part in next..=part {
             let input = match self.parts[part].input {
                 None => None,
                 Some(value) => {
                     let is_trained = |text: usize| !self.texts.is_held_out(text);
-                    let mut kept = self.texts.room(self.trainable.graph(), value, is_trained);
-                    for home in homes {
-                        let at = self.forward(part - 1, home)?;
+                    let mut cache = self.texts.room(self.trainable.graph(), value, is_trained);
+                    for batch in batches {
+                        let at = self.forward(part - 1, batch)?;
                         let made = self.passes.get(at).pass.value(value).ok_or_else(missing)?;
-                        kept.take(home, &self.trainable.device().read(made)?);
+                        cache.take(batch, &self.trainable.device().read(made)?);
                     }
-                    Some(kept)
+                    Some(cache)
                 }
             };
-            let before = self.chain.take().map(|chain| chain.wanted);
-            let wanted = self.teacher.values_of_part((part, &self.parts[part]), &self.texts, homes, before.as_ref())?;
-            self.chain = Some(Chain { part, input, wanted });
+            let before = self.part_cache.take().map(|cache| cache.targets);
+            let of_part = (part, &self.parts[part]);
+            let targets = self.teacher.values_of_part(of_part, &self.texts, batches, before.as_ref())?;
+            self.part_cache = Some(PartCache { part, input, targets });
         }
         Ok(())
     }
@@ -625,9 +644,9 @@ fn same_graph(student: &Graph, teacher: &Graph) -> Result<()> {
     Ok(())
 }
 
-/// What the teacher makes of a value.
-fn value_of(wanted: &[(ValueId, Matrix)], value: ValueId) -> Result<&Matrix> {
-    wanted.iter().find(|(of, _)| *of == value).map(|(_, matrix)| matrix).ok_or_else(missing)
+/// The teacher's value of this id.
+fn value_of(targets: &[(ValueId, Matrix)], value: ValueId) -> Result<&Matrix> {
+    targets.iter().find(|(of, _)| *of == value).map(|(_, matrix)| matrix).ok_or_else(missing)
 }
 
 /// A mistake of this crate: passes have what they are asked for.

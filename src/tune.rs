@@ -68,8 +68,8 @@ pub struct TuningKey {
 }
 
 impl TuningKey {
-    /// The key of a GPU; `None` for the CPU device, which has nothing to choose between, and for a GPU that acts out
-    /// what it does not have.
+    /// The key of a GPU; `None` for the CPU device, which has nothing to choose between, and for a GPU that
+    /// emulates cooperative matrices.
     pub fn of(device: &Device) -> Option<Self> {
         let (DeviceInfo::Gpu(info), Some(checks)) = (device.info(), device.shader_checks()) else { return None };
         (!info.caps.emulates_cooperative).then(|| Self {

@@ -227,8 +227,8 @@ fn inputs_that_are_no_texts_of_the_model_are_named() {
     let embed =
         |texts: &[Vec<u32>]| model.embed(texts, Batching::default()).map(|e| e.rows()).map_err(|e| e.to_string());
     assert_eq!(embed(&[]), Ok(0));
-    assert_eq!(embed(&[vec![1], vec![]]), Err("text 1: has 0 tokens, the model takes 1 to 24".into()));
-    assert_eq!(embed(&[vec![1; 25]]), Err("text 0: has 25 tokens, the model takes 1 to 24".into()));
+    assert_eq!(embed(&[vec![1], vec![]]), Err("text 1: the text has 0 tokens; the model takes 1 to 24".into()));
+    assert_eq!(embed(&[vec![1; 25]]), Err("text 0: the text has 25 tokens; the model takes 1 to 24".into()));
     assert_eq!(embed(&[vec![1, 14]]), Err("text 0: token id 14 is outside of the vocabulary of 14".into()));
     let forward = |batch, seq| model.forward(batch, seq).map(|_| ()).map_err(|e| e.to_string());
     let bad =
@@ -236,7 +236,7 @@ fn inputs_that_are_no_texts_of_the_model_are_named() {
     assert_eq!((forward(0, 4), forward(1, 0), forward(1, 25)), (bad(0, 4), bad(1, 0), bad(1, 25)));
     let write = |texts: &[Vec<u32>]| model.forward(2, 4).unwrap().write(texts).map_err(|e| e.to_string());
     assert_eq!(write(&[vec![1]]), Err("1 texts for a batch of 2".into()));
-    assert_eq!(write(&[vec![1], vec![1; 5]]), Err("text 1: has 5 tokens, the batch has room for 4".into()));
+    assert_eq!(write(&[vec![1], vec![1; 5]]), Err("text 1: the text has 5 tokens; the batch has room for 4".into()));
     assert_eq!(write(&[vec![14], vec![1]]), Err("text 0: token id 14 is outside of the vocabulary of 14".into()));
     assert_eq!(write(&[vec![1], vec![1; 4]]), Ok(()));
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use ndarray::Array2;
 use sparse24::graph::{
-    Ablation, Batching, Calibration, CalibrationInputs, ChannelSet, Channels, Checkpoint, ExactSite, Graph, Input,
-    Limits, Model, NodeOp, ParamKind, Precision, Read, Rows, Site, Sparsity, Target, Trainable, TrainingPass, ValueId,
-    twin,
+    Ablation, Batching, Calibration, CalibrationInputs, ChannelSet, Channels, Checkpoint, Graph, Input, Limits, Model,
+    NodeArgs, NodeOp, ParamKind, Precision, Read, ReferenceArgs, Rows, Sparsity, Target, Trainable, TrainingPass,
+    ValueId, twin,
 };
 use sparse24::measure::Policy;
 use sparse24::ops::attention::AttentionSpec;
@@ -45,7 +45,7 @@ fn graph() -> Graph {
         x = graph.linear(LinearSpec { residual: Some(x), ..LinearSpec::new(&down, h, d) }).unwrap();
         let [up, down] = [&up, &down].map(|name| graph.linear_named(name).unwrap().weights);
         graph
-            .permutable(Channels {
+            .add_channels(Channels {
                 name: at("up"),
                 count: inner,
                 width: inner,
@@ -149,7 +149,7 @@ fn nodes_read_what_is_before_them() {
     let error = graph.add_node("other", Sum, vec![Read::Value(x), Read::Param(weights)], shape);
     assert_eq!(
         error.unwrap_err().to_string(),
-        "other reads head.weight: weights are read by one node, which reads no others"
+        "other cannot read head.weight: a node may read one weights parameter, and no other node may read the same one"
     );
 }
 
@@ -162,12 +162,12 @@ impl NodeOp for Sum {
         "sum"
     }
 
-    fn prepare(&self, _: &Site<'_>) -> sparse24::Result<sparse24::Prepared> {
+    fn prepare(&self, _: &NodeArgs<'_>) -> sparse24::Result<sparse24::Prepared> {
         Err(sparse24::Error::invalid("is never prepared"))
     }
 
-    fn exact(&self, site: &ExactSite<'_>) -> sparse24::Result<Array2<f64>> {
-        Ok(site.matrix(0)?.clone())
+    fn exact(&self, args: &ReferenceArgs<'_>) -> sparse24::Result<Array2<f64>> {
+        Ok(args.matrix(0)?.clone())
     }
 }
 
@@ -193,9 +193,9 @@ fn inputs_are_those_of_the_texts() {
     };
     assert_eq!(write(Input::Ids, &[5, 7], 4), [5, 7, 0, 0]);
     assert_eq!(write(Input::Constant(3), &[5, 7], 3), [3, 3, 3]);
-    assert_eq!(write(Input::Positions { first: 0, padding: None }, &[5, 7], 3), [0, 1, 2]);
+    assert_eq!(write(Input::Positions { first: 0, padding_idx: None }, &[5, 7], 3), [0, 1, 2]);
     // An id that does not count, within a text.
-    assert_eq!(write(Input::Positions { first: 2, padding: Some(1) }, &[5, 1, 7, 8], 5), [2, 1, 3, 4, 5]);
+    assert_eq!(write(Input::Positions { first: 2, padding_idx: Some(1) }, &[5, 1, 7, 8], 5), [2, 1, 3, 4, 5]);
 }
 
 #[test]
@@ -210,17 +210,23 @@ fn what_makes_no_sense_is_refused() {
         let sets = vec![ChannelSet { rows: vec![(head, 0)], columns: Vec::new() }];
         Channels { name: "some".into(), count, width, blocks_move: false, sets }
     };
-    assert_eq!(graph.permutable(count(6, 6)).unwrap_err().to_string(), "some: head.weight has no 6 channels");
-    assert_eq!(graph.permutable(count(5, 2)).unwrap_err().to_string(), "some: 5 channels are no blocks of 2");
+    assert_eq!(
+        graph.add_channels(count(6, 6)).unwrap_err().to_string(),
+        "some: head.weight does not have 6 channels there"
+    );
+    assert_eq!(
+        graph.add_channels(count(5, 2)).unwrap_err().to_string(),
+        "some: 5 channels cannot be divided into blocks of 2"
+    );
     let twice = ChannelSet { rows: vec![(head, 0), (head, 1)], columns: Vec::new() };
     let overlap = Channels { sets: vec![twice], ..count(4, 4) };
-    assert_eq!(graph.permutable(overlap).unwrap_err().to_string(), "some: a place is named twice");
+    assert_eq!(graph.add_channels(overlap).unwrap_err().to_string(), "some: a place is named twice");
     let known = Channels { name: "block.0.up".into(), ..count(5, 5) };
-    assert_eq!(graph.permutable(known).unwrap_err().to_string(), "there are two channels block.0.up");
+    assert_eq!(graph.add_channels(known).unwrap_err().to_string(), "the channels block.0.up are declared twice");
     let bias = graph.linear_named("head").unwrap().bias.unwrap();
     let sets = vec![ChannelSet { rows: vec![(bias, 0)], columns: Vec::new() }];
-    let error = graph.permutable(Channels { sets, ..count(1, 1) }).unwrap_err().to_string();
-    assert_eq!(error, "some: head.bias has no 1 channels");
+    let error = graph.add_channels(Channels { sets, ..count(1, 1) }).unwrap_err().to_string();
+    assert_eq!(error, "some: head.bias does not have 1 channels there");
     let empty = Checkpoint::random(Graph::new(graph.limits()), DType::F32, 1).unwrap();
     let error = Model::new(&Device::cpu().unwrap(), &empty).unwrap().forward(1, 1).map(|_| ()).unwrap_err();
     assert_eq!(error.to_string(), "a pass needs a node");
@@ -315,8 +321,8 @@ fn ablation_permutation_and_times_take_any_graph() {
     assert_eq!(sparse.len(), 7);
 }
 
-/// On the way back through every operation, too, the loss changes along a direction in each layer's weights as the gradient
-/// says: rotary positions, gates, grouped and causal attention, both norms, pooling.
+/// Through every operation the loss changes along a direction in each layer's weights as the gradient of the backward
+/// pass says: rotary positions, gates, grouped and causal attention, both norms, pooling.
 #[test]
 fn gradients_are_the_limit_of_differences() {
     let (device, checkpoint, texts) = (Device::cpu().unwrap(), checkpoint(), texts());

@@ -63,6 +63,9 @@ fn a_pruned_model_is_retrained_and_stays_pruned() {
 
     let report: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
     assert_eq!((&report["schema"], &report["steps"].as_array().map(Vec::len)), (&"sparse24-train/1".into(), &Some(60)));
+    for key in ["number", "loss", "similarity", "rate", "gradient"] {
+        assert!(report["steps"][0][key].is_number(), "{key}: {}", report["steps"][0]);
+    }
     assert_eq!(report["planned_steps"], 60);
     let held_out = report["held_out"].as_array().unwrap();
     let loss = |at: usize| held_out[at][1].as_f64().unwrap();

@@ -216,8 +216,8 @@ fn the_refit_finds_the_best_weights_under_the_mask() {
         let w = Matrix::uniform(m, k, DType::F32, 8).unwrap();
         let h = damped(&statistics, SparseGpt::new(VectorLen::ONE).damping);
         let (pruned, mask) =
-            SparseGpt { refit: 200, ..SparseGpt::new(v(vector)) }.prune(&w, &statistics, None).unwrap();
-        let without = SparseGpt { refit: 0, ..SparseGpt::new(v(vector)) }.prune(&w, &statistics, None).unwrap();
+            SparseGpt { refit_steps: 200, ..SparseGpt::new(v(vector)) }.prune(&w, &statistics, None).unwrap();
+        let without = SparseGpt { refit_steps: 0, ..SparseGpt::new(v(vector)) }.prune(&w, &statistics, None).unwrap();
         assert_eq!(without.1, mask, "the refit leaves the mask alone");
         for row in 0..m {
             let kept: Vec<_> = (0..k).filter(|&col| mask.mask().get(row, col)).collect();
@@ -304,7 +304,8 @@ fn what_goes_is_made_up_for_by_all_columns_on_its_right() {
     let (m, k) = (5, 150);
     let statistics = correlated(400, k, 21);
     let w = Matrix::uniform(m, k, DType::F32, 22).unwrap();
-    let (pruned, mask) = SparseGpt { refit: 0, ..SparseGpt::new(VectorLen::ONE) }.prune(&w, &statistics, None).unwrap();
+    let (pruned, mask) =
+        SparseGpt { refit_steps: 0, ..SparseGpt::new(VectorLen::ONE) }.prune(&w, &statistics, None).unwrap();
 
     // U from the inverse, column by column, and its Cholesky factor.
     let h = damped(&statistics, SparseGpt::new(VectorLen::ONE).damping);

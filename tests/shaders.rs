@@ -10,7 +10,7 @@ use sparse24::kernels::{Binding, BindingAccess, Kernel, Program};
 
 /// One program per shader text: the forms and epilogues of one text differ in overrides alone.
 fn modules() -> impl Iterator<Item = Program> {
-    Program::all().filter(Program::is_plain)
+    Program::all().filter(Program::is_representative)
 }
 
 fn parse(kernel: &Program) -> naga::Module {
@@ -91,7 +91,7 @@ fn shader_files_are_valid_as_they_stand() {
     let mut cooperative = 0;
     for text in &texts {
         check(text);
-        // Cooperative matrices that are acted out, and tiles that are held as scalars.
+        // Cooperative matrices that are emulated, and tiles that are held as scalars.
         if let Some(rest) = text.strip_prefix(&format!("{native}\n{quads}\n")) {
             others.iter().for_each(|(own, held)| check(&format!("{own}\n{held}\n{rest}")));
             cooperative += 1;

@@ -53,7 +53,7 @@ fn caps(f16: bool, limits: &Value) -> Caps {
 
 /// Every program without cooperative matrices, once for each text.
 fn programs() -> Vec<Program> {
-    let all = Program::all().filter(Program::is_plain);
+    let all = Program::all().filter(Program::is_representative);
     let mut programs: Vec<_> = all.filter(|program| !program.source().unwrap().contains("coop_mat")).collect();
     // Without this, an order by shape would leave the slow ones in one chunk.
     programs.sort_by_key(|program| program.to_string());

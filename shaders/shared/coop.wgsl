@@ -1,10 +1,10 @@
-// The cooperative-matrix kernels' way through k. The family's file says how operands are stashed in workgroup memory
+// The k loop of the cooperative-matrix kernels. The family's file says how operands are stashed in workgroup memory
 // (`fetch_word`, `stash_w`, `fetch_pattern`, `stash_x`), coop_native.wgsl how subgroups multiply.
 //
 // Tile: a workgroup owns TILE_M features x TILE_N tokens and walks k in steps of TILE_K; a subgroup of LANES lanes owns
 // FRAGS_M x FRAGS_N blocks of EDGE x EDGE of it, their sums in registers: EDGE * EDGE / LANES registers per lane and
 // block. EDGE and LANES are those of coop_native.wgsl, which comes first. Storage is f16, sums are f32. Dispatch grid,
-// splits, order of tiles, residues along m and n: shared/gemm.wgsl.
+// splits, order of tiles, edge tiles: shared/gemm.wgsl.
 //
 // Pipeline: a step's operands wait in registers; they are stashed in workgroup memory, the next step's are sent for,
 // and the step is multiplied while those are on their way. With BUFFERS = 2 steps alternate between two halves of
@@ -31,7 +31,7 @@
 // subgroup issues 64 hardware multiply-adds (16 x 8 x 16, 2048 each), 16 loads of a fragment, 16 loads and 16 stores of
 // 8 bytes or half as many of 16, about 60 integer instructions and a barrier: about 170 issue slots for 64 x 8 cycles
 // of a tensor unit that does 256 multiply-adds per cycle. The fragments are 8 KiB per subgroup and step, so all four
-// subgroups take 256 of those 512 cycles at 128 bytes per cycle. From the second-level cache come 16 KiB per step, 32
+// subgroups take 256 of those 512 cycles at 128 bytes per cycle. From the L2 cache come 16 KiB per step, 32
 // bytes per cycle and SM at that rate, 17 at 540 multiply-adds per cycle. Registers: 128 for sums, 32 for operands on
 // their way, 20 to 32 for fragments, so two workgroups of 128 per SM. Expected limits are those bytes and the latency
 // that two subgroups per scheduler leave uncovered, not issue.

@@ -8,13 +8,13 @@
 //
 // Operands as every kernel finds them: X token-major, k a multiple of 32. Where the caller's X has another k, or is the
 // B of the plain form, pack_x.wgsl has brought it to that shape first. W lies in panels of 32 features (src/layout.rs),
-// its rows padded with zeros to the same k. So no kernel has a residue along k.
+// its rows padded with zeros to the same k. So no kernel has a partial step along k.
 //
 // Dispatch grid: tiles_m * tiles_n tiles over x and y, and splits of k over z. Split z owns k from z * k_split; with
 // more than one split, Y is a scratch buffer of one f32 matrix per split, which reduce.wgsl adds up in order.
 //
-// Residues along m and n: loads past the last panel or token read the last one, and stores outside are skipped. k = 0
-// leaves the accumulator 0 and runs the epilogue.
+// Edge tiles (partly filled) along m and n: loads past the last panel or token read the last one, and stores outside
+// are skipped. k = 0 leaves the accumulator 0 and runs the epilogue.
 //
 // The host replaces the values of the `const`s and `alias`es by name and unrolls the loops marked so (see
 // src/kernels.rs); the defaults are one legal choice, so that this text is valid as it stands. The `override`s are set

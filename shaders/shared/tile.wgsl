@@ -1,4 +1,4 @@
-// The register-tiled kernels' way through k. The family's file says how a tile of weights is stashed (`fetch_bits`,
+// The k loop of the register-tiled kernels. The family's file says how a tile of weights is stashed (`fetch_bits`,
 // `stash_w`) and how a step is multiplied (`multiply`).
 //
 // Tile: a workgroup owns TILE_M features x TILE_N tokens and walks k in steps of 16; a thread owns 4 * FEATURE_QUADS

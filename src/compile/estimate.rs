@@ -180,7 +180,7 @@ mod tests {
         let wanted =
             |k: &Kernel| k.op() == Op::Dense && k.storage() == DType::F32 && k.schedule().to_string() == "64x64x16";
         Kernel::all()
-            .find(|k| wanted(k) && k.is_plain() && k.form() == Form::Linear && k.epilogue() == Epilogue::NONE)
+            .find(|k| wanted(k) && k.is_representative() && k.form() == Form::Linear && k.epilogue() == Epilogue::NONE)
             .unwrap()
     }
 

@@ -1,6 +1,6 @@
-//! Dense and masked products on the CPU: by the `gemm` crate for many tokens, by sums of columns for few.
+//! Dense and masked products on the CPU: by the crate `gemm` for many tokens, by sums of columns for few.
 //!
-//! **Many tokens** ([`by_crate`]). Unmasked f32 weights go to the `gemm` crate as they are. Others are widened and masked
+//! **Many tokens** ([`by_crate`]). Unmasked f32 weights go to the crate `gemm` as they are. Others are widened and masked
 //! into scratch, some k at a time, and multiplied from there: no second copy of W, and a cost per weight that the
 //! number of tokens divides.
 //!
@@ -18,12 +18,12 @@ use crate::matrix::{Elements, each_dtype};
 use crate::problem::{Form, Problem};
 use crate::simd::{Instructions, Loaded, Simd, Work};
 
-/// Bytes of weights that are widened or masked at a time: enough k for the `gemm` crate to run at its full speed, few
+/// Bytes of weights that are widened or masked at a time: enough k for the crate `gemm` to run at its full speed, few
 /// enough for its packing to find them in a cache. 4096x128x4096 masked: 1.07 times the speed of dense with 2 and 4 MiB,
 /// 1.00 with 1, 0.93 with 8.
 const STAGE_BYTES: usize = 2 << 20;
 
-/// The product by the `gemm` crate, and then its epilogue.
+/// The product by the crate `gemm`, and then its epilogue.
 pub(super) fn by_crate_and_finish(
     pool: &Pool,
     scratch: &Scratch,
@@ -47,7 +47,7 @@ pub(super) fn by_crate_and_finish(
     });
 }
 
-/// The product by the `gemm` crate, without epilogue; sums in the output's layout.
+/// The product by the crate `gemm`, without epilogue; sums in the output's layout.
 pub(super) fn by_crate(pool: &Pool, scratch: &Scratch, problem: &Problem, w: &Dense, x: &Elements, sums: &mut [f32]) {
     let k = w.k;
     if k == 0 {
@@ -101,7 +101,7 @@ pub(super) fn by_crate(pool: &Pool, scratch: &Scratch, problem: &Problem, w: &De
     }
 }
 
-/// Most tokens at which W goes to the `gemm` crate so many k at a time. By itself it takes 512, whose packed block is
+/// Most tokens at which W goes to the crate `gemm` so many k at a time. By itself it takes 512, whose packed block is
 /// more than a second-level cache of 512 KiB holds: with 256 at a time 4096x8x4096 takes 0.9, 4096x32x4096 0.71 and
 /// 4096x128x4096 0.87 times as long, 768x512x3072 1.01 times (EPYC 7003, one thread).
 const SHALLOW_TOKENS: usize = 256;

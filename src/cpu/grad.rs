@@ -1,6 +1,6 @@
 //! Gradients of products on the CPU: of the activations, and of the weights that are kept.
 //!
-//! For Y = X·Wᵀ with W `m x k`, dX = dY·W and dW = dYᵀ·X. Dense and masked weights go to the `gemm` crate. With 2:4
+//! For Y = X·Wᵀ with W `m x k`, dX = dY·W and dW = dYᵀ·X. Dense and masked weights go to the crate `gemm`. With 2:4
 //! weights both halve their multiply-adds where enough rows share a pattern, without a dense copy of W:
 //!
 //! **dX** ([`grad_x`]). A row of W adds to two columns of each group, and with them all rows that share its pattern. So
@@ -12,7 +12,7 @@
 //! activation in a kept column, times its gradient: which column that is, is decided once for a tile. Both operands are
 //! cut into panels that are read from start to end.
 //!
-//! With fewer rows to a pattern than that, W is expanded into scratch, or dW computed in full there, and the `gemm` crate
+//! With fewer rows to a pattern than that, W is expanded into scratch, or dW computed in full there, and the crate `gemm`
 //! multiplies. Invariant: every element's sum is formed by one thread in an order that the shape decides, so that results
 //! do not depend on the number of threads.
 #![allow(unsafe_code, reason = "kernels over vector instructions; threads write disjoint parts of buffers")]
@@ -157,7 +157,7 @@ fn sum_rows(x: &[f32], cols: usize, first: usize, add: bool, to: &mut [f32]) {
     }
 }
 
-/// A product by the `gemm` crate: of `lhs` (rows x depth) and `rhs` (depth x cols), each with its distance between rows'
+/// A product by the crate `gemm`: of `lhs` (rows x depth) and `rhs` (depth x cols), each with its distance between rows'
 /// and columns' neighbours: `(data, along columns, along rows)`. The result is column-major.
 fn product(
     pool: &Pool,

@@ -11,7 +11,7 @@
 //! Codes lie in the same order. At V = 1 a unit has a word: for each group a nibble of the upper row, then one of the
 //! lower. At V > 1 rows of a pair share their codes, and each V rows of a block have 16 bits per unit.
 //!
-//! **Dense and masked.** k-major, rows padded to [`UNIT`]: the `gemm` crate packs W anew in every call, and with few
+//! **Dense and masked.** k-major, rows padded to [`UNIT`]: the crate `gemm` packs W anew in every call, and with few
 //! tokens packing from row-major weights costs more than the product (768 x 32 x 3072 took 8.5 ms, and 1.7 ms from
 //! k-major weights: benches/results/2026-11-22-amd-epyc). Mask bits lie alike, 16 rows to a word.
 //!

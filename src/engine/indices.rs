@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, RwLock};
 
-use super::{Device, Inner, foreign};
+use super::{Device, Inner, other_device};
 use crate::cpu::{SharedIndices, read, write};
 use crate::error::{Result, checked_mul, expect_len};
 use crate::gpu::BufferRange;
@@ -48,7 +48,7 @@ impl Indices {
     pub(crate) fn on_cpu(&self) -> Result<SharedIndices> {
         match &self.store {
             IndexStore::Cpu(indices) => Ok(Arc::clone(indices)),
-            IndexStore::Gpu(_) => Err(foreign("indices")),
+            IndexStore::Gpu(_) => Err(other_device("indices")),
         }
     }
 
@@ -89,26 +89,26 @@ impl Device {
     /// # Ok::<(), sparse24::Error>(())
     /// ```
     pub fn write_indices(&self, indices: &Indices, data: &[u32]) -> Result<()> {
-        self.owns("indices", &indices.device)?;
+        self.check_owner("indices", &indices.device)?;
         expect_len("data", data.len(), indices.len)?;
         match (&self.0, &indices.store) {
             (Inner::Gpu(gpu), IndexStore::Gpu(buffer)) => gpu.write(buffer, bytemuck::cast_slice(data)),
-            (Inner::Cpu(cpu), IndexStore::Cpu(own)) => cpu.in_turn(|| {
+            (Inner::Cpu(cpu), IndexStore::Cpu(own)) => cpu.exclusively(|| {
                 write(own).copy_from_slice(data);
             }),
-            _ => Err(foreign("indices")),
+            _ => Err(other_device("indices")),
         }
     }
 
     /// Copies indices back, after everything that was submitted before.
     pub fn read_indices(&self, indices: &Indices) -> Result<Vec<u32>> {
-        self.owns("indices", &indices.device)?;
+        self.check_owner("indices", &indices.device)?;
         match (&self.0, &indices.store) {
             (Inner::Gpu(gpu), IndexStore::Gpu(buffer)) => {
                 Ok(bytemuck::pod_collect_to_vec(&gpu.read(buffer, 4 * indices.len)?))
             }
             (Inner::Cpu(_), IndexStore::Cpu(own)) => Ok(read(own).clone()),
-            _ => Err(foreign("indices")),
+            _ => Err(other_device("indices")),
         }
     }
 }

@@ -70,7 +70,7 @@ impl<'a> Operand<'a> {
 /// Whether operands are of this device, and of types that kernels compute on.
 pub(crate) fn check_devices(device: &Device, operands: &[Operand<'_>]) -> Result<()> {
     for operand in operands {
-        device.owns(operand.name, operand.device())?;
+        device.check_owner(operand.name, operand.device())?;
         if let OperandValue::Tensor(tensor) = operand.value
             && tensor.dtype() == DType::Bf16
         {

@@ -10,10 +10,10 @@
 //! node that makes it runs. A gradient has a buffer from its first writer to its node; what is not upstream of anything
 //! that is trained has none.
 //!
-//! Values stay until the way back. Where that takes more memory than is given, the nodes are cut into segments at places
-//! where one value alone is live ([`Graph::cut_before`]): what crosses a cut stays, the rest of a segment is computed again
-//! before its gradients are, in buffers that all segments share (Chen et al. 2016, "Training Deep Nets with Sublinear
-//! Memory Cost"). That is one more forward pass of all segments but the last.
+//! Values stay until the backward pass. Where that takes more memory than is given, the nodes are cut into segments at
+//! places where only one value is live ([`Graph::cut_before`]): what crosses a cut stays, the rest of a segment is
+//! computed again before its gradients are, in buffers that all segments share (Chen et al. 2016, "Training Deep Nets
+//! with Sublinear Memory Cost"). That is one more forward pass of all segments but the last.
 //!
 //! Invariant: a pass that has run once allocates nothing on the device when it runs again, and is two submissions.
 
@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use super::checkpoint::{Checkpoint, HostParam};
 use super::forward::{Inputs, not_there};
-use super::{BackwardSite, Graph, Input, Node, NodeOperand, ParamId, ParamKind, Read, Rows, Site, ValueId};
+use super::{BackwardArgs, Graph, Input, Node, NodeArgs, NodeOperand, ParamId, ParamKind, Read, Rows, ValueId};
 use crate::engine::{Device, Prepared, Tensor};
 use crate::error::{Error, Result};
 use crate::matrix::DType;
@@ -247,15 +247,15 @@ impl TrainingPass {
                 ParamValue::Matrix(tensor) => NodeOperand::Tensor(tensor),
             }),
         };
-        let site = |node: &Node| {
+        let args = |node: &Node| {
             let reads = node.reads.iter().map(operand).collect::<Result<_>>()?;
             let y = values.get(&node.writes).ok_or_else(not_there)?;
-            Ok::<_, Error>(Site { device, batch, seq, reads, y })
+            Ok::<_, Error>(NodeArgs { device, batch, seq, reads, y })
         };
         let forward_of = |range: Range<usize>| {
             let calls = graph.nodes()[range].iter().map(|node| {
                 let saved = saved.get(&node.writes).copied();
-                node.op.prepare_saving(&site(node)?, saved)
+                node.op.prepare_saving(&args(node)?, saved)
             });
             Ok::<_, Error>(calls.collect::<Result<Vec<_>>>()?.concat())
         };
@@ -309,7 +309,7 @@ impl TrainingPass {
                 });
                 let gradients = gradients.collect();
                 let saved = saved.get(&node.writes).copied();
-                backward.extend(node.op.backward(&BackwardSite { forward: site(node)?, saved, dy, gradients })?);
+                backward.extend(node.op.backward(&BackwardArgs { forward: args(node)?, saved, dy, gradients })?);
             }
         }
         let given = targets.iter().filter(|target| matches!(target, Target::Given(_)));
@@ -457,8 +457,8 @@ impl Plan {
         Ok(plan)
     }
 
-    /// A buffer for the gradient of each value that something trained is upstream of, from the first that writes it, on the
-    /// way back, to its node.
+    /// A buffer for the gradient of each value that something trained is upstream of, from the first that writes it in the
+    /// backward pass to its node.
     fn add_gradients(&mut self, trainable: &Trainable, nodes: &Range<usize>, targets: &[Target<'_>]) {
         let graph = trainable.graph();
         let is_trained = |param: ParamId| trainable.params[param.0].gradient.is_some();

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::checkpoint::{Checkpoint, HostParam};
-use super::{Graph, Input, Node, NodeOperand, ParamId, Read, Site, Value, ValueId};
+use super::{Graph, Input, Node, NodeArgs, NodeOperand, ParamId, Read, Value, ValueId};
 use crate::engine::{Device, Indices, Prepared, Tensor};
 use crate::error::{Error, Result};
 use crate::linear::Linear;
@@ -135,7 +135,7 @@ impl Inputs {
         for (i, text) in texts.iter().map(AsRef::as_ref).enumerate() {
             graph.check_ids(text).map_err(|e| e.of_text(i))?;
             if text.len() > self.seq {
-                let reason = format!("has {} tokens, the batch has room for {}", text.len(), self.seq);
+                let reason = format!("the text has {} tokens; the batch has room for {}", text.len(), self.seq);
                 return Err(Error::invalid(reason).of_text(i));
             }
         }
@@ -212,7 +212,7 @@ impl Forward {
             };
             let reads = node.reads.iter().map(operand).collect::<Result<_>>()?;
             let y = place(node.writes).ok_or_else(not_there)?;
-            node.op.prepare(&Site { device, batch, seq, reads, y })
+            node.op.prepare(&NodeArgs { device, batch, seq, reads, y })
         };
         let calls = graph.nodes()[nodes.clone()].iter().map(call).collect::<Result<_>>()?;
         Ok(Self { parts: Arc::clone(&parts), inputs, buffers, of, nodes, calls, turn: Mutex::default() })

@@ -114,7 +114,7 @@ impl Checkpoint {
             for &weights in &set.columns {
                 change(weights, &|param| match param {
                     HostParam::Weights(w) => Ok(w.columns_in(order)?.into()),
-                    // Channels are of weights: see `Graph::permutable`.
+                    // Channels are of weights: see `Graph::add_channels`.
                     HostParam::Matrix(_) => Ok(param.clone()),
                 })?;
             }

@@ -8,7 +8,7 @@
 use ndarray::{Array2, Axis, concatenate};
 
 use super::checkpoint::{Checkpoint, HostParam};
-use super::{Exact, ExactSite, Input, Read, ValueId};
+use super::{Input, Read, ReferenceArgs, ReferenceOperand, ValueId};
 use crate::error::{Error, Result};
 use crate::matrix::Matrix;
 use crate::weights::HostWeights;
@@ -42,14 +42,14 @@ pub fn values<T: AsRef<[u32]>>(checkpoint: &Checkpoint, of: &[ValueId], texts: &
             let inputs: Vec<Vec<u32>> = node.reads.iter().map(|read| numbers(read, text.as_ref())).collect();
             let mut params = params.iter();
             let operand = |(read, numbers)| match read {
-                &Read::Value(ValueId(at)) => values.get(at).and_then(|of| of.get(i)).map(Exact::Matrix),
-                Read::Param(_) => params.next().map(Exact::Matrix),
-                Read::Input(_) => Some(Exact::Indices(numbers)),
+                &Read::Value(ValueId(at)) => values.get(at).and_then(|of| of.get(i)).map(ReferenceOperand::Matrix),
+                Read::Param(_) => params.next().map(ReferenceOperand::Matrix),
+                Read::Input(_) => Some(ReferenceOperand::Indices(numbers)),
             };
             let operands: Option<Vec<_>> =
                 node.reads.iter().zip(inputs.iter().map(Vec::as_slice)).map(operand).collect();
             let operands = operands.ok_or_else(|| Error::invalid(format!("{} reads what is not there", node.name)))?;
-            node.op.exact(&ExactSite(operands))
+            node.op.exact(&ReferenceArgs(operands))
         };
         values.push(texts.iter().enumerate().map(of_text).collect::<Result<_>>()?);
         let live = graph.live_at(at + 1);

@@ -42,10 +42,10 @@ pub struct Caps {
     pub cooperative_refused: Option<String>,
     /// Whether tiles of cooperative matrices are held as scalars in workgroup memory, as Metal's loads want it.
     pub cooperative_scalars: bool,
-    /// Whether cooperative matrices are acted out in plain WGSL: right, but slow, so that no planner chooses them.
+    /// Whether cooperative matrices are emulated in plain WGSL: right, but slow, so the planner never picks them.
     pub emulates_cooperative: bool,
     /// Whether shaders get their marked loops unrolled. All drivers' do: rolled, SwiftShader keeps register tiles in memory
-    /// and takes 2 to 5 times as long. Tests leave loops rolled where cooperative matrices are acted out in many lines.
+    /// and takes 2 to 5 times as long. Tests leave loops rolled where cooperative matrices are emulated in many lines.
     #[doc(hidden)]
     pub unrolls: bool,
     /// GPU timestamps at the boundaries of a compute pass.
@@ -118,9 +118,9 @@ impl Caps {
         }
     }
 
-    /// Whether a kernel of this schedule may tell what a device lacks: where one unit of cooperative matrices runs, the
-    /// kernels of the others are not missed.
-    pub(crate) fn misses(&self, schedule: Schedule) -> bool {
+    /// Whether to report that a kernel of this schedule cannot run here. A device needs only one unit of cooperative
+    /// matrices: if kernels of one unit run, it is no loss that those of the others cannot.
+    pub(crate) fn should_report(&self, schedule: Schedule) -> bool {
         match schedule {
             Schedule::Coop(tile) => {
                 self.has(tile.unit).is_ok() || !CoopUnit::ALL.into_iter().any(|u| self.has(u).is_ok())

@@ -95,7 +95,7 @@ impl fmt::Display for CoopUnit {
 /// Whose cooperative matrices a text gets.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Primitives {
-    /// Acted out in plain WGSL.
+    /// Emulated in plain WGSL.
     emulated: bool,
     /// Tiles held as scalars.
     scalars: bool,

@@ -96,8 +96,9 @@ impl Kernel {
         })
     }
 
-    /// Whether it is the linear form without an epilogue: one kernel of each shader text.
-    pub fn is_plain(&self) -> bool {
+    /// Whether this kernel stands for all that share its shader text: [`Form::Linear`], no epilogue. The others differ
+    /// only in pipeline overrides.
+    pub fn is_representative(&self) -> bool {
         self.form == Form::Linear && self.epilogue == Epilogue::NONE
     }
 
@@ -106,7 +107,7 @@ impl Kernel {
         self.op
     }
 
-    /// How it goes about it.
+    /// Its tiling and method ([`Schedule`]).
     pub fn schedule(&self) -> Schedule {
         self.schedule
     }
@@ -147,7 +148,8 @@ impl Kernel {
             }
             Schedule::Gemv { .. } => 32 << 10,
             Schedule::Coop(tile) => {
-                // Rows of k and 16 bytes, and a stage of a block of f32 per subgroup, its rows longer by four.
+                // Both tiles, `buffers` times: rows of `depth` f16 plus 16 bytes of padding against bank conflicts; and
+                // per subgroup an `edge` x (`edge` + 4) f32 staging block (formula in shaders/shared/coop.wgsl).
                 let CoopUnit { edge, lanes } = tile.unit;
                 let depth = CoopTile::K / if self.gathers() { 2 } else { 1 };
                 let rows = tile.m + tile.patterns(self.op) * tile.n;
@@ -165,19 +167,20 @@ impl Kernel {
         }
     }
 
-    /// Whether it multiplies weights that 2:4 has removed, by zero.
+    /// Whether it fills pruned weights in as zeros and multiplies by them.
     pub(crate) fn expands(&self) -> bool {
         matches!(self.op, Op::Sparse24(_))
             && matches!(self.schedule, Schedule::Expand(_) | Schedule::Coop(_))
             && !self.gathers()
     }
 
-    /// Whether it leaves out the multiply-adds of weights that 2:4 has removed.
+    /// Whether it skips the multiply-adds of pruned weights.
     pub(crate) fn skips(&self) -> bool {
         matches!(self.op, Op::Sparse24(_)) && !self.expands()
     }
 
-    /// What a workgroup asks the last cache for, per multiply-add of the dense product: bytes.
+    /// Bytes of weights and activations (codes not counted) that a workgroup reads through the L2 cache, per
+    /// multiply-add of the dense product.
     pub(crate) fn cache_bytes(&self) -> f64 {
         let kept = if matches!(self.op, Op::Sparse24(_)) { 0.5 } else { 1.0 };
         let (m, n) = self.schedule.tile();
@@ -186,8 +189,8 @@ impl Kernel {
 
     /// Its name in the table of costs, in which all forms, outputs and epilogues have one line.
     pub(crate) fn cost_name(&self) -> String {
-        let plain = Self { form: Form::Linear, output: self.storage, epilogue: Epilogue::NONE, ..*self }.to_string();
-        plain.trim_start_matches("gemm_").trim_end_matches("-none").to_owned()
+        let base = Self { form: Form::Linear, output: self.storage, epilogue: Epilogue::NONE, ..*self }.to_string();
+        base.trim_start_matches("gemm_").trim_end_matches("-none").to_owned()
     }
 
     /// Copies of its activations that a kernel of cooperative matrices makes, by the patterns of a tile.
@@ -305,7 +308,7 @@ impl Kernel {
         let depth = CoopTile::K / if self.gathers() { 2 } else { 1 };
         let unit_k = if matches!(self.op, Op::Sparse24(_)) { 16 } else { 8 };
         let patterns = if self.gathers() { tile.patterns(self.op) } else { 1 };
-        // Runs of a subgroup's features that share a pattern.
+        // Number of different patterns among a subgroup's features.
         let runs = (tile.unit.edge * tile.frags_m * patterns / tile.m).max(1);
         for (name, value) in [
             ("TILE_M", tile.m),
@@ -357,8 +360,8 @@ impl Shader for Kernel {
         Self { form: Form::Linear, epilogue: Epilogue::NONE, ..*self }.to_string()
     }
 
-    fn is_plain(&self) -> bool {
-        Self::is_plain(self)
+    fn is_representative(&self) -> bool {
+        Self::is_representative(self)
     }
 
     fn text(&self, primitives: Primitives) -> Result<Text> {
@@ -396,7 +399,7 @@ impl Shader for Kernel {
 /// Brings X to the shape that kernels read (shaders/pack_x.wgsl).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pack {
-    /// Whether it is X or B.
+    /// `Linear`: the input is X, n x k; `Gemm`: it is B, k x n.
     pub(crate) form: Form,
     /// Its element type.
     pub(crate) storage: DType,
@@ -407,7 +410,7 @@ impl Shader for Pack {
         Self { form: Form::Linear, ..*self }.to_string()
     }
 
-    fn is_plain(&self) -> bool {
+    fn is_representative(&self) -> bool {
         self.form == Form::Linear
     }
 
@@ -463,7 +466,7 @@ impl Shader for Reduce {
         Self { form: Form::Linear, epilogue: Epilogue::NONE, ..*self }.to_string()
     }
 
-    fn is_plain(&self) -> bool {
+    fn is_representative(&self) -> bool {
         self.form == Form::Linear && self.epilogue == Epilogue::NONE
     }
 

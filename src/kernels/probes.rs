@@ -97,7 +97,7 @@ impl Shader for ProbeCoop {
 
     fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
         // The matrices' own speed is what is asked for.
-        if caps.emulates_cooperative { Err(ACTED_OUT.into()) } else { caps.has(self.0) }
+        if caps.emulates_cooperative { Err(EMULATED.into()) } else { caps.has(self.0) }
     }
 }
 
@@ -108,7 +108,7 @@ impl fmt::Display for ProbeCoop {
 }
 
 /// What a device lacks for the probes that ask for matrices of its own.
-const ACTED_OUT: &str = "cooperative matrices that are not acted out";
+const EMULATED: &str = "cooperative matrices that are not emulated";
 
 /// Whether cooperative matrices are right, and how wide their subgroups are (shaders/coop_check.wgsl).
 #[derive(Clone, Copy, Debug)]
@@ -147,7 +147,7 @@ impl Shader for CoopCheck {
 
     fn supported_by(&self, caps: &Caps) -> std::result::Result<(), String> {
         if caps.emulates_cooperative {
-            return Err(ACTED_OUT.into());
+            return Err(EMULATED.into());
         }
         let shape = CoopUnit { edge: self.edge, lanes: 32 }.shape();
         match (caps.cooperative.contains(&shape), caps.subgroups) {

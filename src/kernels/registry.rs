@@ -85,7 +85,7 @@ pub(crate) trait Shader: fmt::Display + fmt::Debug + Any + Send + Sync {
     }
 
     /// Whether it stands for all that differ from it in form and epilogue alone.
-    fn is_plain(&self) -> bool {
+    fn is_representative(&self) -> bool {
         true
     }
 
@@ -144,8 +144,8 @@ impl Program {
     }
 
     /// Whether it stands for all that differ from it in form and epilogue alone.
-    pub fn is_plain(&self) -> bool {
-        self.0.is_plain()
+    pub fn is_representative(&self) -> bool {
+        self.0.is_representative()
     }
 
     /// The specialised WGSL, as a GPU gets it: see [`Kernel::source`].

@@ -86,7 +86,7 @@ impl BertConfig {
         graph.add_prefix("bert.");
         let tables = [
             ("embeddings.word_embeddings.weight", vocabulary, Input::Ids),
-            ("embeddings.position_embeddings.weight", positions, Input::Positions { first: 0, padding: None }),
+            ("embeddings.position_embeddings.weight", positions, Input::Positions { first: 0, padding_idx: None }),
             ("embeddings.token_type_embeddings.weight", self.types, Input::Constant(0)),
         ];
         let states = self.encoder.embed(&mut graph, &tables)?;

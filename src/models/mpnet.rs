@@ -64,7 +64,7 @@ impl MpnetConfig {
         let tokens = positions - PADDING as usize - 1;
         let mut graph = Graph::new(Limits { vocabulary, tokens });
         graph.add_prefix("mpnet.");
-        let places = Input::Positions { first: PADDING + 1, padding: Some(PADDING) };
+        let places = Input::Positions { first: PADDING + 1, padding_idx: Some(PADDING) };
         let tables = [
             ("embeddings.word_embeddings.weight", vocabulary, Input::Ids),
             ("embeddings.position_embeddings.weight", positions, places),

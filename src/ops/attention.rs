@@ -17,7 +17,9 @@ use crate::cpu::{Cpu, CpuCall, Shared, SharedIndices, read, write};
 use crate::engine::{Prepared, Tensor, gpu_size};
 use crate::error::{Error, Result, checked_mul, expect_dtype, expect_len, expect_shape};
 use crate::gpu::{Dispatch, Gpu};
-use crate::graph::{BackwardSite, ExactSite, Graph, Input, NodeOp, ParamId, Precision, Read, Rows, Site, ValueId};
+use crate::graph::{
+    BackwardArgs, Graph, Input, NodeArgs, NodeOp, ParamId, Precision, Read, ReferenceArgs, Rows, ValueId,
+};
 use crate::kernels::{
     Binding, Caps, CoopUnit, FeatureAccess, ParamsLayout, Primitives, Program, Shader, Text, Types, WIDTHS, fields,
     workgroup_supported,
@@ -765,14 +767,14 @@ struct AttentionNode {
 }
 
 impl AttentionNode {
-    /// The attention at a site.
-    fn operation<'a>(&self, site: &Site<'a>) -> Result<Attention<'a>> {
+    /// The attention of these arguments.
+    fn operation<'a>(&self, args: &NodeArgs<'a>) -> Result<Attention<'a>> {
         let &Self { heads, kv_heads, causal } = self;
-        let attention = Attention::new(site.tensor(0)?, site.indices(1)?, (site.batch, site.seq), heads, site.y);
+        let attention = Attention::new(args.tensor(0)?, args.indices(1)?, (args.batch, args.seq), heads, args.y);
         let attention = attention.kv_heads(kv_heads);
         let attention = if causal { attention.causal() } else { attention };
-        Ok(match site.reads.get(2) {
-            Some(_) => attention.relative_bias(site.tensor(2)?),
+        Ok(match args.reads.get(2) {
+            Some(_) => attention.relative_bias(args.tensor(2)?),
             None => attention,
         })
     }
@@ -783,27 +785,27 @@ impl NodeOp for AttentionNode {
         "attention"
     }
 
-    fn prepare(&self, site: &Site<'_>) -> Result<Prepared> {
-        site.device.prepare(&self.operation(site)?)
+    fn prepare(&self, args: &NodeArgs<'_>) -> Result<Prepared> {
+        args.device.prepare(&self.operation(args)?)
     }
 
-    fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
-        let forward = self.operation(&site.forward)?;
-        let (dqkv, dbias) = (site.gradient(0), site.gradient(2));
+    fn backward(&self, args: &BackwardArgs<'_>) -> Result<Vec<Prepared>> {
+        let forward = self.operation(&args.forward)?;
+        let (dqkv, dbias) = (args.gradient(0), args.gradient(2));
         if dqkv.is_none() && dbias.is_none() {
             return Ok(Vec::new());
         }
-        let device = site.forward.device;
+        let device = args.forward.device;
         // Where the bias alone learns, that of Q, K and V goes where nobody reads it.
         let nowhere = device.zeros(dqkv.map_or(forward.qkv.rows(), |_| 0), forward.qkv.cols(), DType::F32)?;
         let dqkv = dqkv.unwrap_or(Gradient { to: &nowhere, add: false });
-        Ok(vec![device.prepare(&AttentionGrad { forward, dy: site.dy, dqkv, dbias })?])
+        Ok(vec![device.prepare(&AttentionGrad { forward, dy: args.dy, dqkv, dbias })?])
     }
 
-    fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
+    fn exact(&self, args: &ReferenceArgs<'_>) -> Result<Array2<f64>> {
         let &Self { heads, kv_heads, causal } = self;
-        let (qkv, lengths) = (site.matrix(0)?, site.indices(1)?);
-        let bias = if site.len() > 2 { Some(site.matrix(2)?.view()) } else { None };
+        let (qkv, lengths) = (args.matrix(0)?, args.indices(1)?);
+        let bias = if args.len() > 2 { Some(args.matrix(2)?.view()) } else { None };
         let options = attention::AttentionOptions { kv_heads: Some(kv_heads), causal, bias };
         Ok(attention::exact(qkv.view(), lengths, (qkv.nrows(), heads), &options))
     }

@@ -16,7 +16,9 @@ use crate::cpu::{Cpu, CpuCall, Shared, SharedIndices, read, write};
 use crate::engine::{Prepared, Tensor, gpu_size};
 use crate::error::{Error, Result, expect_dtype, expect_len, expect_shape};
 use crate::gpu::{Dispatch, Gpu};
-use crate::graph::{BackwardSite, ExactSite, Graph, Input, NodeOp, ParamKind, Precision, Read, Rows, Site, ValueId};
+use crate::graph::{
+    BackwardArgs, Graph, Input, NodeArgs, NodeOp, ParamKind, Precision, Read, ReferenceArgs, Rows, ValueId,
+};
 use crate::kernels::{Binding, Caps, ParamsLayout, Primitives, Program, Shader, Text, Types, WORKGROUP, fields};
 use crate::matrix::{DType, Element, Elements};
 use crate::reference::embedding;
@@ -268,25 +270,25 @@ impl NodeOp for EmbeddingNode {
         "embedding"
     }
 
-    fn prepare(&self, site: &Site<'_>) -> Result<Prepared> {
-        let tables = (0..site.reads.len() / 2).map(|i| Ok((site.tensor(2 * i)?, site.indices(2 * i + 1)?)));
+    fn prepare(&self, args: &NodeArgs<'_>) -> Result<Prepared> {
+        let tables = (0..args.reads.len() / 2).map(|i| Ok((args.tensor(2 * i)?, args.indices(2 * i + 1)?)));
         let tables: Vec<_> = tables.collect::<Result<_>>()?;
-        site.device.prepare(&Embedding { tables: &tables, y: site.y })
+        args.device.prepare(&Embedding { tables: &tables, y: args.y })
     }
 
-    fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
-        let tables = (0..site.len() / 2).map(|i| Ok((site.matrix(2 * i)?.view(), site.indices(2 * i + 1)?)));
+    fn exact(&self, args: &ReferenceArgs<'_>) -> Result<Array2<f64>> {
+        let tables = (0..args.len() / 2).map(|i| Ok((args.matrix(2 * i)?.view(), args.indices(2 * i + 1)?)));
         Ok(embedding::exact(&tables.collect::<Result<Vec<_>>>()?))
     }
 
-    fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
-        let wanted = (0..site.forward.reads.len() / 2).filter_map(|i| Some((i, site.gradient(2 * i)?)));
+    fn backward(&self, args: &BackwardArgs<'_>) -> Result<Vec<Prepared>> {
+        let wanted = (0..args.forward.reads.len() / 2).filter_map(|i| Some((i, args.gradient(2 * i)?)));
         let tables: Vec<_> =
-            wanted.map(|(i, table)| Ok((site.forward.indices(2 * i + 1)?, table))).collect::<Result<_>>()?;
+            wanted.map(|(i, table)| Ok((args.forward.indices(2 * i + 1)?, table))).collect::<Result<_>>()?;
         if tables.is_empty() {
             return Ok(Vec::new());
         }
-        Ok(vec![site.forward.device.prepare(&EmbeddingGrad { tables: &tables, dy: site.dy })?])
+        Ok(vec![args.forward.device.prepare(&EmbeddingGrad { tables: &tables, dy: args.dy })?])
     }
 }
 

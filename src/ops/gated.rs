@@ -15,7 +15,7 @@ use crate::cpu::{Cpu, CpuCall, Shared, read, write};
 use crate::engine::{Prepared, Tensor, gpu_size};
 use crate::error::{Error, Result, checked_mul, expect_shape};
 use crate::gpu::{Dispatch, Gpu};
-use crate::graph::{BackwardSite, ExactSite, Graph, NodeOp, Precision, Read, Site, ValueId};
+use crate::graph::{BackwardArgs, Graph, NodeArgs, NodeOp, Precision, Read, ReferenceArgs, ValueId};
 use crate::kernels::{
     Binding, Caps, FeatureAccess, ParamsLayout, Primitives, Program, Shader, Text, Types, WIDTHS, WORKGROUP,
     activation_override, fields,
@@ -202,18 +202,18 @@ impl NodeOp for GatedNode {
         "gated"
     }
 
-    fn prepare(&self, site: &Site<'_>) -> Result<Prepared> {
-        site.device.prepare(&Gated { x: site.tensor(0)?, activation: self.activation, y: site.y })
+    fn prepare(&self, args: &NodeArgs<'_>) -> Result<Prepared> {
+        args.device.prepare(&Gated { x: args.tensor(0)?, activation: self.activation, y: args.y })
     }
 
-    fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
-        Ok(gated::exact(site.matrix(0)?.view(), self.activation))
+    fn exact(&self, args: &ReferenceArgs<'_>) -> Result<Array2<f64>> {
+        Ok(gated::exact(args.matrix(0)?.view(), self.activation))
     }
 
-    fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
-        let Some(dx) = site.gradient(0) else { return Ok(Vec::new()) };
-        let grad = GatedGrad { x: site.forward.tensor(0)?, activation: self.activation, dy: site.dy, dx };
-        Ok(vec![site.forward.device.prepare(&grad)?])
+    fn backward(&self, args: &BackwardArgs<'_>) -> Result<Vec<Prepared>> {
+        let Some(dx) = args.gradient(0) else { return Ok(Vec::new()) };
+        let grad = GatedGrad { x: args.forward.tensor(0)?, activation: self.activation, dy: args.dy, dx };
+        Ok(vec![args.forward.device.prepare(&grad)?])
     }
 }
 

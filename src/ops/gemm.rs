@@ -18,7 +18,9 @@ use crate::cpu::{Cpu, CpuCall, CpuOperands, CpuWeights, Shared, read, write};
 use crate::engine::{Piece, Prepared, Tensor, Weights};
 use crate::error::{Error, Result, expect_dtype, expect_shape};
 use crate::gpu::{BufferRange, Dispatch, Gpu, Scratch};
-use crate::graph::{BackwardSite, ExactSite, Graph, NodeOp, ParamKind, Precision, Read, Site, StoredTensor, ValueId};
+use crate::graph::{
+    BackwardArgs, Graph, NodeArgs, NodeOp, ParamKind, Precision, Read, ReferenceArgs, StoredTensor, ValueId,
+};
 use crate::kernels::{Kernel, Program, helpers};
 use crate::matrix::{DType, Element};
 use crate::plan::{Activations, Algorithm, CpuSchedule, Plan, Step, Target, WeightOperand};
@@ -240,23 +242,23 @@ impl NodeOp for GemmNode {
         "gemm"
     }
 
-    fn prepare(&self, site: &Site<'_>) -> Result<Prepared> {
+    fn prepare(&self, args: &NodeArgs<'_>) -> Result<Prepared> {
         let Epilogue { bias, residual, .. } = self.epilogue;
-        let residual = residual.then(|| site.tensor(2 + usize::from(bias))).transpose()?;
-        let bias = bias.then(|| site.tensor(2)).transpose()?;
-        site.linear(1)?.prepare(&GemmOperands { x: site.tensor(0)?, bias, residual, y: site.y })
+        let residual = residual.then(|| args.tensor(2 + usize::from(bias))).transpose()?;
+        let bias = bias.then(|| args.tensor(2)).transpose()?;
+        args.linear(1)?.prepare(&GemmOperands { x: args.tensor(0)?, bias, residual, y: args.y })
     }
 
     fn saves(&self) -> bool {
         self.epilogue.activation != Activation::None
     }
 
-    fn prepare_saving(&self, site: &Site<'_>, saved: Option<&Tensor>) -> Result<Vec<Prepared>> {
-        let Site { device, y, .. } = *site;
+    fn prepare_saving(&self, args: &NodeArgs<'_>, saved: Option<&Tensor>) -> Result<Vec<Prepared>> {
+        let NodeArgs { device, y, .. } = *args;
         let Epilogue { bias, activation, residual } = self.epilogue;
-        let residual = residual.then(|| site.tensor(2 + usize::from(bias))).transpose()?;
-        let bias = bias.then(|| site.tensor(2)).transpose()?;
-        let (weights, x) = (site.trainable(1)?, site.tensor(0)?);
+        let residual = residual.then(|| args.tensor(2 + usize::from(bias))).transpose()?;
+        let bias = bias.then(|| args.tensor(2)).transpose()?;
+        let (weights, x) = (args.trainable(1)?, args.tensor(0)?);
         let Some(z) = saved else {
             return Ok(vec![weights.product(device, self.epilogue, GemmOperands { x, bias, residual, y })?]);
         };
@@ -269,40 +271,40 @@ impl NodeOp for GemmNode {
 
     /// Of dy the activation's gradient comes first, in the place of the node's value, and then those of weights, bias,
     /// activations and residual.
-    fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
-        let Site { device, y, .. } = site.forward;
+    fn backward(&self, args: &BackwardArgs<'_>) -> Result<Vec<Prepared>> {
+        let NodeArgs { device, y, .. } = args.forward;
         let Epilogue { bias, activation, residual } = self.epilogue;
-        let (weights, x) = (site.forward.trainable(1)?, site.forward.tensor(0)?);
+        let (weights, x) = (args.forward.trainable(1)?, args.forward.tensor(0)?);
         let mut calls = Vec::new();
-        let dz = match site.saved {
+        let dz = match args.saved {
             Some(z) => {
                 let dx = Gradient { to: y, add: false };
-                calls.push(device.prepare(&ActivateGrad { activation, x: z, dy: site.dy, dx })?);
+                calls.push(device.prepare(&ActivateGrad { activation, x: z, dy: args.dy, dx })?);
                 y
             }
-            None => site.dy,
+            None => args.dy,
         };
-        if let Some(dw) = site.gradient(1) {
+        if let Some(dw) = args.gradient(1) {
             calls.push(device.prepare(&GemmGradW { weights, x, dy: dz, dw })?);
         }
-        if let Some(dbias) = site.gradient(2).filter(|_| bias) {
+        if let Some(dbias) = args.gradient(2).filter(|_| bias) {
             calls.push(device.prepare(&BiasGrad { dy: dz, dbias })?);
         }
-        if let Some(dx) = site.gradient(0) {
+        if let Some(dx) = args.gradient(0) {
             calls.push(device.prepare(&GemmGradX { weights, dy: dz, dx })?);
         }
-        if let Some(dx) = site.gradient(2 + usize::from(bias)).filter(|_| residual) {
+        if let Some(dx) = args.gradient(2 + usize::from(bias)).filter(|_| residual) {
             // What is added is handed on as it is.
-            calls.push(device.prepare(&ActivateGrad { activation: Activation::None, x: site.dy, dy: site.dy, dx })?);
+            calls.push(device.prepare(&ActivateGrad { activation: Activation::None, x: args.dy, dy: args.dy, dx })?);
         }
         Ok(calls)
     }
 
-    fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
+    fn exact(&self, args: &ReferenceArgs<'_>) -> Result<Array2<f64>> {
         let Epilogue { bias, activation, residual } = self.epilogue;
-        let residual = residual.then(|| site.matrix(2 + usize::from(bias))).transpose()?;
-        let bias = bias.then(|| site.row(2)).transpose()?;
-        let (x, w) = (site.matrix(0)?.view(), site.matrix(1)?.view());
+        let residual = residual.then(|| args.matrix(2 + usize::from(bias))).transpose()?;
+        let bias = bias.then(|| args.row(2)).transpose()?;
+        let (x, w) = (args.matrix(0)?.view(), args.matrix(1)?.view());
         Ok(gemm::exact(x, w, bias.as_deref(), activation, residual.map(|residual| residual.view())))
     }
 

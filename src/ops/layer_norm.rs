@@ -15,7 +15,7 @@ use crate::engine::{Prepared, Tensor, gpu_size};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
 use crate::graph::{
-    BackwardSite, ExactSite, Graph, NodeOp, ParamId, ParamKind, Precision, Read, Site, StoredTensor, ValueId,
+    BackwardArgs, Graph, NodeArgs, NodeOp, ParamId, ParamKind, Precision, Read, ReferenceArgs, StoredTensor, ValueId,
 };
 use crate::kernels::{
     Binding, Caps, NormLayout, NormParams, ParamsLayout, Primitives, Program, Shader, Text, WORKGROUP,
@@ -192,24 +192,24 @@ impl NodeOp for LayerNormNode {
         "layer_norm"
     }
 
-    fn prepare(&self, site: &Site<'_>) -> Result<Prepared> {
-        let (x, gamma, beta) = (site.tensor(0)?, site.tensor(1)?, site.tensor(2)?);
-        site.device.prepare(&LayerNorm { x, gamma, beta, eps: self.eps, y: site.y })
+    fn prepare(&self, args: &NodeArgs<'_>) -> Result<Prepared> {
+        let (x, gamma, beta) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?);
+        args.device.prepare(&LayerNorm { x, gamma, beta, eps: self.eps, y: args.y })
     }
 
-    fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
-        let (x, gamma, beta) = (site.matrix(0)?, site.row(1)?, site.row(2)?);
+    fn exact(&self, args: &ReferenceArgs<'_>) -> Result<Array2<f64>> {
+        let (x, gamma, beta) = (args.matrix(0)?, args.row(1)?, args.row(2)?);
         Ok(layer_norm::exact(x.view(), &gamma, &beta, f64::from(self.eps)))
     }
 
-    fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
-        let [dx, dgamma, dbeta] = [0, 1, 2].map(|at| site.gradient(at));
+    fn backward(&self, args: &BackwardArgs<'_>) -> Result<Vec<Prepared>> {
+        let [dx, dgamma, dbeta] = [0, 1, 2].map(|at| args.gradient(at));
         if dx.or(dgamma).or(dbeta).is_none() {
             return Ok(Vec::new());
         }
-        let (x, gamma) = (site.forward.tensor(0)?, site.forward.tensor(1)?);
-        let grad = LayerNormGrad { x, gamma, eps: self.eps, dy: site.dy, dx, dgamma, dbeta };
-        Ok(vec![site.forward.device.prepare(&grad)?])
+        let (x, gamma) = (args.forward.tensor(0)?, args.forward.tensor(1)?);
+        let grad = LayerNormGrad { x, gamma, eps: self.eps, dy: args.dy, dx, dgamma, dbeta };
+        Ok(vec![args.forward.device.prepare(&grad)?])
     }
 }
 

@@ -15,7 +15,7 @@ use crate::cpu::{Cpu, CpuCall, Shared, SharedIndices, read, write};
 use crate::engine::{Prepared, Tensor, gpu_size};
 use crate::error::{Result, checked_mul, expect_dtype, expect_len, expect_shape};
 use crate::gpu::{Dispatch, Gpu};
-use crate::graph::{BackwardSite, ExactSite, Graph, Input, NodeOp, Precision, Read, Rows, Site, ValueId};
+use crate::graph::{BackwardArgs, Graph, Input, NodeArgs, NodeOp, Precision, Read, ReferenceArgs, Rows, ValueId};
 use crate::kernels::{
     Binding, Caps, FeatureAccess, ParamsLayout, Primitives, Program, Shader, Text, Types, WIDTHS, WORKGROUP, fields,
 };
@@ -230,22 +230,22 @@ impl NodeOp for MeanPoolingNode {
         "mean_pooling"
     }
 
-    fn prepare(&self, site: &Site<'_>) -> Result<Prepared> {
-        let &Site { device, batch, seq, y, .. } = site;
-        let (x, lengths) = (site.tensor(0)?, site.indices(1)?);
+    fn prepare(&self, args: &NodeArgs<'_>) -> Result<Prepared> {
+        let &NodeArgs { device, batch, seq, y, .. } = args;
+        let (x, lengths) = (args.tensor(0)?, args.indices(1)?);
         device.prepare(&MeanPooling { x, lengths, batch, seq, normalize: self.normalize, y })
     }
 
-    fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
-        let (x, lengths) = (site.matrix(0)?, site.indices(1)?);
+    fn exact(&self, args: &ReferenceArgs<'_>) -> Result<Array2<f64>> {
+        let (x, lengths) = (args.matrix(0)?, args.indices(1)?);
         Ok(mean_pooling::exact(x.view(), lengths, x.nrows(), self.normalize))
     }
 
-    fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
-        let Some(dx) = site.gradient(0) else { return Ok(Vec::new()) };
-        let Site { device, batch, seq, .. } = site.forward;
-        let (x, lengths) = (site.forward.tensor(0)?, site.forward.indices(1)?);
-        let grad = MeanPoolingGrad { x, lengths, batch, seq, normalize: self.normalize, dy: site.dy, dx };
+    fn backward(&self, args: &BackwardArgs<'_>) -> Result<Vec<Prepared>> {
+        let Some(dx) = args.gradient(0) else { return Ok(Vec::new()) };
+        let NodeArgs { device, batch, seq, .. } = args.forward;
+        let (x, lengths) = (args.forward.tensor(0)?, args.forward.indices(1)?);
+        let grad = MeanPoolingGrad { x, lengths, batch, seq, normalize: self.normalize, dy: args.dy, dx };
         Ok(vec![device.prepare(&grad)?])
     }
 }

@@ -14,7 +14,7 @@ use crate::cpu::{Cpu, CpuCall, Shared, read, write};
 use crate::engine::{Prepared, Tensor, gpu_size};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
-use crate::graph::{BackwardSite, ExactSite, Graph, NodeOp, ParamKind, Precision, Read, Site, ValueId};
+use crate::graph::{BackwardArgs, Graph, NodeArgs, NodeOp, ParamKind, Precision, Read, ReferenceArgs, ValueId};
 use crate::kernels::{
     Binding, Caps, NormLayout, NormParams, ParamsLayout, Primitives, Program, Shader, Text, WORKGROUP,
 };
@@ -168,23 +168,23 @@ impl NodeOp for RmsNormNode {
         "rms_norm"
     }
 
-    fn prepare(&self, site: &Site<'_>) -> Result<Prepared> {
-        let (x, gamma) = (site.tensor(0)?, site.tensor(1)?);
-        site.device.prepare(&RmsNorm { x, gamma, eps: self.eps, y: site.y })
+    fn prepare(&self, args: &NodeArgs<'_>) -> Result<Prepared> {
+        let (x, gamma) = (args.tensor(0)?, args.tensor(1)?);
+        args.device.prepare(&RmsNorm { x, gamma, eps: self.eps, y: args.y })
     }
 
-    fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
-        Ok(rms_norm::exact(site.matrix(0)?.view(), &site.row(1)?, f64::from(self.eps)))
+    fn exact(&self, args: &ReferenceArgs<'_>) -> Result<Array2<f64>> {
+        Ok(rms_norm::exact(args.matrix(0)?.view(), &args.row(1)?, f64::from(self.eps)))
     }
 
-    fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
-        let [dx, dgamma] = [0, 1].map(|at| site.gradient(at));
+    fn backward(&self, args: &BackwardArgs<'_>) -> Result<Vec<Prepared>> {
+        let [dx, dgamma] = [0, 1].map(|at| args.gradient(at));
         if dx.or(dgamma).is_none() {
             return Ok(Vec::new());
         }
-        let (x, gamma) = (site.forward.tensor(0)?, site.forward.tensor(1)?);
-        let grad = RmsNormGrad { x, gamma, eps: self.eps, dy: site.dy, dx, dgamma };
-        Ok(vec![site.forward.device.prepare(&grad)?])
+        let (x, gamma) = (args.forward.tensor(0)?, args.forward.tensor(1)?);
+        let grad = RmsNormGrad { x, gamma, eps: self.eps, dy: args.dy, dx, dgamma };
+        Ok(vec![args.forward.device.prepare(&grad)?])
     }
 }
 

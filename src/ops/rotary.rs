@@ -15,7 +15,7 @@ use crate::cpu::{Cpu, CpuCall, Shared, read, write};
 use crate::engine::{Prepared, Tensor, gpu_size};
 use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
 use crate::gpu::{Dispatch, Gpu};
-use crate::graph::{BackwardSite, ExactSite, Graph, NodeOp, ParamId, Precision, Read, Site, ValueId};
+use crate::graph::{BackwardArgs, Graph, NodeArgs, NodeOp, ParamId, Precision, Read, ReferenceArgs, ValueId};
 use crate::kernels::{Binding, Caps, ParamsLayout, Primitives, Program, Shader, Text, Types, WORKGROUP, fields};
 use crate::matrix::{DType, Element, Matrix};
 use crate::reference::rotary;
@@ -308,22 +308,22 @@ impl NodeOp for RotaryNode {
         "rotary"
     }
 
-    fn prepare(&self, site: &Site<'_>) -> Result<Prepared> {
-        let (x, cos, sin) = (site.tensor(0)?, site.tensor(1)?, site.tensor(2)?);
-        let rotary = Rotary { x, cos, sin, seq: site.seq, offset: 0, rotated: self.rotated, y: site.y };
-        site.device.prepare(&rotary)
+    fn prepare(&self, args: &NodeArgs<'_>) -> Result<Prepared> {
+        let (x, cos, sin) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?);
+        let rotary = Rotary { x, cos, sin, seq: args.seq, offset: 0, rotated: self.rotated, y: args.y };
+        args.device.prepare(&rotary)
     }
 
-    fn exact(&self, site: &ExactSite<'_>) -> Result<Array2<f64>> {
-        let (x, cos, sin) = (site.matrix(0)?, site.matrix(1)?, site.matrix(2)?);
+    fn exact(&self, args: &ReferenceArgs<'_>) -> Result<Array2<f64>> {
+        let (x, cos, sin) = (args.matrix(0)?, args.matrix(1)?, args.matrix(2)?);
         Ok(rotary::exact(x.view(), (cos.view(), sin.view()), (x.nrows(), 0), self.rotated))
     }
 
-    fn backward(&self, site: &BackwardSite<'_>) -> Result<Vec<Prepared>> {
-        let Some(dx) = site.gradient(0) else { return Ok(Vec::new()) };
-        let (cos, sin) = (site.forward.tensor(1)?, site.forward.tensor(2)?);
-        let (seq, rotated) = (site.forward.seq, self.rotated);
-        Ok(vec![site.forward.device.prepare(&RotaryGrad { cos, sin, seq, offset: 0, rotated, dy: site.dy, dx })?])
+    fn backward(&self, args: &BackwardArgs<'_>) -> Result<Vec<Prepared>> {
+        let Some(dx) = args.gradient(0) else { return Ok(Vec::new()) };
+        let (cos, sin) = (args.forward.tensor(1)?, args.forward.tensor(2)?);
+        let (seq, rotated) = (args.forward.seq, self.rotated);
+        Ok(vec![args.forward.device.prepare(&RotaryGrad { cos, sin, seq, offset: 0, rotated, dy: args.dy, dx })?])
     }
 }
 

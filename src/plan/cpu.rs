@@ -15,7 +15,7 @@ use crate::simd::SimdLevel;
 /// A kernel of the CPU device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CpuSchedule {
-    /// Dense and masked weights, by the `gemm` crate; masked or widened into scratch first where need be.
+    /// Dense and masked weights, by the crate `gemm`; masked or widened into scratch first where need be.
     GemmCrate,
     /// Dense and masked weights, few tokens: every weight read once, sums in the cache.
     Columns,
@@ -64,7 +64,7 @@ impl fmt::Display for CpuSchedule {
 pub struct CpuCaps {
     /// The vector instructions of this crate's kernels.
     pub simd: SimdLevel,
-    /// Those of the `gemm` crate, which takes the widest there are.
+    /// Those of the crate `gemm`, which takes the widest there are.
     pub gemm_simd: SimdLevel,
 }
 

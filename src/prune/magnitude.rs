@@ -78,7 +78,7 @@ pub fn sparsify(w: &Matrix, vector: VectorLen) -> Result<Sparse24> {
         if sparsify_rows(data, k, vector, &mut Workspace::default(), &mut values, &mut meta) {
             return Err(first_nan(data, k));
         }
-        Ok(Sparse24::of_parts(m, k, vector, T::wrap(values), meta))
+        Ok(Sparse24::from_parts_unchecked(m, k, vector, T::wrap(values), meta))
     }
     each_dtype!(w.elements(), data => typed(w, data, vector))
 }

@@ -9,26 +9,32 @@
 //!
 //! 1. *Damping*: H + λI with λ a share of the diagonal's mean, because H of little text is near singular. U is upper
 //!    triangular with UᵀU = (H + λI)⁻¹.
-//! 2. *Target*: where the statistics say what the dense model's inputs were, what is pruned is not W but the weights
-//!    W + W·(C - H)·(H + λI)⁻¹ that come closest to the dense model's output on the inputs at hand.
+//! 2. *Target*: where the statistics hold pairs, the cross matrix X = Σ x·x̂ᵀ of the dense model's inputs x and the
+//!    inputs x̂ at hand ([`Statistics::cross`], there called C), W is first replaced by W + W·(X - H)·(H + λI)⁻¹: the
+//!    weights whose output on x̂ is closest to W·x.
 //! 3. *Choice*, group by group: of the six pairs S to prune, the one whose removal costs least, Σ over the V rows of
-//!    w_S·(C_SS)⁻¹·w_Sᵀ. C is the inverse of H restricted to this group and all columns on the right of it, which is
-//!    UᵀU of the group's own 4 x 4 block of U. The paper takes the two highest w²/C_cc instead, which ignores that the
-//!    members of a pair can stand in for each other.
-//! 4. *Compensation*: the error of each pruned weight, divided by U_cc, times row c of U, off the columns on the right;
+//!    w_S·(C_SS)⁻¹·w_Sᵀ. C is the leading 4 x 4 block of the inverse of H + λI restricted to this group and the columns
+//!    to its right; it equals UᵀU of the group's own 4 x 4 block of U. The paper scores each weight by itself and keeps
+//!    the two with the highest w_c²/U_cc², which ignores that the members of a pair can stand in for each other.
+//! 4. *Compensation*: from the columns to the right of a pruned weight w_c, w_c / U_cc times row c of U is subtracted;
 //!    at once within a block of columns, by one matrix product per block beyond it.
-//! 5. *Exchanges*: with every group decided, each is asked again whether another pattern loses less ([`swap`]).
+//! 5. *Exchanges* (optional, off by default): with every group decided, each is tested again for a pattern that loses
+//!    less ([`swap`]).
 //! 6. *Refit*: with the mask decided, the weights that minimise the layer's output error under it, by conjugate
 //!    gradients on all rows at once. The pass from left to right could not use columns on its left; this can.
 //!
 //! # Tried and rejected
-//! *Damping chosen on held-out sentences of the calibration text*, every eighth. Where the text is of one kind, they are too
-//! much like the others to tell: the least damping always wins, and loses more on text of another kind, for which 0.05 to
-//! 0.1 are best. Where the text is of all kinds, 0.01 to 0.05 lose the same but for 0.4 % of it, so that there is nothing to
-//! choose. Output lost in percent, dense inputs, no exchanges; *captions*: on 1792 captions of pictures and videos, on 256
-//! held out, and on 2068 sentences of all kinds (3 layers of all-MiniLM-L6-v2, the attention's output and `output` of
-//! `encoder.layer.1`, Q, K and V of `encoder.layer.5`); *all kinds*: on 1034 sentences of all kinds, on those 2068 others,
-//! and on the 256 captions (Q, K and V, the attention's output and `intermediate` of `encoder.layer.1`).
+//! *Damping chosen on held-out sentences of the calibration text*, every eighth. Where the calibration text is of one
+//! kind, the held-out sentences are too much like the others: the least damping is always best on them, but on text of
+//! another kind it loses more, and 0.05 to 0.1 are best there. Where the calibration text is of all kinds, the loss on
+//! other sentences of all kinds is the same within 0.4 % (relative) from 0.01 to 0.05, so that it does not decide.
+//!
+//! Output lost in percent, dense inputs, no exchanges, over three layers of all-MiniLM-L6-v2. Each cell has the loss on
+//! the calibration text / on other text of the same kind / on text of another kind:
+//! - *captions*: calibration on 1792 captions of pictures and videos; 256 captions held out; 2068 sentences of all
+//!   kinds. Layers: the attention's output and `output` of `encoder.layer.1`, Q, K and V of `encoder.layer.5`.
+//! - *all kinds*: calibration on 1034 sentences of all kinds; those 2068 sentences; the 256 captions. Layers: Q, K and
+//!   V, the attention's output and `intermediate` of `encoder.layer.1`.
 //!
 //! | damping | captions, V=1 | captions, V=32 | all kinds, V=32 |
 //! |---|---|---|---|
@@ -53,7 +59,7 @@ use crate::mask::{Mask, Mask24, VectorLen};
 use crate::matrix::Matrix;
 
 /// Columns between two matrix products: large enough for these to run at their speed, small enough for the rows of U
-/// that a block reads again and again to stay in a second-level cache.
+/// that a block reads again and again to stay in an L2 cache.
 const BLOCK: usize = 128;
 /// Rows to a task of the products and of the refit.
 const ROWS: usize = 64;
@@ -65,23 +71,24 @@ pub struct SparseGpt {
     pub vector: VectorLen,
     /// λ over the mean of H's diagonal.
     pub damping: f64,
-    /// Most steps of conjugate gradients in the refit; none for the paper's own compensation alone.
-    pub refit: usize,
-    /// Most passes of exchanges over a layer's groups; none for the mask of elimination alone. They go by what the refit
-    /// will make up for, so that there are none without one.
+    /// Maximum conjugate-gradient steps of the refit; 0 leaves the paper's compensation.
+    pub refit_steps: usize,
+    /// Maximum passes of exchanges; 0 keeps the mask of step 3. Ignored without a refit, because an exchange is judged
+    /// by the error after the refit.
     pub exchanges: usize,
 }
 
 impl SparseGpt {
-    /// The defaults at a vector length. Damping is 5 %, five times the paper's, because the refit follows H further than
-    /// elimination does: on all-MiniLM-L6-v2 with 22,000 tokens of calibration Spearman's correlation at V = 32 was
-    /// 0.8560 with 5 % and 0.8509 with 1 %. 30 steps of the refit are enough for the output error to settle.
+    /// The defaults at a vector length: damping of 5 %, 30 steps of the refit, no exchanges. Damping is five times the
+    /// paper's, because the refit follows H further than elimination does: on all-MiniLM-L6-v2 with 22,000 tokens of
+    /// calibration Spearman's correlation at V = 32 was 0.8560 with 5 % and 0.8509 with 1 %. 30 steps of the refit are
+    /// enough for the output error to settle.
     pub fn new(vector: VectorLen) -> Self {
-        Self { vector, damping: 0.05, refit: 30, exchanges: 0 }
+        Self { vector, damping: 0.05, refit_steps: 30, exchanges: 0 }
     }
 
-    /// Prunes `w`, `m x k`, for inputs with these statistics, which must have all of H. Weights that `within` leaves out
-    /// are zero from the start and stay so. Returns the weights that are left, in the type of `w`, and their mask.
+    /// Prunes `w`, `m x k`, for inputs with these statistics, which must have all of H. Weights that `within` leaves
+    /// out are zero from the start and stay so. Returns the weights that are left, in the type of `w`, and their mask.
     ///
     /// An error if shapes differ, H was not summed or is not positive definite even with damping, or a weight is, or
     /// would become, infinite or NaN. At work this takes about `28 k²` bytes beside H.
@@ -125,7 +132,7 @@ impl SparseGpt {
         let original = weights.clone();
         let v = self.vector.get();
         let mut patterns = eliminate(&mut weights, &u, self.vector, within);
-        if self.exchanges > 0 && self.refit > 0 {
+        if self.exchanges > 0 && self.refit_steps > 0 {
             let present = |block: usize, group: usize| present(within, block * v..m.min((block + 1) * v), group);
             swap::exchange(&original, &h, &mut patterns, v, self.exchanges, &present);
         }
@@ -138,8 +145,8 @@ impl SparseGpt {
         for ((row, col), x) in weights.indexed_iter_mut() {
             *x = if mask.mask().get(row, col) { *x } else { 0.0 };
         }
-        if self.refit > 0 {
-            refit(&mut weights, &original, &h.mapv(|x| x as f32), mask.mask(), self.refit);
+        if self.refit_steps > 0 {
+            refit(&mut weights, &original, &h.mapv(|x| x as f32), mask.mask(), self.refit_steps);
         }
         let pruned = Matrix::from_array(weights.view()).cast(w.dtype());
         // Weights that make up for others may leave the range of f16.
@@ -151,8 +158,8 @@ impl SparseGpt {
         Ok((pruned, mask))
     }
 
-    /// H + λI, divided by the diagonal's mean so that its size is that of one, and that mean. A feature that is always zero gets a one
-    /// on the diagonal: its weights change nothing, whatever happens to them.
+    /// Returns (H + λI) divided by the mean of H's diagonal, and that mean. A feature that is always zero gets 1 on the
+    /// diagonal, since its weights do not matter.
     fn damped(&self, gram: ArrayView2<'_, f64>) -> (Array2<f64>, f64) {
         let mut h = gram.to_owned();
         let mean = h.diag().mean().filter(|mean| *mean > 0.0).unwrap_or(1.0);
@@ -232,8 +239,9 @@ pub(super) fn legal(n: usize, present: u8) -> impl Iterator<Item = u8> {
     fits().filter(move |&p| useful(p) == most).chain(whole)
 }
 
-/// The pattern to keep of a group of up to four columns, whose block of U is `u`: that whose removal of the others costs
-/// least over all rows, ties to the pattern that keeps lower columns. `kept` says which positions a row has at all.
+/// The pattern to keep of a group of up to four columns, whose block of U is `u`: the one for which removing the other
+/// columns costs least over all rows. Of equal ones it is the first of [`PATTERNS`]. `kept` says which positions a row
+/// has at all.
 fn cheapest(w: ArrayView2<'_, f32>, u: ArrayView2<'_, f32>, kept: &dyn Fn(usize) -> u8) -> u8 {
     let n = u.nrows();
     if n <= 2 {
@@ -255,7 +263,7 @@ fn cheapest(w: ArrayView2<'_, f32>, u: ArrayView2<'_, f32>, kept: &dyn Fn(usize)
                 let determinant = c[[i, i]] * c[[j, j]] - c[[i, j]] * c[[i, j]];
                 let sum =
                     c[[j, j]] * products[[i, i]] - 2.0 * c[[i, j]] * products[[i, j]] + c[[i, i]] * products[[j, j]];
-                // C is positive definite; rounding must not turn a twin into a negative cost.
+                // C is positive definite; for two nearly collinear features rounding must not make the cost negative.
                 sum.max(0.0) / determinant.max(f64::MIN_POSITIVE)
             }
             _ => 0.0,
@@ -266,8 +274,8 @@ fn cheapest(w: ArrayView2<'_, f32>, u: ArrayView2<'_, f32>, kept: &dyn Fn(usize)
     costs.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(0b0011, |(pattern, _)| pattern)
 }
 
-/// Step 6: conjugate gradients for min Σ (ŵ - w)·H·(ŵ - w)ᵀ under the mask, from the weights that elimination left, each
-/// row by itself with H's diagonal as preconditioner.
+/// Step 6: conjugate gradients for min Σ (ŵ - w)·H·(ŵ - w)ᵀ under the mask, from the weights that elimination left,
+/// each row by itself with H's diagonal as preconditioner.
 fn refit(w: &mut Array2<f32>, original: &Array2<f32>, h: &Array2<f32>, mask: &Mask, steps: usize) {
     let inverse: Array1<f32> = h.diag().mapv(|x| 1.0 / x);
     w.axis_chunks_iter_mut(Axis(0), ROWS)

@@ -1,17 +1,17 @@
-//! States of many texts on the host, as bf16: what is asked for again is not computed again.
+//! Hidden states (or embeddings) of many texts on the host, as bf16, so that none is computed twice.
 //!
-//! Rounding to bf16 adds a millionth of a state's squared length to a loss that is rarely below a hundredth, and no state
-//! is too large for it. Invariant: the numbers of a text are those of the first batch that had it, and so follow from the
-//! order of texts alone.
+//! Rounding to bf16 adds a millionth of a hidden state's squared length to a loss that is rarely below a hundredth, and
+//! no hidden state is too large for it. Invariant: the numbers of a text are those of the first batch that had it, and
+//! so follow from the order of texts alone.
 
 use half::bf16;
 
 use crate::error::{Error, Result};
 use crate::matrix::Matrix;
 
-/// A value's rows of every text.
+/// The rows of one value, for every text.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct HiddenStateCache {
     cols: usize,
     /// The first row of each text, and the end.
     first: Vec<usize>,
@@ -20,7 +20,7 @@ pub(super) struct Kept {
     has: Vec<bool>,
 }
 
-impl Kept {
+impl HiddenStateCache {
     /// Room for so many rows of each text.
     pub(super) fn new(rows: impl Iterator<Item = usize>, cols: usize) -> Self {
         let mut first = vec![0];
@@ -71,7 +71,7 @@ impl Kept {
         let mut numbers = vec![0.0; texts.len() * each * self.cols];
         for (&text, to) in texts.iter().zip(numbers.chunks_exact_mut((each * self.cols).max(1))) {
             if !self.has[text] {
-                return Err(Error::invalid("a text's states are not kept"));
+                return Err(Error::invalid("a text's hidden states are not cached"));
             }
             let from = &self.numbers[self.first[text] * self.cols..self.first[text + 1] * self.cols];
             for (to, &from) in to.iter_mut().zip(from) {
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn what_was_taken_comes_back_without_its_padding() {
-        let mut kept = Kept::new([2, 1, 3].into_iter(), 2);
+        let mut kept = HiddenStateCache::new([2, 1, 3].into_iter(), 2);
         // Two texts of a batch of three rows each; what is beyond a text's rows is padding.
         let numbers: Vec<f32> = (1..=12).map(|x| x as f32).collect();
         kept.take(&[1, 0], &Matrix::from_f32(6, 2, &numbers).unwrap());

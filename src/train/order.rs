@@ -1,9 +1,9 @@
 //! In which order texts are trained on: batches of like length, mixed anew in every epoch.
 //!
-//! Texts are shuffled, cut into pools of [`POOL`] batches, and sorted by length within each, so that a batch holds little
-//! padding and no length comes at one time alone; then the batches of a pool are shuffled. Invariant: the order follows
-//! from the seed, the number of the epoch and the lengths alone, so that a run that is resumed goes on with the batches
-//! that it would have had.
+//! Texts are shuffled, cut into pools of [`POOL`] batches, and sorted by length within each, so that a batch holds
+//! little padding and texts of one length are spread over the epoch; then the batches of a pool are shuffled.
+//! Invariant: the order follows from the seed, the number of the epoch and the lengths alone, so that a run that is
+//! resumed goes on with the batches that it would have had.
 
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::{Rng, SeedableRng};

@@ -68,7 +68,8 @@ impl Pace {
 }
 
 impl Trainer {
-    /// How long a run takes, as measured on batches of every length that texts have. Trains a student that is thrown away.
+    /// How long a run takes, as measured on batches of every length that texts have. Trains a student that is thrown
+    /// away.
     pub fn measure(
         device: &Device,
         student: &Checkpoint,
@@ -80,24 +81,24 @@ impl Trainer {
         // So many that each part has steps for all batches.
         const STEPS: u64 = 1 << 40;
         let mut trainer = Self::new(device, student, teacher, texts.to_vec(), STEPS, options.clone())?;
-        let mut homes = trainer.texts.homes().to_vec();
-        let all = homes.len() as u64;
+        let mut epoch = trainer.texts.first_batches().to_vec();
+        let all = epoch.len() as u64;
         let is_in_parts = options.objective == Objective::Blocks;
-        let tokens = |homes: &mut dyn Iterator<Item = &Vec<usize>>| {
-            homes.map(|home| trainer.texts.seq(home) * home.len()).sum::<usize>() as f64
+        let tokens = |batches: &mut dyn Iterator<Item = &Vec<usize>>| {
+            batches.map(|batch| trainer.texts.seq(batch) * batch.len()).sum::<usize>() as f64
         };
-        let is_kept = |home: &&Vec<usize>| is_in_parts || trainer.teacher.keeps(home);
-        let kept = homes.iter().filter(is_kept).count() as u64;
-        let again = tokens(&mut homes.iter().filter(|home| !is_kept(home))) / tokens(&mut homes.iter()).max(1.0);
-        homes.retain(|home| home.len() == options.batch);
-        homes.sort_by_key(|home| trainer.texts.seq(home));
-        let chosen = BATCHES.min(homes.len());
-        let batches: Vec<_> = (0..chosen).map(|i| homes[(2 * i + 1) * homes.len() / (2 * chosen)].clone()).collect();
+        let is_kept = |batch: &&Vec<usize>| is_in_parts || trainer.teacher.keeps(batch);
+        let kept = epoch.iter().filter(is_kept).count() as u64;
+        let again = tokens(&mut epoch.iter().filter(|batch| !is_kept(batch))) / tokens(&mut epoch.iter()).max(1.0);
+        epoch.retain(|batch| batch.len() == options.batch);
+        epoch.sort_by_key(|batch| trainer.texts.seq(batch));
+        let chosen = BATCHES.min(epoch.len());
+        let batches: Vec<_> = (0..chosen).map(|i| epoch[(2 * i + 1) * epoch.len() / (2 * chosen)].clone()).collect();
         let (mut passes, mut forwards, mut updates, mut teacher) = (0.0, 0.0, 0.0, 0.0);
         let parts = if is_in_parts { trainer.parts.len() - 1 } else { 1 };
         for part in 0..parts {
             let start = Instant::now();
-            trainer.enter(part, &batches)?;
+            trainer.start_part(part, &batches)?;
             teacher += if is_in_parts { start.elapsed().as_secs_f64() } else { 0.0 };
             for batch in &batches {
                 // Once to make room for it, and for the teacher's values.

@@ -15,15 +15,15 @@ use crate::ops::sum_squares::SumSquares;
 #[derive(Debug)]
 pub(super) struct Part {
     pub(super) nodes: Range<usize>,
-    /// The state that they read, of the nodes before them.
+    /// The hidden state of the nodes before them that they read.
     pub(super) input: Option<ValueId>,
-    /// Where the states are compared.
+    /// The hidden states that are compared.
     pub(super) states: Vec<ValueId>,
     /// The embeddings, if they make them.
     pub(super) embedding: Option<ValueId>,
     /// The steps of the run in which it is trained.
     pub(super) steps: Range<u64>,
-    /// AdamW, and the new form of the products.
+    /// AdamW, and the packing of the new weights for the GEMMs.
     pub(super) update: Vec<Prepared>,
     norms: Vec<Prepared>,
     sums: Tensor,
@@ -48,13 +48,13 @@ pub(super) fn cuts(graph: &Graph, objective: Objective) -> Result<Vec<Cut>> {
     let whole = |states| Cut { nodes: 0..end, input: None, states, embedding };
     match objective {
         Objective::States if embedding.is_none() && states.is_empty() => {
-            Err(Error::invalid("the model has no states and no embeddings to compare"))
+            Err(Error::invalid("the model has no hidden states and no embeddings to compare"))
         }
         Objective::Embeddings if embedding.is_none() => {
             Err(Error::invalid("the model has no embeddings on the device to compare"))
         }
         Objective::Blocks if states.is_empty() => {
-            Err(Error::invalid("the model has no states between its blocks to compare"))
+            Err(Error::invalid("the model has no hidden states between its blocks to compare"))
         }
         Objective::States => Ok(vec![whole(states)]),
         Objective::Embeddings => Ok(vec![whole(Vec::new())]),
@@ -100,13 +100,13 @@ impl Part {
         Ok(Self { nodes, input, states, embedding, steps, update, norms, sums, first })
     }
 
-    /// Where it is compared: states, and then the embeddings.
+    /// The values that are compared: hidden states, then the embeddings.
     pub(super) fn values(&self) -> Vec<ValueId> {
         self.states.iter().copied().chain(self.embedding).collect()
     }
 
-    /// The length of all its gradients together. An error names the first parameter whose gradient is no number.
-    pub(super) fn gradient(&self, trainable: &Trainable) -> Result<f64> {
+    /// The global L2 norm of its gradients. An error names the first parameter whose gradient is not finite.
+    pub(super) fn grad_norm(&self, trainable: &Trainable) -> Result<f64> {
         let device = trainable.device();
         device.submit(&self.norms)?;
         let sums = device.read(&self.sums)?.elements().to_f32();
@@ -114,7 +114,7 @@ impl Part {
             let of = self.first.iter().rev().find(|(_, first)| *first <= at);
             let name = of.map_or("a parameter", |(param, _)| &trainable.graph().param(*param).name);
             return Err(Error::invalid(format!(
-                "the gradient of {name} is no number, or its square is too large for f32"
+                "the gradient of {name} is not finite, or its square is too large for f32"
             )));
         }
         let squares: f64 = sums.into_iter().map(f64::from).sum();

@@ -1,17 +1,17 @@
-//! Passes for batches of several shapes, as long as there is memory for them.
+//! Passes for batches of several shapes, cached as long as there is memory for them.
 
 /// A part of a model, texts, and tokens of each.
 pub(super) type Shape = (usize, usize, usize);
 
-/// Passes; those used last are the last to give way.
+/// Passes by shape. Where memory is short, the one that was used longest ago is dropped first.
 #[derive(Debug)]
-pub(super) struct Shapes<P> {
+pub(super) struct PassCache<P> {
     /// Bytes that they may take together. One pass may take more, alone.
     memory: u64,
     passes: Vec<(Shape, u64, P)>,
 }
 
-impl<P> Shapes<P> {
+impl<P> PassCache<P> {
     pub(super) fn new(memory: u64) -> Self {
         Self { memory, passes: Vec::new() }
     }
@@ -20,7 +20,7 @@ impl<P> Shapes<P> {
         self.memory
     }
 
-    /// Lets passes give way to a new one of so many bytes, before it is made.
+    /// Drops passes until a new one of so many bytes fits, before it is made.
     pub(super) fn make_room(&mut self, bytes: u64) {
         let mut all = bytes + self.passes.iter().map(|(_, bytes, _)| bytes).sum::<u64>();
         while all > self.memory && !self.passes.is_empty() {
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn what_was_used_longest_ago_gives_way() {
-        let mut shapes = Shapes::new(10);
+        let mut shapes = PassCache::new(10);
         shapes.add((0, 1, 8), 4, 'a');
         shapes.add((0, 1, 16), 4, 'b');
         assert!(shapes.find((0, 1, 8)).is_some_and(|at| *shapes.get(at) == 'a'));

@@ -1,9 +1,9 @@
-//! What an interrupted run goes on from: a safetensors file with the parameters, the optimiser's means, the best parameters
-//! so far, and in its metadata the number of the step.
+//! What an interrupted run goes on from: a safetensors file with the parameters, the optimiser's two moments, the best
+//! parameters so far, and in its metadata the number of the step.
 //!
 //! It is written under a temporary name and renamed, so that a run that is killed while it writes has the file before.
-//! Invariant: a file is taken by the very run that wrote it alone: same student at the start, teacher, texts, options and
-//! number of steps, which [`identity`] stands for.
+//! Invariant: only the run that wrote a file takes it: the same student at the start, teacher, texts, options and
+//! number of steps, which are compared by a hash ([`identity`]).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,7 +20,7 @@ use safetensors::Dtype;
 /// The version of the file, under this name in its metadata.
 const VERSION: (&str, &str) = ("sparse24_train_state", "1");
 
-/// A number that two runs share only if they are the same, but for one pair in 2⁶⁴ (FNV-1a).
+/// A hash (FNV-1a, 64 bits) of models, texts, options and number of steps.
 pub(super) fn identity(
     models: [&Checkpoint; 2],
     texts: &[Arc<[u32]>],
@@ -85,8 +85,8 @@ impl Trainer {
         number(&TensorFile::open(path)?, path, "steps", 10)
     }
 
-    /// Goes on from a file that this run wrote, and gives back the note. An error, after which nothing has changed, if it is
-    /// no such file, or of another run.
+    /// Goes on from a file that this run wrote, and gives back the note. An error, after which nothing has changed, if
+    /// it is no such file, or of another run.
     pub fn resume(&mut self, path: &Path) -> Result<String> {
         let file = TensorFile::open(path)?;
         let refuse = |reason: String| Error::file(path, reason);
@@ -131,7 +131,7 @@ impl Trainer {
             device.write(v, new_v)?;
         }
         device.submit(&self.trainable.repack(|_| true)?)?;
-        (self.done, self.best, self.chain) = (done, best, None);
+        (self.done, self.best, self.part_cache) = (done, best, None);
         Ok(note)
     }
 }

@@ -1,9 +1,9 @@
-//! What the dense model makes of the texts: computed once for each, where there is memory to keep it.
+//! The teacher's hidden states and embeddings: computed once for each text, where there is memory to cache them.
 
-use super::kept::Kept;
+use super::kept::HiddenStateCache;
 use super::missing;
 use super::part::Part;
-use super::shapes::Shapes;
+use super::shapes::PassCache;
 use super::texts::Texts;
 use crate::error::Result;
 use crate::graph::{Forward, Graph, Model, Rows, ValueId};
@@ -13,15 +13,15 @@ use crate::matrix::Matrix;
 #[derive(Debug)]
 pub(super) struct Teacher {
     model: Model,
-    passes: Shapes<Forward>,
-    /// Of the texts that are trained as a whole, and of those that are held out: of the shorter ones where all would take
-    /// too much.
+    passes: PassCache<Forward>,
+    /// Values of the held-out texts, and where the whole model is trained of all texts; of the shorter ones only where
+    /// all would take too much.
     kept: TeacherValues,
 }
 
-/// Some values of texts.
+/// The cache of several of the teacher's values.
 #[derive(Debug)]
-pub(super) struct TeacherValues(Vec<(ValueId, Kept)>);
+pub(super) struct TeacherValues(Vec<(ValueId, HiddenStateCache)>);
 
 impl TeacherValues {
     /// Room for values of those texts for which they are wanted.
@@ -55,9 +55,10 @@ impl TeacherValues {
 }
 
 impl Teacher {
-    /// A teacher that keeps what the whole model makes of those texts for which it is wanted, as far as that takes no more
-    /// than the first of `memory` bytes. Where it would take more, it keeps those of the shorter texts: a batch has texts of
-    /// about one length, so that most batches are kept whole or not at all. Its passes take no more than the second.
+    /// A teacher that caches the values of the whole model for those texts for which they are wanted, in at most
+    /// `memory[0]` bytes. Where that is too little, it caches those of the shorter texts: a batch has texts of about
+    /// one length, so that most batches are cached whole or not at all. Its passes take at most `memory[1]` bytes; a
+    /// single pass may take more.
     pub(super) fn new(
         model: Model,
         whole: &Part,
@@ -74,45 +75,45 @@ impl Teacher {
         let fitting = lengths.partition_point(|&length| bytes(length) <= memory[0]);
         let longest = fitting.checked_sub(1).map_or(0, |at| lengths[at]);
         let kept = TeacherValues::new(graph, &values, texts, up_to(longest));
-        Self { model, passes: Shapes::new(memory[1]), kept }
+        Self { model, passes: PassCache::new(memory[1]), kept }
     }
 
-    /// Bytes of what it keeps, once it has all of it.
+    /// Bytes of its cache, once it is full.
     pub(super) fn kept_bytes(&self) -> u64 {
         self.kept.bytes()
     }
 
-    /// Whether what it makes of all texts of a batch is kept.
+    /// Whether it caches the values of all texts of a batch.
     pub(super) fn keeps(&self, batch: &[usize]) -> bool {
         batch.iter().all(|&text| self.kept.has_room(text))
     }
 
-    /// What the whole model makes of a batch, computed now.
+    /// The values of the whole model for a batch, computed now.
     pub(super) fn compute(&mut self, whole: &Part, texts: &Texts, batch: &[usize]) -> Result<Vec<(ValueId, Matrix)>> {
         self.run((usize::MAX, whole), texts, batch, None)
     }
 
-    /// What the whole model makes of a batch.
+    /// The values of the whole model for a batch, from the cache where it has them.
     pub(super) fn values(&mut self, whole: &Part, texts: &Texts, batch: &[usize]) -> Result<Vec<(ValueId, Matrix)>> {
         if !self.keeps(batch) {
             let made = self.compute(whole, texts, batch)?;
-            // Those of its texts that are kept are not to be computed again for another batch.
-            if batch.first().is_some_and(|&text| texts.home(text) == batch) {
+            // Some of its texts may be cached: no other batch computes them again.
+            if batch.first().is_some_and(|&text| texts.first_batch(text) == batch) {
                 self.kept.take(batch, &made);
             }
             return Ok(made);
         }
         for &text in batch {
             if !self.kept.has(text) {
-                let home = texts.home(text);
-                let made = self.compute(whole, texts, home)?;
-                self.kept.take(home, &made);
+                let first_batch = texts.first_batch(text);
+                let made = self.compute(whole, texts, first_batch)?;
+                self.kept.take(first_batch, &made);
             }
         }
         self.kept.batch(self.model.graph(), batch, texts.seq(batch))
     }
 
-    /// What a part, which has a number, makes of some batches of texts and of what the part before it made of them.
+    /// The values of part `number` for the texts of some batches, computed from those of the part before it.
     pub(super) fn values_of_part(
         &mut self,
         (number, part): (usize, &Part),

@@ -1,11 +1,12 @@
 //! The texts of a run: which are trained on, which are held out, and what batches have them.
 //!
-//! Every text has a home: the batch of the first epoch that it is in, or of those that are held out. What is kept of a
-//! text was computed in its home, so that it has the same bits whichever batch asks for it first.
+//! Every text has a first batch: its batch of epoch 0, or for a held-out text the batch in which it is evaluated.
+//! Cached values of a text were computed in its first batch, so that they have the same bits whichever batch asks for
+//! them first.
 
 use std::sync::Arc;
 
-use super::kept::Kept;
+use super::kept::HiddenStateCache;
 use super::{TrainOptions, order};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Rows, ValueId};
@@ -20,11 +21,12 @@ pub(super) struct Texts {
     ids: Vec<Arc<[u32]>>,
     trained: usize,
     numbers: Vec<usize>,
-    /// Those of texts that are trained on first.
-    homes: Vec<Vec<usize>>,
+    /// Those of epoch 0, then those of the held-out texts.
+    first_batches: Vec<Vec<usize>>,
+    /// How many of them are of epoch 0.
     of_trained: usize,
-    /// Of each text the place of its home.
-    home: Vec<usize>,
+    /// Of each text the place of its first batch.
+    first_batch: Vec<usize>,
     /// Most tokens of a text.
     limit: usize,
     batch: usize,
@@ -61,21 +63,21 @@ impl Texts {
             ids,
             trained,
             numbers,
-            homes: Vec::new(),
+            first_batches: Vec::new(),
             of_trained: 0,
-            home: Vec::new(),
+            first_batch: Vec::new(),
             limit,
             batch: options.batch,
             seed: options.seed,
         };
-        let mut homes = texts.epoch(0);
-        texts.of_trained = homes.len();
-        homes.extend(texts.held_out().chunks(texts.batch).map(<[_]>::to_vec));
-        texts.home = vec![0; texts.ids.len()];
-        for (at, home) in homes.iter().enumerate() {
-            home.iter().for_each(|&text| texts.home[text] = at);
+        let mut first_batches = texts.epoch(0);
+        texts.of_trained = first_batches.len();
+        first_batches.extend(texts.held_out().chunks(texts.batch).map(<[_]>::to_vec));
+        texts.first_batch = vec![0; texts.ids.len()];
+        for (at, batch) in first_batches.iter().enumerate() {
+            batch.iter().for_each(|&text| texts.first_batch[text] = at);
         }
-        texts.homes = homes;
+        texts.first_batches = first_batches;
         Ok(texts)
     }
 
@@ -115,24 +117,24 @@ impl Texts {
         order::epoch(&lengths, self.batch, self.seed, epoch)
     }
 
-    /// The batches of the first epoch.
-    pub(super) fn homes(&self) -> &[Vec<usize>] {
-        &self.homes[..self.of_trained]
+    /// The batches of epoch 0.
+    pub(super) fn first_batches(&self) -> &[Vec<usize>] {
+        &self.first_batches[..self.of_trained]
     }
 
-    /// The home of a text.
-    pub(super) fn home(&self, text: usize) -> &[usize] {
-        &self.homes[self.home[text]]
+    /// The first batch of a text.
+    pub(super) fn first_batch(&self, text: usize) -> &[usize] {
+        &self.first_batches[self.first_batch[text]]
     }
 
-    /// Room for a value of those texts for which it is wanted.
-    pub(super) fn room(&self, graph: &Graph, value: ValueId, wanted: impl Fn(usize) -> bool) -> Kept {
-        Kept::new(self.rows(graph, value, wanted), graph.value(value).cols)
+    /// An empty cache of a value, for those texts for which it is wanted.
+    pub(super) fn room(&self, graph: &Graph, value: ValueId, wanted: impl Fn(usize) -> bool) -> HiddenStateCache {
+        HiddenStateCache::new(self.rows(graph, value, wanted), graph.value(value).cols)
     }
 
     /// Bytes of that.
     pub(super) fn room_bytes(&self, graph: &Graph, value: ValueId, wanted: impl Fn(usize) -> bool) -> u64 {
-        Kept::bytes_of(self.rows(graph, value, wanted).sum(), graph.value(value).cols)
+        HiddenStateCache::bytes_of(self.rows(graph, value, wanted).sum(), graph.value(value).cols)
     }
 
     /// A value's rows of each text; none where it is not wanted.

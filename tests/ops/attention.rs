@@ -278,7 +278,7 @@ fn cooperative_attention_agrees(device: &Device, unit: CoopUnit) {
     }
 }
 
-/// The kernels of cooperative matrices, with those acted out in plain WGSL: every index they compute is their own.
+/// The kernels of cooperative matrices, with those emulated in plain WGSL: every index they compute is their own.
 #[test]
 #[ignore = "needs a GPU"]
 fn cooperative_attention_agrees_with_the_oracle_when_acted_out() {

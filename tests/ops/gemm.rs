@@ -157,7 +157,7 @@ fn cooperative_kernels_agree(device: &Device, wanted: impl Fn(Op) -> bool, split
     assert_eq!(met.len(), ops().filter(|&op| wanted(op)).count(), "an operation had no tile that fits");
 }
 
-/// Kernels of cooperative matrices, with those acted out in plain WGSL, for every unit: every index they compute is
+/// Kernels of cooperative matrices, with those emulated in plain WGSL, for every unit: every index they compute is
 /// their own. Tiles are held as vectors.
 #[test]
 #[ignore = "needs a GPU"]

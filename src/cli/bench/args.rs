@@ -70,8 +70,9 @@ pub(crate) struct Args {
     /// Vector lengths of the 2:4 rows: how many rows of W share one pattern. [default: 1,32; with --model 1,32,128]
     #[arg(long, value_name = "V,...", value_delimiter = ',')]
     pub(super) vector: Vec<VectorLen>,
-    /// Operations. `auto` is 2:4 as an embedder's `Linear` runs it with the same tuning: dense wherever 2:4 would lose;
-    /// `masked24` holds the mask as 2:4 codes. [default: dense,sparse24,masked; with --model dense,sparse24,auto,masked]
+    /// Operations. `auto` is 2:4 as an embedder's `Linear` runs it with the same tuning: dense unless 2:4 is
+    /// faster by a margin; `masked24` holds the mask as 2:4 codes. [default: dense,sparse24,masked; with --model
+    /// dense,sparse24,auto,masked]
     #[arg(long, value_name = "OP,...", value_delimiter = ',')]
     pub(super) ops: Vec<OpName>,
     /// Kernel: `auto` for the planner's choice, or a name as in the last column of --wide or the JSON's `kernel`: on the
@@ -93,7 +94,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(super) threads: Option<u16>,
     /// Vector instructions of the CPU device's kernels: scalar, avx2 or avx512; the widest there are unless given.
-    /// The `gemm` crate, which multiplies dense weights, takes the widest (without this crate's feature `avx512`, AVX2).
+    /// The crate `gemm`, which multiplies dense weights, takes the widest (without this crate's feature `avx512`, AVX2).
     #[arg(long, value_name = "LEVEL", env = "SPARSE24_SIMD")]
     pub(super) simd: Option<SimdLevel>,
     /// Measure on the 2-D float tensors of this file instead of random weights.

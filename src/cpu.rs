@@ -161,6 +161,8 @@ pub struct Cpu {
     /// it holds another.
     queue: Mutex<()>,
     info: CpuInfo,
+    /// Bytes of a core's first-level cache.
+    first_cache: usize,
 }
 
 impl Cpu {
@@ -178,7 +180,7 @@ impl Cpu {
         };
         let pool = Pool { threads, simd };
         let info = CpuInfo::host(simd.level(), pool.len());
-        Ok(Self { pool, scratch: Scratch::default(), queue: Mutex::new(()), info })
+        Ok(Self { pool, scratch: Scratch::default(), queue: Mutex::new(()), info, first_cache: first_level_cache() })
     }
 
     /// Does `work` when nothing else runs on this device.
@@ -294,10 +296,22 @@ fn processor_name() -> String {
 
 /// Size of the largest cache that Linux lists for the first core; 32 MiB elsewhere.
 fn last_level_cache() -> u64 {
-    let size = |cache: std::fs::DirEntry| {
-        let size = std::fs::read_to_string(cache.path().join("size")).ok()?;
-        size.trim().strip_suffix('K')?.parse::<u64>().ok()
+    caches().map(|(_, bytes)| bytes).max().unwrap_or(32 << 20)
+}
+
+/// Size of the first core's cache that is nearest to it and holds data, as Linux lists it; 32 KiB elsewhere, which few
+/// processors do not have.
+fn first_level_cache() -> usize {
+    let of_data = caches().filter(|(kind, _)| kind != "Instruction").map(|(_, bytes)| bytes);
+    of_data.min().map_or(32 << 10, |bytes| bytes as usize)
+}
+
+/// Kind and size of each cache that Linux lists for the first core.
+fn caches() -> impl Iterator<Item = (String, u64)> {
+    let read = |cache: std::fs::DirEntry| {
+        let field = |name| std::fs::read_to_string(cache.path().join(name)).ok();
+        let kib = field("size")?.trim().strip_suffix('K')?.parse::<u64>().ok()?;
+        Some((field("type")?.trim().to_owned(), kib * 1024))
     };
-    let caches = std::fs::read_dir("/sys/devices/system/cpu/cpu0/cache");
-    caches.ok().and_then(|caches| caches.flatten().filter_map(size).max()).map_or(32 << 20, |kib| kib * 1024)
+    std::fs::read_dir("/sys/devices/system/cpu/cpu0/cache").into_iter().flatten().flatten().filter_map(read)
 }

@@ -571,7 +571,7 @@ impl Device {
             }
             (Inner::Cpu(cpu), HostWeights::Sparse24(w)) => {
                 claim_weights(CpuWeights::sparse24_bytes(m, k, w.vector(), w.dtype()), m, k)?;
-                cpu_weights(CpuWeights::sparse24(w, cpu.simd()))
+                cpu_weights(CpuWeights::sparse24(w, cpu))
             }
             (Inner::Cpu(_), HostWeights::Dense(dense) | HostWeights::Masked(dense, _)) => {
                 claim_weights(CpuWeights::dense_bytes(m, k, w.dtype(), w.mask().is_some()), m, k)?;

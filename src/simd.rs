@@ -193,6 +193,22 @@ pub(crate) fn multiply_add<S: Instructions>(a: f32, b: f32, c: f32) -> f32 {
     if S::FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// The same pointer, of which the compiler does not know how it was computed: it is kept in one register, and memory is
+/// addressed by that and a displacement. Intel's cores split a multiply-add whose operand in memory is addressed by two
+/// registers in two instructions.
+#[inline(always)]
+pub(crate) fn opaque(p: *const f32) -> *const f32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let mut p = p;
+        // SAFETY: no instruction at all.
+        unsafe { std::arch::asm!("/* {0} */", inout(reg) p, options(pure, readonly, nostack, preserves_flags)) };
+        p
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    p
+}
+
 /// Transposes 16 rows, `stride` numbers apart: each vector of `to` has one number of all of them.
 pub(crate) struct Transpose16<'a> {
     pub(crate) from: &'a [f32],

@@ -16,6 +16,9 @@ use crate::simd::{Instructions, Simd, Work};
 /// Most outputs in a run.
 const RUN: usize = 256;
 
+/// Features and tokens that are brought into the output's order at a time where sums lie by feature: a line of each.
+const COLUMNS: usize = 16;
+
 /// Bias of a run.
 #[derive(Clone, Copy)]
 enum Bias<'a> {
@@ -108,6 +111,108 @@ impl<'a> Finish<'a> {
                 Output::F32(y) => unsafe { y.part(range) }.copy_from_slice(sums),
                 // SAFETY: passed on.
                 Output::F16(y) => unsafe { y.part(range) }.convert_from_f32_slice(sums),
+            }
+        }
+    }
+
+    /// Stores sums that lie by feature, in the linear form: from `feature` on a row of `stride` for each, of which the
+    /// first `tokens` count.
+    ///
+    /// # Safety
+    /// No other thread may store the same outputs.
+    pub(super) unsafe fn store_columns(
+        &self,
+        feature: usize,
+        token: usize,
+        tokens: usize,
+        sums: &mut [f32],
+        stride: usize,
+    ) {
+        self.simd.run(Columns { finish: self, feature, token, tokens, sums, stride });
+    }
+}
+
+/// Some features of some tokens, of the linear form.
+struct Columns<'a, 'b> {
+    finish: &'a Finish<'b>,
+    feature: usize,
+    token: usize,
+    tokens: usize,
+    /// A row of `stride` for each feature.
+    sums: &'a mut [f32],
+    stride: usize,
+}
+
+impl Work for Columns<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Instructions>(self) {
+        let Self {
+            finish: &Finish { ref problem, bias, residual, ref output, .. },
+            feature,
+            token,
+            tokens,
+            sums,
+            stride,
+        } = self;
+        assert!(sums.len().is_multiple_of(stride) && tokens <= stride);
+        for (i, sums) in sums.chunks_exact_mut(stride).enumerate() {
+            let sums = &mut sums[..tokens];
+            if let Some(bias) = bias {
+                let bias = bias[feature + i];
+                sums.iter_mut().for_each(|v| *v += bias);
+            }
+            activate(problem.epilogue.activation, sums);
+        }
+        let mut block = [[0.0f32; COLUMNS]; COLUMNS];
+        // All features of some tokens, as the outputs of a token lie in a run of memory.
+        for first in (0..tokens).step_by(COLUMNS) {
+            let count = COLUMNS.min(tokens - first);
+            for (i, sums) in sums.chunks(COLUMNS * stride).enumerate() {
+                let features = sums.len() / stride;
+                for col in (0..count).step_by(8) {
+                    if features == COLUMNS && first + col + 8 <= stride {
+                        for row in [0, 8] {
+                            let from = &sums[row * stride + first + col..];
+                            // SAFETY: eight rows of eight sums follow, as all 16 rows of `stride` are there, and the
+                            // block has as many; the caller has the instructions.
+                            unsafe { S::transpose8(from.as_ptr(), stride, block[col].as_mut_ptr().add(row), COLUMNS) };
+                        }
+                    } else {
+                        for (i, row) in sums.chunks_exact(stride).enumerate() {
+                            let row = &row[first + col..first + count.min(col + 8)];
+                            block[col..].iter_mut().zip(row).for_each(|(block, sum)| block[i] = *sum);
+                        }
+                    }
+                }
+                for (token, block) in (token + first..).zip(block.iter_mut().take(count)) {
+                    let start = token * problem.m + feature + i * COLUMNS;
+                    let range = start..start + features;
+                    let block = &mut block[..features];
+                    match residual {
+                        Some(Elements::F32(r)) => block.iter_mut().zip(&r[range.clone()]).for_each(|(v, r)| *v += r),
+                        Some(Elements::F16(r)) => {
+                            let mut wide = [0.0; COLUMNS];
+                            r[range.clone()].convert_to_f32_slice(&mut wide[..features]);
+                            block.iter_mut().zip(wide).for_each(|(v, r)| *v += r);
+                        }
+                        Some(Elements::Bf16(_)) | None => {}
+                    }
+                    match output {
+                        Output::F32(y) => {
+                            // SAFETY: passed on.
+                            let to = unsafe { y.part(range) };
+                            // An array is copied by instructions, a slice by a call.
+                            match (<&mut [f32; COLUMNS]>::try_from(&mut *to), <&[f32; COLUMNS]>::try_from(&*block)) {
+                                (Ok(to), Ok(block)) => *to = *block,
+                                _ => to.copy_from_slice(block),
+                            }
+                        }
+                        // SAFETY: passed on.
+                        Output::F16(y) => unsafe { y.part(range) }.convert_from_f32_slice(block),
+                    }
+                }
             }
         }
     }

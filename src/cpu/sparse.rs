@@ -3,17 +3,21 @@
 //! **Many tokens** ([`gather`]). A vector holds one feature's sums for `LANES` tokens, and a fused multiply-add takes
 //! its activations straight from memory, so a gathered row of activations costs no more than the next one would: half
 //! the multiply-adds are half the time as long as loads keep up. Tokens are cut into *panels* of `A` vectors, whose
-//! activations are packed k-major; a step of k of one panel fills three quarters of a 32 KiB first-level cache. For
+//! activations are packed k-major; a step of k of one panel fills three quarters of the first-level cache. For
 //! each row of W, `A` accumulators stay in registers over the step: a code names the row of the panel, a broadcast
 //! value is multiplied by its `A` vectors. A kept weight costs `A` multiply-adds, `A + 1` loads and three or four scalar
 //! instructions; at two loads and two multiply-adds per cycle A = 12 reaches 12/13 of the arithmetic peak. At V > 1 the
-//! two rows of a pair share each loaded vector: `A` is at most 5 and loads no longer count. With few tokens more rows
-//! are taken at once, so that there are always about twelve chains of multiply-adds (their latency times their
-//! throughput is 8 to 10).
+//! two rows of a pair share each loaded vector, and with AVX-512's 32 registers four rows at V > 2: `A` is at most 5 or
+//! 6, and loads no longer count. With few tokens more rows are taken at once, so that there are always about twelve chains
+//! of multiply-adds (their latency times their throughput is 8 to 10).
 //!
-//! **Few tokens** ([`gemv`]). The weights' bytes are the cost: they are read once, in order. Lanes are the values of a pair of rows (see [`super::weights`]): VPERMILPS takes its positions
-//! from the two lowest bits of each lane, so a word of codes, shifted by a constant for each lane, is all the decoding
-//! there is.
+//! **Few tokens** ([`gemv`]). The weights' bytes are the cost: they are read once, in order. Lanes are the values of a
+//! pair of rows (see [`super::weights`]): VPERMILPS takes its positions from the two lowest bits of each lane, so a word
+//! of codes, shifted by a constant for each lane, is all the decoding there is.
+//!
+//! On a Xeon with AVX-512 (Emerald Rapids, 48 KiB and 2 MiB of first- and second-level cache) this loop alone runs at
+//! 58 to 67 % of the multiply-adds at V = 1 and at 80 to 85 % at V = 32, with the panel in the second-level cache; at 70 %
+//! with everything in the first. What V = 1 loses are loads: where two rows share every load it reaches 82 %.
 //!
 //! An output's sum is formed by one thread, in f32: in increasing k by `gather`, and by `gemv` in as many parts as there
 //! are lanes of its row, added up at the end.
@@ -22,7 +26,14 @@
 //! - Rows of W contiguous along k: see [`super::weights`].
 //! - Both weights of a group loaded at once and broadcast from a register: 1.01 times the speed with everything in the
 //!   first-level cache, and a shuffle on a port that AVX-512 needs for multiply-adds.
-//! - Addresses with short displacements, to shorten the instructions: no difference (AVX2, EPYC 7003).
+//! - Addresses with short displacements, to shorten the instructions: no difference (AVX2, EPYC 7003). One register in
+//!   place of two does make one on Intel: see [`opaque`].
+//! - AVX-512, V = 1, the loop alone on that Xeon, where the present form has 63 %: four rows of 6 vectors 64 % (as many
+//!   sums, but more broadcasts), panels of 16, 20 and 24 vectors 65, 62 and 55 %, blocks of 16 and 32 rows, whose sums stay
+//!   in the first-level cache, 0.7 to 0.9 times the speed, as the panel comes from the second more often.
+//! - For the same, columns sorted by which of two rows keep them, so that what both keep is loaded once: 68 % at 12
+//!   vectors, 71 % at 8, and 71 and more where rows are paired by what they have in common. It needs lists of columns beside
+//!   the codes, which `gemv` reads: twice the weights' memory.
 //! - Panels of 8 and 10 vectors: 0.98 and 1.00 times the speed of 12 in the cache, no difference outside.
 //! - Asking for the next row's sums, or the next strip of activations to be packed, ahead of time: no difference.
 #![allow(unsafe_code, reason = "kernels over vector instructions; threads write disjoint parts of buffers")]
@@ -37,26 +48,28 @@ use super::{Pool, Scratch};
 use crate::mask::VectorLen;
 use crate::matrix::{Elements, each_dtype};
 use crate::problem::{Form, Problem};
-use crate::simd::{Instructions, Loaded, Simd, SimdLevel, Work};
+use crate::simd::{Instructions, Loaded, Simd, SimdLevel, Work, opaque};
 
 /// Most vectors of tokens in a panel: accumulators that leave AVX2's registers room for a value, and at V > 1 for two and
-/// for activations. (With 6 the compiler spills.)
-const fn most_vectors(shared: bool) -> usize {
-    if shared { 5 } else { 12 }
+/// for activations. (With 6 the compiler spills.) AVX-512 has twice as many registers, which at V > 1 hold the sums of
+/// four rows: each loaded vector then serves four multiply-adds, and sums are read and written half as often as with two
+/// rows of 12 vectors.
+const fn most_vectors(shared: bool, level: SimdLevel) -> usize {
+    match (shared, level) {
+        (false, _) => 12,
+        (true, SimdLevel::Avx512) => 6,
+        (true, _) => 5,
+    }
 }
 
-/// Bytes of a step of k of a full panel: three quarters of the smallest first-level cache.
-const PANEL_BYTES: usize = 24 << 10;
-
-/// f32 of a cache line, and lines of the next step that each row asks for: all of them by the end of a whole block.
+/// f32 of a cache line.
 const LINE: usize = 16;
-const LINES_AHEAD: usize = PANEL_BYTES / 4 / LINE / BLOCK;
 
-/// Units of a step of k.
-pub(super) fn step_units(vector: VectorLen, level: SimdLevel) -> usize {
-    // At V > 1 as for six vectors: a power of two either way.
+/// Units of a step of k: of a full panel it fills three quarters of a first-level cache of so many bytes.
+pub(super) fn step_units(vector: VectorLen, level: SimdLevel, cache: usize) -> usize {
+    // At V > 1 as for six vectors.
     let vectors = if vector == VectorLen::ONE { 12 } else { 6 };
-    PANEL_BYTES / (UNIT * vectors * level.lanes() * 4)
+    (cache / 4 * 3 / (UNIT * vectors * level.lanes() * 4)).max(1)
 }
 
 /// Bytes of packed activations that are worked on at a time: what is left of a last-level cache beside the weights.
@@ -95,7 +108,7 @@ pub(super) fn gather(pool: &Pool, scratch: &Scratch, problem: &Problem, w: &Pack
     let lanes = simd.level().lanes();
     let (n, units) = (problem.n, w.units());
     let shared = w.vector != VectorLen::ONE;
-    let most = most_vectors(shared);
+    let most = most_vectors(shared, simd.level());
     let vector_len = units * UNIT * lanes;
     // As many full panels as fit, at least one.
     let at_once = (PACKED_BYTES / (4 * vector_len).max(1) / most).max(1) * most * lanes;
@@ -135,7 +148,7 @@ pub(super) fn gather(pool: &Pool, scratch: &Scratch, problem: &Problem, w: &Pack
                     let features = (2 * to).min(w.rows(block)) - 2 * from;
                     let token0 = token0 + panel.start * lanes;
                     let store = Store { feature0, features, token0, tokens: width.min(n - token0), width };
-                    store.run(problem, simd, sums, finish);
+                    store.run(problem, sums, finish);
                 });
             });
         });
@@ -238,20 +251,23 @@ impl StepOfPanel<'_> {
                 match vectors {
                     $($vectors => simd.run(Multiply::<$shared, $streams, $rows, $vectors> { step: self, sums }),)*
                     // By `Panels::new`.
-                    _ => unreachable!("a panel has at most {} vectors", most_vectors($shared)),
+                    _ => unreachable!("a panel has at most {} vectors", most_vectors($shared, simd.level())),
                 }
             };
         }
         match self.codes {
             StepCodes::Own(_) => by_vectors!(false, 1: 1 => 8, 2 => 4, 3 => 4, 4 => 2, 5 => 2, 6 => 2,
                 7 => 1, 8 => 1, 9 => 1, 10 => 1, 11 => 1, 12 => 1),
-            StepCodes::Shared { .. } => by_vectors!(true, 2: 1 => 4, 2 => 2, 3 => 1, 4 => 1, 5 => 1),
+            StepCodes::Shared { per, .. } if per > 1 && simd.level() == SimdLevel::Avx512 => {
+                by_vectors!(true, 4: 1 => 4, 2 => 2, 3 => 1, 4 => 1, 5 => 1, 6 => 1)
+            }
+            StepCodes::Shared { .. } => by_vectors!(true, 2: 1 => 4, 2 => 2, 3 => 1, 4 => 1, 5 => 1, 6 => 1),
         }
     }
 }
 
 /// Some pairs of rows, times a step of k of a panel of `A` vectors. `STREAMS` codes are followed at once, each for `ROWS`
-/// rows: one at V = 1, the pair that shares it beyond.
+/// rows: one at V = 1, beyond it the pair that shares it, or with AVX-512 two pairs.
 struct Multiply<'a, const SHARED: bool, const STREAMS: usize, const ROWS: usize, const A: usize> {
     step: StepOfPanel<'a>,
     /// `2 * pairs` rows of `A` vectors.
@@ -269,32 +285,47 @@ impl<const SHARED: bool, const STREAMS: usize, const ROWS: usize, const A: usize
         let width = A * S::LANES;
         assert!(values.len() == pairs * units * UNIT && x.len() == units * UNIT * width);
         assert!(self.sums.len() == 2 * pairs * width);
-        const { assert!(ROWS == if SHARED { 2 } else { 1 }) };
+        const { assert!(if SHARED { ROWS == 2 || ROWS == 4 } else { ROWS == 1 }) };
         assert!(codes.are_of(SHARED, pairs, units));
-        let mut ahead = next.chunks(LINE);
-        let per_step = STREAMS * ROWS;
+        // What never runs should not be compiled.
+        if const { ROWS == 4 && S::LANES < 16 } {
+            return;
+        }
         let rows = 2 * pairs;
+        // Lines of the next step that each row asks for: all of them by the end of a whole block.
+        let lines_ahead = (units * UNIT * width).div_ceil(LINE * BLOCK);
+        let mut ahead = next.chunks(LINE);
         let mut row = 0;
         while row < rows {
-            for line in ahead.by_ref().take(LINES_AHEAD * STREAMS * ROWS) {
+            // Two pairs share their codes if the first of them is at an even place of its pattern.
+            let aligned = match codes {
+                StepCodes::Shared { first, .. } if ROWS == 4 => (first + row / 2).is_multiple_of(2),
+                _ => true,
+            };
+            // Rows come in pairs.
+            let taken = match rows - row {
+                left if aligned && left >= STREAMS * ROWS => STREAMS * ROWS,
+                left if aligned && left >= ROWS && SHARED => ROWS,
+                _ => 2,
+            };
+            for line in ahead.by_ref().take(lines_ahead * taken) {
                 // SAFETY: a prefetch reads nothing.
                 unsafe { S::prefetch(line.as_ptr()) };
             }
             // SAFETY: rows `row..row + taken` are there, and with them, by the assertions above, their values, codes
             // and sums; the caller has the instructions.
             unsafe {
-                // Rows come in pairs, and what never runs should not be compiled.
-                if per_step <= 2 || row + per_step <= rows {
+                if taken == STREAMS * ROWS {
                     tile::<S, SHARED, STREAMS, ROWS, A>(row, units, values, codes, x, self.sums, first);
-                    row += per_step;
-                } else if SHARED {
+                } else if SHARED && taken == ROWS {
                     tile::<S, SHARED, 1, ROWS, A>(row, units, values, codes, x, self.sums, first);
-                    row += ROWS;
+                } else if SHARED {
+                    tile::<S, SHARED, 1, 2, A>(row, units, values, codes, x, self.sums, first);
                 } else {
-                    tile::<S, SHARED, 2, ROWS, A>(row, units, values, codes, x, self.sums, first);
-                    row += 2;
+                    tile::<S, SHARED, 2, 1, A>(row, units, values, codes, x, self.sums, first);
                 }
             }
+            row += taken;
         }
     }
 }
@@ -355,11 +386,11 @@ unsafe fn tile<S: Instructions, const SHARED: bool, const STREAMS: usize, const 
                 for j in 0..2 {
                     for s in 0..STREAMS {
                         let position = words[s] >> (nibble * group + 2 * j) & 3;
-                        let from = x.add((4 * group as usize + position as usize) * width);
+                        let from = opaque(x.add((4 * group as usize + position as usize) * width));
                         let value = streams[s].0.add(unit * UNIT + 4 * group as usize + j as usize);
                         let mut splat = [S::splat(0.0); ROWS];
                         for r in 0..ROWS {
-                            splat[r] = S::splat(*value.add(2 * r));
+                            splat[r] = S::splat(*value.add(r / 2 * units * UNIT + r % 2 * 2));
                         }
                         for a in 0..A {
                             let tokens = S::load(from.add(a * S::LANES));
@@ -515,7 +546,7 @@ struct Store {
 }
 
 impl Store {
-    fn run(&self, problem: &Problem, simd: Simd, sums: &mut [f32], finish: &Finish<'_>) {
+    fn run(&self, problem: &Problem, sums: &mut [f32], finish: &Finish<'_>) {
         let Self { feature0, features, token0, tokens, width } = *self;
         if problem.form == Form::Gemm {
             for (row, sums) in sums.chunks_exact_mut(width).take(features).enumerate() {
@@ -524,23 +555,8 @@ impl Store {
             }
             return;
         }
-        // Eight tokens at a time are brought into the output's order.
-        let mut rows = [[0.0; BLOCK]; 8];
-        for token in (0..tokens).step_by(8) {
-            let count = 8.min(tokens - token);
-            simd.run(Transpose {
-                from: &sums[token..],
-                from_stride: width,
-                rows: features,
-                cols: count,
-                to: rows.as_flattened_mut(),
-                to_stride: BLOCK,
-            });
-            for (i, row) in rows.iter_mut().take(count).enumerate() {
-                // SAFETY: each task has its own features and tokens.
-                unsafe { finish.store(feature0, token0 + token + i, &mut row[..features]) };
-            }
-        }
+        // SAFETY: each task has its own features and tokens.
+        unsafe { finish.store_columns(feature0, token0, tokens, &mut sums[..features * width], width) };
     }
 }
 

@@ -19,11 +19,11 @@
 
 use half::{bf16, f16};
 
+use super::Cpu;
 use super::memory::Aligned;
 use crate::format::Sparse24;
 use crate::mask::{Mask, VectorLen};
 use crate::matrix::{DType, Element, Elements, Matrix, each_dtype};
-use crate::simd::Simd;
 
 /// Rows of a block of 2:4 weights. No pattern spans two: the longest vector length is as long.
 pub(crate) const BLOCK: usize = 128;
@@ -169,13 +169,13 @@ impl CpuWeights {
         Self::Dense(Dense { m, k, stride, values, mask })
     }
 
-    /// 2:4 weights, in steps of k that suit the vectors.
-    pub(crate) fn sparse24(w: &Sparse24, simd: Simd) -> Self {
+    /// 2:4 weights, in steps of k that suit the device's vectors and caches.
+    pub(crate) fn sparse24(w: &Sparse24, cpu: &Cpu) -> Self {
         let packed = Packed {
             vector: w.vector(),
             m: w.m(),
             k: w.k(),
-            step: super::sparse::step_units(w.vector(), simd.level()),
+            step: super::sparse::step_units(w.vector(), cpu.simd().level(), cpu.first_cache),
             values: Values::F32(Aligned::EMPTY),
             codes: Codes::Own(Vec::new()),
         };
@@ -442,7 +442,7 @@ mod tests {
                 let w = Matrix::from_f32(m, k, &numbers).unwrap();
                 let w = Sparse24::compress(&w, &prune::random(m, k, v, 7).unwrap()).unwrap();
                 let CpuWeights::Sparse24(packed) =
-                    CpuWeights::sparse24(&w, Simd::new(Some(SimdLevel::Scalar)).unwrap())
+                    CpuWeights::sparse24(&w, &Cpu::new(Some(1), Some(SimdLevel::Scalar)).unwrap())
                 else {
                     unreachable!()
                 };

@@ -190,7 +190,7 @@
 //! - On the CPU the dense baseline is this crate's own kernel up to 4 tokens, else the crate `gemm`, called on slices
 //!   of 256 along `k` up to 256 tokens (f16 and bf16 weights are widened in slices of their own). On a GPU it is a
 //!   kernel of this crate, which on llvmpipe loses to others: see benches/README.md.
-//! - The CPU device's AVX-512 kernels are tested in an emulator. Without AVX2, and on ARM, its kernels are plain loops.
+//! - Without AVX2, and on ARM, the CPU device's kernels are plain loops.
 //! - The plain form (B is `k x n`) is transposed into scratch first, and X is padded where `k` is no multiple of 32.
 //! - GPUs widen bf16 to f32 when weights are uploaded; the CPU device widens wherever they are used.
 //! - Matrices beyond one binding of a GPU (128 MiB on llvmpipe) are cut up; B and C of the plain form are refused, and

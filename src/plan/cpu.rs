@@ -108,8 +108,8 @@ impl CpuAlgorithm {
         self.schedule
     }
 
-    /// Cycles, fitted to measured times of one (AVX2, EPYC 7003; other widths are assumed
-    /// to scale).
+    /// Cycles, fitted to measured times of one thread: of AVX2 on an EPYC 7003; of AVX-512, where there are many tokens, on
+    /// a Xeon of 2023 (benches/results/2026-11-30-intel-xeon). The rest is assumed to scale with the width.
     fn cycles(&self, problem: &Problem) -> f64 {
         let (m, n, k) = (problem.m as f64, problem.n as f64, problem.k as f64);
         let lanes = self.simd.lanes() as f64;
@@ -122,10 +122,17 @@ impl CpuAlgorithm {
             }
             CpuSchedule::Columns => m * k / lanes * (1.6 + 0.9 * (n as usize).next_power_of_two() as f64),
             CpuSchedule::Gather => {
-                let efficiency = if self.op == Op::Sparse24(VectorLen::ONE) { 0.74 } else { 0.78 };
+                // The share of the multiply-adds that there could be, and the cycles in which a number of X is packed or
+                // one of Y stored.
+                let (efficiency, moved) = match (self.op == Op::Sparse24(VectorLen::ONE), self.simd) {
+                    (true, SimdLevel::Avx512) => (0.57, 3.5),
+                    (false, SimdLevel::Avx512) => (0.78, 3.5),
+                    (true, _) => (0.74, 1.0),
+                    (false, _) => (0.78, 1.0),
+                };
                 // Of each kept weight; with a vector or two, the scalar instructions and the latency of its chains.
                 let vectors = padded(lanes) / lanes;
-                m * k / 2.0 * (vectors / (2.0 * efficiency)).max(1.4) + n * (k + m)
+                m * k / 2.0 * (vectors / (2.0 * efficiency)).max(1.4) + moved * n * (k + m)
             }
             CpuSchedule::Gemv => m * k / 2.0 / lanes * (2.5 + 1.4 * (n as usize).next_power_of_two() as f64),
         }

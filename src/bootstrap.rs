@@ -1,10 +1,10 @@
 //! The bootstrap: what figures would have come out as, had the data been drawn anew (Efron, "Bootstrap Methods: Another
 //! Look at the Jackknife", 1979).
 //!
-//! Rounds of samples, or texts of an evaluation, are drawn with replacement a thousand times, and the figure is computed
-//! of each draw. What the middle 95 % of those span is its interval, whatever the data's distribution. Invariant: draws
-//! are seeded and depend on the number of data alone, so that the same data give the same interval, and two figures of
-//! as many data are compared on the same draws.
+//! Rounds of samples, or texts of an evaluation, are drawn with replacement a thousand times, and the figure is
+//! computed of each draw. What the middle 95 % of those span is its interval, whatever the data's distribution.
+//! Invariant: draws are seeded and depend on the number of data alone, so that the same data give the same interval,
+//! and two figures of as many data are compared on the same draws.
 
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::{Rng, SeedableRng};

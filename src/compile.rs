@@ -13,8 +13,8 @@
 //!             trace                     banks
 //! ```
 //! A driver compiles for its GPU whether or not there is one: Mesa's open on a pretended device. What they say of
-//! registers and spills is fact for that compiler version. They are not NVIDIA's own compiler nor Apple's Metal, and the
-//! estimate is static: it knows no latencies and no caches, and nothing here was timed. Say so beside every figure.
+//! registers and spills is fact for that compiler version. They are not NVIDIA's own compiler nor Apple's Metal, and
+//! the estimate is static: it knows no latencies and no caches, and nothing here was timed. Say so beside every figure.
 //!
 //! Invariant: what a driver refuses, and what is not understood of its code, is in the record with its reason.
 
@@ -83,8 +83,8 @@ pub struct Compiled {
     program: Option<Program>,
 }
 
-/// Instructions of machine code. Of a GEMM with an estimate the step is what 16 k take; else it is one round of the loop
-/// with the most multiply-adds, and what is in it.
+/// Instructions of machine code. Of a GEMM with an estimate the step is what 16 k take; else it is one round of the
+/// loop with the most multiply-adds, and what is in it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct CodeSummary {
     /// The step.
@@ -232,9 +232,9 @@ impl Compiler {
     /// several each by its entry point's, too: `name:main`.
     ///
     /// # Safety
-    /// The module must be valid by the rules of Vulkan, which `spirv-val --target-env vulkan1.3` checks: drivers take it
-    /// for granted, and may do anything with one that is not. What can be read from its declarations is checked here:
-    /// a shader that needs more than the device has is described as refused.
+    /// The module must be valid by the rules of Vulkan, which `spirv-val --target-env vulkan1.3` checks: drivers take
+    /// it for granted, and may do anything with one that is not. What can be read from its declarations is checked
+    /// here: a shader that needs more than the device has is described as refused.
     #[allow(unsafe_code, reason = "nobody can vouch for a file of anyone's but who names it")]
     pub unsafe fn compile_module(&self, name: &str, module: &Module) -> Vec<Compiled> {
         let entries = module.entries();

@@ -1,10 +1,10 @@
 //! The CPU device: the same operations in this process, for machines without a GPU.
 //!
 //! Many tokens are multiplied by gathered rows of activations (2:4) or by the crate `gemm` (dense, masked), few by
-//! kernels that read each weight once; the [`plan`](crate::plan) says which. Weights are laid out for their kernels when
-//! they are uploaded, in their storage type, and widened where they are used. Sums are f32, each formed by one thread in
-//! an order that the kernel and the shape decide, so results do not depend on the number of threads. Buffers go back to a pool, so that a call
-//! that is repeated allocates nothing of its own.
+//! kernels that read each weight once; the [`plan`](crate::plan) says which. Weights are laid out for their kernels
+//! when they are uploaded, in their storage type, and widened where they are used. Sums are f32, each formed by one
+//! thread in an order that the kernel and the shape decide, so results do not depend on the number of threads. Buffers
+//! go back to a pool, so that a call that is repeated allocates nothing of its own.
 
 mod dense;
 mod epilogue;
@@ -33,7 +33,7 @@ use crate::simd::{Loaded, Simd, SimdLevel};
 
 /// A call with everything bound.
 pub trait CpuCall: Debug + Send + Sync {
-    /// Computes the output, in the caller's turn on the device.
+    /// Computes the output. The caller holds the device: see [`Cpu::exclusively`].
     fn run(&self, cpu: &Cpu);
 }
 
@@ -64,7 +64,8 @@ pub(crate) struct CpuOperands<'a> {
 pub struct CpuInfo {
     /// Name of the processor, as the operating system has it.
     pub name: String,
-    /// The vector instructions of this crate's kernels: the widest that the processor has, unless others were asked for.
+    /// The vector instructions of this crate's kernels: the widest that the processor has, unless others were asked
+    /// for.
     pub simd: SimdLevel,
     /// Threads that compute.
     pub threads: usize,
@@ -231,7 +232,8 @@ impl Cpu {
         self.scratch.with(len, use_it)
     }
 
-    /// Computes the whole output of a GEMM. The caller has checked every shape and that the way is one of the weights'.
+    /// Computes the whole output of a GEMM. The caller has checked every shape, and that the schedule is one of these
+    /// weights.
     pub(crate) fn gemm(&self, problem: &Problem, schedule: CpuSchedule, operands: &CpuOperands<'_>, y: &mut Elements) {
         if y.is_empty() {
             return;
@@ -296,22 +298,29 @@ fn processor_name() -> String {
 
 /// Size of the largest cache that Linux lists for the first core; 32 MiB elsewhere.
 fn last_level_cache() -> u64 {
-    caches().map(|(_, bytes)| bytes).max().unwrap_or(32 << 20)
+    caches().map(|cache| cache.bytes).max().unwrap_or(32 << 20)
 }
 
-/// Size of the first core's cache that is nearest to it and holds data, as Linux lists it; 32 KiB elsewhere, which few
-/// processors do not have.
+/// Size of the first core's first-level cache of data, as Linux lists it, but at most 128 KiB; 32 KiB elsewhere.
 fn first_level_cache() -> usize {
-    let of_data = caches().filter(|(kind, _)| kind != "Instruction").map(|(_, bytes)| bytes);
-    of_data.min().map_or(32 << 10, |bytes| bytes as usize)
+    let first = caches().find(|cache| cache.level == 1 && cache.holds_data);
+    first.map_or(32 << 10, |cache| cache.bytes.min(128 << 10) as usize)
 }
 
-/// Kind and size of each cache that Linux lists for the first core.
-fn caches() -> impl Iterator<Item = (String, u64)> {
+/// A cache of the first core.
+struct Cache {
+    level: u32,
+    holds_data: bool,
+    bytes: u64,
+}
+
+/// Those that Linux lists.
+fn caches() -> impl Iterator<Item = Cache> {
     let read = |cache: std::fs::DirEntry| {
         let field = |name| std::fs::read_to_string(cache.path().join(name)).ok();
         let kib = field("size")?.trim().strip_suffix('K')?.parse::<u64>().ok()?;
-        Some((field("type")?.trim().to_owned(), kib * 1024))
+        let level = field("level")?.trim().parse().ok()?;
+        Some(Cache { level, holds_data: field("type")?.trim() != "Instruction", bytes: kib * 1024 })
     };
     std::fs::read_dir("/sys/devices/system/cpu/cpu0/cache").into_iter().flatten().flatten().filter_map(read)
 }

@@ -93,7 +93,8 @@ impl std::fmt::Display for Part {
     }
 }
 
-/// What a program may ask. Only [`Error::tensor`], [`Error::text`] and [`Error::into_cause`] see where an error was met.
+/// What a program may ask. Only [`Error::tensor`], [`Error::text`] and [`Error::into_cause`] see where an error was
+/// met.
 impl Error {
     /// An operand's shape or length is not what the others ask for.
     pub fn is_shape(&self) -> bool {
@@ -154,8 +155,8 @@ impl Error {
         }
     }
 
-    /// Row and group (four columns) of what breaks the format, or row and column of a NaN. For V > 1 the row is the first
-    /// of a group that is over-full, and counts metadata's rows for a code that is not legal.
+    /// Row and group (four columns) of what breaks the format, or row and column of a NaN. For V > 1 the row is the
+    /// first of a group that is over-full, and counts metadata's rows for a code that is not legal.
     pub fn place(&self) -> Option<(usize, usize)> {
         match *self.root() {
             Kind::OverFull { row, group, .. } | Kind::IllegalCode { row, group, .. } => Some((row, group)),
@@ -213,13 +214,18 @@ impl Error {
 
     /// This error, with `to` in place of the folder `from` in the paths of its files.
     pub(crate) fn moved(self, from: &Path, to: &Path) -> Self {
-        let moved = |path: PathBuf| path.strip_prefix(from).map(|rest| to.join(rest)).unwrap_or(path);
+        let moved = |path: PathBuf| match path.strip_prefix(from) {
+            Ok(rest) if rest.as_os_str().is_empty() => to.to_path_buf(),
+            Ok(rest) => to.join(rest),
+            Err(_) => path,
+        };
         Self::of(match *self.0 {
             Kind::Io { path, cause } => Kind::Io { path: moved(path), cause },
             Kind::File { path, reason } => Kind::File { path: moved(path), reason },
             Kind::Tensor { path, tensor, cause } => {
                 Kind::Tensor { path: moved(path), tensor, cause: cause.moved(from, to) }
             }
+            Kind::Text { text, cause } => Kind::Text { text, cause: cause.moved(from, to) },
             kind => kind,
         })
     }

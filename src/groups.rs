@@ -1,11 +1,10 @@
 //! Eight groups of four columns at a time: what pruning, compressing and decompressing do to one word of bits.
 //!
-//! A word of a mask and a word of 2:4 codes cover the same 32 columns, a nibble to a group, so choices are made in *bits*
-//! (column c in bit c) by a handful of word operations for all eight groups, and elements are compared and moved by
-//! plain loops without a branch, whose time does not depend on the weights. Elements are handled as bit patterns, never
-//! as numbers, so that NaN payloads, the sign of zero and subnormals come through.
-//! Invariant: no function here looks at more than its 32 columns, and columns past a matrix's last one are given as
-//! zeros.
+//! A word of a mask and a word of 2:4 codes cover the same 32 columns, a nibble to a group, so choices are made in
+//! *bits* (column c in bit c) by a handful of word operations for all eight groups, and elements are compared and moved
+//! by plain loops without a branch, whose time does not depend on the weights. Elements are handled as bit patterns,
+//! never as numbers, so that NaN payloads, the sign of zero and subnormals come through. Invariant: no function here
+//! looks at more than its 32 columns, and columns past a matrix's last one are given as zeros.
 
 use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
@@ -264,8 +263,8 @@ pub(crate) fn scatter<T: Bits>(values: &[T; VALUES], codes: u32, x: &mut [T; COL
     }
 }
 
-/// Makes one row out of another, dense or compressed, word by word, `IN` elements to a word becoming `OUT`. The last word may be
-/// ragged on both sides: what it lacks reads as zero, and what it has too much is dropped.
+/// Makes one row out of another, dense or compressed, word by word, `IN` elements to a word becoming `OUT`. The last
+/// word may be ragged on both sides: what it lacks reads as zero, and what it has too much is dropped.
 #[inline(always)]
 pub(crate) fn each_word<T: Bits, const IN: usize, const OUT: usize>(
     from: &[T],

@@ -9,6 +9,8 @@
 //! [`save`] holds no second copy of what it writes. Nothing is memory-mapped: a file that shrinks while it is read is
 //! an error, not a signal.
 //!
+//! With the feature `cli`, a `SparsityClaim` is what a config says of the sparsity of weights.
+//!
 //! A [`NewModel`] is a model with some of its tensors replaced, in a [`NewFolder`] if the old one is a folder, and
 //! [`Provenance`] says what its weights were made from. [`in_by_out`] finds the matrices that are stored the other way
 //! round.

@@ -32,10 +32,10 @@
 //! replaces by text, because WGSL's `override` cannot size the function-local arrays that hold register tiles. Loops
 //! over those arrays are marked `// unroll`, and the host repeats their bodies with the counter as a `const`: then
 //! every register index is a constant in the SPIR-V itself, and no driver is left to decide whether a tile stays in
-//! registers: SwiftShader otherwise keeps it in memory, and takes 2 to 5 times as long. What only selects a branch (form and
-//! epilogue) is an `override`, set when the pipeline is made. The overrides have a second use: wgpu's Vulkan backend
-//! compiles modules without any override before it learns that loop bounding and workgroup zeroing are to be left out,
-//! so [trusted](ShaderChecks::Trusted) modules need at least one.
+//! registers: SwiftShader otherwise keeps it in memory, and takes 2 to 5 times as long. What only selects a branch
+//! (form and epilogue) is an `override`, set when the pipeline is made. The overrides have a second use: wgpu's Vulkan
+//! backend compiles modules without any override before it learns that loop bounding and workgroup zeroing are to be
+//! left out, so [trusted](ShaderChecks::Trusted) modules need at least one.
 //!
 //! Tiles of workgroup memory are nested arrays, so that an address is a sum of one term per index, of which compilers
 //! keep the constant ones in the instruction. The same for the stage of GEMVs was tried: at one token RDNA 3 takes 14 %

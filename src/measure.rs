@@ -5,9 +5,9 @@
 //! shows whatever k is; and on the operands that are timed, within f32's error bound. Outputs are drawn from all over
 //! the result, and none may be left unwritten. Calls rotate through more memory than the caches hold.
 //!
-//! Everything that is sampled, here and elsewhere, goes through one [`Timer`]. How much the samples leave open, and when
-//! more of them are taken, is in [`noise`]. [`race`](race()) is the tuner's: many plans, of which most are soon given up.
-//! Invariant: a [`Record`] that is not verified has no times.
+//! Everything that is sampled, here and elsewhere, goes through one [`Timer`]. How much the samples leave open, and
+//! when more of them are taken, is in [`noise`]. [`race`](race()) is the tuner's: many plans, of which most are soon
+//! given up. Invariant: a [`Record`] that is not verified has no times.
 
 pub mod noise;
 mod race;
@@ -193,7 +193,7 @@ pub struct Record {
     pub command: String,
 }
 
-/// The samples of a row, in milliseconds; without samples all are `None` or 0.
+/// The samples of a row, in milliseconds; without samples all are `None`, `false` or 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "cli", derive(serde::Serialize))]
 pub struct MeasuredTimes {
@@ -250,9 +250,9 @@ impl Speedup {
     }
 }
 
-/// Bytes that the operands of one row rotate through: at least twice the last cache, so that none of them is found there
-/// again. GPUs do not tell theirs: 128 MiB is the L2 of the largest NVIDIA parts (B200: 126 MB). AMD's last level can hold 256
-/// MiB.
+/// Bytes that the operands of one row rotate through: at least twice the last cache, so that none of them is found
+/// there again. GPUs do not tell theirs: 128 MiB is the L2 of the largest NVIDIA parts (B200: 126 MB). AMD's last level
+/// can hold 256 MiB.
 fn rotation_bytes(info: &DeviceInfo) -> u64 {
     match info {
         DeviceInfo::Gpu(gpu) if gpu.kind != AdapterKind::Software => 2 * (128 << 20),
@@ -299,8 +299,8 @@ struct Subject {
 
 /// Verifies and measures plans on one layer. Weights are pruned by magnitude for 2:4 and for the mask (at V = 1).
 ///
-/// `seed` draws the whole numbers and the outputs that are checked. `progress` is called after each plan is verified and
-/// after each round of samples, with the number of such steps done. The rows come in the order of the requests.
+/// `seed` draws the whole numbers and the outputs that are checked. `progress` is called after each plan is verified
+/// and after each round of samples, with the number of such steps done. The rows come in the order of the requests.
 pub fn run(
     device: &Device,
     case: &Case,
@@ -356,8 +356,8 @@ fn claim_operands(
     })
 }
 
-/// What [`run`] takes on the host at the most, counted from what it holds at once; buffers of software drivers included.
-/// Operations are given with the form of their weights on the device.
+/// What [`run`] takes on the host at the most, counted from what it holds at once; buffers of software drivers
+/// included. Operations are given with the form of their weights on the device.
 fn host_bytes(
     info: &DeviceInfo,
     (m, n, k): (usize, usize, usize),

@@ -1,8 +1,8 @@
 //! What a model's quality is measured by, correlations and means, and how much a figure owes to the sample that it is
 //! of: the [`bootstrap`] over texts.
 //!
-//! The texts, or pairs of texts, are drawn anew, and the figure is computed of what was drawn. Invariant: two models are
-//! compared on the same draws, so that what is hard for both does not count as noise.
+//! The texts, or pairs of texts, are drawn anew, and the figure is computed of what was drawn. Invariant: two models
+//! are compared on the same draws, so that what is hard for both does not count as noise.
 
 use crate::bootstrap::{self, DRAWS, Interval};
 
@@ -179,8 +179,8 @@ fn ranks(numbers: &[f64]) -> Vec<f64> {
     ranks
 }
 
-/// Pearson's correlation of as many numbers: the covariance over the product of the standard deviations; `None` where one
-/// of these is zero.
+/// Pearson's correlation of as many numbers: the covariance over the product of the standard deviations; `None` where
+/// one of these is zero.
 ///
 /// # Panics
 /// If there are more of one than of the other.

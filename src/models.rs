@@ -4,11 +4,11 @@
 //! be permuted. Nothing else in the crate knows an architecture.
 //!
 //! # How to add one
-//! A file in `src/models`, here its `mod` and a line of the list `ALL`. The file reads fields by `Fields`, which refuses
-//! by name what does not fit, and builds the [`Graph`] by the methods that operations give it, such as
-//! [`Graph::linear`]; `PostNormEncoder` is what BERT and MPNet share. [`Graph::add_prefix`] and
-//! [`Graph::set_blocks`] say what else names of tensors look like. tests/mpnet.rs shows what is due: the f64 twin against
-//! another program's numbers (tests/vectors), devices against both, and every tool.
+//! A file in `src/models`, here its `mod` and a line of the list `ALL`. The file reads fields by `Fields`, which
+//! refuses by name what does not fit, and builds the [`Graph`] by the methods that operations give it, such as
+//! [`Graph::linear`]; `PostNormEncoder` is what BERT and MPNet share. [`Graph::add_prefix`] and [`Graph::set_blocks`]
+//! say what else names of tensors look like. tests/mpnet.rs shows what is due: the f64 twin against another program's
+//! numbers (tests/vectors), devices against both, and every tool.
 
 pub mod bert;
 pub mod mpnet;
@@ -32,9 +32,9 @@ const ALL: &[(&str, Load)] = &[
     ("mpnet", |fields| mpnet::MpnetConfig::of(fields)?.graph()),
 ];
 
-/// Reads `config.json`. Errors name the file and the field: one that is missing or of another type, sizes that do not fit
-/// each other, an architecture that is not known here. A config without a `model_type` is a BERT's:
-/// its older ones lack it.
+/// Reads `config.json`. Errors name the file and the field: one that is missing or of another type, sizes that do not
+/// fit each other, an architecture that is not known here. A config without a `model_type` is a BERT's: its older ones
+/// lack it.
 pub fn load(path: impl AsRef<Path>) -> Result<Graph> {
     let path = path.as_ref();
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
@@ -66,8 +66,8 @@ pub const NAMES: [&str; 3] = ["minilm", "bert-base", "bert-large"];
 /// Name, output features and input features of a linear layer.
 pub type LayerShape = (&'static str, usize, usize);
 
-/// The linear layers of well-known models, each distinct shape once: those of [`NAMES`], and of models that have no file
-/// here.
+/// The linear layers of well-known models, each distinct shape once: those of [`NAMES`], and of models that have no
+/// file here.
 pub const LAYER_SHAPES: [(&str, &[LayerShape]); 4] = [
     ("bert-base", &[("attention", 768, 768), ("ffn_in", 3072, 768), ("ffn_out", 768, 3072)]),
     ("bert-large", &[("attention", 1024, 1024), ("ffn_in", 4096, 1024), ("ffn_out", 1024, 4096)]),
@@ -148,8 +148,8 @@ impl Fields {
     }
 }
 
-/// What encoders of BERT's kind are made of, by the names of their configs' fields: a norm after the sum of embeddings and
-/// after each of a block's two parts (Vaswani et al. 2017).
+/// What encoders of BERT's kind are made of, by the names of their configs' fields: a norm after the sum of embeddings
+/// and after each of a block's two parts (Vaswani et al. 2017).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct PostNormEncoder {
     pub(crate) vocabulary: usize,
@@ -178,7 +178,8 @@ pub(crate) struct BlockNames {
 impl PostNormEncoder {
     /// Reads the fields of a config, and [checks](Self::check) them.
     pub(crate) fn of(fields: &Fields) -> Result<Self> {
-        // What else these bring would be left out: attention to earlier tokens only, layers that attend to another text.
+        // What else these bring would be left out: attention to earlier tokens only, layers that attend to another
+        // text.
         fields.none_of(&["is_decoder", "add_cross_attention"])?;
         let encoder = Self {
             vocabulary: fields.size("vocab_size", None)?,
@@ -238,8 +239,8 @@ impl PostNormEncoder {
         graph.layer_norm("embeddings.LayerNorm", embedded, self.eps)
     }
 
-    /// Adds all blocks, from states to states, which are the graph's output. `relative_bias` is what all of them add to the
-    /// scores of attention, for each head its own: heads keep their places then, and may be permuted without it.
+    /// Adds all blocks, from states to states, which are the graph's output. `relative_bias` is what all of them add to
+    /// the scores of attention, for each head its own: heads keep their places then, and may be permuted without it.
     pub(crate) fn add_blocks(
         &self,
         graph: &mut Graph,

@@ -20,7 +20,8 @@
 //! # How to add one
 //! 1. `src/ops/<stem>.rs`: the struct of operands, which implements [`Operation`]; the type of its GPU program, and
 //!    `shaders()`, which lists every text of it; its loops on the CPU. If models are to use it, what it is as a node: a
-//!    type that implements [`NodeOp`](crate::graph::NodeOp), and a method of [`Graph`](crate::graph::Graph) that adds it.
+//!    type that implements [`NodeOp`](crate::graph::NodeOp), and a method of [`Graph`](crate::graph::Graph) that adds
+//!    it.
 //! 2. `shaders/<stem>.wgsl`: the program. Its header states computation, tile, dispatch grid, workgroup memory and
 //!    residues: what is done in edge tiles, which are only partly filled. (GEMMs have several, `gemm_*` and `gemv_*`,
 //!    and attention a second one for cooperative matrices.)
@@ -33,18 +34,19 @@
 //! operands), `src/reference.rs` (of bounds) and `shaders/shared`.
 //!
 //! # Gradients
-//! The gradient of an operation is an operation of its own, in the same four files: `LayerNorm` has `LayerNormGrad`, which
-//! takes the operands of the forward, the gradient `dy` of its output and a [`Gradient`] for each operand that has one. A
-//! large one is in a module below, `src/ops/<stem>/grad.rs`; its program is `shaders/<stem>_grad.wgsl`. Gradients are f32.
-//! The reference has `grad`, the exact gradient in f64, which tests compare with finite differences of `exact` and then
-//! with both devices. Nodes of a graph bind it in [`NodeOp::backward`](crate::graph::NodeOp::backward).
+//! The gradient of an operation is an operation of its own, in the same four files: `LayerNorm` has `LayerNormGrad`,
+//! which takes the operands of the forward, the gradient `dy` of its output and a [`Gradient`] for each operand that
+//! has one. A large one is in a module below, `src/ops/<stem>/grad.rs`; its program is `shaders/<stem>_grad.wgsl`.
+//! Gradients are f32. The reference has `grad`, the exact gradient in f64, which tests compare with finite differences
+//! of `exact` and then with both devices. Nodes of a graph bind it in
+//! [`NodeOp::backward`](crate::graph::NodeOp::backward).
 //!
 //! # Errors
-//! An error names the operand that is at fault. Its [shape](Error::is_shape) or its [type](Error::is_dtype) does not fit, it
-//! is of [another device](Error::is_mismatch), or the device [cannot bind it at once](Error::is_too_large). Or the error
-//! names [what the device lacks](Error::is_unsupported): f16, or workgroup memory. What is written must share no memory
-//! with another operand. Outputs without elements are no error. Invariant: a prepared call's operands have the shapes
-//! that its kernel indexes, and live on its device; indices are checked where they are used.
+//! An error names the operand that is at fault. Its [shape](Error::is_shape) or its [type](Error::is_dtype) does not
+//! fit, it is of [another device](Error::is_mismatch), or the device [cannot bind it at once](Error::is_too_large). Or
+//! the error names [what the device lacks](Error::is_unsupported): f16, or workgroup memory. What is written must share
+//! no memory with another operand. Outputs without elements are no error. Invariant: a prepared call's operands have
+//! the shapes that its kernel indexes, and live on its device; indices are checked where they are used.
 //!
 //! ```
 //! use sparse24::{Attention, DType, Device, Embedding, LayerNorm, Matrix, MeanPooling};
@@ -242,8 +244,8 @@ fn check_norm(x: &Tensor, per_feature: &[(&'static str, &Tensor)], eps: f32, y: 
     Ok(())
 }
 
-/// The dispatches of a normalisation's gradients: of `x`, and of the factors per feature, and of the addends where there
-/// are such. The first one leaves a mean and a factor of each token, from which the others sum over the tokens.
+/// The dispatches of a normalisation's gradients: of `x`, and of the factors per feature, and of the addends where
+/// there are such. The first one leaves a mean and a factor of each token, from which the others sum over the tokens.
 fn norm_grad(
     gpu: &Gpu,
     norm: Norm,

@@ -335,9 +335,9 @@ impl Plan {
     /// This plan with 2:4 weights if the 2:4 time is at most `margin` of the dense one, else the dense plan. `times`
     /// are of the schedules that are compared, and rest on `basis`.
     fn or_dense(self, dense: Self, basis: Basis, margin: f64, times: [(String, f64); 2]) -> Self {
-        let [(sparse_way, sparse_time), (dense_way, dense_time)] = times;
+        let [(sparse_plan, sparse_time), (dense_plan, dense_time)] = times;
         let verdict = format!(
-            "{sparse_way} is {} at {:.2} times the speed of dense {dense_way} ({} against {})",
+            "{sparse_plan} is {} at {:.2} times the speed of dense {dense_plan} ({} against {})",
             basis.name(),
             dense_time / sparse_time,
             time(sparse_time),

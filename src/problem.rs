@@ -164,7 +164,8 @@ pub struct Problem {
     pub n: usize,
     /// Input features: columns of W before compression.
     pub k: usize,
-    /// Element type of W and X: f32 or f16. (bf16 weights are for f32 problems: widened when they are uploaded, or on the CPU when they are used.)
+    /// Element type of W and X: f32 or f16. (bf16 weights are for f32 problems: widened when they are uploaded, or on
+    /// the CPU when they are used.)
     pub storage: DType,
     /// Element type of Y and of the residual: f32 or f16.
     pub output: DType,

@@ -18,12 +18,13 @@
 //! (<https://www.w3.org/TR/WGSL/#floating-point-accuracy>), with a unit in the last place at most 2u: division 2.5 units,
 //! 5u; `inverseSqrt` 2 units, 4u; `exp(x)` 3 + 2·|x| units, (6 + 4·|x|)·u. CPUs do better.
 //!
-//! **A mean** of n numbers: γ of n + 6 (the sum, and a division or a product with a reciprocal) times Σ|x|/n, plus Σφ/n.
+//! **A mean** of n numbers: γ of n + 6 (the sum, and a division or a product with a reciprocal) times Σ|x|/n, plus
+//! Σφ/n.
 //!
 //! **A sum of squares** of numbers c that are off by e, in k roundings: Σ(2·|c|·e + e²), and γₖ of Σ(|c| + e)².
 //!
-//! **1/√t** of a t that is off by e: at most 1/√(t − e) − 1/√t, and 4u of it for the function. Where e reaches t nothing
-//! can be said, and what depends on it is undecided.
+//! **1/√t** of a t that is off by e: at most 1/√(t − e) − 1/√t, and 4u of it for the function. Where e reaches t
+//! nothing can be said, and what depends on it is undecided.
 //!
 //! **Store.** Nothing for f32. For f16 and bf16 one unit in the last place: 2·u_out·|y|, or the subnormals' spacing
 //! where that is larger. Twice the round-off to nearest, because WGSL leaves the direction of this conversion open and
@@ -34,8 +35,8 @@
 //! for where y is NaN, and nothing but NaN; an infinite y asks for that same infinity. A store that saturates where y
 //! overflows its type fails.
 //!
-//! Where no bound exists for all devices and orders of summation, elements have an infinite bound, pass, and are counted
-//! as [`Verdict::undecided`]; a verdict that decided nothing does not pass.
+//! Where no bound exists for all devices and orders of summation, elements have an infinite bound, pass, and are
+//! counted as [`Verdict::undecided`]; a verdict that decided nothing does not pass.
 
 macro_rules! modules {
     ($($stem:ident::$operation:ident)*) => { $(pub mod $stem;)* };
@@ -172,8 +173,8 @@ impl Expectation {
         self.push(value, bounded(value, computed.error));
     }
 
-    /// What it becomes where it is added to f32 numbers that were there: their φ, and two roundings more, as a compiler may
-    /// take them into the last sum, in any order. An error if they have another shape.
+    /// What it becomes where it is added to f32 numbers that were there: their φ, and two roundings more, as a compiler
+    /// may take them into the last sum, in any order. An error if they have another shape.
     pub fn added_to(mut self, before: &Matrix) -> Result<Self> {
         expect_shape("what is added to", (before.rows(), before.cols()), (self.rows, self.cols))?;
         for (i, element) in self.elements.iter_mut().enumerate() {

@@ -107,16 +107,16 @@ impl Encoder {
         self.width
     }
 
-    /// Embeddings of texts given as token ids: one row of [`Encoder::width`] features each, f32, in their order. Texts go
-    /// through the model in batches by length. An error for a text without tokens, with more than the model
-    /// takes, with an id outside of the vocabulary, with no token beside its prompt's where these are not pooled, or
-    /// whose activations are not finite in their type: they overflowed it, or sums on the way overflowed f32.
+    /// Embeddings of texts given as token ids: one row of [`Encoder::width`] features each, f32, in their order. Texts
+    /// go through the model in batches by length. An error for a text without tokens, with more than the model takes,
+    /// with an id outside of the vocabulary, with no token beside its prompt's where these are not pooled, or whose
+    /// activations are not finite in their type: they overflowed it, or sums on the way overflowed f32.
     pub fn embed<T: AsRef<[u32]>>(&self, texts: &[T], batching: Batching) -> Result<Matrix> {
         self.embed_timed(texts, batching, &mut |_| ())
     }
 
-    /// [`Encoder::embed`], which says of every batch how long it took: what a program needs that reports a speed without
-    /// the time in which pipelines are compiled.
+    /// [`Encoder::embed`], which says of every batch how long it took: what a program needs that reports a speed
+    /// without the time in which pipelines are compiled.
     pub fn embed_timed<T: AsRef<[u32]>>(
         &self,
         texts: &[T],

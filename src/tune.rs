@@ -3,8 +3,8 @@
 //! Estimates choose well between kernels that differ much and badly between those that differ little, and what differs
 //! little on one GPU differs much on the next. So [`try_all`] races the candidates of a problem, and a [`Cache`] keeps
 //! the winners for the one thing they hold for: an adapter, its driver, this version of the crate and its shader
-//! checks, together the [`TuningKey`]. [`Cache::tuning`] is what [`Device::set_tuning`] takes. Nothing here runs by itself:
-//! opening a device reads no files.
+//! checks, together the [`TuningKey`]. [`Cache::tuning`] is what [`Device::set_tuning`] takes. Nothing here runs by
+//! itself: opening a device reads no files.
 //!
 //! Invariants: a plan whose result was wrong is never a winner. A cache that was loaded is sound in every field and
 //! belongs to the key that it was loaded for; any other file is an error that says what is wrong with it, and none of
@@ -358,8 +358,8 @@ impl TuningEntry {
     }
 }
 
-/// The lock of a folder, once nobody else has it. Some file systems know no locks: what is read and written there at the
-/// same time can be lost, as it would be without any.
+/// The lock of a folder, once nobody else has it. Some file systems know no locks: what is read and written there at
+/// the same time can be lost, as it would be without any.
 fn lock(path: &Path) -> Result<File> {
     let file = File::options().create(true).write(true).truncate(false).open(path).map_err(|e| Error::io(path, e))?;
     let _ = file.lock();

@@ -1,8 +1,8 @@
 //! The weights of one linear layer on the host, `m x k`, in any of the forms that the crate multiplies by.
 //!
-//! Files are read into them, pruning turns one form into another, [`Device::upload_weights`](crate::Device::upload_weights)
-//! takes them to a device, and the oracle is told them. Invariant: a method that changes weights or their order keeps
-//! which of them are kept.
+//! Files are read into them, pruning turns one form into another,
+//! [`Device::upload_weights`](crate::Device::upload_weights) takes them to a device, and the oracle is told them.
+//! Invariant: a method that changes weights or their order keeps which of them are kept.
 
 use std::ops::Range;
 
@@ -77,8 +77,8 @@ impl HostWeights {
         }
     }
 
-    /// Some of the rows, in the same form, but that codes of a mask become bits. An error if there are no such rows, or a
-    /// mask has another shape than its weights.
+    /// Some of the rows, in the same form, but that codes of a mask become bits. An error if there are no such rows, or
+    /// a mask has another shape than its weights.
     pub fn rows_of(&self, rows: Range<usize>) -> Result<Self> {
         match (self, self.masked()) {
             (_, Some((w, mask))) => {
@@ -113,8 +113,8 @@ impl HostWeights {
         Ok(weights)
     }
 
-    /// The same weights as what takes the place of others of this shape and element type, by the layer's name. An error if
-    /// they do not fit.
+    /// The same weights as what takes the place of others of this shape and element type, by the layer's name. An error
+    /// if they do not fit.
     pub(crate) fn fitted(self, name: &str, shape: (usize, usize), dtype: DType) -> Result<Self> {
         expect_shape(name, (self.m(), self.k()), shape)?;
         if let Some(mask) = self.mask() {
@@ -123,8 +123,8 @@ impl HostWeights {
         self.cast(dtype).map_err(|e| Error::invalid(format!("{name}: {e}")))
     }
 
-    /// Weights of the same type and number of columns one under the other. 2:4 if all are, with the longest vector whose
-    /// blocks lie in one part each; masked if all are; dense otherwise.
+    /// Weights of the same type and number of columns one under the other. 2:4 if all are, with the longest vector
+    /// whose blocks lie in one part each; masked if all are; dense otherwise.
     pub(crate) fn stacked(mut parts: Vec<Self>) -> Result<Self> {
         if parts.len() == 1 {
             return Ok(parts.remove(0));

@@ -411,8 +411,8 @@ fn compressed_layers_come_from_their_own_file() {
         Sparse24::compress(&w, &prune::magnitude(&w, VectorLen::new(v).unwrap()).unwrap()).unwrap()
     };
     let part = |layer, part: &str| format!("encoder.layer.{layer}.attention.self.{part}.weight");
-    // Layer 0: V = 16, 16 and 32, but 16 rows would cross from Q's 40 into K's: 8 fits all. Layer 1: V is dense, so that
-    // the three are.
+    // Layer 0: V = 16, 16 and 32, but 16 rows would cross from Q's 40 into K's: 8 fits all. Layer 1: V is dense, so
+    // that the three are.
     let (q, k, v) = (compress(&part(0, "query"), 16), compress(&part(0, "key"), 16), compress(&part(0, "value"), 32));
     let (q1, k1) = (compress(&part(1, "query"), 1), compress(&part(1, "key"), 1));
     let out = compress("encoder.layer.0.output.dense.weight", 2);
@@ -646,7 +646,8 @@ fn the_tokenizer_forgets_its_lengths_and_counts_what_it_cuts() {
     assert_eq!(error, "2 special tokens leave no room among 2 tokens");
 }
 
-/// The length and the case of texts, as a folder of Sentence Transformers asks for them. Poolings are in tests/pipeline.rs.
+/// The length and the case of texts, as a folder of Sentence Transformers asks for them. Poolings are in
+/// tests/pipeline.rs.
 #[test]
 fn shorter_texts_and_lower_case_are_asked_for_by_the_folder() {
     let dir = TempDir::new().unwrap();

@@ -93,8 +93,8 @@ const NONE: f64 = 0.0;
 const SLACK: f64 = 0.01;
 
 /// Ratios to the dense kernel of the same tile and type, as recorded in [`RUNS`] and rounded down: kernel, k, and the
-/// devices in the order of [`DEVICES`]. Of older records the higher ones stand, but for Ada's at V = 4: those kernels take
-/// as many cycles as before, and dense takes fewer.
+/// devices in the order of [`DEVICES`]. Of older records the higher ones stand, but for Ada's at V = 4: those kernels
+/// take as many cycles as before, and dense takes fewer.
 #[rustfmt::skip]
 const RATIOS: [(&str, usize, [f64; 7]); 34] = [
     ("sparse24-f32f32-v128-128x128x16", 768, [1.75, 1.69, 1.69, 1.94, 1.62, 1.81, 1.79]),

@@ -42,7 +42,7 @@ fn check_all(device: &Device, problem: &Problem, kinds: &[Data], seed: u64, stre
 }
 
 #[test]
-fn every_way_works_at_every_size_and_type() {
+fn every_schedule_works_at_every_size_and_type() {
     let seed = seed();
     for level in levels() {
         let device = device(level, 2);

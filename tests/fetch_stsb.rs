@@ -81,7 +81,8 @@ fn every_download_gives_the_same_pairs_and_a_cut_one_none() {
     assert!(made[0] == made[1] && made[0] == made[2]);
     let (csv, texts, sentences) = &made[0];
     assert_eq!((csv.lines().count(), texts.lines().count()), (1500, 2048));
-    // All that differ, in another order, but those of the dev split: of the train split's 5749 second sentences half do.
+    // All that differ, in another order, but those of the dev split: of the train split's 5749 second sentences half
+    // do.
     let mixed: BTreeSet<_> = sentences.lines().collect();
     assert_eq!((mixed.len(), sentences.lines().count()), (5749 + 2875 - 1, 5749 + 2875 - 1));
     assert!(!mixed.contains(SHARED) && csv.contains(SHARED) && !sentences.starts_with(texts.lines().next().unwrap()));

@@ -377,7 +377,7 @@ fn a_repeated_call_of_a_layer_allocates_nothing_and_submits_once() {
 /// A layer whose 2:4 weights are not faster runs on dense ones, gives the same result, and says so.
 #[test]
 #[ignore = "needs a GPU"]
-fn a_layer_that_would_lose_as_sparse_runs_dense() {
+fn a_layer_that_is_not_faster_as_sparse_runs_dense() {
     let Some(device) = gpu() else { return };
     let mut rng = rng(seed(), 0);
     let (m, n, k) = (130, 140, 64);

@@ -1,8 +1,8 @@
 //! Gradients of a pruned BERT against those of torch's autograd, of a loss with the terms of retraining.
 //!
 //! The model, what its states should be and the gradients are in tests/vectors (see its README). One linear layer is
-//! dense, the others are 2:4, some with a pattern of their own for each row and some with one for eight. A test that needs
-//! a GPU is ignored unless asked for.
+//! dense, the others are 2:4, some with a pattern of their own for each row and some with one for eight. A test that
+//! needs a GPU is ignored unless asked for.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -17,13 +17,14 @@ use serde_json::Value;
 use sparse24::graph::{Checkpoint, LinearTensor, Target, Trainable, TrainingPass, ValueId};
 use sparse24::{DType, Device, HostWeights, Matrix, Op, TensorFile, VectorLen, models};
 
-/// How far f32 may be from torch's f64, relative to what each check says: λ√n·2⁻²⁴ for the n roundings on the longest way
-/// through the model and back. Roundings differ in sign, so that n of them add up to more than that once in exp(λ²/2)/2
-/// cases (Higham and Mary 2019, "A New Approach to Probabilistic Rounding Error Analysis").
+/// How far f32 may be from torch's f64, relative to what each check says: λ√n·2⁻²⁴ for the n roundings on the longest
+/// way through the model and back. Roundings differ in sign, so that n of them add up to more than that once in
+/// exp(λ²/2)/2 cases (Higham and Mary 2019, "A New Approach to Probabilistic Rounding Error Analysis").
 ///
-/// n is about 1600. In a block, sums have 32, 32, 32 and 64 terms in linear layers, 8, 11 and 11 in attention and 32 four
-/// times in LayerNorms. On the way back they have 96, 32, 64 and 32 in linear layers, the others as many again. With
-/// roundings that are not of sums that is about 750; the model has two blocks, and pooling and the losses have about 100.
+/// n is about 1600. In a block, sums have 32, 32, 32 and 64 terms in linear layers, 8, 11 and 11 in attention and 32
+/// four times in LayerNorms. On the way back they have 96, 32, 64 and 32 in linear layers, the others as many again.
+/// With roundings that are not of sums that is about 750; the model has two blocks, and pooling and the losses have
+/// about 100.
 ///
 /// λ is 8: the theorem is relative to the absolute values that are added up, which a result does not show where they
 /// cancel, and a GPU's exponential has an error of some roundings. torch's own f32 on a CPU is at λ = 0.4.
@@ -156,7 +157,8 @@ fn gradients_are_torchs(device: &Device) {
         let stored = graph.param(param).stored.iter().map(|part| &part.names[0]);
         let found: Vec<_> = stored.clone().map(|name| reference.gradient(name)).collect();
         // Relative to the largest element of a parameter, of which Q, K and V are parts: no bias of keys changes the
-        // loss, and what is computed for its gradient of zero is what rounding leaves of numbers as large as the others'.
+        // loss, and what is computed for its gradient of zero is what rounding leaves of numbers as large as the
+        // others'.
         let size = found.iter().flatten().fold(0.0, |size, x| x.abs().max(size));
         for (name, expected) in stored.zip(found) {
             let got = match gradients.linear_tensor(name).unwrap() {

@@ -20,8 +20,8 @@ use sparse24::{Activation, DType, Device, HostWeights, Matrix, Sparse24, VectorL
 const SIZES: (usize, usize, usize, usize) = (11, 6, 8, 12);
 
 /// Two feed-forward blocks with the norm in front and the residual stream around, as decoders have them; causal
-/// attention of two heads with one of keys and rotary positions in the first; gated feed-forward parts; a head of its own at
-/// the end. Nothing in the crate is made for it.
+/// attention of two heads with one of keys and rotary positions in the first; gated feed-forward parts; a head of its
+/// own at the end. Nothing in the crate is made for it.
 fn graph() -> Graph {
     let (vocabulary, tokens, d, inner) = SIZES;
     let mut graph = Graph::new(Limits { vocabulary, tokens });
@@ -128,8 +128,8 @@ fn buffers_are_reused_by_liveness() {
     assert_eq!(forward.run_on(&texts).unwrap(), tapped.run_on(&texts).unwrap());
 }
 
-/// What a backward pass needs: a node reads values of nodes before it, so that from the end every reader of a value comes
-/// before the node that makes it.
+/// What a backward pass needs: a node reads values of nodes before it, so that from the end every reader of a value
+/// comes before the node that makes it.
 #[test]
 fn nodes_read_what_is_before_them() {
     let mut graph = graph();

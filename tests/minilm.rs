@@ -1,9 +1,9 @@
 //! all-MiniLM-L6-v2 against PyTorch: token ids, hidden states, embeddings, and how well they rank sentences.
 //!
 //! The model comes by `bash tests/fetch-minilm.sh`; the reference and the sentences are in the folder that
-//! SPARSE24_DATA names, else in ../shared/data. Neither is in the repository, so every test is ignored unless asked for:
-//! `cargo test --release --test minilm -- --ignored`, with SPARSE24_TEST_DEVICE and SPARSE24_REQUIRE_GPU as for the
-//! others.
+//! SPARSE24_DATA names, else in ../shared/data. Neither is in the repository, so every test is ignored unless asked
+//! for: `cargo test --release --test minilm -- --ignored`, with SPARSE24_TEST_DEVICE and SPARSE24_REQUIRE_GPU as for
+//! the others.
 
 #![cfg(feature = "text")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]

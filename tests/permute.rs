@@ -405,7 +405,8 @@ mod bert {
                 HostWeights::Dense(w) => pruned_share(&w.to_array(), vector),
                 _ => panic!("not dense"),
             };
-            // Attention and the feed-forward part of each layer, and each one's linear layers, in the order of the model's.
+            // Attention and the feed-forward part of each layer, and each one's linear layers, in the order of the
+            // model's.
             let kept: Vec<Kept> = found.iter().flat_map(|of| &of.kept).map(|(_, kept)| *kept).collect();
             assert!(
                 found.iter().flat_map(|of| &of.kept).map(|(name, _)| name.clone()).eq(before.linears().map(|l| l.0))

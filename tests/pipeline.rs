@@ -1,8 +1,8 @@
-//! What follows the encoder, as folders of Sentence Transformers ask for it: against Sentence Transformers itself, against
-//! the f64 twin, and what is refused.
+//! What follows the encoder, as folders of Sentence Transformers ask for it: against Sentence Transformers itself,
+//! against the f64 twin, and what is refused.
 //!
-//! The expected embeddings are in vectors/sentence_transformers.json. vectors/sentence_transformers.py computes them from
-//! the folders that this test writes where SPARSE24_WRITE_PIPELINES names a place for them.
+//! The expected embeddings are in vectors/sentence_transformers.json. vectors/sentence_transformers.py computes them
+//! from the folders that this test writes where SPARSE24_WRITE_PIPELINES names a place for them.
 
 #![cfg(feature = "text")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -196,8 +196,8 @@ fn embeddings_are_those_of_sentence_transformers() {
         let rows = &expected[name];
         assert_eq!((got.cols(), rows[0].len(), model.width()), (width, width, width), "{name}");
         let off = distance(&got, |row, col| rows[row][col]);
-        // Sums of f32 in another order, in front of a Dense of 240 inputs that are not small: 8e-6. Another pooling, or a
-        // token more or less in it, is above 1e-2.
+        // Sums of f32 in another order, in front of a Dense of 240 inputs that are not small: 8e-6. Another pooling, or
+        // a token more or less in it, is above 1e-2.
         assert!(off < 2e-5, "{name}: {off:.2e}");
     }
 }

@@ -1,9 +1,9 @@
 //! The README's shell commands, every one, in their order, as a new user on a machine without a GPU runs them.
 //!
-//! Blocks are marked ```` ```sh ````. What a machine may lack stands behind that: `sh network`, `sh gpu`; what takes many
-//! minutes is `sh slow`. Those are only looked at. Two stand-ins make the rest quick: `cargo run --release` is this build
-//! of the binary, and `model/minilm` a small BERT. `bash tests/run.sh` is what runs this test, so it is not run here.
-//! (The README's Rust runs as a doctest.)
+//! Blocks are marked ```` ```sh ````. What a machine may lack stands behind that: `sh network`, `sh gpu`; what takes
+//! many minutes is `sh slow`. Those are only looked at. Two stand-ins make the rest quick: `cargo run --release` is
+//! this build of the binary, and `model/minilm` a small BERT. `bash tests/run.sh` is what runs this test, so it is not
+//! run here. (The README's Rust runs as a doctest.)
 
 #![cfg(all(feature = "cli", unix))]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and says what it ran")]

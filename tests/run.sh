@@ -237,7 +237,7 @@ if [[ $(uname -s) == Linux ]]; then
     step "benches/gpu.sh, lavapipe" "${on_lavapipe[@]}" "${suite_test[@]}"
     if ((${#on_mesa[@]} > 0)); then
         step "cooperative matrices, lavapipe 26" "${on_mesa[@]}" cargo test --locked --test ops -- \
-            --ignored cooperative --skip acted_out
+            --ignored cooperative --skip emulated
         step "real GPU compilers" cargo test --locked --test compilers -- --ignored --nocapture
     fi
     if [[ -n $swiftshader ]]; then

@@ -27,7 +27,8 @@ const CHUNK: usize = 16;
 /// SwiftShader takes seconds for a pipeline, and a test is not alone on its machine.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// What a browser offers: no cooperative matrices, and the limits that it names. Loops are left rolled, which compile sooner.
+/// What a browser offers: no cooperative matrices, and the limits that it names. Loops are left rolled, which compile
+/// sooner.
 fn caps(f16: bool, limits: &Value) -> Caps {
     let limit = |name: &str| limits[name].as_u64().unwrap();
     Caps {

@@ -253,7 +253,8 @@ fn what_cannot_be_trained_is_refused() {
 fn gradients_of_several_batches_are_added_up() {
     let step = |batch, accumulate| {
         let options = TrainOptions { batch, accumulate, held_out: 0.5, ..options() };
-        // Texts of one length, so that two batches of 16 have the tokens of one of 32; pairs are of one batch, and left out.
+        // Texts of one length, so that two batches of 16 have the tokens of one of 32; pairs are of one batch, and left
+        // out.
         let options = TrainOptions { similarity: SimilarityWeights { cosine: 4.0, pairs: 0.0 }, ..options };
         let texts: Vec<Vec<u32>> = (0..64u32).map(|i| (0..5).map(|t| (i * 7 + t * 13) % 50).collect()).collect();
         let teacher = dense(SIZES);

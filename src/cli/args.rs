@@ -1,5 +1,5 @@
-//! What the commands' arguments have in common: where results go, which model, texts from a file or stdin, and errors of
-//! usage.
+//! What the commands' arguments have in common: where results go, which model, texts from a file or stdin, and errors
+//! of usage.
 //!
 //! Invariant: an option that is missing or clashes with another ends a command with exit code 2 before any work is
 //! done, whether clap finds it or a command does.

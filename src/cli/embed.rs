@@ -12,9 +12,9 @@ use sparse24::io::write_atomically;
 /// Turn texts into embeddings with an encoder (BERT, MPNet), dense or 2:4.
 ///
 /// Prints one line of JSON per text, {"text": ..., "embedding": [...]}. A folder of Sentence Transformers says by its
-/// modules.json how an embedding is made of a text's last hidden states (pooling, Dense, LayerNorm, Normalize), and which
-/// prompt is put in front of a text; without that file it is the mean over the tokens, divided by its Euclidean length. An
-/// empty text is embedded too: it has the tokens [CLS] and [SEP].
+/// modules.json how an embedding is made of a text's last hidden states (pooling, Dense, LayerNorm, Normalize), and
+/// which prompt is put in front of a text; without that file it is the mean over the tokens, divided by its Euclidean
+/// length. An empty text is embedded too: it has the tokens [CLS] and [SEP].
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   sparse24 embed --model model/minilm --text 'The cat sat on the mat.'

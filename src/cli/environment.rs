@@ -1,13 +1,13 @@
 //! What drivers expect to find in the environment.
 //!
-//! Mesa's Vulkan drivers ask a Wayland compositor which GPU it uses, and where `XDG_RUNTIME_DIR` is not set, as over SSH
-//! and in containers, the Wayland library prints an error on stderr, once or several times, that says nothing about
+//! Mesa's Vulkan drivers ask a Wayland compositor which GPU it uses, and where `XDG_RUNTIME_DIR` is not set, as over
+//! SSH and in containers, the Wayland library prints an error on stderr, once or several times, that says nothing about
 //! this program. A folder that does not exist means the same, that there is no compositor, and is silent. The variable
 //! has to be there before the driver is loaded. To set it in a process that runs is `unsafe`, because other threads may
 //! read the environment, so the program starts itself anew with it: this costs about a millisecond, where the variable
 //! is missing, and process, arguments and open files stay the same. Neither wgpu nor the Vulkan loader has an option
-//! that silences the library alone; to turn off the layer that asks would also turn off the user's choice of a device by
-//! `MESA_VK_DEVICE_SELECT`.
+//! that silences the library alone; to turn off the layer that asks would also turn off the user's choice of a device
+//! by `MESA_VK_DEVICE_SELECT`.
 //!
 //! Invariant: whether or not it can start itself anew, the program goes on.
 

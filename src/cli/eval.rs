@@ -1,9 +1,10 @@
-//! `sparse24 eval`: how good a model's embeddings are, by tasks that people gave answers to, and beside another model's.
+//! `sparse24 eval`: how good a model's embeddings are, by tasks that people gave answers to, and beside another
+//! model's.
 //!
 //! Every figure comes with the interval that other samples of its texts would have put it in, and with the file that it
 //! is of; differences between two models are of the same draws. What the weights say of the data that they were made
-//! from is printed, too, and a file that is among them is warned of. Invariant: a row of a CSV file counts in full or the
-//! command fails.
+//! from is printed, too, and a file that is among them is warned of. Invariant: a row of a CSV file counts in full or
+//! the command fails.
 
 mod figures;
 mod inputs;
@@ -26,19 +27,19 @@ use sparse24::report::Environment;
 
 /// Evaluate a model's embeddings on pairs that people scored, on classes of texts, or against another model's.
 ///
-/// --pairs takes a CSV file with the columns sentence, sentence, score, and prints Spearman's and Pearson's correlation of
-/// the scores with the similarity of the embeddings: the cosine, unless the model's folder names another. --classify takes
-/// texts and labels, and prints how many labels a linear probe of the embeddings predicts right. --texts takes plain text,
-/// and prints the cosine between the embeddings of the model and of the one that --against names.
+/// --pairs takes a CSV file with the columns sentence, sentence, score, and prints Spearman's and Pearson's correlation
+/// of the scores with the similarity of the embeddings: the cosine, unless the model's folder names another. --classify
+/// takes texts and labels, and prints how many labels a linear probe of the embeddings predicts right. --texts takes
+/// plain text, and prints the cosine between the embeddings of the model and of the one that --against names.
 ///
-/// Behind each figure stands a 95 % interval: what the middle 95 % of 1000 samples span that are drawn from the pairs or
-/// texts with replacement. With --against, both models are evaluated, and the interval of their difference is of the same
-/// draws for both; where it has 0 in it, they are called equal. What the weights' file says of how they were made is
-/// printed: a figure on texts that weights were calibrated on or settings chosen on flatters them, and is warned of.
+/// Behind each figure stands a 95 % interval: what the middle 95 % of 1000 samples span that are drawn from the pairs
+/// or texts with replacement. With --against, both models are evaluated, and the interval of their difference is of the
+/// same draws for both; where it has 0 in it, they are called equal. What the weights' file says of how they were made
+/// is printed: a figure on texts that weights were calibrated on or settings chosen on flatters them, and is warned of.
 ///
-/// The sentences per second are those of all batches but the first of each shape (a shape is a number of sentences and of
-/// tokens): while that one runs, pipelines are compiled and weights uploaded, and its seconds are printed apart. Tokenising
-/// is a part of the seconds, loading the model is not. The schema of the JSON is sparse24-eval/1.
+/// The sentences per second are those of all batches but the first of each shape (a shape is a number of sentences and
+/// of tokens): while that one runs, pipelines are compiled and weights uploaded, and its seconds are printed apart.
+/// Tokenising is a part of the seconds, loading the model is not. The schema of the JSON is sparse24-eval/1.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   sparse24 eval --model model/minilm --pairs stsb-dev.csv
@@ -55,17 +56,18 @@ pub(crate) struct Args {
     /// number is a header.
     #[arg(long, value_name = "CSV")]
     pairs: Option<PathBuf>,
-    /// Another model to compare with, usually the dense one that this was made from: a folder or a name, as --model takes
-    /// it. It runs as its folder has it, whatever --sparsity and --weights say.
+    /// Another model to compare with, usually the dense one that this was made from: a folder or a name, as --model
+    /// takes it. It runs as its folder has it, whatever --sparsity and --weights say.
     #[arg(long, value_name = "DIR")]
     against: Option<String>,
-    /// File with a text on each line, UTF-8, or `-` for stdin: the cosine between both models' embeddings of each. Lines
-    /// of fewer than 5 words with a letter, and those that begin with `=` as WikiText's headings do, are left out.
+    /// File with a text on each line, UTF-8, or `-` for stdin: the cosine between both models' embeddings of each.
+    /// Lines of fewer than 5 words with a letter, and those that begin with `=` as WikiText's headings do, are left
+    /// out.
     #[arg(long, value_name = "TXT", requires = "against")]
     texts: Option<PathBuf>,
-    /// CSV file, UTF-8, or `-` for stdin: a text and its label on each line. A first line whose second column is `label`
-    /// is a header. Each label is predicted by a linear probe (ridge regression) of the texts in the other four of five
-    /// folds.
+    /// CSV file, UTF-8, or `-` for stdin: a text and its label on each line. A first line whose second column is
+    /// `label` is a header. Each label is predicted by a linear probe (ridge regression) of the texts in the other four
+    /// of five folds.
     #[arg(long, value_name = "CSV")]
     classify: Option<PathBuf>,
     /// Fit the probe to all texts of --classify, and report it on those of this file instead of in folds.

@@ -25,8 +25,8 @@ use sparse24::report::{commit, plural};
 /// spills to memory, threads that fit a core at once, and where the driver gives its machine code (Mesa's do), the
 /// instructions of 16 k and a static estimate of their cycles: the larger of issue and workgroup-memory passes. Nothing
 /// is run, so that Mesa's pretended devices do as well as real ones. With --module the same is said of anyone's compute
-/// shaders, but for estimates: nobody knows how often their loops run, which are all in the JSON. The schema of the JSON
-/// is sparse24-compile/1, and without --compile sparse24-kernels/1.
+/// shaders, but for estimates: nobody knows how often their loops run, which are all in the JSON. The schema of the
+/// JSON is sparse24-compile/1, and without --compile sparse24-kernels/1.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   sparse24 kernels                                    # one kernel of each shader text
@@ -57,12 +57,12 @@ pub(crate) struct Args {
     /// Part of a Vulkan device's name. [default: the first one]
     #[arg(long, value_name = "NAME", requires = "compile")]
     device: Option<String>,
-    /// Whose rates estimates are by, where the device's name does not tell: rdna2, rdna3, rdna4, ampere (GA100, the A100
-    /// alone), ada, apple-m1, adreno.
+    /// Whose rates estimates are by, where the device's name does not tell: rdna2, rdna3, rdna4, ampere (GA100, the
+    /// A100 alone), ada, apple-m1, adreno.
     #[arg(long, value_name = "NAME", requires = "compile", value_parser = architecture)]
     architecture: Option<Architecture>,
-    /// SPIR-V of compute shaders that use buffers and no images: compiled instead of kernels, or beside those that PARTs
-    /// name. Specialisation constants keep the values that it gives them.
+    /// SPIR-V of compute shaders that use buffers and no images: compiled instead of kernels, or beside those that
+    /// PARTs name. Specialisation constants keep the values that it gives them.
     #[arg(long, value_name = "FILE.spv", requires = "compile", num_args = 1..)]
     module: Vec<PathBuf>,
     #[command(flatten)]

@@ -86,8 +86,8 @@ pub(crate) struct Args {
     /// Damping of sparsegpt: this share of the mean of the inputs' squares is added to all of them; 0.05 unless given.
     #[arg(long, value_name = "SHARE")]
     damping: Option<f64>,
-    /// After sparsegpt has chosen a mask, ask each group this many times at most whether another pattern loses less, all
-    /// kept weights refitted; 0 unless given. On MiniLM 4 lower the output lost on text of the same kind by 3 % at
+    /// After sparsegpt has chosen a mask, ask each group this many times at most whether another pattern loses less,
+    /// all kept weights refitted; 0 unless given. On MiniLM 4 lower the output lost on text of the same kind by 3 % at
     /// --vector 128 to 13 % at 1, and take seconds and minutes.
     #[arg(long, value_name = "PASSES")]
     exchanges: Option<usize>,
@@ -107,9 +107,9 @@ pub(crate) struct Args {
     target_speedup: Option<f64>,
     #[command(flatten)]
     metric: MetricArgs,
-    /// After pruning, retrain the model for so many minutes to have the states and embeddings of the dense one on the texts
-    /// of --input, as `sparse24 retrain` does; up to 2048 of these are calibrated on, too, unless --calibration is given.
-    /// With --max-drop or --target-speedup, --pairs is the metric if it is given.
+    /// After pruning, retrain the model for so many minutes to have the states and embeddings of the dense one on the
+    /// texts of --input, as `sparse24 retrain` does; up to 2048 of these are calibrated on, too, unless --calibration
+    /// is given. With --max-drop or --target-speedup, --pairs is the metric if it is given.
     #[arg(long, value_name = "MINUTES", requires = "input")]
     retrain: Option<f64>,
     /// Tokens of each of the --batch texts of the forward pass that --target-speedup times.

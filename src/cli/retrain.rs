@@ -1,7 +1,7 @@
 //! `sparse24 retrain`: a pruned model learns from the dense one on unlabelled text.
 //!
-//! Invariant: the output appears complete or not at all, and an interrupted run that is given the same flags again goes on
-//! from its checkpoint as if nothing had happened.
+//! Invariant: the output appears complete or not at all, and an interrupted run that is given the same flags again goes
+//! on from its checkpoint as if nothing had happened.
 
 mod plot;
 mod training;
@@ -79,8 +79,8 @@ pub(crate) struct Args {
     /// Seconds between two writings of the checkpoint.
     #[arg(long, value_name = "S", env = "SPARSE24_CHECKPOINT_SECONDS", default_value_t = 60, hide = true)]
     checkpoint_seconds: u64,
-    /// Memory for what the teacher makes of the texts and for a batch's values and gradients, in MiB; what does not fit is
-    /// computed again.
+    /// Memory for what the teacher makes of the texts and for a batch's values and gradients, in MiB; what does not fit
+    /// is computed again.
     #[arg(long, value_name = "MIB", default_value_t = 1920, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     memory: u64,
     /// Draw the losses of all steps as SVG.

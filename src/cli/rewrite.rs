@@ -12,7 +12,7 @@ use sparse24::io::{self, NewModel, Source, Written};
 /// Starts the new model, once it is sure that nothing that is read is overwritten. See [`io::check_output`].
 pub(super) fn create(input: &Path, source: &Source, output: &Path, in_place: bool) -> Result<NewModel> {
     io::check_output(input, source, output, in_place).map_err(|e| Usage::error(e.to_string()))?;
-    Ok(NewModel::create(input, output)?)
+    Ok(NewModel::create(input, source, output, in_place)?)
 }
 
 /// Names on stderr what of the old model the new one does not have.

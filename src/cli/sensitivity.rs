@@ -1,7 +1,7 @@
 //! `sparse24 sensitivity`: what a model loses when one of its linear layers alone is pruned.
 //!
-//! A file of results grows with every layer, so that an interrupted run goes on where it stopped. Invariant: all rows of a
-//! file were measured with the settings that it states.
+//! A file of results grows with every layer, so that an interrupted run goes on where it stopped. Invariant: all rows
+//! of a file were measured with the settings that it states.
 
 mod file;
 mod plot;
@@ -31,9 +31,9 @@ use self::file::{Row, Sensitivity};
 ///
 /// With --pairs the loss is the drop of Spearman's correlation between people's scores and the similarities of the
 /// embeddings; with --input it is 1 - the mean cosine similarity to the dense model's embeddings. Prints a table, the
-/// least harmful layers for their weights first; Q, K and V are one layer. A drop is marked where it is within noise: where
-/// the texts, drawn 1000 times anew with replacement, show none as well. A run that was interrupted goes on where it
-/// stopped when it is started again with the same JSON file.
+/// least harmful layers for their weights first; Q, K and V are one layer. A drop is marked where it is within noise:
+/// where the texts, drawn 1000 times anew with replacement, show none as well. A run that was interrupted goes on where
+/// it stopped when it is started again with the same JSON file.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   sparse24 sensitivity model/minilm --pairs stsb-dev.csv --json minilm.json --plot minilm.svg
@@ -51,9 +51,9 @@ pub(crate) struct Args {
     /// As the other commands take it. A model that is pruned first has no layers left to try.
     #[arg(long, value_name = "none|2:4", default_value = "none", hide = true)]
     sparsity: Sparsity,
-    /// Draw the result: a line for each layer and a dot for each pattern, hollow where the drop is within noise. What is
-    /// already in the --json file, made with the same settings, is not measured again, so that the plot of a finished run
-    /// is drawn at once.
+    /// Draw the result: a line for each layer and a dot for each pattern, hollow where the drop is within noise. What
+    /// is already in the --json file, made with the same settings, is not measured again, so that the plot of a
+    /// finished run is drawn at once.
     #[arg(long, value_name = "FILE.svg", value_parser = plot_name)]
     plot: Option<PathBuf>,
     #[command(flatten)]
@@ -125,8 +125,8 @@ impl Texts {
     /// Most texts that are kept as they are written.
     const SAMPLES: usize = 1000;
 
-    /// The file of these texts as a record of what weights were made from names it: by its name alone, as where it lies is
-    /// nobody else's business, and by what tells its contents from others.
+    /// The file of these texts as a record of what weights were made from names it: by its name alone, as where it lies
+    /// is nobody else's business, and by what tells its contents from others.
     pub(super) fn described(&self, file: &Path) -> String {
         counted(file, self.ids.len(), "texts", &self.identity)
     }

@@ -2,9 +2,9 @@
 //!
 //! A core (compute unit, streaming multiprocessor) has schedulers, each of which starts one instruction of one subgroup
 //! per cycle; instructions then keep a *pipe* busy for one cycle or several. With enough subgroups pipes work side by
-//! side, so that a piece of code costs the busiest of them: the scheduler's own slots, floating point, integers, special
-//! functions, matrices. Latencies are left out: they are covered if other subgroups have work. Invariant: pure data;
-//! where no rate is documented, the note of [`Architecture::assumed`] says what is taken instead.
+//! side, so that a piece of code costs the busiest of them: the scheduler's own slots, floating point, integers,
+//! special functions, matrices. Latencies are left out: they are covered if other subgroups have work. Invariant: pure
+//! data; where no rate is documented, the note of [`Architecture::assumed`] says what is taken instead.
 //!
 //! # Sources
 //! - NVIDIA: CUDA C++ Programming Guide, "Arithmetic Instructions", results per cycle and multiprocessor for compute

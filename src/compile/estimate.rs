@@ -2,8 +2,8 @@
 //!
 //! A *step* is 16 k: all that grows with k, wherever in the code it stands. The *prologue* is all else, the epilogue
 //! among it. Either costs the larger of *issue* (its instructions by the rates of [`Architecture`]) and
-//! *workgroup-memory passes* (its accesses, traced lane by lane: [`trace`]). Neither term can be traded for the other: a
-//! gather reads 16 bytes for every four multiply-adds, and looks better than it is by instructions alone.
+//! *workgroup-memory passes* (its accesses, traced lane by lane: [`trace`]). Neither term can be traded for the other:
+//! a gather reads 16 bytes for every four multiply-adds, and looks better than it is by instructions alone.
 //!
 //! Left out are latencies, the bytes that buffers give, and the caches: two kernels of one tile that wait for the same
 //! bytes can be compared by it, and where arithmetic limits. A GEMV waits for the bytes of its weights.
@@ -129,8 +129,8 @@ pub(super) fn cost(kernel: &Kernel, code: &Loop, target: Target) -> Result<Cost>
 /// number `at`. `shader` has, for both traces, how often the shader's loops are met and the loops.
 ///
 /// Compilers keep loops in order, and unroll some with a known, small number of rounds: those of the shader that make
-/// the same number of rounds whatever k is, each time that they are met, and of these the ones with the fewest are taken
-/// to be gone until as many are left.
+/// the same number of rounds whatever k is, each time that they are met, and of these the ones with the fewest are
+/// taken to be gone until as many are left.
 fn add_up(
     code: &Loop,
     rounds: f64,

@@ -583,7 +583,8 @@ impl Drop for Compiler {
     fn drop(&mut self) {
         let layouts = std::mem::take(&mut *self.layouts.lock().unwrap_or_else(PoisonError::into_inner));
         layouts.values().for_each(|layout| self.destroy_layout(layout));
-        // SAFETY: the device was made once, is used by nobody else, and nothing runs on it. Gain: nothing is left behind.
+        // SAFETY: the device was made once, is used by nobody else, and nothing runs on it. Gain: nothing is left
+        // behind.
         unsafe { self.device.destroy_device(None) };
     }
 }

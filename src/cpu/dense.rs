@@ -1,8 +1,8 @@
 //! Dense and masked products on the CPU: by the crate `gemm` for many tokens, by sums of columns for few.
 //!
-//! **Many tokens** ([`by_crate`]). Unmasked f32 weights go to the crate `gemm` as they are. Others are widened and masked
-//! into scratch, some k at a time, and multiplied from there: no second copy of W, and a cost per weight that the
-//! number of tokens divides.
+//! **Many tokens** ([`by_crate`]). Unmasked f32 weights go to the crate `gemm` as they are. Others are widened and
+//! masked into scratch, some k at a time, and multiplied from there: no second copy of W, and a cost per weight that
+//! the number of tokens divides.
 //!
 //! **Few tokens** ([`columns`]). The weights' bytes are the cost. W is k-major, so Y is a sum of its rows, each times
 //! one activation: four of them at a time are added to sums that stay in the first-level cache. Each weight is read
@@ -19,8 +19,8 @@ use crate::problem::{Form, Problem};
 use crate::simd::{Instructions, Loaded, Simd, Work};
 
 /// Bytes of weights that are widened or masked at a time: enough k for the crate `gemm` to run at its full speed, few
-/// enough for its packing to find them in a cache. 4096x128x4096 masked: 1.07 times the speed of dense with 2 and 4 MiB,
-/// 1.00 with 1, 0.93 with 8.
+/// enough for its packing to find them in a cache. 4096x128x4096 masked: 1.07 times the speed of dense with 2 and 4
+/// MiB, 1.00 with 1, 0.93 with 8.
 const STAGE_BYTES: usize = 2 << 20;
 
 /// The product by the crate `gemm`, and then its epilogue.

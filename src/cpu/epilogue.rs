@@ -1,8 +1,8 @@
 //! What is done to sums before they are stored, on the CPU: act(sum + bias) + residual, rounded to the output's type.
 //!
 //! The activations are plain f32 arithmetic without branches or calls, so that the compiler turns a run of outputs into
-//! vectors; their formulas are those of shaders/shared/activation.wgsl. Invariant: an output does not depend on where in a
-//! run it stands, and so not on how the work was cut up.
+//! vectors; their formulas are those of shaders/shared/activation.wgsl. Invariant: an output does not depend on where
+//! in a run it stands, and so not on how the work was cut up.
 #![allow(unsafe_code, reason = "threads write disjoint parts of one output; a kernel over vector instructions")]
 
 use half::f16;
@@ -17,7 +17,7 @@ use crate::simd::{Instructions, Simd, Work};
 const RUN: usize = 256;
 
 /// Features and tokens that are brought into the output's order at a time where sums lie by feature: a line of each.
-const COLUMNS: usize = 16;
+const SIDE: usize = 16;
 
 /// Bias of a run.
 #[derive(Clone, Copy)]
@@ -165,35 +165,36 @@ impl Work for Columns<'_, '_> {
             }
             activate(problem.epilogue.activation, sums);
         }
-        let mut block = [[0.0f32; COLUMNS]; COLUMNS];
+        let mut block = [[0.0f32; SIDE]; SIDE];
         // All features of some tokens, as the outputs of a token lie in a run of memory.
-        for first in (0..tokens).step_by(COLUMNS) {
-            let count = COLUMNS.min(tokens - first);
-            for (i, sums) in sums.chunks(COLUMNS * stride).enumerate() {
+        for first in (0..tokens).step_by(SIDE) {
+            let count = SIDE.min(tokens - first);
+            for (i, sums) in sums.chunks(SIDE * stride).enumerate() {
                 let features = sums.len() / stride;
                 for col in (0..count).step_by(8) {
-                    if features == COLUMNS && first + col + 8 <= stride {
+                    if features == SIDE && first + col + 8 <= stride {
                         for row in [0, 8] {
                             let from = &sums[row * stride + first + col..];
+                            let to = &mut block[col..].as_flattened_mut()[row..];
                             // SAFETY: eight rows of eight sums follow, as all 16 rows of `stride` are there, and the
                             // block has as many; the caller has the instructions.
-                            unsafe { S::transpose8(from.as_ptr(), stride, block[col].as_mut_ptr().add(row), COLUMNS) };
+                            unsafe { S::transpose8(from.as_ptr(), stride, to.as_mut_ptr(), SIDE) };
                         }
                     } else {
-                        for (i, row) in sums.chunks_exact(stride).enumerate() {
-                            let row = &row[first + col..first + count.min(col + 8)];
-                            block[col..].iter_mut().zip(row).for_each(|(block, sum)| block[i] = *sum);
+                        for (row, sums) in sums.chunks_exact(stride).enumerate() {
+                            let sums = &sums[first + col..first + count.min(col + 8)];
+                            block[col..].iter_mut().zip(sums).for_each(|(block, sum)| block[row] = *sum);
                         }
                     }
                 }
                 for (token, block) in (token + first..).zip(block.iter_mut().take(count)) {
-                    let start = token * problem.m + feature + i * COLUMNS;
+                    let start = token * problem.m + feature + i * SIDE;
                     let range = start..start + features;
                     let block = &mut block[..features];
                     match residual {
                         Some(Elements::F32(r)) => block.iter_mut().zip(&r[range.clone()]).for_each(|(v, r)| *v += r),
                         Some(Elements::F16(r)) => {
-                            let mut wide = [0.0; COLUMNS];
+                            let mut wide = [0.0; SIDE];
                             r[range.clone()].convert_to_f32_slice(&mut wide[..features]);
                             block.iter_mut().zip(wide).for_each(|(v, r)| *v += r);
                         }
@@ -201,15 +202,16 @@ impl Work for Columns<'_, '_> {
                     }
                     match output {
                         Output::F32(y) => {
-                            // SAFETY: passed on.
+                            // SAFETY: only `store_columns` makes this work, and its caller vouches that no other thread
+                            // stores these outputs.
                             let to = unsafe { y.part(range) };
                             // An array is copied by instructions, a slice by a call.
-                            match (<&mut [f32; COLUMNS]>::try_from(&mut *to), <&[f32; COLUMNS]>::try_from(&*block)) {
+                            match (<&mut [f32; SIDE]>::try_from(&mut *to), <&[f32; SIDE]>::try_from(&*block)) {
                                 (Ok(to), Ok(block)) => *to = *block,
                                 _ => to.copy_from_slice(block),
                             }
                         }
-                        // SAFETY: passed on.
+                        // SAFETY: as above.
                         Output::F16(y) => unsafe { y.part(range) }.convert_from_f32_slice(block),
                     }
                 }

@@ -12,9 +12,9 @@
 //! activation in a kept column, times its gradient: which column that is, is decided once for a tile. Both operands are
 //! cut into panels that are read from start to end.
 //!
-//! With fewer rows to a pattern than that, W is expanded into scratch, or dW computed in full there, and the crate `gemm`
-//! multiplies. Invariant: every element's sum is formed by one thread in an order that the shape decides, so that results
-//! do not depend on the number of threads.
+//! With fewer rows to a pattern than that, W is expanded into scratch, or dW computed in full there, and the crate
+//! `gemm` multiplies. Invariant: every element's sum is formed by one thread in an order that the shape decides, so
+//! that results do not depend on the number of threads.
 #![allow(unsafe_code, reason = "kernels over vector instructions; threads write disjoint parts of buffers")]
 #![allow(clippy::needless_range_loop, reason = "counters of loops that are unrolled, over arrays of registers")]
 
@@ -157,8 +157,8 @@ fn sum_rows(x: &[f32], cols: usize, first: usize, add: bool, to: &mut [f32]) {
     }
 }
 
-/// A product by the crate `gemm`: of `lhs` (rows x depth) and `rhs` (depth x cols), each with its distance between rows'
-/// and columns' neighbours: `(data, along columns, along rows)`. The result is column-major.
+/// A product by the crate `gemm`: of `lhs` (rows x depth) and `rhs` (depth x cols), each with its distance between
+/// rows' and columns' neighbours: `(data, along columns, along rows)`. The result is column-major.
 fn product(
     pool: &Pool,
     (rows, cols, depth): (usize, usize, usize),

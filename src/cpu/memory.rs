@@ -139,8 +139,8 @@ impl Strip<'_> {
 }
 
 impl Cpu {
-    /// Gives the threads every strip of a matrix, with its number (those of the first block first) and `own_len` elements
-    /// of `own` that are its alone.
+    /// Gives the threads every strip of a matrix, with its number (those of the first block first) and `own_len`
+    /// elements of `own` that are its alone.
     ///
     /// # Panics
     /// If runs overlap or reach past the columns, or `own` is too short.

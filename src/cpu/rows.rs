@@ -48,8 +48,8 @@ macro_rules! each_pair {
 }
 pub(crate) use each_pair;
 
-/// A loop as work: a struct of its arguments, as it is compiled for each level that it is inlined into. The call may name
-/// the level's instructions, `S`.
+/// A loop as work: a struct of its arguments, as it is compiled for each level that it is inlined into. The call may
+/// name the level's instructions, `S`.
 macro_rules! work {
     ($name:ident<$($type:ident),*>, { $($field:ident: $of:ty),+ $(,)? }, $call:expr) => {
         struct $name<'a, $($type),*> {
@@ -188,8 +188,8 @@ impl Cpu {
         }
     }
 
-    /// The gradients of a norm over `width` features: `tokens` is given x and dy of some tokens, whether to add, their dx
-    /// (empty where it is not wanted) and room for a sum over them for each of `sums`.
+    /// The gradients of a norm over `width` features: `tokens` is given x and dy of some tokens, whether to add, their
+    /// dx (empty where it is not wanted) and room for a sum over them for each of `sums`.
     pub(crate) fn grad_norm(
         &self,
         (x, dy, width): (&[f32], &[f32], usize),
@@ -223,8 +223,8 @@ impl Cpu {
         });
     }
 
-    /// Adds up the rows of some parts, `stride` apart, from their element `first` on, in their order: a gradient that is a
-    /// sum over tokens, from the sums over blocks of them.
+    /// Adds up the rows of some parts, `stride` apart, from their element `first` on, in their order: a gradient that
+    /// is a sum over tokens, from the sums over blocks of them.
     fn fold(&self, parts: &[f32], stride: usize, first: usize, target: &Target) {
         const RUN: usize = 64;
         let mut to = super::write(&target.to);

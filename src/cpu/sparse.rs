@@ -3,24 +3,24 @@
 //! **Many tokens** ([`gather`]). A vector holds one feature's sums for `LANES` tokens, and a fused multiply-add takes
 //! its activations straight from memory, so a gathered row of activations costs no more than the next one would: half
 //! the multiply-adds are half the time as long as loads keep up. Tokens are cut into *panels* of `A` vectors, whose
-//! activations are packed k-major; a step of k of one panel fills three quarters of the first-level cache. For
-//! each row of W, `A` accumulators stay in registers over the step: a code names the row of the panel, a broadcast
-//! value is multiplied by its `A` vectors. A kept weight costs `A` multiply-adds, `A + 1` loads and three or four scalar
+//! activations are packed k-major; a step of k of one panel fills three quarters of the first-level cache. For each row
+//! of W, `A` accumulators stay in registers over the step: a code names the row of the panel, a broadcast value is
+//! multiplied by its `A` vectors. A kept weight costs `A` multiply-adds, `A + 1` loads and three or four scalar
 //! instructions; at two loads and two multiply-adds per cycle A = 12 reaches 12/13 of the arithmetic peak. At V > 1 the
 //! two rows of a pair share each loaded vector, and with AVX-512's 32 registers four rows at V > 2: `A` is at most 5 or
-//! 6, and loads no longer count. With few tokens more rows are taken at once, so that there are always about twelve chains
-//! of multiply-adds (their latency times their throughput is 8 to 10).
+//! 6, and loads no longer count. With few tokens more rows are taken at once, so that there are at least about ten
+//! chains of multiply-adds (their latency times their throughput is 8 to 10).
 //!
 //! **Few tokens** ([`gemv`]). The weights' bytes are the cost: they are read once, in order. Lanes are the values of a
-//! pair of rows (see [`super::weights`]): VPERMILPS takes its positions from the two lowest bits of each lane, so a word
-//! of codes, shifted by a constant for each lane, is all the decoding there is.
+//! pair of rows (see [`super::weights`]): VPERMILPS takes its positions from the two lowest bits of each lane, so a
+//! word of codes, shifted by a constant for each lane, is all the decoding there is.
 //!
 //! On a Xeon with AVX-512 (Emerald Rapids, 48 KiB and 2 MiB of first- and second-level cache) this loop alone runs at
-//! 58 to 67 % of the multiply-adds at V = 1 and at 80 to 85 % at V = 32, with the panel in the second-level cache; at 70 %
-//! with everything in the first. What V = 1 loses are loads: where two rows share every load it reaches 82 %.
+//! 58 to 67 % of the multiply-adds at V = 1 and at 80 to 85 % at V = 32, with the panel in the second-level cache; at
+//! 70 % with everything in the first. V = 1 is limited by loads: the loop reaches 82 % if two rows share every load.
 //!
-//! An output's sum is formed by one thread, in f32: in increasing k by `gather`, and by `gemv` in as many parts as there
-//! are lanes of its row, added up at the end.
+//! An output's sum is formed by one thread, in f32: in increasing k by `gather`, and by `gemv` in as many parts as
+//! there are lanes of its row, added up at the end.
 //!
 //! # Tried and rejected
 //! - Rows of W contiguous along k: see [`super::weights`].
@@ -29,11 +29,11 @@
 //! - Addresses with short displacements, to shorten the instructions: no difference (AVX2, EPYC 7003). One register in
 //!   place of two does make one on Intel: see [`opaque`].
 //! - AVX-512, V = 1, the loop alone on that Xeon, where the present form has 63 %: four rows of 6 vectors 64 % (as many
-//!   sums, but more broadcasts), panels of 16, 20 and 24 vectors 65, 62 and 55 %, blocks of 16 and 32 rows, whose sums stay
-//!   in the first-level cache, 0.7 to 0.9 times the speed, as the panel comes from the second more often.
-//! - For the same, columns sorted by which of two rows keep them, so that what both keep is loaded once: 68 % at 12
-//!   vectors, 71 % at 8, and 71 and more where rows are paired by what they have in common. It needs lists of columns beside
-//!   the codes, which `gemv` reads: twice the weights' memory.
+//!   sums, but more broadcasts), panels of 16, 20 and 24 vectors 65, 62 and 55 %, blocks of 16 and 32 rows, whose sums
+//!   stay in the first-level cache, 0.7 to 0.9 times the speed, as the panel comes from the second more often.
+//! - AVX-512, V = 1, again the loop alone: columns sorted by which of two rows keep them, so that what both keep is
+//!   loaded once: 68 % at 12 vectors, 71 % at 8, and 71 and more where rows are paired by what they have in common. It
+//!   needs lists of columns beside the codes, which `gemv` reads: twice the weights' memory.
 //! - Panels of 8 and 10 vectors: 0.98 and 1.00 times the speed of 12 in the cache, no difference outside.
 //! - Asking for the next row's sums, or the next strip of activations to be packed, ahead of time: no difference.
 #![allow(unsafe_code, reason = "kernels over vector instructions; threads write disjoint parts of buffers")]
@@ -50,10 +50,10 @@ use crate::matrix::{Elements, each_dtype};
 use crate::problem::{Form, Problem};
 use crate::simd::{Instructions, Loaded, Simd, SimdLevel, Work, opaque};
 
-/// Most vectors of tokens in a panel: accumulators that leave AVX2's registers room for a value, and at V > 1 for two and
-/// for activations. (With 6 the compiler spills.) AVX-512 has twice as many registers, which at V > 1 hold the sums of
-/// four rows: each loaded vector then serves four multiply-adds, and sums are read and written half as often as with two
-/// rows of 12 vectors.
+/// Most vectors of tokens in a panel: accumulators that leave AVX2's registers room for a value, and at V > 1 for two
+/// and for activations. (With 6 the compiler spills.) AVX-512 has twice as many registers, which at V > 2 hold the sums
+/// of four rows: each loaded vector then serves four multiply-adds, and sums are read and written half as often as with
+/// two rows of 12 vectors.
 const fn most_vectors(shared: bool, level: SimdLevel) -> usize {
     match (shared, level) {
         (false, _) => 12,
@@ -266,8 +266,8 @@ impl StepOfPanel<'_> {
     }
 }
 
-/// Some pairs of rows, times a step of k of a panel of `A` vectors. `STREAMS` codes are followed at once, each for `ROWS`
-/// rows: one at V = 1, beyond it the pair that shares it, or with AVX-512 two pairs.
+/// Some pairs of rows, times a step of k of a panel of `A` vectors. `STREAMS` codes are followed at once, each for
+/// `ROWS` rows: one at V = 1, beyond it the pair that shares it, or with AVX-512 two pairs.
 struct Multiply<'a, const SHARED: bool, const STREAMS: usize, const ROWS: usize, const A: usize> {
     step: StepOfPanel<'a>,
     /// `2 * pairs` rows of `A` vectors.
@@ -287,9 +287,9 @@ impl<const SHARED: bool, const STREAMS: usize, const ROWS: usize, const A: usize
         assert!(self.sums.len() == 2 * pairs * width);
         const { assert!(if SHARED { ROWS == 2 || ROWS == 4 } else { ROWS == 1 }) };
         assert!(codes.are_of(SHARED, pairs, units));
-        // What never runs should not be compiled.
-        if const { ROWS == 4 && S::LANES < 16 } {
-            return;
+        // By `most_vectors`; what never runs should not be compiled.
+        if const { SHARED && S::LANES < 16 && (ROWS == 4 || A > 5) } {
+            unreachable!("{ROWS} rows of {A} vectors that share codes need AVX-512");
         }
         let rows = 2 * pairs;
         // Lines of the next step that each row asks for: all of them by the end of a whole block.
@@ -386,7 +386,8 @@ unsafe fn tile<S: Instructions, const SHARED: bool, const STREAMS: usize, const 
                 for j in 0..2 {
                     for s in 0..STREAMS {
                         let position = words[s] >> (nibble * group + 2 * j) & 3;
-                        let from = opaque(x.add((4 * group as usize + position as usize) * width));
+                        let from = x.add((4 * group as usize + position as usize) * width);
+                        let from = if S::LANES == 16 { opaque(from) } else { from };
                         let value = streams[s].0.add(unit * UNIT + 4 * group as usize + j as usize);
                         let mut splat = [S::splat(0.0); ROWS];
                         for r in 0..ROWS {
@@ -460,7 +461,8 @@ impl<T: Loaded> Work for Pack<'_, T> {
             }
             return;
         }
-        // So many k of 8 tokens are transposed in blocks of 8 x 8, by way of a strip where they must be widened or padded.
+        // So many k of 8 tokens are transposed in blocks of 8 x 8, by way of a strip where they must be widened or
+        // padded.
         const STRIP: usize = 64;
         let mut strip = [[0.0f32; STRIP]; 8];
         for from in (0..depth).step_by(STRIP) {

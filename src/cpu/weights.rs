@@ -1,12 +1,12 @@
 //! How weights lie in the CPU device's memory: in the order in which its kernels read them, in their storage type.
 //!
-//! **2:4.** Rows are cut into *blocks* of [`BLOCK`], and k into *units* of [`UNIT`]. Two neighbouring rows are a *pair*;
-//! a unit of a pair is 16 consecutive values, four for each group: the two of the upper row, then the two of the lower.
-//! So one vector of activations, permuted within its groups, meets one vector of values (see `gemv` in sparse.rs). Units
-//! lie by block, then by *step* of k, then by pair, then along k. A step is what a panel of activations in the
-//! first-level cache holds, so both kernels read a block from start to end, as hardware prefetchers like it: with rows
-//! contiguous instead, each pair began on a page of its own, and the product with many tokens took 1.1 to 1.25 times as
-//! long (EPYC 7003, AVX2, 768x512x3072 and 4096x128x4096).
+//! **2:4.** Rows are cut into *blocks* of [`BLOCK`], and k into *units* of [`UNIT`]. Two neighbouring rows are a
+//! *pair*; a unit of a pair is 16 consecutive values, four for each group: the two of the upper row, then the two of
+//! the lower. So one vector of activations, permuted within its groups, meets one vector of values (see `gemv` in
+//! sparse.rs). Units lie by block, then by *step* of k, then by pair, then along k. A step is what a panel of
+//! activations in the first-level cache holds, so both kernels read a block from start to end, as hardware prefetchers
+//! like it: with rows contiguous instead, each pair began on a page of its own, and the product with many tokens took
+//! 1.1 to 1.25 times as long (EPYC 7003, AVX2, 768x512x3072 and 4096x128x4096).
 //!
 //! Codes lie in the same order. At V = 1 a unit has a word: for each group a nibble of the upper row, then one of the
 //! lower. At V > 1 rows of a pair share their codes, and each V rows of a block have 16 bits per unit.

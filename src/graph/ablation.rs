@@ -1,8 +1,8 @@
 //! What a model computes when one of its linear layers is replaced: the measurement behind sensitivity analysis.
 //!
-//! The states that enter the part of the model in question are kept on the host, so that a replacement runs what follows
-//! from there on alone: half of a forward pass on average. Invariant: all layers but the one in question are those of the
-//! checkpoint.
+//! The states that enter the part of the model in question are kept on the host, so that a replacement runs what
+//! follows from there on alone: half of a forward pass on average. Invariant: all layers but the one in question are
+//! those of the checkpoint.
 
 use std::sync::Arc;
 

@@ -96,8 +96,8 @@ impl Trainable {
             .filter_map(|(at, param)| Some((ParamId(at), param.value.tensor(), param.gradient.as_ref()?)))
     }
 
-    /// The calls that bring trained weights, those that are wanted, into the form that products read: to be run after their
-    /// values have changed.
+    /// The calls that bring trained weights, those that are wanted, into the form that products read: to be run after
+    /// their values have changed.
     pub fn repack(&self, wanted: impl Fn(ParamId) -> bool) -> Result<Vec<Prepared>> {
         let is_wanted = |(at, param): &(usize, &TrainableParam)| param.gradient.is_some() && wanted(ParamId(*at));
         let trained = self.params.iter().enumerate().filter(is_wanted);
@@ -123,8 +123,8 @@ impl Trainable {
 }
 
 impl Graph {
-    /// What retraining changes: the weights of linear layers, their biases, and the factors and shifts of norms from the
-    /// first linear layer on. Tables of embeddings, and what comes before the first layer, stay.
+    /// What retraining changes: the weights of linear layers, their biases, and the factors and shifts of norms from
+    /// the first linear layer on. Tables of embeddings, and what comes before the first layer, stay.
     pub fn trained_params(&self) -> HashSet<ParamId> {
         let first = self.linears().next().map_or(self.nodes().len(), |layer| layer.node);
         let nodes = self.nodes()[first..].iter();
@@ -135,8 +135,8 @@ impl Graph {
         nodes.flat_map(|node| node.params()).filter(is_trained).collect()
     }
 
-    /// The values that a model is compared by with another of the same graph: those between the parts of its blocks, where
-    /// one value alone is live and more than one node, or the user, reads it.
+    /// The values that a model is compared by with another of the same graph: those between the parts of its blocks,
+    /// where one value alone is live and more than one node, or the user, reads it.
     pub fn states(&self) -> Vec<ValueId> {
         let first = self.linears().next().map_or(self.nodes().len(), |layer| layer.node);
         let is_state = |at: &usize| {
@@ -153,8 +153,8 @@ impl Graph {
 pub enum Target<'a> {
     /// Its user, who writes [`TrainingPass::gradient`] between the passes.
     Given(ValueId),
-    /// `weight` times the mean, over all tokens that are no padding, of the squared distance from a token's state to what
-    /// it should be, over the squared length of that.
+    /// `weight` times the mean, over all tokens that are no padding, of the squared distance from a token's state to
+    /// what it should be, over the squared length of that.
     States {
         /// The states.
         value: ValueId,
@@ -190,9 +190,9 @@ pub struct TrainingPass {
 }
 
 impl TrainingPass {
-    /// The nodes of a range for `batch` texts of `seq` tokens. Values of nodes before the range that it reads have tensors
-    /// to be written ([`TrainingPass::value`]); those of `targets` can be read after the forward pass. In no more than
-    /// `memory` bytes, if that can be done by computing values twice.
+    /// The nodes of a range for `batch` texts of `seq` tokens. Values of nodes before the range that it reads have
+    /// tensors to be written ([`TrainingPass::value`]); those of `targets` can be read after the forward pass. In no
+    /// more than `memory` bytes, if that can be done by computing values twice.
     pub fn new(
         trainable: &Arc<Trainable>,
         nodes: Range<usize>,
@@ -328,8 +328,8 @@ impl TrainingPass {
         self.trainable.device.submit(&self.forward)
     }
 
-    /// Adds the gradients of the targets to those of the parameters. Once for each [`TrainingPass::forward`], whose values it
-    /// may overwrite.
+    /// Adds the gradients of the targets to those of the parameters. Once for each [`TrainingPass::forward`], whose
+    /// values it may overwrite.
     pub fn backward(&self) -> Result<()> {
         self.trainable.device.submit(&self.backward)
     }
@@ -379,8 +379,8 @@ struct Plan {
 }
 
 impl Plan {
-    /// The plan with the fewest segments that takes no more than `memory`, or else the most that there are, and where these
-    /// are cut.
+    /// The plan with the fewest segments that takes no more than `memory`, or else the most that there are, and where
+    /// these are cut.
     fn within(
         trainable: &Trainable,
         nodes: &Range<usize>,
@@ -457,8 +457,8 @@ impl Plan {
         Ok(plan)
     }
 
-    /// A buffer for the gradient of each value that something trained is upstream of, from the first that writes it in the
-    /// backward pass to its node.
+    /// A buffer for the gradient of each value that something trained is upstream of, from the first that writes it in
+    /// the backward pass to its node.
     fn add_gradients(&mut self, trainable: &Trainable, nodes: &Range<usize>, targets: &[Target<'_>]) {
         let graph = trainable.graph();
         let is_trained = |param: ParamId| trainable.params[param.0].gradient.is_some();
@@ -728,7 +728,8 @@ mod tests {
                     kept += usize::from(before != 0.0);
                     changed += usize::from(before != after);
                 }
-                // With one pattern for all its rows the layer after reads half of a layer's outputs, and nothing moves the rest.
+                // With one pattern for all its rows the layer after reads half of a layer's outputs, and nothing moves
+                // the rest.
                 assert!(5 * changed > 2 * kept, "{name}: {changed} of {kept} changed");
             }
         }

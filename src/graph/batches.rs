@@ -1,8 +1,8 @@
 //! Batches of texts that go through a graph part by part, their states kept on the host in between.
 //!
-//! Parts end where one value alone is live ([`Graph::cut_before`]), so that a state is one matrix a batch, and memory does
-//! not grow with the model's depth. Invariant: the batches of a [`Batches`] come by length, so that neighbours mostly have
-//! one shape and its buffers.
+//! Parts end where one value alone is live ([`Graph::cut_before`]), so that a state is one matrix a batch, and memory
+//! does not grow with the model's depth. Invariant: the batches of a [`Batches`] come by length, so that neighbours
+//! mostly have one shape and its buffers.
 
 use std::sync::Arc;
 
@@ -37,8 +37,8 @@ pub struct Batch {
 }
 
 /// What a batch is padded to: so many that few shapes of batches occur and their buffers are used again. Steps of 8
-/// tokens, and above 128 of a sixteenth of the next power of two, so that padding is never more than an eighth there and
-/// 512 positions have 32 lengths.
+/// tokens, and above 128 of a sixteenth of the next power of two, so that padding is never more than an eighth there
+/// and 512 positions have 32 lengths.
 fn padded(tokens: usize) -> usize {
     tokens.next_multiple_of((tokens.next_power_of_two() / 16).max(8))
 }
@@ -71,8 +71,8 @@ pub fn batches(lengths: &[usize], most: usize, batching: Batching) -> Vec<Batch>
 pub(super) struct Batches {
     graph: Arc<Graph>,
     batches: Vec<BatchStates>,
-    /// The node that runs next, and the value that is all it and those after it need of what was computed; none where that
-    /// is nothing.
+    /// The node that runs next, and the value that is all it and those after it need of what was computed; none where
+    /// that is nothing.
     at: (usize, Option<ValueId>),
 }
 
@@ -90,7 +90,8 @@ pub(super) struct BatchStates {
 }
 
 impl Batches {
-    /// Texts, given as token ids, before the first node. An error if there are no texts, or one is no input of the model.
+    /// Texts, given as token ids, before the first node. An error if there are no texts, or one is no input of the
+    /// model.
     pub(super) fn new<T: AsRef<[u32]>>(graph: &Arc<Graph>, texts: &[T], batching: Batching) -> Result<Self> {
         if texts.is_empty() {
             return Err(Error::invalid("there are no texts"));
@@ -126,7 +127,8 @@ impl Batches {
         self.at.0
     }
 
-    /// Takes the texts to the last place up to `node` where one value alone is live: all of them, or none if that fails.
+    /// Takes the texts to the last place up to `node` where one value alone is live: all of them, or none if that
+    /// fails.
     pub(super) fn advance(&mut self, models: &[&Arc<Parts>], node: usize) -> Result<()> {
         let (to, live) = self.graph.cut_before(node);
         let Some(live) = live.filter(|_| to > self.at.0) else { return Ok(()) };
@@ -140,8 +142,8 @@ impl Batches {
         Ok(())
     }
 
-    /// Runs the nodes from where the texts are to before `to`, and hands a value of every batch to `done`, once for each
-    /// model. The texts stay where they are.
+    /// Runs the nodes from where the texts are to before `to`, and hands a value of every batch to `done`, once for
+    /// each model. The texts stay where they are.
     pub(super) fn run(
         &self,
         models: &[&Arc<Parts>],

@@ -3,8 +3,8 @@
 //!
 //! Linear layers are visited in the order in which they run. Only the states before a layer at which one value alone is
 //! live are kept (on the host: of a transformer `tokens x hidden`, twice that where inputs are corrected), and the
-//! device keeps no weights of layers before that, so that memory does not grow with the model's depth; the way from there
-//! to a layer's input is run again, which costs less than two forward passes in all. Invariant: padding is in no
+//! device keeps no weights of layers before that, so that memory does not grow with the model's depth; the way from
+//! there to a layer's input is run again, which costs less than two forward passes in all. Invariant: padding is in no
 //! statistic.
 
 use std::sync::Arc;
@@ -24,8 +24,8 @@ pub enum CalibrationInputs {
     Dense,
     /// The weights that were put in their place: every layer sees what those before it lost.
     Pruned,
-    /// Those, beside the inputs that the dense model has ([`Statistics::cross`]): every layer can make up for what those
-    /// before it lost. Twice the work, and for full statistics alone.
+    /// Those, beside the inputs that the dense model has ([`Statistics::cross`]): every layer can make up for what
+    /// those before it lost. Twice the work, and for full statistics alone.
     Corrected,
 }
 
@@ -46,7 +46,8 @@ pub type Visit<'a> = dyn FnMut(&str, &HostWeights, &Statistics) -> Result<Option
 
 impl Checkpoint {
     /// Runs texts, given as token ids, through the model on a device, and shows `visit` every linear layer (by its name
-    /// in [`Checkpoint::linears`]) as it is now, and the statistics of its inputs. What `visit` returns takes its place.
+    /// in [`Checkpoint::linears`]) as it is now, and the statistics of its inputs. What `visit` returns takes its
+    /// place.
     ///
     /// An error if there are no texts, a text is no input of the model, inputs are to be corrected without all of H, or
     /// `visit` fails; layers before that one keep what they were given.

@@ -1,8 +1,8 @@
 //! A graph's parameters on the host: read from safetensors or drawn at random, pruned, mixed layer by layer.
 //!
 //! A linear layer may be several stored ones, such as Q, K and V, their rows one under the other, because they are one
-//! product on the device. Parameters are shared between clones until they change. Invariant: every parameter has the shape
-//! that the [`Graph`] says, and no element is infinite or NaN.
+//! product on the device. Parameters are shared between clones until they change. Invariant: every parameter has the
+//! shape that the [`Graph`] says, and no element is infinite or NaN.
 
 use std::fmt;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::{Blocks, Graph, LinearLayer, Param, ParamId, ParamKind};
-use crate::error::{Error, Result, expect_shape, printable};
+use crate::error::{Error, Result, expect_shape};
 use crate::format::Sparse24;
 use crate::io::{Action, Content, Item, Source, Spec24, Stored};
 use crate::mask::{Mask, VectorLen};
@@ -137,8 +137,9 @@ impl Checkpoint {
     /// nothing. Parts that are one layer here become 2:4 if all are, with the longest vector that fits them; masked if
     /// all are; else dense.
     ///
-    /// An error names a tensor that is missing or has another shape, with the shape that the graph wants, one of a block
-    /// that the model does not have, and the first element that is infinite or NaN, as `dtype` or already in the file.
+    /// An error names a tensor that is missing or has another shape, with the shape that the graph wants, one of a
+    /// block that the model does not have, and the first element that is infinite or NaN, as `dtype` or already in the
+    /// file.
     pub fn load(graph: Graph, weights: &Path, over: Option<&Path>, dtype: DType) -> Result<Self> {
         let mut sources: Vec<_> = over.map(Source::open).transpose()?.into_iter().collect();
         if over.is_none() || weights.exists() {
@@ -228,8 +229,8 @@ impl Checkpoint {
         self.weights(layer.weights).ok_or_else(|| Error::invalid(format!("{name} has no weights")))
     }
 
-    /// The names of the tensors that the weights of a linear layer are stored as, without anything in front: three for Q,
-    /// K and V, which are one layer here, and one for each other. None if there is no layer of that name.
+    /// The names of the tensors that the weights of a linear layer are stored as, without anything in front: three for
+    /// Q, K and V, which are one layer here, and one for each other. None if there is no layer of that name.
     pub fn tensors_of(&self, name: &str) -> Vec<String> {
         match self.graph.linear_named(name) {
             Ok(layer) => self.graph.params[layer.weights.0].stored.iter().map(|part| part.names[0].clone()).collect(),
@@ -290,7 +291,8 @@ impl Checkpoint {
         })
     }
 
-    /// What is to be written for such an item. An error if a number is too large for the item's type.
+    /// What is to be written for such an item. An error if a number is too large for the item's type, or the item is no
+    /// part of a layer.
     pub fn content(&self, item: &Item, action: &Action) -> Result<Content> {
         match (self.linear_tensor(&item.name)?, action) {
             (Some(LinearTensor::Weights(HostWeights::Sparse24(w))), Action::Compress(_)) => {
@@ -300,7 +302,7 @@ impl Checkpoint {
             (Some(LinearTensor::Bias(bias)), _) => Content::dense(&bias, item.dtype),
             (None, _) => match self.vector_tensor(&item.name)? {
                 Some(row) => Content::dense(&row, item.dtype),
-                None => Err(Error::invalid(format!("{} is no part of a layer", printable(&item.name)))),
+                None => Err(Error::invalid("is no part of a layer")),
             },
         }
     }
@@ -320,8 +322,9 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Gives dense linear layers that are 2:4 already the form that says so, with the longest vector that fits, and those
-    /// with other zeros the mask of these: what training is to keep. How files store pruned layers that know no 2:4.
+    /// Gives dense linear layers that are 2:4 already the form that says so, with the longest vector that fits, and
+    /// those with other zeros the mask of these: what training is to keep. How files store pruned layers that know no
+    /// 2:4.
     pub fn find_sparsity(&mut self) -> Result<()> {
         self.each_dense(|w| {
             let nonzeros = Mask::of_nonzeros(w)?;
@@ -363,8 +366,9 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The longest vector of at most `vector` rows whose blocks do not straddle the tensors that the linear layer `name`
-    /// is made of: shorter only for layers of several tensors, such as Q, K and V, whose rows `vector` does not divide.
+    /// The longest vector of at most `vector` rows whose blocks do not straddle the tensors that the linear layer
+    /// `name` is made of: shorter only for layers of several tensors, such as Q, K and V, whose rows `vector` does not
+    /// divide.
     pub fn fitting_vector(&self, name: &str, vector: VectorLen) -> VectorLen {
         let Ok(layer) = self.graph.linear_named(name) else { return vector };
         let stored = &self.graph.params[layer.weights.0].stored;
@@ -374,8 +378,8 @@ impl Checkpoint {
         VectorLen::ALL.into_iter().rev().find(fits).unwrap_or(VectorLen::ONE)
     }
 
-    /// Prunes every dense linear layer by magnitude and compresses it; layers of other forms stay. Q, K and V are pruned
-    /// as one matrix, which for V that divides the rows of each is the same as each by itself.
+    /// Prunes every dense linear layer by magnitude and compresses it; layers of other forms stay. Q, K and V are
+    /// pruned as one matrix, which for V that divides the rows of each is the same as each by itself.
     pub fn prune(&mut self, sparsity: Sparsity) -> Result<()> {
         let Sparsity::TwoFour(vector) = sparsity else { return Ok(()) };
         self.each_dense(|w| Ok(HostWeights::Sparse24(prune::sparsify(w, vector)?)))

@@ -33,8 +33,8 @@ enum DeviceParam {
 }
 
 impl Parts {
-    /// Uploads a checkpoint's matrices; weights follow when the first call that reads them is prepared, in the form that
-    /// its number of tokens wants.
+    /// Uploads a checkpoint's matrices; weights follow when the first call that reads them is prepared, in the form
+    /// that its number of tokens wants.
     pub(super) fn new(device: &Device, checkpoint: &Checkpoint) -> Result<Self> {
         let graph = Arc::clone(checkpoint.graph());
         let mut epilogues = vec![None; graph.params().len()];
@@ -102,8 +102,8 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    /// Those that some nodes read, and `more`, for `batch` texts of `seq` tokens, all of these real until other texts are
-    /// written.
+    /// Those that some nodes read, and `more`, for `batch` texts of `seq` tokens, all of these real until other texts
+    /// are written.
     pub(super) fn new(device: &Device, nodes: &[Node], more: &[Input], (batch, seq): (usize, usize)) -> Result<Self> {
         let mut inputs: Vec<(Input, Indices)> = Vec::new();
         let read = nodes.iter().flat_map(|node| &node.reads).filter_map(|read| match read {
@@ -177,9 +177,9 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// The nodes of a range for `batch` texts of `seq` tokens, all of these real until other texts are written. Values of
-    /// nodes before the range that it reads have buffers to be written; those in `taps` can be read after a run, and so
-    /// can outputs.
+    /// The nodes of a range for `batch` texts of `seq` tokens, all of these real until other texts are written. Values
+    /// of nodes before the range that it reads have buffers to be written; those in `taps` can be read after a run, and
+    /// so can outputs.
     pub(super) fn new(
         parts: Arc<Parts>,
         nodes: Range<usize>,
@@ -234,8 +234,8 @@ impl Forward {
     }
 
     /// Gives the next runs their texts, as many as the batch has, each of 1 to [`Forward::seq`] ids below the
-    /// vocabulary's size. [`Error::text`](crate::Error::text) says of which this is not so. Threads that share a pass take turns by themselves, or
-    /// call [`Forward::run_on`].
+    /// vocabulary's size. [`Error::text`](crate::Error::text) says of which this is not so. Threads that share a pass
+    /// take turns by themselves, or call [`Forward::run_on`].
     pub fn write<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<()> {
         self.inputs.write(&self.parts.device, &self.parts.graph, texts)
     }
@@ -245,8 +245,8 @@ impl Forward {
         self.parts.device.submit(&self.calls)
     }
 
-    /// Writes texts, runs, and reads the [output](Forward::output) back, which on a GPU is a second submission. No other
-    /// thread's call of this function comes between.
+    /// Writes texts, runs, and reads the [output](Forward::output) back, which on a GPU is a second submission. No
+    /// other thread's call of this function comes between.
     pub fn run_on<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<Matrix> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.write(texts)?;

@@ -24,8 +24,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Uploads a checkpoint. Weights of linear layers follow with the first batch, in the form that its number of tokens
-    /// wants. Activations have the checkpoint's element type.
+    /// Uploads a checkpoint. Weights of linear layers follow with the first batch, in the form that its number of
+    /// tokens wants. Activations have the checkpoint's element type.
     pub fn new(device: &Device, checkpoint: &Checkpoint) -> Result<Self> {
         Ok(Self { parts: Arc::new(Parts::new(device, checkpoint)?), forwards: Mutex::default() })
     }

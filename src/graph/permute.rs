@@ -1,11 +1,11 @@
 //! Orders of a model's channels that make 2:4 pruning keep more of its weights, without changing what it computes.
 //!
 //! A graph says which [`Channels`] there are. Those of a feed-forward part are one block: their order is any. Those of
-//! attention come in heads: within a head the queries and the keys share an order and the values have one, which the next
-//! layer's columns follow; where the model allows it, heads themselves have an order, which both follow.
+//! attention come in heads: within a head the queries and the keys share an order and the values have one, which the
+//! next layer's columns follow; where the model allows it, heads themselves have an order, which both follow.
 //!
-//! Weights are rounded as they were, sums come in another order: the function stays the same up to the order in which sums
-//! are added up. Invariant: after an error of [`Checkpoint::reorder`] no parameter has changed.
+//! Weights are rounded as they were, sums come in another order: the function stays the same up to the order in which
+//! sums are added up. Invariant: after an error of [`Checkpoint::reorder`] no parameter has changed.
 
 use std::collections::BTreeMap;
 use std::{slice, thread};
@@ -31,22 +31,23 @@ pub struct Kept {
 
 /// What [`Checkpoint::permute`] did to some [`Channels`]. Place `i` of an order has the channel that was `order[i]`.
 ///
-/// Statistics of a layer's inputs that were taken before go the same way, by the order of the set whose columns they are.
+/// Statistics of a layer's inputs that were taken before go the same way, by the order of the set whose columns they
+/// are.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Permuted {
     /// The channels' name.
     pub channels: String,
     /// The order of each set.
     pub orders: Vec<Vec<usize>>,
-    /// Of each linear layer that has the channels as rows or columns, by its name; nothing where channels were left alone
-    /// because one of the layers is compressed.
+    /// Of each linear layer that has the channels as rows or columns, by its name; nothing where channels were left
+    /// alone because one of the layers is compressed.
     pub kept: Vec<(String, Kept)>,
 }
 
 impl Checkpoint {
-    /// Gives channels another order, an order for each of their sets: place `i` gets the channel `order[i]`. An error if
-    /// there are no such channels, an order does not name each channel once, blocks are not kept together or are not in
-    /// the same places in all sets, or a matrix that would change is compressed.
+    /// Gives channels another order, an order for each of their sets: place `i` gets the channel `order[i]`. An error
+    /// if there are no such channels, an order does not name each channel once, blocks are not kept together or are not
+    /// in the same places in all sets, or a matrix that would change is compressed.
     ///
     /// ```
     /// use sparse24::graph::{Checkpoint, twin};
@@ -124,12 +125,13 @@ impl Checkpoint {
     }
 
     /// Searches for the orders in which 2:4 with vectors of this length keeps most, and gives each of the model's
-    /// [`Channels`] its own, to be pruned afterwards. The threads of the budget take some channels each; its time is that
-    /// of all together, its sweeps are those of each search.
+    /// [`Channels`] its own, to be pruned afterwards. The threads of the budget take some channels each; its time is
+    /// that of all together, its sweeps are those of each search.
     ///
     /// `scores` is asked for what each weight is worth, by the layer's name and its weights (of masked ones those in
     /// effect), as an array of their shape, finite and at least 0. Channels of which a layer is compressed already are
-    /// left alone: the order of a compressed matrix is fixed. Never worse: channels of which nothing better is found stay.
+    /// left alone: the order of a compressed matrix is fixed. Never worse: channels of which nothing better is found
+    /// stay.
     ///
     /// ```
     /// use sparse24::graph::{Checkpoint, Sparsity};
@@ -163,7 +165,8 @@ impl Checkpoint {
         order.sort_by_key(|&at| std::cmp::Reverse(effort(&graph.channels()[at])));
         let mut turns: Vec<Vec<usize>> = Vec::new();
         for at in order {
-            // Channels of one layer, its rows and its columns, are not searched at once: each changes the other's scores.
+            // Channels of one layer, its rows and its columns, are not searched at once: each changes the other's
+            // scores.
             let apart = |other: &usize| !shares(&graph, &graph.channels()[at], &graph.channels()[*other]);
             match turns.last_mut().filter(|turn| turn.len() < threads && turn.iter().all(apart)) {
                 Some(turn) => turn.push(at),

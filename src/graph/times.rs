@@ -1,8 +1,8 @@
 //! How long a forward pass and each of its linear layers take, dense and pruned: what a choice by speed goes by.
 //!
-//! The calls that are timed are those of whole models on their own buffers, so that a layer finds the device's caches as
-//! it would in a forward pass. Calls of linear layers of the same shape whose names differ in numbers alone, such as all
-//! Q, K and V, are timed together, one after the other, and share their mean. Samples of all forms take turns.
+//! The calls that are timed are those of whole models on their own buffers, so that a layer finds the device's caches
+//! as it would in a forward pass. Calls of linear layers of the same shape whose names differ in numbers alone, such as
+//! all Q, K and V, are timed together, one after the other, and share their mean. Samples of all forms take turns.
 //! Invariant: a layer that the checkpoint has in another form than dense is in no time but that of the whole.
 
 use super::{Checkpoint, Forward, Model, Node};
@@ -50,8 +50,8 @@ impl Forward {
     }
 }
 
-/// Times whole forward passes of `batch` texts of `seq` tokens by several models, whose samples take turns: the median of
-/// each, in seconds. Linear layers have the form that the planner gives them, as everywhere else.
+/// Times whole forward passes of `batch` texts of `seq` tokens by several models, whose samples take turns: the median
+/// of each, in seconds. Linear layers have the form that the planner gives them, as everywhere else.
 ///
 /// ```
 /// use sparse24::graph::{Checkpoint, Sparsity, time_forwards};
@@ -78,10 +78,10 @@ pub fn time_forwards(
 }
 
 impl Checkpoint {
-    /// Times forward passes of `batch` texts of `seq` tokens, and their linear layers: dense, and pruned in each of these
-    /// patterns by magnitude, which takes as long as any other mask. Layers of several tensors get the longest
-    /// pattern that [fits](Checkpoint::fitting_vector). 2:4 layers take no dense weights in their place. All of it is on the device at
-    /// once: a model for each pattern.
+    /// Times forward passes of `batch` texts of `seq` tokens, and their linear layers: dense, and pruned in each of
+    /// these patterns by magnitude, which takes as long as any other mask. Layers of several tensors get the longest
+    /// pattern that [fits](Checkpoint::fitting_vector). 2:4 layers take no dense weights in their place. All of it is
+    /// on the device at once: a model for each pattern.
     ///
     /// ```
     /// use sparse24::graph::Checkpoint;

@@ -1,9 +1,9 @@
 //! The f64 twin of a graph: the same walk over its nodes by the twins of their operations, text by text.
 //!
-//! It shares no arithmetic with the devices: plain loops and f64 matrix products over the host's parameters, 2:4 ones by a
-//! walk over their (value, code) pairs. Texts are not padded, so that what the devices do with padding is checked too.
-//! What it takes from the graph is which nodes there are; that they are the right ones is checked against other programs
-//! (tests/vectors). Invariant: nothing of [`engine`](crate::engine) is used here.
+//! It shares no arithmetic with the devices: plain loops and f64 matrix products over the host's parameters, 2:4 ones
+//! by a walk over their (value, code) pairs. Texts are not padded, so that what the devices do with padding is checked
+//! too. What it takes from the graph is which nodes there are; that they are the right ones is checked against other
+//! programs (tests/vectors). Invariant: nothing of [`engine`](crate::engine) is used here.
 
 use ndarray::{Array2, Axis, concatenate};
 

@@ -10,9 +10,9 @@ use serde_json::Value;
 
 use super::folder::{read_config, sparsity_configs};
 use super::source::Item;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 
-/// The modules whose weights a `sparsity_config` says are 2:4.
+/// The modules whose weights a `sparsity_config` says are 2:4. Needs the feature `cli`.
 ///
 /// ```
 /// use sparse24::io::{self, Source, SparsityClaim};
@@ -51,7 +51,9 @@ impl Target {
             Some(one) => std::slice::from_ref(one),
         };
         let target = |name: &Value| {
-            let name = name.as_str().ok_or_else(|| Error::invalid(format!("{name} is no name of modules")))?;
+            let name = name
+                .as_str()
+                .ok_or_else(|| Error::invalid(format!("{} is no name of modules", printable(&name.to_string()))))?;
             Ok(match name.strip_prefix("re:") {
                 Some(re) => Self::Matching(python_match(re)?),
                 None => Self::Name(name.to_owned()),
@@ -63,14 +65,16 @@ impl Target {
     fn names(&self, module: &str) -> Result<bool> {
         match self {
             Self::Name(name) => Ok(name == module),
-            Self::Matching(re) => re.is_match(module).map_err(|e| Error::invalid(format!("{re} on {module}: {e}"))),
+            Self::Matching(re) => re
+                .is_match(module)
+                .map_err(|e| Error::invalid(format!("{} on {}: {e}", printable(re.as_str()), printable(module)))),
         }
     }
 }
 
 /// An expression that matches what Python's `re.match` does: from the start of the name.
 fn python_match(re: &str) -> Result<Regex> {
-    Regex::new(&format!(r"\A(?:{})", translated(re))).map_err(|e| Error::invalid(format!("re:{re}: {e}")))
+    Regex::new(&format!(r"\A(?:{})", translated(re))).map_err(|e| Error::invalid(format!("re:{}: {e}", printable(re))))
 }
 
 /// An expression of Python's `re` in the syntax of Rust's crates, where the two give the same text another meaning:

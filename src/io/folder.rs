@@ -134,6 +134,21 @@ impl NewFolder {
         source: &Source,
         items: impl Iterator<Item = (&'a Item, Stored)>,
     ) -> Result<Vec<LeftOut>> {
+        let left_out = self.add_rest(from, source, items).map_err(|e| self.under_its_name(e))?;
+        self.folder.persist(&self.path).map_err(|e| match e.kind() {
+            ErrorKind::DirectoryNotEmpty => Error::file(&self.path, "exists already: it was made by another meanwhile"),
+            _ => Error::io(&self.path, e),
+        })?;
+        Ok(left_out)
+    }
+
+    /// Adds what is beside the weights.
+    fn add_rest<'a>(
+        &self,
+        from: &Path,
+        source: &Source,
+        items: impl Iterator<Item = (&'a Item, Stored)>,
+    ) -> Result<Vec<LeftOut>> {
         let mut replaced: Vec<_> = source.files().iter().map(|file| file.path()).collect();
         replaced.push(source.path());
         let mut copy = Copy { from, replaced, modules: modules(from)?, within: Vec::new(), left_out: Vec::new() };
@@ -150,10 +165,6 @@ impl NewFolder {
                 write_atomically(path, |out| out.write_all(text.as_bytes()))?;
             }
         }
-        self.folder.persist(&self.path).map_err(|e| match e.kind() {
-            ErrorKind::DirectoryNotEmpty => Error::file(&self.path, "exists already: it was made by another meanwhile"),
-            _ => Error::io(&self.path, e),
-        })?;
         Ok(left_out)
     }
 }

@@ -1,5 +1,5 @@
-//! The layouts in which a 2:4 matrix lies in a safetensors file, specified at [`Layout`]: each is read to a [`Sparse24`]
-//! and written from one.
+//! The layouts in which a 2:4 matrix lies in a safetensors file, specified at [`Layout`]: each is read to a
+//! [`Sparse24`] and written from one.
 //!
 //! Layouts differ in how they say where values stood, so this file translates between their words and the codes of
 //! [`crate::format`], and moves no element. Invariant: what is read is legal by the rules of the format.

@@ -1,8 +1,8 @@
 //! What weights were made from: a record of texts and methods in the `__metadata__` of a safetensors file.
 //!
 //! Who evaluates weights has to know on which data they were made, as figures on the same data flatter them. The record
-//! is a map of strings, so that every step that makes weights can add its own line and older readers show it. Invariant:
-//! nothing that was noted is lost when weights are made into others.
+//! is a map of strings, so that every step that makes weights can add its own line and older readers show it.
+//! Invariant: nothing that was noted is lost when weights are made into others.
 //!
 //! Keys are `sparse24.` and a name, which readers show with spaces for underscores. Those in use:
 //!

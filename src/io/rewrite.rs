@@ -1,7 +1,7 @@
 //! A model written anew with some of its tensors replaced: the last step of pruning, retraining and converting.
 //!
-//! A file starts with a header that says what is in it, so the action for each item is decided first, and its content is
-//! computed when it is written, one item at a time: memory stays near the largest one.
+//! A file starts with a header that says what is in it, so the action for each item is decided first, and its content
+//! is computed when it is written, one item at a time: memory stays near the largest one.
 //!
 //! Invariant: the new file or folder appears complete or not at all.
 
@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::folder::{LeftOut, NewFolder, read_config};
 use super::source::{Item, Source, Stored};
 use super::{Dtype, Layout, Spec, Spec24, Writer, writable};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 use crate::format::{Bytes, Sparse24};
 use crate::matrix::{DType, Elements, Matrix};
 
@@ -55,18 +55,23 @@ pub enum Content {
 impl Content {
     /// A compressed matrix as it is stored in elements of this type. An error if a finite weight becomes infinite.
     pub fn sparse24(w: &Sparse24, dtype: Dtype) -> Result<Self> {
-        let from = w.values().to_f32();
-        let values = Elements::from_f32(DType::try_from(dtype)?, &from);
-        if let Some(at) = (0..from.len()).find(|&at| from[at].is_finite() && !values.get(at).is_finite()) {
-            return Err(Error::invalid(format!("a weight of {} is too large for {dtype}", from[at])));
-        }
-        let values = Bytes::new(dtype, values.to_le_bytes())?;
+        let values = Bytes::new(dtype, stored(w.values(), dtype)?)?;
         Ok(Self::Sparse24(Sparse24::from_parts(w.m(), w.k(), w.vector(), values, w.meta().to_vec())?))
     }
 
-    /// A dense matrix as it is stored in elements of this type.
+    /// A dense matrix as it is stored in elements of this type. An error if a finite weight becomes infinite.
     pub fn dense(w: &Matrix, dtype: Dtype) -> Result<Self> {
-        Ok(Self::Dense(w.cast(DType::try_from(dtype)?).elements().to_le_bytes()))
+        stored(w.elements(), dtype).map(Self::Dense)
+    }
+}
+
+/// Elements as bytes of this type. An error if a finite one becomes infinite.
+fn stored(elements: &Elements, dtype: Dtype) -> Result<Vec<u8>> {
+    let from = elements.to_f32();
+    let to = Elements::from_f32(DType::try_from(dtype)?, &from);
+    match (0..from.len()).find(|&at| from[at].is_finite() && !to.get(at).is_finite()) {
+        Some(at) => Err(Error::invalid(format!("{} is too large for {dtype}", from[at]))),
+        None => Ok(to.to_le_bytes()),
     }
 }
 
@@ -85,7 +90,7 @@ impl Content {
 /// let s = Sparse24::from_dense(&w, VectorLen::ONE)?;
 /// let action = |name: &str| if name == "up" { Action::Compress(Spec24::of(name, &s)) } else { Action::Copy };
 /// let actions: Vec<_> = source.items().map(|item| (item, action(&item.name))).collect();
-/// let model = NewModel::create(&old, &new)?;
+/// let model = NewModel::create(&old, &source, &new, false)?;
 /// model.write(&source, Layout::Native, &actions, &[], |item, _| Content::sparse24(&s, item.dtype))?;
 /// assert_eq!(TensorFile::open(&new)?.sparse24("up")?, s);
 /// # Ok::<(), sparse24::Error>(())
@@ -111,9 +116,10 @@ pub struct Written {
 }
 
 impl NewModel {
-    /// Starts a model that will be at `to`, made from that at `from`. Where `from` is a folder, there must be nothing
-    /// at `to`, or an empty folder. See [`check_output`] for what `to` must not be.
-    pub fn create(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<Self> {
+    /// Starts a model that will be at `to`, made from that at `from`, which was opened as `source`. Where `from` is a
+    /// folder, there must be nothing at `to`, or an empty folder. Errors are also those of [`check_output`].
+    pub fn create(from: impl AsRef<Path>, source: &Source, to: impl AsRef<Path>, in_place: bool) -> Result<Self> {
+        check_output(from.as_ref(), source, to.as_ref(), in_place)?;
         let from = from.as_ref().to_path_buf();
         let folder = from.is_dir().then(|| NewFolder::create(&to)).transpose()?;
         let weights = match &folder {
@@ -123,9 +129,9 @@ impl NewModel {
         Ok(Self { from, folder, weights })
     }
 
-    /// Writes every item of `source`, which was opened of the old model: those to be compressed in `layout`. `metadata`
-    /// is added to the file's own. `content` is called in the order of the items, and not for those that are copied; its
-    /// errors come back with the item's name and file.
+    /// Writes every item of `source`: those to be compressed in `layout`. `actions` are for all items in their order.
+    /// `metadata` is added to the file's own. `content` is called in the order of the items, and not for those that are
+    /// copied; its errors come back with the item's name and file.
     pub fn write(
         self,
         source: &Source,
@@ -134,11 +140,17 @@ impl NewModel {
         metadata: &[(String, String)],
         content: impl FnMut(&Item, &Action) -> Result<Content>,
     ) -> Result<Written> {
-        let lost_metadata = write_file(&self.weights, source, layout, actions, metadata, content).map_err(|e| {
-            let Some(folder) = &self.folder else { return e };
-            folder.under_its_name(e)
+        if !actions.iter().map(|(item, _)| &item.name).eq(source.items().map(|item| &item.name)) {
+            return Err(Error::file(source.path(), "what is to be done is not said of all items in their order"));
+        }
+        let write = || {
+            let lost = write_file(&self.weights, source, layout, actions, metadata, content)?;
+            Ok((lost, fs::metadata(&self.weights).map_err(|e| Error::io(&self.weights, e))?.len()))
+        };
+        let (lost_metadata, bytes) = write().map_err(|e| match &self.folder {
+            Some(folder) => folder.under_its_name(e),
+            None => e,
         })?;
-        let bytes = fs::metadata(&self.weights).map_err(|e| Error::io(&self.weights, e))?.len();
         let left_out = match self.folder {
             Some(folder) => {
                 let stored = actions.iter().map(|(item, action)| (*item, action.stored(item, layout)));
@@ -189,7 +201,7 @@ fn write_file(
     }
     metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
     metadata.extend(native);
-    // That torch can read a file is no news.
+    // `pt` says that torch can read the file, which is so without it.
     let replaced =
         old.iter().filter(|(key, value)| metadata[*key] != **value && (&***key, &***value) != ("format", "pt"));
     let mut lost: Vec<_> = replaced.map(|(key, _)| key.clone()).collect();
@@ -212,13 +224,17 @@ fn write_file(
     Ok(lost)
 }
 
-/// An error if a model at `to` would take the place of what is read from `from`, opened as `source`: one of several
-/// files, without which the others are no model, or any, unless `in_place`.
+/// An error if a model must not be written to `to` while that at `from`, opened as `source`, is read: if `to`
+/// - lies within the folder `from`,
+/// - is a shard of any model,
+/// - is one of several files of `source`,
+/// - is the only file of `source`, unless `in_place`.
 pub fn check_output(from: &Path, source: &Source, to: &Path, in_place: bool) -> Result<()> {
     let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let (real, within) = (from.canonicalize().ok(), folder.canonicalize().ok());
     if real.filter(|from| from.is_dir()).zip(within).is_some_and(|(from, within)| within.starts_with(from)) {
-        let reason = format!("lies within {}, which is read: choose another place", from.display());
+        let from = from.to_string_lossy();
+        let reason = format!("lies within {}, which is read: choose another place", printable(&from));
         return Err(Error::file(to, reason));
     }
     let Ok(real) = to.canonicalize() else { return Ok(()) };

@@ -82,12 +82,13 @@ impl Architecture {
         }
     }
 
-    /// The one whose costs are likely to be nearest to a device's: its own, or one of its vendor. `None` for vendors of which none was compiled for. `vendor` is a PCI number, or what
-    /// Vulkan has in its place, or 0, as Metal has it.
+    /// The one whose costs are likely to be nearest to a device's: its own, or one of its vendor. `None` for vendors of
+    /// which none was compiled for. `vendor` is a PCI number, or what Vulkan has in its place, or 0, as Metal has it.
     pub fn nearest(vendor: u32, device: &str) -> Option<Self> {
         let name = device.to_lowercase();
         Self::of(device).or(match vendor {
-            // Volta and Turing have 64 multiply-adds per multiprocessor, as GA100; GA10x, Hopper and later ones 128, as Ada.
+            // Volta and Turing have 64 multiply-adds per multiprocessor, as GA100; GA10x, Hopper and later ones 128, as
+            // Ada.
             0x10de
                 if ["v100", "titan v", "rtx 20", "quadro rtx", "gtx 16", "tesla t4"]
                     .iter()

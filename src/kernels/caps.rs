@@ -44,8 +44,9 @@ pub struct Caps {
     pub cooperative_scalars: bool,
     /// Whether cooperative matrices are emulated in plain WGSL: right, but slow, so the planner never picks them.
     pub emulates_cooperative: bool,
-    /// Whether shaders get their marked loops unrolled. All drivers' do: rolled, SwiftShader keeps register tiles in memory
-    /// and takes 2 to 5 times as long. Tests leave loops rolled where cooperative matrices are emulated in many lines.
+    /// Whether shaders get their marked loops unrolled. All drivers' do: rolled, SwiftShader keeps register tiles in
+    /// memory and takes 2 to 5 times as long. Tests leave loops rolled where cooperative matrices are emulated in many
+    /// lines.
     #[doc(hidden)]
     pub unrolls: bool,
     /// GPU timestamps at the boundaries of a compute pass.

@@ -2,13 +2,13 @@
 //! tells whether a driver's are right.
 //!
 //! Drivers differ in the blocks that they multiply and in the lanes of a subgroup, which no API tells. One text serves
-//! all: a [`CoopUnit`] brings in both, with its tiles. [`Caps::cooperative_lanes`] is what shaders/coop_check.wgsl saw when
-//! the device was opened: it multiplies blocks of whole numbers from different places in workgroup memory, in a
+//! all: a [`CoopUnit`] brings in both, with its tiles. [`Caps::cooperative_lanes`] is what shaders/coop_check.wgsl saw
+//! when the device was opened: it multiplies blocks of whole numbers from different places in workgroup memory, in a
 //! workgroup like the kernels' own. Wrong products, and drivers that are known to be wrong, are left in
 //! [`Caps::cooperative_refused`].
 //!
-//! Invariant: a tile's sizes are whole numbers of its unit's blocks, and fit the workgroup memory that devices with that
-//! unit have.
+//! Invariant: a tile's sizes are whole numbers of its unit's blocks, and fit the workgroup memory that devices with
+//! that unit have.
 
 use std::fmt;
 

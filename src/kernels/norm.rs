@@ -94,9 +94,9 @@ pub(crate) enum Norm {
 }
 
 /// The program of a normalisation's gradient with respect to what is normalised (shaders/layer_norm_grad.wgsl and
-/// rms_norm_grad.wgsl), which leaves what [`NormSums`] needs. All is f32. Its name (`Display`) is made of its parts, such as
-/// `layer_norm_grad-f32f32-d384-quads-add`: as of the normalisation itself, and `add` where the gradient is added to what
-/// is there, `sums` where it is not wanted.
+/// rms_norm_grad.wgsl), which leaves what [`NormSums`] needs. All is f32. Its name (`Display`) is made of its parts,
+/// such as `layer_norm_grad-f32f32-d384-quads-add`: as of the normalisation itself, and `add` where the gradient is
+/// added to what is there, `sums` where it is not wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct NormGrad {
     norm: Norm,
@@ -186,8 +186,8 @@ pub(crate) struct NormSumsParams {
     pub(crate) block: u32,
 }
 
-/// The program (shaders/norm_sums.wgsl) that sums a normalisation's gradients of its parameters over blocks of tokens: so
-/// many rows of sums for each. Its name (`Display`) is made of its parts, such as `norm_sums-d384-2`.
+/// The program (shaders/norm_sums.wgsl) that sums a normalisation's gradients of its parameters over blocks of tokens:
+/// so many rows of sums for each. Its name (`Display`) is made of its parts, such as `norm_sums-d384-2`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct NormSums {
     width: u32,
@@ -200,8 +200,8 @@ impl NormSums {
         Self { width, sums }
     }
 
-    /// Tokens of a block: few, so that there are workgroups for a GPU, but no more than 128 blocks, whose sums one thread
-    /// adds up.
+    /// Tokens of a block: few, so that there are workgroups for a GPU, but no more than 128 blocks, whose sums one
+    /// thread adds up.
     pub(crate) fn block(tokens: u32) -> u32 {
         tokens.div_ceil(128).max(16)
     }
@@ -253,8 +253,8 @@ pub(crate) struct NormFoldParams {
     pub(crate) sums: u32,
 }
 
-/// The program (shaders/norm_fold.wgsl) that adds up the sums over blocks of tokens. Its name (`Display`) is `norm_fold`, or
-/// `norm_fold-add` where they are added to what is there.
+/// The program (shaders/norm_fold.wgsl) that adds up the sums over blocks of tokens. Its name (`Display`) is
+/// `norm_fold`, or `norm_fold-add` where they are added to what is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct NormFold {
     add: bool,

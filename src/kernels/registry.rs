@@ -75,11 +75,11 @@ macro_rules! fields {
 }
 pub(crate) use fields;
 
-/// Something that is compiled for a GPU. `Display` gives its name, which tells it from all others. What most kernels have
-/// in common is here: a workgroup of [`WORKGROUP`] invocations that keep nothing in its memory.
+/// Something that is compiled for a GPU. `Display` gives its name, which tells it from all others. What most kernels
+/// have in common is here: a workgroup of [`WORKGROUP`] invocations that keep nothing in its memory.
 pub(crate) trait Shader: fmt::Display + fmt::Debug + Any + Send + Sync {
-    /// Name of the program that stands for all that have the same text: they differ in `override`s alone. Unless there are
-    /// such others, its own.
+    /// Name of the program that stands for all that have the same text: they differ in `override`s alone. Unless there
+    /// are such others, its own.
     fn module(&self) -> String {
         self.to_string()
     }

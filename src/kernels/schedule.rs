@@ -1,4 +1,5 @@
-//! Schedules: how a GEMM kernel goes about its operation, a register tile, an expansion, a GEMV or cooperative matrices.
+//! Schedules: how a GEMM kernel goes about its operation, a register tile, an expansion, a GEMV or cooperative
+//! matrices.
 //!
 //! Invariant: a schedule's tile divides into whole workgroups of its threads.
 

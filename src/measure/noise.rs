@@ -10,8 +10,8 @@
 //! - A median is *noisy* if its interval reaches further than [`MEDIAN_BOUND`] of it to either side. Sampling goes on
 //!   while one is, up to [`Policy::max_samples`]: a disturbance of a second or two is outlasted, a machine that is
 //!   never quiet is not waited for.
-//! - A ratio is *noisy* if its interval has 1 in it, so that the samples do not say which of the two is faster; or if it
-//!   reaches further than [`RATIO_BOUND`] of the ratio to either side. A ratio has the noise of two medians.
+//! - A ratio is *noisy* if its interval has 1 in it, so that the samples do not say which of the two is faster; or if
+//!   it reaches further than [`RATIO_BOUND`] of the ratio to either side. A ratio has the noise of two medians.
 
 use super::{Policy, median};
 pub use crate::bootstrap::Interval;

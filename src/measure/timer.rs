@@ -1,14 +1,15 @@
 //! The one timer of calls that can run again and again: how they are warmed up, what makes a sample, and when there are
 //! enough samples.
 //!
-//! A [`Workload`] is a list of calls, and how many of them make a *pass*. A kernel's calls on many sets of operands are a
-//! rotation: each is a pass. The calls of a model are one pass together. [`Timer::calibrate`] runs a workload for
-//! [`Policy::warm_up`] and finds how many passes take [`Policy::sample`]. [`Timer::sample_in_turns`] then takes one sample
-//! of each workload in every round, so that a machine that slows down slows all alike, and goes on by the rule of
-//! [`noise`].
+//! A [`Workload`] is a list of calls, and how many of them make a *pass*. A kernel's calls on many sets of operands are
+//! a rotation: each is a pass. The calls of a model are one pass together. [`Timer::calibrate`] runs a workload for
+//! [`Policy::warm_up`] and finds how many passes take [`Policy::sample`]. [`Timer::sample_in_turns`] then takes one
+//! sample of each workload in every round, so that a machine that slows down slows all alike, and goes on by the rule
+//! of [`noise`].
 //!
-//! A sample must be long beside the clock's resolution and the cost of a submission. Where the machine has become faster
-//! since the calibration, a sample can turn out too short. It does not count then, and is taken again with more passes.
+//! A sample must be long beside the clock's resolution and the cost of a submission. Where the machine has become
+//! faster since the calibration, a sample can turn out too short. It does not count then, and is taken again with more
+//! passes.
 //!
 //! Work that is done once is not timed here: a batch of texts, a step of training, a search. How long it took is a
 //! duration on the host's clock, without a spread.
@@ -163,8 +164,8 @@ impl Workload {
         }
     }
 
-    /// More passes in a sample than now, which took `elapsed`: at most eightfold, for a first one can be slow; a fifth more
-    /// than seems needed, so that few samples fall short.
+    /// More passes in a sample than now, which took `elapsed`: at most eightfold, for a first one can be slow; a fifth
+    /// more than seems needed, so that few samples fall short.
     fn lengthen(&mut self, elapsed: Duration, sample: Duration) -> Result<()> {
         let wanted = 1.2 * sample.as_secs_f64() / elapsed.as_secs_f64().max(1e-9);
         self.passes = (self.passes as f64 * wanted.clamp(1.2, 8.0)).ceil() as usize;
@@ -205,8 +206,8 @@ impl<'a> Timer<'a> {
     }
 
     /// Samples workloads in turns: as many rounds as the policy asks for, those counted that all have already, and more
-    /// while one is [noisy](noise). At the policy's deadline they have the samples that there was time for, one at least. `progress` is
-    /// called with the number of rounds done.
+    /// while one is [noisy](noise). At the policy's deadline they have the samples that there was time for, one at
+    /// least. `progress` is called with the number of rounds done.
     pub fn sample_in_turns<'w>(
         &self,
         workloads: impl IntoIterator<Item = &'w mut Workload>,

@@ -1,9 +1,9 @@
 //! BERT (Devlin et al. 2018, [arXiv:1810.04805](https://arxiv.org/abs/1810.04805)): config and names of tensors to graph.
 //!
-//! An encoder block is two GEMMs around attention and two of the feed-forward part, each with bias, GELU and residual in
-//! its epilogue, and two LayerNorms. Q, K and V are one layer, because they are one product on the device. Segment types
-//! are all 0. Invariant: a [`BertConfig`] has no size of zero, its heads divide its hidden size, and the number of elements of
-//! each of its tensors fits `usize`.
+//! An encoder block is two GEMMs around attention and two of the feed-forward part, each with bias, GELU and residual
+//! in its epilogue, and two LayerNorms. Q, K and V are one layer, because they are one product on the device. Segment
+//! types are all 0. Invariant: a [`BertConfig`] has no size of zero, its heads divide its hidden size, and the number
+//! of elements of each of its tensors fits `usize`.
 
 use super::{BlockNames, Fields, PostNormEncoder, check_size};
 use crate::error::Result;
@@ -53,7 +53,8 @@ const BLOCK: BlockNames = BlockNames {
 };
 
 impl BertConfig {
-    /// Checks sizes against each other. `eps` is added to LayerNorm's variance; `activation` is the feed-forward part's.
+    /// Checks sizes against each other. `eps` is added to LayerNorm's variance; `activation` is the feed-forward
+    /// part's.
     pub fn new(sizes: Sizes, eps: f32, activation: Activation) -> Result<Self> {
         let Sizes { vocabulary, hidden, layers, heads, intermediate, positions, types } = sizes;
         let encoder = PostNormEncoder { vocabulary, hidden, layers, heads, intermediate, positions, eps, activation };
@@ -66,8 +67,8 @@ impl BertConfig {
         Ok(Self { encoder, types })
     }
 
-    /// Reads the fields of a `config.json`. An error names one that is missing or of another type, sizes that do not fit
-    /// each other, a model that is no encoder, or has relative positions.
+    /// Reads the fields of a `config.json`. An error names one that is missing or of another type, sizes that do not
+    /// fit each other, a model that is no encoder, or has relative positions.
     pub fn parse(text: &str) -> Result<Self> {
         let fields = Fields::parse(text)?;
         fields.one_of("model_type", &["bert"])?;

@@ -1,10 +1,10 @@
 //! MPNet (Song et al. 2020, [arXiv:2004.09297](https://arxiv.org/abs/2004.09297)): config and names of tensors to graph.
 //!
-//! An encoder block is BERT's, but that attention adds a bias to its scores, one for each head and distance, from a table
-//! that all blocks share. Distances share rows of the table: near ones have one each, far ones an interval that grows with
-//! the logarithm, and keys to the right of a query have the second half. Positions of embeddings count from 2 on, and not
-//! the padding token. There are no segment types. Invariant: a [`MpnetConfig`] has no size of zero, and its heads divide its
-//! hidden size.
+//! An encoder block is BERT's, but that attention adds a bias to its scores, one for each head and distance, from a
+//! table that all blocks share. Distances share rows of the table: near ones have one each, far ones an interval that
+//! grows with the logarithm, and keys to the right of a query have the second half. Positions of embeddings count from
+//! 2 on, and not the padding token. There are no segment types. Invariant: a [`MpnetConfig`] has no size of zero, and
+//! its heads divide its hidden size.
 
 use super::{BlockNames, Fields, PostNormEncoder};
 use crate::error::{Error, Result};
@@ -80,8 +80,8 @@ impl MpnetConfig {
     }
 }
 
-/// The table of buckets as one of distances, as attention reads it: of each head, a number for a key that is `tokens - 1`
-/// to the left of its query, and so on to as many to the right.
+/// The table of buckets as one of distances, as attention reads it: of each head, a number for a key that is `tokens -
+/// 1` to the left of its query, and so on to as many to the right.
 fn by_distance(table: &Matrix, tokens: usize) -> Result<Matrix> {
     let (buckets, heads) = (table.rows(), table.cols());
     let distances = 2 * tokens - 1;

@@ -1,7 +1,7 @@
 //! Activations by themselves.
 //!
-//! A product that stores act(x) leaves nothing to compute the activation's gradient from. Training keeps what the product
-//! computes before it, and this is what comes after. Invariant: each output has its own inputs, and no other.
+//! A product that stores act(x) leaves nothing to compute the activation's gradient from. Training keeps what the
+//! product computes before it, and this is what comes after. Invariant: each output has its own inputs, and no other.
 
 mod grad;
 

@@ -1,7 +1,8 @@
 //! A step of AdamW, the optimiser of retraining (Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization").
 //!
-//! What changes from step to step is read from the device ([`AdamWStep`]), so that the call of each parameter is prepared
-//! once. Invariant: a weight whose gradient and state are zero changes by its decay alone, and so stays zero if it is.
+//! What changes from step to step is read from the device ([`AdamWStep`]), so that the call of each parameter is
+//! prepared once. Invariant: a weight whose gradient and state are zero changes by its decay alone, and so stays zero
+//! if it is.
 
 use std::fmt;
 
@@ -18,8 +19,8 @@ use crate::kernels::{
 };
 use crate::matrix::{DType, Element, Elements, Matrix};
 
-/// One step of AdamW, with g = factor·gradient: m ← β₁·m + (1 − β₁)·g, v ← β₂·v + (1 − β₂)·g²,
-/// w ← w − rate·(m̂ / (√v̂ + ε) + decay·w), where m̂ = m / (1 − β₁ᵗ) and v̂ = v / (1 − β₂ᵗ); and the gradient becomes zero.
+/// One step of AdamW, with g = factor·gradient: m ← β₁·m + (1 − β₁)·g, v ← β₂·v + (1 − β₂)·g², w ← w − rate·(m̂ / (√v̂
+/// + ε) + decay·w), where m̂ = m / (1 − β₁ᵗ) and v̂ = v / (1 − β₂ᵗ); and the gradient becomes zero.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW<'a> {
     /// The parameter, f32.

@@ -53,9 +53,9 @@ pub struct Attention<'a> {
 }
 
 impl<'a> Attention<'a> {
-    /// `heads` heads over `batch` sequences of `seq` rows: from `qkv`, `batch·seq x 3·d`, to `y`, `batch·seq x d`, which
-    /// is overwritten. `qkv` has Q, K and V of a token side by side, each with its heads side by side; `lengths` has the
-    /// number of real tokens of each sequence. `d` is a multiple of `heads`.
+    /// `heads` heads over `batch` sequences of `seq` rows: from `qkv`, `batch·seq x 3·d`, to `y`, `batch·seq x d`,
+    /// which is overwritten. `qkv` has Q, K and V of a token side by side, each with its heads side by side; `lengths`
+    /// has the number of real tokens of each sequence. `d` is a multiple of `heads`.
     ///
     /// ```
     /// use sparse24::{Attention, Device, DType, Matrix};
@@ -332,8 +332,8 @@ impl fmt::Display for AttentionTile {
 }
 
 /// The program (shaders/attention.wgsl, shaders/attention_coop.wgsl). Its name (`Display`) is made of its parts, such
-/// as `attention-f16f32-64x32x64-d64-quads`: types of input and sums, tile, features of a head, how these are read; then
-/// `share4` where so many query heads share their keys, `causal` and `bias`.
+/// as `attention-f16f32-64x32x64-d64-quads`: types of input and sums, tile, features of a head, how these are read;
+/// then `share4` where so many query heads share their keys, `causal` and `bias`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AttentionKernel {
     tile: AttentionTile,
@@ -360,7 +360,8 @@ impl AttentionKernel {
         Ok(Self { tile, head_dim, access, types, share: 1, causal: false, biased: false })
     }
 
-    /// The same where `share` query heads share their keys and values, queries see no later key, and scores have a bias.
+    /// The same where `share` query heads share their keys and values, queries see no later key, and scores have a
+    /// bias.
     pub fn with(self, share: u32, causal: bool, biased: bool) -> Self {
         Self { share, causal, biased, ..self }
     }

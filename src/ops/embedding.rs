@@ -293,8 +293,8 @@ impl NodeOp for EmbeddingNode {
 }
 
 impl Graph {
-    /// Adds a sum of embeddings of `width` features: of one to three tables, each with the name of its tensor, its rows,
-    /// and what is looked up in it.
+    /// Adds a sum of embeddings of `width` features: of one to three tables, each with the name of its tensor, its
+    /// rows, and what is looked up in it.
     pub fn embedding(&mut self, name: &str, tables: &[(&str, usize, Input)], width: usize) -> Result<ValueId> {
         let mut reads = Vec::new();
         for (table, rows, input) in tables {

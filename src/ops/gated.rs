@@ -26,8 +26,8 @@ use crate::reference::gated;
 
 pub use grad::GatedGrad;
 
-/// A gate: `y = act(a) · b`, `a` being the first half of each row of `x` and `b` the second. With SiLU it is the SwiGLU of
-/// Llama, with GELU GeGLU (N. Shazeer 2020, [arXiv:2002.05202](https://arxiv.org/abs/2002.05202)).
+/// A gate: `y = act(a) · b`, `a` being the first half of each row of `x` and `b` the second. With SiLU it is the SwiGLU
+/// of Llama, with GELU GeGLU (N. Shazeer 2020, [arXiv:2002.05202](https://arxiv.org/abs/2002.05202)).
 ///
 /// ```
 /// use sparse24::{Activation, DType, Device, Gated, Matrix};
@@ -91,8 +91,8 @@ struct Params {
     width: u32,
 }
 
-/// The program (shaders/gated.wgsl). Its name (`Display`) is made of its parts, such as `gated-f16f32-silu-quads`: types
-/// of input and products, activation, and how features are read.
+/// The program (shaders/gated.wgsl). Its name (`Display`) is made of its parts, such as `gated-f16f32-silu-quads`:
+/// types of input and products, activation, and how features are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GatedKernel {
     activation: Activation,

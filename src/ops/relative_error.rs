@@ -1,8 +1,8 @@
 //! How far states are from what they should be: the loss that brings a pruned model back to the dense one.
 //!
-//! Of each token that is no padding it is the squared distance over the squared length of the state that it should have,
-//! so that no token or layer counts more for being larger; a batch's loss is the mean over its tokens. Loss and gradient
-//! are one pass over both states. Invariant: tokens of padding have the loss zero, and their gradient is zero.
+//! Of each token that is no padding it is the squared distance over the squared length of the state that it should
+//! have, so that no token or layer counts more for being larger; a batch's loss is the mean over its tokens. Loss and
+//! gradient are one pass over both states. Invariant: tokens of padding have the loss zero, and their gradient is zero.
 
 use std::fmt;
 
@@ -19,8 +19,8 @@ use crate::kernels::{
 };
 use crate::matrix::{DType, Element, Elements};
 
-/// The loss of states beside others: of each token `weight · |x − wanted|² / |wanted|²` over the number of tokens, and the
-/// gradient of their sum with regard to `x`. A token whose `wanted` has no length counts as if that were 1e-6.
+/// The loss of states beside others: of each token `weight · |x − wanted|² / |wanted|²` over the number of tokens, and
+/// the gradient of their sum with regard to `x`. A token whose `wanted` has no length counts as if that were 1e-6.
 #[derive(Clone, Copy, Debug)]
 pub struct RelativeError<'a> {
     /// `batch·seq x d`, f32.

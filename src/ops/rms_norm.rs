@@ -23,8 +23,8 @@ use crate::reference::rms_norm;
 
 pub use grad::RmsNormGrad;
 
-/// RMS normalisation: `y = x / √(mean of x² + eps) · gamma` over the features of each token. A token whose mean of squares
-/// overflows f32 becomes NaNs.
+/// RMS normalisation: `y = x / √(mean of x² + eps) · gamma` over the features of each token. A token whose mean of
+/// squares overflows f32 becomes NaNs.
 #[derive(Clone, Copy, Debug)]
 pub struct RmsNorm<'a> {
     /// `tokens x d`.

@@ -57,8 +57,8 @@ pub struct Rotary<'a> {
 }
 
 impl Rotary<'_> {
-    /// Cosines and sines for so many positions and heads of `head_dim` features: of `position · theta^(-2c / head_dim)`,
-    /// in f64, rounded to f32.
+    /// Cosines and sines for so many positions and heads of `head_dim` features: of `position · theta^(-2c /
+    /// head_dim)`, in f64, rounded to f32.
     pub fn tables(positions: usize, head_dim: usize, theta: f64) -> Result<[Matrix; 2]> {
         let half = head_dim / 2;
         checked_mul("rotary positions", positions, half)?;
@@ -138,8 +138,8 @@ impl Params {
     }
 }
 
-/// An error unless there are cosines and sines of one shape for every position of the tokens of `x`, whose turned features
-/// are whole heads.
+/// An error unless there are cosines and sines of one shape for every position of the tokens of `x`, whose turned
+/// features are whole heads.
 fn check_tables(x: &Tensor, (cos, sin): (&Tensor, &Tensor), Place { seq, offset, rotated }: Place) -> Result<()> {
     expect_shape("sin", sin.shape(), cos.shape())?;
     expect_dtype("cos", cos.dtype(), DType::F32)?;
@@ -328,8 +328,8 @@ impl NodeOp for RotaryNode {
 }
 
 impl Graph {
-    /// Adds the tables of cosines and sines for heads of `head_dim` features and as many positions as texts have tokens:
-    /// see [`Rotary::tables`]. All blocks read the same.
+    /// Adds the tables of cosines and sines for heads of `head_dim` features and as many positions as texts have
+    /// tokens: see [`Rotary::tables`]. All blocks read the same.
     pub fn rotary_tables(&mut self, name: &str, head_dim: usize, theta: f64) -> Result<[ParamId; 2]> {
         let [cos, sin] = Rotary::tables(self.limits().tokens, head_dim, theta)?;
         Ok([self.add_constant(format!("{name}.cos"), cos)?, self.add_constant(format!("{name}.sin"), sin)?])

@@ -1,18 +1,19 @@
 //! Magnitude pruning and compression in one pass, of weights that change while they are used.
 //!
 //! Training holds dense weights and multiplies by their 2:4 form, which has to follow every step. [`Sparsify`] prunes a
-//! dense [`Tensor`] by magnitude and compresses it in one pass, over [`Weights`](crate::Weights) that products are bound
-//! to already, so that no weight visits the host and nothing is planned or prepared again;
+//! dense [`Tensor`] by magnitude and compresses it in one pass, over [`Weights`](crate::Weights) that products are
+//! bound to already, so that no weight visits the host and nothing is planned or prepared again;
 //! [`Decompress`](super::Decompress) is the way back. The other form that both read and write is values and metadata
-//! apart, as [`mod@crate::format`] has them: what to save when training ends, and what kernels of the caller's own read.
+//! apart, as [`mod@crate::format`] has them: what to save when training ends, and what kernels of the caller's own
+//! read.
 //!
 //! What is written is what [`prune::sparsify`](crate::prune::sparsify) makes of the same weights, bit for bit, on every
-//! device, with one difference: a call on a device cannot fail because of a number. A NaN ranks above infinity, all NaNs
-//! alike, and so is kept, to be seen in the next output; of three in a group the last is lost.
+//! device, with one difference: a call on a device cannot fail because of a number. A NaN ranks above infinity, all
+//! NaNs alike, and so is kept, to be seen in the next output; of three in a group the last is lost.
 //!
-//! The same bits, and not scores within a bound, although GPUs have no f64 and add it up in integers for that: a rounding
-//! that falls the other way is another pattern, not a small error of one. Weights that were trained on one device and
-//! are pruned again on another, or on the host when they are saved, would be another model.
+//! The same bits, and not scores within a bound, although GPUs have no f64 and add it up in integers for that: a
+//! rounding that falls the other way is another pattern, not a small error of one. Weights that were trained on one
+//! device and are pruned again on another, or on the host when they are saved, would be another model.
 //!
 //! W must share no memory with what it is compressed to; a matrix without elements is no error. f16 needs no feature of
 //! a GPU. Invariant: a prepared call's operands have the sizes that its kernel indexes, and live on its device.

@@ -30,7 +30,8 @@ pub struct SumSquares<'a> {
 }
 
 impl SumSquares<'_> {
-    /// Elements of a part: enough for each to keep a workgroup busy, few enough for their sum to be exact to seven digits.
+    /// Elements of a part: enough for each to keep a workgroup busy, few enough for their sum to be exact to seven
+    /// digits.
     pub const PART: usize = 1 << 14;
 
     /// Parts of a matrix.

@@ -6,9 +6,9 @@
 //! caches), is told in the module `compile`. Here they become *slots*: multiply-adds that the core could have done in
 //! the time. So a device is known by its multiply-adds per second alone, and architectures can be compared.
 //!
-//! A device that is near to none of the architectures is taken for their geometric mean. Kernels of cooperative matrices
-//! have costs on AMD's architectures alone: on NVIDIA's, NAK shuffles fragments through moves that NVIDIA's own compiler
-//! does not need, and what costs there are says more about NAK.
+//! A device that is near to none of the architectures is taken for their geometric mean. Kernels of cooperative
+//! matrices have costs on AMD's architectures alone: on NVIDIA's, NAK shuffles fragments through moves that NVIDIA's
+//! own compiler does not need, and what costs there are says more about NAK.
 //!
 //! Invariant: every kernel that needs no cooperative matrices has a cost on every architecture.
 
@@ -62,8 +62,8 @@ pub(super) fn slots(kernel: &Kernel, architecture: Option<Architecture>, k: usiz
     }
 }
 
-/// Of cooperative matrices that were not compiled for: half of the hardware's own rate is what the bytes and latencies of
-/// the tiles should leave (see shaders/shared/coop.wgsl), and each copy of the activations costs its stores.
+/// Of cooperative matrices that were not compiled for: half of the hardware's own rate is what the bytes and latencies
+/// of the tiles should leave (see shaders/shared/coop.wgsl), and each copy of the activations costs its stores.
 fn assumed(kernel: &Kernel, k: usize) -> f64 {
     let (m, n) = kernel.schedule().tile();
     let share = if kernel.skips() { 0.5 + 0.05 * f64::from(kernel.patterns() - 1) } else { 1.0 };

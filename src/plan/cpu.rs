@@ -1,8 +1,8 @@
 //! How the CPU device solves a problem: which kernel, by counted work against what such processors do per cycle.
 //!
 //! Both schedules of an operation read the same weights, so the choice between them is free at run time; that between
-//! 2:4 and dense weights is not, and is made here too. Invariant: an algorithm's schedule is one of its operation's, for
-//! its number of tokens.
+//! 2:4 and dense weights is not, and is made here too. Invariant: an algorithm's schedule is one of its operation's,
+//! for its number of tokens.
 
 use std::fmt;
 
@@ -108,8 +108,8 @@ impl CpuAlgorithm {
         self.schedule
     }
 
-    /// Cycles, fitted to measured times of one thread: of AVX2 on an EPYC 7003; of AVX-512, where there are many tokens, on
-    /// a Xeon of 2023 (benches/results/2026-11-30-intel-xeon). The rest is assumed to scale with the width.
+    /// Cycles, fitted to measured times of one thread: of AVX2 on an EPYC 7003; of AVX-512, where there are many
+    /// tokens, on a Xeon of 2023 (benches/results/2026-11-30-intel-xeon). The rest is assumed to scale with the width.
     fn cycles(&self, problem: &Problem) -> f64 {
         let (m, n, k) = (problem.m as f64, problem.n as f64, problem.k as f64);
         let lanes = self.simd.lanes() as f64;
@@ -122,8 +122,8 @@ impl CpuAlgorithm {
             }
             CpuSchedule::Columns => m * k / lanes * (1.6 + 0.9 * (n as usize).next_power_of_two() as f64),
             CpuSchedule::Gather => {
-                // The share of the multiply-adds that there could be, and the cycles in which a number of X is packed or
-                // one of Y stored.
+                // The share of the multiply-adds that there could be, and the cycles in which a number of X is packed
+                // or one of Y stored.
                 let (efficiency, moved) = match (self.op == Op::Sparse24(VectorLen::ONE), self.simd) {
                     (true, SimdLevel::Avx512) => (0.57, 3.5),
                     (false, SimdLevel::Avx512) => (0.78, 3.5),
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn few_tokens_get_the_ways_that_read_each_weight_once() {
+    fn few_tokens_get_the_schedules_that_read_each_weight_once() {
         let sparse = |v| Op::Sparse24(VectorLen::new(v).unwrap());
         for (k, storage) in [(768, DType::F32), (4096, DType::F32), (3072, DType::F16)] {
             for n in 1..=4 {

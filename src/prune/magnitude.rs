@@ -83,9 +83,9 @@ pub fn sparsify(w: &Matrix, vector: VectorLen) -> Result<Sparse24> {
     each_dtype!(w.elements(), data => typed(w, data, vector))
 }
 
-/// [`sparsify`] at the vector length of `s`, over what it holds: weights that change need no new memory, which takes the
-/// system as long to hand out as it takes to fill. An error if shape or type differ, or [of a NaN](Error::is_nan); after that `s`
-/// holds the weights with the NaN kept, as [devices](crate::ops::sparsify) do.
+/// [`sparsify`] at the vector length of `s`, over what it holds: weights that change need no new memory, which takes
+/// the system as long to hand out as it takes to fill. An error if shape or type differ, or [of a NaN](Error::is_nan);
+/// after that `s` holds the weights with the NaN kept, as [devices](crate::ops::sparsify) do.
 ///
 /// ```
 /// use sparse24::{Matrix, VectorLen, prune};

@@ -3,42 +3,43 @@
 //!
 //! 2:4 keeps two of every four *consecutive* inputs. Which four stand together is an accident of training: if the
 //! columns of W are permuted, and the features of the layer before (its rows and its bias) likewise, the model computes
-//! the same, but other weights compete with each other. Pool & Yu ("Channel Permutations for N:M Sparsity", NeurIPS 2021)
-//! search for orders in which more magnitude survives. Where V rows share one pattern, the order of the rows matters as
-//! well: rows that want the same columns should stand in one block (Tan et al., "Accelerating Sparse Convolution with
-//! Column Vector-Wise Sparsity", NeurIPS 2022; Yu et al. 2024, [arXiv:2407.20496](https://arxiv.org/abs/2407.20496)).
-//! The features between two layers are rows of the first and columns of the second, so that one order serves both, and
-//! here both are searched at once.
+//! the same, but other weights compete with each other. Pool & Yu ("Channel Permutations for N:M Sparsity", NeurIPS
+//! 2021) search for orders in which more magnitude survives. Where V rows share one pattern, the order of the rows
+//! matters as well: rows that want the same columns should stand in one block (Tan et al., "Accelerating Sparse
+//! Convolution with Column Vector-Wise Sparsity", NeurIPS 2022; Yu et al. 2024,
+//! [arXiv:2407.20496](https://arxiv.org/abs/2407.20496)). The features between two layers are rows of the first and
+//! columns of the second, so that one order serves both, and here both are searched at once.
 //!
 //! # What is maximised
 //! A set of channels is to be ordered, and a list of [`Use`]s depends on it. Each is a matrix of scores, as a criterion
-//! gives them: what is lost if a weight is dropped. A use keeps, for each block of V rows and each group of four columns,
-//! the two columns with the largest sums; divided by the sum of all its scores that is its *share*, and the objective is
-//! the mean of the shares by [`Use::weighted`]. Each use is divided by its own total because scores of different layers
-//! may have different units.
+//! gives them: what is lost if a weight is dropped. A use keeps, for each block of V rows and each group of four
+//! columns, the two columns with the largest sums; divided by the sum of all its scores that is its *share*, and the
+//! objective is the mean of the shares by [`Use::weighted`]. Each use is divided by its own total because scores of
+//! different layers may have different units.
 //!
 //! # The search
 //! A *unit* of a use is the four places of a group or the V places of a block of rows. What a unit keeps depends on the
 //! set of its members only. Take one channel out of each of several units: every unit is then waiting for one channel,
 //! what each of the channels would add to each of the units can be computed, and the best way to hand them out is a
-//! linear assignment problem, solved exactly (shortest augmenting paths). That exchanges up to 64 channels at once where
-//! the greedy search of the paper swaps two, and a swap is one of the ways that it considers. Where units of one use lie
-//! inside those of another (groups in blocks of rows), rounds alternate between exchanges across the larger units and
-//! exchanges inside each of them, which the larger ones do not notice.
+//! linear assignment problem, solved exactly (shortest augmenting paths). That exchanges up to 64 channels at once
+//! where the greedy search of the paper swaps two, and a swap is one of the ways that it considers. Where units of one
+//! use lie inside those of another (groups in blocks of rows), rounds alternate between exchanges across the larger
+//! units and exchanges inside each of them, which the larger ones do not notice.
 //!
 //! A group of four that has three members with `first ≥ second ≥ third` in a block keeps `first + max(second, x)` if it
 //! gets `x`: one maximum and one addition for each pair of a channel and a group. A block of rows has the sums of its
 //! members ready and adds the candidate.
 //!
-//! To leave local maxima, noise is added to what an exchange is said to gain, first twice the gains' own spread, falling
-//! to none over the first nine tenths of the budget: annealing, whose moves are assignments.
+//! To leave local maxima, noise is added to what an exchange is said to gain, first twice the gains' own spread,
+//! falling to none over the first nine tenths of the budget: annealing, whose moves are assignments.
 //!
 //! Invariant: an order that is returned names every channel once, respects [`Moves`], and keeps no less than the order
 //! that was there: the two are compared in f64 at the end.
 //!
 //! # What it gains
 //! The feed-forward part of all-MiniLM-L6-v2's first layer by magnitude: 1536 channels, rows of a matrix of 384 columns
-//! and columns of one of 384 rows. Mean share kept of both, on two threads of an EPYC that had four times as much to do:
+//! and columns of one of 384 rows. Mean share kept of both, on two threads of an EPYC that had four times as much to
+//! do:
 //!
 //! | V | before | 5 s | 20 s | 60 s | loss regained in 60 s |
 //! |---|---|---|---|---|---|
@@ -47,17 +48,18 @@
 //! | 32 | 0.5607 | 0.5799 | 0.5806 | 0.5814 | 4.7 % |
 //! | 128 | 0.5454 | 0.5614 | 0.5623 | 0.5630 | 3.9 % |
 //!
-//! At V = 1 all of it is the second matrix's, 0.7529 to 0.7686; the largest half of its weights wherever they stand would
-//! be 0.8062, so that 29 % of what the structure costs comes back. Normally distributed weights of the same shapes gain
-//! about as much (in 6 s 0.7446 to 0.7513, 0.5444 to 0.5597, 0.5220 to 0.5358 for V = 1, 32, 128): most of the gain is
-//! the freedom of choice, not something that the order of a trained model hides.
+//! At V = 1 all of it is the second matrix's, 0.7529 to 0.7686; the largest half of its weights wherever they stand
+//! would be 0.8062, so that 29 % of what the structure costs comes back. Normally distributed weights of the same
+//! shapes gain about as much (in 6 s 0.7446 to 0.7513, 0.5444 to 0.5597, 0.5220 to 0.5358 for V = 1, 32, 128): most of
+//! the gain is the freedom of choice, not something that the order of a trained model hides.
 //!
 //! # Tried and rejected
-//! - On the same part of MiniLM, 5 s: starting from a balanced clustering of the rows (patterns of blocks and membership improved in turn, 30 times)
-//!   keeps 0.5862 of the first matrix for V = 32 by itself, and 0.5884 when the search goes on from there; from the
-//!   order of the file the search comes to 0.5889. For V = 128: 0.5662, 0.5670, 0.5675.
-//! - On the same part, 5 s: without noise the mean of both matrices is 0.5792 for V = 32 and 0.5611 for V = 128, with noise 0.5808 and 0.5626.
-//!   At V = 1 noise changes less than 0.0003 of one matrix.
+//! - On the same part of MiniLM, 5 s: starting from a balanced clustering of the rows (patterns of blocks and
+//!   membership improved in turn, 30 times) keeps 0.5862 of the first matrix for V = 32 by itself, and 0.5884 when the
+//!   search goes on from there; from the order of the file the search comes to 0.5889. For V = 128: 0.5662, 0.5670,
+//!   0.5675.
+//! - On the same part, 5 s: without noise the mean of both matrices is 0.5792 for V = 32 and 0.5611 for V = 128, with
+//!   noise 0.5808 and 0.5626. At V = 1 noise changes less than 0.0003 of one matrix.
 //! - One order for the features of the residual stream, of all layers at once (it would have to be undone at the end):
 //!   as columns and rows of MiniLM's 36 matrices, 384 channels, 12 s, it takes the mean share from 0.7499 to 0.7520 for
 //!   V = 1, from 0.5627 to 0.5674 for V = 32, from 0.5457 to 0.5506 for V = 128.
@@ -124,8 +126,8 @@ pub struct Use {
 }
 
 impl Use {
-    /// The columns of `scores`, `m x N`, are the channels; every `vector` rows share a pattern. Scores are finite and at
-    /// least 0, else an error names the first that is not.
+    /// The columns of `scores`, `m x N`, are the channels; every `vector` rows share a pattern. Scores are finite and
+    /// at least 0, else an error names the first that is not.
     pub fn columns(scores: ArrayView2<'_, f32>, vector: VectorLen) -> Result<Self> {
         check_scores(scores)?;
         let (m, channels) = scores.dim();
@@ -242,8 +244,8 @@ pub enum Moves {
     All,
     /// Channels stay in the places of their block.
     Inside(usize),
-    /// Blocks change places, each with its channels in the order that they have. Uses of rows whose V is a multiple of the
-    /// block say where they should go; others only whether the result is an improvement.
+    /// Blocks change places, each with its channels in the order that they have. Uses of rows whose V is a multiple of
+    /// the block say where they should go; others only whether the result is an improvement.
     Wholes(usize),
     /// Both: blocks change places, and channels their places in the block.
     Both(usize),
@@ -411,8 +413,8 @@ fn anneal(uses: &[Use], order: Vec<usize>, block: usize, budget: &Budget) -> (Ve
     let uses: Vec<&Use> = uses.iter().filter(|u| u.unit > 1 && u.weight > 0.0).collect();
     let mut rng = Pcg32::new(budget.seed, 0);
 
-    // Regions to exchange in: the block, and every unit in which there are smaller ones. With one channel of each of its
-    // largest inner units at a time, it takes as many rounds as such a unit has places until all had a turn.
+    // Regions to exchange in: the block, and every unit in which there are smaller ones. With one channel of each of
+    // its largest inner units at a time, it takes as many rounds as such a unit has places until all had a turn.
     let mut regions: Vec<usize> = uses.iter().map(|u| u.unit).filter(|&unit| unit < block).chain([block]).collect();
     regions.sort_unstable();
     regions.dedup();
@@ -545,8 +547,8 @@ impl State<'_> {
         exchanges
     }
 
-    /// Hands out an exchange's channels. Noise is in units of the usual spread: that of one exchange of two channels would
-    /// say no more than what they gain.
+    /// Hands out an exchange's channels. Noise is in units of the usual spread: that of one exchange of two channels
+    /// would say no more than what they gain.
     fn assign(&self, exchange: &Exchange, noise: f32, usual: Option<f32>) -> Assigned {
         let k = exchange.places.len();
         let mut gains = vec![0f32; k * k];

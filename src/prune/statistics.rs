@@ -4,9 +4,9 @@
 //! in the change of the weights, with the *Gram matrix* H = Σ x·xᵀ over tokens as its matrix. Second-order pruning
 //! reads all of H; criteria that score each weight by itself read its diagonal, Σ x_c².
 //!
-//! In a model of which earlier layers are pruned already, a layer meets inputs x̂ that are not the x of the dense model,
-//! and what it should give is W·x. With C = Σ x·x̂ᵀ the weights that come closest are W·C·H⁻¹: pruning towards those
-//! instead of W lets a layer make up for what the layers before it lost (GPTAQ, Li et al. 2025,
+//! In a model of which earlier layers are pruned already, a layer meets inputs x̂ that are not the x of the dense
+//! model, and what it should give is W·x. With C = Σ x·x̂ᵀ the weights that come closest are W·C·H⁻¹: pruning towards
+//! those instead of W lets a layer make up for what the layers before it lost (GPTAQ, Li et al. 2025,
 //! [arXiv:2504.02692](https://arxiv.org/abs/2504.02692), for quantisation). Invariant: sums are over all rows added, in
 //! f64 across calls.
 

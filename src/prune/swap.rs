@@ -1,16 +1,16 @@
 //! Exchanges of patterns: a mask made better, one group at a time, by what the layer loses once it is refitted.
 //!
-//! Elimination decides from left to right and never again. Here every group is asked once more, with all others decided:
-//! would another of the six patterns lose less? SparseSwaps (Zimmer et al. 2025,
+//! Elimination decides from left to right and never again. Here every group is asked once more, with all others
+//! decided: would another of the six patterns lose less? SparseSwaps (Zimmer et al. 2025,
 //! [arXiv:2512.10922](https://arxiv.org/abs/2512.10922)) exchanges a kept weight for a pruned one in this way while all
-//! weights stay as they are. What is compared here is the error after all kept weights of the row were refitted, as they
-//! will be: all rows of a block keep the same columns K, so that one matrix serves them.
+//! weights stay as they are. What is compared here is the error after all kept weights of the row were refitted, as
+//! they will be: all rows of a block keep the same columns K, so that one matrix serves them.
 //!
-//! That matrix is \[H, H·wᵀ\] of the block's V rows w, on which the *sweep operator* (Goodnight, "A Tutorial on the SWEEP
-//! Operator", 1979) was applied to the columns K: it then holds -(H_KK)⁻¹, the refitted weights of K, and, for all other
-//! columns, H and H·(w - ŵ)ᵀ given that K makes up for what it can. A sweep is undone by another, and takes a rank-1
-//! update. A group's own rows and columns, with its kept columns swept back, are its problem with everything outside of it
-//! refitted: H' (4 x 4) and b (4 x V). Keeping S of the group lowers the error by Σ over rows of
+//! That matrix is \[H, H·wᵀ\] of the block's V rows w, on which the *sweep operator* (Goodnight, "A Tutorial on the
+//! SWEEP Operator", 1979) was applied to the columns K: it then holds -(H_KK)⁻¹, the refitted weights of K, and, for
+//! all other columns, H and H·(w - ŵ)ᵀ given that K makes up for what it can. A sweep is undone by another, and takes a
+//! rank-1 update. A group's own rows and columns, with its kept columns swept back, are its problem with everything
+//! outside of it refitted: H' (4 x 4) and b (4 x V). Keeping S of the group lowers the error by Σ over rows of
 //! b_Sᵀ·(H'_SS)⁻¹·b_S, which is exact. Rank-1 updates are collected and applied as one matrix product.
 //!
 //! # What it gains, and what was tried and rejected
@@ -26,13 +26,13 @@
 //! | by weights as they are | 1.36 / 1.40 / 5.39 | | 4.47 / 4.58 / 16.49 | |
 //! | all outside the group fixed | 1.24 / 1.28 / 4.85 | | 4.21 / 4.32 / 15.38 | |
 //!
-//! Calibrated on 1034 sentences of all kinds, the layers lose on those 2068, without exchanges and after 4 passes: 3.06 and
-//! 2.67 at V = 1, 7.93 and 7.40 at V = 8, 9.87 and 9.47 at V = 32, 10.81 and 10.45 at V = 128.
+//! Calibrated on 1034 sentences of all kinds, the layers lose on those 2068, without exchanges and after 4 passes: 3.06
+//! and 2.67 at V = 1, 7.93 and 7.40 at V = 8, 9.87 and 9.47 at V = 32, 10.81 and 10.45 at V = 128.
 //!
-//! - *By weights as they are*, SparseSwaps' own objective: without a refit the error falls from 4.69 to 2.31 at V = 1 and
-//!   from 18.1 to 12.4 at V = 32, and with a refit it is higher than before. What weights can make up for decides.
-//! - *All outside the group fixed* at their refitted values, the group's pattern and values chosen together, in turns with
-//!   the refit: from V = 8 on nothing looks worth an exchange, as the rest cannot adapt.
+//! - *By weights as they are*, SparseSwaps' own objective: without a refit the error falls from 4.69 to 2.31 at V = 1
+//!   and from 18.1 to 12.4 at V = 32, and with a refit it is higher than before. What weights can make up for decides.
+//! - *All outside the group fixed* at their refitted values, the group's pattern and values chosen together, in turns
+//!   with the refit: from V = 8 on nothing looks worth an exchange, as the rest cannot adapt.
 //!
 //! # What it costs
 //! About k³/2 multiply-adds for each block of V rows to sweep its kept columns, and k² for each column that goes or
@@ -40,8 +40,8 @@
 //! 0.7 s and (V = 1) 5.8 s for 1536 x 384, on two virtual cores of an AMD EPYC.
 //!
 //! Invariant: the error after the refit never rises; every pattern that is put in is one that elimination could have
-//! taken. Rows for which an earlier mask left out more than for others of their block are treated as if they had all that
-//! these have.
+//! taken. Rows for which an earlier mask left out more than for others of their block are treated as if they had all
+//! that these have.
 
 use std::ops::Range;
 
@@ -51,15 +51,15 @@ use rayon::prelude::*;
 
 use super::sparsegpt::legal;
 
-/// Rank-1 updates to a matrix product: enough for it to run at its speed, few enough for the rows in between, which need
-/// all of them, to be cheap.
+/// Rank-1 updates to a matrix product: enough for it to run at its speed, few enough for the rows in between, which
+/// need all of them, to be cheap.
 const PENDING: usize = 48;
 /// By how much of what a group's pattern is worth another must be worth more: above what rounding leaves.
 const GAIN: f64 = 1e-6;
 
-/// Exchanges the patterns of groups, in order and at most `passes` times each, for those with which the rows of `target`,
-/// refitted, lose least of their output: that is (ŵ - w)·H·(ŵ - w)ᵀ. `patterns` has a row for each block of V rows, and
-/// `present` says which positions of a group any row of a block has. Returns the number of exchanges.
+/// Exchanges the patterns of groups, in order and at most `passes` times each, for those with which the rows of
+/// `target`, refitted, lose least of their output: that is (ŵ - w)·H·(ŵ - w)ᵀ. `patterns` has a row for each block of V
+/// rows, and `present` says which positions of a group any row of a block has. Returns the number of exchanges.
 pub(super) fn exchange(
     target: &Array2<f32>,
     h: &Array2<f64>,
@@ -233,8 +233,9 @@ mod tests {
         (w, h)
     }
 
-    /// The least (ŵ - w)·H·(ŵ - w)ᵀ over all ŵ under these patterns, summed over rows: by elimination, without the sweep
-    /// operator. What is lost is the Schur complement of the pruned columns P: w_P·(H_PP - H_PK·(H_KK)⁻¹·H_KP)·w_Pᵀ.
+    /// The least (ŵ - w)·H·(ŵ - w)ᵀ over all ŵ under these patterns, summed over rows: by elimination, without the
+    /// sweep operator. What is lost is the Schur complement of the pruned columns P: w_P·(H_PP -
+    /// H_PK·(H_KK)⁻¹·H_KP)·w_Pᵀ.
     fn lost(w: &Array2<f32>, h: &Array2<f64>, patterns: &Array2<u8>, vector: usize) -> f64 {
         let mut sum = 0.0;
         for (row, w) in w.rows().into_iter().enumerate() {

@@ -1,15 +1,15 @@
 //! The oracle of activations by themselves.
 //!
 //! # The bound
-//! As for the activation of a GEMM ([`super::gemm`]): act(x) is off by its slope's largest value times φ(x), and for GELU
-//! and SiLU 8·u·(1 + |x|). Then a rounding for the residual and its φ, and the store.
+//! As for the activation of a GEMM ([`super::gemm`]): act(x) is off by its slope's largest value times φ(x), and for
+//! GELU and SiLU 8·u·(1 + |x|). Then a rounding for the residual and its φ, and the store.
 //!
 //! # The bound of the gradient
-//! A slope is off by 16·u for GELU by the error function and SiLU, by 32·u for the other GELU, and by φ(x), as no slope has
-//! a slope above 1. Reason: the error function is off by 2.5·u, by Abramowitz & Stegun 7.1.26; exp(−z) by (6 + 4·z)·u of
-//! itself and of what z is off by, which its decay keeps at a few u, also times the x or x³ before it; σ and σ's slope
-//! are within a division of that. ReLU and the identity have no such error, but a positive subnormal may count as zero, and
-//! then has no slope. The product with dy: one rounding.
+//! A slope is off by 16·u for GELU by the error function and SiLU, by 32·u for the other GELU, and by φ(x), as no slope
+//! has a slope above 1. Reason: the error function is off by 2.5·u, by Abramowitz & Stegun 7.1.26; exp(−z) by (6 +
+//! 4·z)·u of itself and of what z is off by, which its decay keeps at a few u, also times the x or x³ before it; σ and
+//! σ's slope are within a division of that. ReLU and the identity have no such error, but a positive subnormal may
+//! count as zero, and then has no slope. The product with dy: one rounding.
 //!
 //! Invariant: no code is shared with the devices.
 

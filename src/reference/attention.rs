@@ -23,13 +23,13 @@
 //! Then the store, as in [`super`].
 //!
 //! # The gradient's bound
-//! With P the weights above, each within θ: after division by their sum P is within ε = (θ + Σwθ + A + 6u) / (1 − Σwθ − A).
-//! dP, a sum of h products, is within γ of h of Σ|dy||v|; so is D, of Σ|dy||y|, plus what it is off because the output it is
-//! computed from is not the exact one: that is known. Both errors, and a rounding of their difference, make δ. Then dS = P∘(dP −
-//! D) is within e = P·(ε·|dP − D| + (1 + ε)·(δ + 2u·(|dP − D| + δ))), and each gradient, a sum of N products a·b with an a that
-//! is off by e, within Σe|b| + γ of N + 5 of Σ(|a| + e)|b| (three for the scale, one for what it multiplies, one for the sum's
-//! parts), and u of the sum with what it is added to. N is what there are keys, or queries of all heads that share a key,
-//! or pairs of one distance.
+//! With P the weights above, each within θ: after division by their sum P is within ε = (θ + Σwθ + A + 6u) / (1 − Σwθ −
+//! A). dP, a sum of h products, is within γ of h of Σ|dy||v|; so is D, of Σ|dy||y|, plus what it is off because the
+//! output it is computed from is not the exact one: that is known. Both errors, and a rounding of their difference,
+//! make δ. Then dS = P∘(dP − D) is within e = P·(ε·|dP − D| + (1 + ε)·(δ + 2u·(|dP − D| + δ))), and each gradient, a
+//! sum of N products a·b with an a that is off by e, within Σe|b| + γ of N + 5 of Σ(|a| + e)|b| (three for the scale,
+//! one for what it multiplies, one for the sum's parts), and u of the sum with what it is added to. N is what there are
+//! keys, or queries of all heads that share a key, or pairs of one distance.
 //!
 //! Invariant: no code is shared with the devices.
 
@@ -172,8 +172,8 @@ pub struct AttentionGradients {
     pub dbias: Option<Array2<f64>>,
 }
 
-/// Gradients of [`exact`] with the same operands, where `dy` is that of its result. Rows at or past a sequence's length have
-/// the gradient zero.
+/// Gradients of [`exact`] with the same operands, where `dy` is that of its result. Rows at or past a sequence's length
+/// have the gradient zero.
 ///
 /// # Panics
 /// As [`exact`], or if `dy` has another shape than its result.
@@ -225,8 +225,8 @@ pub fn grad(
     AttentionGradients { dqkv, dbias }
 }
 
-/// The same with its bounds, for f32 operands: that of Q, K and V, and that of the bias. `y` is the attention's output, as the
-/// device has it; `before` are the gradients that these are added to, if they are added.
+/// The same with its bounds, for f32 operands: that of Q, K and V, and that of the bias. `y` is the attention's output,
+/// as the device has it; `before` are the gradients that these are added to, if they are added.
 pub fn expect_grad(
     qkv: &Matrix,
     lengths: &[u32],

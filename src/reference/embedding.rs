@@ -4,8 +4,8 @@
 //! γ₂·Σ|a| for three addends, γ₁ for two, 0 for one, plus Σφ, plus 2⁻¹²⁶ for each sum; then the store.
 //!
 //! # The bound of the gradient
-//! γ of the tokens of a row times Σ|dy|, plus Σφ, plus 2⁻¹²⁶ for each sum. What is there before counts as one more: devices
-//! may start from it, and need not sum apart.
+//! γ of the tokens of a row times Σ|dy|, plus Σφ, plus 2⁻¹²⁶ for each sum. What is there before counts as one more:
+//! devices may start from it, and need not sum apart.
 //!
 //! Invariant: no code is shared with the devices.
 
@@ -62,8 +62,8 @@ pub fn expect(tables: &[(&Matrix, &[u32])], output: DType) -> Result<Expectation
     Ok(all)
 }
 
-/// Gradient of a table of so many rows that was looked up by these ids, where `dy` is that of the result: in each row the sum
-/// over the tokens with its id, an id past the end meaning the last row.
+/// Gradient of a table of so many rows that was looked up by these ids, where `dy` is that of the result: in each row
+/// the sum over the tokens with its id, an id past the end meaning the last row.
 ///
 /// # Panics
 /// If the table has no rows, or there is not an id for each row of `dy`.
@@ -76,8 +76,8 @@ pub fn grad(rows: usize, ids: &[u32], dy: ArrayView2<'_, f64>) -> Array2<f64> {
     table
 }
 
-/// The same with its bounds, of an f32 gradient; added to `before`, where that is given. An error if the table has no rows, or there is not an id for each row of
-/// `dy`.
+/// The same with its bounds, of an f32 gradient; added to `before`, where that is given. An error if the table has no
+/// rows, or there is not an id for each row of `dy`.
 ///
 /// ```
 /// use sparse24::{Matrix, reference::embedding};

@@ -5,8 +5,8 @@
 //! for GELU and SiLU 8·u·(1 + |a|). The product: e·(|b| + φ(b)) + |g|·φ(b), one rounding, and 2⁻¹²⁶; then the store.
 //!
 //! # The bound of the gradient
-//! act(a) and its slope are off as the oracle of [activations](mod@super::activation) has it; products in any order round
-//! once each.
+//! act(a) and its slope are off as the oracle of [activations](mod@super::activation) has it; products in any order
+//! round once each.
 //!
 //! Invariant: no code is shared with the devices.
 

@@ -33,11 +33,11 @@
 //!
 //!    Both carry a factor 1 + γ, for the roundings that follow.
 //!
-//!    Where the sum is **exact in every order**, γ and the first addend are zero: if all weights of the row are multiples
-//!    of one power of two, all activations of the token of another, and S is at most 2²⁴ times their product, then so
-//!    is every partial sum a multiple of it with at most 24 bits. This is what small whole numbers as test data are for:
-//!    γ·S grows like k², so from a k of some thousands on it hides a single wrong product of random data, and never one of
-//!    whole numbers.
+//!    Where the sum is **exact in every order**, γ and the first addend are zero: if all weights of the row are
+//!    multiples of one power of two, all activations of the token of another, and S is at most 2²⁴ times their product,
+//!    then so is every partial sum a multiple of it with at most 24 bits. This is what small whole numbers as test data
+//!    are for: γ·S grows like k², so from a k of some thousands on it hides a single wrong product of random data, and
+//!    never one of whole numbers.
 //! 2. **Bias.** The error so far times 1 + u, plus u·|pre|, plus 2·2⁻¹²⁶ for flushes. (Starting the sum *at* the bias
 //!    rounds the bias K times and is not covered.)
 //! 3. **Activation.** The error so far times a Lipschitz constant: 1 for none and ReLU; 1.13 for both GELUs, whose

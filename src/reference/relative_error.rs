@@ -4,8 +4,9 @@
 
 use ndarray::{Array2, ArrayView2};
 
-/// What each row of `x` adds to the loss, `weight / T · |x − wanted|² / |wanted|²`, where T rows are real: those before the
-/// length of their sequence of `seq` rows. And the gradient of the sum. Both are zero for other rows, whatever they hold.
+/// What each row of `x` adds to the loss, `weight / T · |x − wanted|² / |wanted|²`, where T rows are real: those before
+/// the length of their sequence of `seq` rows. And the gradient of the sum. Both are zero for other rows, whatever they
+/// hold.
 ///
 /// # Panics
 /// If the shapes differ, or there are fewer rows than sequences have.

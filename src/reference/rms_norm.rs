@@ -5,12 +5,12 @@
 //! 1. Mean of squares: a sum of squares of numbers that are off by φ, in d + 7 roundings (squares, sum, and a division
 //!    or a product with a reciprocal), as in [`super`], over d.
 //! 2. r = 1/√(mean + ε), where the argument is off by step 1 and one rounding: as in [`super`].
-//! 3. x·r·γ: φ of x and the error of r multiplied out, a rounding for each of the two products, and the φ of gamma; then
-//!    the store.
+//! 3. x·r·γ: φ of x and the error of r multiplied out, a rounding for each of the two products, and the φ of gamma;
+//!    then the store.
 //!
 //! # The bound of the gradient
-//! With z = x·r as above and g = dy·γ, dx = (g − z·mean(g·z))·r and dgamma = Σ dy·z over the tokens: every step with the
-//! errors of those before it and its own rounding, means and sums as in [`super`].
+//! With z = x·r as above and g = dy·γ, dx = (g − z·mean(g·z))·r and dgamma = Σ dy·z over the tokens: every step with
+//! the errors of those before it and its own rounding, means and sums as in [`super`].
 //!
 //! Invariant: no code is shared with the devices.
 

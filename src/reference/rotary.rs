@@ -1,8 +1,8 @@
 //! The oracle of rotary positions.
 //!
 //! # The bound
-//! A turned feature is a sum of two products p and q: γ₂·(|p| + |q|), plus what is lost where a factor is taken for zero
-//! (φ of each times the other), plus 3·2⁻¹²⁶. A copied one: φ. Then the store.
+//! A turned feature is a sum of two products p and q: γ₂·(|p| + |q|), plus what is lost where a factor is taken for
+//! zero (φ of each times the other), plus 3·2⁻¹²⁶. A copied one: φ. Then the store.
 //!
 //! The gradient is the same turn with the sines' signs changed: the oracle of the turn, of other tables.
 //!
@@ -52,7 +52,8 @@ pub fn exact(
     })
 }
 
-/// The same with its bounds. An error if the tables differ in shape, or have not every position, or heads are not whole.
+/// The same with its bounds. An error if the tables differ in shape, or have not every position, or heads are not
+/// whole.
 ///
 /// ```
 /// use sparse24::{DType, Matrix, reference::rotary};

@@ -1,8 +1,8 @@
 //! Numbers as a device may compute them in f32: the exact value, and how far a result may be from it.
 //!
 //! Bounds that are a walk through the computation are written as that walk: each operation here takes the errors of its
-//! operands along, adds its own as [`super`] has it, and keeps the exact value beside them. Fewer roundings, as of fused
-//! multiply-adds, are covered, and so is any order of a sum. Invariant: an error that is not known is infinite.
+//! operands along, adds its own as [`super`] has it, and keeps the exact value beside them. Fewer roundings, as of
+//! fused multiply-adds, are covered, and so is any order of a sum. Invariant: an error that is not known is infinite.
 
 use super::{FLUSH, U, bounded, gamma, inverse_root, phi};
 use crate::matrix::DType;

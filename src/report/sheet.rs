@@ -167,7 +167,8 @@ pub struct Printout {
     pub wide_notes: Vec<String>,
     /// What the columns mean.
     pub legend: Vec<String>,
-    /// Where the program and the figures come from: in what is pasted elsewhere, not on the terminal of who just ran it.
+    /// Where the program and the figures come from: in what is pasted elsewhere, not on the terminal of who just ran
+    /// it.
     pub source: String,
 }
 

@@ -6,8 +6,8 @@
 //!
 //! The parts of a pass (GEMMs, attention, the rest) are timed apart, right after whole passes in the same round. Apart
 //! they find other caches and other neighbours than within a pass, so their sum is not the pass's time; by noise it may
-//! even be more. So only their shares are believed, and applied to the median of whole passes. Invariants: a row that is
-//! not verified has no times; the parts of a row come to its median.
+//! even be more. So only their shares are believed, and applied to the median of whole passes. Invariants: a row that
+//! is not verified has no times; the parts of a row come to its median.
 
 use std::sync::Arc;
 
@@ -23,8 +23,8 @@ use crate::measure::{MeasuredTimes, PlannedBy, Policy, Speedup, Timer, Workload}
 use crate::plan::Plan;
 use crate::problem::Op;
 
-/// One row of a benchmark file of a model (schema `sparse24-model-bench/1`): one way to run it. Times are of one forward
-/// pass, in milliseconds; they and what follows from them are `None` where the result failed verification.
+/// One row of a benchmark file of a model (schema `sparse24-model-bench/1`): one way to run it. Times are of one
+/// forward pass, in milliseconds; they and what follows from them are `None` where the result failed verification.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "cli", derive(serde::Serialize))]
 pub struct ModelRecord {
@@ -60,8 +60,8 @@ pub struct ModelRecord {
     pub speedup: Speedup,
     /// Bytes of the linear weights on the device.
     pub weight_bytes: usize,
-    /// Largest distance of an element of a hidden state or an embedding from the twin's, over the root of the mean square
-    /// of that state or embedding; `None` if infinite.
+    /// Largest distance of an element of a hidden state or an embedding from the twin's, over the root of the mean
+    /// square of that state or embedding; `None` if infinite.
     pub max_error: Option<f64>,
     /// What is allowed of it: [`allowed_error`].
     pub allowed_error: f64,
@@ -159,9 +159,10 @@ impl Part {
 /// Operations of the f64 twin that are worth waiting for: some seconds.
 const TWIN_FLOPS: usize = 30_000_000_000;
 
-/// How far an element may be from the twin's, where those of its row are about 1. No bound through softmax and LayerNorm
-/// would be of use. On all-MiniLM-L6-v2 and random ids hidden states come to 8e-6 and 1.6e-2; one wrong weight is far
-/// above the first (see the test), and f16 is what embeddings of 384 features are held to: 3e-3 of their length.
+/// How far an element may be from the twin's, where those of its row are about 1. No bound through softmax and
+/// LayerNorm would be of use. On all-MiniLM-L6-v2 and random ids hidden states come to 8e-6 and 1.6e-2; one wrong
+/// weight is far above the first (see the test), and f16 is what embeddings of 384 features are held to: 3e-3 of their
+/// length.
 pub const fn allowed_error(dtype: DType) -> f64 {
     match dtype {
         DType::F32 => 5e-5,
@@ -186,7 +187,8 @@ impl Expected {
         Ok(Self { texts: texts.to_vec(), states, embeddings })
     }
 
-    /// The largest error of a pass over batches in which the texts take turns. All are seen even where a batch has fewer.
+    /// The largest error of a pass over batches in which the texts take turns. All are seen even where a batch has
+    /// fewer.
     fn error(&self, encoder: &Encoder, forward: &Forward) -> Result<f64> {
         let hidden = forward.graph().outputs().first().and_then(|&states| forward.tap(states));
         let hidden = hidden.ok_or_else(|| Error::invalid("the model has no hidden states"))?;
@@ -284,7 +286,8 @@ struct Subject {
 }
 
 impl EncoderBench {
-    /// For batches of `batch` texts of `seq` tokens, whose ids `seed` draws. An error if the model does not take as many.
+    /// For batches of `batch` texts of `seq` tokens, whose ids `seed` draws. An error if the model does not take as
+    /// many.
     pub fn new(
         device: &Device,
         checkpoint: Checkpoint,
@@ -428,8 +431,8 @@ mod tests {
         assert!(low < Some(&1000) && high > Some(&29_500) && high < Some(&30_522), "{low:?} {high:?}");
     }
 
-    /// Verification itself: one weight with its sign flipped in any linear layer is more than is allowed, even among the
-    /// small random ones that attend to all tokens nearly alike.
+    /// Verification itself: one weight with its sign flipped in any linear layer is more than is allowed, even among
+    /// the small random ones that attend to all tokens nearly alike.
     #[test]
     fn one_wrong_weight_fails_verification() {
         let config = BertConfig::named("minilm").unwrap();

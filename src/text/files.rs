@@ -1,8 +1,8 @@
 //! Where the parts of a model lie, and what the small files of Sentence Transformers beside it say about texts.
 //!
-//! `modules.json` lists what a text passes through, and in which folder each part lies; `sentence_bert_config.json` says
-//! how long a text may be; `config_sentence_transformers.json` says what is put in front of a text and how embeddings are
-//! compared. Invariant: what such a file asks for is done, or refused with the file's name.
+//! `modules.json` lists what a text passes through, and in which folder each part lies; `sentence_bert_config.json`
+//! says how long a text may be; `config_sentence_transformers.json` says what is put in front of a text and how
+//! embeddings are compared. Invariant: what such a file asks for is done, or refused with the file's name.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -54,9 +54,9 @@ pub(super) struct Module {
 }
 
 impl Files {
-    /// Those of a folder, by the names that Hugging Face and Sentence Transformers give them. Whether they are there shows
-    /// when they are read; of the optional ones, now. Where `modules.json` names a folder for the transformer, its files
-    /// are looked for there.
+    /// Those of a folder, by the names that Hugging Face and Sentence Transformers give them. Whether they are there
+    /// shows when they are read; of the optional ones, now. Where `modules.json` names a folder for the transformer,
+    /// its files are looked for there.
     pub fn in_folder(folder: impl AsRef<Path>) -> Self {
         let folder = folder.as_ref();
         let optional = |file: PathBuf| Some(file).filter(|file| file.exists());

@@ -36,8 +36,8 @@ pub struct LinearProbe {
 }
 
 impl LinearProbe {
-    /// The penalty on squared weights, as a share of the mean variance of the embeddings' features, so that it means the
-    /// same whatever their scale. It was set once and for all, and not chosen by any result.
+    /// The penalty on squared weights, as a share of the mean variance of the embeddings' features, so that it means
+    /// the same whatever their scale. It was set once and for all, and not chosen by any result.
     pub const RIDGE: f64 = 0.1;
 
     /// Fits a probe to embeddings, one a row, of the classes `labels`, counted from 0. An error if there are fewer than
@@ -58,8 +58,8 @@ impl LinearProbe {
     }
 
     /// The class that each of these embeddings is given by a probe that was fitted to the others: those outside of its
-    /// fold. Texts of a class go to the `folds` folds in turns, so that every fold has its share of every class. An error
-    /// as of [`LinearProbe::fit`], or if there are fewer than two folds, or more than texts.
+    /// fold. Texts of a class go to the `folds` folds in turns, so that every fold has its share of every class. An
+    /// error as of [`LinearProbe::fit`], or if there are fewer than two folds, or more than texts.
     pub fn cross_validate(embeddings: &Matrix, labels: &[usize], folds: usize) -> Result<Vec<usize>> {
         check(embeddings, labels)?;
         if !(2..=labels.len()).contains(&folds) {

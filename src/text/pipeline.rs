@@ -1,9 +1,9 @@
 //! What follows the encoder: how the last states of a text's tokens become its embedding.
 //!
-//! A folder of Sentence Transformers lists it in `modules.json`: a pooling, and then any of Dense, LayerNorm, Normalize.
-//! Without that list it is the mean of the states, brought to length 1. The mean, and a Normalize right after it, are
-//! computed on the device as a part of the forward pass. Everything else is small beside the encoder and is computed here,
-//! on the host in f32, from the mean or from the states that are read back.
+//! A folder of Sentence Transformers lists it in `modules.json`: a pooling, and then any of Dense, LayerNorm,
+//! Normalize. Without that list it is the mean of the states, brought to length 1. The mean, and a Normalize right
+//! after it, are computed on the device as a part of the forward pass. Everything else is small beside the encoder and
+//! is computed here, on the host in f32, from the mean or from the states that are read back.
 //!
 //! What each module computes is that of Sentence Transformers 6.2 (read in its source, and run against it; see
 //! tests/pipeline.rs). Invariant: every step takes as many features as the one before it gives, the first pooled ones.
@@ -301,8 +301,8 @@ impl Pipeline {
     }
 
     /// Says how many tokens at the start of every text are those of its prompt, `[CLS]` included: see
-    /// [`Tokenizer::prompt_tokens`](super::Tokenizer::prompt_tokens). They are left out of the pooling if the model asks
-    /// for that.
+    /// [`Tokenizer::prompt_tokens`](super::Tokenizer::prompt_tokens). They are left out of the pooling if the model
+    /// asks for that.
     pub fn set_prompt_tokens(&mut self, tokens: usize) {
         self.prompt_tokens = tokens;
     }
@@ -322,8 +322,8 @@ impl Pipeline {
         mean.then(|| self.steps.first() == Some(&Step::Normalize))
     }
 
-    /// The model of a checkpoint with as much of the pipeline as a device computes: the mean, and a Normalize right after
-    /// it. [`Pipeline::embeddings`] goes on from its output.
+    /// The model of a checkpoint with as much of the pipeline as a device computes: the mean, and a Normalize right
+    /// after it. [`Pipeline::embeddings`] goes on from its output.
     pub fn attach(&self, checkpoint: &Checkpoint) -> Result<Checkpoint> {
         let Some(normalize) = self.on_device() else { return Ok(checkpoint.clone()) };
         checkpoint.extended(|graph| {
@@ -372,10 +372,11 @@ impl Pipeline {
     }
 
     /// The embeddings of a batch, one a row, from the output of a model that this pipeline was
-    /// [attached](Pipeline::attach) to: what the device pooled, or the states of texts of these lengths, padded to `seq`
-    /// tokens each. A row whose states are not finite is NaN.
+    /// [attached](Pipeline::attach) to: what the device pooled, or the states of texts of these lengths, padded to
+    /// `seq` tokens each. A row whose states are not finite is NaN.
     ///
-    /// An error for a text that has no token beside those of its prompt, which are left out: [`Error::text`] says which.
+    /// An error for a text that has no token beside those of its prompt, which are left out: [`Error::text`] says
+    /// which.
     pub fn embeddings(&self, end: &Matrix, seq: usize, lengths: &[usize]) -> Result<Matrix> {
         let (mut x, steps) = match self.on_device() {
             Some(normalized) => (end.to_array(), &self.steps[usize::from(normalized)..]),

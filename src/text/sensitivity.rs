@@ -1,8 +1,8 @@
 //! What a model loses when one of its linear layers alone is pruned, and what it loses when several are.
 //!
-//! One pass over the layers in the order in which they run: a layer's inputs are counted where the method asks for them,
-//! the layer is pruned, the model is evaluated with it in its place, and it is put back. Invariant: all drops are of the
-//! same texts, and their intervals of the same draws.
+//! One pass over the layers in the order in which they run: a layer's inputs are counted where the method asks for
+//! them, the layer is pruned, the model is evaluated with it in its place, and it is put back. Invariant: all drops are
+//! of the same texts, and their intervals of the same draws.
 
 use std::collections::BTreeMap;
 
@@ -65,8 +65,8 @@ impl Metric {
         if self.scores.is_some() { "spearman" } else { "cosine" }
     }
 
-    /// A number for each pair or text: how similar a model's embeddings of the two are, or how similar its embedding is to
-    /// the dense model's.
+    /// A number for each pair or text: how similar a model's embeddings of the two are, or how similar its embedding is
+    /// to the dense model's.
     fn numbers(&self, embeddings: &Matrix, dense: &Matrix) -> Result<Vec<f64>> {
         let numbers = embeddings.elements().to_f32();
         if !numbers.iter().all(|x| x.is_finite()) {

@@ -110,8 +110,8 @@ impl Tokenizer {
         if self.lower_case { text.to_lowercase() } else { text }
     }
 
-    /// The ids of texts with their prompt, special tokens included: an empty text is its special tokens, `[CLS] [SEP]`. An error for a
-    /// text without any token, which a tokenizer that adds none may give.
+    /// The ids of texts with their prompt, special tokens included: an empty text is its special tokens, `[CLS] [SEP]`.
+    /// An error for a text without any token, which a tokenizer that adds none may give.
     pub fn encode<S: AsRef<str>>(&self, texts: &[S]) -> Result<Tokens> {
         let encoded = if self.lower_case || !self.prompt.is_empty() {
             let texts: Vec<String> = texts.iter().map(|text| self.prepared(text.as_ref())).collect();

@@ -11,8 +11,8 @@ use crate::matrix::Matrix;
 use crate::problem::Activation;
 use crate::reference::activation;
 
-/// The last hidden states, one row per token, of texts one after the other: the first output of the model. An error if a
-/// text is no input of it.
+/// The last hidden states, one row per token, of texts one after the other: the first output of the model. An error if
+/// a text is no input of it.
 pub fn hidden_states<T: AsRef<[u32]>>(checkpoint: &Checkpoint, texts: &[T]) -> Result<Array2<f64>> {
     let output = checkpoint.graph().outputs().first().copied();
     let found = twin::values(checkpoint, output.as_slice(), texts)?;

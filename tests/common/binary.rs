@@ -1,8 +1,8 @@
 //! The binary as its users run it: arguments and stdin in; stdout, stderr and an exit code out.
 //!
-//! The environment of the tests does not decide how a run ends: there is no graphics driver, and none of the variables that
-//! say what the binary is to do. The user's folders stay. A run that ends in another way than a test expects is shown with its command line
-//! and all that it printed.
+//! The environment of the tests does not decide how a run ends: there is no graphics driver, and none of the variables
+//! that say what the binary is to do. The user's folders stay. A run that ends in another way than a test expects is
+//! shown with its command line and all that it printed.
 
 #![allow(dead_code, reason = "each test file includes this and uses its own part")]
 

@@ -84,8 +84,8 @@ fn gradients_agree_with_the_oracle(device: &Device) {
 
 on_both_devices!(edge_values_stay_what_they_are);
 
-/// Slopes are those of a closed and of an open gate far from zero, and nothing overflows on the way; a NaN stays one but
-/// where the slope is the same everywhere.
+/// Slopes are those of a closed and of an open gate far from zero, and nothing overflows on the way; a NaN stays one
+/// but where the slope is the same everywhere.
 fn edge_values_stay_what_they_are(device: &Device) {
     let x = [100.0, -100.0, 1e30, -1e30, 0.0, f32::NAN, 16.5];
     let n = x.len();

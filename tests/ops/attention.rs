@@ -281,7 +281,7 @@ fn cooperative_attention_agrees(device: &Device, unit: CoopUnit) {
 /// The kernels of cooperative matrices, with those emulated in plain WGSL: every index they compute is their own.
 #[test]
 #[ignore = "needs a GPU"]
-fn cooperative_attention_agrees_with_the_oracle_when_acted_out() {
+fn cooperative_attention_agrees_with_the_oracle_when_emulated() {
     let Some(device) = gpu() else { return };
     if !device.caps().unwrap().f16 {
         eprintln!("skipped: no f16");
@@ -381,8 +381,8 @@ fn kernels_without_a_shader_are_refused() {
     assert!(says(coop, 32, DType::F32).is_err() && says(coop, 32, DType::F16).is_ok());
 }
 
-/// The oracle's gradient is that of its result, by central differences, for each option and all: of every operand, padding
-/// and sequences without tokens included.
+/// The oracle's gradient is that of its result, by central differences, for each option and all: of every operand,
+/// padding and sequences without tokens included.
 #[test]
 fn the_exact_gradient_is_that_of_finite_differences() {
     let (seq, heads, h, lengths) = (5, 4, 3, [5, 3, 0]);
@@ -508,8 +508,8 @@ fn says_something(want: &Expectation, got: &Matrix, what: &str) {
 
 on_both_devices!(gradients_agree_with_the_oracle);
 
-/// Rows around the tiles' 32 queries and keys and the CPU's 16 lanes and blocks of four; heads of one feature, of a ragged
-/// four, of whole tiles, and of more than one piece of them. Flat softmaxes and peaked ones.
+/// Rows around the tiles' 32 queries and keys and the CPU's 16 lanes and blocks of four; heads of one feature, of a
+/// ragged four, of whole tiles, and of more than one piece of them. Flat softmaxes and peaked ones.
 fn gradients_agree_with_the_oracle(device: &Device) {
     let seed = seed();
     let sizes = [

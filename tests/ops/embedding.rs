@@ -57,7 +57,8 @@ on_both_devices!(gradients_agree_with_the_oracle);
 
 fn gradients_agree_with_the_oracle(device: &Device) {
     let seed = seed();
-    // Tokens: none, one, around the 32 of a word and the 256 that are compared at once. Features around the 256 of a workgroup.
+    // Tokens: none, one, around the 32 of a word and the 256 that are compared at once. Features around the 256 of a
+    // workgroup.
     let sizes = [(0, 3), (1, 1), (31, 5), (33, 64), (256, 7), (257, 257), (600, 384)];
     for (i, (tokens, width)) in sizes.into_iter().enumerate() {
         for data in [Data::Whole, Data::Uniform] {

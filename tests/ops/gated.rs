@@ -56,7 +56,8 @@ on_both_devices!(gradients_agree_with_the_oracle);
 
 fn gradients_agree_with_the_oracle(device: &Device) {
     let seed = seed();
-    // One feature; around the 64 that the CPU widens at once and the 16 tokens of its tasks; a workgroup of 256; a model's.
+    // One feature; around the 64 that the CPU widens at once and the 16 tokens of its tasks; a workgroup of 256; a
+    // model's.
     let sizes = [(1, 1), (3, 3), (5, 63), (2, 65), (16, 16), (1, 257), (17, 1536)];
     for (i, (tokens, width)) in sizes.into_iter().enumerate() {
         for gate in ACTIVATIONS {

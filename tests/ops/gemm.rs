@@ -161,15 +161,15 @@ fn cooperative_kernels_agree(device: &Device, wanted: impl Fn(Op) -> bool, split
 /// their own. Tiles are held as vectors.
 #[test]
 #[ignore = "needs a GPU"]
-fn cooperative_kernels_agree_with_the_oracle_when_acted_out() {
-    cooperative_kernels_agree_when_acted_out(false, |_| true);
+fn cooperative_kernels_agree_with_the_oracle_when_emulated() {
+    cooperative_kernels_agree_when_emulated(false, |_| true);
 }
 
 /// The same with tiles held as scalars: one operation of each kind of stash.
 #[test]
 #[ignore = "needs a GPU"]
-fn cooperative_kernels_on_scalars_agree_with_the_oracle_when_acted_out() {
-    cooperative_kernels_agree_when_acted_out(true, one_of_each_kind);
+fn cooperative_kernels_on_scalars_agree_with_the_oracle_when_emulated() {
+    cooperative_kernels_agree_when_emulated(true, one_of_each_kind);
 }
 
 /// Dense weights, masks, expanded codes, and activations gathered by several patterns.
@@ -181,7 +181,7 @@ fn one_of_each_kind(op: Op) -> bool {
     }
 }
 
-fn cooperative_kernels_agree_when_acted_out(scalars: bool, wanted: impl Fn(Op) -> bool) {
+fn cooperative_kernels_agree_when_emulated(scalars: bool, wanted: impl Fn(Op) -> bool) {
     let Some(device) = gpu() else { return };
     if !device.caps().unwrap().f16 {
         eprintln!("skipped: no f16");
@@ -200,8 +200,8 @@ fn cooperative_kernels_agree_when_acted_out(scalars: bool, wanted: impl Fn(Op) -
     }
 }
 
-/// A device whose cooperative matrices have passed the check. `None`, with a word on stderr, where there is none, unless
-/// SPARSE24_REQUIRE_COOPERATIVE is set: then that is a failure.
+/// A device whose cooperative matrices have passed the check. `None`, with a word on stderr, where there is none,
+/// unless SPARSE24_REQUIRE_COOPERATIVE is set: then that is a failure.
 fn cooperative(scalars: bool) -> Option<Device> {
     let device = gpu()?;
     let caps = device.caps().unwrap();
@@ -212,7 +212,8 @@ fn cooperative(scalars: bool) -> Option<Device> {
         return None;
     };
     eprintln!("subgroups of {lanes}");
-    // Rolled on a processor: llvmpipe takes up to a minute to compile such a kernel unrolled, some seconds as it stands.
+    // Rolled on a processor: llvmpipe takes up to a minute to compile such a kernel unrolled, some seconds as it
+    // stands.
     let unroll = (lanes == 8).then_some(false);
     let options = Options { cooperative_scalars: Some(scalars), unroll, ..Options::default() };
     Some(Device::open(device.info().name(), options).unwrap())

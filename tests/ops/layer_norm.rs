@@ -66,8 +66,8 @@ on_both_devices!(gradients_agree_with_the_oracle);
 
 fn gradients_agree_with_the_oracle(device: &Device) {
     let seed = seed();
-    // Tokens around the 8 of a workgroup, the 16 of a block of sums, and past the 2048 from which blocks are larger; widths
-    // as of the forward, and around the 256 features of a workgroup that sums.
+    // Tokens around the 8 of a workgroup, the 16 of a block of sums, and past the 2048 from which blocks are larger;
+    // widths as of the forward, and around the 256 features of a workgroup that sums.
     let sizes = [(1, 1), (3, 3), (8, 127), (9, 128), (5, 129), (15, 257), (33, 256), (17, 384), (2, 1023), (2100, 5)];
     for (i, (tokens, width)) in sizes.into_iter().enumerate() {
         for (data, shift, eps) in [(Data::Whole, 0.0, 0.25), (Data::Uniform, 0.0, 1e-5), (Data::Uniform, 30.0, 1e-3)] {
@@ -165,9 +165,9 @@ fn gradients_of_no_tokens_are_zero(device: &Device) {
 
 on_both_devices!(variances_that_overflow_show);
 
-/// A norm over squares that f32 cannot hold is NaN, not beta or zero; its neighbours are as ever. A constant row is beta,
-/// and where nothing is added to its variance no number on the CPU: a GPU's division may leave the mean an ulp off, and
-/// with it a variance.
+/// A norm over squares that f32 cannot hold is NaN, not beta or zero; its neighbours are as ever. A constant row is
+/// beta, and where nothing is added to its variance no number on the CPU: a GPU's division may leave the mean an ulp
+/// off, and with it a variance.
 fn variances_that_overflow_show(device: &Device) {
     for width in [64, 63] {
         let row = |of: &dyn Fn(usize) -> f32| (0..width).map(of).collect::<Vec<_>>();

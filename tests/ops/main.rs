@@ -95,8 +95,8 @@ pub(crate) fn wide(m: &Matrix) -> Array2<f64> {
     m.to_array().mapv(f64::from)
 }
 
-/// A gradient is that of `loss`, by central differences: to 1e-6 of its largest element, far from the 1e-10 that these are
-/// good for, and further from what any wrong term would do.
+/// A gradient is that of `loss`, by central differences: to 1e-6 of its largest element, far from the 1e-10 that these
+/// are good for, and further from what any wrong term would do.
 #[track_caller]
 pub(crate) fn differences_agree(gradient: &Array2<f64>, at: &Array2<f64>, loss: impl Fn(&Array2<f64>) -> f64) {
     let step = 1e-5;
@@ -136,8 +136,8 @@ pub(crate) fn expect(device: &Device, call: &Prepared, y: &Tensor, want: &Expect
 }
 
 /// A result with one element off by a five-thousandth of what elements of its row are on average, or by two of the
-/// output's smallest steps where these are larger, is beyond its bound: the bound says something. Of its row, as rows of
-/// a gradient differ in size by the lengths of their sequences.
+/// output's smallest steps where these are larger, is beyond its bound: the bound says something. Of its row, as rows
+/// of a gradient differ in size by the lengths of their sequences.
 pub(crate) fn slightly_wrong(want: &Expectation, y: &Matrix, what: &str) {
     let mut values = y.elements().to_f32();
     let sizes: Vec<f32> = (values.chunks(y.cols().max(1)))
@@ -149,7 +149,8 @@ pub(crate) fn slightly_wrong(want: &Expectation, y: &Matrix, what: &str) {
         .filter(|&(row, col)| values[at(row, col)].abs() < 2.0 * sizes[row])
         .find(|&(row, col)| want.element(row, col).bound.is_finite());
     let Some((row, col)) = found else { return };
-    values[at(row, col)] += if y.dtype() == DType::F16 { 8e-3 } else { 2e-4 } * sizes[row];
+    let step = if y.dtype() == DType::F16 { 8e-3 } else { 2e-4 };
+    values[at(row, col)] += step * sizes[row];
     let wrong = Matrix::new(y.rows(), y.cols(), Elements::from_f32(y.dtype(), &values)).unwrap();
     let bound = want.element(row, col).bound;
     assert!(!want.verify(&wrong).unwrap().passed(), "{what}: element [{row}, {col}], bound {bound}");

@@ -60,8 +60,9 @@ on_both_devices!(gradients_agree_with_the_oracle);
 
 fn gradients_agree_with_the_oracle(device: &Device) {
     let seed = seed();
-    // As of layer normalisation: tokens around the 8 of a workgroup, the 16 of a block of sums, and past the 2048 from which
-    // blocks are larger; widths around the 128 that 32 lanes read at once and the 256 features of a workgroup that sums.
+    // As of layer normalisation: tokens around the 8 of a workgroup, the 16 of a block of sums, and past the 2048 from
+    // which blocks are larger; widths around the 128 that 32 lanes read at once and the 256 features of a workgroup
+    // that sums.
     let sizes = [(1, 1), (3, 3), (9, 128), (5, 129), (15, 257), (17, 576), (2100, 5)];
     for (i, (tokens, width)) in sizes.into_iter().enumerate() {
         for (data, eps) in [(Data::Whole, 0.25), (Data::Uniform, 1e-5)] {

@@ -52,9 +52,9 @@ pub(crate) struct Args {
     /// Tokens of the named models and of --weights; MxNxK and square have their own.
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "512")]
     pub(super) tokens: Vec<NonZeroUsize>,
-    /// Measure a whole model instead of single layers: a folder with config.json and model.safetensors, in a binary built
-    /// with the feature `hub` the name of one on the Hugging Face hub, or one of minilm, bert-base, bert-large for random
-    /// weights of that model's sizes.
+    /// Measure a whole model instead of single layers: a folder with config.json and model.safetensors, in a binary
+    /// built with the feature `hub` the name of one on the Hugging Face hub, or one of minilm, bert-base, bert-large
+    /// for random weights of that model's sizes.
     #[arg(long, value_name = "DIR|NAME", conflicts_with_all = ["shapes", "tokens", "weights", "plan"])]
     pub(super) model: Option<String>,
     /// Texts of a batch of the --model; 32 unless given.
@@ -75,17 +75,17 @@ pub(crate) struct Args {
     /// dense,sparse24,auto,masked]
     #[arg(long, value_name = "OP,...", value_delimiter = ',')]
     pub(super) ops: Vec<OpName>,
-    /// Kernel: `auto` for the planner's choice, or a name as in the last column of --wide or the JSON's `kernel`: on the
-    /// CPU device gemm_crate, columns, gather or gemv, on a GPU a tile such as 64x64x16. Operations that have no such
-    /// kernel are left to the planner, and so is `auto`.
+    /// Kernel: `auto` for the planner's choice, or a name as in the last column of --wide or the JSON's `kernel`: on
+    /// the CPU device gemm_crate, columns, gather or gemv, on a GPU a tile such as 64x64x16. Operations that have no
+    /// such kernel are left to the planner, and so is `auto`.
     #[arg(long, value_name = "auto|KERNEL", default_value = "auto")]
     pub(super) plan: String,
     /// Print for each row which kernel was chosen and why, its predicted bound, padding, bytes and operations.
     #[arg(long)]
     pub(super) explain: bool,
-    /// With --explain: say what would be chosen on a GPU of this architecture, by the machine code that its compiler made
-    /// of the kernels, and run nothing: rdna2, rdna3, rdna4, ampere (GA100 alone), ada, apple-m1, adreno. Matrices of
-    /// 8 x 8, which Apple's has, are left out.
+    /// With --explain: say what would be chosen on a GPU of this architecture, by the machine code that its compiler
+    /// made of the kernels, and run nothing: rdna2, rdna3, rdna4, ampere (GA100 alone), ada, apple-m1, adreno. Matrices
+    /// of 8 x 8, which Apple's has, are left out.
     #[arg(long, value_name = "NAME", requires = "explain", value_parser = kernels::architecture,
         conflicts_with_all = ["device", "model", "weights", "plan", "threads", "cache", "no_tuning", "json", "format",
             "wide", "legend", "compare", "fail_slower", "quick", "checked", "seed"])]
@@ -93,8 +93,8 @@ pub(crate) struct Args {
     /// Threads of the CPU device; one per core unless given. No effect on a GPU.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(super) threads: Option<u16>,
-    /// Vector instructions of the CPU device's kernels: scalar, avx2 or avx512; the widest there are unless given.
-    /// The crate `gemm`, which multiplies dense weights, takes the widest (without this crate's feature `avx512`, AVX2).
+    /// Vector instructions of the CPU device's kernels: scalar, avx2 or avx512; the widest there are unless given. The
+    /// crate `gemm`, which multiplies dense weights, takes the widest (without this crate's feature `avx512`, AVX2).
     #[arg(long, value_name = "LEVEL", env = "SPARSE24_SIMD")]
     pub(super) simd: Option<SimdLevel>,
     /// Measure on the 2-D float tensors of this file instead of random weights.

@@ -109,7 +109,8 @@ pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Res
     Ok(if failed.count() > 0 { Outcome::VerificationFailed } else { compared })
 }
 
-/// The weights of a folder or of a model on the hub, or random ones of a well-known model's sizes. A folder comes first.
+/// The weights of a folder or of a model on the hub, or random ones of a well-known model's sizes. A folder comes
+/// first.
 fn load(name: &str, dtype: DType, seed: u64) -> Result<(Weights, Checkpoint, Pipeline)> {
     if let Some(graph) = models::named(name).filter(|_| !Path::new(name).is_dir()) {
         return Ok((Weights::Random, Checkpoint::random(graph, dtype, seed)?, Pipeline::default()));

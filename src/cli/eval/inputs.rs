@@ -135,8 +135,8 @@ impl Lines {
     }
 }
 
-/// Hands the first N columns of every row to `row`, with the line on which it starts. Errors name that line; `columns` is
-/// what they say is wanted.
+/// Hands the first N columns of every row to `row`, with the line on which it starts. Errors name that line; `columns`
+/// is what they say is wanted.
 fn rows<const N: usize>(
     mut bytes: Vec<u8>,
     columns: [&str; N],

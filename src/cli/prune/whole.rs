@@ -31,7 +31,8 @@ struct Subjects<'a> {
     texts: Vec<Vec<u32>>,
 }
 
-/// Texts that are calibrated on where none are named but those to retrain on: more of them change little, and take long.
+/// Texts that are calibrated on where none are named but those to retrain on: more of them change little, and take
+/// long.
 const CALIBRATED_ON: usize = 2048;
 
 /// Which linear layers are pruned, with which vector length.
@@ -147,8 +148,8 @@ impl Subjects<'_> {
         (self.args.running.batching().texts, self.args.seq as usize)
     }
 
-    /// How long the layers take. An error if that is too long even with the fastest pattern of every selected layer: said
-    /// before anything else is done.
+    /// How long the layers take. An error if that is too long even with the fastest pattern of every selected layer:
+    /// said before anything else is done.
     fn times(&self, checkpoint: &Checkpoint, selected: &[String], speedup: f64) -> Result<Times> {
         let (batch, seq) = self.shape();
         let model = self.pipeline.attach(checkpoint)?;
@@ -254,8 +255,8 @@ impl Subjects<'_> {
         Ok(named.map(|(name, kept)| Reordered { name, kept_before: kept.before, kept_after: kept.after }).collect())
     }
 
-    /// Finds out which layers are pruned, and how: by what each loses alone, and what all chosen lose together or, given
-    /// the times of layers, save.
+    /// Finds out which layers are pruned, and how: by what each loses alone, and what all chosen lose together or,
+    /// given the times of layers, save.
     fn choose(&self, checkpoint: &Checkpoint, selected: &[String], times: Option<&Times>) -> Result<(Vectors, Choice)> {
         let args = self.args;
         let read = ReadMetric::read(&args.metric, &self.tokenizer, self.similarity)?;

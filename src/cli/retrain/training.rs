@@ -1,4 +1,5 @@
-//! A run of retraining with its progress, its checkpoint and what is reported of it: of `retrain`, and of `prune --retrain`.
+//! A run of retraining with its progress, its checkpoint and what is reported of it: of `retrain`, and of `prune
+//! --retrain`.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -43,8 +44,9 @@ pub(in crate::cli) struct History {
 }
 
 impl History {
-    /// Whether the loss on texts that are held out has risen for good: half of the steps or more are done, and the last three
-    /// losses are all above the least before them. Earlier than that the learning rate is high, and it may still fall.
+    /// Whether the loss on texts that are held out has risen for good: half of the steps or more are done, and the last
+    /// three losses are all above the least before them. Earlier than that the learning rate is high, and it may still
+    /// fall.
     fn has_turned(&self, steps: u64) -> bool {
         const LAST: usize = 3;
         if (self.steps.len() as u64) < steps / 2 {

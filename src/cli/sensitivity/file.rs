@@ -70,8 +70,8 @@ pub(super) struct Row {
     pub(super) weights: usize,
     /// How much lower the metric is.
     pub(super) drop: f64,
-    /// What 95 % of the drops on resampled texts lie in, and whether zero does. Files of earlier versions lack both, and
-    /// so does a row whose texts are too few.
+    /// What 95 % of the drops on resampled texts lie in, and whether zero does. Files of earlier versions lack both,
+    /// and so does a row whose texts are too few.
     #[serde(default)]
     pub(super) interval: Option<Interval>,
     #[serde(default)]

@@ -1,7 +1,7 @@
 //! Loops of machine code, whatever its dialect: natural loops by dominators, and how often each block runs.
 //!
-//! Compilers lay blocks out as they like: a loop's test may stand at its end, and what leaves it within. So nothing here
-//! depends on the order of blocks but for the first, where code begins.
+//! Compilers lay blocks out as they like: a loop's test may stand at its end, and what leaves it within. So nothing
+//! here depends on the order of blocks but for the first, where code begins.
 
 use std::collections::HashMap;
 

@@ -1,10 +1,10 @@
 //! The gradient of softmax attention.
 //!
-//! Nothing but the output is kept by the forward: scores and the statistics of their softmax are computed anew. With
-//! P = softmax(Q Kᵀ·scale + bias) and dP = dY Vᵀ, the gradient of the scores is dS = P∘(dP − D), where D of a query,
-//! Σ P∘dP over its keys, is the product of its rows of dY and Y (T. Dao et al. 2022, arXiv:2205.14135, appendix B). Then
-//! dV = Pᵀ dY, dQ = scale·dS K, dK = scale·dSᵀ Q, and the gradient of a relative bias is the sum of dS over all pairs of
-//! one distance.
+//! Nothing but the output is kept by the forward: scores and the statistics of their softmax are computed anew. With P
+//! = softmax(Q Kᵀ·scale + bias) and dP = dY Vᵀ, the gradient of the scores is dS = P∘(dP − D), where D of a query, Σ
+//! P∘dP over its keys, is the product of its rows of dY and Y (T. Dao et al. 2022, arXiv:2205.14135, appendix B). Then
+//! dV = Pᵀ dY, dQ = scale·dS K, dK = scale·dSᵀ Q, and the gradient of a relative bias is the sum of dS over all pairs
+//! of one distance.
 //!
 //! Invariant: rows of padding are not read, and their gradients are zero.
 
@@ -273,12 +273,12 @@ impl<'a> Group<'a> {
         &self.qkv[token * self.shape.row() + feature..][..self.shape.head_dim]
     }
 
-    /// Writes the gradients of its Q, K and V to the strip, and adds those of the bias to a row for each of its heads, in
-    /// which distance 0 is in the middle.
+    /// Writes the gradients of its Q, K and V to the strip, and adds those of the bias to a row for each of its heads,
+    /// in which distance 0 is in the middle.
     ///
-    /// As in the forward, a query is in each of the lanes of scores, so that what a key has of 16 queries is one vector.
-    /// Gradients are sums of rows: of queries for a key, of keys for a query. What fills the rows up to whole vectors is
-    /// computed on, and nobody reads what becomes of it.
+    /// As in the forward, a query is in each of the lanes of scores, so that what a key has of 16 queries is one
+    /// vector. Gradients are sums of rows: of queries for a key, of keys for a query. What fills the rows up to whole
+    /// vectors is computed on, and nobody reads what becomes of it.
     #[inline(always)]
     fn run<S: Instructions>(self, mut strip: Strip<'_>, add: bool, dbias: &mut [f32], scratch: &mut [f32]) {
         let Self { length, shape, kv_head, simd, .. } = self;

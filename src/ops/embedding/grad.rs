@@ -18,12 +18,12 @@ use crate::kernels::{
 };
 use crate::matrix::{Element, Elements};
 
-/// Gradients of the tables of an [`Embedding`](crate::Embedding), of those that are wanted: each row's is the sum of `dy` over
-/// the tokens with its id. All tensors are f32.
+/// Gradients of the tables of an [`Embedding`](crate::Embedding), of those that are wanted: each row's is the sum of
+/// `dy` over the tokens with its id. All tensors are f32.
 ///
-/// An id at or past the end of a table counts for its last row, as in the forward. A gradient that is overwritten is zero in
-/// rows that no token has, and all of a table is written: where tables are large and batches small, one that is added to
-/// costs less: its rows' sums start from what is there.
+/// An id at or past the end of a table counts for its last row, as in the forward. A gradient that is overwritten is
+/// zero in rows that no token has, and all of a table is written: where tables are large and batches small, one that is
+/// added to costs less: its rows' sums start from what is there.
 ///
 /// ```
 /// use sparse24::{DType, Device, EmbeddingGrad, Gradient, Matrix};
@@ -38,7 +38,8 @@ use crate::matrix::{Element, Elements};
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct EmbeddingGrad<'a> {
-    /// One to three tables: the ids that were looked up, one per row of `dy`, and the gradient of the table, `rows x d`.
+    /// One to three tables: the ids that were looked up, one per row of `dy`, and the gradient of the table, `rows x
+    /// d`.
     pub tables: &'a [(&'a Indices, Gradient<'a>)],
     /// `tokens x d`: the gradient of the result.
     pub dy: &'a Tensor,
@@ -172,7 +173,8 @@ impl CpuCall for Call {
     }
 }
 
-/// Adds each token's gradient to the row of its id. A task has some neighbouring rows, and looks through all ids for them.
+/// Adds each token's gradient to the row of its id. A task has some neighbouring rows, and looks through all ids for
+/// them.
 fn add_rows(cpu: &Cpu, ids: &[u32], width: usize, dy: &[f32], to: &mut [f32], add: bool) {
     // As many tasks as keep all threads busy, and few, as each reads all ids.
     const TASKS: usize = 64;

@@ -18,8 +18,8 @@ use crate::kernels::{
 use crate::matrix::{Element, Elements};
 use crate::problem::Activation;
 
-/// Gradient of a [`Gated`](crate::Gated) with respect to `x`: of the first half `a` of a row `act'(a) · b · dy`, of the second
-/// half `b` `act(a) · dy`. All tensors are f32. ReLU has no slope below zero and at it.
+/// Gradient of a [`Gated`](crate::Gated) with respect to `x`: of the first half `a` of a row `act'(a) · b · dy`, of the
+/// second half `b` `act(a) · dy`. All tensors are f32. ReLU has no slope below zero and at it.
 ///
 /// ```
 /// use sparse24::{Activation, DType, Device, GatedGrad, Gradient, Matrix};

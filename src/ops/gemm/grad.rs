@@ -3,8 +3,8 @@
 //! [`TrainableWeights`] holds the kept weights as a matrix of f32, in the order of the format, and beside them the form
 //! that products read. What is pruned has no number that could move: the gradient, the optimiser's state and the values
 //! all have the shape of what is kept, so that 2:4 weights stay 2:4 and cost half of what dense ones do. Masked weights
-//! are held in full, zero where they are masked, and so is their gradient. After an optimiser's step [`Repack`] brings the
-//! values into the form of the products.
+//! are held in full, zero where they are masked, and so is their gradient. After an optimiser's step [`Repack`] brings
+//! the values into the form of the products.
 //!
 //! ```text
 //!   values ──Repack──► weights ──Gemm──► y

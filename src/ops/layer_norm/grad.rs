@@ -12,8 +12,8 @@ use crate::gpu::{Dispatch, Gpu};
 use crate::kernels::{Norm, NormGrad, Program, norm_sums as sums};
 use crate::matrix::Element;
 
-/// Gradients of a [`LayerNorm`](crate::LayerNorm) with respect to `x`, gamma and beta: those that are wanted. All tensors
-/// are f32. Mean and variance are computed from `x` again: the forward keeps nothing for this.
+/// Gradients of a [`LayerNorm`](crate::LayerNorm) with respect to `x`, gamma and beta: those that are wanted. All
+/// tensors are f32. Mean and variance are computed from `x` again: the forward keeps nothing for this.
 ///
 /// ```
 /// use sparse24::{DType, Device, Gradient, LayerNormGrad, Matrix};

@@ -20,8 +20,8 @@ use crate::matrix::{DType, Element, Elements};
 
 /// Gradient of a [`MeanPooling`](crate::MeanPooling) with respect to `x`. All tensors are f32.
 ///
-/// Where a mean's length is below 1e-12, it was divided by that number, which does not depend on it; a mean whose length's
-/// square overflows has NaNs. Rows of padding have the gradient 0.
+/// Where a mean's length is below 1e-12, it was divided by that number, which does not depend on it; a mean whose
+/// length's square overflows has NaNs. Rows of padding have the gradient 0.
 ///
 /// ```
 /// use sparse24::{DType, Device, Gradient, Matrix, MeanPoolingGrad};
@@ -123,7 +123,8 @@ struct Params {
 const ROWS: u32 = 16;
 
 /// The program (shaders/mean_pooling_grad.wgsl). Its name (`Display`) is made of its parts, such as
-/// `mean_pooling_grad-unit-add`: `unit` where means are normalised, and `add` where the gradient is added to what is there.
+/// `mean_pooling_grad-unit-add`: `unit` where means are normalised, and `add` where the gradient is added to what is
+/// there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MeanPoolingGradKernel {
     normalize: bool,

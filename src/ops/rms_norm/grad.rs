@@ -12,8 +12,8 @@ use crate::gpu::{Dispatch, Gpu};
 use crate::kernels::{Norm, NormGrad, Program};
 use crate::matrix::Element;
 
-/// Gradients of an [`RmsNorm`](crate::RmsNorm) with respect to `x` and gamma: those that are wanted. All tensors are f32.
-/// The mean of squares is computed from `x` again: the forward keeps nothing for this.
+/// Gradients of an [`RmsNorm`](crate::RmsNorm) with respect to `x` and gamma: those that are wanted. All tensors are
+/// f32. The mean of squares is computed from `x` again: the forward keeps nothing for this.
 ///
 /// ```
 /// use sparse24::{DType, Device, Gradient, Matrix, RmsNormGrad};

@@ -90,8 +90,8 @@ impl Operation for RotaryGrad<'_> {
     }
 }
 
-/// The program (shaders/rotary_grad.wgsl). Its name (`Display`) is made of its parts, such as `rotary_grad-d64-add`: features
-/// of a head, and `add` where the gradient is added to what is there.
+/// The program (shaders/rotary_grad.wgsl). Its name (`Display`) is made of its parts, such as `rotary_grad-d64-add`:
+/// features of a head, and `add` where the gradient is added to what is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RotaryGradKernel {
     half: u32,

@@ -204,8 +204,8 @@ impl Entry<'_> {
         (self.row.op != "dense").then_some(dense / own)
     }
 
-    /// Whether it takes less or more time than dense, or neither beyond the noise: where the samples say no more, or its
-    /// file says that the ratio is not to be believed. `None` if no spread is known.
+    /// Whether it takes less or more time than dense, or neither beyond the noise: where the samples say no more, or
+    /// its file says that the ratio is not to be believed. `None` if no spread is known.
     pub(super) fn against_dense(&self) -> Option<Ordering> {
         let order = self.row.times.against(self.dense?.times)?;
         Some(if self.row.speedup_noisy { Ordering::Equal } else { order })

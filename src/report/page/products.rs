@@ -11,8 +11,8 @@ use crate::report::datasheet::CLAIMS;
 
 /// What 2:4 bought on one machine, in a few sentences.
 ///
-/// Invariant: each row is in exactly one clause. A figure that praises is of rows that are faster beyond the noise; what
-/// is within it, was not told apart or failed is said to be so.
+/// Invariant: each row is in exactly one clause. A figure that praises is of rows that are faster beyond the noise;
+/// what is within it, was not told apart or failed is said to be so.
 pub(super) fn answer(place: &str, entries: &[Entry<'_>]) -> Option<String> {
     let own: Vec<_> = entries.iter().filter(|e| e.machine.own && e.machine.place == place).collect();
     let op = if own.iter().any(|e| e.row.op == "sparse24") { "sparse24" } else { "auto" };

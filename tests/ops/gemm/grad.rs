@@ -11,8 +11,8 @@ use sparse24::{DType, Device, Epilogue, GemmOperands, HostWeights, Matrix, Op, O
 use crate::common::{Data, host_weights, matrix, rng, seed};
 use crate::{numbers, poisoned, refuses};
 
-/// Outputs, tokens and inputs: one of each; ragged groups, pairs, units and vectors; several patterns of 128 rows, steps
-/// of k, panels of tokens and blocks of 256 tokens.
+/// Outputs, tokens and inputs: one of each; ragged groups, pairs, units and vectors; several patterns of 128 rows,
+/// steps of k, panels of tokens and blocks of 256 tokens.
 const SIZES: [(usize, usize, usize); 6] =
     [(1, 1, 1), (7, 5, 13), (33, 27, 70), (130, 49, 36), (264, 300, 140), (128, 31, 1030)];
 

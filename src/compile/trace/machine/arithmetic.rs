@@ -1,5 +1,5 @@
-//! Arithmetic of the interpreter, lane by lane on 32-bit words: WGSL's operators, functions and conversions, and scalars
-//! in memory.
+//! Arithmetic of the interpreter, lane by lane on 32-bit words: WGSL's operators, functions and conversions, and
+//! scalars in memory.
 //!
 //! Invariant: no state. What WGSL leaves open, and what the interpreter does not know, is an error.
 

@@ -268,3 +268,60 @@ pub fn config_of(model: &Path) -> Result<Option<Value>> {
         false => Ok(model.parent().and_then(|folder| read_config(folder).ok()?)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+    use crate::io;
+    use crate::mask::VectorLen;
+
+    #[test]
+    fn a_number_that_a_type_cannot_hold_is_an_error() {
+        let w = Matrix::from_f32(1, 4, &[0.0, 1e5, 0.0, f32::INFINITY]).unwrap();
+        let error = |content: Result<Content>| content.unwrap_err().to_string();
+        assert_eq!(error(Content::dense(&w, Dtype::F16)), "100000 is too large for F16");
+        let sparse = Sparse24::from_dense(&w, VectorLen::ONE).unwrap();
+        assert_eq!(error(Content::sparse24(&sparse, Dtype::F16)), "100000 is too large for F16");
+        // What was infinite stays so.
+        assert!(Content::dense(&w, Dtype::BF16).is_ok() && Content::sparse24(&sparse, Dtype::F32).is_ok());
+        assert!(error(Content::dense(&w, Dtype::I8)).contains("I8"));
+    }
+
+    #[test]
+    fn what_must_not_be_written_is_refused_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("old"), dir.path().join("new"));
+        fs::create_dir(&from).unwrap();
+        let w = Matrix::from_f32(1, 1, &[1e5]).unwrap();
+        io::save_matrices(from.join("model.safetensors"), &[("a", &w), ("b", &w)]).unwrap();
+        let source = Source::open(&from).unwrap();
+        let all: Vec<_> = source.items().map(|item| (item, Action::Dense)).collect();
+        let write = |actions: &[(&Item, Action)], content: fn(&Item) -> Result<Content>| {
+            let model = NewModel::create(&from, &source, &to, false).unwrap();
+            model.write(&source, Layout::Native, actions, &[], |item, _| content(item)).unwrap_err().to_string()
+        };
+        let fine = |_: &Item| Ok(Content::Dense(1f32.to_le_bytes().to_vec()));
+        assert!(write(&all[1..], fine).contains("all items"), "an action is missing");
+        // Errors name the tensor, and the new folder by the name that it would have had.
+        let short = write(&all, |_| Ok(Content::Dense(Vec::new())));
+        assert_eq!(
+            short,
+            format!(
+                "{}: tensor a: 0 bytes are to be written, 4 were announced",
+                to.join("model.safetensors").display()
+            )
+        );
+        let failed = write(&all, |item| {
+            Content::dense(&Matrix::from_f32(1, 1, &[1e5])?, Dtype::F16).map(|_| unreachable!("{}", item.name))
+        });
+        assert_eq!(
+            failed,
+            format!("{}: tensor a: 100000 is too large for F16", from.join("model.safetensors").display())
+        );
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        for within in [from.join("new"), from.join("model.safetensors")] {
+            assert!(NewModel::create(&from, &source, &within, true).unwrap_err().to_string().contains("lies within"));
+        }
+    }
+}

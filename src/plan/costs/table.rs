@@ -1,5 +1,5 @@
-//! Cycles by kernel and architecture, as benches/results/2026-11-29-kernels has them: rdna2, rdna3, rdna4, ampere, ada,
-//! apple-m1, adreno. Written by tests/compilers.rs with SPARSE24_WRITE_COSTS=1, not by hand.
+//! Cycles by kernel and architecture, as benches/results/2026-11-29-kernels has them: rdna2, rdna3, rdna4, ampere, ada, apple-m1,
+//! adreno. Written by tests/compilers.rs with SPARSE24_WRITE_COSTS=1, not by hand.
 
 use super::{Cost, cost};
 

@@ -11,6 +11,7 @@ use sparse24::io::{self, NewModel, Source, Written};
 
 /// Starts the new model, once it is sure that nothing that is read is overwritten. See [`io::check_output`].
 pub(super) fn create(input: &Path, source: &Source, output: &Path, in_place: bool) -> Result<NewModel> {
+    // Before `create` asks the same, as what is wrong here is the command.
     io::check_output(input, source, output, in_place).map_err(|e| Usage::error(e.to_string()))?;
     Ok(NewModel::create(input, source, output, in_place)?)
 }

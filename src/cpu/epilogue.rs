@@ -115,12 +115,11 @@ impl<'a> Finish<'a> {
         }
     }
 
-    /// Stores sums that lie by feature, in the linear form: from `feature` on a row of `stride` for each, of which the
-    /// first `tokens` count.
+    /// Stores sums that lie by feature: from `feature` on a row of `stride` for each, of which the first `tokens` count.
     ///
     /// # Safety
     /// No other thread may store the same outputs.
-    pub(super) unsafe fn store_columns(
+    pub(super) unsafe fn store_by_feature(
         &self,
         feature: usize,
         token: usize,
@@ -128,12 +127,20 @@ impl<'a> Finish<'a> {
         sums: &mut [f32],
         stride: usize,
     ) {
-        self.simd.run(Columns { finish: self, feature, token, tokens, sums, stride });
+        match self.problem.form {
+            Form::Linear => self.simd.run(ByFeature { finish: self, feature, token, tokens, sums, stride }),
+            Form::Gemm => {
+                for (row, sums) in sums.chunks_exact_mut(stride).enumerate() {
+                    // SAFETY: passed on.
+                    unsafe { self.store(feature + row, token, &mut sums[..tokens]) };
+                }
+            }
+        }
     }
 }
 
-/// Some features of some tokens, of the linear form.
-struct Columns<'a, 'b> {
+/// Some features of some tokens, whose sums lie by feature, and their outputs by token.
+struct ByFeature<'a, 'b> {
     finish: &'a Finish<'b>,
     feature: usize,
     token: usize,
@@ -143,27 +150,20 @@ struct Columns<'a, 'b> {
     stride: usize,
 }
 
-impl Work for Columns<'_, '_> {
+impl Work for ByFeature<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Instructions>(self) {
-        let Self {
-            finish: &Finish { ref problem, bias, residual, ref output, .. },
-            feature,
-            token,
-            tokens,
-            sums,
-            stride,
-        } = self;
+        let Self { finish, feature, token, tokens, sums, stride } = self;
+        let &Finish { ref problem, bias, residual, ref output, .. } = finish;
         assert!(sums.len().is_multiple_of(stride) && tokens <= stride);
-        for (i, sums) in sums.chunks_exact_mut(stride).enumerate() {
-            let sums = &mut sums[..tokens];
-            if let Some(bias) = bias {
-                let bias = bias[feature + i];
-                sums.iter_mut().for_each(|v| *v += bias);
-            }
-            activate(problem.epilogue.activation, sums);
+        for (row, sums) in sums.chunks_exact_mut(stride).enumerate() {
+            let bias = bias.map_or(Bias::None, |bias| Bias::Same(bias[feature + row]));
+            let apply =
+                Apply { activation: problem.epilogue.activation, bias, residual: None, sums: &mut sums[..tokens] };
+            // SAFETY: the caller has the instructions.
+            unsafe { apply.run::<S>() };
         }
         let mut block = [[0.0f32; SIDE]; SIDE];
         // All features of some tokens, as the outputs of a token lie in a run of memory.
@@ -202,7 +202,7 @@ impl Work for Columns<'_, '_> {
                     }
                     match output {
                         Output::F32(y) => {
-                            // SAFETY: only `store_columns` makes this work, and its caller vouches that no other thread
+                            // SAFETY: only `store_by_feature` makes this work, and its caller vouches that no other thread
                             // stores these outputs.
                             let to = unsafe { y.part(range) };
                             // An array is copied by instructions, a slice by a call.

@@ -5,8 +5,7 @@
 //
 // Tile: a thread per turned pair or copied feature, 256 to a workgroup, so that neighbours read runs of one row and of
 // the tables; nothing is reused, so nothing is kept in workgroup memory. Dispatch grid: workgroups over x and y.
-// Residue: threads past the last item do nothing. A token's position is its row within the sequence and `offset`; the
-// host sees to it that the tables have it.
+// Residue: threads past the last item do nothing. A position past the end of the tables reads their last row.
 //
 // Occupancy, threads per core at least: rdna2 2048, rdna3 2048, rdna4 2048, ampere 2048, ada 1536, apple-m1 1024,
 // adreno 2048.
@@ -22,9 +21,8 @@ struct Params {
     // Features of a token, and how many of them are turned.
     width: u32,
     rotated: u32,
-    // Rows of a sequence, and the position of the first.
-    seq: u32,
-    offset: u32,
+    // The last position of the tables.
+    last: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -33,6 +31,7 @@ struct Params {
 // HALF numbers for each position.
 @group(0) @binding(3) var<storage, read> cosines: array<f32>;
 @group(0) @binding(4) var<storage, read> sines: array<f32>;
+@group(0) @binding(5) var<storage, read> positions: array<u32>;
 
 @compute @workgroup_size(THREADS)
 fn main(
@@ -60,7 +59,7 @@ fn main(
     }
     let pair = item % HALF;
     let first = start + item / HALF * 2u * HALF + pair;
-    let at = (token % params.seq + params.offset) * HALF + pair;
+    let at = min(positions[token], params.last) * HALF + pair;
     let a = f32(x[first]);
     let b = f32(x[first + HALF]);
     y[first] = Output(a * cosines[at] - b * sines[at]);

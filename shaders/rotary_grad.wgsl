@@ -16,9 +16,8 @@ struct Params {
     // Features of a token, and how many of them were turned.
     width: u32,
     rotated: u32,
-    // Rows of a sequence, and the position of the first.
-    seq: u32,
-    offset: u32,
+    // The last position of the tables.
+    last: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -27,6 +26,7 @@ struct Params {
 // HALF numbers for each position.
 @group(0) @binding(3) var<storage, read> cosines: array<f32>;
 @group(0) @binding(4) var<storage, read> sines: array<f32>;
+@group(0) @binding(5) var<storage, read> positions: array<u32>;
 
 fn put(at: u32, gradient: f32) {
     var value = gradient;
@@ -62,7 +62,7 @@ fn main(
     }
     let pair = item % HALF;
     let first = start + item / HALF * 2u * HALF + pair;
-    let at = (token % params.seq + params.offset) * HALF + pair;
+    let at = min(positions[token], params.last) * HALF + pair;
     let a = dy[first];
     let b = dy[first + HALF];
     put(first, a * cosines[at] + b * sines[at]);

@@ -14,7 +14,7 @@ use sparse24::measure::Policy;
 use sparse24::ops::attention::AttentionSpec;
 use sparse24::ops::gemm::LinearSpec;
 use sparse24::prune::permute::Budget;
-use sparse24::{Activation, DType, Device, HostWeights, Matrix, Sparse24, VectorLen, prune};
+use sparse24::{Activation, DType, Device, HostWeights, Matrix, Rotary, Sparse24, VectorLen, prune};
 
 /// Words of the vocabulary, tokens of a text, features, features in between.
 const SIZES: (usize, usize, usize, usize) = (11, 6, 8, 12);
@@ -28,7 +28,7 @@ fn graph() -> Graph {
     let mut x = graph.embedding("words", &[("words.weight", vocabulary, Input::Ids)], d).unwrap();
     let normed = graph.layer_norm("attention.norm", x, 1e-5).unwrap();
     let qkv = graph.linear(LinearSpec::new("attention.qkv", normed, 2 * d)).unwrap();
-    let tables = graph.rotary_tables("rotary", d / 2, 1e4).unwrap();
+    let tables = graph.rotary_tables("rotary", &Rotary::frequencies(d / 2, 1e4), 1.0).unwrap();
     let qkv = graph.rotary("attention.rotary", qkv, tables, 3 * d / 2).unwrap();
     let attended = graph
         .attention("attention", AttentionSpec { causal: true, kv_heads: 1, ..AttentionSpec::new(qkv, 2) })

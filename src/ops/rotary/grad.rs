@@ -4,10 +4,10 @@
 
 use std::fmt;
 
-use super::super::{Cost, Gradient, Operand, Operation, check_f32, cost_of, dispatch};
-use super::{Params, Place, check_tables};
+use super::super::{Cost, Gradient, Indices, Operand, Operation, check_f32, cost_of, dispatch};
+use super::{Params, Sizes, check_tables};
 use crate::cpu::rows::{TASK_TOKENS, Target, put, work_of_f32};
-use crate::cpu::{Cpu, CpuCall, Shared, read, write};
+use crate::cpu::{Cpu, CpuCall, Shared, SharedIndices, read, write};
 use crate::engine::{Tensor, gpu_size};
 use crate::error::Result;
 use crate::gpu::{Dispatch, Gpu};
@@ -26,21 +26,20 @@ use crate::matrix::{Element, Elements};
 /// let dy = device.upload(&Matrix::from_f32(1, 3, &[1.0, 2.0, 7.0])?)?;
 /// let to = device.zeros(1, 3, DType::F32)?;
 /// let dx = Gradient { to: &to, add: false };
-/// let grad = RotaryGrad { cos: &cos, sin: &sin, seq: 1, offset: 0, rotated: 2, dy: &dy, dx };
+/// let positions = device.indices(1)?;
+/// let grad = RotaryGrad { cos: &cos, sin: &sin, positions: &positions, rotated: 2, dy: &dy, dx };
 /// device.prepare(&grad)?.run()?;
 /// assert_eq!(device.read(&to)?, Matrix::from_f32(1, 3, &[2.0, -1.0, 7.0])?);
 /// # Ok::<(), sparse24::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct RotaryGrad<'a> {
-    /// Cosines, `positions x h/2`.
+    /// Cosines, a row of `h/2` for each position from 0 on.
     pub cos: &'a Tensor,
     /// Sines, of the same shape.
     pub sin: &'a Tensor,
-    /// Rows of each sequence.
-    pub seq: usize,
-    /// Position of a sequence's first row.
-    pub offset: usize,
+    /// The position of each row of `dy`; one at or past the end of the tables reads their last row.
+    pub positions: &'a Indices,
     /// How many of a token's first features were turned.
     pub rotated: usize,
     /// `tokens x d`: the gradient of the result.
@@ -55,15 +54,16 @@ impl Operation for RotaryGrad<'_> {
     }
 
     fn operands(&self) -> Vec<Operand<'_>> {
-        let Self { cos, sin, dy, dx, .. } = *self;
-        vec![Operand::read("dy", dy), dx.operand("dx"), Operand::read("cos", cos), Operand::read("sin", sin)]
+        let Self { cos, sin, positions, dy, dx, .. } = *self;
+        let tables = [Operand::read("cos", cos), Operand::read("sin", sin), Operand::read("positions", positions)];
+        [Operand::read("dy", dy), dx.operand("dx")].into_iter().chain(tables).collect()
     }
 
     fn check(&self) -> Result<()> {
-        let Self { cos, sin, seq, offset, rotated, dy, dx } = *self;
+        let Self { cos, sin, positions, rotated, dy, dx } = *self;
         check_f32(&[("dy", dy)])?;
         dx.check("dx", dy.shape())?;
-        check_tables(dy, (cos, sin), Place { seq, offset, rotated })
+        check_tables(dy, (cos, sin), positions, rotated)
     }
 
     /// Two products and a sum for each turned feature.
@@ -72,21 +72,21 @@ impl Operation for RotaryGrad<'_> {
     }
 
     fn dispatches(&self, gpu: &Gpu) -> Result<Vec<Dispatch>> {
-        let Self { cos, sin, seq, offset, rotated, dy, dx } = *self;
+        let Self { cos, sin, positions, rotated, dy, dx } = *self;
         // Without features no head is turned.
         let half = gpu_size("features of a head", cos.cols())?.max(1);
-        let params = Params::new(dy, Place { seq, offset, rotated })?;
+        let params = Params::new(dy, cos, rotated)?;
         let items = dy.rows() * (dy.cols() - rotated / 2);
-        let operands = [dy.on_gpu(), dx.to.on_gpu(), cos.on_gpu(), sin.on_gpu()];
+        let operands = [dy.on_gpu(), dx.to.on_gpu(), cos.on_gpu(), sin.on_gpu(), positions.on_gpu()];
         let kernel = RotaryGradKernel { half, add: dx.add };
         dispatch(gpu, Program::new(kernel), items.div_ceil(WORKGROUP), &params, &operands)
     }
 
     fn cpu_call(&self, _: &Cpu) -> Result<Box<dyn CpuCall>> {
-        let Self { cos, sin, seq, offset, rotated, dy, dx } = *self;
-        let (width, place) = (dy.cols(), Place { seq, offset, rotated });
+        let Self { cos, sin, positions, rotated, dy, dx } = *self;
+        let sizes = Sizes { width: dy.cols(), rotated, half: cos.cols() };
         let [cos, sin, dy] = [cos.on_cpu()?, sin.on_cpu()?, dy.on_cpu()?];
-        Ok(Box::new(Call { cos, sin, width, place, dy, dx: dx.on_cpu()? }))
+        Ok(Box::new(Call { cos, sin, positions: positions.on_cpu()?, sizes, dy, dx: dx.on_cpu()? }))
     }
 }
 
@@ -124,12 +124,13 @@ impl Shader for RotaryGradKernel {
                 Binding::write(2, "dx"),
                 Binding::read(3, "cosines"),
                 Binding::read(4, "sines"),
+                Binding::read(5, "positions"),
             ]
         }
     }
 
     fn params(&self) -> ParamsLayout {
-        fields!(Params: tokens width rotated seq offset)
+        fields!(Params: tokens width rotated last)
     }
 }
 
@@ -143,56 +144,47 @@ impl fmt::Display for RotaryGradKernel {
 struct Call {
     cos: Shared,
     sin: Shared,
-    width: usize,
-    place: Place,
+    positions: SharedIndices,
+    sizes: Sizes,
     dy: Shared,
     dx: Target,
 }
 
 impl CpuCall for Call {
     fn run(&self, cpu: &Cpu) {
-        let (cos, sin, dy, add) = (read(&self.cos), read(&self.sin), read(&self.dy), self.dx.add);
-        let (half, width, place, task) = (cos.cols(), self.width, self.place, TASK_TOKENS * self.width);
+        let (cos, sin, dy, positions) = (read(&self.cos), read(&self.sin), read(&self.dy), read(&self.positions));
+        let (add, sizes, task) = (self.dx.add, self.sizes, TASK_TOKENS * self.sizes.width);
         let [Some(cos), Some(sin), Some(dy)] = [&cos, &sin, &dy].map(|m| f32::of(m.elements())) else { return };
         let mut dx = write(&self.dx.to);
         let Elements::F32(dx) = dx.elements_mut() else { return };
         cpu.each_chunk(dx, task, |i, dx| {
-            let (dy, token0) = (&dy[i * task..][..dx.len()], i * TASK_TOKENS);
-            cpu.simd().run(TurnBack { tables: (cos, sin), half, width, token0, place, dy, add, dx });
+            let (dy, positions) = (&dy[i * task..][..dx.len()], &positions[i * TASK_TOKENS..]);
+            cpu.simd().run(TurnBack { tables: (cos, sin), positions, sizes, dy, add, dx });
         });
     }
 }
 
 work_of_f32!(TurnBack, {
         tables: (&'a [f32], &'a [f32]),
-        half: usize,
-        width: usize,
-        token0: usize,
-        place: Place,
+        positions: &'a [u32],
+        sizes: Sizes,
         dy: &'a [f32],
         add: bool,
         dx: &'a mut [f32],
     },
-    turn_back(tables, half, (width, token0), place, dy, (add, dx)));
+    turn_back(tables, positions, sizes, dy, add, dx));
 
-/// Turns the gradients of the tokens from `token0` on back, as many as `dx` has rows.
+/// Turns the gradients of some tokens back, as many as `dx` has rows.
 #[inline(always)]
-fn turn_back(
-    (cos, sin): (&[f32], &[f32]),
-    half: usize,
-    (width, token0): (usize, usize),
-    Place { seq, offset, rotated }: Place,
-    dy: &[f32],
-    (add, dx): (bool, &mut [f32]),
-) {
-    for (token, (dy, dx)) in dy.chunks_exact(width).zip(dx.chunks_exact_mut(width)).enumerate() {
+fn turn_back(tables: (&[f32], &[f32]), positions: &[u32], sizes: Sizes, dy: &[f32], add: bool, dx: &mut [f32]) {
+    let Sizes { width, rotated, half } = sizes;
+    for ((dy, dx), &position) in dy.chunks_exact(width).zip(dx.chunks_exact_mut(width)).zip(positions) {
         let ((dy, dy_rest), (dx, dx_rest)) = (dy.split_at(rotated), dx.split_at_mut(rotated));
         dx_rest.iter_mut().zip(dy_rest).for_each(|(dx, dy)| put(dx, *dy, add));
         if rotated == 0 {
             continue;
         }
-        let position = (token0 + token) % seq + offset;
-        let (cos, sin) = (&cos[position * half..][..half], &sin[position * half..][..half]);
+        let (cos, sin) = sizes.of_position(tables, position);
         for (dy, dx) in dy.chunks_exact(2 * half).zip(dx.chunks_exact_mut(2 * half)) {
             let ((a, b), (da, db)) = (dy.split_at(half), dx.split_at_mut(half));
             for ((((da, db), (a, b)), cos), sin) in da.iter_mut().zip(db).zip(a.iter().zip(b)).zip(cos).zip(sin) {

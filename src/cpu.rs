@@ -6,6 +6,7 @@
 //! thread in an order that the kernel and the shape decide, so results do not depend on the number of threads. Buffers
 //! go back to a pool, so that a call that is repeated allocates nothing of its own.
 
+pub(crate) mod attend;
 mod dense;
 mod epilogue;
 mod grad;

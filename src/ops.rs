@@ -102,10 +102,12 @@ macro_rules! each_operation {
             activation::Activate
             adamw::AdamW
             attention::Attention
+            cached_attention::CachedAttention
             decompress::Decompress
             embedding::Embedding
             gated::Gated
             gemm::Gemm
+            kv_append::KvAppend
             layer_norm::LayerNorm
             mean_pooling::MeanPooling
             relative_error::RelativeError

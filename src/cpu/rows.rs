@@ -135,9 +135,12 @@ pub(crate) fn inverse_root(t: f32) -> f32 {
 }
 
 impl Cpu {
-    /// Gives the threads chunks of `len` elements of `y` (the last may be shorter), with their numbers.
+    /// Gives the threads chunks of `len` elements of `y` (the last may be shorter), with their numbers. One chunk is
+    /// the calling thread's own, so that no other wakes up for it.
     pub(crate) fn each_chunk<Y: Send>(&self, y: &mut [Y], len: usize, work: impl Fn(usize, &mut [Y]) + Sync) {
-        if !y.is_empty() {
+        if !y.is_empty() && y.len() <= len {
+            work(0, y);
+        } else if !y.is_empty() {
             self.pool.enter(|| match self.pool.threads {
                 Some(_) => y.par_chunks_mut(len).enumerate().for_each(|(i, chunk)| work(i, chunk)),
                 None => y.chunks_mut(len).enumerate().for_each(|(i, chunk)| work(i, chunk)),

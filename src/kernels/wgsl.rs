@@ -74,6 +74,15 @@ impl Text {
         Ok(text)
     }
 
+    /// Sets a type that is declared beside these two.
+    pub(crate) fn set_type(&mut self, alias: &str, dtype: DType) -> Result<()> {
+        self.replace(&format!("alias {alias}"), dtype.name())?;
+        if dtype == DType::F16 && !self.text.starts_with(ENABLE_F16) {
+            self.text.insert_str(0, ENABLE_F16);
+        }
+        Ok(())
+    }
+
     pub(super) fn push(&mut self, file: &'static str) {
         self.text.push('\n');
         self.text.push_str(file);

@@ -150,7 +150,7 @@ pub fn expect(
             for (t, q) in q.iter().enumerate() {
                 let seen = if options.causal { t + 1 } else { n };
                 let bias = |key: usize| options.bias_of(head, t, key);
-                let shares = Weights::of(q, &k[..seen], bias, qkv.dtype(), weights);
+                let shares = Weights::of(q, &k[..seen], bias, (qkv.dtype(), qkv.dtype()), weights);
                 let row0 = (sequence * seq + t) * width + head * h;
                 for c in 0..h {
                     let value = y[[sequence * seq + t, head * h + c]];
@@ -253,7 +253,8 @@ pub fn expect_grad(
             for query in 0..n {
                 let (seen, row) = (if options.causal { query + 1 } else { n }, row0 + query);
                 let bias_of = |key: usize| options.bias_of(head, query, key);
-                let weights = Weights::of(&of(query, first[0]), &keys[..seen], bias_of, DType::F32, DType::F32);
+                let types = (DType::F32, DType::F32);
+                let weights = Weights::of(&of(query, first[0]), &keys[..seen], bias_of, types, DType::F32);
                 let shift: f64 = weights.keys.iter().map(|(w, theta)| w * theta).sum();
                 let least = 1.0 - shift - weights.sums;
                 let own_features = s![row, head * h..(head + 1) * h];
@@ -314,7 +315,7 @@ pub fn expect_grad(
 }
 
 /// What one query makes of the keys.
-struct Weights {
+pub(super) struct Weights {
     /// Share of each key, and the largest relative error of it.
     keys: Vec<(f64, f64)>,
     /// A of the module's documentation.
@@ -328,7 +329,14 @@ struct Weights {
 }
 
 impl Weights {
-    fn of(q: &[f64], keys: &[Vec<f64>], bias: impl Fn(usize) -> Option<f64>, storage: DType, rounded: DType) -> Self {
+    /// Of queries and keys of these types.
+    pub(super) fn of(
+        q: &[f64],
+        keys: &[Vec<f64>],
+        bias: impl Fn(usize) -> Option<f64>,
+        (q_type, k_type): (DType, DType),
+        rounded: DType,
+    ) -> Self {
         let (h, n) = (q.len(), keys.len());
         let scale = 1.0 / (h as f64).sqrt();
         let growth = gamma(h + 4, U);
@@ -342,7 +350,8 @@ impl Weights {
                     dot += q * k;
                     abs += (q * k).abs();
                     key += k.abs();
-                    subnormal += if is_subnormal(q, storage) || is_subnormal(k, storage) { (q * k).abs() } else { 0.0 };
+                    let lost = is_subnormal(q, q_type) || is_subnormal(k, k_type);
+                    subnormal += if lost { (q * k).abs() } else { 0.0 };
                 }
                 decided &= abs * (1.0 + growth) < f64::from(f32::MAX);
                 let flushed = scale * subnormal + FLUSH * (2.0 * h as f64 + key);
@@ -377,7 +386,7 @@ impl Weights {
     }
 
     /// How far the weighted mean `y` of one feature's values may be off.
-    fn error(&self, y: f64, values: impl Iterator<Item = f64>, storage: DType) -> f64 {
+    pub(super) fn error(&self, y: f64, values: impl Iterator<Item = f64>, storage: DType) -> f64 {
         let (mut spread, mut grown, mut grown_abs, mut shift, mut lost, mut largest) =
             (0.0, 0.0, 0.0, 0.0, 0.0, 0.0f64);
         for (&(w, theta), v) in self.keys.iter().zip(values) {

@@ -284,6 +284,7 @@ pub use ops::gated::GatedGrad;
 pub use ops::gemm::GemmOperands;
 pub use ops::layer_norm::LayerNormGrad;
 pub use ops::mean_pooling::MeanPoolingGrad;
+pub use ops::qk_norm::QkNormGrad;
 pub use ops::rms_norm::RmsNormGrad;
 pub use ops::rotary::RotaryGrad;
 pub use ops::{Cost, Gradient, Operation};

@@ -110,6 +110,7 @@ macro_rules! each_operation {
             kv_append::KvAppend
             layer_norm::LayerNorm
             mean_pooling::MeanPooling
+            qk_norm::QkNorm
             relative_error::RelativeError
             rms_norm::RmsNorm
             rotary::Rotary

@@ -20,8 +20,8 @@ use sparse24::{Activation, DType, Device, HostWeights, Matrix, Rotary, Sparse24,
 const SIZES: (usize, usize, usize, usize) = (11, 6, 8, 12);
 
 /// Two feed-forward blocks with the norm in front and the residual stream around, as decoders have them; causal
-/// attention of two heads with one of keys and rotary positions in the first; gated feed-forward parts; a head of its
-/// own at the end. Nothing in the crate is made for it.
+/// attention of two heads with one of keys, norms of heads and rotary positions in the first; gated feed-forward parts;
+/// a head of its own at the end. Nothing in the crate is made for it.
 fn graph() -> Graph {
     let (vocabulary, tokens, d, inner) = SIZES;
     let mut graph = Graph::new(Limits { vocabulary, tokens });
@@ -29,6 +29,7 @@ fn graph() -> Graph {
     let normed = graph.layer_norm("attention.norm", x, 1e-5).unwrap();
     let qkv = graph.linear(LinearSpec::new("attention.qkv", normed, 2 * d)).unwrap();
     let tables = graph.rotary_tables("rotary", &Rotary::frequencies(d / 2, 1e4), 1.0).unwrap();
+    let qkv = graph.qk_norm("attention.q_norm", "attention.k_norm", qkv, 2, 1, 1e-5).unwrap();
     let qkv = graph.rotary("attention.rotary", qkv, tables, 3 * d / 2).unwrap();
     let attended = graph
         .attention("attention", AttentionSpec { causal: true, kv_heads: 1, ..AttentionSpec::new(qkv, 2) })
@@ -116,8 +117,9 @@ fn buffers_are_reused_by_liveness() {
     let forward = model.forward(2, 6).unwrap();
     let kept: Vec<_> = graph.values().filter(|(id, _)| forward.tap(*id).is_some()).collect();
     // A buffer keeps the last of its values. Of eight features three are needed at once: the residual, what attention
-    // computes, and their sum; of Q, K and V two, before and after they are turned; of every other shape one.
-    assert_eq!((kept.len(), graph.values().len()), (9, 16), "{kept:?}");
+    // computes, and their sum; of Q, K and V two, before and after they are normalised, and then turned; of every other
+    // shape one.
+    assert_eq!((kept.len(), graph.values().len()), (9, 17), "{kept:?}");
     assert!(kept.iter().any(|(_, value)| value.name == "head"));
     // Taps cost a buffer each.
     let all: Vec<_> = graph.values().map(|(id, _)| id).collect();
@@ -322,7 +324,7 @@ fn ablation_permutation_and_times_take_any_graph() {
 }
 
 /// Through every operation the loss changes along a direction in each layer's weights as the gradient of the backward
-/// pass says: rotary positions, gates, grouped and causal attention, both norms, pooling.
+/// pass says: rotary positions, gates, grouped and causal attention, norms of tokens and of heads, pooling.
 #[test]
 fn gradients_are_the_limit_of_differences() {
     let (device, checkpoint, texts) = (Device::cpu().unwrap(), checkpoint(), texts());

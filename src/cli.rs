@@ -8,6 +8,7 @@ mod args;
 mod bench;
 mod command;
 mod compare;
+mod completions;
 mod convert;
 mod devices;
 mod embed;
@@ -17,8 +18,10 @@ mod generate;
 mod inspect;
 mod interrupt;
 mod kernels;
+mod language;
 mod model;
 mod output;
+mod perplexity;
 mod prune;
 mod report;
 mod retrain;
@@ -71,14 +74,16 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Bench(Box<bench::Args>),
-    Completions(generate::Completions),
+    Completions(completions::Completions),
     Convert(Box<convert::Args>),
     Devices(devices::Args),
     Embed(Box<embed::Args>),
     Eval(Box<eval::Args>),
+    Generate(Box<generate::Args>),
     Inspect(inspect::Args),
     Kernels(kernels::Args),
-    Man(generate::Pages),
+    Man(completions::Pages),
+    Perplexity(Box<perplexity::Args>),
     Prune(Box<prune::Args>),
     Report(report::Args),
     Retrain(Box<retrain::Args>),
@@ -109,14 +114,16 @@ fn command() -> Result<Outcome> {
     match command {
         None => bench::run(&bench::Args::default()),
         Some(Command::Bench(args)) => bench::run(&args),
-        Some(Command::Completions(args)) => generate::completions(&args, Cli::command()),
+        Some(Command::Completions(args)) => completions::completions(&args, Cli::command()),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),
         Some(Command::Embed(args)) => embed::run(&args),
         Some(Command::Eval(args)) => eval::run(&args),
+        Some(Command::Generate(args)) => generate::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
         Some(Command::Kernels(args)) => kernels::run(&args),
-        Some(Command::Man(args)) => generate::pages(&args, Cli::command()),
+        Some(Command::Man(args)) => completions::pages(&args, Cli::command()),
+        Some(Command::Perplexity(args)) => perplexity::run(&args),
         Some(Command::Prune(args)) => prune::run(&args),
         Some(Command::Report(args)) => report::run(&args),
         Some(Command::Retrain(args)) => retrain::run(&args),

@@ -13,6 +13,8 @@
 //!
 //!  Trainable ─► TrainingPass    the same with gradients, forwards and then in reverse        backward
 //!
+//!  Decoder                      passes over new tokens, with a cache of the earlier ones        decoder
+//!
 //!  tools on any graph: calibrate (statistics of inputs), ablation (one layer replaced), permute (orders of
 //!  channels), times (a pass and its layers)
 //! ```
@@ -34,6 +36,7 @@ mod backward;
 mod batches;
 mod calibrate;
 mod checkpoint;
+mod decoder;
 mod forward;
 mod model;
 mod permute;
@@ -54,6 +57,7 @@ pub use calibrate::{Calibration, CalibrationInputs, Visit};
 #[cfg(feature = "text")]
 pub(crate) use checkpoint::Reader;
 pub use checkpoint::{Checkpoint, LinearTensor, Sparsity};
+pub use decoder::Decoder;
 pub use forward::Forward;
 pub use model::Model;
 pub use permute::{Kept, Permuted};
@@ -155,13 +159,13 @@ impl Input {
         }
     }
 
-    /// Whether they are the same whatever the texts.
+    /// Whether they are the same whatever the texts, as long as these start at their first token.
     pub(crate) fn is_fixed(self) -> bool {
         matches!(self, Self::Constant(_) | Self::Positions { padding_idx: None, .. })
     }
 
-    /// The numbers of one text, padded to `to.len()` tokens, or its length.
-    pub(crate) fn write(self, ids: &[u32], to: &mut [u32]) {
+    /// The numbers of one text, padded to `to.len()` tokens, or its length; `past` tokens of it have been before.
+    pub(crate) fn write(self, ids: &[u32], past: u32, to: &mut [u32]) {
         match self {
             Self::Ids => {
                 // Rows past the end get id 0, which every embedding table has.
@@ -169,7 +173,7 @@ impl Input {
                 to[..ids.len()].copy_from_slice(ids);
             }
             Self::Positions { first, padding_idx } => {
-                let mut next = first;
+                let mut next = first.saturating_add(past);
                 for (token, to) in to.iter_mut().enumerate() {
                     let counts = ids.get(token).copied() != padding_idx || padding_idx.is_none();
                     *to = if counts { next } else { first.saturating_sub(1) };
@@ -198,8 +202,17 @@ pub enum Read {
 pub enum ParamKind {
     /// The weights of a linear layer, in any form of [`HostWeights`](crate::HostWeights).
     Weights,
+    /// The weights of a linear layer that is neither pruned nor trained, such as a language model's head.
+    DenseWeights,
     /// A matrix.
     Matrix(Precision),
+}
+
+impl ParamKind {
+    /// Whether they are a linear layer's weights.
+    pub(crate) fn is_weights(self) -> bool {
+        matches!(self, Self::Weights | Self::DenseWeights)
+    }
 }
 
 /// A stored tensor that a parameter is made of.
@@ -320,6 +333,18 @@ impl<'a> NodeArgs<'a> {
     }
 }
 
+/// What a node that [keeps numbers of tokens](NodeOp::cache_width) has of the earlier ones of each sequence, in a
+/// [`Decoder`].
+#[derive(Clone, Copy, Debug)]
+pub struct NodeCache<'a> {
+    /// `batch·capacity` rows of the node's width: of each sequence its tokens, one after the other.
+    pub tensor: &'a Tensor,
+    /// How many tokens of each sequence it has before this call.
+    pub past: &'a Indices,
+    /// Whether it is known to have none of any sequence.
+    pub is_empty: bool,
+}
+
 /// What a node's backward is called with: all that its forward was called with, in f32, and the gradients.
 #[derive(Debug)]
 pub struct BackwardArgs<'a> {
@@ -409,6 +434,19 @@ pub trait NodeOp: fmt::Debug + Send + Sync {
 
     /// The value in f64, for one text without padding, by the operation's twin in [`reference`](mod@crate::reference).
     fn exact(&self, args: &ReferenceArgs<'_>) -> Result<Array2<f64>>;
+
+    /// How many numbers it keeps of each token for the tokens after it. Attention to earlier tokens keeps keys and
+    /// values; what treats each token by itself keeps none.
+    fn cache_width(&self) -> usize {
+        0
+    }
+
+    /// The calls that compute the node's value for new tokens of sequences whose earlier ones are in the cache, and that
+    /// put into the cache what later tokens need. The default is for operations that treat each token by itself.
+    fn prepare_cached(&self, args: &NodeArgs<'_>, cache: Option<NodeCache<'_>>) -> Result<Vec<Prepared>> {
+        let _ = cache;
+        Ok(vec![self.prepare(args)?])
+    }
 
     /// Whether its backward needs a further tensor of its value's shape that the forward saves. A linear layer with an
     /// activation saves the pre-activation X·Wᵀ + bias.
@@ -597,7 +635,7 @@ impl Graph {
         }
         let shape = match kind {
             ParamKind::Matrix(Precision::F32) if rows == 1 => vec![cols],
-            ParamKind::Weights | ParamKind::Matrix(_) => vec![rows, cols],
+            ParamKind::Weights | ParamKind::DenseWeights | ParamKind::Matrix(_) => vec![rows, cols],
         };
         let stored = vec![StoredTensor { names: vec![name.clone()], shape }];
         self.params.push(Param { name, kind, rows, cols, stored, around: 0.0, convert: None, constant: None });
@@ -647,7 +685,7 @@ impl Graph {
         }
         let writes = ValueId(self.values.len());
         let node = Node { name: name.to_owned(), op: Arc::new(op), reads, writes };
-        let weights = |param: &ParamId| self.params[param.0].kind == ParamKind::Weights;
+        let weights = |param: &ParamId| self.params[param.0].kind.is_weights();
         if node.values().any(|value| value >= writes) || node.params().any(|param| param.0 >= self.params.len()) {
             return Err(Error::invalid(format!("{name} reads what the graph does not have before it")));
         }
@@ -774,14 +812,27 @@ impl Graph {
         self.nodes.iter().filter(move |node| node.values().any(|read| read == value))
     }
 
-    /// The linear layers in the order in which they run. Their nodes read activations, weights, and a bias if they add
-    /// one.
+    /// The linear layers in the order in which they run, but for those that [stay dense](ParamKind::DenseWeights).
+    /// Their nodes read activations, weights, and a bias if they add one.
     pub fn linears(&self) -> impl Iterator<Item = LinearLayer<'_>> {
-        self.nodes.iter().enumerate().filter_map(|(at, node)| {
-            let weights = node.params().find(|param| self.params[param.0].kind == ParamKind::Weights)?;
+        self.weights_of_kind(|kind| kind == ParamKind::Weights)
+    }
+
+    /// The linear layers whose weights are of some kinds.
+    pub(crate) fn weights_of_kind(&self, of: impl Fn(ParamKind) -> bool) -> impl Iterator<Item = LinearLayer<'_>> {
+        self.nodes.iter().enumerate().filter_map(move |(at, node)| {
+            let weights = node.params().find(|param| of(self.params[param.0].kind))?;
             let bias = node.params().find(|param| *param != weights);
             Some(LinearLayer { name: &node.name, node: at, x: node.values().next()?, weights, bias })
         })
+    }
+
+    /// The last layer of a language model, whose value is a logit for each token of the vocabulary: the one that the
+    /// last output is of, if that stays dense.
+    pub fn head(&self) -> Option<LinearLayer<'_>> {
+        let logits = *self.outputs.last()?;
+        self.weights_of_kind(|kind| kind == ParamKind::DenseWeights)
+            .find(|layer| self.nodes[layer.node].writes == logits)
     }
 
     /// The linear layer of this name.

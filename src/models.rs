@@ -11,6 +11,7 @@
 //! numbers (tests/vectors), devices against both, and every tool.
 
 pub mod bert;
+pub mod llama;
 pub mod mpnet;
 
 use std::path::Path;
@@ -30,7 +31,15 @@ type Load = fn(&Fields) -> Result<Graph>;
 const ALL: &[(&str, Load)] = &[
     ("bert", |fields| bert::BertConfig::of(fields)?.graph()),
     ("mpnet", |fields| mpnet::MpnetConfig::of(fields)?.graph()),
+    (llama::MODEL_TYPES[0], llama_graph),
+    (llama::MODEL_TYPES[1], llama_graph),
+    (llama::MODEL_TYPES[2], llama_graph),
+    (llama::MODEL_TYPES[3], llama_graph),
 ];
+
+fn llama_graph(fields: &Fields) -> Result<Graph> {
+    llama::LlamaConfig::of(fields)?.graph()
+}
 
 /// Reads `config.json`. Errors name the file and the field: one that is missing or of another type, sizes that do not
 /// fit each other, an architecture that is not known here. A config without a `model_type` is a BERT's: its older ones
@@ -45,7 +54,7 @@ pub fn load(path: impl AsRef<Path>) -> Result<Graph> {
 ///
 /// ```
 /// let error = sparse24::models::parse(r#"{"model_type": "gpt2"}"#).unwrap_err().to_string();
-/// assert_eq!(error, "model_type is \"gpt2\", expected bert or mpnet");
+/// assert_eq!(error, "model_type is \"gpt2\", expected bert or mpnet or llama or mistral or qwen2 or qwen3");
 /// ```
 pub fn parse(text: &str) -> Result<Graph> {
     let fields = Fields::parse(text)?;
@@ -57,11 +66,17 @@ pub fn parse(text: &str) -> Result<Graph> {
 
 /// The graph of a well-known model's sizes, one of [`NAMES`]: for measurements with random weights.
 pub fn named(name: &str) -> Option<Graph> {
-    bert::BertConfig::named(name)?.graph().ok()
+    match bert::BertConfig::named(name) {
+        Some(config) => config.graph().ok(),
+        None => llama::LlamaConfig::named(name)?.graph().ok(),
+    }
 }
 
-/// The names that [`named`] knows.
+/// The names that [`named`] knows: of encoders.
 pub const NAMES: [&str; 3] = ["minilm", "bert-base", "bert-large"];
+
+/// The names that [`named`] knows: of language models.
+pub const LANGUAGE_MODELS: [&str; 3] = ["smollm2", "llama-1b", "llama-8b"];
 
 /// Name, output features and input features of a linear layer.
 pub type LayerShape = (&'static str, usize, usize);
@@ -127,6 +142,28 @@ impl Fields {
         }
     }
 
+    /// Whether a field is there.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// A field that is true or false.
+    pub(crate) fn flag(&self, name: &str, default: bool) -> Result<bool> {
+        match self.get(name) {
+            Some(value) => value.as_bool().ok_or_else(|| Self::expect(name, value, "true or false")),
+            None => Ok(default),
+        }
+    }
+
+    /// The fields of an object within.
+    pub(crate) fn object(&self, name: &str) -> Result<Option<Self>> {
+        match self.get(name) {
+            Some(value) if value.is_object() => Ok(Some(Self(value.clone()))),
+            Some(value) => Err(Self::expect(name, value, "an object")),
+            None => Ok(None),
+        }
+    }
+
     /// A number.
     pub(crate) fn number(&self, name: &str, default: f64) -> Result<f64> {
         match self.get(name) {
@@ -135,9 +172,9 @@ impl Fields {
         }
     }
 
-    /// An activation by the names that Transformers gives them; GELU where there is none.
-    pub(crate) fn activation(&self, name: &str) -> Result<Activation> {
-        let Some(value) = self.get(name) else { return Ok(Activation::Gelu) };
+    /// An activation by the names that Transformers gives them.
+    pub(crate) fn activation(&self, name: &str, default: Activation) -> Result<Activation> {
+        let Some(value) = self.get(name) else { return Ok(default) };
         match value.as_str() {
             Some("gelu") => Ok(Activation::Gelu),
             Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(Activation::GeluTanh),
@@ -189,7 +226,7 @@ impl PostNormEncoder {
             intermediate: fields.size("intermediate_size", None)?,
             positions: fields.size("max_position_embeddings", None)?,
             eps: fields.number("layer_norm_eps", 1e-12)? as f32,
-            activation: fields.activation("hidden_act")?,
+            activation: fields.activation("hidden_act", Activation::Gelu)?,
         };
         encoder.check()?;
         Ok(encoder)

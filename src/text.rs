@@ -1,4 +1,4 @@
-//! Encoders of texts: from a folder of Hugging Face's to embeddings, on any [`Device`].
+//! Texts through models: from a folder of Hugging Face's to embeddings or to more text, on any [`Device`].
 //!
 //! ```text
 //!  a folder           ─► Files       what lies where, prompts, the similarity     files
@@ -13,18 +13,30 @@
 //!                          ▼
 //!                        embeddings  ◄─ twin, in f64; bench: verified against it and timed, in several forms
 //! ```
+//! A language model's way is another from the checkpoint on:
+//!
+//! ```text
+//!  generation_config.json ... ─► LanguageModel   which tokens end a text; the chat template    generator, chat
+//!                                  │  Generator::new   on a device
+//!                                  ▼
+//!  a prompt's ids ──────────────► Generator      graph::Decoder ─► logits ─► Sampler ─► a token, and again
+//! ```
 //! Padded tokens go through the GEMMs like others, but no real token attends to them and poolings leave them out. On a
 //! GPU reading embeddings back is a submission of its own: a copy to memory that the host can see.
 //!
 //! Invariant: embeddings come in the order of their texts.
 
 mod bench;
+mod chat;
+mod decoder_bench;
 mod files;
+mod generator;
 #[cfg(feature = "hub")]
 mod hub;
 mod linear_probe;
 mod model;
 mod pipeline;
+mod sampler;
 pub mod sensitivity;
 mod tokens;
 pub mod twin;
@@ -33,11 +45,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use bench::{EncoderBench, ModelRecord, PartCosts, PartTimes, allowed_error};
+pub use chat::{ChatTemplate, Message};
+pub use decoder_bench::{DecoderBench, Phase, allowed_logit_error};
 pub use files::{Files, Settings, Similarity};
+pub use generator::{Finish, GenerateOptions, Generated, Generator, LanguageModel, Perplexity};
 pub use linear_probe::LinearProbe;
 pub use model::{LoadOptions, TextModel};
 pub use pipeline::{Pipeline, Pooling};
-pub use tokens::{Tokenizer, Tokens};
+pub use sampler::{Sampler, Sampling};
+pub use tokens::{TextStream, Tokenizer, Tokens};
 
 use crate::engine::Device;
 use crate::error::{Error, Result, checked_mul};

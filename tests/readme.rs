@@ -1,9 +1,9 @@
 //! The README's shell commands, every one, in their order, as a new user on a machine without a GPU runs them.
 //!
 //! Blocks are marked ```` ```sh ````. What a machine may lack stands behind that: `sh network`, `sh gpu`; what takes
-//! many minutes is `sh slow`. Those are only looked at. Two stand-ins make the rest quick: `cargo run --release` is
-//! this build of the binary, and `model/minilm` a small BERT. `bash tests/run.sh` is what runs this test, so it is not
-//! run here. (The README's Rust runs as a doctest.)
+//! many minutes is `sh slow`. Those are only looked at. Stand-ins make the rest quick: `cargo run --release` is this
+//! build of the binary, `model/minilm` a small BERT, and `model/smollm2` a small Llama whose tokens are letters. `bash
+//! tests/run.sh` is what runs this test, so it is not run here. (The README's Rust runs as a doctest.)
 
 #![cfg(all(feature = "cli", unix))]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and says what it ran")]
@@ -12,6 +12,8 @@
 mod binary;
 #[path = "common/tiny_bert.rs"]
 mod tiny_bert;
+#[path = "common/tiny_llama.rs"]
+mod tiny_llama;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -60,6 +62,7 @@ fn every_command_of_the_readme_runs() {
     }
     fs::create_dir(at.join("model")).unwrap();
     TinyBert::new(24).write(&at.join("model/minilm"));
+    tiny_llama::write("llama", &at.join("model/smollm2"));
     let bin = at.join("bin");
     fs::create_dir(&bin).unwrap();
     symlink(SPARSE24, bin.join("sparse24")).unwrap();

@@ -32,7 +32,7 @@ environment:
 
 For the GPU tests on a GPU of the machine, by a part of its name:
   SPARSE24_REQUIRE_GPU=1 SPARSE24_TEST_DEVICE=NVIDIA \
-    cargo test --lib --test bert --test examples --test gpu --test gradients --test mpnet --test ops --test pipeline --test tune -- --ignored
+    cargo test --lib --test bert --test examples --test gpu --test gradients --test llama --test mpnet --test ops --test pipeline --test tune -- --ignored
 USAGE
 }
 
@@ -206,7 +206,7 @@ else
 fi
 
 # The tests that need a GPU are ignored unless asked for, so that a machine without one never seems to have passed them.
-gpu_tests=(cargo test --locked --lib --test bert --test examples --test gpu --test gradients --test mpnet --test ops --test pipeline --test tune -- --ignored)
+gpu_tests=(cargo test --locked --lib --test bert --test examples --test gpu --test gradients --test llama --test mpnet --test ops --test pipeline --test tune -- --ignored)
 # benches/gpu.sh asks as much of every driver: once is enough, on the quicker one.
 suite_test=(cargo test --locked --test gpu_sh -- --ignored)
 

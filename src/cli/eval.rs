@@ -286,15 +286,6 @@ fn threads(device: &Device) -> Option<usize> {
     }
 }
 
-/// What a model is, in the lines below its name.
-fn about(forms: &[model::Form], provenance: &Provenance) -> String {
-    let made = match provenance.entries().is_empty() {
-        true => "no record of how they were made".to_owned(),
-        false => provenance.to_string(),
-    };
-    format!("linear layers: {}\nweights: {made}\n", model::forms_text(forms))
-}
-
 /// What is put in front of texts and how embeddings are compared, where that is said.
 fn use_text(prompt: Option<&str>, similarity: &str) -> String {
     let prompt = prompt.map_or_else(String::new, |prompt| format!(", prompt {prompt:?}"));
@@ -323,10 +314,14 @@ impl Evaluation {
         };
         let used = use_text(self.prompt.as_deref(), self.similarity);
         let mut text = format!("{}, {}, on {}{used}\n", self.model, self.dtype, self.device);
-        text += &about(&self.linear_layers, &self.provenance);
+        text += &model::about(&self.linear_layers, &self.provenance);
         if let Some(against) = &self.against {
             let used = use_text(against.prompt.as_deref(), against.similarity);
-            text += &format!("against {}{used}\n{}", against.model, about(&against.linear_layers, &against.provenance));
+            text += &format!(
+                "against {}{used}\n{}",
+                against.model,
+                model::about(&against.linear_layers, &against.provenance)
+            );
         }
         let against = self.against.as_ref();
         if let (Some(of), Some(pairs), Some(file)) = (&self.correlations, self.pairs, &self.pairs_file) {

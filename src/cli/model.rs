@@ -96,7 +96,7 @@ pub(super) struct Form {
 
 /// The forms of a model's linear layers, in the order in which they occur, as they are or, given what they were before
 /// they were pruned, as they are now.
-fn forms(checkpoint: &Checkpoint, before: &[Op]) -> Vec<Form> {
+pub(super) fn forms(checkpoint: &Checkpoint, before: &[Op]) -> Vec<Form> {
     let mut forms: Vec<Form> = Vec::new();
     for ((name, w), before) in checkpoint.linears().zip(before) {
         let form = match w.op() {
@@ -130,6 +130,15 @@ pub(super) fn forms_text(forms: &[Form]) -> String {
     forms.iter().map(one).collect::<Vec<_>>().join(" + ")
 }
 
+/// What a model is, in the lines below its name.
+pub(super) fn about(forms: &[Form], provenance: &Provenance) -> String {
+    let made = match provenance.entries().is_empty() {
+        true => "no record of how they were made".to_owned(),
+        false => provenance.to_string(),
+    };
+    format!("linear layers: {}\nweights: {made}\n", forms_text(forms))
+}
+
 /// The sparsity of all layers in a word: as --sparsity takes it, or `mixed`.
 pub(super) fn sparsity_of(forms: &[Form]) -> String {
     match forms {
@@ -141,27 +150,34 @@ pub(super) fn sparsity_of(forms: &[Form]) -> String {
     }
 }
 
-/// The flags that say where a model runs.
+/// The flags that say where a model runs, and how many texts together.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Running {
-    /// Device: `auto`, `cpu`, or part of an adapter's name (see `sparse24 devices`).
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    pub(super) device: String,
+    #[command(flatten)]
+    pub(super) on: DeviceArgs,
     /// Most texts in a batch.
     #[arg(long, value_name = "N", default_value = "32")]
     pub(super) batch: NonZeroUsize,
+}
+
+/// The flags that say where a model runs.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct DeviceArgs {
+    /// Device: `auto`, `cpu`, or part of an adapter's name (see `sparse24 devices`).
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    device: String,
     /// Threads of the CPU device, and of what the host computes beside it, such as tokens; one per core unless given.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(super) threads: Option<u16>,
     /// Vector instructions of the CPU device's kernels: scalar, avx2 or avx512; the widest there are unless given.
     #[arg(long, value_name = "LEVEL", env = "SPARSE24_SIMD")]
-    pub(super) simd: Option<SimdLevel>,
+    simd: Option<SimdLevel>,
     /// Folder of the caches of `sparse24 tune` (see there), from which a GPU's kernels are chosen.
     #[arg(long, value_name = "DIR")]
-    pub(super) cache: Option<PathBuf>,
+    cache: Option<PathBuf>,
     /// Choose kernels by estimates, whatever was tuned.
     #[arg(long, conflicts_with = "cache")]
-    pub(super) no_tuning: bool,
+    no_tuning: bool,
 }
 
 /// A model on the host, and the device that it is for.
@@ -248,7 +264,7 @@ impl Loaded {
 }
 
 /// What the files that weights are read from say of how these were made.
-fn provenance<'a>(files: impl Iterator<Item = &'a Path>) -> Result<Provenance> {
+pub(super) fn provenance<'a>(files: impl Iterator<Item = &'a Path>) -> Result<Provenance> {
     let mut all = Provenance::default();
     for file in files.filter(|file| file.exists()) {
         for (name, what) in Provenance::of(&io::Source::open(file)?.metadata()).entries() {
@@ -258,9 +274,9 @@ fn provenance<'a>(files: impl Iterator<Item = &'a Path>) -> Result<Provenance> {
     Ok(all)
 }
 
-impl Running {
+impl DeviceArgs {
     /// Opens the device, with what it was tuned to.
-    pub(super) fn device(&self) -> Result<Device> {
+    pub(super) fn open(&self) -> Result<Device> {
         let options = Options { threads: self.threads.map(usize::from), simd: self.simd, ..Options::default() };
         if let Some(threads) = self.threads {
             // The process's own pool, which tokenises. Where it is there already, it stays as it is.
@@ -271,6 +287,13 @@ impl Running {
             tuning::apply(&device, self.cache.as_deref())?;
         }
         Ok(device)
+    }
+}
+
+impl Running {
+    /// Opens the device, with what it was tuned to.
+    pub(super) fn device(&self) -> Result<Device> {
+        self.on.open()
     }
 
     pub(super) fn batching(&self) -> Batching {

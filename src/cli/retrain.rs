@@ -120,7 +120,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let load = |path: &Path| -> Result<TextModel> {
         let folder = path.to_str().filter(|_| path.is_dir());
         let folder = folder.with_context(|| format!("{}: a model's folder is needed", path.display()))?;
-        Ok(TextModel::load(&model::files(folder)?, LoadOptions::default())?)
+        Ok(TextModel::load_any(&model::files(folder)?, LoadOptions::default())?)
     };
     let mut student = load(input)?;
     let teacher = load(&args.teacher).context("--teacher")?;

@@ -136,15 +136,19 @@ impl Graph {
     }
 
     /// The values that a model is compared by with another of the same graph: those between the parts of its blocks,
-    /// where one value alone is live and more than one node, or the user, reads it.
+    /// where one value alone is live and more than one node, or the user, reads it; and what a language model's head
+    /// reads, in place of its logits.
     pub fn states(&self) -> Vec<ValueId> {
+        let head = self.head();
+        let end = head.map_or(self.nodes().len(), |head| head.node);
         let first = self.linears().next().map_or(self.nodes().len(), |layer| layer.node);
         let is_state = |at: &usize| {
             let value = self.nodes()[*at].writes;
-            let is_read = self.outputs().contains(&value) || self.readers(value).count() > 1;
+            let of_head = head.is_some_and(|head| head.x == value);
+            let is_read = of_head || self.outputs().contains(&value) || self.readers(value).count() > 1;
             self.value(value).rows == Rows::Tokens && is_read && self.live_at(at + 1) == [value]
         };
-        (first..self.nodes().len()).filter(is_state).map(|at| self.nodes()[at].writes).collect()
+        (first..end).filter(is_state).map(|at| self.nodes()[at].writes).collect()
     }
 }
 

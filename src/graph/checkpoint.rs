@@ -169,7 +169,7 @@ impl Checkpoint {
                 data.iter_mut().for_each(|x| *x = param.around + *x * 0.02 * 3f32.sqrt());
             }
             Ok(match param.kind {
-                ParamKind::Weights => HostWeights::Dense(w.cast(dtype)).into(),
+                ParamKind::Weights | ParamKind::DenseWeights => HostWeights::Dense(w.cast(dtype)).into(),
                 ParamKind::Matrix(precision) => w.cast(precision.of(dtype)).into(),
             })
         };
@@ -392,9 +392,10 @@ impl Checkpoint {
     }
 
     fn each_dense(&mut self, change: impl Fn(&Matrix) -> Result<HostWeights>) -> Result<()> {
-        for param in &mut self.params {
+        for (param, of) in self.params.iter_mut().zip(&self.graph.params) {
             if let HostParam::Weights(weights) = param
                 && let HostWeights::Dense(w) = &**weights
+                && of.kind == ParamKind::Weights
             {
                 *param = change(w)?.into();
             }
@@ -436,7 +437,7 @@ impl Reader<'_> {
         }
         let named = || param.stored.iter().map(|part| (part.names.iter().map(String::as_str), &part.shape));
         match param.kind {
-            ParamKind::Weights => {
+            ParamKind::Weights | ParamKind::DenseWeights => {
                 let parts: Vec<_> = named().map(|(names, shape)| self.weights(names, shape)).collect::<Result<_>>()?;
                 Ok(HostWeights::stacked(parts)?.into())
             }

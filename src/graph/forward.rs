@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::checkpoint::{Checkpoint, HostParam};
-use super::{Graph, Input, Node, NodeArgs, NodeOperand, ParamId, Read, Value, ValueId};
+use super::{Graph, Input, Node, NodeArgs, NodeCache, NodeOperand, ParamId, ParamKind, Read, Value, ValueId};
 use crate::engine::{Device, Indices, Prepared, Tensor};
 use crate::error::{Error, Result};
 use crate::linear::Linear;
@@ -38,7 +38,7 @@ impl Parts {
     pub(super) fn new(device: &Device, checkpoint: &Checkpoint) -> Result<Self> {
         let graph = Arc::clone(checkpoint.graph());
         let mut epilogues = vec![None; graph.params().len()];
-        for linear in graph.linears() {
+        for linear in graph.weights_of_kind(ParamKind::is_weights) {
             epilogues[linear.weights.0] = Some(graph.nodes()[linear.node].op.epilogue());
         }
         let uploaded = checkpoint.params().zip(epilogues).map(|(param, epilogue)| match (param, epilogue) {
@@ -117,7 +117,7 @@ impl Inputs {
         }
         let staging = Mutex::new(inputs.iter().map(|(_, indices)| vec![0; indices.len()]).collect());
         let inputs = Self { batch, seq, inputs, staging };
-        inputs.write_some(device, &vec![vec![0; seq]; batch], |_| true)?;
+        inputs.write_some(device, &vec![vec![0; seq]; batch], &vec![0; batch], |_| true)?;
         Ok(inputs)
     }
 
@@ -139,21 +139,50 @@ impl Inputs {
                 return Err(Error::invalid(reason).of_text(i));
             }
         }
-        self.write_some(device, texts, |input| !input.is_fixed())
+        self.write_some(device, texts, &vec![0; self.batch], |input| !input.is_fixed())
+    }
+
+    /// Those of the next tokens of texts of which so many have been before; there may be none of a text.
+    pub(super) fn write_next<T: AsRef<[u32]>>(&self, device: &Device, texts: &[T], past: &[u32]) -> Result<()> {
+        self.write_some(device, texts, past, |input| !matches!(input, Input::Constant(_)))
     }
 
     /// Some of the inputs, for texts that fit.
-    fn write_some<T: AsRef<[u32]>>(&self, device: &Device, texts: &[T], which: impl Fn(Input) -> bool) -> Result<()> {
+    fn write_some<T: AsRef<[u32]>>(
+        &self,
+        device: &Device,
+        texts: &[T],
+        past: &[u32],
+        which: impl Fn(Input) -> bool,
+    ) -> Result<()> {
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         for ((input, indices), numbers) in self.inputs.iter().zip(&mut *staging).filter(|((input, _), _)| which(*input))
         {
             let each = numbers.len() / self.batch;
-            for (text, row) in texts.iter().zip(numbers.chunks_exact_mut(each)) {
-                input.write(text.as_ref(), row);
+            for ((text, &past), row) in texts.iter().zip(past).zip(numbers.chunks_exact_mut(each)) {
+                input.write(text.as_ref(), past, row);
             }
             device.write_indices(indices, numbers)?;
         }
         Ok(())
+    }
+}
+
+/// What passes of a [`Decoder`](super::Decoder) have of earlier tokens.
+#[derive(Debug)]
+pub(super) struct Caches<'a> {
+    /// For each node, what it keeps.
+    pub(super) tensors: &'a [Option<Tensor>],
+    /// Earlier tokens of each sequence.
+    pub(super) past: &'a Indices,
+    /// Whether there are none.
+    pub(super) are_empty: bool,
+}
+
+impl Caches<'_> {
+    fn of(&self, node: usize) -> Option<NodeCache<'_>> {
+        let tensor = self.tensors.get(node)?.as_ref()?;
+        Some(NodeCache { tensor, past: self.past, is_empty: self.are_empty })
     }
 }
 
@@ -170,8 +199,9 @@ pub struct Forward {
     buffers: Vec<Tensor>,
     /// Which buffer each value has, in the order of the nodes: of values that share one the later replaces the earlier.
     of: Vec<(ValueId, usize)>,
-    nodes: Range<usize>,
     calls: Vec<Prepared>,
+    /// Which node each call is of.
+    call_nodes: Vec<usize>,
     /// Held by [`Forward::run_on`] from the writing of inputs to the reading of results.
     turn: Mutex<()>,
 }
@@ -187,6 +217,17 @@ impl Forward {
         batch: usize,
         seq: usize,
     ) -> Result<Self> {
+        Self::cached(parts, nodes, taps, (batch, seq), None)
+    }
+
+    /// The same, where sequences may have earlier tokens, in these caches.
+    pub(super) fn cached(
+        parts: Arc<Parts>,
+        nodes: Range<usize>,
+        taps: &[ValueId],
+        (batch, seq): (usize, usize),
+        caches: Option<&Caches<'_>>,
+    ) -> Result<Self> {
         let Parts { device, graph, dtype, .. } = &*parts;
         graph.tokens_of(batch, seq)?;
         if nodes.is_empty() {
@@ -200,7 +241,7 @@ impl Forward {
         };
         let buffers: Vec<Tensor> = shapes.into_iter().map(tensor).collect::<Result<_>>()?;
         let place = |value: ValueId| of.iter().rev().find(|(of, _)| *of == value).map(|(_, buffer)| &buffers[*buffer]);
-        let call = |node: &Node| {
+        let call = |(at, node): (usize, &Node)| {
             let operand = |read: &Read| match read {
                 Read::Value(value) => place(*value).map(NodeOperand::Tensor).ok_or_else(not_there),
                 Read::Input(input) => inputs.get(*input).map(NodeOperand::Indices),
@@ -212,10 +253,18 @@ impl Forward {
             };
             let reads = node.reads.iter().map(operand).collect::<Result<_>>()?;
             let y = place(node.writes).ok_or_else(not_there)?;
-            node.op.prepare(&NodeArgs { device, batch, seq, reads, y })
+            let args = NodeArgs { device, batch, seq, reads, y };
+            match caches {
+                None => Ok(vec![node.op.prepare(&args)?]),
+                Some(caches) => node.op.prepare_cached(&args, caches.of(at)),
+            }
         };
-        let calls = graph.nodes()[nodes.clone()].iter().map(call).collect::<Result<_>>()?;
-        Ok(Self { parts: Arc::clone(&parts), inputs, buffers, of, nodes, calls, turn: Mutex::default() })
+        let (mut calls, mut call_nodes) = (Vec::new(), Vec::new());
+        for (at, node) in graph.nodes().iter().enumerate().take(nodes.end).skip(nodes.start) {
+            calls.extend(call((at, node))?);
+            call_nodes.resize(calls.len(), at);
+        }
+        Ok(Self { parts: Arc::clone(&parts), inputs, buffers, of, calls, call_nodes, turn: Mutex::default() })
     }
 
     /// Texts of a batch.
@@ -256,7 +305,7 @@ impl Forward {
 
     /// The calls of a run in their order, each with its node: to be timed, or recorded into an embedder's encoder.
     pub fn calls(&self) -> impl Iterator<Item = (&Node, &Prepared)> + Clone {
-        self.parts.graph.nodes()[self.nodes.clone()].iter().zip(&self.calls)
+        self.call_nodes.iter().map(|&at| &self.parts.graph.nodes()[at]).zip(&self.calls)
     }
 
     /// What the model is for: the value of its last output, in a part of a graph that of its last node.
@@ -277,6 +326,16 @@ impl Forward {
     /// The buffer of a value that comes from before its nodes, to be written.
     pub(crate) fn operand(&self, value: ValueId) -> Option<&Tensor> {
         self.of.iter().find(|(of, _)| *of == value).map(|(_, buffer)| &self.buffers[*buffer])
+    }
+
+    /// As [`Forward::write`], for the next tokens of texts of which so many have been before.
+    pub(super) fn write_next<T: AsRef<[u32]>>(&self, texts: &[T], past: &[u32]) -> Result<()> {
+        self.inputs.write_next(&self.parts.device, texts, past)
+    }
+
+    /// Its calls.
+    pub(super) fn prepared(&self) -> &[Prepared] {
+        &self.calls
     }
 
     /// Bytes of its values on the device.

@@ -36,6 +36,11 @@ impl Model {
         Self { parts: Arc::new(self.parts.without_dense_fallback()), forwards: Mutex::default() }
     }
 
+    /// What it has on the device, for passes of other kinds.
+    pub(super) fn parts(&self) -> Arc<Parts> {
+        Arc::clone(&self.parts)
+    }
+
     /// Where it runs.
     pub fn device(&self) -> &Device {
         &self.parts.device

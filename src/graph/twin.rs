@@ -75,7 +75,7 @@ fn numbers(read: &Read, text: &[u32]) -> Vec<u32> {
         Read::Input(Input::Lengths) => vec![text.len() as u32],
         Read::Input(input) => {
             let mut numbers = vec![0; text.len()];
-            input.write(text, &mut numbers);
+            input.write(text, 0, &mut numbers);
             numbers
         }
         Read::Value(_) | Read::Param(_) => Vec::new(),

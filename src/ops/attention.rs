@@ -11,14 +11,14 @@ use bytemuck::{Pod, Zeroable};
 use ndarray::Array2;
 
 pub use self::grad::AttentionGrad;
-use super::{Cost, Gradient, Indices, Operand, Operation, cost_of, dispatch};
+use super::{CachedAttention, Cost, Gradient, Indices, KvAppend, Operand, Operation, cost_of, dispatch};
 use crate::cpu::rows::{LANES, each_pair, exp, work};
 use crate::cpu::{Cpu, CpuCall, Shared, SharedIndices, read, write};
 use crate::engine::{Prepared, Tensor, gpu_size};
 use crate::error::{Error, Result, checked_mul, expect_dtype, expect_len, expect_shape};
 use crate::gpu::{Dispatch, Gpu};
 use crate::graph::{
-    BackwardArgs, Graph, Input, NodeArgs, NodeOp, ParamId, Precision, Read, ReferenceArgs, Rows, ValueId,
+    BackwardArgs, Graph, Input, NodeArgs, NodeCache, NodeOp, ParamId, Precision, Read, ReferenceArgs, Rows, ValueId,
 };
 use crate::kernels::{
     Binding, Caps, CoopUnit, FeatureAccess, ParamsLayout, Primitives, Program, Shader, Text, Types, WIDTHS, fields,
@@ -764,13 +764,15 @@ fn store<Y: Element>(sums: &[Lanes], factors: &Lanes, y: &mut [Y], width: usize,
 struct AttentionNode {
     heads: usize,
     kv_heads: usize,
+    /// Features of K and V of a token.
+    kv_width: usize,
     causal: bool,
 }
 
 impl AttentionNode {
     /// The attention of these arguments.
     fn operation<'a>(&self, args: &NodeArgs<'a>) -> Result<Attention<'a>> {
-        let &Self { heads, kv_heads, causal } = self;
+        let &Self { heads, kv_heads, causal, .. } = self;
         let attention = Attention::new(args.tensor(0)?, args.indices(1)?, (args.batch, args.seq), heads, args.y);
         let attention = attention.kv_heads(kv_heads);
         let attention = if causal { attention.causal() } else { attention };
@@ -790,6 +792,27 @@ impl NodeOp for AttentionNode {
         args.device.prepare(&self.operation(args)?)
     }
 
+    fn cache_width(&self) -> usize {
+        self.kv_width
+    }
+
+    fn prepare_cached(&self, args: &NodeArgs<'_>, cache: Option<NodeCache<'_>>) -> Result<Vec<Prepared>> {
+        let Some(NodeCache { tensor: cache, past, is_empty }) = cache.filter(|_| self.causal && args.reads.len() == 2)
+        else {
+            return Err(Error::invalid("attention to later tokens, or with a relative bias, cannot go on from a cache"));
+        };
+        let &Self { heads, kv_heads, .. } = self;
+        let &NodeArgs { device, batch, seq, y, .. } = args;
+        let (qkv, lengths) = (args.tensor(0)?, args.indices(1)?);
+        let append = device.prepare(&KvAppend { qkv, lengths, past, batch, seq, cache })?;
+        Ok(if is_empty {
+            vec![self.prepare(args)?, append]
+        } else {
+            let attention = CachedAttention { qkv, cache, lengths, past, batch, seq, heads, kv_heads, y };
+            vec![append, device.prepare(&attention)?]
+        })
+    }
+
     fn backward(&self, args: &BackwardArgs<'_>) -> Result<Vec<Prepared>> {
         let forward = self.operation(&args.forward)?;
         let (dqkv, dbias) = (args.gradient(0), args.gradient(2));
@@ -804,7 +827,7 @@ impl NodeOp for AttentionNode {
     }
 
     fn exact(&self, args: &ReferenceArgs<'_>) -> Result<Array2<f64>> {
-        let &Self { heads, kv_heads, causal } = self;
+        let &Self { heads, kv_heads, causal, .. } = self;
         let (qkv, lengths) = (args.matrix(0)?, args.indices(1)?);
         let bias = if args.len() > 2 { Some(args.matrix(2)?.view()) } else { None };
         let options = attention::AttentionOptions { kv_heads: Some(kv_heads), causal, bias };
@@ -846,6 +869,7 @@ impl Graph {
         let mut reads = vec![Read::Value(qkv), Read::Input(Input::Lengths)];
         reads.extend(relative_bias.map(Read::Param));
         let width = features / all * heads;
-        self.add_node(name, AttentionNode { heads, kv_heads, causal }, reads, (Rows::Tokens, width, Precision::Model))
+        let kv_width = features / all * 2 * kv_heads;
+        self.add_node(name, AttentionNode { heads, kv_heads, kv_width, causal }, reads, (Rows::Tokens, width, Precision::Model))
     }
 }

@@ -365,4 +365,19 @@ impl Graph {
         let epilogue = Epilogue { bias, activation, residual: residual.is_some() };
         self.add_node(name, GemmNode { epilogue }, reads, (rows, m, Precision::Model))
     }
+
+    /// Adds a language model's last layer, without a bias, whose weights [stay dense](ParamKind::DenseWeights), and
+    /// makes its logits, one for each token of the vocabulary, the graph's output. It is stored as `{name}.weight`, or
+    /// as the tensor that it is tied to.
+    pub fn lm_head(&mut self, name: &str, x: ValueId, tied_to: Option<&str>) -> Result<ValueId> {
+        let (rows, k, m) = (self.value(x).rows, self.value(x).cols, self.limits().vocabulary);
+        let weights = self.add_param(format!("{name}.weight"), ParamKind::DenseWeights, (m, k))?;
+        if let Some(tensor) = tied_to {
+            self.set_stored(weights, vec![StoredTensor { names: vec![tensor.to_owned()], shape: vec![m, k] }]);
+        }
+        let reads = vec![Read::Value(x), Read::Param(weights)];
+        let logits = self.add_node(name, GemmNode { epilogue: Epilogue::NONE }, reads, (rows, m, Precision::F32))?;
+        self.add_output(logits);
+        Ok(logits)
+    }
 }

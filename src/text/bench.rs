@@ -14,7 +14,7 @@ use std::sync::Arc;
 use ndarray::{Array2, ArrayView1};
 
 use super::{Encoder, Pipeline, twin};
-use crate::engine::{Clock, Device};
+use crate::engine::{Clock, Device, Prepared};
 use crate::error::{Error, Result};
 use crate::graph::{Checkpoint, Forward, Graph, Sparsity};
 use crate::mask::VectorLen;
@@ -28,6 +28,9 @@ use crate::problem::Op;
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "cli", derive(serde::Serialize))]
 pub struct ModelRecord {
+    /// Of a language model `prefill` or `decode`: what a pass is over.
+    #[cfg_attr(feature = "cli", serde(skip_serializing_if = "Option::is_none"))]
+    pub phase: Option<&'static str>,
     /// As in [`Record`](crate::measure::Record).
     pub op: &'static str,
     /// Vector length of a 2:4 row.
@@ -53,6 +56,9 @@ pub struct ModelRecord {
     pub parts_cost: PartCosts,
     /// Texts in a second.
     pub sequences_per_second: Option<f64>,
+    /// Tokens in a second, of a language model: of the prompts in prefill, new ones in decode.
+    #[cfg_attr(feature = "cli", serde(skip_serializing_if = "Option::is_none"))]
+    pub tokens_per_second: Option<f64>,
     /// 2 x linear weights x tokens / median, in 10¹² per second, whatever was skipped.
     pub effective_tflops: Option<f64>,
     /// Against the row with op `dense`.
@@ -72,6 +78,42 @@ pub struct ModelRecord {
     pub failure: Option<String>,
     /// The command that measures this row: for those who read the file. Empty until the caller writes it.
     pub command: String,
+}
+
+impl ModelRecord {
+    /// The row of a form whose linear layers have these plans, without any figures.
+    pub(super) fn new(op: Op, planned_by: PlannedBy, dtype: DType, plans: &[(Op, Plan)]) -> Self {
+        let mut kernels: Vec<String> = Vec::new();
+        for kernel in plans.iter().map(|(_, plan)| plan.schedule()) {
+            if !kernels.contains(&kernel) {
+                kernels.push(kernel);
+            }
+        }
+        Self {
+            phase: None,
+            op: if planned_by == PlannedBy::Auto { "auto" } else { op.name() },
+            vector: op.vector().map(VectorLen::get),
+            dtype: dtype.to_string(),
+            kernels,
+            dense_layers: plans.iter().filter(|(of, plan)| *of == op && plan.weights() != op).count(),
+            linear_layers: plans.len(),
+            times: MeasuredTimes::default(),
+            clock: None,
+            parts: None,
+            parts_alone_ms: None,
+            parts_cost: PartCosts::default(),
+            sequences_per_second: None,
+            tokens_per_second: None,
+            effective_tflops: None,
+            speedup: Speedup::default(),
+            weight_bytes: 0,
+            max_error: None,
+            allowed_error: 0.0,
+            verified: false,
+            failure: None,
+            command: String::new(),
+        }
+    }
 }
 
 /// A whole in the shares of its parts, in milliseconds.
@@ -101,7 +143,7 @@ impl PartTimes {
 
 /// Operations in 10⁹ and bytes of operands in 10⁶ of the parts of a pass, as dense ones count: 2:4 multiplies half as
 /// often.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "cli", derive(serde::Serialize))]
 pub struct PartCosts {
     /// Operations of linear layers.
@@ -119,9 +161,10 @@ pub struct PartCosts {
 }
 
 impl PartCosts {
-    fn of(forward: &Forward) -> Self {
+    /// Of calls, each with its operation's name.
+    fn of(calls: &[(&str, Prepared)]) -> Self {
         let [gemm, attention, rest] = Part::ALL.map(|part| {
-            let own = forward.calls().filter(|(node, _)| Part::of(node.op.name()) == part);
+            let own = calls.iter().filter(|(op, _)| Part::of(op) == part);
             own.fold((0.0, 0.0), |sum, (_, call)| (sum.0 + call.cost().flops / 1e9, sum.1 + call.cost().bytes / 1e6))
         });
         Self {
@@ -150,14 +193,14 @@ impl Part {
     fn of(op: &str) -> Self {
         match op {
             "gemm" => Self::Gemm,
-            "attention" => Self::Attention,
+            "attention" | "cached_attention" | "kv_append" => Self::Attention,
             _ => Self::Rest,
         }
     }
 }
 
 /// Operations of the f64 twin that are worth waiting for: some seconds.
-const TWIN_FLOPS: usize = 30_000_000_000;
+pub(super) const TWIN_FLOPS: usize = 30_000_000_000;
 
 /// How far an element may be from the twin's, where those of its row are about 1. No bound through softmax and
 /// LayerNorm would be of use. On all-MiniLM-L6-v2 and random ids hidden states come to 8e-6 and 1.6e-2; one wrong
@@ -212,7 +255,7 @@ impl Expected {
 
 /// The largest distance of a row's elements from what is expected, over the root of the mean square of the latter;
 /// infinite if one is NaN.
-fn distance(got: &Matrix, row: usize, expected: ArrayView1<'_, f64>) -> f64 {
+pub(super) fn distance(got: &Matrix, row: usize, expected: ArrayView1<'_, f64>) -> f64 {
     let scale = (expected.dot(&expected) / expected.len() as f64).sqrt();
     let distance = |(col, expected): (usize, &f64)| (f64::from(got.get(row, col)) - expected).abs() / scale;
     let not_nan = |x: f64| if x.is_nan() { f64::INFINITY } else { x };
@@ -232,7 +275,7 @@ fn sample_lengths(graph: &Graph, seq: usize) -> Vec<usize> {
 }
 
 /// Texts of these lengths, with ids drawn by a seeded generator.
-fn ids(graph: &Graph, lengths: &[usize], seed: u64) -> Result<Vec<Vec<u32>>> {
+pub(super) fn ids(graph: &Graph, lengths: &[usize], seed: u64) -> Result<Vec<Vec<u32>>> {
     let all = Matrix::uniform(1, lengths.iter().sum(), DType::F32, seed)?;
     let mut drawn = all.elements().to_f32().into_iter();
     let rows = graph.limits().vocabulary;
@@ -272,17 +315,17 @@ pub struct EncoderBench {
     samples: Vec<Vec<u32>>,
     /// What was verified last, and what is expected of it: rows on the same weights follow one another.
     last: Option<(Op, Checkpoint, Expected)>,
-    rows: Vec<Subject>,
+    rows: Vec<Subject<Arc<Forward>>>,
 }
 
-/// A row while it is measured.
+/// A row while it is measured, of calls that `P` owns the operands of.
 #[derive(Debug)]
-struct Subject {
-    record: ModelRecord,
-    forward: Arc<Forward>,
-    whole: Workload,
+pub(super) struct Subject<P> {
+    pub(super) record: ModelRecord,
+    pass: P,
+    pub(super) whole: Workload,
     /// The calls of each part alone.
-    parts: [Workload; 3],
+    pub(super) parts: [Workload; 3],
 }
 
 impl EncoderBench {
@@ -331,38 +374,16 @@ impl EncoderBench {
         let plans = model.plans(self.batch, self.seq)?;
         let allowed = allowed_error(model.dtype());
         let verified = error <= allowed;
-        let mut kernels: Vec<String> = Vec::new();
-        for kernel in plans.iter().map(|(_, plan)| plan.schedule()) {
-            if !kernels.contains(&kernel) {
-                kernels.push(kernel);
-            }
-        }
         let record = ModelRecord {
-            op: if planned_by == PlannedBy::Auto { "auto" } else { op.name() },
-            vector: op.vector().map(VectorLen::get),
-            dtype: model.dtype().to_string(),
-            kernels,
-            dense_layers: plans.iter().filter(|(of, plan)| *of == op && plan.weights() != op).count(),
-            linear_layers: plans.len(),
-            times: MeasuredTimes::default(),
-            clock: None,
-            parts: None,
-            parts_alone_ms: None,
-            parts_cost: PartCosts::of(&forward),
-            sequences_per_second: None,
-            effective_tflops: None,
-            speedup: Speedup::default(),
             weight_bytes: model.linear_bytes(),
             max_error: error.is_finite().then_some(error),
             allowed_error: allowed,
             verified,
             failure: (!verified).then(|| format!("an output is {error:.2e} off, {allowed:.0e} is allowed")),
-            command: String::new(),
+            ..ModelRecord::new(op, planned_by, model.dtype(), &plans)
         };
-        let whole = forward.workload(|_| true);
-        let part = |part| forward.workload(|node| Part::of(node.op.name()) == part).as_part();
-        let parts = Part::ALL.map(part);
-        self.rows.push(Subject { record, forward, whole, parts });
+        let calls: Vec<_> = forward.calls().map(|(node, call)| (node.op.name(), call.clone())).collect();
+        self.rows.push(Subject::new(record, forward, &calls));
         Ok(plans.into_iter().map(|(_, plan)| plan).collect())
     }
 
@@ -376,7 +397,7 @@ impl EncoderBench {
         let timer = Timer::new(&device, *policy);
         let mut verified: Vec<_> = rows.iter_mut().filter(|row| row.record.verified).collect();
         for row in &mut verified {
-            row.forward.write(&timed)?;
+            row.pass.write(&timed)?;
             // Its parts are warm by this, too, and find out themselves how many passes they need.
             timer.calibrate(&mut row.whole)?;
         }
@@ -385,7 +406,7 @@ impl EncoderBench {
 
         rows.iter_mut().for_each(|row| row.finish(batch, flops));
         let dense = rows.iter().find(|row| row.record.op == "dense").map(|row| row.whole.seconds().to_vec());
-        let with_ratio = |Subject { record, whole, .. }: Subject| ModelRecord {
+        let with_ratio = |Subject { record, whole, .. }: Subject<_>| ModelRecord {
             speedup: Speedup::of(dense.as_deref(), whole.seconds()),
             ..record
         };
@@ -393,9 +414,17 @@ impl EncoderBench {
     }
 }
 
-impl Subject {
+impl<P> Subject<P> {
+    /// The row of a pass of these calls, each with its operation's name.
+    pub(super) fn new(record: ModelRecord, pass: P, calls: &[(&str, Prepared)]) -> Self {
+        let of = |part: Part| calls.iter().filter(move |(op, _)| Part::of(op) == part).map(|(_, call)| call.clone());
+        let whole = Workload::pass(calls.iter().map(|(_, call)| call.clone()));
+        let parts = Part::ALL.map(|part| Workload::pass(of(part)).as_part());
+        Self { record: ModelRecord { parts_cost: PartCosts::of(calls), ..record }, pass, whole, parts }
+    }
+
     /// Writes the times into the record, where there are any.
-    fn finish(&mut self, batch: usize, flops: f64) {
+    pub(super) fn finish(&mut self, batch: usize, flops: f64) {
         let Self { record, whole, parts, .. } = self;
         record.times = whole.times();
         record.clock = whole.clock().map(Clock::name);

@@ -33,6 +33,12 @@ pub struct Files {
     pub sentences: Option<PathBuf>,
     /// `config_sentence_transformers.json`, if there is one: see [`Files::settings`].
     pub settings: Option<PathBuf>,
+    /// `generation_config.json`, if there is one: which tokens end a text.
+    pub generation: Option<PathBuf>,
+    /// `tokenizer_config.json`, if there is one: special tokens and, in older models, the chat template.
+    pub tokenizer_config: Option<PathBuf>,
+    /// `chat_template.jinja`, if there is one.
+    pub chat_template: Option<PathBuf>,
 }
 
 /// Where [`Files::modules`] lies in a folder.
@@ -43,6 +49,13 @@ pub(super) const POOLING: &str = "1_Pooling/config.json";
 pub(super) const SENTENCES: &str = "sentence_bert_config.json";
 /// Where [`Files::settings`] lies.
 pub(super) const SETTINGS: &str = "config_sentence_transformers.json";
+
+/// Where [`Files::generation`] lies.
+pub(super) const GENERATION: &str = "generation_config.json";
+/// Where [`Files::tokenizer_config`] lies.
+pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// Where [`Files::chat_template`] lies.
+pub(super) const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
 /// An entry of `modules.json`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +85,9 @@ impl Files {
             pooling: optional(folder.join(POOLING)),
             sentences: optional(transformer.join(SENTENCES)),
             settings: optional(folder.join(SETTINGS)),
+            generation: optional(transformer.join(GENERATION)),
+            tokenizer_config: optional(transformer.join(TOKENIZER_CONFIG)),
+            chat_template: optional(transformer.join(CHAT_TEMPLATE)),
         }
     }
 

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::ApiError;
 
-use super::files::{Files, MODULES, POOLING, SENTENCES, SETTINGS, modules_of};
+use super::files::{
+    CHAT_TEMPLATE, Files, GENERATION, MODULES, POOLING, SENTENCES, SETTINGS, TOKENIZER_CONFIG, modules_of,
+};
 use crate::error::{Error, Result};
 
 impl Files {
@@ -68,6 +70,9 @@ impl Files {
             pooling: optional(POOLING)?,
             sentences: optional(&below(transformer, SENTENCES))?,
             settings: optional(SETTINGS)?,
+            generation: optional(&below(transformer, GENERATION))?,
+            tokenizer_config: optional(&below(transformer, TOKENIZER_CONFIG))?,
+            chat_template: optional(&below(transformer, CHAT_TEMPLATE))?,
             // The last: where the cache has them, it has all.
             weights: get(&below(transformer, WEIGHTS))?,
         })

@@ -5,9 +5,9 @@
 
 use std::path::Path;
 
-use super::{Files, Pipeline, Similarity, Tokenizer};
-use crate::error::Result;
-use crate::graph::Checkpoint;
+use super::{Files, LanguageModel, Pipeline, Similarity, Tokenizer};
+use crate::error::{Error, Result};
+use crate::graph::{Checkpoint, Graph};
 use crate::matrix::DType;
 use crate::models;
 
@@ -58,6 +58,24 @@ impl TextModel {
     /// ```
     pub fn load(files: &Files, options: LoadOptions<'_>) -> Result<Self> {
         let graph = models::load(&files.config)?;
+        if graph.head().is_some() {
+            return Err(Error::file(&files.config, "is of a language model, which makes no embeddings"));
+        }
+        Self::of(graph, files, options)
+    }
+
+    /// The same of a model that is to be pruned or trained, which may be a language model: its pipeline
+    /// [pools nothing](Pipeline::none) then.
+    pub fn load_any(files: &Files, options: LoadOptions<'_>) -> Result<Self> {
+        let graph = models::load(&files.config)?;
+        if graph.head().is_none() {
+            return Self::of(graph, files, options);
+        }
+        let LanguageModel { tokenizer, checkpoint, .. } = LanguageModel::load(files, options)?;
+        Ok(Self { tokenizer, checkpoint, pipeline: Pipeline::none(), prompt: None, similarity: Similarity::default() })
+    }
+
+    fn of(graph: Graph, files: &Files, options: LoadOptions<'_>) -> Result<Self> {
         let limits = graph.limits();
         let settings = files.settings()?;
         let prompt = settings.prompt(options.prompt)?.map(str::to_owned);

@@ -235,6 +235,11 @@ impl Default for Pipeline {
 }
 
 impl Pipeline {
+    /// That of a language model, of whose outputs no embedding is made.
+    pub fn none() -> Self {
+        Self { poolings: Vec::new(), include_prompt: true, prompt_tokens: 0, steps: Vec::new() }
+    }
+
     /// Reads what a folder asks for, for states of `hidden` features: the modules of its `modules.json`, or where there
     /// is none the pooling of `1_Pooling`, brought to length 1, or the default.
     ///

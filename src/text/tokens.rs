@@ -1,4 +1,4 @@
-//! From texts to token ids.
+//! From texts to token ids and back.
 //!
 //! Invariant: ids are below the model's vocabulary, and a text has one to as many tokens as the model takes.
 
@@ -12,6 +12,8 @@ use crate::graph::Limits;
 /// A vocabulary may have fewer words than the model has rows, which are often a multiple of 8, 64 or 128: fewer by as
 /// many as that is another vocabulary.
 const MAX_UNUSED: usize = 128;
+/// The same for language models, whose tables are often padded for several sizes of one family.
+const MAX_UNUSED_OF_LANGUAGE_MODELS: usize = 1024;
 
 /// The tokenizer of a model, from its `tokenizer.json`.
 #[derive(Clone, Debug)]
@@ -21,6 +23,8 @@ pub struct Tokenizer {
     lower_case: bool,
     /// What is put in front of every text.
     prompt: String,
+    /// Whether the library truncates texts. A language model's are cut off here, where a prompt must not be.
+    truncates: bool,
 }
 
 /// Texts as token ids.
@@ -41,6 +45,18 @@ impl Tokenizer {
     /// rows for, or leaves 128 or more rows without a word.
     pub fn load(path: impl AsRef<Path>, limits: Limits) -> Result<Self> {
         let path = path.as_ref();
+        let whole = Self::untruncated(path, limits, MAX_UNUSED)?;
+        whole.truncated_at(limits.tokens).map_err(|e| Error::file(path, e.to_string()))
+    }
+
+    /// The same for a language model, whose vocabulary may leave 1023 rows without a word. Its special tokens stand
+    /// before a text, so that a text may be cut off anywhere.
+    pub fn of_language_model(path: impl AsRef<Path>, limits: Limits) -> Result<Self> {
+        let whole = Self::untruncated(path.as_ref(), limits, MAX_UNUSED_OF_LANGUAGE_MODELS)?;
+        Ok(Self { max_tokens: limits.tokens, ..whole })
+    }
+
+    fn untruncated(path: &Path, limits: Limits, max_unused: usize) -> Result<Self> {
         // Read here: the library's message about a missing file does not name it.
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
         let fail = |reason: String| Error::file(path, reason);
@@ -48,18 +64,18 @@ impl Tokenizer {
         // Ids need not be without gaps.
         let ids = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let rows = limits.vocabulary;
-        if ids > rows || rows - ids >= MAX_UNUSED {
+        if ids > rows || rows - ids >= max_unused {
             return Err(fail(format!("the tokenizer has {ids} ids, the model's vocab_size is {rows}")));
         }
         tokenizer.with_padding(None);
-        let whole = Self { tokenizer, max_tokens: usize::MAX, lower_case: false, prompt: String::new() };
-        whole.truncated_at(limits.tokens).map_err(|e| fail(e.to_string()))
+        tokenizer.with_truncation(None).map_err(|e| fail(e.to_string()))?;
+        Ok(Self { tokenizer, max_tokens: usize::MAX, lower_case: false, prompt: String::new(), truncates: false })
     }
 
     /// The same tokenizer, which truncates texts at `tokens` tokens, special ones included, or where it did if that is
     /// less. An error if special tokens alone are as many.
     pub fn truncated_at(self, tokens: usize) -> Result<Self> {
-        let Self { mut tokenizer, max_tokens, lower_case, prompt } = self;
+        let Self { mut tokenizer, max_tokens, lower_case, prompt, .. } = self;
         let max_tokens = max_tokens.min(tokens);
         // The library subtracts without looking.
         let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(false));
@@ -73,7 +89,7 @@ impl Tokenizer {
             direction: TruncationDirection::Right,
         };
         tokenizer.with_truncation(Some(truncation)).map_err(|e| Error::invalid(e.to_string()))?;
-        Ok(Self { tokenizer, max_tokens, lower_case, prompt })
+        Ok(Self { tokenizer, max_tokens, lower_case, prompt, truncates: true })
     }
 
     /// The most tokens that it makes of a text.
@@ -121,11 +137,88 @@ impl Tokenizer {
             self.tokenizer.encode_batch_fast(texts, true)
         };
         let encoded = encoded.map_err(|e| Error::invalid(format!("cannot tokenize: {e}")))?;
-        let truncated = encoded.iter().filter(|text| !text.get_overflowing().is_empty()).count();
-        let ids: Vec<_> = encoded.iter().map(|text| text.get_ids().to_vec()).collect();
+        let is_truncated = |text: &&tokenizers::Encoding| {
+            !text.get_overflowing().is_empty() || !self.truncates && text.len() > self.max_tokens
+        };
+        let truncated = encoded.iter().filter(is_truncated).count();
+        let kept = |text: &tokenizers::Encoding| text.get_ids()[..text.len().min(self.max_tokens)].to_vec();
+        let ids: Vec<_> = encoded.iter().map(kept).collect();
         match ids.iter().position(Vec::is_empty) {
             Some(text) => Err(Error::invalid("has no tokens, so it has no embedding").of_text(text)),
             None => Ok(Tokens { ids, truncated }),
         }
+    }
+
+    /// The ids of a language model's prompt, special tokens included. An error if it has more than
+    /// [`Tokenizer::max_tokens`], of which none may be cut off, or none at all.
+    pub fn prompt(&self, text: &str) -> Result<Vec<u32>> {
+        self.checked_prompt(self.encode_whole(text, true)?)
+    }
+
+    /// The same of a prompt that has its special tokens written out, as a [chat template](super::ChatTemplate) makes
+    /// it.
+    pub fn rendered_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        self.checked_prompt(self.encode_whole(text, false)?)
+    }
+
+    /// The ids of a text of any length, without special tokens, by the tokenizer of a language model.
+    pub fn long_text(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_whole(text, false)
+    }
+
+    fn encode_whole(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let encoded = self.tokenizer.encode_fast(text, special);
+        Ok(encoded.map_err(|e| Error::invalid(format!("cannot tokenize: {e}")))?.get_ids().to_vec())
+    }
+
+    fn checked_prompt(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
+        match ids.len() {
+            0 => Err(Error::invalid("the prompt has no tokens")),
+            tokens if tokens > self.max_tokens => {
+                let most = self.max_tokens;
+                Err(Error::invalid(format!("the prompt has {tokens} tokens; the model takes {most}")))
+            }
+            _ => Ok(ids),
+        }
+    }
+
+    /// The token of an id, if there is one.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
+
+    /// The text of token ids, without special tokens.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.tokenizer.decode(ids, true).map_err(|e| Error::invalid(format!("cannot make text of tokens: {e}")))
+    }
+
+    /// Makes text of tokens that come one by one.
+    pub fn stream(&self) -> TextStream<'_> {
+        TextStream(self.tokenizer.decode_stream(true))
+    }
+}
+
+/// Text of tokens that come one by one: see [`Tokenizer::stream`].
+pub struct TextStream<'a>(
+    tokenizers::DecodeStream<
+        'a,
+        tokenizers::ModelWrapper,
+        tokenizers::NormalizerWrapper,
+        tokenizers::PreTokenizerWrapper,
+        tokenizers::PostProcessorWrapper,
+        tokenizers::DecoderWrapper,
+    >,
+);
+
+impl TextStream<'_> {
+    /// The text that is known with this token and was not before: nothing where a character is not complete.
+    pub fn push(&mut self, token: u32) -> Result<Option<String>> {
+        self.0.step(token).map_err(|e| Error::invalid(format!("cannot make text of tokens: {e}")))
+    }
+}
+
+impl std::fmt::Debug for TextStream<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TextStream").finish_non_exhaustive()
     }
 }

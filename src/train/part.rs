@@ -41,7 +41,8 @@ pub(super) struct Cut {
 
 /// The parts of a graph for an objective; the last is the whole graph.
 pub(super) fn cuts(graph: &Graph, objective: Objective) -> Result<Vec<Cut>> {
-    let end = graph.nodes().len();
+    // Logits are not compared, so that a language model's head is not run.
+    let end = graph.head().map_or(graph.nodes().len(), |head| head.node);
     let last = graph.outputs().last().copied();
     let embedding = last.filter(|&value| graph.value(value).rows == Rows::Sequences);
     let states = graph.states();

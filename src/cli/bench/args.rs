@@ -53,14 +53,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "512")]
     pub(super) tokens: Vec<NonZeroUsize>,
     /// Measure a whole model instead of single layers: a folder with config.json and model.safetensors, in a binary
-    /// built with the feature `hub` the name of one on the Hugging Face hub, or one of minilm, bert-base, bert-large
-    /// for random weights of that model's sizes.
+    /// built with the feature `hub` the name of one on the Hugging Face hub, or one of minilm, bert-base, bert-large,
+    /// smollm2, llama-1b, llama-8b for random weights of that model's sizes.
     #[arg(long, value_name = "DIR|NAME", conflicts_with_all = ["shapes", "tokens", "weights", "plan"])]
     pub(super) model: Option<String>,
-    /// Texts of a batch of the --model; 32 unless given.
+    /// Texts of a batch of the --model; 32 unless given, 1 for a language model.
     #[arg(long, value_name = "B", requires = "model")]
     pub(super) batch: Option<NonZeroUsize>,
-    /// Tokens of each of its texts; 64 unless given.
+    /// Tokens of each of its texts; 64 unless given, 512 for a language model: of a prompt, after which a token is timed.
     #[arg(long, value_name = "S", requires = "model")]
     pub(super) seq: Option<NonZeroUsize>,
     /// Element type of weights, activations and output; f32, or with --weights the file's own (bf16 as f32), unless
@@ -139,8 +139,8 @@ impl Default for Args {
 
 impl Args {
     /// Texts of a batch and tokens of a text, for `--model`.
-    pub(super) fn batch_and_seq(&self) -> (usize, usize) {
-        (self.batch.map_or(32, NonZeroUsize::get), self.seq.map_or(64, NonZeroUsize::get))
+    pub(super) fn batch_and_seq(&self, default: (usize, usize)) -> (usize, usize) {
+        (self.batch.map_or(default.0, NonZeroUsize::get), self.seq.map_or(default.1, NonZeroUsize::get))
     }
 
     pub(super) fn dtype(&self) -> DType {

@@ -1,5 +1,5 @@
-//! `sparse24 bench --model`: a whole encoder of texts, dense against 2:4 and masked, with the share of each part, by
-//! [`EncoderBench`].
+//! `sparse24 bench --model`: a whole model, dense against 2:4 and masked, with the share of each part: an encoder of
+//! texts by [`EncoderBench`], the two phases of a language model by [`DecoderBench`].
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,11 +14,14 @@ use crate::cli::compare::Earlier;
 use crate::cli::{Outcome, model, progress, say};
 use sparse24::engine::{Device, DeviceInfo};
 use sparse24::graph::Checkpoint;
+use sparse24::measure::{PlannedBy, Policy};
 use sparse24::report::compare::{RowKey, Scope};
 use sparse24::report::sheet::{Printout, Sheet, Shown};
 use sparse24::report::{self, Environment, MODEL_SCHEMA, or_dash, plural, significant};
-use sparse24::text::{EncoderBench, ModelRecord, PartTimes, Pipeline, allowed_error};
-use sparse24::{DType, Op, models};
+use sparse24::text::{
+    DecoderBench, EncoderBench, ModelRecord, PartTimes, Phase, Pipeline, allowed_error, allowed_logit_error,
+};
+use sparse24::{DType, Op, Plan, models};
 
 /// One run as JSON.
 #[derive(Serialize)]
@@ -46,7 +49,6 @@ enum Weights {
 }
 
 pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Result<Outcome> {
-    let (batch, seq) = args.batch_and_seq();
     let dtype = args.dtype();
     let mut operations = args.operations();
     // Rows on the same weights next to each other: these are made, and the twin is run, once for both.
@@ -55,20 +57,33 @@ pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Res
     if operations.iter().any(|(op, _)| *op == Op::Masked24) {
         return Err(Usage::error("--ops: masked24 is measured on single layers only"));
     }
-    if let Some(earlier) = earlier {
-        let keys: Vec<_> = operations.iter().map(|&(op, planned_by)| RowKey::new(op, planned_by, dtype)).collect();
-        earlier.covers(&Scope::Model { name: name.to_owned(), batch, seq }, &keys)?;
-    }
-    let (device, policy, environment) = args.environment()?;
     let (weights, checkpoint, pipeline) = load(name, dtype, args.seed)?;
     let graph = Arc::clone(checkpoint.graph());
-    if seq > graph.limits().tokens {
-        let most = plural(graph.limits().tokens, "token");
+    let is_language = graph.head().is_some();
+    let (batch, seq) = args.batch_and_seq(if is_language { (1, 512) } else { (32, 64) });
+    if let Some(earlier) = earlier {
+        let phases: Vec<&str> = if is_language { Phase::ALL.map(Phase::name).to_vec() } else { vec![""] };
+        let key = |(op, planned_by)| {
+            let row = RowKey::new(op, planned_by, dtype);
+            phases.iter().map(move |&phase| RowKey { name: phase.to_owned(), ..row.clone() }).collect::<Vec<_>>()
+        };
+        let keys: Vec<_> = operations.iter().copied().flat_map(key).collect();
+        earlier.covers(&Scope::Model { name: name.to_owned(), batch, seq }, &keys)?;
+    }
+    // A language model's cache has room for the prompt and a token.
+    let most = graph.limits().tokens - usize::from(is_language);
+    if seq > most {
+        let most = plural(most, "token");
         return Err(Usage::error(format!("--seq: {}, and {name} takes at most {most}", plural(seq, "token"))));
     }
+    let (device, policy, environment) = args.environment()?;
 
     let bar = progress(operations.len() + policy.samples);
-    let mut bench = EncoderBench::new(&device, checkpoint, pipeline, (batch, seq), args.seed)?;
+    let mut bench = if is_language {
+        Bench::Decoder(DecoderBench::new(&device, checkpoint, (batch, seq), args.seed)?)
+    } else {
+        Bench::Encoder(EncoderBench::new(&device, checkpoint, pipeline, (batch, seq), args.seed)?)
+    };
     for &(op, planned_by) in &operations {
         bar.set_message(format!("{op}"));
         let mut explained = Vec::new();
@@ -83,10 +98,13 @@ pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Res
     }
     let mut rows = bench.run(&policy, |round| bar.inc(u64::from(round <= policy.samples)))?;
     bar.finish_and_clear();
-    for (row, (op, planned_by)) in rows.iter_mut().zip(operations) {
+    let each = rows.len() / operations.len().max(1);
+    let of_rows = operations.into_iter().flat_map(|operation| std::iter::repeat_n(operation, each));
+    for (row, (op, planned_by)) in rows.iter_mut().zip(of_rows) {
         let source = format!("--model {} --batch {batch} --seq {seq}", quoted(name));
         row.command = args.command_of(&device, vec![source], dtype, op, planned_by);
     }
+    rows.sort_by_key(|row| row.phase == Some(Phase::Decode.name()));
     let report = Report {
         schema: MODEL_SCHEMA,
         environment,
@@ -109,15 +127,40 @@ pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Res
     Ok(if failed.count() > 0 { Outcome::VerificationFailed } else { compared })
 }
 
+/// What measures a model.
+enum Bench {
+    Encoder(EncoderBench),
+    Decoder(DecoderBench),
+}
+
+impl Bench {
+    fn add(&mut self, op: Op, planned_by: PlannedBy) -> sparse24::Result<Vec<Plan>> {
+        match self {
+            Self::Encoder(bench) => bench.add(op, planned_by),
+            Self::Decoder(bench) => bench.add(op, planned_by),
+        }
+    }
+
+    fn run(self, policy: &Policy, progress: impl FnMut(usize)) -> sparse24::Result<Vec<ModelRecord>> {
+        match self {
+            Self::Encoder(bench) => bench.run(policy, progress),
+            Self::Decoder(bench) => bench.run(policy, progress),
+        }
+    }
+}
+
 /// The weights of a folder or of a model on the hub, or random ones of a well-known model's sizes. A folder comes
 /// first.
 fn load(name: &str, dtype: DType, seed: u64) -> Result<(Weights, Checkpoint, Pipeline)> {
     if let Some(graph) = models::named(name).filter(|_| !Path::new(name).is_dir()) {
         return Ok((Weights::Random, Checkpoint::random(graph, dtype, seed)?, Pipeline::default()));
     }
-    let names = models::NAMES.join(", ");
+    let names = [&models::NAMES[..], &models::LANGUAGE_MODELS].concat().join(", ");
     let files = model::files(name).with_context(|| format!("--model: {name} is none of {names}"))?;
     let checkpoint = Checkpoint::load(models::load(&files.config)?, &files.weights, None, dtype)?;
+    if checkpoint.graph().head().is_some() {
+        return Ok((Weights::Folder, checkpoint, Pipeline::none()));
+    }
     let pipeline = Pipeline::load(&files, checkpoint.graph().output_width())?;
     Ok((Weights::Folder, checkpoint, pipeline))
 }
@@ -143,13 +186,15 @@ impl Report {
             self.batch,
             self.seq
         );
+        let is_language = self.rows.iter().any(|row| row.phase.is_some());
+        let rate = if is_language { "tok/s" } else { "seq/s" };
         let mut sheet = Sheet::new("model")
             .words("op", Shown::Always)
             .numbers("V", Shown::Always)
             .numbers("ms", Shown::Wide)
             .numbers("ms \u{b1} %", Shown::Narrow)
             .numbers("spread", Shown::Wide)
-            .numbers("seq/s", Shown::Always)
+            .numbers(rate, Shown::Always)
             .numbers("vs dense", Shown::Always)
             .numbers("GEMMs", Shown::Always)
             .numbers("attention", Shown::Always)
@@ -168,14 +213,14 @@ impl Report {
                 some => format!("dense instead in {some} of {}: ", row.linear_layers),
             };
             sheet.push(
-                "",
+                row.phase.unwrap_or_default(),
                 [
                     row.op.to_owned(),
                     row.vector.map(|v| v.to_string()).unwrap_or_default(),
                     report::marked(row.times.noisy, or_dash(row.times.median_ms, 4)),
                     report::median_cell(times, row.times.noisy),
                     report::spread_cell(row.times.median_ms.zip(row.times.max_ms).zip(row.times.min_ms)),
-                    or_dash(row.sequences_per_second, 3),
+                    or_dash(row.tokens_per_second.or(row.sequences_per_second), 3),
                     report::ratio_cell(row.speedup.vs_dense, row.speedup.noisy),
                     part(|p| p.gemm_ms),
                     part(|p| p.attention_ms),
@@ -201,16 +246,31 @@ impl Report {
         let failed = self.rows.iter().filter(|row| !row.verified).count();
         notes.push(report::verified_note(self.rows.len(), failed));
         let clock = self.rows.iter().find_map(|r| r.clock).unwrap_or("no clock");
-        let legend = [
-            format!("of one forward pass: {}", report::times_legend(self.environment.sampling(), clock)),
-            "seq/s: texts in a second; vs dense: the dense row's time over this one's, below 1 is slower".to_owned(),
-            "GEMMs, attention, rest: ms of these, by their shares when timed alone; share: of GEMMs".to_owned(),
+        let verified = if is_language {
+            format!(
+                "verified: every logit of a prompt's last token and of the one after it is as close to the f64 twin's as \
+                 allowed: {:.0e} of the root of their mean square in f32, {:.0e} in f16; error: the largest distance",
+                allowed_logit_error(DType::F32),
+                allowed_logit_error(DType::F16)
+            )
+        } else {
             format!(
                 "verified: every element of hidden states and embeddings is as close to the f64 twin's as allowed: {:.0e} \
                  of the root of their mean square in f32, {:.0e} in f16; error: the largest distance",
                 allowed_error(DType::F32),
                 allowed_error(DType::F16)
-            ),
+            )
+        };
+        let rate = if is_language {
+            "prefill: a pass over the prompts; decode: over a token of each after that; tok/s: tokens in a second"
+        } else {
+            "seq/s: texts in a second"
+        };
+        let legend = [
+            format!("of one forward pass: {}", report::times_legend(self.environment.sampling(), clock)),
+            format!("{rate}; vs dense: the dense row's time over this one's, below 1 is slower"),
+            "GEMMs, attention, rest: ms of these, by their shares when timed alone; share: of GEMMs".to_owned(),
+            verified,
             report::noise_legend(),
             "MB: linear weights on the device; spread: (slowest - fastest) / median".to_owned(),
         ];

@@ -48,7 +48,11 @@ pub(super) fn prune(args: &Args) -> Result<Run> {
     one_stdin(&[pairs, input, ("--calibration", args.calibration.as_deref())])?;
     let files = model::files(folder)?;
     let TextModel { tokenizer, mut checkpoint, pipeline, similarity, .. } =
-        TextModel::load(&files, LoadOptions::default())?;
+        TextModel::load_any(&files, LoadOptions::default())?;
+    ensure!(
+        !(args.chooses() && checkpoint.graph().head().is_some()),
+        "--max-drop and --target-speedup choose layers by embeddings, which a language model does not make"
+    );
     let selected = selected(args, &checkpoint)?;
     let device = args.running.device()?;
     let batch = args.running.batching().texts;
@@ -240,7 +244,7 @@ impl Subjects<'_> {
         let bar = progress(0);
         bar.set_message("searching for an order of channels");
         bar.enable_steady_tick(Duration::from_millis(200));
-        let threads = self.args.running.threads.map_or(0, usize::from);
+        let threads = self.args.running.on.threads.map_or(0, usize::from);
         let budget = Budget { threads, seed: self.args.seed, ..Budget::time(Duration::from_secs(seconds.into())) };
         // The longest vector is what an order helps most, and what helps it helps shorter ones, too.
         let vector = self.args.vector.iter().copied().max().unwrap_or(VectorLen::ONE);

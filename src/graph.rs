@@ -441,8 +441,8 @@ pub trait NodeOp: fmt::Debug + Send + Sync {
         0
     }
 
-    /// The calls that compute the node's value for new tokens of sequences whose earlier ones are in the cache, and that
-    /// put into the cache what later tokens need. The default is for operations that treat each token by itself.
+    /// The calls that compute the node's value for new tokens of sequences whose earlier ones are in the cache, and
+    /// that put into the cache what later tokens need. The default is for operations that treat each token by itself.
     fn prepare_cached(&self, args: &NodeArgs<'_>, cache: Option<NodeCache<'_>>) -> Result<Vec<Prepared>> {
         let _ = cache;
         Ok(vec![self.prepare(args)?])

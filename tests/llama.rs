@@ -1,5 +1,5 @@
-//! Language models of Llama's kind: their graphs against what torch computes, on devices and in f64, token by token with
-//! a cache, and the commands that run them.
+//! Language models of Llama's kind: their graphs against what torch computes, on devices and in f64, token by token
+//! with a cache, and the commands that run them.
 //!
 //! The models are small; they and what torch makes of them are in tests/vectors (see its README). Tests that need a GPU
 //! are ignored unless asked for. The real model is in tests/smollm2.rs.
@@ -66,8 +66,8 @@ fn a_gpu_agrees_with_torch() {
     gpu().iter().for_each(agrees_with_torch);
 }
 
-/// Three sequences at once, of other lengths, that grow by prompts and by tokens: the last logits of each are torch's of
-/// the whole text.
+/// Three sequences at once, of other lengths, that grow by prompts and by tokens: the last logits of each are torch's
+/// of the whole text.
 fn a_cache_changes_nothing(device: &Device) {
     for TinyLlama { name, checkpoint, texts } in tiny(DType::F32) {
         let model = Model::new(device, &checkpoint).unwrap();
@@ -251,7 +251,8 @@ mod command_line {
         let dir = tempfile::tempdir().unwrap();
         let model = folder(dir.path());
         let template = Path::new(&model).join("chat_template.jinja");
-        let source = "{% for m in messages %}\n{% if m.role == 'system' %}{{ m.content.upper().lower() }}q{% else %}{{ m.content }}{% endif %}\n{% endfor %}{% if add_generation_prompt %}z{% endif %}";
+        let source = "{% for m in messages %}\n{% if m.role == 'system' %}{{ m.content.upper().lower() }}q\
+                      {% else %}{{ m.content }}{% endif %}\n{% endfor %}{% if add_generation_prompt %}z{% endif %}";
         fs::write(&template, source).unwrap();
         let run = |more: &[&str]| {
             let args = ["generate", &model, "--prompt", "abc", "--max-tokens", "1", "--device", "cpu", "--json"];

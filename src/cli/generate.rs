@@ -13,8 +13,8 @@ use sparse24::text::{Finish, GenerateOptions, Generated, Message, Sampling};
 
 /// Go on with a prompt by a language model (Llama, Mistral, Qwen2, Qwen3, SmolLM), dense or 2:4.
 ///
-/// The text appears as it is made; how fast that was is said on stderr. A model that has a chat template gets the prompt
-/// as what a user says, and answers; --raw gives it the prompt as it is, to be gone on with.
+/// The text appears as it is made; how fast that was is said on stderr. A model that has a chat template gets the
+/// prompt as what a user says, and answers; --raw gives it the prompt as it is, to be gone on with.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   sparse24 generate --model model/smollm2 --prompt 'What is a sparse matrix?'

@@ -220,8 +220,8 @@ impl Decoder {
     }
 
     /// Adds tokens to the only sequence, and returns the negative logarithm of the probability that the model gave each
-    /// of them but the first: a text's perplexity is the exponential of the mean. Without earlier tokens nothing is said
-    /// of the first one. An error if the decoder has several sequences, or a logit is NaN.
+    /// of them but the first: a text's perplexity is the exponential of the mean. Without earlier tokens nothing is
+    /// said of the first one. An error if the decoder has several sequences, or a logit is NaN.
     pub fn score(&mut self, ids: &[u32]) -> Result<Vec<f64>> {
         if self.batch != 1 {
             return Err(Error::invalid(format!("one sequence is scored at a time, not {}", self.batch)));
@@ -250,9 +250,9 @@ impl Decoder {
         Ok(losses)
     }
 
-    /// The calls of a pass over `seq` new tokens of each sequence after those that it has, and of the head on the last of
-    /// them, each with its operation's name: to be timed. They run on whatever ids were written last, and as often as
-    /// wanted, for no count changes. An error if there is no room for the tokens in one chunk.
+    /// The calls of a pass over `seq` new tokens of each sequence after those that it has, and of the head on the last
+    /// of them, each with its operation's name: to be timed. They run on whatever ids were written last, and as often
+    /// as wanted, for no count changes. An error if there is no room for the tokens in one chunk.
     pub fn calls(&mut self, seq: usize) -> Result<Vec<(&'static str, Prepared)>> {
         let ids = vec![vec![0; seq]; self.batch];
         let chunks: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();

@@ -7,8 +7,8 @@
 //! for each token of the vocabulary, by weights of its own or by the table of embeddings; it stays dense.
 //!
 //! A config may ask for windows of attention, which no kernel here has: texts are no longer than the window then, and
-//! within that it changes nothing. Invariant: a [`LlamaConfig`] has no size of zero, and its heads share keys and values
-//! evenly.
+//! within that it changes nothing. Invariant: a [`LlamaConfig`] has no size of zero, and its heads share keys and
+//! values evenly.
 
 use std::f64::consts::TAU;
 

@@ -799,7 +799,9 @@ impl NodeOp for AttentionNode {
     fn prepare_cached(&self, args: &NodeArgs<'_>, cache: Option<NodeCache<'_>>) -> Result<Vec<Prepared>> {
         let Some(NodeCache { tensor: cache, past, is_empty }) = cache.filter(|_| self.causal && args.reads.len() == 2)
         else {
-            return Err(Error::invalid("attention to later tokens, or with a relative bias, cannot go on from a cache"));
+            return Err(Error::invalid(
+                "attention to later tokens, or with a relative bias, cannot go on from a cache",
+            ));
         };
         let &Self { heads, kv_heads, .. } = self;
         let &NodeArgs { device, batch, seq, y, .. } = args;
@@ -870,6 +872,11 @@ impl Graph {
         reads.extend(relative_bias.map(Read::Param));
         let width = features / all * heads;
         let kv_width = features / all * 2 * kv_heads;
-        self.add_node(name, AttentionNode { heads, kv_heads, kv_width, causal }, reads, (Rows::Tokens, width, Precision::Model))
+        self.add_node(
+            name,
+            AttentionNode { heads, kv_heads, kv_width, causal },
+            reads,
+            (Rows::Tokens, width, Precision::Model),
+        )
     }
 }

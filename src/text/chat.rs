@@ -1,8 +1,8 @@
 //! Chat templates: how a conversation becomes the text that a language model was trained on.
 //!
-//! A template is a Jinja template that comes with the model's tokenizer, as Transformers renders it: blocks are trimmed,
-//! strings have Python's methods, and `raise_exception` refuses what the model was not made for. What it prints goes to
-//! the tokenizer as it is: it has the special tokens itself.
+//! A template is a Jinja template that comes with the model's tokenizer, as Transformers renders it: blocks are
+//! trimmed, strings have Python's methods, and `raise_exception` refuses what the model was not made for. What it
+//! prints goes to the tokenizer as it is: it has the special tokens itself.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -6,8 +6,8 @@
 //! Each phase of a form is a row. The form is verified before it is timed: logits after a prompt, and after one more
 //! token that finds the prompt in the cache, of texts of several lengths at once, against the f64 twin.
 //!
-//! Parts are timed and believed as those of an [encoder](super::EncoderBench) are. Invariant: a row that is not verified
-//! has no times.
+//! Parts are timed and believed as those of an [encoder](super::EncoderBench) are. Invariant: a row that is not
+//! verified has no times.
 
 use ndarray::ArrayView1;
 

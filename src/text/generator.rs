@@ -209,8 +209,8 @@ impl Generator {
 
     /// The perplexity of a text, given as token ids, over windows of `context` tokens side by side, `windows` at most:
     /// the exponential of the mean negative logarithm of the probability of every token but the first of each window. A
-    /// last window of fewer tokens is left out. `done` is called after each with its mean. An error if there is no whole
-    /// window, or the model does not take as many tokens.
+    /// last window of fewer tokens is left out. `done` is called after each with its mean. An error if there is no
+    /// whole window, or the model does not take as many tokens.
     pub fn perplexity(
         &self,
         ids: &[u32],

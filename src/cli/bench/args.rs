@@ -60,7 +60,8 @@ pub(crate) struct Args {
     /// Texts of a batch of the --model; 32 unless given, 1 for a language model.
     #[arg(long, value_name = "B", requires = "model")]
     pub(super) batch: Option<NonZeroUsize>,
-    /// Tokens of each of its texts; 64 unless given, 512 for a language model: of a prompt, after which a token is timed.
+    /// Tokens of each of its texts; 64 unless given, 512 for a language model: of a prompt, after which a token is
+    /// timed.
     #[arg(long, value_name = "S", requires = "model")]
     pub(super) seq: Option<NonZeroUsize>,
     /// Element type of weights, activations and output; f32, or with --weights the file's own (bf16 as f32), unless

@@ -57,7 +57,7 @@ impl fmt::Display for Scope {
 /// What makes rows of two runs of one scope the same measurement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowKey {
-    /// Name of the layer; empty for a model.
+    /// Name of the layer; the phase of a language model, and empty for another model.
     pub name: String,
     /// `m`, `n` and `k` of a layer.
     pub shape: Option<(usize, usize, usize)>,
@@ -90,6 +90,8 @@ impl fmt::Display for RowKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.shape.is_some() {
             write!(f, "{} {} ", self.name, self.shape())?;
+        } else if !self.name.is_empty() {
+            write!(f, "{} ", self.name)?;
         }
         write!(f, "{}", self.op)?;
         if let Some(v) = self.vector {
@@ -164,7 +166,13 @@ impl Run {
             File::Model(bench) => {
                 let rows = bench.rows.into_iter().map(|row| Measured {
                     times: row.times,
-                    key: RowKey { name: String::new(), shape: None, op: row.op, vector: row.vector, dtype: row.dtype },
+                    key: RowKey {
+                        name: row.phase.unwrap_or_default(),
+                        shape: None,
+                        op: row.op,
+                        vector: row.vector,
+                        dtype: row.dtype,
+                    },
                     kernel: row.kernels.join(", "),
                     clock: None,
                     verified: row.verified,

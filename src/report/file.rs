@@ -230,6 +230,9 @@ pub struct RowTimes {
 /// One way to run a model.
 #[derive(Clone, Debug, Deserialize)]
 pub struct ModelRow {
+    /// `prefill` or `decode` of a language model.
+    #[serde(default)]
+    pub phase: Option<String>,
     /// As in [`Row`].
     pub op: String,
     /// As in [`Row`].
@@ -248,7 +251,10 @@ pub struct ModelRow {
     /// Texts in a second.
     #[serde(deserialize_with = "present")]
     pub sequences_per_second: Option<f64>,
-    /// Against the dense row of the same file.
+    /// Tokens in a second, of a language model.
+    #[serde(default)]
+    pub tokens_per_second: Option<f64>,
+    /// Against the dense row of the same file and phase.
     #[serde(deserialize_with = "present")]
     pub speedup_vs_dense: Option<f64>,
     /// As in [`Row`].
@@ -741,6 +747,12 @@ impl ModelBench {
                 return Err("verified, and has no max_ms".into());
             }
             let parts = row.parts.map_or([1.0; 3], |p| [p.gemm_ms, p.attention_ms, p.rest_ms]);
+            if row.phase.as_deref().is_some_and(|phase| !["prefill", "decode"].contains(&phase)) {
+                return Err(format!(
+                    "phase {:?} is neither prefill nor decode",
+                    row.phase.as_deref().unwrap_or_default()
+                ));
+            }
             if !parts.iter().all(|ms| ms.is_finite() && *ms >= 0.0) || parts.iter().sum::<f64>() <= 0.0 {
                 return Err(format!("parts are not positive: {parts:?}"));
             }
@@ -755,7 +767,10 @@ impl ModelBench {
                 return place(format!("sequences_per_second {rate} and median_ms {median} do not agree: mixed units?"));
             }
             if let Some(ratio) = row.speedup_vs_dense {
-                let of = |d: &ModelRow| d.op == "dense" && d.times.median.is_some_and(|d| agree(d / median, ratio));
+                let of = |d: &ModelRow| {
+                    let of_pass = d.op == "dense" && d.phase == row.phase;
+                    of_pass && d.times.median.is_some_and(|d| agree(d / median, ratio))
+                };
                 if !rows.iter().any(of) {
                     return place(format!("speedup_vs_dense {ratio} is not the ratio to a dense row's median"));
                 }

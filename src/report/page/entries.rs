@@ -255,7 +255,8 @@ fn dense_of<'a>(bench: &'a Bench, row: &Row) -> Option<&'a Row> {
 fn dense_pass<'a>(bench: &'a ModelBench, row: &ModelRow) -> Option<&'a ModelRow> {
     let (own, ratio) = row.times.median.zip(row.speedup_vs_dense)?;
     let miss = |d: &ModelRow| d.times.median.map_or(f64::INFINITY, |dense| (dense / own / ratio - 1.0).abs());
-    bench.rows.iter().filter(|d| d.op == "dense").min_by(|a, b| miss(a).total_cmp(&miss(b)))
+    let of = bench.rows.iter().filter(|d| d.op == "dense" && d.phase == row.phase);
+    of.min_by(|a, b| miss(a).total_cmp(&miss(b)))
 }
 
 /// How a pass compares with its dense one: times as fast, and whether that is beyond the noise, as in [`Entry`].
@@ -302,7 +303,7 @@ pub(super) fn failures(inputs: &[PageInput]) -> Vec<String> {
             }
             File::Model(model) => {
                 for (at, row) in model.rows.iter().enumerate().filter(|(_, r)| !r.verified) {
-                    say(at, what(&row.op, row.vector), &row.failure);
+                    say(at, form(row), &row.failure);
                 }
             }
             File::Eval(_) | File::Prune(_) | File::Train(_) | File::Sensitivity(_) | File::Compile(_) => {}
@@ -316,13 +317,19 @@ pub(super) fn last(path: &str) -> &str {
     path.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or_default()
 }
 
+/// The form of a pass, and its phase.
+pub(super) fn form(row: &ModelRow) -> String {
+    let form = what(&row.op, row.vector);
+    row.phase.as_ref().map_or(form.clone(), |phase| format!("{phase} {form}"))
+}
+
 /// What a pass of a model is called beside others of it.
 pub(super) fn model_what(machine: &Machine, row: &ModelRow) -> String {
-    let own = format!("{} {}", what(&row.op, row.vector), row.dtype);
+    let own = format!("{} {}", form(row), row.dtype);
     if machine.own { own } else { format!("{}, {own}, {}", machine.program, row.kernels.join(" ")) }
 }
 
 fn pass_of(origin: &Origin, row: &ModelRow) -> String {
-    let own = format!("{} {}", what(&row.op, row.vector), row.dtype);
+    let own = format!("{} {}", form(row), row.dtype);
     if origin.program == "sparse24" { own } else { format!("{own}, {}", row.kernels.join(" ")) }
 }

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use super::entries::{Machine, batches, last, model_what, pass_against_dense, what};
+use super::entries::{Machine, batches, form, last, model_what, pass_against_dense};
 use super::paths::shown;
 use super::{PageInput, Section, Table, compared, distinct, middle, number, numbered, plural, times};
 use crate::error::Result;
@@ -17,8 +17,7 @@ pub(super) fn models_answer(models: &[(Machine, &ModelBench)]) -> Option<String>
         .filter_map(|(machine, model)| {
             let op = if model.rows.iter().any(|r| r.op == "auto") { "auto" } else { "sparse24" };
             let rows = model.rows.iter().filter(|r| r.op == op);
-            let said =
-                |r: &ModelRow| Some(format!("{} {}", what(&r.op, r.vector), judged(pass_against_dense(model, r)?)));
+            let said = |r: &ModelRow| Some(format!("{} {}", form(r), judged(pass_against_dense(model, r)?)));
             let rows: Vec<_> = rows.filter_map(said).collect();
             let ModelBench { model, batch, seq, .. } = model;
             let (texts, tokens) = (plural(*batch, "text"), plural(*seq, "token"));
@@ -45,9 +44,10 @@ pub(super) fn end_to_end(models: &[(Machine, &ModelBench)]) -> Result<Option<Sec
     }
     let mut section = Section {
         id: "model".into(),
-        title: "A BERT end to end".into(),
+        title: "Models end to end".into(),
         text: vec![
-            "One forward pass from ids to embeddings. The bars are split by the time of each part alone, scaled to \
+            "One forward pass from ids to embeddings; of a language model, from ids to the last token's logits, over a \
+             prompt (prefill) and over a token after it (decode). The bars are split by the time of each part alone, scaled to \
              the whole; other programs' are whole. The line over a bar is the middle half of the samples (all of \
              them where a file has no quartiles)."
                 .into(),
@@ -65,7 +65,7 @@ pub(super) fn end_to_end(models: &[(Machine, &ModelBench)]) -> Result<Option<Sec
             "type",
             "#ms",
             "#middle half, ms",
-            "#texts/s",
+            "#texts/s, tokens/s",
             "#vs own dense",
             "than dense",
             "#GEMMs, ms",
@@ -91,11 +91,11 @@ pub(super) fn end_to_end(models: &[(Machine, &ModelBench)]) -> Result<Option<Sec
                     batches(bench),
                     place.clone(),
                     machine.program.clone(),
-                    what(&row.op, row.vector),
+                    form(row),
                     row.dtype.clone(),
                     if row.verified { number(row.times.median, 4) } else { "FAILED".into() },
                     middle(row.times),
-                    number(row.sequences_per_second, 3),
+                    number(row.tokens_per_second.or(row.sequences_per_second), 3),
                     against.map(|a| a.0).or(row.speedup_vs_dense).map_or_else(|| "-".into(), times),
                     against.map_or("-", |a| compared(a.1)).into(),
                     part(|p| p.gemm_ms),

@@ -111,7 +111,7 @@ pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Res
         model: name.to_owned(),
         weights,
         layers: graph.blocks().map_or(0, |blocks| blocks.count),
-        hidden: graph.output_width(),
+        hidden: graph.head().map_or(graph.output_width(), |head| graph.value(head.x).cols),
         linear_weights: graph.linear_weights(),
         batch,
         seq,

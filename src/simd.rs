@@ -164,6 +164,8 @@ pub(crate) trait Instructions: Copy {
     unsafe fn store(p: *mut f32, v: Self::F32);
     /// a·b + c, rounded once where there is an instruction for it.
     unsafe fn fma(a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// The sum of the lanes of each of four vectors, formed in the same order for all of them.
+    unsafe fn totals(v: [Self::F32; 4]) -> [f32; 4];
     /// The lanes whose bit is set, of vector `part` of 16 lanes; zero elsewhere.
     unsafe fn keep(v: Self::F32, bits: u16, part: usize) -> Self::F32;
     /// Positions for vector `part` of 16 lanes from 2-bit fields. With `SHARED`, two fields (a code) serve four lanes
@@ -322,6 +324,10 @@ impl Instructions for Portable {
         Self::each(|i| multiply_add::<Self>(a[i], b[i], c[i]))
     }
     #[inline(always)]
+    unsafe fn totals(v: [[f32; 4]; 4]) -> [f32; 4] {
+        v.map(|v| (v[0] + v[1]) + (v[2] + v[3]))
+    }
+    #[inline(always)]
     unsafe fn keep(v: [f32; 4], bits: u16, part: usize) -> [f32; 4] {
         Self::each(|i| if bits >> (4 * part + i) & 1 != 0 { v[i] } else { 0.0 })
     }
@@ -389,6 +395,11 @@ mod x86 {
         unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
             // SAFETY: as above.
             unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn totals(v: [__m256; 4]) -> [f32; 4] {
+            // SAFETY: as above.
+            unsafe { totals(v) }
         }
         #[inline(always)]
         unsafe fn keep(v: __m256, bits: u16, part: usize) -> __m256 {
@@ -481,6 +492,18 @@ mod x86 {
             unsafe { _mm512_fmadd_ps(a, b, c) }
         }
         #[inline(always)]
+        unsafe fn totals(v: [__m512; 4]) -> [f32; 4] {
+            // SAFETY: as above; AVX-512 includes what the rest needs.
+            unsafe {
+                let mut halves = [_mm256_setzero_ps(); 4];
+                for (half, v) in halves.iter_mut().zip(v) {
+                    let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)));
+                    *half = _mm256_add_ps(_mm512_castps512_ps256(v), upper);
+                }
+                totals(halves)
+            }
+        }
+        #[inline(always)]
         unsafe fn keep(v: __m512, bits: u16, _: usize) -> __m512 {
             // SAFETY: as above.
             unsafe { _mm512_maskz_mov_ps(bits, v) }
@@ -511,6 +534,22 @@ mod x86 {
             // SAFETY: as above; AVX-512 includes what it needs.
             unsafe { transpose8(from, from_stride, to, to_stride) }
         }
+    }
+
+    /// Neighbours are added within halves of vectors, twice, and then the halves.
+    ///
+    /// # Safety
+    /// As [`Instructions`].
+    #[inline(always)]
+    unsafe fn totals([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+        let mut out = [0.0; 4];
+        // SAFETY: the caller has the instructions; there is room for four numbers.
+        unsafe {
+            let halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+            let sums = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+            _mm_storeu_ps(out.as_mut_ptr(), sums);
+        }
+        out
     }
 
     /// Pairs of rows are interleaved, then pairs of pairs, then halves of vectors. Loops and no closures: those would
@@ -569,11 +608,15 @@ mod tests {
                 out
             };
             let codes = 0x9e4c_d8b1;
-            let mut transposed = vec![0.0; 64];
+            let (mut transposed, mut totals) = (vec![0.0; 64], vec![0.0; 4]);
             // SAFETY: the caller has the instructions; all reads are of numbers that are there.
             unsafe {
                 let at = |part: usize| S::load(numbers[part * S::LANES..].as_ptr());
                 S::transpose8(numbers.as_ptr(), 8, transposed.as_mut_ptr(), 8);
+                for part in (0..16).step_by(S::LANES) {
+                    let v = [0, 16, 32, 48].map(|first| S::load(numbers[first + part..].as_ptr()));
+                    totals.iter_mut().zip(S::totals(v)).for_each(|(total, own)| *total += own);
+                }
                 vec![
                     sixteen(&|_| S::splat(1.5)),
                     sixteen(&at),
@@ -584,6 +627,7 @@ mod tests {
                     sixteen(&|part| S::pick(at(part), S::picks::<false>(codes, part))),
                     sixteen(&|part| S::pick(at(part), S::picks::<true>(codes, part))),
                     transposed,
+                    totals,
                 ]
             }
         }
@@ -604,6 +648,7 @@ mod tests {
         assert_eq!(portable[6], expected(&|i| number(i / 4 * 4 + field(i))));
         assert_eq!(portable[7], expected(&|i| number(i / 4 * 4 + field(i / 4 * 2 + i % 2))));
         assert_eq!(portable[8], (0..64).map(|i| number(i % 8 * 8 + i / 8)).collect::<Vec<_>>());
+        assert_eq!(portable[9], [0, 1, 2, 3].map(|row| (16 * row..16 * row + 16).map(number).sum::<f32>()));
         for level in SimdLevel::ALL.into_iter().filter(|level| level.is_supported()) {
             assert_eq!(Simd::new(Some(level)).unwrap().run(All), portable, "{level}");
             assert_eq!(level.name().parse::<SimdLevel>().unwrap(), level);

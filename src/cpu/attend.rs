@@ -13,6 +13,10 @@ use crate::simd::{Instructions, Loaded, Work, multiply_add};
 /// Queries that read a row together.
 pub(crate) const QUERIES: usize = 4;
 
+/// Rows of keys whose products are summed up together: a sum over a vector's lanes costs as much as the products of a
+/// head of 64 features, a quarter of that for four.
+const ROWS: usize = 4;
+
 /// Rows of values that stay in the first-level cache while all columns of a head use them.
 const BLOCK: usize = 64;
 
@@ -121,29 +125,34 @@ impl<X: Loaded> Rows<'_, X> {
         scores: &mut [f32],
     ) {
         let head_dim = self.head_dim;
-        let whole = head_dim / S::LANES * S::LANES;
-        assert!(q.len() >= Q * head_dim);
-        for row in rows {
-            let k = &self.keys[row * self.stride..][..head_dim];
-            // SAFETY: the caller has the instructions. Vectors start a whole one before the end of a head at least: of
-            // the row's, and of each of the queries, by the assertion.
-            let sums = unsafe {
-                let mut sums = [S::splat(0.0); Q];
-                for c in (0..whole).step_by(S::LANES) {
-                    let k = X::vector::<S>(k.as_ptr().add(c));
-                    for i in 0..Q {
-                        sums[i] = S::fma(S::load(q.as_ptr().add(i * head_dim + c)), k, sums[i]);
+        for first in rows.clone().step_by(ROWS) {
+            // Past the last row it is taken again, so that all rows are summed up in one order, and left.
+            let k: [&[X]; ROWS] =
+                std::array::from_fn(|i| &self.keys[(first + i).min(rows.end - 1) * self.stride..][..head_dim]);
+            let real = ROWS.min(rows.end - first);
+            let mut put = |i: usize, sums: [f32; ROWS]| {
+                scores[i * longest + first..][..real].copy_from_slice(&sums[..real]);
+            };
+            // As many queries at once as there are registers for.
+            let at_once = if S::LANES == LANES { Q } else { Q.min(2) };
+            let mut i = 0;
+            while i < Q {
+                let q = &q[i * head_dim..];
+                // SAFETY: as the caller vouches.
+                unsafe {
+                    if at_once == Q {
+                        for (own, sums) in products::<S, X, Q>(q, k).into_iter().enumerate() {
+                            put(i + own, sums);
+                        }
+                    } else if i + 2 <= Q {
+                        for (own, sums) in products::<S, X, 2>(q, k).into_iter().enumerate() {
+                            put(i + own, sums);
+                        }
+                    } else {
+                        put(i, products::<S, X, 1>(q, k)[0]);
                     }
                 }
-                sums
-            };
-            for i in 0..Q {
-                // SAFETY: as above.
-                let mut sum = unsafe { total::<S>(sums[i]) };
-                for c in whole..head_dim {
-                    sum = multiply_add::<S>(q[i * head_dim + c], k[c].to_f32(), sum);
-                }
-                scores[i * longest + row] = sum;
+                i += at_once;
             }
         }
     }
@@ -240,24 +249,44 @@ impl<X: Loaded> Rows<'_, X> {
     }
 }
 
-/// Sum of a vector's lanes, halves first.
+/// Products of the first `Q` of some queries, one after another, with rows of keys.
 ///
 /// # Safety
 /// The processor must have the instructions `S`.
 #[inline(always)]
-unsafe fn total<S: Instructions>(v: S::F32) -> f32 {
-    assert!(S::LANES <= LANES);
-    let mut lanes = [0.0; LANES];
-    // SAFETY: there is room for all lanes, by the assertion; the caller has the instructions.
-    unsafe { S::store(lanes.as_mut_ptr(), v) };
-    let mut width = S::LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
+unsafe fn products<S: Instructions, X: Loaded, const Q: usize>(q: &[f32], k: [&[X]; ROWS]) -> [[f32; ROWS]; Q] {
+    let head_dim = k[0].len();
+    let whole = head_dim / S::LANES * S::LANES;
+    assert!(q.len() >= Q * head_dim && k[1].len() == head_dim && k[2].len() == head_dim && k[3].len() == head_dim);
+    let mut out = [[0.0; ROWS]; Q];
+    // SAFETY: the caller has the instructions. Vectors start a whole one before the end of a head at least: of each of
+    // the rows and of the queries, by the assertion.
+    unsafe {
+        let mut sums = [[S::splat(0.0); ROWS]; Q];
+        for c in (0..whole).step_by(S::LANES) {
+            let mut own = [S::splat(0.0); ROWS];
+            for row in 0..ROWS {
+                own[row] = X::vector::<S>(k[row].as_ptr().add(c));
+            }
+            for i in 0..Q {
+                let q = S::load(q.as_ptr().add(i * head_dim + c));
+                for row in 0..ROWS {
+                    sums[i][row] = S::fma(q, own[row], sums[i][row]);
+                }
+            }
         }
-        width /= 2;
+        for i in 0..Q {
+            out[i] = S::totals(sums[i]);
+        }
     }
-    lanes[0]
+    for c in whole..head_dim {
+        for i in 0..Q {
+            for row in 0..ROWS {
+                out[i][row] = multiply_add::<S>(q[i * head_dim + c], k[row][c].to_f32(), out[i][row]);
+            }
+        }
+    }
+    out
 }
 
 /// Replaces scores by the exponentials of their distances from the largest. Returns their sum.

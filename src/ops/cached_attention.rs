@@ -275,7 +275,7 @@ impl fmt::Display for CachedAttentionKernel {
 const TASK_TOKENS: usize = QUERIES;
 
 /// Multiply-adds below which threads take longer to wake up than all of the work: some twenty microseconds of them.
-const SMALL: usize = 1 << 17;
+const SMALL: usize = 1 << 19;
 
 /// Rows of a sequence in the input and in the cache, heads of keys, heads of queries that share each, and features of a
 /// head.

@@ -3,6 +3,7 @@
 use sparse24::ops::cached_attention::CachedAttentionKernel;
 use sparse24::reference::attention::{self, AttentionOptions};
 use sparse24::reference::cached_attention::{self as oracle, NewTokens};
+use sparse24::simd::SimdLevel;
 use sparse24::{CachedAttention, DType, Device, Elements, KvAppend, Matrix, Options, Tensor};
 
 use crate::common::{Data, callers_device, gpu, matrix, rng, seed};
@@ -89,6 +90,14 @@ fn attends(device: &Device, sizes: &[(usize, usize, usize, usize, usize, usize)]
                 }
             }
         }
+    }
+}
+
+/// The CPU's kernels for each level of vector instructions that the processor has.
+#[test]
+fn every_level_agrees_with_the_oracle() {
+    for level in SimdLevel::ALL.into_iter().filter(|level| level.is_supported()) {
+        attends(&Device::open("cpu", Options { simd: Some(level), ..Default::default() }).unwrap(), &SIZES);
     }
 }
 

@@ -441,6 +441,12 @@ pub trait NodeOp: fmt::Debug + Send + Sync {
         0
     }
 
+    /// Whether a token's value depends on no later token, and what earlier ones have to do with it is in the cache: such
+    /// operations can go on from a cache. The default is for operations that treat each token by itself.
+    fn is_causal(&self) -> bool {
+        true
+    }
+
     /// The calls that compute the node's value for new tokens of sequences whose earlier ones are in the cache, and
     /// that put into the cache what later tokens need. The default is for operations that treat each token by itself.
     fn prepare_cached(&self, args: &NodeArgs<'_>, cache: Option<NodeCache<'_>>) -> Result<Vec<Prepared>> {

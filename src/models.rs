@@ -4,7 +4,7 @@
 //! be permuted. Nothing else in the crate knows an architecture.
 //!
 //! # How to add one
-//! A file in `src/models`, here its `mod` and a line of the list `ALL`. The file reads fields by `Fields`, which
+//! A file in `src/models`, here its `mod` and a line of the list `ALL` (or, where several kinds share a file, of `all`). The file reads fields by `Fields`, which
 //! refuses by name what does not fit, and builds the [`Graph`] by the methods that operations give it, such as
 //! [`Graph::linear`]; `PostNormEncoder` is what BERT and MPNet share. [`Graph::add_prefix`] and [`Graph::set_blocks`]
 //! say what else names of tensors look like. tests/mpnet.rs shows what is due: the f64 twin against another program's
@@ -27,18 +27,16 @@ use crate::problem::Activation;
 /// What makes a graph of a config.
 type Load = fn(&Fields) -> Result<Graph>;
 
-/// Every architecture by the `model_type` of its config.
+/// The architectures that have a `model_type` of their own, by it.
 const ALL: &[(&str, Load)] = &[
     ("bert", |fields| bert::BertConfig::of(fields)?.graph()),
     ("mpnet", |fields| mpnet::MpnetConfig::of(fields)?.graph()),
-    (llama::MODEL_TYPES[0], llama_graph),
-    (llama::MODEL_TYPES[1], llama_graph),
-    (llama::MODEL_TYPES[2], llama_graph),
-    (llama::MODEL_TYPES[3], llama_graph),
 ];
 
-fn llama_graph(fields: &Fields) -> Result<Graph> {
-    llama::LlamaConfig::of(fields)?.graph()
+/// All of them, with the kinds of Llama.
+fn all() -> impl Iterator<Item = (&'static str, Load)> {
+    let llama: Load = |fields| llama::LlamaConfig::of(fields)?.graph();
+    ALL.iter().copied().chain(llama::MODEL_TYPES.map(|name| (name, llama)))
 }
 
 /// Reads `config.json`. Errors name the file and the field: one that is missing or of another type, sizes that do not
@@ -58,9 +56,9 @@ pub fn load(path: impl AsRef<Path>) -> Result<Graph> {
 /// ```
 pub fn parse(text: &str) -> Result<Graph> {
     let fields = Fields::parse(text)?;
-    let known: Vec<_> = ALL.iter().map(|(name, _)| *name).collect();
+    let known: Vec<_> = all().map(|(name, _)| name).collect();
     let kind = fields.one_of("model_type", &known)?.unwrap_or("bert");
-    let load = ALL.iter().find(|(name, _)| *name == kind).map_or(ALL[0].1, |(_, load)| *load);
+    let load = all().find(|(name, _)| *name == kind).map_or(ALL[0].1, |(_, load)| load);
     load(&fields)
 }
 
@@ -140,6 +138,11 @@ impl Fields {
             (None, Some(default)) => Ok(default),
             (None, None) => Err(Error::invalid(format!("{name} is missing"))),
         }
+    }
+
+    /// Whether a field is not there at all, not even as null.
+    pub(crate) fn is_absent(&self, name: &str) -> bool {
+        self.0.get(name).is_none()
     }
 
     /// Whether a field is there.

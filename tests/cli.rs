@@ -913,7 +913,7 @@ fn bench_of_a_model_verifies_every_row_and_says_where_time_goes() {
         (
             1,
             &["--model", "bert-huge"],
-            "bert-huge is none of minilm, bert-base, bert-large: there is no folder bert-huge",
+            "bert-huge is none of minilm, bert-base, bert-large, smollm2, llama-1b, llama-8b: there is no folder bert-huge",
         ),
         (2, &["--model", model, "--ops", "masked24"], "masked24 is measured on single layers only"),
     ] {

@@ -35,7 +35,7 @@ fn the_twin_agrees_with_torch() {
         for (ids, expected) in texts {
             let got = twin::values(&checkpoint, &[logits], &[&ids]).unwrap();
             let off = got[0].iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-            assert!(got[0].len() == expected.len() && off < 2e-6, "{name}, {} tokens: {off:.2e}", ids.len());
+            assert!(got[0].len() == expected.len() && off < 1e-5, "{name}, {} tokens: {off:.2e}", ids.len());
         }
     }
 }
@@ -117,6 +117,68 @@ fn on_a_gpu_a_cache_changes_nothing() {
     gpu().iter().for_each(a_cache_changes_nothing);
 }
 
+/// So many sequences that a chunk has two tokens of each: prompts of other lengths go through several passes, and a
+/// sequence may have no token in some.
+#[test]
+fn prompts_in_chunks_are_prompts() {
+    let TinyLlama { checkpoint, texts, .. } = tiny(DType::F32).remove(0);
+    let (ids, expected) = &texts[2];
+    let vocabulary = checkpoint.graph().limits().vocabulary;
+    let model = Model::new(&Device::cpu().unwrap(), &checkpoint).unwrap();
+    let mut decoder = model.decoder(1024, 40).unwrap();
+    for lens in [[9, 2, 0, 5, 1], [10, 7, 8, 5, 6], [40, 8, 9, 6, 40]] {
+        let before = decoder.lens().to_vec();
+        let new: Vec<&[u32]> = (0..1024).map(|at| &ids[before[at]..*lens.get(at).unwrap_or(&before[at])]).collect();
+        let logits = decoder.forward(&new).unwrap();
+        for (row, len) in lens.into_iter().enumerate().filter(|(row, len)| *len > before[*row]) {
+            let off =
+                distance(&logits.rows_of(row..row + 1).unwrap(), &expected[(len - 1) * vocabulary..][..vocabulary]);
+            assert!(off < 5e-5, "sequence {row}, {len} tokens: {off:.2e}");
+        }
+        assert_eq!(decoder.lens()[..5], lens);
+    }
+}
+
+/// A text of more tokens than a chunk has, scored in rows that are not all of a whole group.
+#[test]
+fn long_texts_are_scored_across_chunks() {
+    let graph = models::parse(
+        r#"{"model_type": "llama", "vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "intermediate_size": 12, "max_position_embeddings": 2300}"#,
+    );
+    let checkpoint = Checkpoint::random(graph.unwrap(), DType::F32, 3).unwrap();
+    let ids: Vec<u32> = (0..2200u32).map(|at| at * at % 11).collect();
+    let logits = twin::values(&checkpoint, &[checkpoint.graph().outputs()[0]], &[&ids]).unwrap().remove(0);
+    let model = Model::new(&Device::cpu().unwrap(), &checkpoint).unwrap();
+    let losses = model.decoder(1, 2300).unwrap().score(&ids).unwrap();
+    assert_eq!(losses.len(), 2199);
+    for (at, loss) in losses.into_iter().enumerate() {
+        let row = logits.row(at);
+        let expected = row.iter().map(|x| x.exp()).sum::<f64>().ln() - row[ids[at + 1] as usize];
+        assert!((loss - expected).abs() < 1e-5, "token {at}: {loss} of {expected}");
+    }
+}
+
+/// Published configs have `rope_scaling` beside `rope_theta`, or both in `rope_parameters`: the same model.
+#[test]
+fn both_layouts_of_rotary_positions_are_one() {
+    use sparse24::models::llama::LlamaConfig;
+    for name in ["llama3", "linear", "qwen2"] {
+        let newer = tiny_llama::config(name);
+        let mut older = newer.clone();
+        let mut scaling = older["rope_parameters"].take();
+        older["rope_theta"] = scaling["rope_theta"].take();
+        older["rope_scaling"] = scaling;
+        let parse = |config: &serde_json::Value| LlamaConfig::parse(&config.to_string()).unwrap();
+        assert_eq!(parse(&older), parse(&newer), "{name}");
+        older["rope_scaling"]["type"] = older["rope_scaling"]["rope_type"].take();
+        assert_eq!(parse(&older), parse(&newer), "{name}, by the field's older name");
+        let mut plain = newer;
+        plain["rope_parameters"] = serde_json::json!({"rope_type": "default", "rope_theta": older["rope_theta"]});
+        assert_ne!(parse(&older), parse(&plain), "{name}");
+    }
+}
+
 /// The losses of a text's tokens are those of torch's logits.
 #[test]
 fn scores_are_the_logarithms_of_probabilities() {
@@ -186,6 +248,7 @@ fn configs_that_are_none_are_refused_by_field() {
             "rope_type is \"longrope\", expected default or linear or dynamic or yarn or llama3",
         ),
         ("rope_parameters", "plain".into(), "rope_parameters is \"plain\", expected an object"),
+        ("rope_parameters", serde_json::json!({"rope_type": "linear"}), "factor of rope_scaling is missing"),
         ("vocab_size", 0.into(), "vocab_size is 0, expected 1 to 4294967295"),
     ] {
         assert_eq!(parse(field, value), Err(error.to_owned()), "{field}");
@@ -354,6 +417,8 @@ mod command_line {
             texts,
             "--steps",
             "40",
+            "--learning-rate",
+            "0.01",
             "--device",
             "cpu",
             "--json",

@@ -121,10 +121,9 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         }
     })?;
     match failed {
-        // A reader that has enough, as `head` has.
-        Some(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(Outcome::Fine),
-        Some(e) => return Err(e).context("cannot write to stdout"),
-        None => {}
+        // A reader that has enough, as `head` has, ends the text.
+        Some(e) if e.kind() != std::io::ErrorKind::BrokenPipe => return Err(e).context("cannot write to stdout"),
+        _ => {}
     }
     say(&format!("{}{}", if show { "\n" } else { "" }, summary(ids.len(), &generated)));
     let Generated { ids: tokens, finish, prompt_time, decode_time, decoded, cache_bytes } = generated;
@@ -167,8 +166,8 @@ impl Args {
 
 fn word(finish: Finish) -> &'static str {
     match finish {
-        Finish::Eos => "end of text",
-        Finish::MaxTokens => "--max-tokens",
+        Finish::Eos => "eos",
+        Finish::MaxTokens => "max_tokens",
         Finish::Context => "context",
         Finish::Stopped => "stopped",
     }

@@ -12,8 +12,8 @@
 //! the body in chunks, so that buffers stay small; the first chunk attends by [`Attention`](crate::Attention), later
 //! ones and single tokens by [`CachedAttention`](crate::ops::CachedAttention).
 //!
-//! The cache has room for all sequences at their full length from the beginning: nothing is allocated while a text
-//! grows, and its memory is known before the first token.
+//! The cache has room for all sequences at their full length from the beginning: it does not grow with a text, and its
+//! memory is known before the first token.
 //!
 //! Invariant: of each sequence the cache has the tokens that [`Decoder::lens`] counts; a call that fails leaves the
 //! count as it was.
@@ -72,7 +72,7 @@ pub struct Decoder {
     caches: Vec<Option<Tensor>>,
     past: Indices,
     lens: Vec<usize>,
-    /// The pass over single tokens, and that of the chunk before.
+    /// The pass over single tokens, if there was one, and that of the last other chunk.
     bodies: Vec<Body>,
     last: Option<Head>,
     scored: Option<Head>,
@@ -111,7 +111,11 @@ fn head_of(graph: &Graph) -> Result<LinearLayer<'_>> {
     if graph.values().any(|(_, value)| value.rows == Rows::Sequences) {
         return Err(other());
     }
-    graph.head().ok_or_else(other)
+    let head = graph.head().ok_or_else(other)?;
+    match graph.nodes()[..head.node].iter().find(|node| !node.op.is_causal()) {
+        Some(node) => Err(Error::invalid(format!("{} needs more than earlier tokens", node.name))),
+        None => Ok(head),
+    }
 }
 
 impl Decoder {
@@ -178,8 +182,13 @@ impl Decoder {
     /// sequence, f32, which is of no meaning where there are no new tokens. An error names a text that grows past the
     /// capacity, or a token that the model does not have.
     pub fn forward<T: AsRef<[u32]>>(&mut self, new: &[T]) -> Result<Matrix> {
+        let before = self.lens.clone();
         let logits = self.run(new)?;
-        self.device().read(&logits)
+        let read = self.device().read(&logits);
+        if read.is_err() {
+            self.lens = before;
+        }
+        read
     }
 
     /// As [`Decoder::forward`], with the logits left on the device: on a GPU it does not wait for them. The next call
@@ -219,9 +228,9 @@ impl Decoder {
         Err(Error::invalid("there is no new token"))
     }
 
-    /// Adds tokens to the only sequence, and returns the negative logarithm of the probability that the model gave each
-    /// of them but the first: a text's perplexity is the exponential of the mean. Without earlier tokens nothing is
-    /// said of the first one. An error if the decoder has several sequences, or a logit is NaN.
+    /// Adds tokens to the only sequence, and returns for each but the first the negative logarithm of the probability
+    /// that the model gave it: a text's perplexity is the exponential of their mean. The first of `ids` is never scored,
+    /// whatever came before it. An error if the decoder has several sequences, or a logit is NaN.
     pub fn score(&mut self, ids: &[u32]) -> Result<Vec<f64>> {
         if self.batch != 1 {
             return Err(Error::invalid(format!("one sequence is scored at a time, not {}", self.batch)));
@@ -250,15 +259,16 @@ impl Decoder {
         Ok(losses)
     }
 
-    /// The calls of a pass over `seq` new tokens of each sequence after those that it has, and of the head on the last
+    /// The calls of one pass over `seq` new tokens of each sequence after those that it has, and of the head on the last
     /// of them, each with its operation's name: to be timed. They run on whatever ids were written last, and as often
-    /// as wanted, for no count changes. An error if there is no room for the tokens in one chunk.
+    /// as wanted, for no count changes. [`Decoder::forward`] runs the same up to 2048 tokens in all; it cuts longer
+    /// prompts into chunks. An error if there is no room for the tokens.
     pub fn calls(&mut self, seq: usize) -> Result<Vec<(&'static str, Prepared)>> {
         let ids = vec![vec![0; seq]; self.batch];
         let chunks: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
         self.check(&chunks)?;
-        if seq == 0 || seq > self.chunk_tokens() {
-            return Err(Error::invalid(format!("{seq} tokens are no chunk of 1 to {}", self.chunk_tokens())));
+        if seq == 0 {
+            return Err(Error::invalid("there is no new token"));
         }
         let body = self.pass(&chunks, &self.lens.clone())?;
         let mut head = self.last.take().map_or_else(|| self.new_head(self.batch), Ok)?;
@@ -307,7 +317,9 @@ impl Decoder {
             Some(place) => place,
             None => {
                 // One for single tokens stays, and one other.
-                self.bodies.retain(|body| body.seq == 1 && !body.is_first);
+                let is_single = |seq: usize, is_first: bool| seq == 1 && !is_first;
+                let own = is_single(seq, is_first);
+                self.bodies.retain(|body| is_single(body.seq, body.is_first) != own);
                 let caches = Caches { tensors: &self.caches, past: &self.past, are_empty: is_first };
                 let nodes = 0..self.head;
                 let shape = (self.batch, seq);

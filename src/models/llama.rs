@@ -6,7 +6,8 @@
 //! layer, and so are the gate and the up projection, because each is one product on the device. The head gives a logit
 //! for each token of the vocabulary, by weights of its own or by the table of embeddings; it stays dense.
 //!
-//! A config may ask for windows of attention, which no kernel here has: texts are no longer than the window then, and
+//! Texts are no longer than `max_position_embeddings`, whatever a config says about scaled positions beyond that. A
+//! config may ask for windows of attention, which no kernel here has: texts are no longer than the window then, and
 //! within that it changes nothing. Invariant: a [`LlamaConfig`] has no size of zero, and its heads share keys and
 //! values evenly.
 
@@ -78,6 +79,8 @@ impl LlamaConfig {
         let heads = fields.size("num_attention_heads", None)?;
         check_size("num_attention_heads", heads)?;
         let head_dim = match fields.size("head_dim", Some(0))? {
+            // What Transformers has for this kind.
+            0 if kind == "qwen3" => 128,
             0 if hidden.is_multiple_of(heads) => hidden / heads,
             0 => {
                 return Err(Error::invalid(format!(
@@ -89,6 +92,8 @@ impl LlamaConfig {
         };
         let positions = fields.size("max_position_embeddings", None)?;
         let window = match kind {
+            // Without the field Transformers takes 4096; null means none.
+            "mistral" if fields.is_absent("sliding_window") => 4096,
             "mistral" => fields.size("sliding_window", Some(positions))?,
             "qwen2" | "qwen3" if fields.flag("use_sliding_window", false)? => {
                 fields.size("sliding_window", Some(4096))?
@@ -259,6 +264,10 @@ impl LlamaConfig {
 impl Rope {
     /// Reads `rope_theta` and `rope_scaling`, or `rope_parameters`, which has both.
     fn of(fields: &Fields, head_dim: usize, positions: usize) -> Result<Self> {
+        let required = |scaling: &Fields, name: &str| match scaling.has(name) {
+            true => scaling.number(name, 0.0),
+            false => Err(Error::invalid(format!("{name} of rope_scaling is missing"))),
+        };
         let own = fields.object("rope_parameters")?;
         let scaling = fields.object("rope_scaling")?;
         let theta = match &own {
@@ -269,26 +278,29 @@ impl Rope {
             return Err(Error::invalid(format!("rope_theta is {theta}, expected a number above 0")));
         }
         let plain = Self { frequencies: Rotary::frequencies(head_dim, theta), scale: 1.0 };
-        if fields.number("partial_rotary_factor", 1.0)? != 1.0 {
+        let all = |fields: &Fields| Ok::<_, Error>(fields.number("partial_rotary_factor", 1.0)? == 1.0);
+        if !all(fields)? || !own.as_ref().map_or(Ok(true), all)? {
             return Err(Error::invalid("partial_rotary_factor: heads that are turned in part are not supported"));
         }
         let Some(scaling) = own.or(scaling) else { return Ok(plain) };
         // The older name of the field.
         let field = if scaling.has("rope_type") { "rope_type" } else { "type" };
         let known = ["default", "linear", "dynamic", "yarn", "llama3"];
-        let factor = || match scaling.number("factor", 1.0)? {
-            factor if factor >= 1.0 => Ok(factor),
+        let original = || scaling.size("original_max_position_embeddings", Some(positions));
+        let checked = |factor: f64| match factor {
+            factor if factor >= 1.0 && factor.is_finite() => Ok(factor),
             factor => Err(Error::invalid(format!("factor of rope_scaling is {factor}, expected a number from 1 on"))),
         };
-        let original = || scaling.size("original_max_position_embeddings", Some(positions));
+        let factor = || checked(required(&scaling, "factor")?);
         match scaling.one_of(field, &known)?.unwrap_or("default") {
             "linear" => {
                 let factor = factor()?;
                 Ok(Self { frequencies: plain.frequencies.iter().map(|f| f / factor).collect(), scale: 1.0 })
             }
             "llama3" => {
-                let (low, high) = (scaling.number("low_freq_factor", 1.0)?, scaling.number("high_freq_factor", 4.0)?);
-                let (factor, original) = (factor()?, original()? as f64);
+                let [low, high, original] = ["low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
+                    .map(|name| required(&scaling, name));
+                let (low, high, original, factor) = (low?, high?, original?, factor()?);
                 if low >= high {
                     return Err(Error::invalid(format!("low_freq_factor is {low}, expected less than {high}")));
                 }
@@ -300,7 +312,13 @@ impl Rope {
                 });
                 Ok(Self { frequencies: scaled.collect(), scale: 1.0 })
             }
-            "yarn" => plain.yarn(&scaling, theta, factor()?, original()?),
+            "yarn" => {
+                let original = original()?;
+                // Where only the lengths are given, it is their ratio.
+                let factor =
+                    if scaling.has("factor") { factor()? } else { checked(positions as f64 / original as f64)? };
+                plain.yarn(&scaling, theta, factor, original)
+            }
             // `dynamic` changes frequencies beyond max_position_embeddings, which no text exceeds here.
             _ => Ok(plain),
         }

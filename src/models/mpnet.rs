@@ -155,7 +155,11 @@ mod tests {
         assert_eq!(fine.limits(), Limits { vocabulary: 14, tokens: 24 });
         assert_eq!(fine.linear_weights(), 2 * (4 * 1600 + 2 * 40 * 72));
         for (field, value, error) in [
-            ("model_type", "gpt2".into(), "model_type is \"gpt2\", expected bert or mpnet"),
+            (
+                "model_type",
+                "gpt2".into(),
+                "model_type is \"gpt2\", expected bert or mpnet or llama or mistral or qwen2 or qwen3",
+            ),
             ("relative_attention_num_buckets", 8.into(), "relative_attention_num_buckets is 8, expected 32"),
             ("hidden_size", 41.into(), "hidden_size is 41, which num_attention_heads, 5, does not divide"),
             ("num_hidden_layers", 0.into(), "num_hidden_layers is 0, expected 1 to 4294967295"),

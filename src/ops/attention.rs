@@ -767,6 +767,8 @@ struct AttentionNode {
     /// Features of K and V of a token.
     kv_width: usize,
     causal: bool,
+    /// Whether it adds a bias to its scores.
+    biased: bool,
 }
 
 impl AttentionNode {
@@ -792,16 +794,17 @@ impl NodeOp for AttentionNode {
         args.device.prepare(&self.operation(args)?)
     }
 
+    fn is_causal(&self) -> bool {
+        self.causal && !self.biased
+    }
+
     fn cache_width(&self) -> usize {
         self.kv_width
     }
 
     fn prepare_cached(&self, args: &NodeArgs<'_>, cache: Option<NodeCache<'_>>) -> Result<Vec<Prepared>> {
-        let Some(NodeCache { tensor: cache, past, is_empty }) = cache.filter(|_| self.causal && args.reads.len() == 2)
-        else {
-            return Err(Error::invalid(
-                "attention to later tokens, or with a relative bias, cannot go on from a cache",
-            ));
+        let Some(NodeCache { tensor: cache, past, is_empty }) = cache.filter(|_| self.is_causal()) else {
+            return Err(Error::invalid("attention to later tokens, or with a bias, cannot go on from a cache"));
         };
         let &Self { heads, kv_heads, .. } = self;
         let &NodeArgs { device, batch, seq, y, .. } = args;
@@ -874,7 +877,7 @@ impl Graph {
         let kv_width = features / all * 2 * kv_heads;
         self.add_node(
             name,
-            AttentionNode { heads, kv_heads, kv_width, causal },
+            AttentionNode { heads, kv_heads, kv_width, causal, biased: relative_bias.is_some() },
             reads,
             (Rows::Tokens, width, Precision::Model),
         )

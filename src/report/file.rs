@@ -766,6 +766,10 @@ impl ModelBench {
             if let Some(rate) = row.sequences_per_second.filter(|r| !agree(*r, batch as f64 / median * 1e3)) {
                 return place(format!("sequences_per_second {rate} and median_ms {median} do not agree: mixed units?"));
             }
+            let tokens = if row.phase.as_deref() == Some("decode") { batch } else { batch * seq };
+            if let Some(rate) = row.tokens_per_second.filter(|r| !agree(*r, tokens as f64 / median * 1e3)) {
+                return place(format!("tokens_per_second {rate} and median_ms {median} do not agree: mixed units?"));
+            }
             if let Some(ratio) = row.speedup_vs_dense {
                 let of = |d: &ModelRow| {
                     let of_pass = d.op == "dense" && d.phase == row.phase;

@@ -263,7 +263,7 @@ pub(super) fn distance(got: &Matrix, row: usize, expected: ArrayView1<'_, f64>) 
 }
 
 /// Separates the ids of the verified texts from the timed ones.
-const SAMPLES: u64 = 0x5eed_7e87_5a3b_1e50;
+pub(super) const SAMPLES: u64 = 0x5eed_7e87_5a3b_1e50;
 
 /// Lengths of the texts that are verified: short ones, whose padding shows, and a whole one where the twin can afford
 /// it.

@@ -3,16 +3,18 @@
 //!
 //! Two phases are timed apart, because two different things bound them: *prefill*, a pass over the tokens of a prompt,
 //! by multiply-adds; and *decode*, a pass over one token of each sequence after so many, by the bytes of the weights.
-//! Each phase of a form is a row. The form is verified before it is timed: logits after a prompt, and after one more
-//! token that finds the prompt in the cache, of texts of several lengths at once, against the f64 twin.
+//! Each phase of a form is a row. The form is verified before it is timed, in the shapes that are timed: logits of short
+//! texts after a pass over all but their last token, and after one over that, against the f64 twin; and, as the twin is
+//! too slow for a long one, logits of the timed prompt against those of the same prompt in pieces, which other kernels
+//! multiply and which finds its beginning in the cache.
 //!
 //! Parts are timed and believed as those of an [encoder](super::EncoderBench) are. Invariant: a row that is not
 //! verified has no times.
 
 use ndarray::ArrayView1;
 
-use super::bench::{ModelRecord, Subject, TWIN_FLOPS, distance, ids};
-use crate::engine::{Device, Prepared};
+use super::bench::{ModelRecord, SAMPLES, Subject, TWIN_FLOPS, distance, ids};
+use crate::engine::Device;
 use crate::error::{Error, Result};
 use crate::graph::{Checkpoint, Decoder, Model, Sparsity, twin};
 use crate::mask::VectorLen;
@@ -60,6 +62,9 @@ type LastLogits = [Vec<f64>; 2];
 /// Lengths of the texts that are verified, of which the last token comes by itself.
 const SAMPLE_LENGTHS: [usize; 3] = [33, 7, 2];
 
+/// Tokens of a piece of a prompt.
+const PIECE: usize = 32;
+
 /// Measures a language model in several forms. Its weights are pruned by magnitude; a mask has V = 1.
 ///
 /// ```
@@ -103,7 +108,7 @@ impl DecoderBench {
         let affordable = TWIN_FLOPS / 2 / weights.max(1);
         let most = graph.limits().tokens;
         let lengths = SAMPLE_LENGTHS.map(|length| length.min(affordable).min(most).max(2));
-        let samples = ids(graph, &lengths, seed ^ 0x5eed)?;
+        let samples = ids(graph, &lengths, seed ^ SAMPLES)?;
         let device = device.clone();
         Ok(Self { device, checkpoint, batch, seq, seed, samples, last: None, rows: Vec::new() })
     }
@@ -132,7 +137,7 @@ impl DecoderBench {
         };
         let model = Model::new(&self.device, checkpoint)?;
         let model = if planned_by == PlannedBy::Auto { model } else { model.no_dense_fallback() };
-        let error = worst_error(&model, &self.samples, expected)?;
+        let error = worst_error(&model, self.batch, &self.samples, expected)?.max(self.error_of_prompt(&model)?);
         let allowed = allowed_logit_error(model.dtype());
         let mut all_plans = Vec::new();
         for phase in Phase::ALL {
@@ -152,7 +157,6 @@ impl DecoderBench {
                 weight_bytes: model.linear_bytes(),
                 ..ModelRecord::new(op, planned_by, model.dtype(), &plans)
             };
-            let calls: Vec<(&str, Prepared)> = calls.iter().map(|(name, call)| (&**name, call.clone())).collect();
             self.rows.push((phase, Subject::new(record, decoder, &calls)));
             all_plans.extend(plans.drain(..).map(|(_, plan)| plan));
         }
@@ -165,6 +169,22 @@ impl DecoderBench {
             Phase::Prefill => self.seq,
             Phase::Decode => 1,
         }
+    }
+
+    /// The largest distance of the timed prompts' logits from those of the same prompts in pieces.
+    fn error_of_prompt(&self, model: &Model) -> Result<f64> {
+        let prompts = self.prompts()?;
+        let whole = model.decoder(self.batch, self.seq)?.forward(&prompts)?;
+        let mut decoder = model.decoder(self.batch, self.seq)?;
+        let mut last = None;
+        for first in (0..self.seq).step_by(PIECE) {
+            let piece: Vec<_> = prompts.iter().map(|ids| &ids[first..self.seq.min(first + PIECE)]).collect();
+            last = Some(decoder.forward(&piece)?);
+        }
+        let pieces = last.ok_or_else(|| Error::invalid("a prompt has a token"))?;
+        let row = |row: usize| -> Vec<f64> { (0..pieces.cols()).map(|col| f64::from(pieces.get(row, col))).collect() };
+        let error = |at: usize| distance(&whole, at, ArrayView1::from(&row(at)));
+        Ok((0..self.batch).map(error).fold(0.0, f64::max))
     }
 
     fn prompts(&self) -> Result<Vec<Vec<u32>>> {
@@ -215,23 +235,24 @@ fn expected_logits(checkpoint: &Checkpoint, samples: &[Vec<u32>]) -> Result<Vec<
     Ok(last_two.collect())
 }
 
-/// The largest error of the samples' logits, all in one decoder: first of what comes before their last tokens, then of
-/// these.
-fn worst_error(model: &Model, samples: &[Vec<u32>], expected: &[LastLogits]) -> Result<f64> {
+/// The largest error of the samples' logits in decoders of `batch` sequences, in which they take turns: first of what
+/// comes before their last tokens, then of these.
+fn worst_error(model: &Model, batch: usize, samples: &[Vec<u32>], expected: &[LastLogits]) -> Result<f64> {
     let longest = samples.iter().map(Vec::len).max().unwrap_or(0);
-    let mut decoder = model.decoder(samples.len(), longest)?;
     let mut worst = 0f64;
-    for place in [0, 1] {
-        let new: Vec<&[u32]> = samples
-            .iter()
-            .map(|text| {
-                let (before, last) = text.split_at(text.len() - 1);
+    for start in (0..samples.len()).step_by(batch) {
+        let of_row: Vec<usize> = (0..batch).map(|row| (start + row) % samples.len()).collect();
+        let mut decoder = model.decoder(batch, longest)?;
+        for place in [0, 1] {
+            let part = |&sample: &usize| {
+                let (before, last) = samples[sample].split_at(samples[sample].len() - 1);
                 [before, last][place]
-            })
-            .collect();
-        let logits = decoder.forward(&new)?;
-        for (row, expected) in expected.iter().enumerate() {
-            worst = worst.max(distance(&logits, row, ArrayView1::from(&expected[place])));
+            };
+            let new: Vec<&[u32]> = of_row.iter().map(part).collect();
+            let logits = decoder.forward(&new)?;
+            for (row, &sample) in of_row.iter().enumerate() {
+                worst = worst.max(distance(&logits, row, ArrayView1::from(&expected[sample][place])));
+            }
         }
     }
     Ok(worst)
@@ -258,7 +279,7 @@ mod tests {
         let samples = ids(right.graph(), &[9, 4], 1).unwrap();
         let expected = expected_logits(&right, &samples).unwrap();
         let error = |checkpoint: &Checkpoint| {
-            worst_error(&Model::new(&device, checkpoint).unwrap(), &samples, &expected).unwrap()
+            worst_error(&Model::new(&device, checkpoint).unwrap(), 3, &samples, &expected).unwrap()
         };
         assert!(error(&right) < allowed_logit_error(DType::F32) / 100.0, "{}", error(&right));
         for (name, w) in right.linears() {

@@ -1,6 +1,6 @@
 //! Language models of texts: from a folder of Hugging Face's to more text, and to how likely a text is.
 //!
-//! Invariant: a [`Generator`]'s tokenizer has the tokens that end a text.
+//! Invariant: the tokenizer of a model that was [loaded](LanguageModel::load) has the tokens that end a text.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -185,7 +185,7 @@ impl Generator {
             let started = Instant::now();
             let logits = decoder.forward(&[&new])?;
             let token = sampler.sample(logits.view::<f32>()?.as_slice().unwrap_or_default())?;
-            if generated.prompt_time.is_zero() {
+            if decoder.lens()[0] == prompt.len() {
                 generated.prompt_time = started.elapsed();
             } else {
                 generated.decode_time += started.elapsed();
@@ -218,13 +218,13 @@ impl Generator {
         windows: usize,
         done: &mut dyn FnMut(f64),
     ) -> Result<Perplexity> {
-        let whole = ids.chunks_exact(context.max(1)).take(windows);
-        if context < 2 || whole.len() == 0 {
-            let tokens = ids.len();
-            return Err(Error::invalid(format!(
-                "{tokens} tokens are no window of {context}, of which each but the first is \
-                                               predicted"
-            )));
+        if context < 2 || windows == 0 {
+            let asked = format!("{windows} windows of {context} tokens");
+            return Err(Error::invalid(format!("{asked} predict nothing: a window's first token is given")));
+        }
+        let whole = ids.chunks_exact(context).take(windows);
+        if whole.len() == 0 {
+            return Err(Error::invalid(format!("{} tokens are no window of {context}", ids.len())));
         }
         let mut decoder = self.model.decoder(1, context)?;
         let mut means = Vec::with_capacity(whole.len());

@@ -167,6 +167,9 @@ impl Tokenizer {
     }
 
     fn encode_whole(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        if self.truncates {
+            return Err(Error::invalid("a tokenizer that cuts texts off makes no prompts"));
+        }
         let encoded = self.tokenizer.encode_fast(text, special);
         Ok(encoded.map_err(|e| Error::invalid(format!("cannot tokenize: {e}")))?.get_ids().to_vec())
     }
@@ -194,26 +197,34 @@ impl Tokenizer {
 
     /// Makes text of tokens that come one by one.
     pub fn stream(&self) -> TextStream<'_> {
-        TextStream(self.tokenizer.decode_stream(true))
+        TextStream { tokenizer: &self.tokenizer, stream: self.tokenizer.decode_stream(true) }
     }
 }
 
 /// Text of tokens that come one by one: see [`Tokenizer::stream`].
-pub struct TextStream<'a>(
-    tokenizers::DecodeStream<
-        'a,
-        tokenizers::ModelWrapper,
-        tokenizers::NormalizerWrapper,
-        tokenizers::PreTokenizerWrapper,
-        tokenizers::PostProcessorWrapper,
-        tokenizers::DecoderWrapper,
-    >,
-);
+pub struct TextStream<'a> {
+    tokenizer: &'a tokenizers::Tokenizer,
+    stream: DecodeStream<'a>,
+}
+
+type DecodeStream<'a> = tokenizers::DecodeStream<
+    'a,
+    tokenizers::ModelWrapper,
+    tokenizers::NormalizerWrapper,
+    tokenizers::PreTokenizerWrapper,
+    tokenizers::PostProcessorWrapper,
+    tokenizers::DecoderWrapper,
+>;
 
 impl TextStream<'_> {
     /// The text that is known with this token and was not before: nothing where a character is not complete.
     pub fn push(&mut self, token: u32) -> Result<Option<String>> {
-        self.0.step(token).map_err(|e| Error::invalid(format!("cannot make text of tokens: {e}")))
+        if let Ok(text) = self.stream.step(token) {
+            return Ok(text);
+        }
+        // Bytes that are no character change the text before them, which is out already: the text starts anew here.
+        self.stream = self.tokenizer.decode_stream(true);
+        self.stream.step(token).map_err(|e| Error::invalid(format!("cannot make text of tokens: {e}")))
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) struct Cut {
     embedding: Option<ValueId>,
 }
 
-/// The parts of a graph for an objective; the last is the whole graph.
+/// The parts of a graph for an objective; the last is the whole graph, but for a language model's head.
 pub(super) fn cuts(graph: &Graph, objective: Objective) -> Result<Vec<Cut>> {
     // Logits are not compared, so that a language model's head is not run.
     let end = graph.head().map_or(graph.nodes().len(), |head| head.node);

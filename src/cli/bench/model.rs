@@ -119,7 +119,8 @@ pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Res
     };
     let failed = report.rows.iter().filter(|row| !row.verified);
     for row in failed.clone() {
-        say(&format!("failed: {}: {}", row.op, row.failure.as_deref().unwrap_or_default()));
+        let phase = row.phase.map_or_else(String::new, |phase| format!("{phase}, "));
+        say(&format!("failed: {phase}{}: {}", row.op, row.failure.as_deref().unwrap_or_default()));
     }
     args.output.emit(&report, &report.rows, &report.page(&device))?;
     let json = serde_json::to_string(&report)?;
@@ -235,13 +236,23 @@ impl Report {
         }
         let noisy = self.rows.iter().filter(|row| row.times.noisy || row.speedup.noisy).count();
         let mut notes: Vec<_> = report::noise_note(noisy).into_iter().collect();
-        if let Some(share) = self.rows.iter().find(|r| r.op == "dense").and_then(|r| r.parts).map(|p| p.gemm_share()) {
-            notes.push(format!(
-                "GEMMs are {:.0} % of dense: twice as fast they make the model {:.2}x as fast, and never more than {:.1}x",
-                100.0 * share,
-                1.0 / (1.0 - share / 2.0),
-                1.0 / (1.0 - share)
-            ));
+        for row in self.rows.iter().filter(|row| row.op == "dense") {
+            let Some(share) = row.parts.map(|parts| parts.gemm_share()) else { continue };
+            notes.push(match row.phase {
+                None => format!(
+                    "GEMMs are {:.0} % of dense: twice as fast they make the model {:.2}x as fast, and never more than \
+                     {:.1}x",
+                    100.0 * share,
+                    1.0 / (1.0 - share / 2.0),
+                    1.0 / (1.0 - share)
+                ),
+                Some(phase) => {
+                    format!(
+                        "GEMMs are {:.0} % of dense in {phase}, the head among them, which stays dense",
+                        100.0 * share
+                    )
+                }
+            });
         }
         let failed = self.rows.iter().filter(|row| !row.verified).count();
         notes.push(report::verified_note(self.rows.len(), failed));

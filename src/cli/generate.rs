@@ -18,8 +18,8 @@ use sparse24::text::{Finish, GenerateOptions, Generated, Message, Sampling};
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   sparse24 generate --model model/smollm2 --prompt 'What is a sparse matrix?'
-  sparse24 generate model/smollm2 --sparsity 2:4 --raw --prompt 'The capital of France is' --max-tokens 24
-  sparse24 generate model/smollm2 --temperature 0.8 --top-p 0.95 --seed 7 --prompt - < question.txt")]
+  sparse24 generate model/smollm2 --sparsity 2:4 --raw --prompt 'The capital of France is'
+  sparse24 generate model/smollm2 --temperature 0.8 --seed 7 --prompt - < question.txt")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: LanguageArgs,

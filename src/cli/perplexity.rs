@@ -22,7 +22,7 @@ use sparse24::report::Environment;
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   sparse24 perplexity --model model/smollm2 --text wikitext2-valid.txt --windows 40
-  sparse24 perplexity model/smollm2 --text wikitext2-valid.txt --sparsity 2:4 --json perplexity.json")]
+  sparse24 perplexity model/smollm2 --text wikitext2-valid.txt --sparsity 2:4")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: LanguageArgs,

@@ -663,11 +663,12 @@ impl Gpu {
             // arrays are indexed below their constant sizes, gathers by 2-bit positions within a group; every loop
             // counts up to a finite bound; divisors are constants or numbers of tiles and features that are not zero
             // where anything is dispatched; workgroup memory is written before it is read. Kernels between the GEMMs
-            // bound every id by its table's rows, every length by the rows of a sequence, every position by those of
-            // the tables and every distance by those of the bias where they read it. Those that prune and decompress
-            // guard rows, columns and words by the sizes of W, from which the sizes of all that is bound follow;
-            // positions in a group have two bits. Gain: none on llvmpipe that its noise would show since loops are
-            // unrolled (benches/results/2026-11-23-llvmpipe; 3.8 to 4.0 times before), not measured on a GPU.
+            // bound every id by its table's rows, every length by the rows of a sequence, what is past by those of its
+            // cache, every position by those of the tables and every distance by those of the bias where they read it.
+            // Those that prune and decompress guard rows, columns and words by the sizes of W, from which the sizes of
+            // all that is bound follow; positions in a group have two bits. Gain: none on llvmpipe that its noise would
+            // show since loops are unrolled (benches/results/2026-11-23-llvmpipe; 3.8 to 4.0 times before), not
+            // measured on a GPU.
             ShaderChecks::Trusted => unsafe {
                 self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
             },

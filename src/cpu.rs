@@ -11,6 +11,7 @@ mod dense;
 mod epilogue;
 mod grad;
 mod memory;
+mod pool;
 mod probe;
 pub(crate) mod rows;
 mod sparse;
@@ -19,11 +20,9 @@ mod weights;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use gemm_common::Parallelism;
-use rayon::prelude::*;
-
 use self::epilogue::Finish;
 use self::memory::Aligned;
+use self::pool::Pool;
 pub(crate) use self::probe::CpuProbe;
 pub(crate) use self::weights::{BLOCK, CpuWeights};
 use crate::error::{Error, Result};
@@ -74,59 +73,10 @@ pub struct CpuInfo {
     pub cache_bytes: u64,
 }
 
-/// The threads that compute, and their vector instructions.
-#[derive(Debug)]
-struct Pool {
-    /// `None` for one thread: the caller's own.
-    threads: Option<rayon::ThreadPool>,
-    simd: Simd,
-}
-
 impl CpuInfo {
     /// This machine's processor, of which `threads` threads use `simd`.
     pub(crate) fn host(simd: SimdLevel, threads: usize) -> Self {
         Self { name: processor_name(), simd, threads, cache_bytes: last_level_cache() }
-    }
-}
-
-impl Pool {
-    fn simd(&self) -> Simd {
-        self.simd
-    }
-
-    fn len(&self) -> usize {
-        self.threads.as_ref().map_or(1, rayon::ThreadPool::current_num_threads)
-    }
-
-    /// Does the work on these threads.
-    fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        match &self.threads {
-            Some(threads) => threads.install(work),
-            None => work(),
-        }
-    }
-
-    /// Does so many tasks, in any order. Within [`Pool::enter`].
-    fn each(&self, tasks: usize, task: impl Fn(usize) + Sync + Send) {
-        match self.threads {
-            Some(_) if tasks > 1 => (0..tasks).into_par_iter().with_max_len(1).for_each(task),
-            _ => (0..tasks).for_each(task),
-        }
-    }
-
-    /// How many pieces each of some tasks is cut into, for all threads to have some; at most `most`.
-    fn cuts(&self, tasks: usize, most: usize) -> usize {
-        match self.len() {
-            1 => 1,
-            threads => (4 * threads).div_ceil(tasks.max(1)).clamp(1, most),
-        }
-    }
-
-    fn parallelism(&self) -> Parallelism {
-        match self.len() {
-            1 => Parallelism::None,
-            threads => Parallelism::Rayon(threads),
-        }
     }
 }
 
@@ -172,15 +122,10 @@ impl Cpu {
     pub(crate) fn new(threads: Option<usize>, simd: Option<SimdLevel>) -> Result<Self> {
         let simd = Simd::new(simd)?;
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = match threads.unwrap_or_else(cores) {
+        let pool = match threads.unwrap_or_else(cores) {
             0 => return Err(Error::invalid("the CPU device needs a thread")),
-            1 => None,
-            count => {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(count).build();
-                Some(pool.map_err(|e| Error::invalid(format!("cannot start the CPU device's threads: {e}")))?)
-            }
+            count => Pool::new(count, simd)?,
         };
-        let pool = Pool { threads, simd };
         let info = CpuInfo::host(simd.level(), pool.len());
         Ok(Self { pool, scratch: Scratch::default(), queue: Mutex::new(()), info, first_cache: first_level_cache() })
     }
@@ -215,7 +160,7 @@ impl Cpu {
 
     /// The vector instructions, for weights to be laid out for them.
     pub(crate) fn simd(&self) -> Simd {
-        self.pool.simd
+        self.pool.simd()
     }
 
     /// Operations of a call that measures a ceiling, or its bytes.
@@ -223,9 +168,9 @@ impl Cpu {
         probe.work(self.info.simd.lanes(), self.info.threads)
     }
 
-    /// Its threads; `None` for one, which is the caller's own.
+    /// Threads for what deals out its work by rayon; `None` for one, which is the caller's own.
     pub(crate) fn threads(&self) -> Option<&rayon::ThreadPool> {
-        self.pool.threads.as_ref()
+        self.pool.rayon()
     }
 
     /// Lends a buffer of so many f32, which hold anything.
@@ -242,33 +187,29 @@ impl Cpu {
         let Self { pool, scratch, .. } = self;
         let CpuOperands { weights, bias, residual, .. } = *operands;
         let x = operands.x.elements();
-        pool.enter(|| {
-            if let (CpuWeights::Dense(w), CpuSchedule::GemmCrate) = (weights, schedule)
-                && let (Elements::F32(y), Epilogue::NONE) = (&mut *y, problem.epilogue)
-            {
-                return dense::by_crate(pool, scratch, problem, w, x, y);
+        if let (CpuWeights::Dense(w), CpuSchedule::GemmCrate) = (weights, schedule)
+            && let (Elements::F32(y), Epilogue::NONE) = (&mut *y, problem.epilogue)
+        {
+            return dense::by_crate(pool, scratch, problem, w, x, y);
+        }
+        let Some(finish) = Finish::new(problem, bias, residual, y, pool.simd()) else { return };
+        match (weights, schedule) {
+            (CpuWeights::Dense(w), CpuSchedule::GemmCrate) => {
+                dense::by_crate_and_finish(pool, scratch, problem, w, x, &finish);
             }
-            let Some(finish) = Finish::new(problem, bias, residual, y, pool.simd) else { return };
-            match (weights, schedule) {
-                (CpuWeights::Dense(w), CpuSchedule::GemmCrate) => {
-                    dense::by_crate_and_finish(pool, scratch, problem, w, x, &finish);
-                }
-                (CpuWeights::Dense(w), _) => dense::columns(pool, scratch, problem, w, x, &finish),
-                (CpuWeights::Sparse24(w), CpuSchedule::Gemv) => sparse::gemv(pool, scratch, problem, w, x, &finish),
-                (CpuWeights::Sparse24(w), _) => sparse::gather(pool, scratch, problem, w, x, &finish),
-            }
-        });
+            (CpuWeights::Dense(w), _) => dense::columns(pool, scratch, problem, w, x, &finish),
+            (CpuWeights::Sparse24(w), CpuSchedule::Gemv) => sparse::gemv(pool, scratch, problem, w, x, &finish),
+            (CpuWeights::Sparse24(w), _) => sparse::gather(pool, scratch, problem, w, x, &finish),
+        }
     }
 }
 
 impl CpuCall for CpuProbe {
     fn run(&self, cpu: &Cpu) {
         let Cpu { pool, scratch, .. } = cpu;
-        pool.enter(|| {
-            scratch.with(pool.len(), |sums| {
-                self.run_on(pool, sums);
-                std::hint::black_box(sums);
-            });
+        scratch.with(pool.len(), |sums| {
+            self.run_on(pool, sums);
+            std::hint::black_box(sums);
         });
     }
 }

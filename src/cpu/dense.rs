@@ -157,29 +157,28 @@ fn multiply(
     // Exact casts: a slice has at most isize::MAX bytes.
     let (ms, ns, ks, stride_w) = (m as isize, n as isize, k as isize, stride as isize);
     assert!(sums.len() == m * n && w.len() == depth * stride && stride >= m && x.len() == n * k && from + depth <= k);
-    let (to, w) = (sums.as_mut_ptr(), w.as_ptr());
     // Rows, columns, and each matrix with its column stride and row stride. The kernels write along the rows of their
     // output, so a row-major C is computed as its transpose.
     let (rows, cols, to_strides, lhs, rhs) = match problem.form {
-        Form::Linear => (m, n, (ms, 1), (w, stride_w, 1), (x[from..].as_ptr(), ks, 1)),
-        Form::Gemm => (n, m, (ns, 1), (x[from * n..].as_ptr(), ns, 1), (w, 1, stride_w)),
+        Form::Linear => (m, n, (ms, 1), (w, stride_w, 1), (&x[from..], ks, 1)),
+        Form::Gemm => (n, m, (ns, 1), (&x[from * n..], ns, 1), (w, 1, stride_w)),
     };
     // SAFETY: by the assertion above `sums`, `w` and `x` hold m x n, m x depth and depth x n elements with these
     // strides, and `sums` is borrowed exclusively, so it overlaps neither. What `sums` holds is read only where sums of
     // the k before are there.
-    unsafe {
+    pool.by_rayon(|parallelism| unsafe {
         gemm_f32::gemm::f32::get_gemm_fn()(
             rows,
             cols,
             depth,
-            to,
+            sums.as_mut_ptr(),
             to_strides.0,
             to_strides.1,
             from > 0,
-            lhs.0,
+            lhs.0.as_ptr(),
             lhs.1,
             lhs.2,
-            rhs.0,
+            rhs.0.as_ptr(),
             rhs.1,
             rhs.2,
             if from > 0 { 1.0 } else { 0.0 },
@@ -187,9 +186,9 @@ fn multiply(
             false,
             false,
             false,
-            pool.parallelism(),
+            parallelism,
         );
-    }
+    });
 }
 
 /// Bytes of a task's sums. Long runs of weights count for more than sums in the first-level cache: 14336x1x4096 takes

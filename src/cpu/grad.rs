@@ -45,7 +45,7 @@ impl Cpu {
         if dx.is_empty() {
             return;
         }
-        pool.enter(|| match w {
+        match w {
             CpuWeights::Dense(w) => {
                 let Dense { m, k, stride, .. } = *w;
                 let Values::F32(values) = &w.values else { return };
@@ -56,14 +56,14 @@ impl Cpu {
                 expand(pool, w, full);
                 product(pool, (w.k, dx.len() / w.k, w.m), (full, w.k, 1), (dy, w.m, 1), add, dx);
             }),
-        });
+        }
     }
 
     /// dW = dYᵀ·X of every weight, or with `add` that and what `dw` holds; `bits` are those of a mask.
     pub(crate) fn grad_w(&self, (m, k): (usize, usize), x: &[f32], dy: &[f32], add: bool, dw: &mut [f32]) {
         if !dw.is_empty() {
             let n = dy.len() / m;
-            self.pool.enter(|| product(&self.pool, (k, m, n), (x, k, 1), (dy, 1, m), add, dw));
+            product(&self.pool, (k, m, n), (x, k, 1), (dy, 1, m), add, dw);
         }
     }
 
@@ -75,21 +75,21 @@ impl Cpu {
             return;
         }
         let lanes = pool.simd().level().lanes();
-        pool.enter(|| match w.vector.get() / lanes {
+        match w.vector.get() / lanes {
             0 => scratch.with(w.m * w.k, |full| {
                 product(pool, (w.k, w.m, dy.len() / w.m), (x, w.k, 1), (dy, 1, w.m), false, full);
                 sample(pool, w, full, add, dvalues);
             }),
             1 => grad_values::<1, 6>(pool, scratch, w, x, dy, add, dvalues),
             _ => grad_values::<2, 3>(pool, scratch, w, x, dy, add, dvalues),
-        });
+        }
     }
 }
 
 impl Cpu {
     /// Gives the weights of a product other f32 values, in the order of the format (of dense ones row by row).
     pub(crate) fn repack(&self, w: &mut CpuWeights, values: &[f32]) {
-        self.pool.enter(|| match w {
+        match w {
             CpuWeights::Dense(w) => {
                 let Dense { m, k, stride, .. } = *w;
                 let Values::F32(own) = &mut w.values else { return };
@@ -129,7 +129,7 @@ impl Cpu {
                 }
                 w.values = own;
             }
-        });
+        }
     }
 
     /// The sum of the rows of a matrix.
@@ -180,7 +180,7 @@ fn product(
     }
     // SAFETY: by the assertions all elements are there with these strides, and `to` is borrowed exclusively. What `to`
     // holds is read only if it is to be added to.
-    unsafe {
+    pool.by_rayon(|parallelism| unsafe {
         gemm_f32::gemm::f32::get_gemm_fn()(
             rows,
             cols,
@@ -200,9 +200,9 @@ fn product(
             false,
             false,
             false,
-            pool.parallelism(),
+            parallelism,
         );
-    }
+    });
 }
 
 /// W as a dense matrix.

@@ -96,6 +96,39 @@ impl<'a, T> Parts<'a, T> {
     }
 }
 
+/// A slice as chunks of `len` elements, the last of which may be shorter, that several threads borrow.
+pub(super) struct Chunks<'a, T> {
+    parts: Parts<'a, T>,
+    len: usize,
+}
+
+impl<'a, T> Chunks<'a, T> {
+    /// # Panics
+    /// If elements are cut into chunks of none.
+    pub(super) fn new(slice: &'a mut [T], len: usize) -> Self {
+        assert!(len > 0 || slice.is_empty(), "chunks of no elements");
+        Self { parts: Parts::new(slice), len }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.parts.len.div_ceil(self.len.max(1))
+    }
+
+    /// Borrows a chunk.
+    ///
+    /// # Panics
+    /// If there is none of this number.
+    ///
+    /// # Safety
+    /// It must not be borrowed twice.
+    #[allow(clippy::mut_from_ref, reason = "disjoint chunks, as the caller vouches")]
+    pub(super) unsafe fn get(&self, i: usize) -> &'a mut [T] {
+        let start = i * self.len;
+        // SAFETY: chunks are disjoint, and each is borrowed once.
+        unsafe { self.parts.part(start..self.parts.len.min(start + self.len)) }
+    }
+}
+
 /// Columns that are dealt out to strips: strip `s` has the `width` columns from `first + s * width` on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
@@ -159,12 +192,10 @@ impl Cpu {
         assert!(end <= columns, "{runs:?} are more than {columns} columns");
         let blocks = y.len().checked_div(rows * columns).unwrap_or(0);
         let (y, own) = (Parts::new(y), Parts::new(own));
-        self.pool.enter(|| {
-            self.pool.each(blocks * strips, |task| {
-                let strip = Strip { y, cut, block: task / strips, strip: task % strips };
-                // SAFETY: each task has a part of its own.
-                work(task, strip, unsafe { own.part(task * own_len..(task + 1) * own_len) });
-            });
+        self.pool.each(blocks * strips, |task| {
+            let strip = Strip { y, cut, block: task / strips, strip: task % strips };
+            // SAFETY: each task has a part of its own.
+            work(task, strip, unsafe { own.part(task * own_len..(task + 1) * own_len) });
         });
     }
 }

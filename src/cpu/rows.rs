@@ -4,10 +4,10 @@
 //! the function that they are inlined into may use: hence `inline(always)`. Invariant: each output element is computed
 //! by one thread from its own inputs, in an order that depends on the shapes alone, so results do not depend on the
 //! number of threads.
-
-use rayon::prelude::*;
+#![allow(unsafe_code, reason = "threads write disjoint parts of one output")]
 
 pub(crate) use super::epilogue::{activate, exp, slope};
+use super::memory::Chunks;
 pub(crate) use super::memory::{Run, Strip, Strips};
 use super::{Cpu, Shared};
 use crate::matrix::{Element, Elements};
@@ -138,36 +138,22 @@ impl Cpu {
     /// Gives the threads chunks of `len` elements of `y` (the last may be shorter), with their numbers. One chunk is
     /// the calling thread's own, so that no other wakes up for it.
     pub(crate) fn each_chunk<Y: Send>(&self, y: &mut [Y], len: usize, work: impl Fn(usize, &mut [Y]) + Sync) {
-        if !y.is_empty() && y.len() <= len {
-            work(0, y);
-        } else if !y.is_empty() {
-            self.pool.enter(|| match self.pool.threads {
-                Some(_) => y.par_chunks_mut(len).enumerate().for_each(|(i, chunk)| work(i, chunk)),
-                None => y.chunks_mut(len).enumerate().for_each(|(i, chunk)| work(i, chunk)),
-            });
-        }
+        let y = Chunks::new(y, len);
+        // SAFETY: each task takes its own.
+        self.pool.each(y.count(), |i| work(i, unsafe { y.get(i) }));
     }
 
     /// As [`Cpu::each_chunk`], with chunks of four outputs of one length.
     pub(crate) fn each_chunk_of_four<Y: Send>(
         &self,
-        [a, b, c, d]: [&mut [Y]; 4],
+        all: [&mut [Y]; 4],
         len: usize,
         work: impl Fn([&mut [Y]; 4]) + Sync + Send,
     ) {
-        if !a.is_empty() {
-            self.pool.enter(|| match self.pool.threads {
-                Some(_) => {
-                    let pairs = a.par_chunks_mut(len).zip(b.par_chunks_mut(len));
-                    let all = pairs.zip(c.par_chunks_mut(len)).zip(d.par_chunks_mut(len));
-                    all.for_each(|(((a, b), c), d)| work([a, b, c, d]));
-                }
-                None => {
-                    let all = a.chunks_mut(len).zip(b.chunks_mut(len)).zip(c.chunks_mut(len)).zip(d.chunks_mut(len));
-                    all.for_each(|(((a, b), c), d)| work([a, b, c, d]));
-                }
-            });
-        }
+        let all = all.map(|y| Chunks::new(y, len));
+        let count = all.iter().map(Chunks::count).min().unwrap_or(0);
+        // SAFETY: each task takes its own.
+        self.pool.each(count, |i| work(all.each_ref().map(|y| unsafe { y.get(i) })));
     }
 
     /// As [`Cpu::each_chunk`], with chunks of two outputs that belong together.
@@ -177,18 +163,9 @@ impl Cpu {
         (z, z_len): (&mut [Z], usize),
         work: impl Fn(usize, &mut [Y], &mut [Z]) + Sync,
     ) {
-        if !y.is_empty() && !z.is_empty() {
-            self.pool.enter(|| match self.pool.threads {
-                Some(_) => {
-                    let chunks = y.par_chunks_mut(y_len).zip(z.par_chunks_mut(z_len));
-                    chunks.enumerate().for_each(|(i, (y, z))| work(i, y, z));
-                }
-                None => {
-                    let chunks = y.chunks_mut(y_len).zip(z.chunks_mut(z_len));
-                    chunks.enumerate().for_each(|(i, (y, z))| work(i, y, z));
-                }
-            });
-        }
+        let (y, z) = (Chunks::new(y, y_len), Chunks::new(z, z_len));
+        // SAFETY: each task takes its own.
+        self.pool.each(y.count().min(z.count()), |i| unsafe { work(i, y.get(i), z.get(i)) });
     }
 
     /// The gradients of a norm over `width` features: `tokens` is given x and dy of some tokens, whether to add, their

@@ -174,6 +174,23 @@ pub(crate) trait Instructions: Copy {
     unsafe fn picks<const SHARED: bool>(codes: u32, part: usize) -> Self::Picks;
     /// The elements of each four lanes that `picks` names.
     unsafe fn pick(v: Self::F32, picks: Self::Picks) -> Self::F32;
+    /// Of eight vectors, `stride` f32 apart, each of whose four lanes belong to two rows (two lanes each): the sum of
+    /// each row's lanes, 16 numbers.
+    #[inline(always)]
+    unsafe fn sum_rows(from: *const f32, stride: usize, to: *mut f32) {
+        for row in 0..16 {
+            let mut sum = 0.0;
+            for four in (0..Self::LANES).step_by(4) {
+                // SAFETY: within the vectors and the numbers that the caller vouches for.
+                sum += unsafe {
+                    let lanes = from.add(row / 2 * stride + four + row % 2 * 2);
+                    *lanes + *lanes.add(1)
+                };
+            }
+            // SAFETY: as above.
+            unsafe { *to.add(row) = sum };
+        }
+    }
     /// Asks for the cache line of `p` in the second-level cache. `p` may point anywhere.
     unsafe fn prefetch(p: *const f32);
 
@@ -436,6 +453,20 @@ mod x86 {
             unsafe { _mm256_permutevar_ps(v, picks) }
         }
         #[inline(always)]
+        unsafe fn sum_rows(from: *const f32, stride: usize, to: *mut f32) {
+            // SAFETY: as above. Neighbours are added, and then the halves of the vectors.
+            unsafe {
+                for half in 0..2 {
+                    let from = from.add(4 * half * stride);
+                    let ab = _mm256_hadd_ps(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(stride)));
+                    let cd =
+                        _mm256_hadd_ps(_mm256_loadu_ps(from.add(2 * stride)), _mm256_loadu_ps(from.add(3 * stride)));
+                    let (low, high) = (_mm256_permute2f128_ps::<0x20>(ab, cd), _mm256_permute2f128_ps::<0x31>(ab, cd));
+                    _mm256_storeu_ps(to.add(8 * half), _mm256_add_ps(low, high));
+                }
+            }
+        }
+        #[inline(always)]
         unsafe fn prefetch(p: *const f32) {
             // SAFETY: a prefetch cannot fault.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
@@ -525,6 +556,23 @@ mod x86 {
             unsafe { _mm512_permutevar_ps(v, picks) }
         }
         #[inline(always)]
+        unsafe fn sum_rows(from: *const f32, stride: usize, to: *mut f32) {
+            // SAFETY: as above. Neighbours are added, and then twice the halves of the vectors.
+            unsafe {
+                let mut sums = [_mm512_setzero_ps(); 4];
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let (a, b) =
+                        (_mm512_loadu_ps(from.add(2 * i * stride)), _mm512_loadu_ps(from.add((2 * i + 1) * stride)));
+                    *sum = _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xdd>(a, b));
+                }
+                let [a, b, c, d] = sums;
+                let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+                let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xdd>(c, d));
+                let all = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+                _mm512_storeu_ps(to, all);
+            }
+        }
+        #[inline(always)]
         unsafe fn prefetch(p: *const f32) {
             // SAFETY: a prefetch cannot fault.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
@@ -608,7 +656,7 @@ mod tests {
                 out
             };
             let codes = 0x9e4c_d8b1;
-            let (mut transposed, mut totals) = (vec![0.0; 64], vec![0.0; 4]);
+            let (mut transposed, mut totals, mut sums) = (vec![0.0; 64], vec![0.0; 4], vec![0.0; 16]);
             // SAFETY: the caller has the instructions; all reads are of numbers that are there.
             unsafe {
                 let at = |part: usize| S::load(numbers[part * S::LANES..].as_ptr());
@@ -616,6 +664,12 @@ mod tests {
                 for part in (0..16).step_by(S::LANES) {
                     let v = [0, 16, 32, 48].map(|first| S::load(numbers[first + part..].as_ptr()));
                     totals.iter_mut().zip(S::totals(v)).for_each(|(total, own)| *total += own);
+                }
+                // Eight vectors that begin two numbers apart, and in place of wider ones what they would add.
+                for at in (0..16).step_by(S::LANES) {
+                    let mut part = [0.0; 16];
+                    S::sum_rows(numbers[at..].as_ptr(), 2, part.as_mut_ptr());
+                    sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
                 }
                 vec![
                     sixteen(&|_| S::splat(1.5)),
@@ -628,6 +682,7 @@ mod tests {
                     sixteen(&|part| S::pick(at(part), S::picks::<true>(codes, part))),
                     transposed,
                     totals,
+                    sums,
                 ]
             }
         }
@@ -649,6 +704,9 @@ mod tests {
         assert_eq!(portable[7], expected(&|i| number(i / 4 * 4 + field(i / 4 * 2 + i % 2))));
         assert_eq!(portable[8], (0..64).map(|i| number(i % 8 * 8 + i / 8)).collect::<Vec<_>>());
         assert_eq!(portable[9], [0, 1, 2, 3].map(|row| (16 * row..16 * row + 16).map(number).sum::<f32>()));
+        let sum = |i: usize| (0..4).map(|four| number(i / 2 * 2 + 4 * four + i % 2 * 2)).sum::<f32>();
+        let next = |i: usize| (0..4).map(|four| number(i / 2 * 2 + 4 * four + i % 2 * 2 + 1)).sum::<f32>();
+        assert_eq!(portable[10], expected(&|i| sum(i) + next(i)));
         for level in SimdLevel::ALL.into_iter().filter(|level| level.is_supported()) {
             assert_eq!(Simd::new(Some(level)).unwrap().run(All), portable, "{level}");
             assert_eq!(level.name().parse::<SimdLevel>().unwrap(), level);

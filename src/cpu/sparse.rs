@@ -11,16 +11,21 @@
 //! 6, and loads no longer count. With few tokens more rows are taken at once, so that there are at least about ten
 //! chains of multiply-adds (their latency times their throughput is 8 to 10).
 //!
-//! **Few tokens** ([`gemv`]). The weights' bytes are the cost: they are read once, in order. Lanes are the values of a
-//! pair of rows (see [`super::weights`]): VPERMILPS takes its positions from the two lowest bits of each lane, so a
-//! word of codes, shifted by a constant for each lane, is all the decoding there is.
+//! **Few tokens** ([`gemv`]). The weights' bytes are the cost, and each is read once. Lanes are the values of a pair of
+//! rows (see [`super::weights`]): VPERMILPS takes its positions from the two lowest bits of each lane, so a word of
+//! codes, shifted by a constant for each lane, is all the decoding there is. That takes 1.1 to 1.4 ns for 16 values and
+//! their codes, which memory takes 1.9 (f16) or 3.7 ns (f32) to bring: what counts is that memory is kept busy.
+//! Hardware follows several runs of lines at once, but none of them fast, and each only to the end of its page. So
+//! four runs are read side by side: of each of two blocks that lie far apart, two steps of k that do too. The
+//! second-level cache is asked for what comes 2 KiB later in each. One thread of the Xeon below, f16, V = 1, GB/s, in
+//! matrices of LLMs' sizes where plain reading has 17 to 19: one run 8, two 11, four 14, four asked for ahead 15 to 17.
 //!
 //! On a Xeon with AVX-512 (Emerald Rapids, 48 KiB and 2 MiB of first- and second-level cache) a copy of this loop alone,
 //! in the fastest of 120 to 250 runs, does 58 to 67 % of the multiply-adds at V = 1 and at 80 to 85 % at V = 32, with the panel in the second-level cache; at
 //! 70 % with everything in the first. V = 1 is limited by loads: the loop reaches 82 % if two rows share every load.
 //!
 //! An output's sum is formed by one thread, in f32: in increasing k by `gather`, and by `gemv` in as many parts as
-//! there are lanes of its row, added up at the end.
+//! there are lanes of its row, each of two runs of k that depend on the length of a step, added up at the end.
 //!
 //! # Tried and rejected
 //! - Rows of W contiguous along k: see [`super::weights`].
@@ -35,6 +40,11 @@
 //!   loaded once: 68 % at 12 vectors, 71 % at 8, and 71 and more where rows are paired by what they have in common. It
 //!   needs lists of columns beside the codes, which `gemv` reads: twice the weights' memory.
 //! - Panels of 8 and 10 vectors: 0.98 and 1.00 times the speed of 12 in the cache, no difference outside.
+//! - Few tokens: rows contiguous along k, which need no sums in memory, 1.02 to 1.15 times the speed, but many tokens
+//!   want the order that there is. Codes beside their values, no difference. Four runs of k in one block, 0.86 to 1.04
+//!   times the speed of two in each of two blocks (Emerald Rapids).
+//! - Few tokens: asking for values and codes by the pair, with the exact place of the next run, 1.8 ns of arithmetic
+//!   in place of 1.3 and no faster. Asking the first-level cache, which has 16 lines under way at most: 13 GB/s at most.
 //! - Asking for the next row's sums, or the next strip of activations to be packed, ahead of time: no difference.
 #![allow(unsafe_code, reason = "kernels over vector instructions; threads write disjoint parts of buffers")]
 #![allow(clippy::needless_range_loop, reason = "counters of loops that are unrolled, over arrays of registers")]
@@ -540,16 +550,15 @@ impl Work for Transpose<'_> {
 
 /// The product with few tokens, as `CpuSchedule::takes` has it.
 pub(super) fn gemv(pool: &Pool, scratch: &Scratch, problem: &Problem, w: &Packed, x: &Elements, finish: &Finish<'_>) {
-    // Kernels exist for powers of two; tokens past the last are zero. Memory serves four distant runs of lines at 1.6
-    // times the speed of one (28 and 18 GB/s, EPYC 7003), so blocks are taken together, as far as registers allow.
+    // Kernels exist for powers of two; tokens past the last are zero.
     match problem.n.next_power_of_two() {
-        1 => few_tokens::<1, 4>(pool, scratch, problem, w, x, finish),
-        2 => few_tokens::<2, 4>(pool, scratch, problem, w, x, finish),
-        _ => few_tokens::<4, 2>(pool, scratch, problem, w, x, finish),
+        1 => few_tokens::<1>(pool, scratch, problem, w, x, finish),
+        2 => few_tokens::<2>(pool, scratch, problem, w, x, finish),
+        _ => few_tokens::<4>(pool, scratch, problem, w, x, finish),
     }
 }
 
-fn few_tokens<const TOKENS: usize, const BLOCKS: usize>(
+fn few_tokens<const TOKENS: usize>(
     pool: &Pool,
     scratch: &Scratch,
     problem: &Problem,
@@ -561,18 +570,19 @@ fn few_tokens<const TOKENS: usize, const BLOCKS: usize>(
     scratch.with(TOKENS * k, |wide| {
         super::widen_tokens(problem, x, wide, k);
         let wide = &*wide;
-        // Whole blocks in groups that lie far apart, then what is left one by one.
-        let apart = w.m / BLOCK / BLOCKS;
-        let groups = apart + w.blocks() - BLOCKS * apart;
-        let cuts = pool.cuts(groups, 8);
-        pool.each(groups * cuts, |task| {
-            let (group, cut) = (task / cuts, (task % cuts, cuts));
-            if group < apart {
-                let blocks = std::array::from_fn(|i| group + i * apart);
-                FewTokens::<TOKENS, BLOCKS> { w, blocks, cut, x: wide }.run(pool, scratch, problem, finish);
-            } else {
-                let blocks = [BLOCKS * apart + group - apart];
-                FewTokens::<TOKENS, 1> { w, blocks, cut, x: wide }.run(pool, scratch, problem, finish);
+        // Two whole blocks at a time, which lie far apart, then what is left; cut where there are few for the threads.
+        let apart = w.m / BLOCK / 2;
+        let left = w.blocks() - 2 * apart;
+        let cuts = [apart, left].map(|tasks| pool.len().div_ceil(tasks.max(1)).min(8));
+        pool.each(apart * cuts[0] + left * cuts[1], |task| match task.checked_sub(apart * cuts[0]) {
+            None => {
+                let (block, cut) = (task / cuts[0], (task % cuts[0], cuts[0]));
+                let few = FewTokens::<TOKENS, 2> { w, blocks: [block, block + apart], cut, x: wide };
+                few.run(pool, scratch, problem, finish);
+            }
+            Some(task) => {
+                let (block, cut) = (2 * apart + task / cuts[1], (task % cuts[1], cuts[1]));
+                FewTokens::<TOKENS, 1> { w, blocks: [block], cut, x: wide }.run(pool, scratch, problem, finish);
             }
         });
     });
@@ -591,28 +601,30 @@ struct FewTokens<'a, const TOKENS: usize, const BLOCKS: usize> {
 impl<const TOKENS: usize, const BLOCKS: usize> FewTokens<'_, TOKENS, BLOCKS> {
     fn run(&self, pool: &Pool, scratch: &Scratch, problem: &Problem, finish: &Finish<'_>) {
         let Self { w, blocks, cut: (cut, cuts), .. } = *self;
-        let lanes = pool.simd().level().lanes();
+        let simd = pool.simd();
+        let lanes = simd.level().lanes();
         let pairs = w.pairs(blocks[0]);
         let (from, to) = (pairs * cut / cuts, pairs * (cut + 1) / cuts);
-        let of_block = (to - from) * TOKENS * lanes;
-        scratch.with(BLOCKS * of_block, |sums| {
+        let pairs = to - from;
+        let own = pairs * TOKENS * lanes;
+        // Sums are added up for eight pairs at a time.
+        scratch.with(BLOCKS * own + 7 * TOKENS * lanes, |sums| {
             sums.fill(0.0);
-            for step in 0..w.steps() {
-                match w.codes {
-                    Codes::Own(_) => self.add_step::<false>(pool.simd(), step, from..to, sums),
-                    Codes::Shared(_) => self.add_step::<true>(pool.simd(), step, from..to, sums),
-                }
+            // Whole steps that lie far apart, two at a time, then what is left one by one.
+            let apart = w.units() / w.step / 2;
+            for step in 0..apart {
+                self.add_steps(simd, [step, step + apart], from..to, &mut sums[..BLOCKS * own]);
             }
-            for (block, sums) in blocks.iter().zip(sums.chunks_exact(of_block.max(1))) {
+            for step in 2 * apart..w.steps() {
+                self.add_steps(simd, [step], from..to, &mut sums[..BLOCKS * own]);
+            }
+            for (i, block) in blocks.into_iter().enumerate() {
                 let feature0 = block * BLOCK + 2 * from;
-                let features = (2 * to).min(w.rows(*block)) - 2 * from;
+                let features = (2 * to).min(w.rows(block)) - 2 * from;
                 let mut run = [0.0; BLOCK];
                 for token in 0..problem.n {
-                    for (feature, out) in run[..features].iter_mut().enumerate() {
-                        // Lanes are (upper, upper, lower, lower) rows of the pair, over and over.
-                        let at = (feature / 2 * TOKENS + token) * lanes + feature % 2 * 2;
-                        *out = sums[at..].chunks(4).take(lanes / 4).map(|four| four[0] + four[1]).sum();
-                    }
+                    let sums = &sums[i * own + token * lanes..];
+                    simd.run(SumPairs { sums, stride: TOKENS * lanes, pairs, to: &mut run });
                     // SAFETY: each task has its own features.
                     unsafe { finish.store_features(feature0, token, &mut run[..features]) };
                 }
@@ -620,88 +632,132 @@ impl<const TOKENS: usize, const BLOCKS: usize> FewTokens<'_, TOKENS, BLOCKS> {
         });
     }
 
-    fn add_step<const SHARED: bool>(&self, simd: Simd, step: usize, pairs: Range<usize>, sums: &mut [f32]) {
+    fn add_steps<const STEPS: usize>(&self, simd: Simd, steps: [usize; STEPS], pairs: Range<usize>, sums: &mut [f32]) {
         let Self { w, blocks, x, .. } = *self;
-        let (k, start) = (w.units() * UNIT, step * w.step * UNIT);
-        let units = w.step(0, step).units;
-        let places = blocks.map(|block| w.step(block, step));
-        let codes = places.each_ref().map(|at| StepCodes::new(w, at, pairs.clone()));
-        let x = std::array::from_fn(|t| &x[t * k + start..][..units * UNIT]);
+        let k = w.units() * UNIT;
+        let places = blocks.map(|block| steps.map(|step| w.step(block, step)));
+        let units = places[0][0].units;
+        let codes = places.map(|steps| steps.map(|at| StepCodes::new(w, &at, pairs.clone())));
+        let x = steps.map(|step| std::array::from_fn(|t| &x[t * k + step * w.step * UNIT..][..units * UNIT]));
         each_type!(&w.values, values => {
             let range = |at: Step| (at.values + pairs.start * units) * UNIT..(at.values + pairs.end * units) * UNIT;
-            let values = places.map(|at| &values[range(at)]);
-            simd.run(Permute::<_, SHARED, TOKENS, BLOCKS> { pairs: pairs.len(), units, values, codes, x, sums });
+            let (pairs, values) = (pairs.len(), places.map(|steps| steps.map(|at| &values[range(at)])));
+            match w.codes {
+                Codes::Own(_) => {
+                    simd.run(Permute::<_, false, TOKENS, BLOCKS, STEPS> { pairs, units, values, codes, x, sums });
+                }
+                Codes::Shared(_) => {
+                    simd.run(Permute::<_, true, TOKENS, BLOCKS, STEPS> { pairs, units, values, codes, x, sums });
+                }
+            }
         });
     }
 }
 
-/// Adds a step of k of some pairs to their sums, one pair of each block at a time.
-struct Permute<'a, T, const SHARED: bool, const TOKENS: usize, const BLOCKS: usize> {
+/// Adds the lanes of each row of some pairs, whose vectors are `stride` apart. There are vectors for a multiple of
+/// eight pairs.
+struct SumPairs<'a> {
+    sums: &'a [f32],
+    stride: usize,
+    pairs: usize,
+    to: &'a mut [f32; BLOCK],
+}
+
+impl Work for SumPairs<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Instructions>(self) {
+        let Self { sums, stride, pairs, to } = self;
+        for (eight, to) in to.chunks_exact_mut(16).take(pairs.div_ceil(8)).enumerate() {
+            let from = &sums[8 * eight * stride..][..7 * stride + S::LANES];
+            // SAFETY: eight vectors and 16 numbers are there; the caller has the instructions.
+            unsafe { S::sum_rows(from.as_ptr(), stride, to.as_mut_ptr()) };
+        }
+    }
+}
+
+/// Bytes ahead of what is read for which the second-level cache is asked: hardware alone stops at the end of a page and
+/// begins anew behind it.
+const AHEAD: usize = 2048;
+
+/// Adds some steps of k of some pairs of some blocks to their sums, one pair of each block at a time.
+struct Permute<'a, T, const SHARED: bool, const TOKENS: usize, const BLOCKS: usize, const STEPS: usize> {
     /// Of each block.
     pairs: usize,
+    /// Of each step.
     units: usize,
-    values: [&'a [T]; BLOCKS],
-    codes: [StepCodes<'a>; BLOCKS],
-    /// `units * UNIT` activations of each token.
-    x: [&'a [f32]; TOKENS],
+    values: [[&'a [T]; STEPS]; BLOCKS],
+    codes: [[StepCodes<'a>; STEPS]; BLOCKS],
+    /// `units * UNIT` activations of each step and token.
+    x: [[&'a [f32]; TOKENS]; STEPS],
     /// For each block and pair, a vector for each token.
     sums: &'a mut [f32],
 }
 
-impl<T: Loaded, const SHARED: bool, const TOKENS: usize, const BLOCKS: usize> Work
-    for Permute<'_, T, SHARED, TOKENS, BLOCKS>
+impl<T: Loaded, const SHARED: bool, const TOKENS: usize, const BLOCKS: usize, const STEPS: usize> Work
+    for Permute<'_, T, SHARED, TOKENS, BLOCKS, STEPS>
 {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Instructions>(self) {
         let Self { pairs, units, values, codes, x, sums } = self;
-        assert!(values.iter().all(|v| v.len() == pairs * units * UNIT));
-        assert!(x.iter().all(|x| x.len() == units * UNIT) && sums.len() == BLOCKS * pairs * TOKENS * S::LANES);
-        assert!(codes.iter().all(|codes| codes.are_of(SHARED, pairs, units)));
+        assert!(values.as_flattened().iter().all(|v| v.len() == pairs * units * UNIT));
+        assert!(codes.as_flattened().iter().all(|codes| codes.are_of(SHARED, pairs, units)));
+        assert!(x.as_flattened().iter().all(|x| x.len() == units * UNIT));
+        assert!(sums.len() == BLOCKS * pairs * TOKENS * S::LANES);
         for pair in 0..pairs {
-            // SAFETY: values, codes, activations and sums of the pair are there, by the assertions above; the caller
-            // has the instructions.
+            // SAFETY: values, codes, activations and sums of the pair are there, by the assertions above; a prefetch
+            // reads nothing; the caller has the instructions.
             unsafe {
                 let sums = sums.as_mut_ptr().add(pair * TOKENS * S::LANES);
-                let mut acc = [[S::splat(0.0); TOKENS]; BLOCKS];
-                let mut starts = [(std::ptr::null::<T>(), std::ptr::null::<u8>()); BLOCKS];
+                let mut acc = [[[S::splat(0.0); TOKENS]; STEPS]; BLOCKS];
+                let mut starts = [[(std::ptr::null::<T>(), std::ptr::null::<u8>()); STEPS]; BLOCKS];
                 for b in 0..BLOCKS {
                     for t in 0..TOKENS {
-                        acc[b][t] = S::load(sums.add((b * pairs * TOKENS + t) * S::LANES));
+                        acc[b][0][t] = S::load(sums.add((b * pairs * TOKENS + t) * S::LANES));
                     }
-                    let codes = match codes[b] {
-                        StepCodes::Own(words) => words.as_ptr().add(pair * units).cast(),
-                        StepCodes::Shared { words, first, per } => {
-                            words.as_ptr().add((first + pair) / per * units).cast()
-                        }
-                    };
-                    starts[b] = (values[b].as_ptr().add(pair * units * UNIT), codes);
+                    for s in 0..STEPS {
+                        let codes = match codes[b][s] {
+                            StepCodes::Own(words) => words.as_ptr().add(pair * units).cast(),
+                            StepCodes::Shared { words, first, per } => {
+                                words.as_ptr().add((first + pair) / per * units).cast()
+                            }
+                        };
+                        starts[b][s] = (values[b][s].as_ptr().add(pair * units * UNIT), codes);
+                    }
                 }
                 for unit in 0..units {
                     for part in 0..UNIT / S::LANES {
                         let at = unit * UNIT + part * S::LANES;
-                        let (mut picks, mut kept) = ([S::picks::<SHARED>(0, 0); BLOCKS], [S::splat(0.0); BLOCKS]);
                         for b in 0..BLOCKS {
-                            let (values, codes) = starts[b];
-                            let word = match SHARED {
-                                true => u32::from(*codes.cast::<u16>().add(unit)),
-                                false => *codes.cast::<u32>().add(unit),
-                            };
-                            picks[b] = S::picks::<SHARED>(word, part);
-                            kept[b] = T::vector::<S>(values.add(at));
-                        }
-                        for t in 0..TOKENS {
-                            let x = S::load(x[t].as_ptr().add(at));
-                            for b in 0..BLOCKS {
-                                acc[b][t] = S::fma(S::pick(x, picks[b]), kept[b], acc[b][t]);
+                            for s in 0..STEPS {
+                                let (values, codes) = starts[b][s];
+                                // Once for each line.
+                                if part == 0 && unit % (4 / size_of::<T>()) == 0 {
+                                    S::prefetch(values.add(at).cast::<f32>().wrapping_add(AHEAD / 4));
+                                }
+                                let word = match SHARED {
+                                    true => u32::from(*codes.cast::<u16>().add(unit)),
+                                    false => *codes.cast::<u32>().add(unit),
+                                };
+                                let (picks, kept) = (S::picks::<SHARED>(word, part), T::vector::<S>(values.add(at)));
+                                for t in 0..TOKENS {
+                                    let x = S::load(x[s][t].as_ptr().add(at));
+                                    acc[b][s][t] = S::fma(S::pick(x, picks), kept, acc[b][s][t]);
+                                }
                             }
                         }
                     }
                 }
                 for b in 0..BLOCKS {
                     for t in 0..TOKENS {
-                        S::store(sums.add((b * pairs * TOKENS + t) * S::LANES), acc[b][t]);
+                        let mut sum = acc[b][0][t];
+                        for s in 1..STEPS {
+                            sum = S::fma(acc[b][s][t], S::splat(1.0), sum);
+                        }
+                        S::store(sums.add((b * pairs * TOKENS + t) * S::LANES), sum);
                     }
                 }
             }

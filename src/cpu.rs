@@ -21,7 +21,7 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use self::epilogue::Finish;
-use self::memory::Aligned;
+use self::memory::{Aligned, Arena};
 use self::pool::Pool;
 pub(crate) use self::probe::CpuProbe;
 pub(crate) use self::weights::{BLOCK, CpuWeights};
@@ -109,6 +109,8 @@ impl Scratch {
 pub struct Cpu {
     pool: Pool,
     scratch: Scratch,
+    /// Where weights lie.
+    arena: Arena,
     /// Calls and writes run one at a time, as on a GPU's queue: each has all threads, and none waits for a matrix while
     /// it holds another.
     queue: Mutex<()>,
@@ -127,7 +129,8 @@ impl Cpu {
             count => Pool::new(count, simd)?,
         };
         let info = CpuInfo::host(simd.level(), pool.len());
-        Ok(Self { pool, scratch: Scratch::default(), queue: Mutex::new(()), info, first_cache: first_level_cache() })
+        let (scratch, arena) = (Scratch::default(), Arena::default());
+        Ok(Self { pool, scratch, arena, queue: Mutex::new(()), info, first_cache: first_level_cache() })
     }
 
     /// Does `work` when nothing else runs on this device.

@@ -573,14 +573,14 @@ impl Device {
                 claim_weights(CpuWeights::sparse24_bytes(m, k, w.vector(), w.dtype()), m, k)?;
                 cpu_weights(CpuWeights::sparse24(w, cpu))
             }
-            (Inner::Cpu(_), HostWeights::Dense(dense) | HostWeights::Masked(dense, _)) => {
+            (Inner::Cpu(cpu), HostWeights::Dense(dense) | HostWeights::Masked(dense, _)) => {
                 claim_weights(CpuWeights::dense_bytes(m, k, w.dtype(), w.mask().is_some()), m, k)?;
-                cpu_weights(CpuWeights::dense(dense, w.mask()))
+                cpu_weights(CpuWeights::dense(dense, w.mask(), cpu))
             }
-            (Inner::Cpu(_), HostWeights::Masked24(dense, mask)) => {
+            (Inner::Cpu(cpu), HostWeights::Masked24(dense, mask)) => {
                 mask.codes()?;
                 claim_weights(CpuWeights::dense_bytes(m, k, w.dtype(), true), m, k)?;
-                cpu_weights(CpuWeights::dense(dense, w.mask()))
+                cpu_weights(CpuWeights::dense(dense, w.mask(), cpu))
             }
         };
         Ok(self.weights(op, m, k, w.dtype(), store))

@@ -4,8 +4,10 @@
 //! Invariant: an [`Aligned`] buffer starts on a cache line, so that no vector of a kernel straddles two.
 #![allow(unsafe_code, reason = "threads write disjoint parts of one output")]
 
+use std::alloc::Layout;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytemuck::{Pod, Zeroable};
 
@@ -19,33 +21,176 @@ struct Line([u32; 16]);
 /// Elements that start on a cache line.
 #[derive(Debug)]
 pub(crate) struct Aligned<T> {
-    lines: Vec<Line>,
+    lines: Lines,
     len: usize,
     element: PhantomData<T>,
 }
 
-impl<T: Pod> Aligned<T> {
-    pub(super) const EMPTY: Self = Self { lines: Vec::new(), len: 0, element: PhantomData };
+/// Where elements lie.
+#[derive(Debug)]
+enum Lines {
+    Own(Vec<Line>),
+    /// A piece of what an [`Arena`] holds.
+    Piece(Piece),
+}
 
-    /// `len` zeros.
-    pub(super) fn zeros(len: usize) -> Self {
-        let mut own = Self::EMPTY;
-        own.resize(len);
-        own
+impl Lines {
+    fn get(&self) -> &[Line] {
+        match self {
+            Self::Own(lines) => lines,
+            // SAFETY: the piece's own lines, borrowed as it is.
+            Self::Piece(piece) => unsafe { std::slice::from_raw_parts(piece.start, piece.len) },
+        }
     }
+
+    fn get_mut(&mut self) -> &mut [Line] {
+        match self {
+            Self::Own(lines) => lines,
+            // SAFETY: as above.
+            Self::Piece(piece) => unsafe { std::slice::from_raw_parts_mut(piece.start, piece.len) },
+        }
+    }
+}
+
+impl<T: Pod> Aligned<T> {
+    pub(super) const EMPTY: Self = Self { lines: Lines::Own(Vec::new()), len: 0, element: PhantomData };
 
     /// Elements that there is room for.
     pub(super) fn room(&self) -> usize {
-        self.lines.len() * size_of::<Line>() / size_of::<T>()
+        size_of_val(self.lines.get()) / size_of::<T>()
     }
 
     /// Makes room for `len` elements: new ones are zero, others keep what they hold.
     pub(super) fn resize(&mut self, len: usize) {
-        let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
-        if lines > self.lines.len() {
-            self.lines.resize(lines, Line::zeroed());
+        let lines = lines_of::<T>(len);
+        if lines > self.lines.get().len() {
+            let mut own = match std::mem::replace(&mut self.lines, Lines::Own(Vec::new())) {
+                Lines::Own(lines) => lines,
+                piece @ Lines::Piece(_) => piece.get().to_vec(),
+            };
+            own.resize(lines, Line::zeroed());
+            self.lines = Lines::Own(own);
         }
         self.len = len;
+    }
+}
+
+fn lines_of<T>(len: usize) -> usize {
+    (len * size_of::<T>()).div_ceil(size_of::<Line>())
+}
+
+/// Memory for what is read from end to end, in pieces that follow each other in large blocks, for which the system is
+/// asked for large pages: with pages of 4 KiB the processor looks up a page for every 64 lines, and hardware prefetchers
+/// begin anew in each. A single matrix is often smaller than a large page. A block is given back with its last piece.
+#[derive(Debug, Default)]
+pub(crate) struct Arena(Mutex<Option<(Arc<Block>, usize)>>);
+
+/// Lines of an [`Arena`] that nobody else has.
+#[derive(Debug)]
+struct Piece {
+    start: *mut Line,
+    len: usize,
+    /// Keeps the lines.
+    _block: Arc<Block>,
+}
+
+// SAFETY: nobody else has the lines, as with a `Vec`.
+unsafe impl Send for Piece {}
+// SAFETY: as above.
+unsafe impl Sync for Piece {}
+
+/// Zeroed memory.
+#[derive(Debug)]
+struct Block {
+    start: *mut u8,
+    layout: Layout,
+    /// Lines, from the first large page on.
+    lines: usize,
+}
+
+// SAFETY: plain memory, which pieces alone look at.
+unsafe impl Send for Block {}
+// SAFETY: as above.
+unsafe impl Sync for Block {}
+
+impl Arena {
+    /// `len` zeros.
+    pub(super) fn zeros<T: Pod>(&self, len: usize) -> Aligned<T> {
+        let lines = lines_of::<T>(len);
+        let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = present.as_ref().is_some_and(|(block, used)| block.lines - used >= lines);
+        if lines == 0 {
+            return Aligned::EMPTY;
+        }
+        if !room && lines > Block::LINES / 4 {
+            // What would leave much of a block unused has its own.
+            let block = Arc::new(Block::new(lines));
+            return block.piece(0, lines).holding(len);
+        }
+        if !room {
+            *present = Some((Arc::new(Block::new(Block::LINES)), 0));
+        }
+        match &mut *present {
+            Some((block, used)) => {
+                let piece = block.piece(*used, lines);
+                *used += lines;
+                piece.holding(len)
+            }
+            None => Aligned::EMPTY,
+        }
+    }
+}
+
+impl Piece {
+    fn holding<T: Pod>(self, len: usize) -> Aligned<T> {
+        Aligned { lines: Lines::Piece(self), len, element: PhantomData }
+    }
+}
+
+impl Block {
+    /// A large page of most processors.
+    const PAGE: usize = 2 << 20;
+
+    /// Lines of a block: more than allocators cut from what they hold already, so that the system gives it anew.
+    const LINES: usize = (64 << 20) / size_of::<Line>();
+
+    fn new(lines: usize) -> Self {
+        let bytes = lines * size_of::<Line>() + Self::PAGE;
+        // Aligned as every block is, for allocators to take zeroed memory from the system instead of writing it.
+        let layout = Layout::from_size_align(bytes, 16).unwrap_or_else(|_| std::process::abort());
+        // SAFETY: not of no size.
+        let start = unsafe { std::alloc::alloc_zeroed(layout) };
+        if start.is_null() {
+            std::alloc::handle_alloc_error(layout);
+        }
+        let own = Self { start, layout, lines };
+        #[cfg(target_os = "linux")]
+        // SAFETY: whole pages of the block. Advice changes nothing of what they hold; a system without large pages
+        // refuses it.
+        unsafe {
+            libc::madvise(own.first().cast(), lines * size_of::<Line>() / Self::PAGE * Self::PAGE, libc::MADV_HUGEPAGE);
+        }
+        own
+    }
+
+    /// Where the first large page begins.
+    fn first(&self) -> *mut Line {
+        // SAFETY: there is a page more than lines.
+        unsafe { self.start.add(self.start.align_offset(Self::PAGE)).cast() }
+    }
+
+    /// The lines from `first` on, of which each is given out once.
+    fn piece(self: &Arc<Self>, first: usize, len: usize) -> Piece {
+        assert!(first + len <= self.lines);
+        // SAFETY: within the block.
+        Piece { start: unsafe { self.first().add(first) }, len, _block: Arc::clone(self) }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout, and no piece is left.
+        unsafe { std::alloc::dealloc(self.start, self.layout) }
     }
 }
 
@@ -53,13 +198,13 @@ impl<T: Pod> Deref for Aligned<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        &bytemuck::cast_slice(self.lines.get())[..self.len]
     }
 }
 
 impl<T: Pod> DerefMut for Aligned<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        &mut bytemuck::cast_slice_mut(self.lines.get_mut())[..self.len]
     }
 }
 

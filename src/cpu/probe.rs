@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "kernels over vector instructions")]
 
 use super::Pool;
-use super::memory::{Aligned, Parts};
+use super::memory::{Aligned, Arena, Parts};
 use crate::simd::{Instructions, Work};
 
 /// Chains of multiply-adds that do not wait for each other: more than latency times throughput (4 or 5 cycles, two per
@@ -27,7 +27,8 @@ pub(crate) enum CpuProbe {
 impl CpuProbe {
     /// Reads so many bytes.
     pub(crate) fn read(bytes: usize) -> Self {
-        let mut buffer = Aligned::zeros(bytes / 4);
+        // As weights lie.
+        let mut buffer = Arena::default().zeros(bytes / 4);
         // Pages that were never written all lie in one.
         buffer.fill(1.0);
         Self::Read(buffer)

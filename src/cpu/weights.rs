@@ -20,7 +20,7 @@
 use half::{bf16, f16};
 
 use super::Cpu;
-use super::memory::Aligned;
+use super::memory::{Aligned, Arena};
 use crate::format::Sparse24;
 use crate::mask::{Mask, VectorLen};
 use crate::matrix::{DType, Element, Elements, Matrix, each_dtype};
@@ -124,16 +124,16 @@ pub(crate) struct Packed {
 #[derive(Debug)]
 pub(super) enum Codes {
     /// V = 1: a word for each unit of a pair.
-    Own(Vec<u32>),
+    Own(Aligned<u32>),
     /// V > 1: 16 bits for each unit of V rows.
-    Shared(Vec<u16>),
+    Shared(Aligned<u16>),
 }
 
 impl CpuWeights {
     /// Dense weights, and the mask to apply whenever they are used.
-    pub(crate) fn dense(w: &Matrix, mask: Option<&Mask>) -> Self {
-        fn k_major<T: Kept>(w: &[T], m: usize, k: usize, stride: usize) -> Values {
-            let mut out = Aligned::<T>::zeros(k * stride);
+    pub(crate) fn dense(w: &Matrix, mask: Option<&Mask>, cpu: &Cpu) -> Self {
+        fn k_major<T: Kept>(w: &[T], m: usize, k: usize, stride: usize, arena: &Arena) -> Values {
+            let mut out = arena.zeros::<T>(k * stride);
             // In blocks, so that neither side strides through more lines than the cache holds.
             for row0 in (0..m).step_by(UNIT) {
                 for col in 0..k {
@@ -148,7 +148,7 @@ impl CpuWeights {
         // Without columns there is nothing to lay out, however many rows there are said to be.
         let rows = if k == 0 { 0 } else { m };
         let stride = m.checked_next_multiple_of(UNIT).unwrap_or(m);
-        let values = each_dtype!(w.elements(), v => k_major(v, rows, k, stride));
+        let values = each_dtype!(w.elements(), v => k_major(v, rows, k, stride, &cpu.arena));
         let mask = mask.map(|mask| {
             let words = stride / UNIT;
             let mut bits = vec![0u16; k * words];
@@ -177,9 +177,9 @@ impl CpuWeights {
             k: w.k(),
             step: super::sparse::step_units(w.vector(), cpu.simd().level(), cpu.first_cache),
             values: Values::F32(Aligned::EMPTY),
-            codes: Codes::Own(Vec::new()),
+            codes: Codes::Own(Aligned::EMPTY),
         };
-        let mut packed = packed.sized(w.dtype());
+        let mut packed = packed.sized(w.dtype(), &cpu.arena);
         packed.fill(w.values(), w.meta());
         Self::Sparse24(packed)
     }
@@ -318,20 +318,20 @@ impl Packed {
     }
 
     /// With room for values and codes, all zero.
-    fn sized(mut self, dtype: DType) -> Self {
+    fn sized(mut self, dtype: DType, arena: &Arena) -> Self {
         // Without columns there is nothing to lay out, however many rows there are said to be.
         let rows = if self.k == 0 { 0 } else { self.m };
         let units = rows.div_ceil(2) * self.units();
         self.values = match dtype {
-            DType::F32 => Values::F32(Aligned::zeros(units * UNIT)),
-            DType::F16 => Values::F16(Aligned::zeros(units * UNIT)),
-            DType::Bf16 => Values::Bf16(Aligned::zeros(units * UNIT)),
+            DType::F32 => Values::F32(arena.zeros(units * UNIT)),
+            DType::F16 => Values::F16(arena.zeros(units * UNIT)),
+            DType::Bf16 => Values::Bf16(arena.zeros(units * UNIT)),
         };
         self.codes = if self.vector == VectorLen::ONE {
-            Codes::Own(vec![0; units])
+            Codes::Own(arena.zeros(units))
         } else {
             let patterns: usize = (0..rows.div_ceil(BLOCK)).map(|b| self.patterns(b)).sum();
-            Codes::Shared(vec![0; patterns * self.units()])
+            Codes::Shared(arena.zeros(patterns * self.units()))
         };
         self
     }
@@ -340,7 +340,7 @@ impl Packed {
     fn fill(&mut self, values: &Elements, meta: &[u32]) {
         let Self { values: own, codes, .. } = self;
         let (mut own, mut codes) =
-            (std::mem::replace(own, Values::F32(Aligned::EMPTY)), std::mem::replace(codes, Codes::Own(Vec::new())));
+            (std::mem::replace(own, Values::F32(Aligned::EMPTY)), std::mem::replace(codes, Codes::Own(Aligned::EMPTY)));
         match (&mut own, values) {
             (Values::F32(own), Elements::F32(values)) => self.place(own, values),
             (Values::F16(own), Elements::F16(values)) => self.place(own, values),

@@ -58,6 +58,8 @@ pub use calibrate::{Calibration, CalibrationInputs, Visit};
 pub(crate) use checkpoint::Reader;
 pub use checkpoint::{Checkpoint, LinearTensor, Sparsity};
 pub use decoder::Decoder;
+#[cfg(feature = "text")]
+pub(crate) use decoder::token_loss;
 pub use forward::Forward;
 pub use model::Model;
 pub use permute::{Kept, Permuted};

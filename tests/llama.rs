@@ -385,6 +385,63 @@ mod command_line {
     }
 
     #[test]
+    fn layers_are_chosen_by_how_well_tokens_are_predicted() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = folder(dir.path());
+        let file = dir.path().join("text.txt");
+        // Three windows of the model's 48 tokens, of which two are read.
+        fs::write(&file, (0..150).map(|i| char::from(b'a' + (i * i % 25) as u8)).collect::<String>()).unwrap();
+        let (file, out) = (file.to_str().unwrap(), dir.path().join("pruned"));
+        let out = out.to_str().unwrap();
+        let on_cpu = |args: &[&str]| -> Value {
+            let (json, _) = sparse24(args.iter().chain(&["--device", "cpu", "--json"])).exits(0);
+            serde_json::from_str(&json).unwrap()
+        };
+        let loss = |model: &str| {
+            on_cpu(&["perplexity", model, "--text", file, "--context", "48", "--windows", "2"])["mean_loss"]
+                .as_f64()
+                .unwrap()
+        };
+        let dense = loss(&model);
+        let report = on_cpu(&["sensitivity", &model, "--input", file, "--windows", "2", "--vector", "1,4"]);
+        assert!((report["dense"].as_f64().unwrap() + dense).abs() < 2e-6, "{report}");
+        let settings = &report["settings"];
+        assert_eq!((&settings["metric"], &settings["windows"]), (&json!("log_likelihood"), &json!(2)));
+        let rows = report["rows"].as_array().unwrap();
+        assert_eq!(rows.len(), 2 * 2 * 4, "four products in each of two layers");
+        for (layer, vector) in [("model.layers.0.mlp.down_proj", "1"), ("model.layers.1.self_attn.o_proj", "4")] {
+            let row = rows.iter().find(|row| {
+                row["layer"].as_str().is_some_and(|name| name.starts_with(layer))
+                    && row["vector"] == json!(vector.parse::<u64>().unwrap())
+            });
+            let drop = row.unwrap_or_else(|| panic!("{layer}: {report}"))["drop"].as_f64().unwrap();
+            on_cpu(&["prune", &model, out, "--include", layer, "--vector", vector]);
+            let expected = loss(out) - dense;
+            assert!((drop - expected).abs() < 2e-6 && drop.abs() > 1e-4, "{layer}: {drop} of {expected}");
+            fs::remove_dir_all(out).unwrap();
+        }
+        let report = on_cpu(&["prune", &model, out, "--max-drop", "0.02", "--input", file, "--windows", "2"]);
+        let chosen = &report["chosen"];
+        assert_eq!(
+            (&chosen["metric"], &chosen["metric_of"].as_str().unwrap()[..19]),
+            (&json!("log_likelihood"), "text.txt (2 windows,")
+        );
+        let drop = chosen["metric_drop"].as_f64().unwrap();
+        assert!(drop <= 0.02 && (drop - (loss(out) - dense)).abs() < 2e-6, "{chosen}");
+        assert!(report["pruned_share"].as_f64().unwrap() > 0.1, "{report}");
+
+        let refused = |args: &[&str], code| sparse24(args.iter().chain(&["--device", "cpu"])).refused(code);
+        let error = refused(&["sensitivity", &model, "--pairs", file], 2);
+        assert!(error.contains("--pairs is of embeddings, which a language model does not make"), "{error}");
+        assert!(refused(&["prune", &model, "x", "--max-drop", "1", "--windows", "2"], 2).contains("--input"));
+        let error = refused(&["prune", &model, "x", "--target-speedup", "1.1", "--input", file], 1);
+        assert!(error.contains("--target-speedup times passes over texts"), "{error}");
+        fs::write(file, "abc").unwrap();
+        let error = refused(&["sensitivity", &model, "--input", file], 1);
+        assert!(error.contains("3 tokens are no window of 48"), "{error}");
+    }
+
+    #[test]
     fn it_is_pruned_and_retrained_and_its_passes_are_timed() {
         let dir = tempfile::tempdir().unwrap();
         let model = folder(dir.path());

@@ -225,27 +225,33 @@ pub(super) const WINDOW: usize = 4096;
 impl ModelArgs {
     /// Opens the device and uploads the model.
     pub(super) fn open(&self, sparsity: Sparsity) -> Result<Encoder> {
-        self.load(sparsity)?.upload()
+        self.load_from(self.name.get(), self.weights.as_deref(), sparsity, TextModel::load)?.upload()
     }
 
     /// The same with another model, as its folder has it: --weights and what prunes are of the first one alone.
     pub(super) fn open_other(&self, model: &str) -> Result<Encoder> {
-        self.load_from(model, None, Sparsity::None)?.upload()
+        self.load_from(model, None, Sparsity::None, TextModel::load)?.upload()
     }
 
-    /// Opens the device, loads the model and prunes its dense layers.
-    pub(super) fn load(&self, sparsity: Sparsity) -> Result<Loaded> {
-        self.load_from(self.name.get(), self.weights.as_deref(), sparsity)
+    /// Opens the device, loads the model, which may be a language model, and prunes its dense layers.
+    pub(super) fn load_any(&self, sparsity: Sparsity) -> Result<Loaded> {
+        self.load_from(self.name.get(), self.weights.as_deref(), sparsity, TextModel::load_any)
     }
 
-    fn load_from(&self, model: &str, weights: Option<&Path>, sparsity: Sparsity) -> Result<Loaded> {
+    fn load_from(
+        &self,
+        model: &str,
+        weights: Option<&Path>,
+        sparsity: Sparsity,
+        load: impl Fn(&Files, LoadOptions<'_>) -> sparse24::Result<TextModel>,
+    ) -> Result<Loaded> {
         let device = self.running.device()?;
         let files = files(model)?;
         let prompt = self.prompt.as_deref();
         // Here, so that the error names the flag.
         files.settings()?.prompt(prompt).context("--prompt")?;
         let options = LoadOptions { dtype: self.dtype.into(), weights, prompt };
-        let TextModel { tokenizer, mut checkpoint, pipeline, prompt, similarity } = TextModel::load(&files, options)?;
+        let TextModel { tokenizer, mut checkpoint, pipeline, prompt, similarity } = load(&files, options)?;
         let provenance = provenance(weights.into_iter().chain([&*files.weights]))?;
         let before: Vec<Op> = checkpoint.linears().map(|(_, w)| w.op()).collect();
         checkpoint.prune(sparsity)?;

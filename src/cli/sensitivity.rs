@@ -6,9 +6,10 @@
 mod file;
 mod plot;
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
 pub(super) use self::file::identity_of;
@@ -19,7 +20,7 @@ use super::{Outcome, model, print, print_json, progress, writable};
 use sparse24::VectorLen;
 use sparse24::bootstrap::Interval;
 use sparse24::engine::Device;
-use sparse24::graph::Sparsity;
+use sparse24::graph::{Graph, Sparsity};
 use sparse24::io::{Source, write_atomically};
 use sparse24::prune::{Method, Pruning, SparseGpt};
 use sparse24::text::sensitivity::{Baseline, Metric, Subject};
@@ -30,14 +31,16 @@ use self::file::{Row, Sensitivity};
 /// Measure what a model loses when one linear layer alone is pruned, layer by layer and pattern by pattern.
 ///
 /// With --pairs the loss is the drop of Spearman's correlation between people's scores and the similarities of the
-/// embeddings; with --input it is 1 - the mean cosine similarity to the dense model's embeddings. Prints a table, the
+/// embeddings; with --input it is 1 - the mean cosine similarity to the dense model's embeddings, and of a language
+/// model what the mean log-probability of the file's tokens loses: 0.01 is one percent more perplexity. Prints a table, the
 /// least harmful layers for their weights first; Q, K and V are one layer. A drop is marked where it is within noise:
 /// where the texts, drawn 1000 times anew with replacement, show none as well. A run that was interrupted goes on where
 /// it stopped when it is started again with the same JSON file.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   sparse24 sensitivity model/minilm --pairs stsb-dev.csv --json minilm.json --plot minilm.svg
-  sparse24 sensitivity model/minilm --input a.txt --method sparsegpt --calibration b.txt --vector 32")]
+  sparse24 sensitivity model/minilm --input a.txt --method sparsegpt --calibration b.txt --vector 32
+  sparse24 sensitivity model/smollm2 --input wikitext2-valid.txt --windows 8 --vector 1")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: model::ModelArgs,
@@ -75,9 +78,13 @@ pub(super) struct MetricArgs {
     /// CSV file, UTF-8, or `-` for stdin: two sentences and a score that people gave them on each line.
     #[arg(long, value_name = "CSV")]
     pub(super) pairs: Option<PathBuf>,
-    /// File with a text on each line, UTF-8, or `-` for stdin.
+    /// File with a text on each line, UTF-8, or `-` for stdin. A language model reads it as a whole, in windows of 512
+    /// tokens side by side, as `sparse24 perplexity` does.
     #[arg(long, value_name = "TXT")]
     pub(super) input: Option<PathBuf>,
+    /// The most windows that a language model reads of --input; 16 unless given.
+    #[arg(long, value_name = "N", requires = "input")]
+    windows: Option<NonZeroUsize>,
 }
 
 /// The flags that say how layers are pruned.
@@ -167,6 +174,10 @@ pub(super) struct ReadMetric {
     identity: String,
 }
 
+/// Tokens of a window of a language model's text, unless it takes fewer, and how many are read unless it is said.
+const WINDOW_TOKENS: usize = 512;
+const WINDOWS: usize = 16;
+
 impl MetricArgs {
     /// The inputs by their options, for [`one_stdin`].
     pub(super) fn inputs(&self) -> [(&'static str, Option<&Path>); 2] {
@@ -175,8 +186,17 @@ impl MetricArgs {
 }
 
 impl ReadMetric {
-    /// Reads the texts. An error of usage if neither flag was given.
-    pub(super) fn read(args: &MetricArgs, tokenizer: &Tokenizer, similarity: Similarity) -> Result<Self> {
+    /// Reads the texts. An error of usage if neither flag was given, or one that is not for this model.
+    pub(super) fn read(
+        args: &MetricArgs,
+        tokenizer: &Tokenizer,
+        similarity: Similarity,
+        graph: &Graph,
+    ) -> Result<Self> {
+        if graph.head().is_some() {
+            return Self::of_language_model(args, tokenizer, graph);
+        }
+        ensure_usage!(args.windows.is_none(), "--windows is for language models: others have a text on each line");
         let (texts, scores, text) = match (&args.pairs, &args.input) {
             (Some(pairs), _) => {
                 let text = whole(pairs).context("--pairs")?;
@@ -197,10 +217,30 @@ impl ReadMetric {
         Ok(Self { metric: Metric::new(tokens.ids, scores)?, identity: identity_of(&text) })
     }
 
+    fn of_language_model(args: &MetricArgs, tokenizer: &Tokenizer, graph: &Graph) -> Result<Self> {
+        ensure_usage!(args.pairs.is_none(), "--pairs is of embeddings, which a language model does not make: --input");
+        let Some(input) = &args.input else { return Err(Usage::error(NO_METRIC)) };
+        let bytes = whole(input).context("--input")?;
+        let name = || format!("--input: {}", name_of(input));
+        let text = std::str::from_utf8(&bytes)
+            .map_err(|e| anyhow!("is not UTF-8 at its byte {}", e.valid_up_to() + 1))
+            .with_context(name)?;
+        let ids = tokenizer.long_text(text).with_context(name)?;
+        let tokens = WINDOW_TOKENS.min(graph.limits().tokens);
+        let windows: Vec<Vec<u32>> =
+            ids.chunks_exact(tokens).take(args.windows.map_or(WINDOWS, usize::from)).map(<[_]>::to_vec).collect();
+        ensure!(!windows.is_empty(), "{}: {} tokens are no window of {tokens}", name(), ids.len());
+        Ok(Self { metric: Metric::of_tokens(windows)?, identity: identity_of(&bytes) })
+    }
+
     /// What the metric is of, as a record of what weights were made from names it.
     pub(super) fn described(&self, args: &MetricArgs) -> String {
         let file = args.pairs.as_deref().or(args.input.as_deref()).unwrap_or(Path::new(DASH));
-        let of = if args.pairs.is_some() { "pairs" } else { "texts" };
+        let of = match (&args.pairs, self.metric.is_of_tokens()) {
+            (Some(_), _) => "pairs",
+            (None, true) => "windows",
+            (None, false) => "texts",
+        };
         counted(file, self.metric.count(), of, &self.identity)
     }
 }
@@ -218,11 +258,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let plot = args.plot.as_deref().map(writable).transpose().context("--plot")?;
 
     let model::Loaded { device, tokenizer, checkpoint, pipeline, batching, prompt, similarity, .. } =
-        args.model.load(args.sparsity)?;
+        args.model.load_any(args.sparsity)?;
     let pruning = args.pruning.pruning();
     let calibrated =
         args.pruning.calibration.as_deref().map(|path| texts_of("--calibration", path, &tokenizer)).transpose()?;
-    let ReadMetric { metric, identity } = ReadMetric::read(&args.metric, &tokenizer, similarity)?;
+    let ReadMetric { metric, identity } = ReadMetric::read(&args.metric, &tokenizer, similarity, checkpoint.graph())?;
     let no_texts = Texts::default();
     let calibration = &calibrated.as_ref().unwrap_or(&no_texts).ids;
     let subject =
@@ -299,6 +339,7 @@ fn settings(
         similarity: metric.similarity().to_string(),
         prompt,
         texts,
+        windows: metric.is_of_tokens().then(|| metric.count()),
     })
 }
 
@@ -329,6 +370,10 @@ fn text(result: &Sensitivity) -> String {
     }
     let (metric, drawn) = match settings.metric.as_str() {
         "spearman" => (format!("Spearman's correlation, {dense:.4} dense, less what it is"), "pairs"),
+        "log_likelihood" => {
+            let dense = format!("{dense:.4} dense (perplexity {:.3})", (-dense).exp());
+            (format!("mean log-probability of a token, {dense}, less what it is"), "windows")
+        }
         _ => ("1 - the mean cosine similarity to the dense model's embeddings".to_owned(), "texts"),
     };
     let (noise, all) = (result.rows.iter().filter(|row| row.is_noise()).count(), result.rows.len());

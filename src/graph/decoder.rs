@@ -250,7 +250,7 @@ impl Decoder {
                 let next = chunk_at * CHUNK_TOKENS + first + 1;
                 let targets = ids.iter().skip(next).take(SCORED_ROWS.min(chunk.len() - first));
                 for (logits, &target) in logits.view::<f32>()?.rows().into_iter().zip(targets) {
-                    losses.push(loss(logits, target)?);
+                    losses.push(token_loss(logits, target)?);
                 }
             }
             self.scored = Some(head);
@@ -371,7 +371,7 @@ impl Decoder {
 }
 
 /// The negative logarithm of a token's probability, by the logits.
-fn loss(logits: ArrayView1<'_, f32>, token: u32) -> Result<f64> {
+pub(crate) fn token_loss(logits: ArrayView1<'_, f32>, token: u32) -> Result<f64> {
     let largest = logits.iter().fold(f32::NEG_INFINITY, |m, &x| if x > m || x.is_nan() { x } else { m });
     let sum: f64 = logits.iter().map(|&x| f64::from((x - largest).exp())).sum();
     let loss = sum.ln() + f64::from(largest) - f64::from(logits[token as usize]);

@@ -1,4 +1,5 @@
-//! What a model loses when one of its linear layers alone is pruned, and what it loses when several are.
+//! What a model loses when one of its linear layers alone is pruned, and what it loses when several are: how well its
+//! embeddings say what people said, how near they are to the dense model's, or how well a language model predicts text.
 //!
 //! One pass over the layers in the order in which they run: a layer's inputs are counted where the method asks for
 //! them, the layer is pruned, the model is evaluated with it in its place, and it is put back. Invariant: all drops are
@@ -11,7 +12,7 @@ use crate::bootstrap::Interval;
 use crate::engine::Device;
 use crate::error::{Error, Result, expect_len};
 use crate::format::Sparse24;
-use crate::graph::{Ablation, Batching, Calibration, CalibrationInputs, Checkpoint, Times};
+use crate::graph::{Ablation, Batching, Calibration, CalibrationInputs, Checkpoint, Model, Times, token_loss};
 use crate::mask::VectorLen;
 use crate::matrix::Matrix;
 use crate::metrics::{PairedBootstrap, Ranking, Statistic, rounded, spearman};
@@ -19,11 +20,22 @@ use crate::prune::{Pruning, Statistics};
 use crate::select::Candidate;
 use crate::weights::HostWeights;
 
-/// Texts, and what is made of their embeddings.
+/// Texts, and what is made of a model's outputs for them.
 #[derive(Clone, Debug)]
 pub struct Metric {
     ids: Vec<Vec<u32>>,
-    scores: Option<(Vec<f64>, Similarity)>,
+    of: Of,
+}
+
+/// What a metric is made of.
+#[derive(Clone, Debug)]
+enum Of {
+    /// The similarities of two embeddings each, beside people's scores.
+    Pairs(Vec<f64>, Similarity),
+    /// The cosines of embeddings to the dense model's.
+    Embeddings,
+    /// The probabilities of tokens.
+    Tokens,
 }
 
 impl Metric {
@@ -41,56 +53,105 @@ impl Metric {
     /// # Ok::<(), sparse24::Error>(())
     /// ```
     pub fn new(ids: Vec<Vec<u32>>, scores: Option<(Vec<f64>, Similarity)>) -> Result<Self> {
-        if let Some((scores, _)) = &scores {
+        let of = scores.map_or(Of::Embeddings, |(scores, similarity)| Of::Pairs(scores, similarity));
+        if let Of::Pairs(scores, _) = &of {
             expect_len("scores of pairs of texts", 2 * scores.len(), ids.len())?;
         }
         if ids.is_empty() {
             return Err(Error::invalid("a metric of no texts"));
         }
-        Ok(Self { ids, scores })
+        Ok(Self { ids, of })
+    }
+
+    /// A language model's metric: the mean of the logarithm of the probability that it gives to a token, over all but
+    /// the first of each window. Negated, its exponential is the perplexity; a drop of 0.01 is one percent more. An
+    /// error if there are no windows, or not all have the same number of tokens, two at least.
+    ///
+    /// ```
+    /// use sparse24::text::sensitivity::Metric;
+    /// let metric = Metric::of_tokens(vec![vec![1, 2, 3], vec![3, 4, 5]])?;
+    /// assert_eq!((metric.name(), metric.count()), ("log_likelihood", 2));
+    /// assert!(Metric::of_tokens(vec![vec![1]]).is_err());
+    /// # Ok::<(), sparse24::Error>(())
+    /// ```
+    pub fn of_tokens(windows: Vec<Vec<u32>>) -> Result<Self> {
+        let tokens = windows.first().map_or(0, Vec::len);
+        if tokens < 2 || windows.iter().any(|window| window.len() != tokens) {
+            return Err(Error::invalid(
+                "a metric of windows that are not all of the same number of tokens, two at least",
+            ));
+        }
+        Ok(Self { ids: windows, of: Of::Tokens })
     }
 
     /// How many texts there are, or pairs of texts where these have scores.
     pub fn count(&self) -> usize {
-        self.scores.as_ref().map_or(self.ids.len(), |(scores, _)| scores.len())
+        match &self.of {
+            Of::Pairs(scores, _) => scores.len(),
+            Of::Embeddings | Of::Tokens => self.ids.len(),
+        }
     }
 
-    /// How the embeddings of two texts are compared.
+    /// Whether it is of the probabilities of tokens.
+    pub fn is_of_tokens(&self) -> bool {
+        matches!(self.of, Of::Tokens)
+    }
+
+    /// How the embeddings of two texts are compared, where they are.
     pub fn similarity(&self) -> Similarity {
-        self.scores.as_ref().map_or(Similarity::Cosine, |(_, similarity)| *similarity)
+        match self.of {
+            Of::Pairs(_, similarity) => similarity,
+            Of::Embeddings | Of::Tokens => Similarity::Cosine,
+        }
     }
 
-    /// `spearman` or `cosine`: a name for the metric.
+    /// `spearman`, `cosine` or `log_likelihood`: a name for the metric.
     pub fn name(&self) -> &'static str {
-        if self.scores.is_some() { "spearman" } else { "cosine" }
+        match self.of {
+            Of::Pairs(..) => "spearman",
+            Of::Embeddings => "cosine",
+            Of::Tokens => "log_likelihood",
+        }
     }
 
-    /// A number for each pair or text: how similar a model's embeddings of the two are, or how similar its embedding is
-    /// to the dense model's.
-    fn numbers(&self, embeddings: &Matrix, dense: &Matrix) -> Result<Vec<f64>> {
-        let numbers = embeddings.elements().to_f32();
+    /// A number for each pair or text: how similar a model's embeddings of the two are, how similar its embedding is to
+    /// the dense model's, or the mean logarithm of its tokens' probabilities.
+    fn numbers(&self, outputs: &Matrix, dense: &Matrix) -> Result<Vec<f64>> {
+        let numbers = outputs.elements().to_f32();
         if !numbers.iter().all(|x| x.is_finite()) {
             return Err(Error::invalid("activations overflow their type"));
         }
-        let Some((_, similarity)) = &self.scores else {
-            let (width, dense) = (embeddings.cols(), dense.elements().to_f32());
-            let both = numbers.chunks_exact(width).zip(dense.chunks_exact(width));
-            return Ok(both.map(|(a, b)| Similarity::Cosine.of(a, b)).collect());
-        };
-        Ok(similarity.of_pairs(embeddings))
+        Ok(match &self.of {
+            Of::Pairs(_, similarity) => similarity.of_pairs(outputs),
+            Of::Embeddings => {
+                let (width, dense) = (outputs.cols(), dense.elements().to_f32());
+                let both = numbers.chunks_exact(width).zip(dense.chunks_exact(width));
+                both.map(|(a, b)| Similarity::Cosine.of(a, b)).collect()
+            }
+            Of::Tokens => numbers.into_iter().map(f64::from).collect(),
+        })
     }
 
-    /// The metric of such numbers: 1 is as good as can be.
+    /// The metric of such numbers: the more the better.
     fn value(&self, numbers: &[f64]) -> Result<f64> {
-        let Some((scores, _)) = &self.scores else { return Ok(numbers.iter().sum::<f64>() / numbers.len() as f64) };
+        let Of::Pairs(scores, _) = &self.of else { return Ok(numbers.iter().sum::<f64>() / numbers.len() as f64) };
         let constant = || Error::invalid("all scores or all similarities are the same: no correlation");
         spearman(numbers, scores).ok_or_else(constant)
     }
 
+    /// How the texts are put into batches where nothing but the model bounds them. Logits of a window are as large as
+    /// the states of a batch: one goes through at a time.
+    fn batching(&self, batching: Batching) -> Batching {
+        match self.of {
+            Of::Pairs(..) | Of::Embeddings => batching,
+            Of::Tokens => Batching { texts: 1, ..batching },
+        }
+    }
+
     fn statistic(&self) -> Statistic {
-        match &self.scores {
-            None => Statistic::Mean,
-            Some((scores, _)) => Statistic::Spearman(Ranking::new(scores)),
+        match &self.of {
+            Of::Embeddings | Of::Tokens => Statistic::Mean,
+            Of::Pairs(scores, _) => Statistic::Spearman(Ranking::new(scores)),
         }
     }
 }
@@ -104,22 +165,22 @@ pub struct MetricDrop {
     pub interval: Option<Interval>,
 }
 
-/// A metric with the dense model's embeddings and its value of them.
+/// A metric with the dense model's outputs and its value of them.
 #[derive(Debug)]
 pub struct Baseline<'a> {
     metric: &'a Metric,
-    embeddings: Matrix,
+    outputs: Matrix,
     value: f64,
     bootstrap: PairedBootstrap,
 }
 
 impl<'a> Baseline<'a> {
-    /// Embeds the texts with the model as it is.
+    /// Runs the model as it is on the texts.
     pub fn new(metric: &'a Metric, subject: &Subject<'_>) -> Result<Self> {
-        let embeddings = subject.embeddings(subject.checkpoint, metric)?;
-        let numbers = metric.numbers(&embeddings, &embeddings)?;
+        let outputs = subject.outputs(subject.checkpoint, metric)?;
+        let numbers = metric.numbers(&outputs, &outputs)?;
         let bootstrap = PairedBootstrap::new(metric.statistic(), &numbers);
-        Ok(Self { metric, embeddings, value: rounded(metric.value(&numbers)?), bootstrap })
+        Ok(Self { metric, outputs, value: rounded(metric.value(&numbers)?), bootstrap })
     }
 
     /// The metric's value on the dense model.
@@ -127,9 +188,9 @@ impl<'a> Baseline<'a> {
         self.value
     }
 
-    /// How much lower the metric is on these embeddings of the same texts.
-    fn drop(&self, embeddings: &Matrix) -> Result<MetricDrop> {
-        let numbers = self.metric.numbers(embeddings, &self.embeddings)?;
+    /// How much lower the metric is on these outputs for the same texts.
+    fn drop(&self, outputs: &Matrix) -> Result<MetricDrop> {
+        let numbers = self.metric.numbers(outputs, &self.outputs)?;
         Ok(MetricDrop {
             drop: rounded(self.value - self.metric.value(&numbers)?),
             interval: self.bootstrap.interval(&numbers),
@@ -138,7 +199,7 @@ impl<'a> Baseline<'a> {
 
     /// How much lower the metric is on another model.
     pub fn drop_of(&self, subject: &Subject<'_>, checkpoint: &Checkpoint) -> Result<MetricDrop> {
-        self.drop(&subject.embeddings(checkpoint, self.metric)?)
+        self.drop(&subject.outputs(checkpoint, self.metric)?)
     }
 }
 
@@ -149,7 +210,7 @@ pub struct Subject<'a> {
     pub device: &'a Device,
     /// The model.
     pub checkpoint: &'a Checkpoint,
-    /// What makes embeddings of its states.
+    /// What makes embeddings of its states; [none](Pipeline::none) of a language model.
     pub pipeline: &'a Pipeline,
     /// How texts are put into batches.
     pub batching: Batching,
@@ -160,9 +221,36 @@ pub struct Subject<'a> {
 }
 
 impl Subject<'_> {
-    /// The embeddings of a metric's texts by a form of the model.
-    fn embeddings(&self, checkpoint: &Checkpoint, metric: &Metric) -> Result<Matrix> {
-        Encoder::new(self.device, checkpoint, self.pipeline.clone())?.embed(&metric.ids, self.batching)
+    /// What a form of the model makes of a metric's texts, a row for each: an embedding, or the mean logarithm of its
+    /// tokens' probabilities.
+    fn outputs(&self, checkpoint: &Checkpoint, metric: &Metric) -> Result<Matrix> {
+        let Of::Tokens = metric.of else {
+            return Encoder::new(self.device, checkpoint, self.pipeline.clone())?.embed(&metric.ids, self.batching);
+        };
+        let tokens = metric.ids.first().map_or(0, Vec::len);
+        let mut decoder = Model::new(self.device, checkpoint)?.decoder(1, tokens)?;
+        let mut means = Vec::with_capacity(metric.ids.len());
+        for ids in &metric.ids {
+            decoder.clear();
+            means.push(log_likelihood(decoder.score(ids)?));
+        }
+        Matrix::from_f32(means.len(), 1, &means)
+    }
+
+    /// The same of an ablation on a metric's texts.
+    fn ablated(&self, ablation: &mut Ablation, metric: &Metric, name: &str, weights: HostWeights) -> Result<Matrix> {
+        let Of::Tokens = metric.of else { return self.pipeline.ablated(ablation, name, weights) };
+        let mut means = vec![0.0; metric.ids.len()];
+        ablation.run(name, weights, &mut |texts, seq, logits| {
+            let logits = logits.view::<f32>()?;
+            for (i, &text) in texts.iter().enumerate() {
+                let next = metric.ids[text].iter().skip(1).enumerate();
+                let losses = next.map(|(token, &next)| token_loss(logits.row(i * seq + token), next));
+                means[text] = log_likelihood(losses.collect::<Result<_>>()?);
+            }
+            Ok(())
+        })?;
+        Matrix::from_f32(means.len(), 1, &means)
     }
 
     /// The rows to measure, in the order in which they can be: every dense linear layer in each pattern, for Q, K and V
@@ -193,16 +281,16 @@ impl Subject<'_> {
             of_layer.entry(name).or_default().push(*vector);
         }
         let model = pipeline.attach(checkpoint)?;
-        let mut ablation = Ablation::new(device, &model, &baseline.metric.ids, batching)?;
+        let mut ablation = Ablation::new(device, &model, &baseline.metric.ids, baseline.metric.batching(batching))?;
         let mut visit = |name: &str, w: &HostWeights, statistics: Option<&Statistics>| -> Result<()> {
             let Some(vectors) = of_layer.get(name) else { return Ok(()) };
             let w = w.to_dense()?;
             for &vector in vectors {
                 let (pruned, mask) = pruning.prune(name, &w, vector, statistics)?;
                 let compressed = Sparse24::compress(&pruned, &mask)?;
-                let embeddings = pipeline.ablated(&mut ablation, name, compressed.into())?;
+                let outputs = self.ablated(&mut ablation, baseline.metric, name, compressed.into())?;
                 let weights = w.rows() * w.cols();
-                done(LayerDrop { layer: name.to_owned(), vector, weights, drop: baseline.drop(&embeddings)? })?;
+                done(LayerDrop { layer: name.to_owned(), vector, weights, drop: baseline.drop(&outputs)? })?;
             }
             Ok(())
         };
@@ -215,6 +303,11 @@ impl Subject<'_> {
             visit(name, w, Some(statistics)).map(|()| None)
         })
     }
+}
+
+/// The mean of the losses of a text's tokens, negated.
+fn log_likelihood(losses: Vec<f64>) -> f32 {
+    (-losses.iter().sum::<f64>() / losses.len() as f64) as f32
 }
 
 /// What one layer alone loses in one pattern.

@@ -50,8 +50,8 @@ pub(super) fn prune(args: &Args) -> Result<Run> {
     let TextModel { tokenizer, mut checkpoint, pipeline, similarity, .. } =
         TextModel::load_any(&files, LoadOptions::default())?;
     ensure!(
-        !(args.chooses() && checkpoint.graph().head().is_some()),
-        "--max-drop and --target-speedup choose layers by embeddings, which a language model does not make"
+        !(args.target_speedup.is_some() && checkpoint.graph().head().is_some()),
+        "--target-speedup times passes over texts; a language model's tokens come one by one: --max-drop chooses, too"
     );
     let selected = selected(args, &checkpoint)?;
     let device = args.running.device()?;
@@ -263,7 +263,7 @@ impl Subjects<'_> {
     /// given the times of layers, save.
     fn choose(&self, checkpoint: &Checkpoint, selected: &[String], times: Option<&Times>) -> Result<(Vectors, Choice)> {
         let args = self.args;
-        let read = ReadMetric::read(&args.metric, &self.tokenizer, self.similarity)?;
+        let read = ReadMetric::read(&args.metric, &self.tokenizer, self.similarity, checkpoint.graph())?;
         let subject = self.subject(checkpoint);
         let baseline = Baseline::new(&read.metric, &subject)?;
         let mut alone = subject.rows(&args.vector);

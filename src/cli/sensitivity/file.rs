@@ -50,7 +50,7 @@ pub(super) struct Settings {
     #[serde(default)]
     pub(super) damping: Option<f64>,
     pub(super) calibration: Option<String>,
-    /// `spearman` or `cosine`.
+    /// `spearman`, `cosine` or `log_likelihood`.
     pub(super) metric: String,
     /// What of two embeddings `spearman` correlates; the cosine unless said.
     #[serde(default = "cosine")]
@@ -59,6 +59,9 @@ pub(super) struct Settings {
     #[serde(default)]
     pub(super) prompt: Option<String>,
     pub(super) texts: String,
+    /// Of a language model, how many windows of the text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) windows: Option<usize>,
 }
 
 /// One layer alone in one pattern.

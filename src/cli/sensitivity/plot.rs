@@ -56,6 +56,7 @@ fn draw(result: &Sensitivity, svg: &mut String) -> Result<(), Box<dyn std::error
     let name = |at: usize| layers.len().checked_sub(1 + at).map_or("", |at| layers[at]);
     let x = match settings.metric.as_str() {
         "spearman" => format!("drop of Spearman's correlation from {:.4} (no unit)", result.dense),
+        "log_likelihood" => format!("drop of a token's mean log-probability from {:.4} (nats)", result.dense),
         _ => "1 - mean cosine similarity to the dense embeddings (no unit)".to_owned(),
     };
     let x = format!("{x}; bars: 95 % intervals; hollow: within noise");

@@ -19,7 +19,7 @@ const BEYOND: usize = 40;
 
 /// Where a figure lies with a probability of about 95 %.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[cfg_attr(feature = "cli", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "report", derive(serde::Serialize, serde::Deserialize))]
 pub struct Interval {
     /// Its lower end.
     pub low: f64,

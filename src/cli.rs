@@ -31,6 +31,7 @@ mod shapes;
 mod tune;
 mod tuning;
 mod version;
+mod web;
 
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
@@ -89,6 +90,7 @@ enum Command {
     Retrain(Box<retrain::Args>),
     Sensitivity(Box<sensitivity::Args>),
     Tune(Box<tune::Args>),
+    Web(web::Args),
 }
 
 /// Runs the command that this process's arguments name.
@@ -108,7 +110,7 @@ fn command() -> Result<Outcome> {
     }
     // Usage errors, `--help` and `-V` end the process here, with clap's message and exit code.
     let command = Cli::parse().command;
-    if !matches!(command, Some(Command::Convert(_) | Command::Inspect(_) | Command::Report(_))) {
+    if !matches!(command, Some(Command::Convert(_) | Command::Inspect(_) | Command::Report(_) | Command::Web(_))) {
         environment::prepare_for_drivers();
     }
     match command {
@@ -129,6 +131,7 @@ fn command() -> Result<Outcome> {
         Some(Command::Retrain(args)) => retrain::run(&args),
         Some(Command::Sensitivity(args)) => sensitivity::run(&args),
         Some(Command::Tune(args)) => tune::run(&args),
+        Some(Command::Web(args)) => web::run(&args),
     }
 }
 

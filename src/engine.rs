@@ -14,7 +14,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use web_time::Instant;
 
 pub use self::compressed::Compressed;
 pub(crate) use self::compressed::{CpuParts, gpu_size};
@@ -384,22 +386,29 @@ impl Device {
     /// The first adapter whose name contains `name`, whatever the case.
     pub fn gpu(name: &str) -> Result<Self> {
         match Self::open(name, Options::default())? {
-            Self(Inner::Cpu(_)) => Err(Error::unknown_device(name, adapter_names())),
+            Self(Inner::Cpu(_)) => {
+                Err(Error::unknown_device(name, Self::adapters().into_iter().map(|a| a.name).collect()))
+            }
             gpu => Ok(gpu),
         }
     }
 
     /// A device by name: `auto`, `cpu`, or part of an adapter's name. An error lists the names there are.
     pub fn open(name: &str, options: Options) -> Result<Self> {
+        pollster::block_on(Self::open_async(name, options))
+    }
+
+    /// [`Device::open`] where nothing may block: in a browser. There `auto` takes its adapter, whatever it is.
+    pub async fn open_async(name: &str, options: Options) -> Result<Self> {
         let wanted = name.to_lowercase();
         let adapter = match wanted.as_str() {
             "cpu" => None,
-            "auto" => adapters().into_iter().find(|a| is_hardware(&a.info)),
+            "auto" => adapters().await.into_iter().find(|a| is_hardware(&a.info)),
             _ => {
-                let found = adapters().into_iter().find(|a| a.info.name.to_lowercase().contains(&wanted));
+                let found = adapters().await.into_iter().find(|a| a.info.name.to_lowercase().contains(&wanted));
                 if found.is_none() || wanted.is_empty() {
                     let mut available = vec!["auto".to_owned(), "cpu".to_owned()];
-                    available.extend(adapter_names());
+                    available.extend(adapters().await.into_iter().map(|a| a.info.name));
                     return Err(Error::unknown_device(name, available));
                 }
                 found
@@ -408,7 +417,7 @@ impl Device {
         Ok(Self(match adapter {
             Some(adapter) => {
                 let Options { checks, emulate_cooperative, unroll, cooperative_scalars, .. } = options;
-                Inner::Gpu(Arc::new(adapter.open(checks, emulate_cooperative, unroll, cooperative_scalars)?))
+                Inner::Gpu(Arc::new(adapter.open(checks, emulate_cooperative, unroll, cooperative_scalars).await?))
             }
             None => Inner::Cpu(Arc::new(Cpu::new(options.threads, options.simd)?)),
         }))
@@ -463,12 +472,23 @@ impl Device {
 
     /// Every adapter of this machine, the one that [`Device::auto`] prefers first.
     pub fn adapters() -> Vec<AdapterInfo> {
-        adapters().into_iter().map(|a| a.info).collect()
+        pollster::block_on(adapters()).into_iter().map(|a| a.info).collect()
     }
 
     /// The adapter that [`Device::auto`] takes; `None` when it takes the CPU.
     pub fn auto_adapter() -> Option<AdapterInfo> {
-        adapters().into_iter().map(|a| a.info).find(is_hardware)
+        Self::adapters().into_iter().find(is_hardware)
+    }
+
+    /// The device, just opened, by the name that a browser gives its GPU, if it gives one: wgpu does not tell it.
+    #[cfg(target_family = "wasm")]
+    pub fn called(mut self, name: &str) -> Self {
+        if let (Inner::Gpu(gpu), false) = (&mut self.0, name.is_empty())
+            && let Some(gpu) = Arc::get_mut(gpu)
+        {
+            gpu.set_name(name);
+        }
+        self
     }
 
     /// What this device is.
@@ -641,11 +661,16 @@ impl Device {
 
     /// Copies a tensor back, after everything that was submitted before.
     pub fn read(&self, tensor: &Tensor) -> Result<Matrix> {
+        pollster::block_on(self.read_async(tensor))
+    }
+
+    /// [`Device::read`] where nothing may block. Errors of earlier calls that a browser tells of later come back here.
+    pub async fn read_async(&self, tensor: &Tensor) -> Result<Matrix> {
         self.check_owner("tensor", &tensor.device)?;
         match &tensor.store {
             TensorStore::Gpu(buffer) => {
                 let Inner::Gpu(gpu) = &self.0 else { return Err(other_device("tensor")) };
-                let bytes = gpu.read(buffer, tensor.bytes() as usize)?;
+                let bytes = gpu.read(buffer, tensor.bytes() as usize).await?;
                 Matrix::new(tensor.rows, tensor.cols, Elements::from_bytes(tensor.dtype, &bytes)?)
             }
             TensorStore::Cpu(matrix) => {
@@ -655,7 +680,7 @@ impl Device {
         }
     }
 
-    /// Waits until everything submitted so far is done.
+    /// Waits until everything submitted so far is done. In a browser [`Device::read_async`] does.
     pub fn wait(&self) -> Result<()> {
         match &self.0 {
             Inner::Gpu(gpu) => gpu.wait(),
@@ -666,12 +691,17 @@ impl Device {
     /// Runs calls of this device one after another and times them together: by GPU timestamps where there are any, else
     /// by the host's clock until the device is done.
     pub fn time<'a>(&self, calls: impl Iterator<Item = &'a Prepared> + Clone) -> Result<Timing> {
+        pollster::block_on(self.time_async(calls))
+    }
+
+    /// [`Device::time`] where nothing may block.
+    pub async fn time_async<'a>(&self, calls: impl Iterator<Item = &'a Prepared> + Clone) -> Result<Timing> {
         for call in calls.clone() {
             self.check_owner("call", &call.device)?;
         }
         let start = Instant::now();
         let on_gpu = match &self.0 {
-            Inner::Gpu(gpu) => gpu.submit_timed(calls.flat_map(|call| call.work.dispatches()))?,
+            Inner::Gpu(gpu) => gpu.submit_timed(calls.flat_map(|call| call.work.dispatches())).await?,
             Inner::Cpu(_) => {
                 calls.into_iter().try_for_each(Prepared::run)?;
                 None
@@ -855,12 +885,9 @@ fn cpu_weights(weights: CpuWeights) -> WeightStore {
     WeightStore::Cpu(Arc::new(RwLock::new(weights)))
 }
 
+/// Whether `auto` takes an adapter. A browser has one, and does not say of which kind.
 fn is_hardware(info: &AdapterInfo) -> bool {
-    matches!(info.kind, AdapterKind::Discrete | AdapterKind::Integrated)
-}
-
-fn adapter_names() -> Vec<String> {
-    adapters().into_iter().map(|a| a.info.name).collect()
+    cfg!(target_family = "wasm") || matches!(info.kind, AdapterKind::Discrete | AdapterKind::Integrated)
 }
 
 pub(crate) fn other_device(what: &str) -> Error {

@@ -2,13 +2,20 @@
 //!
 //! The only file with `unsafe` towards the GPU, and with [`crate::engine`] the only one that names wgpu. Every wgpu
 //! call that can fail runs inside error scopes and comes back as an [`Error`]: wgpu's own answer to an uncaptured error
-//! is to panic. Invariant: programs run on bind groups that have
-//! exactly the bindings that they declare, each exactly as long as its operand.
+//! is to panic. Invariant: programs run on bind groups that have exactly the bindings that they declare, each exactly as
+//! long as its operand.
+//!
+//! What waits for the device is `async`. Outside a browser such a future is ready when it is first polled, for it waits
+//! itself; in a browser nothing may block, and the page's event loop wakes it. There error scopes could only be waited
+//! for, too: an error is kept by the device's own handler instead, and the next call returns it. As results are read
+//! before they are believed, none is lost.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
@@ -53,7 +60,7 @@ pub struct AdapterInfo {
     pub name: String,
     /// Name and version of the driver.
     pub driver: String,
-    /// `vulkan`, `metal` or `dx12`.
+    /// `vulkan`, `metal`, `dx12` or a browser's `webgpu`.
     pub backend: String,
     /// Kind of hardware.
     pub kind: AdapterKind,
@@ -67,14 +74,22 @@ pub(crate) struct Adapter {
     adapter: wgpu::Adapter,
 }
 
-/// Every adapter that wgpu finds, in the order in which `auto` would prefer them; none if there is no driver.
-pub(crate) fn adapters() -> Vec<Adapter> {
+/// Every adapter that wgpu finds, in the order in which `auto` would prefer them; none if there is no driver. A browser
+/// has one at most.
+pub(crate) async fn adapters() -> Vec<Adapter> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = wgpu::Backends::PRIMARY;
     // No validation layers: this crate's calls are validated by wgpu itself, and layers would slow what is measured.
     descriptor.flags = wgpu::InstanceFlags::empty();
     let instance = wgpu::Instance::new(descriptor);
-    let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
+    #[cfg(not(target_family = "wasm"))]
+    let found = instance.enumerate_adapters(wgpu::Backends::PRIMARY).await;
+    #[cfg(target_family = "wasm")]
+    let found = {
+        let fastest = wgpu::PowerPreference::HighPerformance;
+        let options = wgpu::RequestAdapterOptions { power_preference: fastest, ..Default::default() };
+        instance.request_adapter(&options).await
+    };
     let mut adapters: Vec<_> = found
         .into_iter()
         .map(|adapter| {
@@ -144,7 +159,8 @@ fn caps(
         cooperative_refused: known_wrong(info).map(str::to_owned),
         cooperative_scalars: info.backend == wgpu::Backend::Metal,
         emulates_cooperative: false,
-        unrolls: true,
+        // A browser's software adapter is SwiftShader, which takes five seconds to compile a kernel with unrolled loops.
+        unrolls: !(cfg!(target_family = "wasm") && info.device_type == wgpu::DeviceType::Cpu),
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
         workgroup_memory: limits.max_compute_workgroup_storage_size,
         workgroup_threads: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
@@ -255,8 +271,9 @@ pub struct Gpu {
     pipelines: Mutex<HashMap<Program, wgpu::ComputePipeline>>,
     scratch: Mutex<[Option<wgpu::Buffer>; Scratch::COUNT]>,
     tuning: Mutex<Arc<Tuning>>,
+    /// What is not in use.
     staging: Mutex<Option<wgpu::Buffer>>,
-    clock: Option<Mutex<Clock>>,
+    clocks: Mutex<Vec<Clock>>,
     lost: Arc<Mutex<Option<String>>>,
 }
 
@@ -288,7 +305,7 @@ impl Adapter {
     /// Else the adapter's cooperative matrices are put to the test, unless its driver is refused by name: kernels use
     /// them only where it multiplies as it should, in subgroups of the width that was seen then.
     #[allow(unsafe_code, reason = "cooperative matrices are experimental in wgpu")]
-    pub(crate) fn open(
+    pub(crate) async fn open(
         mut self,
         checks: ShaderChecks,
         emulate: Option<CoopUnit>,
@@ -315,7 +332,10 @@ impl Adapter {
             // yet; the hardware's ratio is in the ceilings of a run.
             descriptor.experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
         }
-        let (device, queue) = pollster::block_on(self.adapter.request_device(&descriptor))
+        let (device, queue) = self
+            .adapter
+            .request_device(&descriptor)
+            .await
             .map_err(|e| Error::gpu(format!("open {}", self.info.name), e.to_string()))?;
         let lost = Arc::new(Mutex::new(None));
         let slot = Arc::clone(&lost);
@@ -330,9 +350,47 @@ impl Adapter {
         }));
         let mut gpu = Gpu::new(device, queue, self.info, checks, lost)?;
         if tested {
-            gpu.check_cooperative();
+            gpu.check_cooperative().await;
         }
         Ok(gpu)
+    }
+}
+
+/// Something that a callback of wgpu's brings.
+struct Signal<T>(Arc<Mutex<(Option<T>, Option<Waker>)>>);
+
+impl<T> Signal<T> {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new((None, None))))
+    }
+
+    fn set(&self, value: T) {
+        let mut slot = lock(&self.0);
+        slot.0 = Some(value);
+        if let Some(waker) = slot.1.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl<T> Clone for Signal<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Future for Signal<T> {
+    type Output = T;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        let mut slot = lock(&self.0);
+        match slot.0.take() {
+            Some(value) => Poll::Ready(value),
+            None => {
+                slot.1 = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
     }
 }
 
@@ -356,29 +414,13 @@ impl Gpu {
         checks: ShaderChecks,
         lost: Arc<Mutex<Option<String>>>,
     ) -> Result<Self> {
-        let (nothing, clock) = scoped(&device, &lost, "set up device", || {
-            let nothing = device.create_buffer(&wgpu::BufferDescriptor {
+        let nothing = scoped(&device, &lost, "set up device", || {
+            device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("nothing"),
                 size: 16,
                 usage: wgpu::BufferUsages::STORAGE,
                 mapped_at_creation: false,
-            });
-            let clock = info.caps.timestamps.then(|| {
-                Mutex::new(Clock {
-                    queries: device.create_query_set(&wgpu::QuerySetDescriptor {
-                        label: Some("clock"),
-                        ty: wgpu::QueryType::Timestamp,
-                        count: 2,
-                    }),
-                    resolved: device.create_buffer(&wgpu::BufferDescriptor {
-                        label: Some("clock"),
-                        size: 16,
-                        usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
-                        mapped_at_creation: false,
-                    }),
-                })
-            });
-            (nothing, clock)
+            })
         })?;
         Ok(Self {
             device,
@@ -392,13 +434,18 @@ impl Gpu {
             scratch: Mutex::default(),
             tuning: Mutex::default(),
             staging: Mutex::default(),
-            clock,
+            clocks: Mutex::default(),
             lost,
         })
     }
 
     pub(crate) fn info(&self) -> &AdapterInfo {
         &self.info
+    }
+
+    #[cfg(target_family = "wasm")]
+    pub(crate) fn set_name(&mut self, name: &str) {
+        name.clone_into(&mut self.info.name);
     }
 
     pub(crate) fn tuning(&self) -> Arc<Tuning> {
@@ -474,13 +521,13 @@ impl Gpu {
     }
 
     /// The first `bytes` of a buffer, after everything submitted so far.
-    pub(crate) fn read(&self, buffer: &wgpu::Buffer, bytes: usize) -> Result<Vec<u8>> {
+    pub(crate) async fn read(&self, buffer: &wgpu::Buffer, bytes: usize) -> Result<Vec<u8>> {
         if bytes == 0 {
             return Ok(Vec::new());
         }
         let size = (bytes as u64).next_multiple_of(4);
-        let mut slot = lock(&self.staging);
-        let staging = match slot.take().filter(|s| s.size() >= size) {
+        let unused = lock(&self.staging).take();
+        let staging = match unused.filter(|s| s.size() >= size) {
             Some(staging) => staging,
             None => self.scoped(&format!("allocate {size} bytes to read back"), || {
                 self.device.create_buffer(&wgpu::BufferDescriptor {
@@ -496,31 +543,49 @@ impl Gpu {
             encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, size);
             self.queue.submit([encoder.finish()]);
         })?;
-        let mapped = Arc::new(Mutex::new(None));
-        let result = Arc::clone(&mapped);
-        self.scoped("map", || {
-            staging.map_async(wgpu::MapMode::Read, ..size, move |r| *lock(&result) = Some(r));
-        })?;
-        self.wait()?;
-        if !matches!(*lock(&mapped), Some(Ok(()))) {
+        let mapped = Signal::new();
+        let result = mapped.clone();
+        self.scoped("map", || staging.map_async(wgpu::MapMode::Read, ..size, move |r| result.set(r)))?;
+        if !matches!(self.until(mapped).await?, Some(Ok(()))) {
             return Err(self.gone());
         }
         let data = staging.get_mapped_range(..size).map_err(|_| self.gone())?[..bytes].to_vec();
         staging.unmap();
-        *slot = Some(staging);
-        Ok(data)
+        *lock(&self.staging) = Some(staging);
+        // What a browser reported of the calls that came before.
+        self.scoped("read back", || data)
+    }
+
+    /// What a callback brings when everything submitted so far is done; `None` if it was not called, as can be on a
+    /// lost device.
+    async fn until<T>(&self, signal: Signal<T>) -> Result<Option<T>> {
+        if cfg!(target_family = "wasm") {
+            return Ok(Some(signal.await));
+        }
+        self.wait()?;
+        let mut slot = lock(&signal.0);
+        Ok(slot.0.take())
+    }
+
+    /// As [`Gpu::wait`], without blocking.
+    pub(crate) async fn finished(&self) -> Result<()> {
+        let done = Signal::new();
+        let told = done.clone();
+        self.queue.on_submitted_work_done(move || told.set(()));
+        self.until(done).await?;
+        self.scoped("wait for device", || ())
     }
 
     /// Finds out what the driver's cooperative matrices are worth, and leaves it in the capabilities. What fails here
     /// fails no one: there are other kernels.
-    fn check_cooperative(&mut self) {
+    async fn check_cooperative(&mut self) {
         let mut found = None;
         for edge in [8, 16] {
             let program = Program::new(CoopCheck { edge });
             if program.supported_by(&self.info.caps).is_err() {
                 continue;
             }
-            match (self.run_check(&program, edge), found) {
+            match (self.run_check(&program, edge).await, found) {
                 (Ok(lanes), None) => found = Some(lanes),
                 (Ok(lanes), Some(other)) if lanes == other => {}
                 (Ok(lanes), Some(other)) => {
@@ -533,19 +598,19 @@ impl Gpu {
         self.info.caps.cooperative_lanes = found.filter(|_| self.info.caps.cooperative_refused.is_none());
     }
 
-    fn run_check(&self, program: &Program, edge: u32) -> std::result::Result<u32, String> {
+    async fn run_check(&self, program: &Program, edge: u32) -> std::result::Result<u32, String> {
         let bytes = 4 * check_len(edge);
-        let run = || {
+        let run = async {
             let y = self.buffer("check", bytes, None)?;
             let dispatch = self.dispatch(program, [1, 1, 1], &(), &[Some(BufferRange::whole(&y))])?;
             self.submit(std::iter::once(&dispatch))?;
-            self.read(&y, bytes)
+            self.read(&y, bytes).await
         };
-        let read = run().map_err(|e| e.to_string())?;
+        let read = run.await.map_err(|e: Error| e.to_string())?;
         check_result(edge, &bytemuck::pod_collect_to_vec(&read))
     }
 
-    /// Waits for everything submitted so far.
+    /// Waits for everything submitted so far; in a browser it cannot.
     pub(crate) fn wait(&self) -> Result<()> {
         // wgpu panics when the driver reports a lost device from a wait. (In programs that abort on panic this cannot
         // help.)
@@ -763,14 +828,18 @@ impl Gpu {
     }
 
     /// Submits dispatches in one pass and returns the time between the GPU timestamps around them, or `None` where the
-    /// device has none.
-    pub(crate) fn submit_timed<'a>(&self, dispatches: impl Iterator<Item = &'a Dispatch>) -> Result<Option<Duration>> {
-        let Some(clock) = &self.clock else {
+    /// device has none, when it is done.
+    pub(crate) async fn submit_timed<'a>(
+        &self,
+        dispatches: impl Iterator<Item = &'a Dispatch>,
+    ) -> Result<Option<Duration>> {
+        if !self.info.caps.timestamps {
             self.submit(dispatches)?;
-            self.wait()?;
+            self.finished().await?;
             return Ok(None);
-        };
-        let clock = lock(clock);
+        }
+        let unused = lock(&self.clocks).pop();
+        let clock = unused.map_or_else(|| self.new_clock(), Ok)?;
         self.scoped("submit", || {
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             let writes = wgpu::ComputePassTimestampWrites {
@@ -782,10 +851,27 @@ impl Gpu {
             encoder.resolve_query_set(&clock.queries, 0..2, &clock.resolved, 0);
             self.queue.submit([encoder.finish()]);
         })?;
-        let bytes = self.read(&clock.resolved, 16)?;
+        let bytes = self.read(&clock.resolved, 16).await?;
+        lock(&self.clocks).push(clock);
         let [start, end] = bytemuck::pod_read_unaligned::<[u64; 2]>(&bytes);
         let ticks = end.saturating_sub(start) as f64;
         Ok(Some(Duration::from_secs_f64(ticks * f64::from(self.queue.get_timestamp_period()) * 1e-9)))
+    }
+
+    fn new_clock(&self) -> Result<Clock> {
+        self.scoped("set up a clock", || Clock {
+            queries: self.device.create_query_set(&wgpu::QuerySetDescriptor {
+                label: Some("clock"),
+                ty: wgpu::QueryType::Timestamp,
+                count: 2,
+            }),
+            resolved: self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("clock"),
+                size: 16,
+                usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            }),
+        })
     }
 }
 
@@ -813,6 +899,9 @@ fn scoped<T>(device: &wgpu::Device, lost: &Mutex<Option<String>>, what: &str, ca
 
 /// Runs wgpu calls and returns the first error that they caused.
 fn in_scopes<T>(device: &wgpu::Device, call: impl FnOnce() -> T) -> (T, Option<wgpu::Error>) {
+    if cfg!(target_family = "wasm") {
+        return (call(), None);
+    }
     let filters = [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Validation];
     let scopes = filters.map(|filter| device.push_error_scope(filter));
     let result = call();

@@ -156,7 +156,7 @@
 //!
 //! # What was measured
 //! [`measure`] verifies, then times. Its records, those of other programs and of other machines can be compared and put
-//! on one page: the module `report` (feature `cli`).
+//! on one page: the module `report` (feature `report`).
 //!
 //! What a driver's compiler makes of the kernels, registers, spills and the instructions of their inner loops, can be
 //! seen without a GPU, on devices that Mesa's drivers pretend to have: the module `compile` (feature `compile`).
@@ -165,6 +165,10 @@
 //! A program that owns a wgpu device opens it with [`Device::descriptor`], wraps it with [`Device::from_wgpu`], its
 //! buffers with [`Tensor::from_buffer`], and records layers into its own encoders with [`engine::GpuCall::record`]:
 //! nothing is submitted, waited for or copied behind its back.
+//!
+//! In a browser nothing may block: [`Device::open_async`], [`Device::read_async`], [`Timer`](measure::Timer)'s and
+//! [`measure::run_async`] are what their namesakes wait for. The crate in `src/web` makes a page of them that measures
+//! through WebGPU.
 //!
 //! # What is checked, and how
 //! Every figure is of a result that was verified first, against an f64 reference that shares no code with the kernels:
@@ -227,6 +231,7 @@
 //! | `report.rs` `report/` | table and JSON; files read back and checked, runs compared, the page and its charts, claims |
 //! | `tune.rs` | the best kernels of a device: raced, and kept in a cache |
 //! | `main.rs` `cli.rs` `cli/` | the binary: the command line |
+//! | `web/` | the page that measures in a browser: a crate of its own, for WebAssembly |
 
 pub mod bootstrap;
 #[cfg(feature = "compile")]
@@ -254,7 +259,7 @@ pub mod plan;
 pub mod problem;
 pub mod prune;
 pub mod reference;
-#[cfg(feature = "cli")]
+#[cfg(feature = "report")]
 pub mod report;
 pub mod select;
 pub mod simd;

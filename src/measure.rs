@@ -13,7 +13,9 @@ pub mod noise;
 mod race;
 mod timer;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use web_time::Instant;
 
 use self::noise::Estimate;
 pub use self::race::{Trial, race};
@@ -121,7 +123,7 @@ impl Case {
 /// One row of a benchmark file (schema `sparse24-bench/1`). Times are per call, in milliseconds; they and what follows
 /// from them are `None` where the result failed verification.
 #[derive(Clone, Debug, PartialEq)]
-#[cfg_attr(feature = "cli", derive(serde::Serialize))]
+#[cfg_attr(feature = "report", derive(serde::Serialize))]
 pub struct Record {
     /// Name of the layer.
     pub name: String,
@@ -155,7 +157,7 @@ pub struct Record {
     /// Threads of the CPU device.
     pub threads: Option<usize>,
     /// Of one call.
-    #[cfg_attr(feature = "cli", serde(flatten))]
+    #[cfg_attr(feature = "report", serde(flatten))]
     pub times: MeasuredTimes,
     /// Copies of the operands that the calls rotate through.
     pub operand_sets: usize,
@@ -175,7 +177,7 @@ pub struct Record {
     /// reading.
     pub memory_share: Option<f64>,
     /// Against the row with op `dense` of the same shape, type and file.
-    #[cfg_attr(feature = "cli", serde(flatten))]
+    #[cfg_attr(feature = "report", serde(flatten))]
     pub speedup: Speedup,
     /// Bytes of the weights on the device, metadata included.
     pub weight_bytes: usize,
@@ -187,7 +189,7 @@ pub struct Record {
     /// operands gave the same output.
     pub verified: bool,
     /// What was wrong, if it was not.
-    #[cfg_attr(feature = "cli", serde(skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(feature = "report", serde(skip_serializing_if = "Option::is_none"))]
     pub failure: Option<String>,
     /// The command that measures this row: for those who read the file. Empty until the caller writes it.
     pub command: String,
@@ -195,7 +197,7 @@ pub struct Record {
 
 /// The samples of a row, in milliseconds; without samples all are `None`, `false` or 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[cfg_attr(feature = "cli", derive(serde::Serialize))]
+#[cfg_attr(feature = "report", derive(serde::Serialize))]
 pub struct MeasuredTimes {
     /// Median of the samples.
     pub median_ms: Option<f64>,
@@ -221,19 +223,19 @@ pub struct MeasuredTimes {
 
 /// The median of a row with op `dense` over a row's; without such a row all are `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[cfg_attr(feature = "cli", derive(serde::Serialize))]
+#[cfg_attr(feature = "report", derive(serde::Serialize))]
 pub struct Speedup {
     /// The ratio.
-    #[cfg_attr(feature = "cli", serde(rename = "speedup_vs_dense"))]
+    #[cfg_attr(feature = "report", serde(rename = "speedup_vs_dense"))]
     pub vs_dense: Option<f64>,
     /// Lower end of its 95 % bootstrap interval.
-    #[cfg_attr(feature = "cli", serde(rename = "speedup_low"))]
+    #[cfg_attr(feature = "report", serde(rename = "speedup_low"))]
     pub low: Option<f64>,
     /// Upper end of that interval.
-    #[cfg_attr(feature = "cli", serde(rename = "speedup_high"))]
+    #[cfg_attr(feature = "report", serde(rename = "speedup_high"))]
     pub high: Option<f64>,
     /// Whether that is too wide for the ratio to be believed, or does not say which of the two is faster.
-    #[cfg_attr(feature = "cli", serde(rename = "speedup_noisy"))]
+    #[cfg_attr(feature = "report", serde(rename = "speedup_noisy"))]
     pub noisy: bool,
 }
 
@@ -252,9 +254,10 @@ impl Speedup {
 
 /// Bytes that the operands of one row rotate through: at least twice the last cache, so that none of them is found
 /// there again. GPUs do not tell theirs: 128 MiB is the L2 of the largest NVIDIA parts (B200: 126 MB). AMD's last level
-/// can hold 256 MiB.
+/// can hold 256 MiB. A page in a browser must not take a phone's memory: 128 MiB, twice what most GPUs have.
 fn rotation_bytes(info: &DeviceInfo) -> u64 {
     match info {
+        DeviceInfo::Gpu(gpu) if gpu.kind != AdapterKind::Software && cfg!(target_family = "wasm") => 128 << 20,
         DeviceInfo::Gpu(gpu) if gpu.kind != AdapterKind::Software => 2 * (128 << 20),
         DeviceInfo::Gpu(_) => 2 * CpuInfo::host(SimdLevel::Scalar, 0).cache_bytes,
         // Where two sets are little more than that, a cache of victims still has half of the older one.
@@ -307,6 +310,18 @@ pub fn run(
     requests: &[Request],
     policy: &Policy,
     seed: u64,
+    progress: impl FnMut(usize),
+) -> Result<Vec<Record>> {
+    pollster::block_on(run_async(device, case, requests, policy, seed, progress))
+}
+
+/// [`run()`] where nothing may block: in a browser.
+pub async fn run_async(
+    device: &Device,
+    case: &Case,
+    requests: &[Request],
+    policy: &Policy,
+    seed: u64,
     mut progress: impl FnMut(usize),
 ) -> Result<Vec<Record>> {
     fits_into_memory(device, (case.w.rows(), case.x.rows(), case.w.cols()), case.w.dtype(), requests)?;
@@ -314,16 +329,18 @@ pub fn run(
     let (mut whole_sets, mut sets) = (SetCache::default(), SetCache::default());
     let mut subjects = Vec::new();
     for request in requests {
-        let strict = check_once(device, &whole, request, whole_sets.get(device, &whole, request, 1)?, seed)?;
+        let strict = check_once(device, &whole, request, whole_sets.get(device, &whole, request, 1)?, seed).await?;
         let own = sets.get(device, case, request, MAX_SETS)?;
-        subjects.push(prepare(device, case, request, own, seed, strict)?);
+        subjects.push(prepare(device, case, request, own, seed, strict).await?);
         progress(subjects.len());
     }
     let timer = Timer::new(device, *policy);
     let prepared = subjects.len();
     let mut timed: Vec<_> = subjects.iter_mut().filter(|s| s.record.verified).map(|s| &mut s.calls).collect();
-    timed.iter_mut().try_for_each(|calls| timer.calibrate(calls))?;
-    timer.sample_in_turns(timed, |round| progress(prepared + round.min(policy.samples)))?;
+    for calls in &mut timed {
+        timer.calibrate_async(calls).await?;
+    }
+    timer.sample_in_turns_async(timed, |round| progress(prepared + round.min(policy.samples))).await?;
     subjects.iter_mut().for_each(finish);
     let is_dense = |s: &&Subject| s.record.op == "dense" && s.record.verified;
     let dense = subjects.iter().find(is_dense).map(|s| s.calls.seconds().to_vec());
@@ -514,10 +531,10 @@ impl Sets {
     }
 
     /// What a call leaves in an output that held poison.
-    fn output(&self, device: &Device, call: &Prepared) -> Result<Matrix> {
+    async fn output(&self, device: &Device, call: &Prepared) -> Result<Matrix> {
         device.write(&self.y, &poison(self.y.rows(), self.y.cols(), self.y.dtype())?)?;
         call.run()?;
-        device.read(&self.y)
+        device.read_async(&self.y).await
     }
 
     /// One call per set.
@@ -535,7 +552,7 @@ impl Sets {
 /// for bit.
 ///
 /// `strict` is what the check on whole numbers found wrong.
-fn prepare(
+async fn prepare(
     device: &Device,
     case: &Case,
     request: &Request,
@@ -548,14 +565,14 @@ fn prepare(
     let calls = sets.bind(device, plan)?;
     let operands = Operands::new(&sets.host, &case.x);
     let oracle = Oracle::new(&problem, operands)?;
-    let first = sets.output(device, &calls[0])?;
+    let first = sets.output(device, &calls[0]).await?;
     let verdict = oracle.verify(&first, sample(&problem, seed))?;
     let mut failure = strict.or_else(|| wrong(&verdict, &first));
     for (set, call) in calls.iter().enumerate().skip(1) {
         if failure.is_some() {
             break;
         }
-        if sets.output(device, call)?.elements().as_bytes() != first.elements().as_bytes() {
+        if sets.output(device, call).await?.elements().as_bytes() != first.elements().as_bytes() {
             failure = Some(format!("operand set {set} gives another output than set 0, from the same numbers"));
         }
     }
@@ -572,9 +589,9 @@ fn prepare(
 }
 
 /// Runs a plan once and says what is wrong with the output, if anything.
-fn check_once(device: &Device, case: &Case, request: &Request, sets: &Sets, seed: u64) -> Result<Option<String>> {
+async fn check_once(device: &Device, case: &Case, request: &Request, sets: &Sets, seed: u64) -> Result<Option<String>> {
     let problem = case.problem(request.op);
-    let output = sets.output(device, &sets.bind(device, &request.plan)?[0])?;
+    let output = sets.output(device, &sets.bind(device, &request.plan)?[0]).await?;
     let operands = Operands::new(&sets.host, &case.x);
     let verdict = Oracle::new(&problem, operands)?.verify(&output, sample(&problem, seed))?;
     Ok(wrong(&verdict, &output).map(|what| format!("on whole numbers: {what}")))
@@ -671,7 +688,7 @@ fn finish(subject: &mut Subject) {
 
 /// What a device can do at most, measured; `None` where it has no such arithmetic.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[cfg_attr(feature = "cli", derive(serde::Serialize, serde::Deserialize), serde(default))]
+#[cfg_attr(feature = "report", derive(serde::Serialize, serde::Deserialize), serde(default))]
 pub struct Ceilings {
     /// f32 multiply-adds in registers, in 10¹² operations per second (two per multiply-add).
     pub fma_f32_tflops: Option<f64>,
@@ -688,22 +705,27 @@ pub struct Ceilings {
 /// Measures the ceilings of a device: the best of the samples each, for a ceiling is what was reached once. At
 /// the policy's deadline it ends, and those that are left are `None`.
 pub fn ceilings(device: &Device, policy: &Policy) -> Result<Ceilings> {
-    let best = |probe| -> Result<Option<f64>> {
+    pollster::block_on(ceilings_async(device, policy))
+}
+
+/// [`ceilings`] where nothing may block.
+pub async fn ceilings_async(device: &Device, policy: &Policy) -> Result<Ceilings> {
+    let best = async |probe| -> Result<Option<f64>> {
         if !policy.has_time_for(0.0) {
             return Ok(None);
         }
         let Some((call, work)) = device.probe(probe)? else { return Ok(None) };
         let (timer, mut call) = (Timer::new(device, *policy), Workload::pass([call]));
-        timer.calibrate(&mut call)?;
-        timer.sample_in_turns([&mut call], |_| {})?;
+        timer.calibrate_async(&mut call).await?;
+        timer.sample_in_turns_async([&mut call], |_| {}).await?;
         Ok(call.summary().map(|seconds| work / seconds.min))
     };
     Ok(Ceilings {
-        fma_f32_tflops: best(Probe::Fma(DType::F32))?.map(|x| x / 1e12),
-        fma_f16_tflops: best(Probe::Fma(DType::F16))?.map(|x| x / 1e12),
-        cooperative_f16_tflops: best(Probe::Cooperative)?.map(|x| x / 1e12),
-        copy_gb_per_s: best(Probe::Copy(rotation_bytes(&device.info())))?.map(|x| x / 1e9),
-        read_gb_per_s: best(Probe::Read(rotation_bytes(&device.info())))?.map(|x| x / 1e9),
+        fma_f32_tflops: best(Probe::Fma(DType::F32)).await?.map(|x| x / 1e12),
+        fma_f16_tflops: best(Probe::Fma(DType::F16)).await?.map(|x| x / 1e12),
+        cooperative_f16_tflops: best(Probe::Cooperative).await?.map(|x| x / 1e12),
+        copy_gb_per_s: best(Probe::Copy(rotation_bytes(&device.info()))).await?.map(|x| x / 1e9),
+        read_gb_per_s: best(Probe::Read(rotation_bytes(&device.info()))).await?.map(|x| x / 1e9),
     })
 }
 

@@ -10,6 +10,9 @@ pub mod file;
 pub mod page;
 pub mod sheet;
 
+use std::borrow::Cow;
+use std::time::SystemTime;
+
 use serde::Serialize;
 
 use crate::engine::{CpuInfo, Device, DeviceInfo};
@@ -55,7 +58,10 @@ pub struct Environment {
     commit: Option<String>,
     /// Start of the run, RFC 3339, UTC.
     date: String,
-    os: &'static str,
+    os: Cow<'static, str>,
+    /// Of a run in a browser, its name and version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    browser: Option<String>,
     arch: &'static str,
     cpu: String,
     device: String,
@@ -108,8 +114,9 @@ impl Environment {
             program: env!("CARGO_PKG_NAME"),
             version: env!("CARGO_PKG_VERSION"),
             commit: commit(),
-            date: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
-            os: std::env::consts::OS,
+            date: humantime::format_rfc3339_seconds(now()).to_string(),
+            os: std::env::consts::OS.into(),
+            browser: None,
             arch: std::env::consts::ARCH,
             cpu: CpuInfo::host(SimdLevel::Scalar, 0).name,
             device: info.name().to_owned(),
@@ -126,6 +133,11 @@ impl Environment {
         }
     }
 
+    /// The same of a run in a browser, of this name and version, on this operating system.
+    pub fn in_browser(self, browser: String, os: String) -> Self {
+        Self { program: "sparse24 web", browser: Some(browser), os: os.into(), ..self }
+    }
+
     /// The program and the start of the run, for those who find its figures elsewhere.
     pub fn source(&self) -> String {
         let commit = self.commit.iter().map(|commit| format!(", commit {commit}")).collect::<String>();
@@ -136,6 +148,12 @@ impl Environment {
     pub fn sampling(&self) -> Option<(usize, usize, f64)> {
         self.sampling.as_ref().map(|s| (s.samples, s.max_samples, s.sample_ms))
     }
+}
+
+/// The time, on the browser's clock where std has none.
+fn now() -> SystemTime {
+    let since = web_time::SystemTime::now().duration_since(web_time::UNIX_EPOCH);
+    SystemTime::UNIX_EPOCH + since.unwrap_or_default()
 }
 
 /// `SPARSE24_COMMIT`, for binaries that were carried away from their tree or outlived it; else what git says now of

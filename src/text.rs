@@ -42,7 +42,9 @@ mod tokens;
 pub mod twin;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use web_time::Instant;
 
 pub use bench::{EncoderBench, ModelRecord, PartCosts, PartTimes, allowed_error};
 pub use chat::{ChatTemplate, Message};

@@ -211,19 +211,19 @@ impl TrainOptions {
 
 /// The figures of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[cfg_attr(feature = "cli", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "report", derive(serde::Serialize, serde::Deserialize))]
 pub struct Step {
     /// Its number, from 1.
     pub number: u64,
     /// The loss of its batch, before it.
     pub loss: f64,
     /// The part of `loss` that is due to the embeddings.
-    #[cfg_attr(feature = "cli", serde(rename = "similarity"))]
+    #[cfg_attr(feature = "report", serde(rename = "similarity"))]
     pub embedding_loss: f64,
     /// The learning rate.
     pub rate: f64,
     /// Global gradient norm before clipping.
-    #[cfg_attr(feature = "cli", serde(rename = "gradient"))]
+    #[cfg_attr(feature = "report", serde(rename = "gradient"))]
     pub grad_norm: f64,
 }
 

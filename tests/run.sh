@@ -27,6 +27,8 @@ environment:
                           debootstrap --variant=minbase --include=mesa-vulkan-drivers,mesa-drm-shim,libvulkan1 sid DIR
                         Real GPU compilers then take every kernel, and lavapipe runs cooperative matrices; unset: those
                         tests are skipped
+  SPARSE24_WEB          folder of the page that src/web/build.sh makes, which is then opened in Chromium; unset: it is made
+                        here if Rust has the target wasm32-unknown-unknown, else that test is skipped
   CARGO_TARGET_DIR, CARGO_INCREMENTAL
                         as for cargo; the latter is 0 unless set
 
@@ -215,7 +217,7 @@ export CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
 
 # One profile and no RUSTFLAGS throughout, so that each dependency is built once for checking and once for
 # running. The denied warnings are passed to clippy and rustdoc alone, which leaves the dependencies' builds valid.
-step "format" cargo fmt --check
+step "format" cargo fmt --all --check
 # Modules that a macro declares, as the list of operations does, are out of cargo fmt's sight.
 step "format, operations" rustfmt --edition 2024 --check src/ops/*.rs src/reference/*.rs tests/ops/*.rs
 step "lints" cargo clippy --locked --all-targets -- -D warnings
@@ -229,6 +231,15 @@ if command -v python3 >/dev/null; then
 for name in sys.argv[1:]: ast.parse(open(name, encoding="utf-8").read(), name)' benches/peers/*.py
 fi
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+if [[ -z ${SPARSE24_WEB:-} && -d $(rustc --print sysroot)/lib/rustlib/wasm32-unknown-unknown ]]; then
+    export SPARSE24_WEB=$PWD/target/web
+    step "page for browsers" bash src/web/build.sh "$SPARSE24_WEB"
+fi
+if [[ -n ${SPARSE24_WEB:-} ]]; then
+    export SPARSE24_REQUIRE_WEB=1
+else
+    say "==> test of the page for browsers: Rust has no target wasm32-unknown-unknown: skipped (SPARSE24_WEB, see --help)"
+fi
 step "tests, library alone, no GPU" "${no_gpu[@]}" cargo test --locked --no-default-features
 step "tests, the hub" "${no_gpu[@]}" cargo test --locked --features hub --test cli on_the_hub
 if [[ $(uname -s) == Linux ]]; then

@@ -105,7 +105,7 @@ impl Device {
         self.check_owner("indices", &indices.device)?;
         match (&self.0, &indices.store) {
             (Inner::Gpu(gpu), IndexStore::Gpu(buffer)) => {
-                Ok(bytemuck::pod_collect_to_vec(&gpu.read(buffer, 4 * indices.len)?))
+                Ok(bytemuck::pod_collect_to_vec(&pollster::block_on(gpu.read(buffer, 4 * indices.len))?))
             }
             (Inner::Cpu(_), IndexStore::Cpu(own)) => Ok(read(own).clone()),
             _ => Err(other_device("indices")),

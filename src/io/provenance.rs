@@ -34,7 +34,7 @@ const PREFIX: &str = "sparse24.";
 /// assert_eq!(provenance.to_string(), shown);
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "cli", derive(serde::Serialize), serde(transparent))]
+#[cfg_attr(feature = "report", derive(serde::Serialize), serde(transparent))]
 pub struct Provenance {
     entries: BTreeMap<String, String>,
 }

@@ -180,6 +180,7 @@ fn builder(mode: u32) -> Builder<'static, 'static> {
 }
 
 /// Whether a file's name is one of this module.
+#[cfg(unix)]
 fn is_temporary(name: &str) -> bool {
     let random = name.strip_prefix(PREFIX);
     random.is_some_and(|random| random.len() == RANDOM && random.bytes().all(|c| c.is_ascii_alphanumeric()))

@@ -5,7 +5,7 @@
 //! element by element, and the oracle is asked where two differ. Invariant: no plan is timed before its result on whole
 //! numbers was found right.
 
-use std::time::Instant;
+use web_time::Instant;
 
 use super::{Case, MAX_SETS, Policy, Sets, Timer, Workload, claim_operands, median, sample, wrong};
 use crate::engine::Device;
@@ -81,7 +81,7 @@ pub fn race(
             break;
         }
         let began = Instant::now();
-        let output = || whole_sets.output(device, &whole_sets.bind(device, plan)?[0]);
+        let output = || pollster::block_on(whole_sets.output(device, &whole_sets.bind(device, plan)?[0]));
         let first_sample = || {
             let mut runner = Workload::rotation(sets.bind(device, plan)?);
             timer.calibrate(&mut runner)?;

@@ -144,18 +144,22 @@ impl Workload {
     }
 
     /// Runs a sample's calls, and the next time those after them.
-    fn run(&mut self, device: &Device) -> Result<Timing> {
+    async fn run(&mut self, device: &Device) -> Result<Timing> {
         let count = self.passes * self.calls_per_pass;
-        let timing = device.time(self.calls.iter().cycle().skip(self.next).take(count))?;
+        let timing = device.time_async(self.calls.iter().cycle().skip(self.next).take(count)).await?;
         self.next = (self.next + count) % self.calls.len().max(1);
         Ok(timing)
     }
 
     /// Runs for so long that it is a sample, with as many passes as that takes, and says how long all of it took, too.
-    fn run_for(&mut self, sample: Duration, run: impl Fn(&mut Self) -> Result<Timing>) -> Result<(Timing, Duration)> {
+    async fn run_for(
+        &mut self,
+        sample: Duration,
+        run: impl AsyncFn(&mut Self) -> Result<Timing>,
+    ) -> Result<(Timing, Duration)> {
         let mut spent = Duration::ZERO;
         loop {
-            let timing = run(self)?;
+            let timing = run(self).await?;
             spent += timing.elapsed;
             if timing.elapsed >= sample || self.calls.is_empty() {
                 return Ok((timing, spent));
@@ -183,22 +187,31 @@ impl<'a> Timer<'a> {
     }
 
     /// [`Workload::run_for`] a sample on the device.
-    fn run(&self, workload: &mut Workload) -> Result<(Timing, Duration)> {
-        workload.run_for(self.policy.sample, |workload| workload.run(self.device))
+    async fn run(&self, workload: &mut Workload) -> Result<(Timing, Duration)> {
+        workload.run_for(self.policy.sample, async |workload: &mut Workload| workload.run(self.device).await).await
     }
 
     /// Warms a workload up, and finds how many passes make a sample.
     pub fn calibrate(&self, workload: &mut Workload) -> Result<()> {
-        let mut spent = self.run(workload)?.1;
+        pollster::block_on(self.calibrate_async(workload))
+    }
+
+    /// [`Timer::calibrate`] where nothing may block.
+    pub async fn calibrate_async(&self, workload: &mut Workload) -> Result<()> {
+        let mut spent = self.run(workload).await?.1;
         while spent < self.policy.warm_up && !workload.calls.is_empty() {
-            spent += self.run(workload)?.1;
+            spent += self.run(workload).await?.1;
         }
         Ok(())
     }
 
     /// Takes a sample, and returns the seconds of a pass.
     pub fn sample(&self, workload: &mut Workload) -> Result<f64> {
-        let (Timing { elapsed, clock }, _) = self.run(workload)?;
+        pollster::block_on(self.sample_async(workload))
+    }
+
+    async fn sample_async(&self, workload: &mut Workload) -> Result<f64> {
+        let (Timing { elapsed, clock }, _) = self.run(workload).await?;
         let seconds = elapsed.as_secs_f64() / workload.passes as f64;
         workload.seconds.push(seconds);
         workload.clock = Some(clock);
@@ -209,6 +222,15 @@ impl<'a> Timer<'a> {
     /// while one is [noisy](noise). At the policy's deadline they have the samples that there was time for, one at
     /// least. `progress` is called with the number of rounds done.
     pub fn sample_in_turns<'w>(
+        &self,
+        workloads: impl IntoIterator<Item = &'w mut Workload>,
+        progress: impl FnMut(usize),
+    ) -> Result<()> {
+        pollster::block_on(self.sample_in_turns_async(workloads, progress))
+    }
+
+    /// [`Timer::sample_in_turns`] where nothing may block.
+    pub async fn sample_in_turns_async<'w>(
         &self,
         workloads: impl IntoIterator<Item = &'w mut Workload>,
         mut progress: impl FnMut(usize),
@@ -222,7 +244,7 @@ impl<'a> Timer<'a> {
         while watched(&workloads, rounds) {
             for workload in &mut workloads {
                 if workload.seconds.is_empty() || self.policy.has_time_for(workload.expected()) {
-                    self.sample(workload)?;
+                    self.sample_async(workload).await?;
                 }
             }
             rounds += 1;
@@ -235,7 +257,7 @@ impl<'a> Timer<'a> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
-    use std::time::Instant;
+    use web_time::Instant;
 
     use super::super::Deadline;
     use super::*;
@@ -261,11 +283,11 @@ mod tests {
         let device = Device::cpu().unwrap();
         let mut workload = Workload::rotation(norms(&device, &[5]));
         let mut run = |pass: Duration| {
-            let clock = |workload: &mut Workload| {
+            let clock = async |workload: &mut Workload| {
                 let elapsed = pass * workload.passes as u32;
                 Ok(Timing { elapsed, clock: Clock::HostWall })
             };
-            let (timing, spent) = workload.run_for(POLICY.sample, clock).unwrap();
+            let (timing, spent) = pollster::block_on(workload.run_for(POLICY.sample, clock)).unwrap();
             (timing.elapsed.as_micros(), spent.as_micros(), workload.passes)
         };
         assert_eq!(run(Duration::from_micros(300)), (1200, 1500, 4));
@@ -295,11 +317,11 @@ mod tests {
         let device = Device::cpu().unwrap();
         let mut rotation = Workload { passes: 2, ..Workload::rotation(norms(&device, &[1, 2, 3])) };
         for next in [2, 1, 0, 2] {
-            rotation.run(&device).unwrap();
+            pollster::block_on(rotation.run(&device)).unwrap();
             assert_eq!(rotation.next, next);
         }
         let mut pass = Workload { passes: 5, ..Workload::pass(norms(&device, &[1, 2, 3])) };
-        pass.run(&device).unwrap();
+        pollster::block_on(pass.run(&device)).unwrap();
         assert_eq!((pass.next, pass.calls_per_pass), (0, 3));
     }
 

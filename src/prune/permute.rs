@@ -85,7 +85,9 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use web_time::Instant;
 
 use ndarray::ArrayView2;
 use rand_pcg::Pcg32;

@@ -26,10 +26,10 @@ use crate::problem::Op;
 /// One row of a benchmark file of a model (schema `sparse24-model-bench/1`): one way to run it. Times are of one
 /// forward pass, in milliseconds; they and what follows from them are `None` where the result failed verification.
 #[derive(Clone, Debug, PartialEq)]
-#[cfg_attr(feature = "cli", derive(serde::Serialize))]
+#[cfg_attr(feature = "report", derive(serde::Serialize))]
 pub struct ModelRecord {
     /// Of a language model `prefill` or `decode`: what a pass is over.
-    #[cfg_attr(feature = "cli", serde(skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(feature = "report", serde(skip_serializing_if = "Option::is_none"))]
     pub phase: Option<&'static str>,
     /// As in [`Record`](crate::measure::Record).
     pub op: &'static str,
@@ -44,7 +44,7 @@ pub struct ModelRecord {
     /// Linear layers.
     pub linear_layers: usize,
     /// Of one pass.
-    #[cfg_attr(feature = "cli", serde(flatten))]
+    #[cfg_attr(feature = "report", serde(flatten))]
     pub times: MeasuredTimes,
     /// `gpu_timestamps` or `host_wall`.
     pub clock: Option<&'static str>,
@@ -57,12 +57,12 @@ pub struct ModelRecord {
     /// Texts in a second.
     pub sequences_per_second: Option<f64>,
     /// Tokens in a second, of a language model: of the prompts in prefill, new ones in decode.
-    #[cfg_attr(feature = "cli", serde(skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(feature = "report", serde(skip_serializing_if = "Option::is_none"))]
     pub tokens_per_second: Option<f64>,
     /// 2 x linear weights x tokens / median, in 10¹² per second, whatever was skipped.
     pub effective_tflops: Option<f64>,
     /// Against the row with op `dense`.
-    #[cfg_attr(feature = "cli", serde(flatten))]
+    #[cfg_attr(feature = "report", serde(flatten))]
     pub speedup: Speedup,
     /// Bytes of the linear weights on the device.
     pub weight_bytes: usize,
@@ -74,7 +74,7 @@ pub struct ModelRecord {
     /// Whether it is no more than that.
     pub verified: bool,
     /// What was wrong, if it was not.
-    #[cfg_attr(feature = "cli", serde(skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(feature = "report", serde(skip_serializing_if = "Option::is_none"))]
     pub failure: Option<String>,
     /// The command that measures this row: for those who read the file. Empty until the caller writes it.
     pub command: String,
@@ -118,7 +118,7 @@ impl ModelRecord {
 
 /// A whole in the shares of its parts, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[cfg_attr(feature = "cli", derive(serde::Serialize))]
+#[cfg_attr(feature = "report", derive(serde::Serialize))]
 pub struct PartTimes {
     /// Linear layers, with bias, activation and residual.
     pub gemm_ms: f64,
@@ -144,7 +144,7 @@ impl PartTimes {
 /// Operations in 10⁹ and bytes of operands in 10⁶ of the parts of a pass, as dense ones count: 2:4 multiplies half as
 /// often.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[cfg_attr(feature = "cli", derive(serde::Serialize))]
+#[cfg_attr(feature = "report", derive(serde::Serialize))]
 pub struct PartCosts {
     /// Operations of linear layers.
     pub gemm_gflop: f64,

@@ -25,8 +25,8 @@ use crate::problem::Op;
 
 /// A phase of a language model's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "cli", derive(serde::Serialize))]
-#[cfg_attr(feature = "cli", serde(rename_all = "lowercase"))]
+#[cfg_attr(feature = "report", derive(serde::Serialize))]
+#[cfg_attr(feature = "report", serde(rename_all = "lowercase"))]
 pub enum Phase {
     /// A pass over all tokens of a prompt.
     Prefill,

@@ -3,7 +3,9 @@
 //! Invariant: the tokenizer of a model that was [loaded](LanguageModel::load) has the tokens that end a text.
 
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use web_time::Instant;
 
 use serde_json::Value;
 

@@ -1,6 +1,6 @@
 //! How long a run takes: measured before it, so that minutes become a number of steps.
 
-use std::time::Instant;
+use web_time::Instant;
 
 use super::{Objective, TrainOptions, Trainer};
 use crate::engine::Device;
@@ -9,7 +9,7 @@ use crate::graph::Checkpoint;
 
 /// How long things take, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[cfg_attr(feature = "cli", derive(serde::Serialize))]
+#[cfg_attr(feature = "report", derive(serde::Serialize))]
 pub struct Pace {
     /// The student forwards in a step, with its losses.
     pub forward: f64,

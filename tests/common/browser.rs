@@ -86,15 +86,24 @@ impl Browser {
         Self::open_with(WEBGPU, program, page, (1280, 800), false)
     }
 
-    fn open_with(
+    /// Opens a page that is served, in a browser whose WebGPU runs on SwiftShader, or in one that has none.
+    pub fn open_url(program: &Path, url: &str, webgpu: bool, size: (u32, u32), dark: bool) -> Result<Page, String> {
+        Self::open_at(if webgpu { WEBGPU } else { LOOKED_AT }, program, url.to_owned(), size, dark)
+    }
+
+    fn open_with(flags: &[&str], program: &Path, page: &Path, size: (u32, u32), dark: bool) -> Result<Page, String> {
+        let file = page.canonicalize().map_err(|e| format!("{}: {e}", page.display()))?;
+        Self::open_at(flags, program, file_url(&file)?, size, dark)
+    }
+
+    fn open_at(
         flags: &[&str],
         program: &Path,
-        page: &Path,
+        url: String,
         (width, height): (u32, u32),
         dark: bool,
     ) -> Result<Page, String> {
-        let file = page.canonicalize().map_err(|e| format!("{}: {e}", page.display()))?;
-        let mut page = Page::start(program, flags, file_url(&file)?)?;
+        let mut page = Page::start(program, flags, url)?;
         page.load(width, height, dark).map_err(|e| format!("{e}{}", page.last_words()))?;
         Ok(page)
     }
@@ -209,10 +218,7 @@ impl Page {
             self.call(&format!("{domain}.enable"), json!({}))?;
         }
         self.call("Page.setLifecycleEventsEnabled", json!({ "enabled": true }))?;
-        let size = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500 });
-        self.call("Emulation.setDeviceMetricsOverride", size)?;
-        let scheme = json!({ "name": "prefers-color-scheme", "value": if dark { "dark" } else { "light" } });
-        self.call("Emulation.setEmulatedMedia", json!({ "features": [scheme] }))?;
+        self.resize(width, height, dark)?;
 
         let going = self.call("Page.navigate", json!({ "url": self.url }))?;
         if let Some(error) = going["errorText"].as_str() {
@@ -227,6 +233,14 @@ impl Page {
         // Two frames: the first may have been under way before the last change.
         let frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))";
         self.evaluate(frames).map(|_| ())
+    }
+
+    /// Gives the window another size, a phone's below 500 pixels, and a light or dark colour scheme.
+    pub fn resize(&mut self, width: u32, height: u32, dark: bool) -> Result<(), String> {
+        let size = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500 });
+        self.call("Emulation.setDeviceMetricsOverride", size)?;
+        let scheme = json!({ "name": "prefers-color-scheme", "value": if dark { "dark" } else { "light" } });
+        self.call("Emulation.setEmulatedMedia", json!({ "features": [scheme] })).map(|_| ())
     }
 
     /// What a command answers; events that come before it are kept.

@@ -1,0 +1,194 @@
+// What the page shows and does. All work is the worker's; this thread only waits for its answers.
+const at = (id) => document.getElementById(id);
+const say = (text) => { at("said").textContent = text; };
+const status = (text) => { at("status").textContent = text; };
+
+const waiting = new Map();
+let worker = null;
+let last = 0;
+
+function call(name, args = [], progress = null) {
+  const id = ++last;
+  return new Promise((resolve, reject) => {
+    waiting.set(id, { resolve, reject, progress });
+    worker.postMessage({ id, call: name, args });
+  });
+}
+
+function listen() {
+  worker = new Worker("worker.js", { type: "module" });
+  worker.onmessage = ({ data: { id, value, error, progress } }) => {
+    const request = waiting.get(id);
+    if (progress !== undefined) {
+      request?.progress?.(progress);
+      return;
+    }
+    waiting.delete(id);
+    if (error === undefined) request?.resolve(value);
+    else request?.reject(new Error(error));
+  };
+  worker.onerror = (event) => {
+    event.preventDefault();
+    for (const { reject } of waiting.values()) reject(new Error(event.message || "the worker could not be started"));
+    waiting.clear();
+  };
+}
+
+// Names of the browser and the system, as far as they are told.
+function browser() {
+  const brands = navigator.userAgentData?.brands ?? [];
+  const own = brands.find((brand) => !/not.?a.?brand|^chromium$/i.test(brand.brand)) ?? brands.at(-1);
+  const full = navigator.userAgent.match(/(Firefox|Edg|OPR|HeadlessChrome|Chrome|Version)\/([\d.]+)/);
+  const version = full?.[2] ?? own?.version ?? "";
+  const name = own?.brand ?? { Version: "Safari", Edg: "Edge", OPR: "Opera" }[full?.[1]] ?? full?.[1] ?? "unknown browser";
+  return `${name} ${version}`.trim();
+}
+
+const system = () => navigator.userAgentData?.platform ?? navigator.platform ?? "unknown";
+
+async function gpuName() {
+  const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
+  if (!adapter) return null;
+  const { description, device, vendor, architecture } = adapter.info ?? {};
+  return description || [vendor, architecture, device].filter(Boolean).join(" ") || "unnamed GPU";
+}
+
+const digits = (x) => (x === null || x === undefined ? "–" : x.toPrecision(4));
+
+function show(rows) {
+  at("table").hidden = false;
+  for (const row of rows) {
+    const line = at("rows").insertRow();
+    const ratio = row.speedup_vs_dense;
+    const cells = [
+      [row.name], [`${row.m}x${row.n}x${row.k}`], [row.dtype], [row.op], [row.vector ?? "", "number"],
+      [(row.noisy ? "~" : "") + digits(row.median_ms), "number"],
+      [ratio ? `${row.speedup_noisy ? "~" : ""}${ratio.toFixed(2)}x` : "–", "number"],
+      [row.verified ? "yes" : `FAILED: ${row.failure}`],
+    ];
+    for (const [text, kind] of cells) {
+      const cell = line.insertCell();
+      cell.textContent = text;
+      if (kind) cell.className = kind;
+    }
+  }
+  const clock = rows.find((row) => row.clock)?.clock;
+  const named = { gpu_timestamps: "the GPU’s own timestamps", host_wall: "the clock of the browser, waiting included" };
+  if (clock) at("clock").textContent = `Timed by ${named[clock]}. ~ marks figures that the samples leave too open.`;
+}
+
+// This run's file, and those that were added.
+let own = null;
+const added = [];
+
+async function report() {
+  const files = [...(own ? [{ name: "this device", text: own }] : []), ...added];
+  for (const id of ["download", "copy"]) at(id).disabled = !own;
+  at("page").hidden = files.length === 0;
+  if (files.length === 0) return;
+  at("page").srcdoc = await call("html", [files]);
+  at("copy").disabled = false;
+}
+
+async function measure(set) {
+  at("start").disabled = true;
+  at("running").hidden = false;
+  const now = (text) => { at("now").textContent = text; };
+  try {
+    const layers = await call("layers", [set]);
+    const share = (done) => { at("bar").value = done / (layers.length + 1); };
+    let done = 0;
+    for (const layer of layers) {
+      const what = `${layer.name} ${layer.m}x${layer.n}x${layer.k} ${layer.dtype}`;
+      now(`${what}: verifying, then timing`);
+      try {
+        show(await call("measure", [layer], (part) => share(done + part)));
+      } catch (error) {
+        await call("skip", [what, error.message]);
+        say(`${what} was not measured: ${error.message}`);
+        if (/lost/.test(error.message)) throw error;
+      }
+      share(++done);
+      if (done === 1) {
+        now("What this GPU can do at most");
+        await call("ceilings");
+      }
+    }
+    share(layers.length + 1);
+    now("Done");
+    own = await call("json");
+    await report();
+  } catch (error) {
+    now(`Stopped: ${error.message}`);
+  }
+  at("start").disabled = false;
+}
+
+async function add(files) {
+  for (const file of files) {
+    const text = await file.text();
+    try {
+      // Whether it can be read at all.
+      await call("html", [[{ name: file.name, text }]]);
+    } catch (error) {
+      say(error.message);
+      continue;
+    }
+    added.push({ name: file.name, text });
+    at("added").append(Object.assign(document.createElement("li"), { textContent: file.name }));
+    say(`${file.name} was added.`);
+  }
+  await report().catch((error) => say(error.message));
+}
+
+function save() {
+  const url = URL.createObjectURL(new Blob([own], { type: "application/json" }));
+  const link = Object.assign(document.createElement("a"), { href: url, download: "sparse24-web.json" });
+  link.click();
+  URL.revokeObjectURL(url);
+}
+
+async function copy() {
+  const files = [...(own ? [{ name: "this device", text: own }] : []), ...added];
+  await navigator.clipboard.writeText(await call("markdown", [files]));
+  say("The report is in the clipboard, as Markdown.");
+}
+
+at("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  measure(new FormData(event.target).get("set"));
+});
+at("download").addEventListener("click", save);
+at("copy").addEventListener("click", () => copy().catch((error) => say(error.message)));
+at("files").addEventListener("change", (event) => add(event.target.files));
+addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("dropping");
+});
+addEventListener("dragleave", () => document.body.classList.remove("dropping"));
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dropping");
+  add(event.dataTransfer.files);
+});
+
+try {
+  listen();
+  if (!navigator.gpu) throw new Error("this browser has no WebGPU. Chrome, Edge, Safari 26 and Firefox 141 have it");
+  const gpu = await gpuName();
+  if (gpu === null) throw new Error("the browser offers no GPU: it may be blocked, or switched off in the settings");
+  const url = location.origin + location.pathname;
+  const about = await call("open", [{ browser: browser(), os: system(), gpu, url }]);
+  status(about.kind === "software"
+    ? `${about.name}: a driver that computes on the processor. Its times say nothing about a GPU.`
+    : about.name);
+  for (const [name, value] of about.facts) {
+    at("facts").append(
+      Object.assign(document.createElement("dt"), { textContent: name }),
+      Object.assign(document.createElement("dd"), { textContent: value }),
+    );
+  }
+  at("start").disabled = false;
+} catch (error) {
+  status(`Nothing can be measured here: ${error.message}. Files of results can be shown all the same.`);
+}

@@ -51,7 +51,7 @@ use std::sync::Arc;
 use ndarray::Array2;
 
 pub use ablation::{Ablation, Outputs};
-pub use backward::{Target, Trainable, TrainingPass};
+pub use backward::{HeadLoss, HeadPass, Target, Trainable, TrainingPass};
 pub use batches::{Batch, Batching, batches};
 pub use calibrate::{Calibration, CalibrationInputs, Visit};
 #[cfg(feature = "text")]

@@ -107,6 +107,7 @@ macro_rules! each_operation {
             embedding::Embedding
             gated::Gated
             gemm::Gemm
+            kl_divergence::KlDivergence
             kv_append::KvAppend
             layer_norm::LayerNorm
             mean_pooling::MeanPooling

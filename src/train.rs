@@ -1,7 +1,8 @@
 //! Retraining: a pruned model learns from the dense one what pruning took from it.
 //!
 //! On unlabelled text the student (the pruned model) is trained to reproduce the hidden states and embeddings of the
-//! teacher (the dense model). Only the kept weights are trained, so a 2:4 model stays 2:4.
+//! teacher (the dense model), and a language model's logits if wanted. Only the kept weights are trained, so a 2:4
+//! model stays 2:4.
 //!
 //! ```text
 //!   token ids ──► batches of like length, mixed anew in every epoch             train/texts.rs, train/order.rs
@@ -10,7 +11,8 @@
 //!        teacher: graph::Model      student: graph::TrainingPass, forwards
 //!              │ hidden states, embeddings: │ hidden states, embeddings
 //!              │ cached for the next epoch  │                                     train/teacher.rs, train/kept.rs
-//!              └────────►  losses  ◄────────┘        RelativeError on the device; similarity on the host
+//!              └────────►  losses  ◄────────┘        RelativeError on the device; similarity on the host;
+//!                            │                       logits, some tokens at a time: graph::HeadPass
 //!                            │ gradients of hidden states and embeddings
 //!                     student, backwards ──► gradients of the kept weights
 //!                            │ SumSquares: clipped by their global norm
@@ -18,6 +20,10 @@
 //! ```
 //! What is trained together is a part of the graph: all of it, or with [`Objective::Blocks`] what lies between two
 //! hidden states, one part after the other, each on what the trained parts before it make of the texts.
+//!
+//! With [`Objective::Logits`] the teacher's logits are computed from its last hidden state each time they are needed.
+//! That state is cached, and its numbers are rounded to bf16 there, by 1/512 of themselves at most. Logits are not: a
+//! token of SmolLM2-135M has 49152 of them, and all of its hidden states together have 35136 numbers.
 //!
 //! The learning rate rises linearly over the first tenth of a part's steps and falls along half a cosine to 0. The
 //! schedule depends on the number of steps, so that number is fixed before the first step (derived from a timing if
@@ -76,7 +82,7 @@ use self::teacher::{Teacher, TeacherValues};
 use self::texts::Texts;
 use crate::engine::{Device, Tensor};
 use crate::error::{Error, Result};
-use crate::graph::{Checkpoint, Graph, Model, Target, Trainable, TrainingPass, ValueId};
+use crate::graph::{Checkpoint, Graph, HeadLoss, HeadPass, Model, Target, Trainable, TrainingPass, ValueId};
 use crate::matrix::{DType, Matrix};
 use crate::ops::adamw::AdamWStep;
 
@@ -92,11 +98,15 @@ pub enum Objective {
     Blocks,
     /// The embeddings alone.
     Embeddings,
+    /// The hidden states as in `States`, and a language model's distribution of the next token, by its divergence
+    /// from the teacher's (`KL(teacher ‖ student)`). The head, which makes the logits, stays as it is. An error if the
+    /// model has none.
+    Logits,
 }
 
 impl Objective {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::States, Self::Blocks, Self::Embeddings];
+    pub const ALL: [Self; 4] = [Self::States, Self::Blocks, Self::Embeddings, Self::Logits];
 
     /// As it is written on the command line.
     pub const fn name(self) -> &'static str {
@@ -104,6 +114,7 @@ impl Objective {
             Self::States => "states",
             Self::Blocks => "blocks",
             Self::Embeddings => "embeddings",
+            Self::Logits => "logits",
         }
     }
 }
@@ -121,6 +132,22 @@ impl FromStr for Objective {
 impl fmt::Display for Objective {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// How much each term of [`Objective::Logits`] counts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LogitsWeights {
+    /// Of the loss of each hidden state; 1 as in [`Objective::States`].
+    pub states: f64,
+    /// Of the mean divergence over tokens, in nats; 4. On a model of a few thousand weights 0, 16 and 64 leave a larger
+    /// divergence on other texts, and 1 does at low learning rates; no larger model chose it.
+    pub divergence: f64,
+}
+
+impl Default for LogitsWeights {
+    fn default() -> Self {
+        Self { states: 1.0, divergence: 4.0 }
     }
 }
 
@@ -148,6 +175,8 @@ pub struct TrainOptions {
     pub max_grad_norm: f64,
     /// Weights of the two embedding-loss terms; the loss of each hidden state has weight 1.
     pub similarity: SimilarityWeights,
+    /// Weights of the hidden states and of the divergence with [`Objective::Logits`].
+    pub logits: LogitsWeights,
     /// Share of the texts that are held out.
     pub held_out: f64,
     /// Upper limit of held-out texts: enough to choose the best parameters, few enough to evaluate in seconds.
@@ -156,8 +185,9 @@ pub struct TrainOptions {
     pub seed: u64,
     /// Memory budget in bytes. At most two thirds hold cached hidden states and embeddings: the teacher's, and with
     /// [`Objective::Blocks`] those between parts (an error if these do not fit). Where the teacher's do not fit, those
-    /// of the longest texts are computed again each time they are needed. One eighth is for the teacher's passes. The
-    /// rest is for the student's passes, which recompute some values (activation checkpointing) where it is too little.
+    /// of the longest texts are computed again each time they are needed. One eighth is for the teacher's passes, and
+    /// with [`Objective::Logits`] one sixteenth for the logits of some tokens at a time (of eight at least). The rest
+    /// is for the student's passes, which recompute some values (activation checkpointing) where it is too little.
     pub memory: u64,
 }
 
@@ -175,6 +205,7 @@ impl Default for TrainOptions {
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             similarity: SimilarityWeights { cosine: 4.0, pairs: 4.0 },
+            logits: LogitsWeights::default(),
             held_out: 0.1,
             max_held_out: 256,
             seed: 24,
@@ -220,6 +251,9 @@ pub struct Step {
     /// The part of `loss` that is due to the embeddings.
     #[cfg_attr(feature = "report", serde(rename = "similarity"))]
     pub embedding_loss: f64,
+    /// The part of `loss` that is due to the logits.
+    #[cfg_attr(feature = "cli", serde(rename = "logits"))]
+    pub logits_loss: f64,
     /// The learning rate.
     pub rate: f64,
     /// Global gradient norm before clipping.
@@ -248,6 +282,8 @@ pub struct Trainer {
     /// An epoch and its batches: the one that the last batch was of.
     epoch: Option<(u64, Vec<Vec<usize>>)>,
     passes: PassCache<StudentPass>,
+    /// Both models' heads, if logits are compared.
+    head: Option<Arc<HeadLoss>>,
     /// The cache of the part in training; `None` until it is filled, and where the whole model is trained.
     part_cache: Option<PartCache>,
     best: Option<Best>,
@@ -269,6 +305,18 @@ struct StudentPass {
     pass: TrainingPass,
     /// The teacher's hidden states of the batch, which the student's are compared with.
     targets: Vec<(ValueId, Tensor)>,
+    /// The loss of the logits, if these are compared.
+    head: Option<HeadPass>,
+}
+
+/// What a batch adds to the loss of a step.
+#[derive(Clone, Copy, Debug, Default)]
+struct Losses {
+    all: f64,
+    /// What of it is due to the embeddings.
+    embeddings: f64,
+    /// What of it is due to the logits.
+    logits: f64,
 }
 
 /// With [`Objective::Blocks`]: the cached input and targets of the part in training.
@@ -341,8 +389,16 @@ impl Trainer {
             )));
         }
         let memory = [most - part_cache, of_passes];
-        let teacher = Teacher::new(Model::new(device, teacher)?, whole, &texts, is_wanted, memory);
+        let teacher = Model::new(device, teacher)?;
+        let head = match options.objective {
+            Objective::Logits => Some(Arc::new(HeadLoss::new(&trainable, &teacher, options.memory / 16)?)),
+            Objective::States | Objective::Blocks | Objective::Embeddings => None,
+        };
+        let of_head = head.as_ref().map_or(0, |head| head.bytes());
+        let teacher = Teacher::new(teacher, whole, &texts, is_wanted, memory);
         let memory = options.memory - of_passes - part_cache - teacher.kept_bytes();
+        // Eight rows of logits may take more than there is.
+        let memory = memory.saturating_sub(of_head);
         Ok(Self {
             steps,
             done: 0,
@@ -354,6 +410,7 @@ impl Trainer {
             adamw_step,
             epoch: None,
             passes: PassCache::new(memory),
+            head,
             part_cache: None,
             best: None,
             identity,
@@ -416,16 +473,17 @@ impl Trainer {
     /// Step number `at`, from 0, of the `steps` of a part, which is `number` of the run.
     fn step_of(&mut self, part: usize, number: u64, at: u64, steps: u64) -> Result<Step> {
         let accumulate = self.options.accumulate as u64;
-        let (mut loss, mut embedding_loss) = (0.0, 0.0);
+        let (mut loss, mut embedding_loss, mut logits_loss) = (0.0, 0.0, 0.0);
         for i in 0..accumulate {
             let batch = self.batch(at * accumulate + i);
-            let [all, of_embeddings] = self.pass(part, &batch, true)?;
-            loss += all;
-            embedding_loss += of_embeddings;
+            let losses = self.pass(part, &batch, true)?;
+            loss += losses.all;
+            embedding_loss += losses.embeddings;
+            logits_loss += losses.logits;
         }
         let rate = self.options.learning_rate_of(at, steps);
         let grad_norm = self.update(part, at + 1, rate)?;
-        Ok(Step { number, loss, embedding_loss, rate, grad_norm })
+        Ok(Step { number, loss, embedding_loss, logits_loss, rate, grad_norm })
     }
 
     /// Sets all gradients to 0, after a step that failed.
@@ -458,9 +516,8 @@ impl Trainer {
         self.epoch.as_ref().map(|(_, batches)| batches[place as usize].clone()).unwrap_or_default()
     }
 
-    /// What a batch adds to the loss of a step, and the part of that which is due to the embeddings. With `backward`
-    /// its gradients are added to those that are there.
-    fn pass(&mut self, part: usize, batch: &[usize], backward: bool) -> Result<[f64; 2]> {
+    /// What a batch adds to the loss of a step. With `backward` its gradients are added to those that are there.
+    fn pass(&mut self, part: usize, batch: &[usize], backward: bool) -> Result<Losses> {
         let share = 1.0 / self.options.accumulate as f64;
         let whole = self.parts.len() - 1;
         let seq = self.texts.seq(batch);
@@ -470,7 +527,7 @@ impl Trainer {
         };
         let at = self.forward(part, batch)?;
         let device = self.trainable.device();
-        let StudentPass { pass, targets: on_device } = self.passes.get(at);
+        let StudentPass { pass, targets: on_device, head } = self.passes.get(at);
         for (value, to) in on_device {
             device.write(to, value_of(&targets, *value)?)?;
         }
@@ -490,13 +547,25 @@ impl Trainer {
                 device.write(to, &matrix_of(&(gradient * share))?)?;
             }
         }
+        let mut logits_loss = 0.0;
+        if let Some(head) = head {
+            let rows = self.texts.real_rows(batch);
+            let weight = self.options.logits.divergence * share / rows.len() as f64;
+            logits_loss = head.run(&rows, weight, backward)?;
+            if !logits_loss.is_finite() {
+                pass.measure()?;
+                self.losses(pass)?;
+                return Err(Error::invalid(format!("the loss of the logits is {logits_loss}")));
+            }
+        }
         if backward {
             pass.backward()?;
         } else {
             pass.measure()?;
         }
         let states: f64 = self.losses(pass)?.iter().sum();
-        Ok([states + embedding_loss, embedding_loss])
+        let all = states + embedding_loss + logits_loss;
+        Ok(Losses { all, embeddings: embedding_loss, logits: logits_loss })
     }
 
     /// The losses of a pass's hidden states. An error names the first that is not finite.
@@ -535,20 +604,36 @@ impl Trainer {
         }
         let (trainable, of) = (&self.trainable, &self.parts[part]);
         let graph = trainable.graph();
-        let weight = 1.0 / self.options.accumulate as f32;
+        let of_states = match self.options.objective {
+            Objective::Logits => self.options.logits.states as f32,
+            Objective::States | Objective::Blocks | Objective::Embeddings => 1.0,
+        };
+        let weight = of_states / self.options.accumulate as f32;
         let state_targets: Vec<(ValueId, Tensor)> = of
             .states
             .iter()
             .map(|&value| Ok((value, trainable.device().zeros(batch * seq, graph.value(value).cols, DType::F32)?)))
             .collect::<Result<_>>()?;
         let states = state_targets.iter().map(|(value, target)| Target::States { value: *value, target, weight });
-        let targets: Vec<Target<'_>> = states.chain(of.embedding.map(Target::Given)).collect();
+        let read_by_head = self.head.as_ref().map(|head| head.states());
+        let given = of.embedding.into_iter().chain(read_by_head).map(Target::Given);
+        let targets: Vec<Target<'_>> = states.chain(given).collect();
         let of_targets: u64 = state_targets.iter().map(|(_, target)| 4 * (target.rows() * target.cols()) as u64).sum();
         let memory = self.passes.memory().saturating_sub(of_targets);
         let bytes = of_targets + TrainingPass::bytes_of(trainable, &of.nodes, (batch, seq), &targets, memory)?;
         self.passes.make_room(bytes);
         let pass = TrainingPass::new(trainable, of.nodes.clone(), (batch, seq), &targets, memory)?;
-        Ok(self.passes.add((part, batch, seq), bytes, StudentPass { pass, targets: state_targets }))
+        let bind = |head: &Arc<HeadLoss>| {
+            let value = head.states();
+            let wanted = state_targets.iter().find(|(of, _)| *of == value).map(|(_, target)| target);
+            let (states, gradient) = (pass.value(value), pass.gradient(value));
+            let (Some(states), Some(wanted), Some(gradient)) = (states, wanted, gradient) else {
+                return Err(missing());
+            };
+            head.bind(states, wanted, gradient)
+        };
+        let head = self.head.as_ref().map(bind).transpose()?;
+        Ok(self.passes.add((part, batch, seq), bytes, StudentPass { pass, targets: state_targets, head }))
     }
 
     /// Caches what part `part` needs for the texts of `batches` (of epoch 0): its input, computed by the student's part
@@ -586,8 +671,8 @@ impl Trainer {
         let batches: Vec<Vec<usize>> = self.texts.held_out().chunks(self.options.batch).map(<[_]>::to_vec).collect();
         let (mut sum, mut texts) = (0.0, 0);
         for batch in &batches {
-            let [loss, _] = self.pass(self.parts.len() - 1, batch, false).map_err(|e| in_step(e, self.done))?;
-            sum += loss * self.options.accumulate as f64 * batch.len() as f64;
+            let losses = self.pass(self.parts.len() - 1, batch, false).map_err(|e| in_step(e, self.done))?;
+            sum += losses.all * self.options.accumulate as f64 * batch.len() as f64;
             texts += batch.len();
         }
         let loss = sum / texts.max(1) as f64;

@@ -485,6 +485,14 @@ mod command_line {
         let losses: Vec<f64> =
             report["held_out"].as_array().unwrap().iter().map(|of| of[1].as_f64().unwrap()).collect();
         assert!(losses[losses.len() - 1] < 0.9 * losses[0], "{losses:?}");
+        // By its logits, too.
+        let by_logits = dir.path().join("by-logits");
+        let mut args = args.to_vec();
+        args[2] = by_logits.to_str().unwrap();
+        let (json, _) = sparse24(args.into_iter().chain(["--objective", "logits"])).exits(0);
+        let report: Value = serde_json::from_str(&json).unwrap();
+        let logits = |step: usize| report["steps"][step]["logits"].as_f64().unwrap();
+        assert!(report["objective"] == "logits" && 0.0 < logits(39) && logits(39) < 0.9 * logits(0), "{report}");
 
         let args =
             ["bench", "--model", &model, "--seq", "16", "--ops", "dense,sparse24", "--vector", "1", "--device", "cpu"];

@@ -63,7 +63,7 @@ fn a_pruned_model_is_retrained_and_stays_pruned() {
 
     let report: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
     assert_eq!((&report["schema"], &report["steps"].as_array().map(Vec::len)), (&"sparse24-train/1".into(), &Some(60)));
-    for key in ["number", "loss", "similarity", "rate", "gradient"] {
+    for key in ["number", "loss", "similarity", "logits", "rate", "gradient"] {
         assert!(report["steps"][0][key].is_number(), "{key}: {}", report["steps"][0]);
     }
     assert_eq!(report["planned_steps"], 60);
@@ -260,6 +260,7 @@ fn what_cannot_be_retrained_is_refused() {
     (words["the"], words["dog"]) = (dog, the);
     swapped.write(Path::new(&other));
     refused(args(&other, &text), &["--steps", "2"], 1, &["--teacher", "tokenizer", "other ids"]);
+    refused(args(&dense, &text), &["--steps", "2", "--objective", "logits"], 1, &["no head", "no logits"]);
     refused(args(&dense, &text), &["--epochs", "0"], 2, &["above 0"]);
     refused(args(&dense, &text), &["--epochs", "1", "--minutes", "2"], 2, &["cannot be used with"]);
 }

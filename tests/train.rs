@@ -1,9 +1,13 @@
-//! Retraining as a whole, on a model of a few thousand weights: what a step, a resumed run and a bad input do.
+//! Retraining as a whole, on models of a few thousand weights: what a step, a resumed run and a bad input do.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use sparse24::graph::{Checkpoint, Sparsity};
+#[path = "common/tiny_llama.rs"]
+mod tiny_llama;
+
+use sparse24::graph::{Checkpoint, Model, Sparsity};
 use sparse24::models::bert::{BertConfig, Sizes};
-use sparse24::train::{Objective, SimilarityWeights, Step, TrainOptions, Trainer};
+use sparse24::reference::kl_divergence;
+use sparse24::train::{LogitsWeights, Objective, SimilarityWeights, Step, TrainOptions, Trainer};
 use sparse24::{Activation, DType, Device, HostWeights, Matrix, Options, VectorLen};
 
 const SIZES: Sizes =
@@ -276,4 +280,152 @@ fn embeddings_alone_are_learned() {
         assert_eq!(step.loss, step.embedding_loss);
     }
     assert!(trainer.evaluate().unwrap() < 0.6 * before);
+}
+
+/// A small language model, of 26 tokens, and the same pruned.
+fn language_models() -> [Checkpoint; 2] {
+    let dense = tiny_llama::tiny(DType::F32).into_iter().find(|model| model.name == "llama").unwrap().checkpoint;
+    let mut pruned = dense.clone();
+    pruned.prune(Sparsity::TwoFour(VectorLen::new(8).unwrap())).unwrap();
+    [dense, pruned]
+}
+
+/// Texts of 2 to 13 tokens; of another `seed` there are other ones.
+fn letters(seed: u32) -> Vec<Vec<u32>> {
+    (0..200u32).map(|i| (0..2 + i % 12).map(|t| (i * 7 + t * (13 + i % 5) + seed * (t + 3)) % 26).collect()).collect()
+}
+
+fn logits() -> TrainOptions {
+    TrainOptions { objective: Objective::Logits, learning_rate: 1e-2, ..options() }
+}
+
+fn language_trainer(device: &Device, steps: u64, options: TrainOptions) -> Trainer {
+    let [dense, pruned] = language_models();
+    Trainer::new(device, &pruned, &dense, letters(0), steps, options).unwrap()
+}
+
+/// The mean divergence of a model's next tokens from the dense one's, on texts that no run has.
+fn divergence(of: &Checkpoint) -> f64 {
+    let (device, texts) = (cpu(2), letters(5));
+    let logits = |model: &Checkpoint, text: &[u32]| {
+        let model = Model::new(&device, model).unwrap();
+        model.forward(1, text.len()).unwrap().run_on(&[text]).unwrap().to_array().mapv(f64::from)
+    };
+    let [dense, _] = language_models();
+    let (mut sum, mut tokens) = (0.0, 0);
+    for text in texts.iter().step_by(9) {
+        let (x, wanted) = (logits(of, text), logits(&dense, text));
+        let lengths = vec![1; text.len()];
+        sum += kl_divergence::exact(x.view(), wanted.view(), &lengths, 1, 1.0).0.iter().sum::<f64>();
+        tokens += text.len();
+    }
+    sum / f64::from(tokens as u32)
+}
+
+/// A language model that is compared by its logits, too, gives other texts' tokens more of the dense one's
+/// probabilities than one that is compared by its states alone.
+#[test]
+fn logits_are_learned() {
+    let [_, start] = language_models();
+    let run = |options: TrainOptions| {
+        let mut trainer = language_trainer(&cpu(2), 60, options);
+        let before = trainer.evaluate().unwrap();
+        let steps: Vec<Step> = std::iter::from_fn(|| trainer.step().unwrap()).collect();
+        let after = trainer.evaluate().unwrap();
+        (before, after, steps, trainer.result().unwrap())
+    };
+    let slow = TrainOptions { learning_rate: 3e-3, ..logits() };
+    let (before, after, steps, result) = run(slow.clone());
+    assert!(after < 0.8 * before, "{after} of {before}");
+    assert!(steps.iter().all(|step| step.logits_loss > 0.0 && step.logits_loss < step.loss));
+    assert!(steps[59].logits_loss < 0.8 * steps[0].logits_loss, "{steps:?}");
+    let (.., steps, by_states) = run(TrainOptions { objective: Objective::States, ..slow });
+    assert!(steps.iter().all(|step| step.logits_loss == 0.0));
+    let [start_at, by_logits, by_states] = [&start, &result, &by_states].map(divergence);
+    assert!(by_logits < 0.97 * by_states && by_states < 0.9 * start_at, "{start_at}, {by_states}, {by_logits}");
+    for ((name, before), (_, after)) in start.linears().zip(result.linears()) {
+        let HostWeights::Sparse24(before) = before else { unreachable!("{name}") };
+        let HostWeights::Sparse24(after) = after else { unreachable!("{name}") };
+        assert_eq!((before.vector(), before.meta()), (after.vector(), after.meta()), "{name}");
+        assert_ne!(before.values(), after.values(), "{name}");
+    }
+}
+
+/// What a step says of the logits is `divergence` times their mean divergence; the states count for what they are
+/// given.
+#[test]
+fn weights_of_logits_and_states_are_those_of_the_options() {
+    let step = |states, divergence| {
+        let options = TrainOptions { logits: LogitsWeights { states, divergence }, ..logits() };
+        language_trainer(&cpu(2), 9, options).step().unwrap().unwrap()
+    };
+    let (both, divergence, states) = (step(0.5, 2.0), step(0.0, 1.0), step(1.0, 0.0));
+    let near = |a: f64, b: f64| (a - b).abs() < 1e-5 * b;
+    assert!(divergence.loss == divergence.logits_loss && states.logits_loss == 0.0);
+    assert!(near(both.logits_loss, 2.0 * divergence.loss), "{both:?}, {divergence:?}");
+    assert!(near(both.loss - both.logits_loss, 0.5 * states.loss), "{both:?}, {states:?}");
+    assert!(divergence.grad_norm > 0.0 && states.grad_norm > 0.0);
+}
+
+/// Eight rows of logits at a time and what is computed twice, or all of a batch: the same but for the order of sums and
+/// the rounding of what is cached.
+#[test]
+fn logits_are_compared_in_little_memory() {
+    let run = |memory| {
+        let mut trainer = language_trainer(&cpu(2), 12, TrainOptions { memory, ..logits() });
+        std::iter::from_fn(|| trainer.step().unwrap()).map(|step| step.loss).collect::<Vec<_>>()
+    };
+    let (all, eight) = (run(1 << 30), run(1 << 10));
+    assert!(all != eight);
+    for (all, eight) in all.iter().zip(&eight) {
+        assert!((all - eight).abs() < 3e-3 * eight, "{all}, not {eight}");
+    }
+}
+
+#[test]
+fn a_run_by_logits_is_the_same_to_the_bit() {
+    // Whatever the threads, and in two sittings; runs of 256 rows and of eight.
+    for options in [logits(), TrainOptions { memory: FOR_SHORT_TEXTS, ..logits() }] {
+        let run = |threads| {
+            let mut trainer = language_trainer(&cpu(threads), 15, options.clone());
+            let steps: Vec<Step> = std::iter::from_fn(|| trainer.step().unwrap()).collect();
+            (steps, trainer.evaluate().unwrap(), weights(&trainer.result().unwrap()))
+        };
+        let one = run(1);
+        assert!(one == run(2) && one == run(5));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.safetensors");
+        let mut first = language_trainer(&cpu(2), 15, options.clone());
+        let mut steps: Vec<Step> = (0..13).map(|_| first.step().unwrap().unwrap()).collect();
+        first.save(&path, "").unwrap();
+        let mut rest = language_trainer(&cpu(2), 15, options.clone());
+        rest.resume(&path).unwrap();
+        steps.extend(std::iter::from_fn(|| rest.step().unwrap()));
+        assert!(one == (steps, rest.evaluate().unwrap(), weights(&rest.result().unwrap())));
+    }
+}
+
+/// Two batches to a step weigh as one of both.
+#[test]
+fn logits_of_several_batches_are_added_up() {
+    let step = |batch, accumulate| {
+        let options = TrainOptions { batch, accumulate, held_out: 0.5, ..logits() };
+        let texts: Vec<Vec<u32>> = (0..64u32).map(|i| (0..5).map(|t| (i * 7 + t * 13) % 26).collect()).collect();
+        let [dense, pruned] = language_models();
+        let mut trainer = Trainer::new(&cpu(2), &pruned, &dense, texts, 9, options).unwrap();
+        trainer.step().unwrap().unwrap()
+    };
+    let (once, twice) = (step(32, 1), step(16, 2));
+    assert!((once.loss - twice.loss).abs() < 1e-5 * once.loss, "{once:?}, {twice:?}");
+    assert!((once.logits_loss - twice.logits_loss).abs() < 1e-5 * once.logits_loss, "{once:?}, {twice:?}");
+    assert!((once.grad_norm - twice.grad_norm).abs() < 1e-4 * once.grad_norm, "{once:?}, {twice:?}");
+}
+
+/// A model without a head is refused.
+#[test]
+fn logits_need_a_head() {
+    let (device, teacher) = (cpu(2), dense(SIZES));
+    let options = TrainOptions { objective: Objective::Logits, ..options() };
+    let error = Trainer::new(&device, &pruned(&teacher), &teacher, texts(), 5, options).unwrap_err().to_string();
+    assert!(error.contains("no head") && error.contains("logits"), "{error}");
 }

@@ -32,10 +32,15 @@ Examples:
   sparse24 retrain pruned retrained --teacher model/minilm --input texts.txt --minutes 10
   sparse24 eval retrained --against model/minilm --pairs stsb-dev.csv
 
-What is pruned stays pruned: kept weights, biases and norms are trained, embeddings are not. Layers
-that are stored dense but are 2:4 keep their zeros, and so do those of which a tenth or more is zero. A tenth of the texts, at most
-256, is held out; the parameters with the least loss on them are written. Give text like that on
-which the model is to be used, as varied as that is.
+  # a language model, by its states and its probabilities of the next token
+  sparse24 retrain lm-pruned lm --teacher model/smollm2 --objective logits \\
+    --input texts.txt
+
+What is pruned stays pruned: kept weights, biases and norms are trained; embeddings and a language
+model's head are not. Layers that are stored dense but are 2:4 keep their zeros, and so do those of
+which a tenth or more is zero. A tenth of the texts, at most 256, is held out; the parameters with
+the least loss on them are written. Give text like that on which the model is to be used, as varied
+as that is.
 
 With --checkpoint a run that was interrupted goes on when the same command is given again, to the
 same bits as if it had not been (on the CPU). --minutes becomes a number of steps by a short
@@ -63,9 +68,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     steps: Option<u64>,
     /// What the model is to have from the teacher: its states and embeddings, all layers trained together (states), or
-    /// attention and feed-forward of each block one after the other (blocks: shorter steps); or the
-    /// embeddings alone.
-    #[arg(long, value_name = "states|blocks|embeddings", default_value = "states")]
+    /// attention and feed-forward of each block one after the other (blocks: shorter steps); or the embeddings alone;
+    /// or of a language model the states and, by their divergence, the probabilities of the next token (logits).
+    #[arg(long, value_name = "states|blocks|embeddings|logits", default_value = "states")]
     objective: Objective,
     /// Largest learning rate; 0.0004 unless given.
     #[arg(long, value_name = "RATE")]

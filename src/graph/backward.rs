@@ -15,12 +15,18 @@
 //! computed again before its gradients are, in buffers that all segments share (Chen et al. 2016, "Training Deep Nets
 //! with Sublinear Memory Cost"). That is one more forward pass of all segments but the last.
 //!
+//! A language model's logits are no values of a pass: they are compared some tokens at a time, and give the gradient of
+//! what its head reads ([`HeadLoss`]).
+//!
 //! Invariant: a pass that has run once allocates nothing on the device when it runs again, and is two submissions.
+
+mod head;
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
+pub use self::head::{HeadLoss, HeadPass};
 use super::checkpoint::{Checkpoint, HostParam};
 use super::forward::{Inputs, not_there};
 use super::{BackwardArgs, Graph, Input, Node, NodeArgs, NodeOperand, ParamId, ParamKind, Read, Rows, ValueId};
@@ -611,7 +617,7 @@ mod tests {
     }
 
     /// A checkpoint with one parameter moved along a direction of its kept elements.
-    fn moved(checkpoint: &Checkpoint, param: ParamId, direction: &Matrix, by: f32) -> Checkpoint {
+    pub(super) fn moved(checkpoint: &Checkpoint, param: ParamId, direction: &Matrix, by: f32) -> Checkpoint {
         let add = |m: &Matrix| {
             let (from, along) = (m.elements().to_f32(), direction.elements().to_f32());
             let sum: Vec<f32> = from.iter().zip(along).map(|(x, d)| x + by * d).collect();

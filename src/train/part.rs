@@ -39,9 +39,9 @@ pub(super) struct Cut {
     embedding: Option<ValueId>,
 }
 
-/// The parts of a graph for an objective; the last is the whole graph, but for a language model's head.
+/// The parts of a graph for an objective; the last is the whole graph, but for a language model's head: logits are
+/// compared some tokens at a time, by a pass of their own.
 pub(super) fn cuts(graph: &Graph, objective: Objective) -> Result<Vec<Cut>> {
-    // Logits are not compared, so that a language model's head is not run.
     let end = graph.head().map_or(graph.nodes().len(), |head| head.node);
     let last = graph.outputs().last().copied();
     let embedding = last.filter(|&value| graph.value(value).rows == Rows::Sequences);
@@ -58,6 +58,14 @@ pub(super) fn cuts(graph: &Graph, objective: Objective) -> Result<Vec<Cut>> {
             Err(Error::invalid("the model has no hidden states between its blocks to compare"))
         }
         Objective::States => Ok(vec![whole(states)]),
+        Objective::Logits => {
+            let no_head =
+                || Error::invalid("the model has no head, and so no logits to compare: it is no language model");
+            let head = graph.head().ok_or_else(no_head)?;
+            // The teacher's logits are computed from the state that its head reads.
+            let read = (!states.contains(&head.x)).then_some(head.x);
+            Ok(vec![whole(states.into_iter().chain(read).collect())])
+        }
         Objective::Embeddings => Ok(vec![whole(Vec::new())]),
         Objective::Blocks => {
             let mut cuts: Vec<Cut> = Vec::new();

@@ -105,6 +105,13 @@ impl Texts {
         batch.iter().map(|&text| Arc::clone(&self.ids[text])).collect()
     }
 
+    /// The rows of a batch's tokens that are no padding.
+    pub(super) fn real_rows(&self, batch: &[usize]) -> Vec<u32> {
+        let seq = self.seq(batch);
+        let of = |(at, &text): (usize, &usize)| (at * seq..at * seq + self.ids[text].len()).map(|row| row as u32);
+        batch.iter().enumerate().flat_map(of).collect()
+    }
+
     /// Tokens of each text of a batch, padding included.
     pub(super) fn seq(&self, batch: &[usize]) -> usize {
         let longest = batch.iter().map(|&text| self.ids[text].len()).max().unwrap_or(1);

@@ -252,7 +252,7 @@ pub struct Step {
     #[cfg_attr(feature = "report", serde(rename = "similarity"))]
     pub embedding_loss: f64,
     /// The part of `loss` that is due to the logits.
-    #[cfg_attr(feature = "cli", serde(rename = "logits"))]
+    #[cfg_attr(feature = "report", serde(rename = "logits"))]
     pub logits_loss: f64,
     /// The learning rate.
     pub rate: f64,

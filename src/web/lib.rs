@@ -5,6 +5,8 @@
 //! the reference, which computes for seconds, runs in the worker, so that the page's own thread stays free. Invariant:
 //! a row that is handed out was verified before it was timed.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use sparse24::measure::{self, Case, Ceilings, PlannedBy, Policy, Record, Request};
 use sparse24::models::LAYER_SHAPES;
@@ -12,7 +14,6 @@ use sparse24::report::file::File;
 use sparse24::report::page::{Page, PageInput};
 use sparse24::report::{Environment, Report, Skipped};
 use sparse24::{DType, Device, Matrix, Op, Options, Problem, VectorLen};
-use std::time::Duration;
 use wasm_bindgen::prelude::*;
 
 /// Seeds of weights and activations: a run measures the same numbers on every machine.

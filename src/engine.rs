@@ -480,8 +480,8 @@ impl Device {
         Self::adapters().into_iter().find(is_hardware)
     }
 
-    /// The device, just opened, by the name that a browser gives its GPU, if it gives one: wgpu does not tell it.
-    #[cfg(target_family = "wasm")]
+    /// A GPU that was just opened, by another name, unless that is empty: a browser tells a page what its GPU is, and
+    /// wgpu does not pass it on.
     pub fn called(mut self, name: &str) -> Self {
         if let (Inner::Gpu(gpu), false) = (&mut self.0, name.is_empty())
             && let Some(gpu) = Arc::get_mut(gpu)

@@ -443,7 +443,6 @@ impl Gpu {
         &self.info
     }
 
-    #[cfg(target_family = "wasm")]
     pub(crate) fn set_name(&mut self, name: &str) {
         name.clone_into(&mut self.info.name);
     }

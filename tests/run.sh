@@ -224,6 +224,7 @@ step "lints" cargo clippy --locked --all-targets -- -D warnings
 step "lints, library alone" cargo clippy --locked --all-targets --no-default-features -- -D warnings
 step "lints, compilers alone" cargo clippy --locked --all-targets --no-default-features --features compile -- -D warnings
 step "lints, with the hub" cargo clippy --locked --all-targets --features hub -- -D warnings
+step "lints, the page for browsers" cargo clippy --locked --all-targets -p sparse24-web -- -D warnings
 # The peers' Rust crate by its default feature: the others take ten minutes to compile. Python's syntax, where it is.
 step "peers in Rust" cargo clippy --locked --manifest-path benches/peers/rust/Cargo.toml -- -D warnings
 if command -v python3 >/dev/null; then

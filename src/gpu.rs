@@ -2,8 +2,8 @@
 //!
 //! The only file with `unsafe` towards the GPU, and with [`crate::engine`] the only one that names wgpu. Every wgpu
 //! call that can fail runs inside error scopes and comes back as an [`Error`]: wgpu's own answer to an uncaptured error
-//! is to panic. Invariant: programs run on bind groups that have exactly the bindings that they declare, each exactly as
-//! long as its operand.
+//! is to panic. Invariant: programs run on bind groups that have exactly the bindings that they declare, each exactly
+//! as long as its operand.
 //!
 //! What waits for the device is `async`. Outside a browser such a future is ready when it is first polled, for it waits
 //! itself; in a browser nothing may block, and the page's event loop wakes it. There error scopes could only be waited
@@ -18,12 +18,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use web_time::Instant;
+
 use crate::error::{Error, Result};
 use crate::kernels::{
     Architecture, Binding, BindingAccess, Caps, CoopCheck, CoopShape, CoopUnit, Program, Rates, ShaderChecks,
     check_len, check_result,
 };
 use crate::plan::Tuning;
+
+/// How long a callback that another thread has taken may be in coming.
+const CALLBACK: Duration = Duration::from_secs(2);
 
 /// What kind of hardware an adapter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,7 +164,7 @@ fn caps(
         cooperative_refused: known_wrong(info).map(str::to_owned),
         cooperative_scalars: info.backend == wgpu::Backend::Metal,
         emulates_cooperative: false,
-        // A browser's software adapter is SwiftShader, which takes five seconds to compile a kernel with unrolled loops.
+        // A browser's software adapter is SwiftShader, which takes seconds to compile a kernel with unrolled loops.
         unrolls: !(cfg!(target_family = "wasm") && info.device_type == wgpu::DeviceType::Cpu),
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
         workgroup_memory: limits.max_compute_workgroup_storage_size,
@@ -275,6 +280,8 @@ pub struct Gpu {
     staging: Mutex<Option<wgpu::Buffer>>,
     clocks: Mutex<Vec<Clock>>,
     lost: Arc<Mutex<Option<String>>>,
+    /// What a browser has reported of earlier calls, until a call returns it.
+    reported: Arc<Mutex<Option<wgpu::Error>>>,
 }
 
 /// How a program's bindings are used.
@@ -343,12 +350,18 @@ impl Adapter {
             let text = if message.is_empty() { format!("{reason:?}") } else { message };
             *lock(&slot) = Some(text);
         });
-        // Errors outside a scope can only come from the caller's own use of the device, or from its loss.
-        let slot = Arc::clone(&lost);
+        // Errors outside a scope can only come from the caller's own use of the device, or from its loss; in a browser
+        // there are no scopes.
+        let (slot, reported) = (Arc::clone(&lost), Arc::new(Mutex::new(None)));
+        let earlier = Arc::clone(&reported);
         device.on_uncaptured_error(Arc::new(move |error| {
-            lock(&slot).get_or_insert_with(|| error.to_string());
+            if cfg!(target_family = "wasm") {
+                lock(&earlier).get_or_insert(error);
+            } else {
+                lock(&slot).get_or_insert_with(|| error.to_string());
+            }
         }));
-        let mut gpu = Gpu::new(device, queue, self.info, checks, lost)?;
+        let mut gpu = Gpu::new(device, queue, self.info, checks, lost, reported)?;
         if tested {
             gpu.check_cooperative().await;
         }
@@ -404,7 +417,7 @@ impl Gpu {
     pub(crate) fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue, checks: ShaderChecks) -> Result<Self> {
         let info = device.adapter_info();
         let caps = caps(device.features(), &device.limits(), &info, &[]);
-        Self::new(device, queue, describe(info, caps), checks, Arc::default())
+        Self::new(device, queue, describe(info, caps), checks, Arc::default(), Arc::default())
     }
 
     fn new(
@@ -413,6 +426,7 @@ impl Gpu {
         info: AdapterInfo,
         checks: ShaderChecks,
         lost: Arc<Mutex<Option<String>>>,
+        reported: Arc<Mutex<Option<wgpu::Error>>>,
     ) -> Result<Self> {
         let nothing = scoped(&device, &lost, "set up device", || {
             device.create_buffer(&wgpu::BufferDescriptor {
@@ -435,6 +449,7 @@ impl Gpu {
             tuning: Mutex::default(),
             staging: Mutex::default(),
             clocks: Mutex::default(),
+            reported,
             lost,
         })
     }
@@ -460,7 +475,11 @@ impl Gpu {
     }
 
     fn scoped<T>(&self, what: &str, call: impl FnOnce() -> T) -> Result<T> {
-        scoped(&self.device, &self.lost, what, call)
+        let result = scoped(&self.device, &self.lost, what, call)?;
+        match lock(&self.reported).take() {
+            None => Ok(result),
+            Some(error) => Err(error_of(&self.device, what, error)),
+        }
     }
 
     /// A buffer of `bytes`, rounded up to whole words, that starts with the given content and goes on with zeros.
@@ -562,8 +581,15 @@ impl Gpu {
             return Ok(Some(signal.await));
         }
         self.wait()?;
-        let mut slot = lock(&signal.0);
-        Ok(slot.0.take())
+        // Another thread that waits may have taken this one's callback, and be about to call it.
+        let start = Instant::now();
+        loop {
+            let brought = lock(&signal.0).0.take();
+            if brought.is_some() || lock(&self.lost).is_some() || start.elapsed() > CALLBACK {
+                return Ok(brought);
+            }
+            std::thread::yield_now();
+        }
     }
 
     /// As [`Gpu::wait`], without blocking.
@@ -883,15 +909,16 @@ fn scoped<T>(device: &wgpu::Device, lost: &Mutex<Option<String>>, what: &str, ca
     if let Some(reason) = &*lock(lost) {
         return Err(Error::device_lost(reason));
     }
+    error.map_or(Ok(result), |error| Err(error_of(device, what, error)))
+}
+
+/// What wgpu reported, as this crate's error.
+fn error_of(device: &wgpu::Device, what: &str, error: wgpu::Error) -> Error {
     match error {
-        None => Ok(result),
-        Some(wgpu::Error::OutOfMemory { .. }) => Err(Error::out_of_memory(what)),
-        Some(wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. }) => {
+        wgpu::Error::OutOfMemory { .. } => Error::out_of_memory(what),
+        wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. } => {
             let reason = description.split_whitespace().collect::<Vec<_>>().join(" ");
-            if is_lost(device) {
-                return Err(Error::device_lost(reason));
-            }
-            Err(Error::gpu(what, reason))
+            if is_lost(device) { Error::device_lost(reason) } else { Error::gpu(what, reason) }
         }
     }
 }

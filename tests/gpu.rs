@@ -252,6 +252,25 @@ fn tensors_come_back_as_they_went() {
 }
 
 /// Writes are whole words, so an odd number of f16 elements would take its neighbour in a caller's buffer along.
+/// A thread that waits may be the one that calls another's callbacks: each gets its own numbers all the same.
+#[test]
+#[ignore = "needs a GPU"]
+fn threads_that_read_from_one_device_get_their_own() {
+    let Some(device) = gpu() else { return };
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let device = &device;
+            scope.spawn(move || {
+                for round in 0..200 {
+                    let numbers = [thread as f32, round as f32];
+                    let own = device.upload(&Matrix::from_f32(1, 2, &numbers).unwrap()).unwrap();
+                    assert_eq!(device.read(&own).unwrap().elements().to_f32(), numbers);
+                }
+            });
+        }
+    });
+}
+
 #[test]
 #[ignore = "needs a GPU"]
 fn a_write_that_would_reach_past_its_tensor_is_refused() {

@@ -216,19 +216,27 @@ fn the_server_stays_in_its_folder() {
     }
     let server = Server::start(&folder);
     let address = server.url.trim_start_matches("http://").trim_end_matches('/').to_owned();
-    let get = |path: &str| {
+    let ask = |method: &str, path: &str| {
         let mut stream = std::net::TcpStream::connect(&address).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
     };
+    let get = |path: &str| ask("GET", path);
     assert!(get("/").ends_with("the page") && get("/index.html?x=1").ends_with("the page"));
     assert!(get("/a.wasm").to_lowercase().contains("content-type: application/wasm"));
-    for path in ["/../secret.html", "/%2e%2e/secret.html", "//secret.html", "/.hidden", "/missing.js", "/page/"] {
+    let absolute = format!("/{}", dir.path().join("secret.html").display());
+    for path in ["/../secret.html", "/%2e%2e/secret.html", &absolute, "/.hidden", "/missing.js", "/page/"] {
         let answer = get(path);
         assert!(answer.starts_with("HTTP/1.1 404"), "{path}: {answer}");
     }
+    // What never ends is not begun.
+    #[cfg(unix)]
+    assert!(get("//dev/zero").starts_with("HTTP/1.1 404"));
+    assert!(ask("POST", "/").starts_with("HTTP/1.1 404"));
+    let head = ask("HEAD", "/");
+    assert!(head.starts_with("HTTP/1.1 200") && !head.contains("the page"), "{head}");
     let missing = dir.path().join("nothing");
     let error = sparse24(["web", missing.to_str().unwrap()]).refused(1);
     assert!(error.contains("`bash src/web/build.sh` makes the page"), "{error}");

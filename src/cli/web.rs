@@ -51,8 +51,11 @@ fn answer(folder: &Path, request: Request) -> std::io::Result<()> {
     };
     let is_plain = name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c)) && !name.starts_with('.');
     let is_read = matches!(request.method(), Method::Get | Method::Head);
-    let (status, kind, body) = match fs::read(folder.join(name)) {
-        Ok(body) if is_plain && is_read => (200, kind_of(name), body),
+    let path = folder.join(name);
+    // Before anything is opened: a name may be absolute, or that of a pipe.
+    let is_served = is_plain && is_read && path.metadata().is_ok_and(|file| file.is_file());
+    let (status, kind, body) = match is_served.then(|| fs::read(path)) {
+        Some(Ok(body)) => (200, kind_of(name), body),
         _ => (404, "text/plain; charset=utf-8", b"not found\n".to_vec()),
     };
     let mut response = Response::from_data(body).with_status_code(StatusCode(status));

@@ -26,9 +26,9 @@ case ${1:-} in
         ;;
     -*) die "$1 is no option; see --help" ;;
 esac
+out=$(realpath -m "${1:-$(dirname "${BASH_SOURCE[0]}")/../../target/web}")
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
-out=${1:-$root/target/web}
 cd "$root"
 
 sysroot=$(rustc --print sysroot)
@@ -47,7 +47,9 @@ if [[ -z $bindgen || $("$bindgen" --version) != "wasm-bindgen $version" ]]; then
     bindgen=$target/tools/bin/wasm-bindgen
     if [[ ! -x $bindgen || $("$bindgen" --version) != "wasm-bindgen $version" ]]; then
         say "==> wasm-bindgen $version"
-        cargo install --root "$target/tools" --version "$version" wasm-bindgen-cli
+        # With the versions that it was released with, or where one of those cannot be had, with others.
+        cargo install --locked --root "$target/tools" --version "$version" wasm-bindgen-cli ||
+            cargo install --root "$target/tools" --version "$version" wasm-bindgen-cli
     fi
 fi
 
@@ -59,7 +61,7 @@ trap 'rm -rf "$made"' EXIT
     "$target/wasm32-unknown-unknown/release/sparse24_web.wasm"
 wasm=$made/sparse24_web_bg.wasm
 if command -v wasm-opt >/dev/null; then
-    wasm-opt -O --all-features "$wasm" -o "$wasm.small" && mv "$wasm.small" "$wasm"
+    wasm-opt -O "$wasm" -o "$wasm.small" && mv "$wasm.small" "$wasm"
 else
     say "    no wasm-opt: going on without"
 fi

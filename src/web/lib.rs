@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sparse24::engine::{AdapterKind, DeviceInfo};
 use sparse24::measure::{self, Case, Ceilings, PlannedBy, Policy, Record, Request};
 use sparse24::models::LAYER_SHAPES;
 use sparse24::report::file::File;
@@ -75,6 +76,8 @@ pub struct Session {
     rows: Vec<Record>,
     skipped: Vec<Skipped>,
     command: String,
+    /// The browser and its system.
+    place: [String; 2],
 }
 
 #[wasm_bindgen]
@@ -83,10 +86,24 @@ impl Session {
     pub async fn open(place: String) -> Result<Session, JsError> {
         let Place { browser, os, gpu, url } = serde_json::from_str(&place)?;
         let device = Device::open_async("auto", Options::default()).await?.called(&gpu);
+        if device.caps().is_none() {
+            return Err(JsError::new("the browser gives its workers no GPU"));
+        }
         let command = format!("sparse24 web, then {url}");
-        let environment = Environment::new(&device, &POLICY, SEEDS[0], command.clone()).in_browser(browser, os);
+        let environment = Environment::new(&device, &POLICY, SEEDS[0], command.clone());
+        let environment = environment.in_browser(browser.clone(), os.clone());
         let (ceilings, rows, skipped) = (Ceilings::default(), Vec::new(), Vec::new());
-        Ok(Self { device, environment, ceilings, rows, skipped, command })
+        Ok(Self { device, environment, ceilings, rows, skipped, command, place: [browser, os] })
+    }
+
+    /// Begins a run, which forgets the one before.
+    pub fn begin(&mut self) {
+        let [browser, os] = self.place.clone();
+        let environment = Environment::new(&self.device, &POLICY, SEEDS[0], self.command.clone());
+        self.environment = environment.in_browser(browser, os);
+        self.ceilings = Ceilings::default();
+        self.rows.clear();
+        self.skipped.clear();
     }
 
     /// What the GPU is and what it offers, as JSON.
@@ -188,7 +205,7 @@ impl Session {
 
 /// Whether the adapter computes on the processor.
 fn is_software(device: &Device) -> bool {
-    matches!(device.info(), sparse24::engine::DeviceInfo::Gpu(gpu) if gpu.kind == sparse24::engine::AdapterKind::Software)
+    matches!(device.info(), DeviceInfo::Gpu(gpu) if gpu.kind == AdapterKind::Software)
 }
 
 /// A file by its name.

@@ -5,11 +5,16 @@ const status = (text) => { at("status").textContent = text; };
 
 const waiting = new Map();
 let worker = null;
+let broken = null;
 let last = 0;
 
 function call(name, args = [], progress = null) {
   const id = ++last;
   return new Promise((resolve, reject) => {
+    if (broken) {
+      reject(broken);
+      return;
+    }
     waiting.set(id, { resolve, reject, progress });
     worker.postMessage({ id, call: name, args });
   });
@@ -29,7 +34,8 @@ function listen() {
   };
   worker.onerror = (event) => {
     event.preventDefault();
-    for (const { reject } of waiting.values()) reject(new Error(event.message || "the worker could not be started"));
+    broken = new Error(event.message || "this browser cannot start the page’s worker");
+    for (const { reject } of waiting.values()) reject(broken);
     waiting.clear();
   };
 }
@@ -40,7 +46,8 @@ function browser() {
   const own = brands.find((brand) => !/not.?a.?brand|^chromium$/i.test(brand.brand)) ?? brands.at(-1);
   const full = navigator.userAgent.match(/(Firefox|Edg|OPR|HeadlessChrome|Chrome|Version)\/([\d.]+)/);
   const version = full?.[2] ?? own?.version ?? "";
-  const name = own?.brand ?? { Version: "Safari", Edg: "Edge", OPR: "Opera" }[full?.[1]] ?? full?.[1] ?? "unknown browser";
+  const others = { Version: "Safari", Edg: "Edge", OPR: "Opera" };
+  const name = own?.brand ?? others[full?.[1]] ?? full?.[1] ?? "unknown browser";
   return `${name} ${version}`.trim();
 }
 
@@ -93,10 +100,17 @@ async function report() {
 async function measure(set) {
   at("start").disabled = true;
   at("running").hidden = false;
+  at("rows").replaceChildren();
+  at("clock").textContent = "";
+  own = null;
   const now = (text) => { at("now").textContent = text; };
+  let lost = false;
   try {
+    await call("begin");
     const layers = await call("layers", [set]);
     const share = (done) => { at("bar").value = done / (layers.length + 1); };
+    say("Measuring has begun.");
+    share(0);
     let done = 0;
     for (const layer of layers) {
       const what = `${layer.name} ${layer.m}x${layer.n}x${layer.k} ${layer.dtype}`;
@@ -104,34 +118,46 @@ async function measure(set) {
       try {
         show(await call("measure", [layer], (part) => share(done + part)));
       } catch (error) {
-        await call("skip", [what, error.message]);
         say(`${what} was not measured: ${error.message}`);
-        if (/lost/.test(error.message)) throw error;
+        lost = /lost/.test(error.message);
+        if (lost || broken) throw error;
+        await call("skip", [what, error.message]);
       }
       share(++done);
       if (done === 1) {
         now("What this GPU can do at most");
-        await call("ceilings");
+        await call("ceilings").catch((error) => say(`What this GPU can do at most is not known: ${error.message}`));
       }
     }
     share(layers.length + 1);
     now("Done");
-    own = await call("json");
-    await report();
   } catch (error) {
     now(`Stopped: ${error.message}`);
   }
-  at("start").disabled = false;
+  // What was measured until then is kept.
+  try {
+    if (at("rows").children.length > 0) {
+      own = await call("json");
+      await report();
+    }
+    say(lost ? "The GPU is gone: reload the page to measure again." : `${at("now").textContent}.`);
+  } catch (error) {
+    say(error.message);
+  }
+  at("start").disabled = lost;
 }
 
 async function add(files) {
-  for (const file of files) {
-    const text = await file.text();
+  // A list of the browser's own changes while files are read.
+  for (const file of [...files]) {
+    say(`Reading ${file.name} …`);
+    let text;
     try {
-      // Whether it can be read at all.
+      text = await file.text();
+      // Whether it is a file of results.
       await call("html", [[{ name: file.name, text }]]);
     } catch (error) {
-      say(error.message);
+      say(error.message.includes(file.name) ? error.message : `${file.name}: ${error.message}`);
       continue;
     }
     added.push({ name: file.name, text });
@@ -144,13 +170,19 @@ async function add(files) {
 function save() {
   const url = URL.createObjectURL(new Blob([own], { type: "application/json" }));
   const link = Object.assign(document.createElement("a"), { href: url, download: "sparse24-web.json" });
+  document.body.append(link);
   link.click();
-  URL.revokeObjectURL(url);
+  link.remove();
+  // Some browsers read it later.
+  setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
 
 async function copy() {
+  if (!navigator.clipboard) throw new Error("the browser gives its clipboard to pages with HTTPS alone");
   const files = [...(own ? [{ name: "this device", text: own }] : []), ...added];
-  await navigator.clipboard.writeText(await call("markdown", [files]));
+  // A promise, because the click counts for as long as nothing was awaited.
+  const text = call("markdown", [files]).then((markdown) => new Blob([markdown], { type: "text/plain" }));
+  await navigator.clipboard.write([new ClipboardItem({ "text/plain": text })]);
   say("The report is in the clipboard, as Markdown.");
 }
 
@@ -160,12 +192,18 @@ at("form").addEventListener("submit", (event) => {
 });
 at("download").addEventListener("click", save);
 at("copy").addEventListener("click", () => copy().catch((error) => say(error.message)));
-at("files").addEventListener("change", (event) => add(event.target.files));
+at("files").addEventListener("change", async (event) => {
+  await add(event.target.files);
+  event.target.value = "";
+});
+addEventListener("dragenter", () => document.body.classList.add("dropping"));
 addEventListener("dragover", (event) => {
   event.preventDefault();
   document.body.classList.add("dropping");
 });
-addEventListener("dragleave", () => document.body.classList.remove("dropping"));
+addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) document.body.classList.remove("dropping");
+});
 addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dropping");
@@ -174,7 +212,7 @@ addEventListener("drop", (event) => {
 
 try {
   listen();
-  if (!navigator.gpu) throw new Error("this browser has no WebGPU. Chrome, Edge, Safari 26 and Firefox 141 have it");
+  if (!navigator.gpu) throw new Error("this browser has no WebGPU, or not on this system");
   const gpu = await gpuName();
   if (gpu === null) throw new Error("the browser offers no GPU: it may be blocked, or switched off in the settings");
   const url = location.origin + location.pathname;

@@ -10,6 +10,7 @@ const calls = {
     session = await Session.open(JSON.stringify(place));
     return JSON.parse(session.about());
   },
+  begin: () => session.begin(),
   layers: (set) => JSON.parse(session.layers(set)),
   ceilings: () => session.measure_ceilings(),
   async measure(layer, id) {

@@ -5,9 +5,9 @@
 //! the number of tokens divides.
 //!
 //! **Few tokens** ([`columns`]). The weights' bytes are the cost. W is k-major, so Y is a sum of its rows, each times
-//! one activation: four or eight of them at a time are added to sums that stay in a cache. Each weight is read once, in long
-//! runs, widened and masked in registers. For a task to read whole rows, so that one run goes on where the last row
-//! ended, k is cut into parts, and their sums are added up at the end.
+//! one activation: four or eight of them at a time are added to sums that stay in a cache. Each weight is read once, in
+//! long runs, widened and masked in registers. For a task to read whole rows, so that one run goes on where the last
+//! row ended, k is cut into parts, and their sums are added up at the end.
 #![allow(unsafe_code, reason = "kernels over vector instructions; the gemm crate takes pointers")]
 #![allow(clippy::needless_range_loop, reason = "counters of loops that are unrolled, over arrays of registers")]
 
@@ -198,9 +198,9 @@ const SUM_BYTES: usize = 64 << 10;
 /// k of a task, about: a task reads its rows of W in a few long runs.
 const TASK_ROWS: usize = 192;
 
-/// Parts that k is cut into, each with sums of its own: a multiple of the first, and at most the second.
-const LEAST_PARTS: usize = 4;
-const MOST_PARTS: usize = 64;
+/// Parts that k is cut into, each with sums of its own: about a multiple of the first, and at most the second.
+const MIN_PARTS: usize = 4;
+const MAX_PARTS: usize = 64;
 
 /// Features whose sums over the parts of k are added up at a time.
 const FOLD: usize = 512;
@@ -212,7 +212,7 @@ pub(super) fn columns(pool: &Pool, scratch: &Scratch, problem: &Problem, w: &Den
     // Kernels exist for powers of two; tokens past the last are zero.
     let tokens = n.next_power_of_two();
     // By the shape alone, as the parts decide in which order sums are formed.
-    let parts = (LEAST_PARTS * k.div_ceil(LEAST_PARTS * TASK_ROWS)).clamp(1, MOST_PARTS);
+    let parts = (MIN_PARTS * k.div_ceil(MIN_PARTS * TASK_ROWS)).clamp(1, MAX_PARTS);
     let depth = k.div_ceil(parts).max(AT_ONCE);
     let parts = k.div_ceil(depth);
     let panels = w.stride.div_ceil(SUM_BYTES / 4 / tokens).max(pool.len().div_ceil(parts.max(1)));

@@ -7,7 +7,7 @@
 use std::alloc::Layout;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytemuck::{Pod, Zeroable};
 
@@ -80,10 +80,11 @@ fn lines_of<T>(len: usize) -> usize {
 }
 
 /// Memory for what is read from end to end, in pieces that follow each other in large blocks, for which the system is
-/// asked for large pages: with pages of 4 KiB the processor looks up a page for every 64 lines, and hardware prefetchers
-/// begin anew in each. A single matrix is often smaller than a large page. A block is given back with its last piece.
+/// asked for large pages: with pages of 4 KiB the processor looks up a page for every 64 lines, and hardware
+/// prefetchers begin anew in each. A single matrix is often smaller than a large page. A block is given back with its
+/// last piece, and not before.
 #[derive(Debug, Default)]
-pub(crate) struct Arena(Mutex<Option<(Arc<Block>, usize)>>);
+pub(crate) struct Arena(Mutex<Option<(Weak<Block>, usize)>>);
 
 /// Lines of an [`Arena`] that nobody else has.
 #[derive(Debug)]
@@ -117,27 +118,19 @@ impl Arena {
     /// `len` zeros.
     pub(super) fn zeros<T: Pod>(&self, len: usize) -> Aligned<T> {
         let lines = lines_of::<T>(len);
-        let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = present.as_ref().is_some_and(|(block, used)| block.lines - used >= lines);
         if lines == 0 {
             return Aligned::EMPTY;
         }
-        if !room && lines > Block::LINES / 4 {
+        let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = present.as_ref().and_then(|(block, used)| Some((block.upgrade()?, *used)));
+        let (block, used) = match room.filter(|(block, used)| block.lines - used >= lines) {
+            Some(room) => room,
             // What would leave much of a block unused has its own.
-            let block = Arc::new(Block::new(lines));
-            return block.piece(0, lines).holding(len);
-        }
-        if !room {
-            *present = Some((Arc::new(Block::new(Block::LINES)), 0));
-        }
-        match &mut *present {
-            Some((block, used)) => {
-                let piece = block.piece(*used, lines);
-                *used += lines;
-                piece.holding(len)
-            }
-            None => Aligned::EMPTY,
-        }
+            None if lines > Block::LINES / 4 => return Arc::new(Block::new(lines)).piece(0, lines).holding(len),
+            None => (Arc::new(Block::new(Block::LINES)), 0),
+        };
+        *present = Some((Arc::downgrade(&block), used + lines));
+        block.piece(used, lines).holding(len)
     }
 }
 
@@ -342,5 +335,39 @@ impl Cpu {
             // SAFETY: each task has a part of its own.
             work(task, strip, unsafe { own.part(task * own_len..(task + 1) * own_len) });
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    /// Pieces lie in one block until it is full, are zero whatever lay there before, and take it along with the last.
+    #[test]
+    fn a_block_is_shared_and_goes_with_its_last_piece() {
+        let arena = Arena::default();
+        let block = || arena.0.lock().unwrap().as_ref().map(|(block, _)| block.clone()).unwrap();
+        let (mut a, b) = (arena.zeros::<f32>(100), arena.zeros::<u16>(33));
+        assert_eq!((a.len(), b.len()), (100, 33));
+        let starts = [a.as_ptr().addr(), b.as_ptr().addr()];
+        assert!(starts.iter().all(|start| start.is_multiple_of(size_of::<Line>())));
+        a.fill(1.0);
+        assert!(b.iter().all(|&x| x == 0));
+        let first = block();
+        assert_eq!(first.strong_count(), 2);
+        // What does not fit, and would leave much of a new block unused, has one of its own.
+        let own = arena.zeros::<f32>(16 << 20);
+        assert!(own.iter().all(|&x| x == 0.0) && first.strong_count() == 2);
+        drop((a, b));
+        assert_eq!(first.strong_count(), 0);
+        let c = arena.zeros::<f32>(100);
+        assert!(c.iter().all(|&x| x == 0.0) && block().strong_count() == 1);
+        assert_eq!(arena.zeros::<f32>(0).len(), 0);
+        // What grows beyond its piece keeps its numbers.
+        let mut grown = c;
+        grown.fill(2.0);
+        grown.resize(200);
+        assert!(grown[..100].iter().all(|&x| x == 2.0) && grown[112..].iter().all(|&x| x == 0.0));
     }
 }

@@ -1,11 +1,12 @@
 //! The threads that compute: the caller's own, and helpers that wait a moment for the next call before they sleep.
 //!
-//! A language model that makes one token at a time runs hundreds of calls in a row, of 5 to 100 µs each. The thread that
-//! runs them takes tasks like all others, so that no call is handed over and none has to be waited for asleep; helpers
-//! spin for [`SPIN`] after a call, so that the next one need not wake them. Who is there takes the next task: a helper
-//! that the system keeps from running delays nothing but what it has begun.
+//! A language model that makes one token at a time runs hundreds of calls in a row, of 5 to 100 µs each. The thread
+//! that runs them takes tasks like all others, so that no call is handed over and none has to be waited for asleep;
+//! helpers spin for [`SPIN`] after a call, so that the next one need not wake them. Who is there takes the next task: a
+//! helper that the system keeps from running delays nothing but what it has begun.
 //!
-//! Invariant: every task of [`Pool::each`] runs once, and none after it has returned.
+//! Invariant: every task of [`Pool::each`] runs once, unless one before it in its share panics, and none after it has
+//! returned.
 #![allow(unsafe_code, reason = "tasks on the caller's stack, which other threads run")]
 
 use std::any::Any;
@@ -76,11 +77,11 @@ impl Pool {
         }
     }
 
-    /// How many pieces each of some tasks is cut into, for all threads to have some; at most `most`.
-    pub(super) fn cuts(&self, tasks: usize, most: usize) -> usize {
+    /// How many pieces each of some tasks is cut into, for all threads to have some; at most `max`.
+    pub(super) fn cuts(&self, tasks: usize, max: usize) -> usize {
         match self.len() {
             1 => 1,
-            threads => (4 * threads).div_ceil(tasks.max(1)).clamp(1, most),
+            threads => (4 * threads).div_ceil(tasks.max(1)).clamp(1, max),
         }
     }
 }
@@ -131,18 +132,18 @@ struct State(u64);
 
 impl State {
     const BITS: u32 = 12;
-    const MOST: usize = (1 << Self::BITS) - 1;
+    const MAX: usize = (1 << Self::BITS) - 1;
 
     fn call(self) -> u64 {
         self.0 >> (2 * Self::BITS)
     }
 
     fn shares(self) -> usize {
-        (self.0 >> Self::BITS) as usize & Self::MOST
+        (self.0 >> Self::BITS) as usize & Self::MAX
     }
 
     fn taken(self) -> usize {
-        self.0 as usize & Self::MOST
+        self.0 as usize & Self::MAX
     }
 
     /// The next call, of so many shares.
@@ -168,7 +169,7 @@ impl Helpers {
         if shared.busy.swap(true, Ordering::Acquire) {
             return (0..tasks).for_each(task);
         }
-        let shares = tasks.min(SHARES * (self.threads.len() + 1)).min(State::MOST);
+        let shares = tasks.min(SHARES * (self.threads.len() + 1)).min(State::MAX);
         let call = Call { task, tasks };
         shared.done.0.store(0, Ordering::Relaxed);
         shared.call.store((&raw const call).cast_mut().cast(), Ordering::Relaxed);

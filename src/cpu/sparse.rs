@@ -20,9 +20,10 @@
 //! second-level cache is asked for what comes 2 KiB later in each. One thread of the Xeon below, f16, V = 1, GB/s, in
 //! matrices of LLMs' sizes where plain reading has 17 to 19: one run 8, two 11, four 14, four asked for ahead 15 to 17.
 //!
-//! On a Xeon with AVX-512 (Emerald Rapids, 48 KiB and 2 MiB of first- and second-level cache) a copy of this loop alone,
-//! in the fastest of 120 to 250 runs, does 58 to 67 % of the multiply-adds at V = 1 and at 80 to 85 % at V = 32, with the panel in the second-level cache; at
-//! 70 % with everything in the first. V = 1 is limited by loads: the loop reaches 82 % if two rows share every load.
+//! On a Xeon with AVX-512 (Emerald Rapids, 48 KiB and 2 MiB of first- and second-level cache) a copy of this loop
+//! alone, in the fastest of 120 to 250 runs, does 58 to 67 % of the multiply-adds at V = 1 and at 80 to 85 % at V = 32,
+//! with the panel in the second-level cache; at 70 % with everything in the first. V = 1 is limited by loads: the loop
+//! reaches 82 % if two rows share every load.
 //!
 //! An output's sum is formed by one thread, in f32: in increasing k by `gather`, and by `gemv` in as many parts as
 //! there are lanes of its row, each of two runs of k that depend on the length of a step, added up at the end.
@@ -43,8 +44,8 @@
 //! - Few tokens: rows contiguous along k, which need no sums in memory, 1.02 to 1.15 times the speed, but many tokens
 //!   want the order that there is. Codes beside their values, no difference. Four runs of k in one block, 0.86 to 1.04
 //!   times the speed of two in each of two blocks (Emerald Rapids).
-//! - Few tokens: asking for values and codes by the pair, with the exact place of the next run, 1.8 ns of arithmetic
-//!   in place of 1.3 and no faster. Asking the first-level cache, which has 16 lines under way at most: 13 GB/s at most.
+//! - Few tokens: asking for values and codes by the pair, with the exact place of the next run, 1.8 ns of arithmetic in
+//!   place of 1.3 and no faster. Asking the first-level cache, which has 16 lines under way at most: 13 GB/s at most.
 //! - Asking for the next row's sums, or the next strip of activations to be packed, ahead of time: no difference.
 #![allow(unsafe_code, reason = "kernels over vector instructions; threads write disjoint parts of buffers")]
 #![allow(clippy::needless_range_loop, reason = "counters of loops that are unrolled, over arrays of registers")]
@@ -777,7 +778,8 @@ mod tests {
     use crate::prune;
     use crate::simd::SimdLevel;
 
-    /// Every step of k, from one unit to all of them, and every cut of a block's pairs among threads gives the same bits.
+    /// Every step of k, from one unit to all of them, and every cut of a block's pairs among threads gives the same
+    /// bits.
     #[test]
     fn sums_depend_neither_on_caches_nor_on_threads() {
         // A block and a part of one; a last unit that is not whole.

@@ -141,7 +141,7 @@ pub struct LogitsWeights {
     /// Of the loss of each hidden state; 1 as in [`Objective::States`].
     pub states: f64,
     /// Of the mean divergence over tokens, in nats; 4. On a model of a few thousand weights 0, 16 and 64 leave a larger
-    /// divergence on other texts, and 1 does at low learning rates; no larger model chose it.
+    /// divergence on other texts, and 1 does at low learning rates; it was tuned on no larger model.
     pub divergence: f64,
 }
 
@@ -252,7 +252,7 @@ pub struct Step {
     #[cfg_attr(feature = "report", serde(rename = "similarity"))]
     pub embedding_loss: f64,
     /// The part of `loss` that is due to the logits.
-    #[cfg_attr(feature = "report", serde(rename = "logits"))]
+    #[cfg_attr(feature = "report", serde(rename = "logits", default))]
     pub logits_loss: f64,
     /// The learning rate.
     pub rate: f64,

@@ -540,6 +540,22 @@ fn what_a_file_calls_noise_is_no_figure() {
     assert!(section.contains("within noise") && section.contains("beyond noise"), "{section}");
 }
 
+/// A language model can lose more than correlations and cosines can be.
+#[test]
+fn a_language_models_drop_is_in_nats() {
+    let mut lost = sensitivity(&[("layer.0", 1, 3.5)]);
+    lost["settings"]["metric"] = json!("log_likelihood");
+    let of_encoder = sensitivity(&[("layer.0", 1, 3.5)]);
+    let folder = folder(&[("lm.json", &lost), ("encoder.json", &of_encoder)]);
+    exits(folder.path(), 0, &["report", "lm.json", "--out", "page.html"]);
+    let section = section(&read(&folder, "page.html"), "sensitivity").to_owned();
+    assert!(
+        section.contains("drop of a token&#x27;s mean log-probability (nats)") && section.contains("3.50000"),
+        "{section}"
+    );
+    exits(folder.path(), 1, &["report", "encoder.json", "--out", "page.html"]);
+}
+
 #[test]
 fn a_pass_within_the_spread_of_dense_is_said_to_be() {
     let mut model = model(&[("dense", None, 300.0), ("auto", Some(1), 290.0), ("auto", Some(32), 200.0)]);

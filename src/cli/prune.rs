@@ -339,6 +339,10 @@ impl Args {
             "--pairs and --input are what --max-drop and --target-speedup choose by, and --input what --retrain reads"
         );
         ensure_usage!(
+            self.chooses() || self.metric.windows.is_none(),
+            "--windows is of the metric that --max-drop chooses by"
+        );
+        ensure_usage!(
             self.retrain.is_some() || self.metric.pairs.is_none() || self.metric.input.is_none(),
             "--pairs and --input are two metrics, of which one decides"
         );

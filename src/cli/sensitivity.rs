@@ -32,10 +32,10 @@ use self::file::{Row, Sensitivity};
 ///
 /// With --pairs the loss is the drop of Spearman's correlation between people's scores and the similarities of the
 /// embeddings; with --input it is 1 - the mean cosine similarity to the dense model's embeddings, and of a language
-/// model what the mean log-probability of the file's tokens loses: 0.01 is one percent more perplexity. Prints a table, the
-/// least harmful layers for their weights first; Q, K and V are one layer. A drop is marked where it is within noise:
-/// where the texts, drawn 1000 times anew with replacement, show none as well. A run that was interrupted goes on where
-/// it stopped when it is started again with the same JSON file.
+/// model what the mean log-probability of the file's tokens loses: 0.01 is one percent more perplexity. Prints a table,
+/// the least harmful layers for their weights first; Q, K and V are one layer. A drop is marked where it is within
+/// noise: where the texts, drawn 1000 times anew with replacement, show none as well. A run that was interrupted goes
+/// on where it stopped when it is started again with the same JSON file.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   sparse24 sensitivity model/minilm --pairs stsb-dev.csv --json minilm.json --plot minilm.svg
@@ -84,7 +84,7 @@ pub(super) struct MetricArgs {
     pub(super) input: Option<PathBuf>,
     /// The most windows that a language model reads of --input; 16 unless given.
     #[arg(long, value_name = "N", requires = "input")]
-    windows: Option<NonZeroUsize>,
+    pub(super) windows: Option<NonZeroUsize>,
 }
 
 /// The flags that say how layers are pruned.

@@ -421,7 +421,7 @@ pub struct Sensitivity {
 pub struct SensitivitySettings {
     /// Criterion.
     pub method: String,
-    /// `spearman` or `cosine`.
+    /// `spearman`, `cosine` or `log_likelihood`.
     pub metric: String,
 }
 
@@ -793,15 +793,15 @@ impl ModelBench {
 
 impl Sensitivity {
     fn parse(json: &Value) -> Result<Self> {
-        let settings = part(json, "settings")?;
+        let settings: SensitivitySettings = part(json, "settings")?;
         let linear_weights: usize = part(json, "linear_weights")?;
         let check = |row: &SensitivityRow| -> Checked {
             VectorLen::new(row.vector).map_err(|e| e.to_string())?;
             if row.weights == 0 || row.weights > linear_weights {
                 return Err(format!("{} weights of {linear_weights} in all linear layers", row.weights));
             }
-            // JSON has no infinities, and a metric lies between -1 and 1.
-            if row.drop.abs() > 2.0 {
+            // JSON has no infinities, and all metrics but one lie between -1 and 1.
+            if row.drop.abs() > 2.0 && settings.metric != "log_likelihood" {
                 return Err(format!("a drop of {}", row.drop));
             }
             Ok(())

@@ -204,11 +204,6 @@ impl HeadPass {
         let losses = device.read(&self.losses)?.elements().to_f32();
         Ok(losses[..count_of_runs * each].iter().map(|&loss| f64::from(loss)).sum())
     }
-
-    /// Bytes of its own on the device.
-    pub fn bytes(&self) -> u64 {
-        4 * (self.losses.rows() * self.losses.cols()) as u64
-    }
 }
 
 #[cfg(test)]

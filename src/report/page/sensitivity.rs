@@ -31,8 +31,10 @@ pub(super) fn layers(inputs: &[PageInput]) -> Result<Option<Section>> {
         let metric = match settings.metric.as_str() {
             "spearman" => "Spearman's correlation",
             "cosine" => "the mean cosine similarity to the dense model's embeddings",
+            "log_likelihood" => "a token's mean log-probability",
             other => other,
         };
+        let unit = if settings.metric == "log_likelihood" { "nats" } else { "no unit" };
         let title = format!("{}, {}", last(model), settings.method);
         let of_dense = dense.map_or_else(String::new, |dense| format!(", {dense:.4} when dense"));
         section.text.push(format!("{}: {title}; the drop of {metric}{of_dense}.", shown(&input.name)));
@@ -69,7 +71,7 @@ pub(super) fn layers(inputs: &[PageInput]) -> Result<Option<Section>> {
             (what("sparse24", Some(*vector)), rows.iter().filter(|row| row.vector == *vector).map(bar).collect())
         };
         let bars = Bars {
-            unit: format!("drop of {metric} (no unit)"),
+            unit: format!("drop of {metric} ({unit})"),
             groups: vectors.iter().map(group).collect(),
             marks: Vec::new(),
             legend: Vec::new(),

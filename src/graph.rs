@@ -443,8 +443,8 @@ pub trait NodeOp: fmt::Debug + Send + Sync {
         0
     }
 
-    /// Whether a token's value depends on no later token, and what earlier ones have to do with it is in the cache: such
-    /// operations can go on from a cache. The default is for operations that treat each token by itself.
+    /// Whether a token's value depends on no later token, and what earlier ones have to do with it is in the cache:
+    /// such operations can go on from a cache. The default is for operations that treat each token by itself.
     fn is_causal(&self) -> bool {
         true
     }

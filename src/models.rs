@@ -4,11 +4,11 @@
 //! be permuted. Nothing else in the crate knows an architecture.
 //!
 //! # How to add one
-//! A file in `src/models`, here its `mod` and a line of the list `ALL` (or, where several kinds share a file, of `all`). The file reads fields by `Fields`, which
-//! refuses by name what does not fit, and builds the [`Graph`] by the methods that operations give it, such as
-//! [`Graph::linear`]; `PostNormEncoder` is what BERT and MPNet share. [`Graph::add_prefix`] and [`Graph::set_blocks`]
-//! say what else names of tensors look like. tests/mpnet.rs shows what is due: the f64 twin against another program's
-//! numbers (tests/vectors), devices against both, and every tool.
+//! A file in `src/models`, here its `mod` and a line of the list `ALL` (or, where several kinds share a file, of
+//! `all`). The file reads fields by `Fields`, which refuses by name what does not fit, and builds the [`Graph`] by the
+//! methods that operations give it, such as [`Graph::linear`]; `PostNormEncoder` is what BERT and MPNet share.
+//! [`Graph::add_prefix`] and [`Graph::set_blocks`] say what else names of tensors look like. tests/mpnet.rs shows what
+//! is due: the f64 twin against another program's numbers (tests/vectors), devices against both, and every tool.
 
 pub mod bert;
 pub mod llama;

@@ -229,8 +229,8 @@ impl Decoder {
     }
 
     /// Adds tokens to the only sequence, and returns for each but the first the negative logarithm of the probability
-    /// that the model gave it: a text's perplexity is the exponential of their mean. The first of `ids` is never scored,
-    /// whatever came before it. An error if the decoder has several sequences, or a logit is NaN.
+    /// that the model gave it: a text's perplexity is the exponential of their mean. The first of `ids` is never
+    /// scored, whatever came before it. An error if the decoder has several sequences, or a logit is NaN.
     pub fn score(&mut self, ids: &[u32]) -> Result<Vec<f64>> {
         if self.batch != 1 {
             return Err(Error::invalid(format!("one sequence is scored at a time, not {}", self.batch)));
@@ -259,10 +259,10 @@ impl Decoder {
         Ok(losses)
     }
 
-    /// The calls of one pass over `seq` new tokens of each sequence after those that it has, and of the head on the last
-    /// of them, each with its operation's name: to be timed. They run on whatever ids were written last, and as often
-    /// as wanted, for no count changes. [`Decoder::forward`] runs the same up to 2048 tokens in all; it cuts longer
-    /// prompts into chunks. An error if there is no room for the tokens.
+    /// The calls of one pass over `seq` new tokens of each sequence after those that it has, and of the head on the
+    /// last of them, each with its operation's name: to be timed. They run on whatever ids were written last, and as
+    /// often as wanted, for no count changes. [`Decoder::forward`] runs the same up to 2048 tokens in all; it cuts
+    /// longer prompts into chunks. An error if there is no room for the tokens.
     pub fn calls(&mut self, seq: usize) -> Result<Vec<(&'static str, Prepared)>> {
         let ids = vec![vec![0; seq]; self.batch];
         let chunks: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();

@@ -4,8 +4,8 @@
 
 use ndarray::{Array2, ArrayView1, ArrayView2};
 
-/// What each row of `x` adds to the loss, `weight · Σ p·ln(p/q)` with p the softmax of the row of `wanted` and q that of
-/// `x`, of rows that are real: those before the length of their sequence of `seq` rows. And the gradient of the sum.
+/// What each row of `x` adds to the loss, `weight · Σ p·ln(p/q)` with p the softmax of the row of `wanted` and q that
+/// of `x`, of rows that are real: those before the length of their sequence of `seq` rows. And the gradient of the sum.
 /// Both are zero for other rows, whatever they hold.
 ///
 /// # Panics

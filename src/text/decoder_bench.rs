@@ -3,10 +3,10 @@
 //!
 //! Two phases are timed apart, because two different things bound them: *prefill*, a pass over the tokens of a prompt,
 //! by multiply-adds; and *decode*, a pass over one token of each sequence after so many, by the bytes of the weights.
-//! Each phase of a form is a row. The form is verified before it is timed, in the shapes that are timed: logits of short
-//! texts after a pass over all but their last token, and after one over that, against the f64 twin; and, as the twin is
-//! too slow for a long one, logits of the timed prompt against those of the same prompt in pieces, which other kernels
-//! multiply and which finds its beginning in the cache.
+//! Each phase of a form is a row. The form is verified before it is timed, in the shapes that are timed: logits of
+//! short texts after a pass over all but their last token, and after one over that, against the f64 twin; and, as the
+//! twin is too slow for a long one, logits of the timed prompt against those of the same prompt in pieces, which other
+//! kernels multiply and which finds its beginning in the cache.
 //!
 //! Parts are timed and believed as those of an [encoder](super::EncoderBench) are. Invariant: a row that is not
 //! verified has no times.

@@ -16,7 +16,7 @@ use binary::{Run, SPARSE24, command, sparse24};
 const COLUMNS: usize = 100;
 
 /// Commands that run as they are.
-const COMPLETE: [&str; 6] = ["bench", "devices", "help", "kernels", "man", "tune"];
+const COMPLETE: [&str; 7] = ["bench", "devices", "help", "kernels", "man", "tune", "web"];
 
 fn help(arguments: &[&str]) -> String {
     sparse24([arguments, &["--help"]].concat()).exits(0).0

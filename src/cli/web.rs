@@ -18,8 +18,9 @@ use super::{Outcome, say};
 /// Ctrl-C. To measure other machines, put the folder on any static host with HTTPS, which browsers ask of WebGPU.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
-  bash src/web/build.sh      # once: makes target/web
-  sparse24 web               # then open the address that it prints")]
+  # after `bash src/web/build.sh`, which makes target/web: then open the address that it prints
+  sparse24 web
+  sparse24 web my-copy --port 8080")]
 pub(crate) struct Args {
     /// Folder of the page.
     #[arg(value_name = "DIR", default_value = "target/web")]

@@ -409,7 +409,7 @@ mod command_line {
         assert_eq!((&settings["metric"], &settings["windows"]), (&json!("log_likelihood"), &json!(2)));
         let rows = report["rows"].as_array().unwrap();
         assert_eq!(rows.len(), 2 * 2 * 4, "four products in each of two layers");
-        for (layer, vector) in [("model.layers.0.mlp.down_proj", "1"), ("model.layers.1.self_attn.o_proj", "4")] {
+        for (layer, vector) in [("layers.0.mlp.down_proj", "1"), ("layers.1.self_attn.o_proj", "4")] {
             let row = rows.iter().find(|row| {
                 row["layer"].as_str().is_some_and(|name| name.starts_with(layer))
                     && row["vector"] == json!(vector.parse::<u64>().unwrap())

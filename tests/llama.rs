@@ -422,10 +422,8 @@ mod command_line {
         }
         let report = on_cpu(&["prune", &model, out, "--max-drop", "0.02", "--input", file, "--windows", "2"]);
         let chosen = &report["chosen"];
-        assert_eq!(
-            (&chosen["metric"], &chosen["metric_of"].as_str().unwrap()[..19]),
-            (&json!("log_likelihood"), "text.txt (2 windows,")
-        );
+        assert_eq!(chosen["metric"], "log_likelihood");
+        assert!(chosen["metric_of"].as_str().unwrap().starts_with("text.txt (2 windows, "), "{chosen}");
         let drop = chosen["metric_drop"].as_f64().unwrap();
         assert!(drop <= 0.02 && (drop - (loss(out) - dense)).abs() < 2e-6, "{chosen}");
         assert!(report["pruned_share"].as_f64().unwrap() > 0.1, "{report}");

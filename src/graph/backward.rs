@@ -674,16 +674,20 @@ mod tests {
         gradients_are_the_limit_of_differences(&Device::cpu().unwrap());
     }
 
-    #[test]
-    #[ignore = "needs a GPU"]
-    fn gradients_are_the_limit_of_differences_on_the_gpu() {
-        // As the tests beside the library choose one.
+    /// Tests on a GPU, which the tests beside the library choose in the same way.
+    pub(super) fn on_a_gpu(test: impl Fn(&Device)) {
         let named = std::env::var("SPARSE24_TEST_DEVICE").ok();
         let name = named.or_else(|| Device::adapters().into_iter().next().map(|first| first.name));
         match Device::gpu(name.as_deref().unwrap_or("any adapter")) {
-            Ok(device) => gradients_are_the_limit_of_differences(&device),
+            Ok(device) => test(&device),
             Err(e) => assert!(std::env::var_os("SPARSE24_REQUIRE_GPU").is_none(), "a GPU is required: {e}"),
         }
+    }
+
+    #[test]
+    #[ignore = "needs a GPU"]
+    fn gradients_are_the_limit_of_differences_on_the_gpu() {
+        on_a_gpu(gradients_are_the_limit_of_differences);
     }
 
     /// Values that are computed again are the same, and take less memory.

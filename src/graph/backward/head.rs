@@ -209,7 +209,7 @@ impl HeadPass {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
-    use super::super::tests::moved;
+    use super::super::tests::{moved, on_a_gpu};
     use super::super::{Target, TrainingPass};
     use super::*;
     use crate::graph::{Checkpoint, Sparsity, twin};
@@ -323,12 +323,6 @@ mod tests {
     #[test]
     #[ignore = "needs a GPU"]
     fn gradients_are_the_limit_of_differences_on_the_gpu() {
-        // As the tests beside the library choose one.
-        let named = std::env::var("SPARSE24_TEST_DEVICE").ok();
-        let name = named.or_else(|| Device::adapters().into_iter().next().map(|first| first.name));
-        match Device::gpu(name.as_deref().unwrap_or("any adapter")) {
-            Ok(device) => gradients_are_the_limit_of_differences(&device),
-            Err(e) => assert!(std::env::var_os("SPARSE24_REQUIRE_GPU").is_none(), "a GPU is required: {e}"),
-        }
+        on_a_gpu(gradients_are_the_limit_of_differences);
     }
 }

@@ -175,6 +175,14 @@ pub(super) fn whole(input: &Path) -> Result<Vec<u8>> {
     Ok(text)
 }
 
+/// All of a text file, or of stdin if it is `-`.
+pub(super) fn whole_text(input: &Path) -> Result<String> {
+    let not_utf8 = |e: std::string::FromUtf8Error| {
+        anyhow::anyhow!("{}: is not UTF-8 at its byte {}", name_of(input), e.utf8_error().valid_up_to() + 1)
+    };
+    String::from_utf8(whole(input)?).map_err(not_utf8)
+}
+
 /// An error if more than one of these inputs is stdin, which can be read once.
 pub(super) fn one_stdin(inputs: &[(&str, Option<&Path>)]) -> Result<()> {
     let dashes: Vec<_> =

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::args::{Json, name_of, whole};
+use super::args::{Json, name_of, whole_text};
 use super::command::command_line;
 use super::language::{Language, LanguageArgs};
 use super::sensitivity::identity_of;
@@ -69,14 +69,10 @@ struct Report {
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     args.model.check()?;
     args.json.file()?;
-    let bytes = whole(&args.text)?;
-    let name = name_of(&args.text);
-    let text =
-        std::str::from_utf8(&bytes).map_err(|e| anyhow::anyhow!("is not UTF-8 at its byte {}", e.valid_up_to() + 1));
-    let text = text.with_context(|| name.clone())?;
+    let (text, name) = (whole_text(&args.text)?, name_of(&args.text));
     let Language { device, generator, forms, provenance, .. } = args.model.open()?;
     let environment = Environment::unsampled(&device, command_line());
-    let ids = generator.tokenizer().long_text(text).with_context(|| name.clone())?;
+    let ids = generator.tokenizer().long_text(&text).with_context(|| name.clone())?;
     let most = args.windows.unwrap_or(usize::MAX);
     let bar = progress((ids.len() / args.context.max(1)).min(most));
     let started = Instant::now();
@@ -96,7 +92,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         dtype: args.model.dtype().to_string(),
         device: device.info().name().to_owned(),
         text: name,
-        text_identity: identity_of(&bytes),
+        text_identity: identity_of(text.as_bytes()),
         tokens_in_text: ids.len(),
         context: args.context,
         windows: perplexity.window_losses.len(),

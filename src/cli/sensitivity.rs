@@ -9,12 +9,12 @@ mod plot;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
 pub(super) use self::file::identity_of;
 use self::file::{Settings, identity};
-use super::args::{DASH, Json, Usage, ensure_usage, lines, name_of, one_stdin, whole};
+use super::args::{DASH, Json, Usage, ensure_usage, lines, name_of, one_stdin, whole, whole_text};
 use super::eval::Pairs;
 use super::{Outcome, model, print, print_json, progress, writable};
 use sparse24::VectorLen;
@@ -220,17 +220,14 @@ impl ReadMetric {
     fn of_language_model(args: &MetricArgs, tokenizer: &Tokenizer, graph: &Graph) -> Result<Self> {
         ensure_usage!(args.pairs.is_none(), "--pairs is of embeddings, which a language model does not make: --input");
         let Some(input) = &args.input else { return Err(Usage::error(NO_METRIC)) };
-        let bytes = whole(input).context("--input")?;
+        let text = whole_text(input).context("--input")?;
         let name = || format!("--input: {}", name_of(input));
-        let text = std::str::from_utf8(&bytes)
-            .map_err(|e| anyhow!("is not UTF-8 at its byte {}", e.valid_up_to() + 1))
-            .with_context(name)?;
-        let ids = tokenizer.long_text(text).with_context(name)?;
+        let ids = tokenizer.long_text(&text).with_context(name)?;
         let tokens = WINDOW_TOKENS.min(graph.limits().tokens);
         let windows: Vec<Vec<u32>> =
             ids.chunks_exact(tokens).take(args.windows.map_or(WINDOWS, usize::from)).map(<[_]>::to_vec).collect();
         ensure!(!windows.is_empty(), "{}: {} tokens are no window of {tokens}", name(), ids.len());
-        Ok(Self { metric: Metric::of_tokens(windows)?, identity: identity_of(&bytes) })
+        Ok(Self { metric: Metric::of_tokens(windows)?, identity: identity_of(text.as_bytes()) })
     }
 
     /// What the metric is of, as a record of what weights were made from names it.

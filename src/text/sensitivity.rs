@@ -228,12 +228,10 @@ impl Subject<'_> {
             return Encoder::new(self.device, checkpoint, self.pipeline.clone())?.embed(&metric.ids, self.batching);
         };
         let tokens = metric.ids.first().map_or(0, Vec::len);
-        let mut decoder = Model::new(self.device, checkpoint)?.decoder(1, tokens)?;
-        let mut means = Vec::with_capacity(metric.ids.len());
-        for ids in &metric.ids {
-            decoder.clear();
-            means.push(log_likelihood(decoder.score(ids)?));
-        }
+        // In one pass as an ablation runs it, not by a cache, whose kernels round otherwise.
+        let forward = Model::new(self.device, checkpoint)?.forward(1, tokens)?;
+        let of = |ids: &Vec<u32>| log_likelihood(&forward.run_on(&[ids])?, 0, ids);
+        let means = metric.ids.iter().map(of).collect::<Result<Vec<f32>>>()?;
         Matrix::from_f32(means.len(), 1, &means)
     }
 
@@ -242,11 +240,8 @@ impl Subject<'_> {
         let Of::Tokens = metric.of else { return self.pipeline.ablated(ablation, name, weights) };
         let mut means = vec![0.0; metric.ids.len()];
         ablation.run(name, weights, &mut |texts, seq, logits| {
-            let logits = logits.view::<f32>()?;
             for (i, &text) in texts.iter().enumerate() {
-                let next = metric.ids[text].iter().skip(1).enumerate();
-                let losses = next.map(|(token, &next)| token_loss(logits.row(i * seq + token), next));
-                means[text] = log_likelihood(losses.collect::<Result<_>>()?);
+                means[text] = log_likelihood(logits, i * seq, &metric.ids[text])?;
             }
             Ok(())
         })?;
@@ -305,9 +300,15 @@ impl Subject<'_> {
     }
 }
 
-/// The mean of the losses of a text's tokens, negated.
-fn log_likelihood(losses: Vec<f64>) -> f32 {
-    (-losses.iter().sum::<f64>() / losses.len() as f64) as f32
+/// The mean logarithm of the probabilities of a text's tokens but the first, by logits whose row `first` is that of its
+/// first token.
+fn log_likelihood(logits: &Matrix, first: usize, ids: &[u32]) -> Result<f32> {
+    let logits = logits.view::<f32>()?;
+    let mut sum = 0.0;
+    for (token, &next) in ids.iter().skip(1).enumerate() {
+        sum -= token_loss(logits.row(first + token), next)?;
+    }
+    Ok((sum / (ids.len() - 1) as f64) as f32)
 }
 
 /// What one layer alone loses in one pattern.

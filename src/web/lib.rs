@@ -29,7 +29,11 @@ const POLICY: Policy = Policy {
     deadline: None,
 };
 
-/// A first layer, with V = 32 alone, that is measured within seconds even where the processor plays the GPU's part.
+/// Vector lengths of the 2:4 products.
+const VECTORS: [usize; 3] = [1, 4, 32];
+
+/// A first layer, with V = 32 alone and no mask, that is measured within seconds even where the processor plays the
+/// GPU's part.
 const FIRST: Layer = Layer { name: "first look", m: 256, n: 64, k: 256, dtype: "f32" };
 
 /// What the page knows of the browser that it is in.
@@ -41,6 +45,19 @@ struct Place {
     gpu: String,
     /// The page's address.
     url: String,
+}
+
+impl Place {
+    /// What measures again what was measured here.
+    fn command(&self) -> String {
+        format!("sparse24 web, then {}", self.url)
+    }
+
+    /// A run that starts now.
+    fn environment(&self, device: &Device) -> Environment {
+        let environment = Environment::new(device, &POLICY, SEEDS[0], self.command());
+        environment.in_browser(self.browser.clone(), self.os.clone())
+    }
 }
 
 /// One product to measure.
@@ -71,39 +88,38 @@ pub fn start() {
 #[wasm_bindgen]
 pub struct Session {
     device: Device,
+    place: Place,
     environment: Environment,
+    /// What the present run measures.
+    layers: Vec<Layer>,
     ceilings: Ceilings,
     rows: Vec<Record>,
     skipped: Vec<Skipped>,
-    command: String,
-    /// The browser and its system.
-    place: [String; 2],
 }
 
 #[wasm_bindgen]
 impl Session {
     /// Opens the browser's adapter. `place` is JSON.
     pub async fn open(place: String) -> Result<Session, JsError> {
-        let Place { browser, os, gpu, url } = serde_json::from_str(&place)?;
-        let device = Device::open_async("auto", Options::default()).await?.called(&gpu);
+        let place: Place = serde_json::from_str(&place)?;
+        let device = Device::open_async("auto", Options::default()).await?.called(&place.gpu);
         if device.caps().is_none() {
             return Err(JsError::new("the browser gives its workers no GPU"));
         }
-        let command = format!("sparse24 web, then {url}");
-        let environment = Environment::new(&device, &POLICY, SEEDS[0], command.clone());
-        let environment = environment.in_browser(browser.clone(), os.clone());
-        let (ceilings, rows, skipped) = (Ceilings::default(), Vec::new(), Vec::new());
-        Ok(Self { device, environment, ceilings, rows, skipped, command, place: [browser, os] })
+        let environment = place.environment(&device);
+        let (layers, ceilings) = (Vec::new(), Ceilings::default());
+        Ok(Self { device, place, environment, layers, ceilings, rows: Vec::new(), skipped: Vec::new() })
     }
 
-    /// Begins a run, which forgets the one before.
-    pub fn begin(&mut self) {
-        let [browser, os] = self.place.clone();
-        let environment = Environment::new(&self.device, &POLICY, SEEDS[0], self.command.clone());
-        self.environment = environment.in_browser(browser, os);
+    /// Begins a run of a set of layers, `small` or `large`, and forgets the one before. Returns the layers as JSON: the
+    /// first is measured within seconds.
+    pub fn begin(&mut self, set: &str) -> Result<String, JsError> {
+        self.environment = self.place.environment(&self.device);
+        self.layers = layers(set, self.device.caps().is_some_and(|caps| caps.f16));
         self.ceilings = Ceilings::default();
         self.rows.clear();
         self.skipped.clear();
+        Ok(serde_json::to_string(&self.layers)?)
     }
 
     /// What the GPU is and what it offers, as JSON.
@@ -125,67 +141,34 @@ impl Session {
         Ok(serde_json::to_string(&About { name: info.name().to_owned(), kind, facts })?)
     }
 
-    /// The layers of a set, `small` or `large`, as JSON: the first is measured within seconds.
-    pub fn layers(&self, set: &str) -> Result<String, JsError> {
-        let f16 = self.device.caps().is_some_and(|caps| caps.f16);
-        let mut layers = vec![FIRST];
-        let of_model = |model: &'static str, n: usize, dtype| {
-            let shapes = LAYER_SHAPES.iter().find(|(name, _)| *name == model).map_or(&[][..], |(_, shapes)| shapes);
-            shapes.iter().map(move |&(name, m, k)| Layer { name, m, n, k, dtype })
-        };
-        match set {
-            "large" => {
-                layers.extend(of_model("bert-base", 512, "f32"));
-                layers.extend(f16.then(|| of_model("bert-base", 512, "f16")).into_iter().flatten());
-                layers.push(Layer { name: "one token", m: 4096, n: 1, k: 4096, dtype: "f32" });
-            }
-            _ => {
-                layers.extend(of_model("minilm", 128, "f32"));
-                layers.push(Layer { name: "one token", m: 1536, n: 1, k: 384, dtype: "f32" });
-            }
-        }
-        Ok(serde_json::to_string(&layers)?)
-    }
-
     /// Measures what the GPU can do at most.
     pub async fn measure_ceilings(&mut self) -> Result<(), JsError> {
         self.ceilings = measure::ceilings_async(&self.device, &POLICY).await?;
         Ok(())
     }
 
-    /// Measures dense, 2:4 and masked products of a layer, each verified first, and returns its rows as JSON.
-    /// `progress` is called with the share that is done.
-    pub async fn measure(
-        &mut self,
-        name: String,
-        m: usize,
-        n: usize,
-        k: usize,
-        dtype: String,
-        progress: js_sys::Function,
-    ) -> Result<String, JsError> {
+    /// Measures dense, 2:4 and masked products of a layer, by its number, each verified first, and returns its rows as
+    /// JSON. `progress` is called with the share that is done.
+    pub async fn measure(&mut self, number: usize, progress: js_sys::Function) -> Result<String, JsError> {
+        let layer = self.layers.get(number).ok_or_else(|| JsError::new("the run has no such layer"))?;
+        let Layer { name, m, n, k, dtype } = *layer;
         let dtype = if dtype == "f16" { DType::F16 } else { DType::F32 };
-        let is_first = name == FIRST.name;
-        let vectors: &[usize] = if is_first { &[32] } else { &[1, 4, 32] };
+        let (vectors, masked) = if number == 0 { (&[32][..], None) } else { (&VECTORS[..], Some(Op::Masked)) };
         let vectors = VectorLen::ALL.into_iter().filter(|v| vectors.contains(&v.get())).map(Op::Sparse24);
-        let masked = (!is_first).then_some(Op::Masked);
-        let ops = std::iter::once(Op::Dense).chain(vectors).chain(masked);
         let mut requests = Vec::new();
-        for op in ops {
+        for op in std::iter::once(Op::Dense).chain(vectors).chain(masked) {
             let plan = self.device.plan(&Problem::linear(op, m, n, k, dtype))?;
             requests.push(Request { op, plan, planned_by: PlannedBy::Planner });
         }
         let (w, x) = (Matrix::uniform(m, k, dtype, SEEDS[0])?, Matrix::uniform(n, k, dtype, SEEDS[1])?);
-        let (case, steps) = (Case { name, w, x }, measure::steps(requests.len(), &POLICY) as f64);
+        let case = Case { name: name.to_owned(), w, x };
+        let steps = measure::steps(requests.len(), &POLICY) as f64;
         let told = |step: usize| {
             // A page that is gone needs no progress.
             let _ = progress.call1(&JsValue::NULL, &JsValue::from_f64(step as f64 / steps));
         };
         let mut rows = measure::run_async(&self.device, &case, &requests, &POLICY, SEEDS[0], told).await?;
-        for row in &mut rows {
-            row.command.clone_from(&self.command);
-            row.compare_with(&self.ceilings);
-        }
+        rows.iter_mut().for_each(|row| row.command = self.place.command());
         let json = serde_json::to_string(&rows)?;
         self.rows.extend(rows);
         Ok(json)
@@ -201,6 +184,24 @@ impl Session {
         let (rows, skipped) = (self.rows.clone(), self.skipped.clone());
         Ok(Report::new(self.environment.clone(), self.ceilings, rows, skipped).to_json()?)
     }
+}
+
+/// The layers of a set, `small` or `large`, with or without such of f16.
+fn layers(set: &str, f16: bool) -> Vec<Layer> {
+    let of_model = |model: &'static str, n: usize, dtype| {
+        let shapes = LAYER_SHAPES.iter().find(|(name, _)| *name == model).map_or(&[][..], |(_, shapes)| shapes);
+        shapes.iter().map(move |&(name, m, k)| Layer { name, m, n, k, dtype })
+    };
+    let mut layers = vec![FIRST];
+    if set == "large" {
+        layers.extend(of_model("bert-base", 512, "f32"));
+        layers.extend(of_model("bert-base", 512, "f16").filter(|_| f16));
+        layers.push(Layer { name: "one token", m: 4096, n: 1, k: 4096, dtype: "f32" });
+    } else {
+        layers.extend(of_model("minilm", 128, "f32"));
+        layers.push(Layer { name: "one token", m: 1536, n: 1, k: 384, dtype: "f32" });
+    }
+    layers
 }
 
 /// Whether the adapter computes on the processor.

@@ -87,14 +87,13 @@ function show(rows) {
 // This run's file, and those that were added.
 let own = null;
 const added = [];
+const files = () => [...(own ? [{ name: "this device", text: own }] : []), ...added];
 
-async function report() {
-  const files = [...(own ? [{ name: "this device", text: own }] : []), ...added];
-  for (const id of ["download", "copy"]) at(id).disabled = !own;
-  at("page").hidden = files.length === 0;
-  if (files.length === 0) return;
-  at("page").srcdoc = await call("html", [files]);
-  at("copy").disabled = false;
+function showPage(html) {
+  at("download").disabled = !own;
+  at("copy").disabled = files().length === 0;
+  at("page").hidden = false;
+  at("page").srcdoc = html;
 }
 
 async function measure(set) {
@@ -106,17 +105,16 @@ async function measure(set) {
   const now = (text) => { at("now").textContent = text; };
   let lost = false;
   try {
-    await call("begin");
-    const layers = await call("layers", [set]);
+    const layers = await call("begin", [set]);
     const share = (done) => { at("bar").value = done / (layers.length + 1); };
     say("Measuring has begun.");
     share(0);
     let done = 0;
-    for (const layer of layers) {
+    for (const [number, layer] of layers.entries()) {
       const what = `${layer.name} ${layer.m}x${layer.n}x${layer.k} ${layer.dtype}`;
       now(`${what}: verifying, then timing`);
       try {
-        show(await call("measure", [layer], (part) => share(done + part)));
+        show(await call("measure", [number], (part) => share(done + part)));
       } catch (error) {
         say(`${what} was not measured: ${error.message}`);
         lost = /lost/.test(error.message);
@@ -138,7 +136,8 @@ async function measure(set) {
   try {
     if (at("rows").children.length > 0) {
       own = await call("json");
-      await report();
+      at("download").disabled = false;
+      showPage(await call("html", [files()]));
     }
     say(lost ? "The GPU is gone: reload the page to measure again." : `${at("now").textContent}.`);
   } catch (error) {
@@ -147,24 +146,22 @@ async function measure(set) {
   at("start").disabled = lost;
 }
 
-async function add(files) {
-  // A list of the browser's own changes while files are read.
-  for (const file of [...files]) {
+async function add(list) {
+  // A copy: a list of the browser's own changes while files are read.
+  for (const file of [...list]) {
     say(`Reading ${file.name} …`);
-    let text;
     try {
-      text = await file.text();
-      // Whether it is a file of results.
-      await call("html", [[{ name: file.name, text }]]);
+      const one = { name: file.name, text: await file.text() };
+      // Refused where it is no file of results, or holds what is there already.
+      const html = await call("html", [[...files(), one]]);
+      added.push(one);
+      at("added").append(Object.assign(document.createElement("li"), { textContent: file.name }));
+      showPage(html);
+      say(`${file.name} was added.`);
     } catch (error) {
       say(error.message.includes(file.name) ? error.message : `${file.name}: ${error.message}`);
-      continue;
     }
-    added.push({ name: file.name, text });
-    at("added").append(Object.assign(document.createElement("li"), { textContent: file.name }));
-    say(`${file.name} was added.`);
   }
-  await report().catch((error) => say(error.message));
 }
 
 function save() {
@@ -179,9 +176,8 @@ function save() {
 
 async function copy() {
   if (!navigator.clipboard) throw new Error("the browser gives its clipboard to pages with HTTPS alone");
-  const files = [...(own ? [{ name: "this device", text: own }] : []), ...added];
   // A promise, because the click counts for as long as nothing was awaited.
-  const text = call("markdown", [files]).then((markdown) => new Blob([markdown], { type: "text/plain" }));
+  const text = call("markdown", [files()]).then((markdown) => new Blob([markdown], { type: "text/plain" }));
   await navigator.clipboard.write([new ClipboardItem({ "text/plain": text })]);
   say("The report is in the clipboard, as Markdown.");
 }

@@ -10,13 +10,11 @@ const calls = {
     session = await Session.open(JSON.stringify(place));
     return JSON.parse(session.about());
   },
-  begin: () => session.begin(),
-  layers: (set) => JSON.parse(session.layers(set)),
+  begin: (set) => JSON.parse(session.begin(set)),
   ceilings: () => session.measure_ceilings(),
-  async measure(layer, id) {
+  async measure(number, id) {
     const progress = (share) => postMessage({ id, progress: share });
-    const { name, m, n, k, dtype } = layer;
-    return JSON.parse(await session.measure(name, m, n, k, dtype, progress));
+    return JSON.parse(await session.measure(number, progress));
   },
   skip: (name, reason) => session.skip(name, reason),
   json: () => session.json(),

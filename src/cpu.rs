@@ -11,6 +11,7 @@ mod dense;
 mod epilogue;
 mod grad;
 mod memory;
+mod permute;
 mod pool;
 mod probe;
 pub(crate) mod rows;
@@ -202,6 +203,9 @@ impl Cpu {
             }
             (CpuWeights::Dense(w), _) => dense::columns(pool, scratch, problem, w, x, &finish),
             (CpuWeights::Sparse24(w), CpuSchedule::Gemv) => sparse::gemv(pool, scratch, problem, w, x, &finish),
+            (CpuWeights::Sparse24(w), CpuSchedule::Permute) => {
+                permute::permute(pool, scratch, problem, w, x, &finish);
+            }
             (CpuWeights::Sparse24(w), _) => sparse::gather(pool, scratch, problem, w, x, &finish),
         }
     }

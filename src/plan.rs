@@ -408,8 +408,7 @@ impl Plan {
             let reason = format!("{} was given by the caller", algorithm.schedule());
             Self { problem: *problem, algorithm: Algorithm::Cpu(algorithm), basis: Basis::Asked, reason }
         };
-        let methods =
-            CpuSchedule::of(op).into_iter().filter_map(|schedule| CpuAlgorithm::new(problem, op, schedule, caps));
+        let methods = CpuSchedule::of(op).iter().filter_map(|&schedule| CpuAlgorithm::new(problem, op, schedule, caps));
         let mut plans: Vec<_> = methods.map(plan).collect();
         plans.sort_by(|a, b| a.estimated_seconds().total_cmp(&b.estimated_seconds()));
         Ok(plans)

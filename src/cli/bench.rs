@@ -17,6 +17,7 @@ use sparse24::engine::{Device, DeviceInfo};
 use sparse24::error::printable;
 use sparse24::io::{self, Dtype, Item};
 use sparse24::kernels::{Architecture, Caps, Kernel};
+use sparse24::mask::VectorLen;
 use sparse24::matrix::DType;
 use sparse24::measure::{self, Case, Ceilings, PlannedBy, Request};
 use sparse24::plan::{CpuSchedule, Plan, Tuning};
@@ -239,8 +240,8 @@ fn is_gpu_kernel(name: &str) -> bool {
 }
 
 fn is_cpu_kernel(name: &str) -> bool {
-    let schedules = [CpuSchedule::GemmCrate, CpuSchedule::Columns, CpuSchedule::Gather, CpuSchedule::Gemv];
-    name.starts_with("cpu_") || schedules.iter().any(|schedule| schedule.name() == name)
+    let mut schedules = [Op::Dense, Op::Sparse24(VectorLen::ONE)].into_iter().flat_map(CpuSchedule::of);
+    name.starts_with("cpu_") || schedules.any(|schedule| schedule.name() == name)
 }
 
 /// A tensor that was listed.

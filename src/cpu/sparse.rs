@@ -78,9 +78,12 @@ const LINE: usize = 16;
 
 /// Units of a step of k: of a full panel it fills three quarters of a first-level cache of so many bytes.
 pub(super) fn step_units(vector: VectorLen, level: SimdLevel, cache: usize) -> usize {
-    // At V > 1 as for six vectors.
-    let vectors = if vector == VectorLen::ONE { 12 } else { 6 };
-    (cache / 4 * 3 / (UNIT * vectors * level.lanes() * 4)).max(1)
+    (cache / 4 * 3 / (UNIT * step_tokens(vector, level) * 4)).max(1)
+}
+
+/// Tokens for which a step is measured out: a full panel's, at V > 1 with AVX2 a vector more.
+pub(super) fn step_tokens(vector: VectorLen, level: SimdLevel) -> usize {
+    (if vector == VectorLen::ONE { 12 } else { 6 }) * level.lanes()
 }
 
 /// Bytes of packed activations that are worked on at a time: what is left of a last-level cache beside the weights.
@@ -657,11 +660,11 @@ impl<const TOKENS: usize, const BLOCKS: usize> FewTokens<'_, TOKENS, BLOCKS> {
 
 /// Adds the lanes of each row of some pairs, whose vectors are `stride` apart. There are vectors for a multiple of
 /// eight pairs.
-struct SumPairs<'a> {
-    sums: &'a [f32],
-    stride: usize,
-    pairs: usize,
-    to: &'a mut [f32; BLOCK],
+pub(super) struct SumPairs<'a> {
+    pub(super) sums: &'a [f32],
+    pub(super) stride: usize,
+    pub(super) pairs: usize,
+    pub(super) to: &'a mut [f32; BLOCK],
 }
 
 impl Work for SumPairs<'_> {
@@ -773,7 +776,7 @@ mod tests {
     use crate::format::Sparse24;
     use crate::mask::VectorLen;
     use crate::matrix::{DType, Elements, Matrix};
-    use crate::plan::CpuSchedule;
+    use crate::plan::CpuSchedule::{Gather, Permute};
     use crate::problem::{Op, Problem};
     use crate::prune;
     use crate::simd::SimdLevel;
@@ -785,7 +788,8 @@ mod tests {
         // A block and a part of one; a last unit that is not whole.
         let (m, k) = (150, 1000);
         let dense = Matrix::uniform(m, k, DType::F32, 1).unwrap();
-        for (v, n) in [1, 2, 4, 32].into_iter().flat_map(|v| [(v, 5), (v, 70), (v, 200)]) {
+        let cases = [(Gather, 5), (Gather, 70), (Gather, 200), (Permute, 5), (Permute, 29)];
+        for (v, (schedule, n)) in [1, 2, 4, 32].into_iter().flat_map(|v| cases.map(|case| (v, case))) {
             let v = VectorLen::new(v).unwrap();
             let w = Sparse24::compress(&dense, &prune::random(m, k, v, 2).unwrap()).unwrap();
             let x = Matrix::uniform(n, k, DType::F32, 3).unwrap();
@@ -797,13 +801,16 @@ mod tests {
                     let weights = CpuWeights::sparse24(&w, &cpu);
                     let mut y = Elements::from_f32(DType::F32, &vec![f32::NAN; n * m]);
                     let operands = CpuOperands { weights: &weights, x: &x, bias: None, residual: None };
-                    cpu.gemm(&problem, CpuSchedule::Gather, &operands, &mut y);
+                    cpu.gemm(&problem, schedule, &operands, &mut y);
                     y.to_f32().into_iter().map(f32::to_bits).collect::<Vec<_>>()
                 };
                 let expected = outputs(32 << 10, 1);
                 assert!(!expected.contains(&f32::NAN.to_bits()));
                 for (cache, threads) in [(1 << 10, 1), (48 << 10, 1), (1 << 20, 1), (48 << 10, 3)] {
-                    assert!(outputs(cache, threads) == expected, "V={v}, {n} tokens, {level}, {cache}, {threads}");
+                    assert!(
+                        outputs(cache, threads) == expected,
+                        "{schedule}, V={v}, {n} tokens, {level}, {cache}, {threads}"
+                    );
                 }
             }
         }

@@ -300,7 +300,7 @@ impl Packed {
     }
 
     /// Patterns of a block at V > 1.
-    fn patterns(&self, block: usize) -> usize {
+    pub(super) fn patterns(&self, block: usize) -> usize {
         self.rows(block).div_ceil(self.vector.get())
     }
 

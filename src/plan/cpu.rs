@@ -23,24 +23,27 @@ pub enum CpuSchedule {
     Gather,
     /// 2:4 weights, few tokens: every weight read once, activations permuted within their groups.
     Gemv,
+    /// 2:4 weights, some tokens: as [`CpuSchedule::Gemv`], in tiles whose sums stay in registers.
+    Permute,
 }
 
 impl CpuSchedule {
     /// The schedules of an operation; of two with the same estimate, the first is taken.
-    pub const fn of(op: Op) -> [Self; 2] {
+    pub const fn of(op: Op) -> &'static [Self] {
         match op {
-            Op::Dense | Op::Masked | Op::Masked24 => [Self::Columns, Self::GemmCrate],
-            Op::Sparse24(_) => [Self::Gemv, Self::Gather],
+            Op::Dense | Op::Masked | Op::Masked24 => &[Self::Columns, Self::GemmCrate],
+            Op::Sparse24(_) => &[Self::Gemv, Self::Permute, Self::Gather],
         }
     }
 
-    /// `gemm_crate`, `columns`, `gather` or `gemv`.
+    /// `gemm_crate`, `columns`, `gather`, `gemv` or `permute`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::GemmCrate => "gemm_crate",
             Self::Columns => "columns",
             Self::Gather => "gather",
             Self::Gemv => "gemv",
+            Self::Permute => "permute",
         }
     }
 
@@ -48,7 +51,9 @@ impl CpuSchedule {
     pub const fn takes(self, tokens: usize) -> bool {
         match self {
             Self::GemmCrate | Self::Gather => true,
-            Self::Columns | Self::Gemv => tokens <= 4,
+            Self::Gemv => tokens <= 4,
+            Self::Columns => tokens <= 16,
+            Self::Permute => tokens > 4 && tokens <= 32,
         }
     }
 }
@@ -108,33 +113,45 @@ impl CpuAlgorithm {
         self.schedule
     }
 
-    /// Cycles, fitted to measured times of one thread: of AVX2 on an EPYC 7003; of AVX-512, where there are many
-    /// tokens, on a Xeon of 2023 (benches/results/2026-11-30-intel-xeon). The rest is assumed to scale with the width.
+    /// Cycles, fitted to measured times of one thread: of AVX2 on an EPYC 7003, with 5 to 32 tokens on a Xeon of 2023; of
+    /// AVX-512, from five tokens on, on that Xeon (benches/results/2026-11-30-intel-xeon). The rest is assumed to scale
+    /// with the width.
     fn cycles(&self, problem: &Problem) -> f64 {
         let (m, n, k) = (problem.m as f64, problem.n as f64, problem.k as f64);
         let lanes = self.simd.lanes() as f64;
         let padded = |unit: f64| (n / unit).ceil() * unit;
+        let (alone, widest) = (self.op == Op::Sparse24(VectorLen::ONE), self.simd == SimdLevel::Avx512);
         match self.schedule {
             // Four tokens to a column of its tiles; W is packed in every call, and X too.
             CpuSchedule::GemmCrate => {
                 let staged = problem.storage != DType::F32 || self.op != Op::Dense;
                 m * padded(4.0) * k / (2.0 * lanes * 0.9) + m * k * if staged { 1.8 } else { 1.3 } + n * k
             }
-            CpuSchedule::Columns => m * k / lanes * (1.6 + 0.9 * (n as usize).next_power_of_two() as f64),
+            CpuSchedule::Columns if n <= 4.0 => m * k / lanes * (1.6 + 0.9 * (n as usize).next_power_of_two() as f64),
+            CpuSchedule::Columns => m * k / lanes * (4.0 + if widest { 1.55 } else { 0.9 } * n),
             CpuSchedule::Gather => {
                 // The share of the multiply-adds that there could be, and the cycles in which a number of X is packed
                 // or one of Y stored.
-                let (efficiency, moved) = match (self.op == Op::Sparse24(VectorLen::ONE), self.simd) {
-                    (true, SimdLevel::Avx512) => (0.57, 3.5),
-                    (false, SimdLevel::Avx512) => (0.78, 3.5),
-                    (true, _) => (0.74, 1.0),
-                    (false, _) => (0.78, 1.0),
+                // Of each kept weight, with a vector or two: scalar instructions, the latency of chains, memory.
+                let (efficiency, least, moved) = match (alone, self.simd) {
+                    (true, SimdLevel::Avx512) => (0.57, 2.7, 3.5),
+                    (false, SimdLevel::Avx512) => (0.78, 1.6, 3.5),
+                    (true, _) => (0.74, 2.4, 1.0),
+                    (false, _) => (0.78, 2.0, 1.0),
                 };
-                // Of each kept weight; with a vector or two, the scalar instructions and the latency of its chains.
                 let vectors = padded(lanes) / lanes;
-                m * k / 2.0 * (vectors / (2.0 * efficiency)).max(1.4) + moved * n * (k + m)
+                m * k / 2.0 * (vectors / (2.0 * efficiency)).max(least) + moved * n * (k + m)
             }
             CpuSchedule::Gemv => m * k / 2.0 / lanes * (2.5 + 1.4 * (n as usize).next_power_of_two() as f64),
+            CpuSchedule::Permute => {
+                let of_token = match (alone, widest) {
+                    (true, true) => 1.6,
+                    (false, true) => 1.4,
+                    (true, false) => 1.0,
+                    (false, false) => 0.75,
+                };
+                m * k / 2.0 / lanes * (2.5 + of_token * padded(4.0))
+            }
         }
     }
 
@@ -176,10 +193,11 @@ mod tests {
                 assert_eq!(schedule(Op::Dense, n, k, storage), "columns");
                 assert_eq!(schedule(Op::Masked, n, k, storage), "columns");
             }
-            assert_eq!(
-                (schedule(sparse(1), 5, k, storage), schedule(Op::Dense, 5, k, storage)),
-                ("gather".into(), "gemm_crate".into())
-            );
+            // Some tokens, in tiles; many by the kernels for them.
+            for (n, sparse24, dense) in [(5, "permute", "columns"), (33, "gather", "gemm_crate")] {
+                assert_eq!(schedule(sparse(1), n, k, storage), sparse24, "{n} tokens");
+                assert_eq!(schedule(Op::Dense, n, k, storage), dense, "{n} tokens");
+            }
         }
     }
 

@@ -28,7 +28,7 @@ pub use crate::cpu::CpuInfo;
 pub use wgpu;
 
 use crate::cpu::{Cpu, CpuCall, CpuProbe, CpuWeights, Shared, read, write};
-use crate::error::{Error, Result, checked_mul, expect_dtype, expect_shape};
+use crate::error::{Error, Result, checked_mul, expect_dtype, expect_len, expect_shape};
 pub use crate::gpu::{AdapterInfo, AdapterKind};
 use crate::gpu::{BufferRange, Dispatch, Gpu, adapters};
 use crate::kernels::{
@@ -36,7 +36,7 @@ use crate::kernels::{
     ShaderChecks,
 };
 use crate::layout;
-use crate::matrix::{DType, Elements, Matrix};
+use crate::matrix::{DType, Element, Elements, Matrix};
 use crate::memory;
 use crate::plan::{CpuCaps, Plan, Tuning};
 use crate::problem::{Op, Problem};
@@ -654,6 +654,30 @@ impl Device {
         match (&self.0, &tensor.store) {
             (Inner::Gpu(gpu), TensorStore::Gpu(buffer)) => gpu.write(buffer, data.elements().as_bytes())?,
             (Inner::Cpu(cpu), TensorStore::Cpu(matrix)) => cpu.exclusively(|| write(matrix).copy_from(data))?,
+            _ => return Err(other_device("tensor")),
+        }
+        Ok(())
+    }
+
+    /// [`Device::write`] of row-major elements in memory that belongs to somebody else: they are copied once. An error
+    /// if their number or type differs.
+    ///
+    /// ```
+    /// use sparse24::{DType, Device, Matrix};
+    /// let device = Device::cpu()?;
+    /// let x = device.zeros(2, 2, DType::F32)?;
+    /// device.write_slice(&x, &[1.0f32, 2.0, 3.0, 4.0])?;
+    /// assert_eq!(device.read(&x)?, Matrix::from_f32(2, 2, &[1.0, 2.0, 3.0, 4.0])?);
+    /// assert!(device.write_slice(&x, &[1.0f32; 3]).unwrap_err().is_shape());
+    /// # Ok::<(), sparse24::Error>(())
+    /// ```
+    pub fn write_slice<T: Element>(&self, tensor: &Tensor, data: &[T]) -> Result<()> {
+        self.check_owner("tensor", &tensor.device)?;
+        expect_len("data", data.len(), tensor.rows * tensor.cols)?;
+        expect_dtype("data", T::DTYPE, tensor.dtype)?;
+        match (&self.0, &tensor.store) {
+            (Inner::Gpu(gpu), TensorStore::Gpu(buffer)) => gpu.write(buffer, bytemuck::cast_slice(data))?,
+            (Inner::Cpu(cpu), TensorStore::Cpu(matrix)) => cpu.exclusively(|| write(matrix).write_slice(data))?,
             _ => return Err(other_device("tensor")),
         }
         Ok(())

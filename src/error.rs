@@ -142,6 +142,15 @@ impl Error {
         matches!(self.root(), Kind::DeviceLost(_))
     }
 
+    /// The graphics stack refused a call.
+    ///
+    /// ```
+    /// assert!(!sparse24::Error::invalid("a statement").is_gpu());
+    /// ```
+    pub fn is_gpu(&self) -> bool {
+        matches!(self.root(), Kind::Gpu { .. })
+    }
+
     /// There is no device of the name that was asked for.
     pub fn is_unknown_device(&self) -> bool {
         matches!(self.root(), Kind::UnknownDevice { .. })

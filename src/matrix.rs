@@ -283,6 +283,18 @@ impl Matrix {
         &self.data
     }
 
+    /// The elements alone, moved out.
+    ///
+    /// ```
+    /// use sparse24::{Elements, Matrix};
+    /// let w = Matrix::from_f32(1, 2, &[1.0, 2.0])?;
+    /// assert_eq!(w.into_elements(), Elements::F32(vec![1.0, 2.0]));
+    /// # Ok::<(), sparse24::Error>(())
+    /// ```
+    pub fn into_elements(self) -> Elements {
+        self.data
+    }
+
     /// The elements, to be overwritten in place.
     pub(crate) fn elements_mut(&mut self) -> &mut Elements {
         &mut self.data
@@ -296,6 +308,12 @@ impl Matrix {
             (Elements::Bf16(to), Elements::Bf16(from)) if to.len() == from.len() => to.copy_from_slice(from),
             _ => self.clone_from(from),
         }
+    }
+
+    /// Overwrites all elements by as many of the same type.
+    pub(crate) fn write_slice<T: Element>(&mut self, from: &[T]) {
+        debug_assert_eq!((self.dtype(), self.data.len()), (T::DTYPE, from.len()));
+        each_dtype!(&mut self.data, to => bytemuck::cast_slice_mut(to).copy_from_slice(from));
     }
 
     /// Size of the elements in bytes.

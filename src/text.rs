@@ -41,6 +41,7 @@ pub mod sensitivity;
 mod tokens;
 pub mod twin;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -141,6 +142,41 @@ impl Encoder {
         batching: Batching,
         done: &mut dyn FnMut(BatchTime),
     ) -> Result<Matrix> {
+        let all = self.embed_while(texts, batching, &mut |batch| {
+            done(batch);
+            ControlFlow::Continue(())
+        })?;
+        all.ok_or_else(|| Error::invalid("the texts were not embedded to their end"))
+    }
+
+    /// [`Encoder::embed_timed`], which may be ended after any batch, as by a user who has waited enough: `None` then.
+    ///
+    /// ```
+    /// use std::ops::ControlFlow;
+    /// use sparse24::Device;
+    /// use sparse24::graph::{Batching, Checkpoint};
+    /// use sparse24::models::bert::{BertConfig, Sizes};
+    /// use sparse24::text::{Encoder, Pipeline};
+    /// # use sparse24::{Activation, DType};
+    /// # let sizes = Sizes { vocabulary: 9, hidden: 8, layers: 1, heads: 2, intermediate: 8, positions: 4, types: 1 };
+    /// # let graph = BertConfig::new(sizes, 1e-12, Activation::Gelu)?.graph()?;
+    /// # let checkpoint = Checkpoint::random(graph, DType::F32, 24)?;
+    /// let encoder = Encoder::new(&Device::cpu()?, &checkpoint, Pipeline::default())?;
+    /// let (texts, batching) = ([[1], [2], [3]], Batching { texts: 1, ..Batching::default() });
+    /// let mut batches = 0;
+    /// let embeddings = encoder.embed_while(&texts, batching, &mut |_| {
+    ///     batches += 1;
+    ///     if batches == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    /// })?;
+    /// assert_eq!((embeddings, batches), (None, 2));
+    /// # Ok::<(), sparse24::Error>(())
+    /// ```
+    pub fn embed_while<T: AsRef<[u32]>>(
+        &self,
+        texts: &[T],
+        batching: Batching,
+        done: &mut dyn FnMut(BatchTime) -> ControlFlow<()>,
+    ) -> Result<Option<Matrix>> {
         let graph = self.model.graph();
         for (i, text) in texts.iter().enumerate() {
             graph.check_ids(text.as_ref()).map_err(|e| e.of_text(i))?;
@@ -157,7 +193,9 @@ impl Encoder {
                 Some(text) => e.into_cause().of_text(batch.texts[text]),
                 None => e,
             })?;
-            done(BatchTime { texts: ids.len(), is_new, elapsed: started.elapsed() });
+            if done(BatchTime { texts: ids.len(), is_new, elapsed: started.elapsed() }).is_break() {
+                return Ok(None);
+            }
             let embeddings = embeddings.elements().to_f32();
             for (&text, from) in batch.texts.iter().zip(embeddings.chunks_exact(width)) {
                 if !from.iter().all(|x| x.is_finite()) {
@@ -167,7 +205,7 @@ impl Encoder {
                 all[text * width..][..width].copy_from_slice(from);
             }
         }
-        Matrix::new(texts.len(), width, Elements::F32(all))
+        Matrix::new(texts.len(), width, Elements::F32(all)).map(Some)
     }
 
     /// A pass for batches of one shape: see [`Model::forward`].

@@ -4,11 +4,12 @@
 //! Layouts differ in how they say where values stood, so this file translates between their words and the codes of
 //! [`crate::format`], and moves no element. Invariant: what is read is legal by the rules of the format.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
 use super::{Dtype, FORMAT, Spec, Stored, Writer, little_endian};
-use crate::error::{Error, Result, checked_mul};
+use crate::error::{Error, Result, checked_mul, expect_len};
 use crate::format::{Bytes, Sparse24, Storage, VERSION, code_of};
 use crate::mask::VectorLen;
 
@@ -145,27 +146,77 @@ impl Layout {
         entries
     }
 
-    /// Writes a matrix to the tensors of [`Self::specs`].
-    pub fn write<S: Storage>(self, writer: &mut Writer, name: &str, matrix: &Sparse24<S>) -> Result<()> {
-        let part = |part: &str| format!("{name}.{part}");
+    /// The tensors of [`Self::specs`] in memory, each with its little-endian bytes: what [`Self::write`] writes.
+    ///
+    /// ```
+    /// use sparse24::io::{Dtype, Layout};
+    /// use sparse24::{DType, Matrix, VectorLen, prune};
+    /// let w = Matrix::uniform(32, 64, DType::F16, 24)?;
+    /// let s = prune::sparsify(&w, VectorLen::ONE)?;
+    /// let tensors = Layout::Cutlass.encode("up.weight", &s)?;
+    /// assert_eq!((&*tensors[1].0.name, tensors[1].0.dtype), ("up.weight.meta", Dtype::I16));
+    /// let parts: Vec<_> = tensors.iter().map(|(_, bytes)| &**bytes).collect();
+    /// let back = Layout::Cutlass.decode((32, 64), Dtype::F16, VectorLen::ONE, &parts)?;
+    /// assert_eq!(sparse24::Sparse24::try_from(back)?, s);
+    /// # Ok::<(), sparse24::Error>(())
+    /// ```
+    pub fn encode<S: Storage>(self, name: &str, matrix: &Sparse24<S>) -> Result<Vec<(Spec, Vec<u8>)>> {
+        let specs = self.specs(&Spec24::of(name, matrix))?;
+        Ok(specs.into_iter().zip(self.parts(matrix)?.into_iter().map(Cow::into_owned)).collect())
+    }
+
+    /// The bytes of the tensors of [`Self::specs`].
+    fn parts<S: Storage>(self, matrix: &Sparse24<S>) -> Result<Vec<Cow<'_, [u8]>>> {
+        let values = || matrix.values().little_endian();
+        Ok(match self {
+            Self::Native => vec![values(), little_endian(matrix.meta())],
+            Self::Dense => vec![Cow::Owned(matrix.to_elements().little_endian().into_owned())],
+            Self::Bitmask => {
+                let shape = [matrix.m(), matrix.k()].map(|n| (n as i64).to_le_bytes());
+                vec![values(), bitmask(matrix).into(), shape.as_flattened().to_vec().into()]
+            }
+            Self::Cutlass => vec![values(), reordered(matrix)?.into()],
+        })
+    }
+
+    /// The matrix of `m x k` whose tensors in this layout, of elements of this type, have these little-endian bytes, in
+    /// the order of [`Self::specs`] (a shape at the end may be left out); the inverse of [`Self::encode`]. Rows of the
+    /// native layout's metadata follow from `vector`, and those of other layouts are shared by as many rows if they can
+    /// be. An error names what does not fit, or is not legal by the rules of the [format](crate::format).
+    pub fn decode(
+        self,
+        (m, k): (usize, usize),
+        dtype: Dtype,
+        vector: VectorLen,
+        parts: &[&[u8]],
+    ) -> Result<Sparse24<Bytes>> {
+        let specs = self.specs(&Spec24 { name: String::new(), m, k, dtype, vector: Some(vector) })?;
+        let needed = if self == Self::Bitmask { 2 } else { specs.len() };
+        if !(needed..=specs.len()).contains(&parts.len()) {
+            return Err(Error::invalid(format!("{} tensors, the layout {self} has {needed}", parts.len())));
+        }
+        for (spec, part) in specs.iter().zip(parts) {
+            let name = spec.name.trim_start_matches('.');
+            expect_len(&format!("bytes of {name}"), part.len(), spec.bytes()?)?;
+        }
+        let values = parts[0].to_vec();
         match self {
             Self::Native => {
-                writer.write(&part("values"), &matrix.values().little_endian())?;
-                writer.write(&part("meta"), &little_endian(matrix.meta()))
+                let words = parts[1].as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect();
+                Sparse24::from_parts(m, k, vector, Bytes::new(dtype, values)?, words)
             }
-            Self::Dense => writer.write(name, &matrix.to_elements().little_endian()),
-            Self::Bitmask => {
-                let part = |part: &str| format!("{}.{part}", stem(name));
-                let shape = [matrix.m(), matrix.k()].map(|n| (n as i64).to_le_bytes());
-                writer.write(&part("compressed"), &matrix.values().little_endian())?;
-                writer.write(&part("bitmask"), &bitmask(matrix))?;
-                writer.write(&part("shape"), shape.as_flattened())
-            }
-            Self::Cutlass => {
-                writer.write(&part("values"), &matrix.values().little_endian())?;
-                writer.write(&part("meta"), &reordered(matrix)?)
-            }
+            Self::Dense => Sparse24::from_elements(m, k, &Bytes::new(dtype, values)?, Some(vector)),
+            Self::Bitmask => from_bitmask(m, k, dtype, values, parts[1])?.with_vector(vector),
+            Self::Cutlass => from_cutlass(m, k, dtype, values, parts[1])?.with_vector(vector),
         }
+    }
+
+    /// Writes a matrix to the tensors of [`Self::specs`].
+    pub fn write<S: Storage>(self, writer: &mut Writer, name: &str, matrix: &Sparse24<S>) -> Result<()> {
+        // Values are not copied where a file has them as they are in memory.
+        let tensors = self.parts(matrix)?;
+        let specs = self.specs(&Spec24::of(name, matrix))?;
+        specs.iter().zip(tensors).try_for_each(|(spec, bytes)| writer.write(&spec.name, &bytes))
     }
 }
 

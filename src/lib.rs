@@ -231,6 +231,7 @@
 //! | `report.rs` `report/` | table and JSON; files read back and checked, runs compared, the page and its charts, claims |
 //! | `tune.rs` | the best kernels of a device: raced, and kept in a cache |
 //! | `main.rs` `cli.rs` `cli/` | the binary: the command line |
+//! | `python/` | the Python package: a crate of its own, for a module that Python loads, and its Python |
 //! | `web/` | the page that measures in a browser: a crate of its own, for WebAssembly |
 
 pub mod bootstrap;

@@ -29,6 +29,9 @@ environment:
                         tests are skipped
   SPARSE24_WEB          folder of the page that src/web/build.sh makes, which is then opened in Chromium; unset: it is made
                         here if Rust has the target wasm32-unknown-unknown, else that test is skipped
+  SPARSE24_REQUIRE_PYTHON, SPARSE24_PYTHON, SPARSE24_PYTHON_EXTRAS
+                        of the Python module's tests, which are skipped where there is no Python 3.10 or no PyPI: see
+                        src/python/test.sh --help
   CARGO_TARGET_DIR, CARGO_INCREMENTAL
                         as for cargo; the latter is 0 unless set
 
@@ -224,14 +227,16 @@ step "lints" cargo clippy --locked --all-targets -- -D warnings
 step "lints, library alone" cargo clippy --locked --all-targets --no-default-features -- -D warnings
 step "lints, compilers alone" cargo clippy --locked --all-targets --no-default-features --features compile -- -D warnings
 step "lints, with the hub" cargo clippy --locked --all-targets --features hub -- -D warnings
-step "lints, the page for browsers" cargo clippy --locked --all-targets -p sparse24-web -- -D warnings
+step "lints, the page for browsers and the Python module" cargo clippy --locked --all-targets -p sparse24-web \
+    -p sparse24-python -- -D warnings
 # The peers' Rust crate by its default feature: the others take ten minutes to compile. Python's syntax, where it is.
 step "peers in Rust" cargo clippy --locked --manifest-path benches/peers/rust/Cargo.toml -- -D warnings
 if command -v python3 >/dev/null; then
     step "peers in Python" python3 -c 'import ast, sys
-for name in sys.argv[1:]: ast.parse(open(name, encoding="utf-8").read(), name)' benches/peers/*.py
+for name in sys.argv[1:]: ast.parse(open(name, encoding="utf-8").read(), name)' benches/peers/*.py src/python/examples/*.py
 fi
-step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+# Of the module, too: its dependencies are those of its lints, which are not built again for this.
+step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps -p sparse24 -p sparse24-python
 if [[ -z ${SPARSE24_WEB:-} && -d $(rustc --print sysroot)/lib/rustlib/wasm32-unknown-unknown ]]; then
     export SPARSE24_WEB=$PWD/target/web
     step "page for browsers" bash src/web/build.sh "$SPARSE24_WEB"
@@ -243,6 +248,7 @@ else
 fi
 step "tests, library alone, no GPU" "${no_gpu[@]}" cargo test --locked --no-default-features
 step "tests, the hub" "${no_gpu[@]}" cargo test --locked --features hub --test cli on_the_hub
+step "tests of the Python module" "${no_gpu[@]}" bash src/python/test.sh
 if [[ $(uname -s) == Linux ]]; then
     step "tests" "${on_lavapipe[@]}" cargo test --locked
     step "GPU tests, lavapipe" "${on_lavapipe[@]}" "${gpu_tests[@]}"

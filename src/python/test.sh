@@ -32,7 +32,7 @@ python=${SPARSE24_PYTHON:-python3}
 lack() {
     printf 'src/python/test.sh: %s\n' "$*" >&2
     [[ -z ${SPARSE24_REQUIRE_PYTHON:-} ]] || exit 1
-    printf 'src/python/test.sh: tests of the Python module are skipped (SPARSE24_REQUIRE_PYTHON=1 makes this a failure)\n' >&2
+    echo 'src/python/test.sh: tests of the Python module are skipped (SPARSE24_REQUIRE_PYTHON=1: a failure)' >&2
     exit 0
 }
 

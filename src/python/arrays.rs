@@ -73,11 +73,7 @@ pub(crate) fn dtype(name: &str) -> PyResult<DType> {
 }
 
 /// The elements as an array of this shape, without a copy: of f32, or of the bits of f16 or bf16.
-pub(crate) fn to_array<'py>(
-    py: Python<'py>,
-    elements: Elements,
-    shape: [usize; 2],
-) -> PyResult<Bound<'py, PyAny>> {
+pub(crate) fn to_array<'py>(py: Python<'py>, elements: Elements, shape: [usize; 2]) -> PyResult<Bound<'py, PyAny>> {
     Ok(match elements {
         Elements::F32(data) => PyArray1::from_vec(py, data).reshape(shape)?.into_any(),
         Elements::F16(data) => PyArray1::from_vec(py, cast_vec::<f16, u16>(data)).reshape(shape)?.into_any(),

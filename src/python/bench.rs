@@ -41,11 +41,7 @@ pub(crate) fn bench(
         let requests: Vec<Request> = ops.into_iter().map(request).collect::<sparse24::Result<_>>()?;
         measure::fits_into_memory(&device, shape, dtype, &requests)?;
         // Activations need another seed than weights, whichever.
-        let case = Case {
-            name,
-            w: Matrix::uniform(m, k, dtype, seed)?,
-            x: Matrix::uniform(n, k, dtype, !seed)?,
-        };
+        let case = Case { name, w: Matrix::uniform(m, k, dtype, seed)?, x: Matrix::uniform(n, k, dtype, !seed)? };
         let records = measure::run(&device, &case, &requests, &policy, seed, |_| ())?;
         serde_json::to_string(&records).map_err(|e| sparse24::Error::invalid(e.to_string()))
     })

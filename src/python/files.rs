@@ -28,9 +28,8 @@ impl Source {
 
     /// All tensors.
     fn items(&self) -> Vec<Item> {
-        let item = |item: &io::Item| {
-            (item.name.clone(), item.dtype.to_string(), item.shape.clone(), item.stored.name())
-        };
+        let item =
+            |item: &io::Item| (item.name.clone(), item.dtype.to_string(), item.shape.clone(), item.stored.name());
         self.source.items().map(item).collect()
     }
 

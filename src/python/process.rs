@@ -1,7 +1,7 @@
 //! What belongs to the process: which one it is, and the user's wish to stop.
 //!
-//! Threads do not survive a fork, and those of the crate's pools would be waited for without end. So the first call that
-//! needs threads notes the process, and a later one in another process is an error instead of a hang.
+//! Threads do not survive a fork, and those of the crate's pools would be waited for without end. So the first call
+//! that needs threads notes the process, and a later one in another process is an error instead of a hang.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};

@@ -89,8 +89,10 @@ impl Encoder {
         let (files, dtype) = (files(folder)?, dtype_of(dtype)?);
         let on = device.get().device.clone();
         let loaded = interruptible(py, move || {
-            let options = LoadOptions { dtype, weights: weights.as_deref().map(|w| w.as_ref()), prompt: prompt.as_deref() };
-            let TextModel { tokenizer, mut checkpoint, pipeline, prompt, similarity } = TextModel::load(&files, options)?;
+            let options =
+                LoadOptions { dtype, weights: weights.as_deref().map(|w| w.as_ref()), prompt: prompt.as_deref() };
+            let TextModel { tokenizer, mut checkpoint, pipeline, prompt, similarity } =
+                TextModel::load(&files, options)?;
             checkpoint.prune(sparsity)?;
             Ok((text::Encoder::new(&on, &checkpoint, pipeline)?, tokenizer, prompt, similarity))
         })?;

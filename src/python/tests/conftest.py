@@ -86,8 +86,8 @@ class TinyBert:
         }  # fmt: skip
         (folder / "config.json").write_text(json.dumps(config))
         special = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-        token = lambda word: {"SpecialToken": {"id": word, "type_id": 0}}  # noqa: E731
-        entry = lambda word, i: {"id": word, "ids": [i], "tokens": [word]}  # noqa: E731
+        token = lambda word: {"SpecialToken": {"id": word, "type_id": 0}}
+        entry = lambda word, i: {"id": word, "ids": [i], "tokens": [word]}
         text = {"Sequence": {"id": "A", "type_id": 0}}
         tokenizer = {
             "version": "1.0", "truncation": None, "padding": None,

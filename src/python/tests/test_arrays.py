@@ -4,7 +4,6 @@ import array
 
 import numpy as np
 import pytest
-
 import sparse24
 
 RNG = np.random.default_rng(24)

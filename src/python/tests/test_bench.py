@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-
 import sparse24
 
 
 def test_records_are_verified_rows_of_one_table():
-    records = sparse24.bench(["64x8x64", (32, 4, 96)], ops=("dense", "sparse24", "auto", "masked"), device="cpu", quick=True)
+    records = sparse24.bench(
+        ["64x8x64", (32, 4, 96)], ops=("dense", "sparse24", "auto", "masked"), device="cpu", quick=True
+    )
     rows = [(r["name"], r["op"], r["vector"], r["m"], r["n"], r["k"]) for r in records]
     expected = [("dense", None), ("sparse24", 1), ("sparse24", 32), ("auto", 1), ("auto", 32), ("masked", None)]
     assert rows == [(name, op, v, *sizes) for name, sizes in [("64x8x64", (64, 8, 64)), ("32x4x96", (32, 4, 96))]

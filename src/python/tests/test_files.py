@@ -5,9 +5,8 @@ import struct
 
 import numpy as np
 import pytest
-from conftest import VECTORS, read_safetensors
-
 import sparse24
+from conftest import VECTORS, read_safetensors
 
 RNG = np.random.default_rng(24)
 

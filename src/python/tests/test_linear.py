@@ -6,7 +6,6 @@ import threading
 
 import numpy as np
 import pytest
-
 import sparse24
 
 RNG = np.random.default_rng(24)

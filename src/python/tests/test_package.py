@@ -11,13 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-
 import sparse24
+from conftest import ROOT
 from sparse24 import _native
 
 PACKAGE = Path(sparse24.__file__).parent
-MODULES = ["sparse24", *(f"sparse24.{name}" for name in ("_arrays", "_bench", "_device", "_files", "_linear", "_sparse", "_text"))]
+MODULES = [
+    "sparse24",
+    *(f"sparse24.{name}" for name in ("_arrays", "_bench", "_device", "_files", "_linear", "_sparse", "_text")),
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -33,7 +35,11 @@ def test_everything_public_has_a_docstring():
             continue
         assert item.__doc__ and item.__module__.startswith("sparse24"), name
         if inspect.isclass(item):
-            own = {n: m for n, m in vars(item).items() if not n.startswith("_") and (callable(m) or isinstance(m, property))}
+            own = {
+                n: m
+                for n, m in vars(item).items()
+                if not n.startswith("_") and (callable(m) or isinstance(m, property))
+            }
             assert all(m.__doc__ for m in own.values()), (name, own)
         elif len(inspect.signature(item).parameters) > 1:
             assert "Parameters\n" in item.__doc__ and "Returns\n" in item.__doc__ or name == "save_file", name

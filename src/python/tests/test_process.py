@@ -11,7 +11,6 @@ import time
 
 import numpy as np
 import pytest
-
 import sparse24
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and forks as POSIX has them")

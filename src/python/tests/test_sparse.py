@@ -4,9 +4,8 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import VECTORS, read_safetensors, two_of_four
-
 import sparse24
+from conftest import VECTORS, read_safetensors, two_of_four
 
 RNG = np.random.default_rng(24)
 
@@ -57,7 +56,7 @@ def test_sparsegpt_loses_less_of_the_output_than_magnitude():
 
 def test_random_is_a_function_of_its_seed():
     w = RNG.standard_normal((8, 32)).astype(np.float32)
-    draw = lambda seed: sparse24.prune(w, method="random", seed=seed)  # noqa: E731
+    draw = lambda seed: sparse24.prune(w, method="random", seed=seed)
     np.testing.assert_array_equal(draw(1), draw(1))
     assert (draw(1) != draw(2)).any()
 
@@ -175,7 +174,9 @@ def test_layouts_of_torch_and_compressed_tensors_go_in_and_out_without_loss(name
             assert back[part].tobytes() == np.ascontiguousarray(numbers).tobytes(), part
         # From one to the other.
         other = "bitmask" if layout == "cutlass" else "cutlass"
-        np.testing.assert_array_equal(sparse24.Sparse24.from_layout(other, s.to_layout(other)).decompress(), s.decompress())
+        np.testing.assert_array_equal(
+            sparse24.Sparse24.from_layout(other, s.to_layout(other)).decompress(), s.decompress()
+        )
 
 
 def test_native_and_dense_layouts_come_back():

@@ -1,16 +1,15 @@
 """Encoders and language models against references that share nothing with the crate."""
 
+import json
 import os
 import pickle
 import shutil
 import subprocess
 
-import json
 import numpy as np
 import pytest
-from conftest import two_of_four
-
 import sparse24
+from conftest import two_of_four
 
 TEXTS = ["the cat sat on the mat .", "dog", "the dog ran .", "cat cat cat cat cat cat"]
 
@@ -32,7 +31,7 @@ def test_embeddings_are_those_of_the_reference(tiny_bert):
 @pytest.mark.parametrize("vector", [1, 8])
 def test_a_pruned_encoder_is_the_reference_with_pruned_weights(tiny_bert, vector):
     encoder = sparse24.Encoder(tiny_bert.folder, f"{vector}:2:4", device=sparse24.Device("cpu", threads=1))
-    pruned = lambda name, w: np.where(two_of_four(w, vector), w, 0)  # noqa: E731
+    pruned = lambda name, w: np.where(two_of_four(w, vector), w, 0)
     expected = np.stack([tiny_bert.embedding(text, pruned) for text in TEXTS])
     dense = np.stack([tiny_bert.embedding(text) for text in TEXTS])
     assert np.abs(expected - dense).max() > 1e-2
@@ -164,7 +163,7 @@ def test_text_comes_in_pieces_and_may_be_ended(tiny_llama):
 
 def test_draws_are_a_function_of_their_seed(tiny_llama):
     generator = sparse24.Generator(tiny_llama[0], device="cpu")
-    draw = lambda seed: generator.generate("a", max_tokens=20, temperature=2.0, seed=seed).tokens  # noqa: E731
+    draw = lambda seed: generator.generate("a", max_tokens=20, temperature=2.0, seed=seed).tokens
     assert draw(1) == draw(1) != draw(2)
     for arguments in [{"temperature": -1.0}, {"top_p": 0.0}, {"system": "be brief"}]:
         with pytest.raises(ValueError):

@@ -6,15 +6,13 @@ import pickle
 
 import numpy as np
 import pytest
+import sparse24
 from conftest import VECTORS, two_of_four
 
-import sparse24
-
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch")
+import sparse24.torch as st  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.utils import parametrize, prune  # noqa: E402
-
-import sparse24.torch as st  # noqa: E402
 
 torch.manual_seed(24)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -34,7 +32,9 @@ def test_tensors_in_are_tensors_out(dtype):
     x = torch.randn(2, 3, 32, dtype=dtype)
     y = layer(x)
     expected = x.double() @ pruned.double().T + 1
-    assert y.dtype is dtype and torch.allclose(y.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-4 + torch.finfo(dtype).eps)
+    assert y.dtype is dtype and torch.allclose(
+        y.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-4 + torch.finfo(dtype).eps
+    )
 
 
 @pytest.mark.parametrize(

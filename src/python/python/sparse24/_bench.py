@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Iterable, Sequence, Union
+from collections.abc import Iterable, Sequence
+from typing import Any, Union
 
 from . import _native
 from ._arrays import short_dtype
@@ -13,13 +14,13 @@ Shape = Union[str, tuple[int, int, int]]
 
 
 def bench(
-    shapes: Union[Shape, Iterable[Shape]],
+    shapes: Shape | Iterable[Shape],
     *,
     ops: Sequence[str] = ("dense", "sparse24", "masked"),
-    vector: Union[int, Sequence[int]] = (1, 32),
-    tokens: Union[int, Sequence[int]] = 128,
+    vector: int | Sequence[int] = (1, 32),
+    tokens: int | Sequence[int] = 128,
     dtype: Any = "float32",
-    device: Union[Device, str] = "auto",
+    device: Device | str = "auto",
     quick: bool = False,
     seed: int = 24,
 ) -> list[dict[str, Any]]:
@@ -88,7 +89,9 @@ def _layers(shapes: Any, tokens: list[int]) -> list[tuple[str, tuple[int, int, i
             m, n, k = (int(size) for size in sizes)
         except (TypeError, ValueError):
             names = ", ".join(known)
-            raise ValueError(f"shape {shape!r} is not out features x tokens x in features, nor one of {names}") from None
+            raise ValueError(
+                f"shape {shape!r} is not out features x tokens x in features, nor one of {names}"
+            ) from None
         if min(m, n, k) < 1:
             raise ValueError(f"shape {shape!r} has a size of zero or less")
         layers.append((f"{m}x{n}x{k}", (m, n, k)))

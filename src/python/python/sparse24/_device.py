@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Union
+from typing import Any
 
 from . import _native
 
@@ -32,7 +32,7 @@ class Device:
 
     __slots__ = ("_native",)
 
-    def __init__(self, name: str = "auto", threads: Optional[int] = None) -> None:
+    def __init__(self, name: str = "auto", threads: int | None = None) -> None:
         self._native = _native.Device(name, threads)
 
     @property
@@ -46,7 +46,7 @@ class Device:
         return self._native.kind
 
     @property
-    def threads(self) -> Optional[int]:
+    def threads(self) -> int | None:
         """Threads of the CPU device; None for a GPU."""
         return self._native.threads
 
@@ -60,7 +60,7 @@ class Device:
 _opened: dict[str, Device] = {}
 
 
-def opened(device: Union[Device, str]) -> Device:
+def opened(device: Device | str) -> Device:
     """The device that a user asked for; by the same name always the same one."""
     if isinstance(device, Device):
         return device

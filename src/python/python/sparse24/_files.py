@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, Mapping, Optional, Union
+from collections.abc import Mapping
+from typing import Any, Union
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def save_file(
     path: PathLike,
     layout: str = "native",
     *,
-    metadata: Optional[Mapping[str, str]] = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a safetensors file, which appears complete or not at all.
 
@@ -111,12 +112,12 @@ def _numpy_of(data: Any, dtype: str, shape: list[int], name: str) -> Any:
         return data.view(np.dtype(_NUMPY[dtype]).newbyteorder("<")).reshape(shape)
     if dtype == "BF16":
         return data.view(bfloat16()).reshape(shape)
+    added = next((own for own, named in _ADDED.items() if named == dtype), None)
     try:
         import ml_dtypes
     except ImportError:
-        ml_dtypes = None
-    added = next((own for own, named in _ADDED.items() if named == dtype), None)
-    if ml_dtypes is None or added is None:
+        added = None
+    if added is None:
         raise TypeError(f"{name} is of {dtype}, which numpy does not have: ask for framework='torch'")
     return data.view(np.dtype(getattr(ml_dtypes, added))).reshape(shape)
 

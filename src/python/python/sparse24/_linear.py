@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,13 +50,14 @@ class Linear:
 
     def __init__(
         self,
-        w: Union[Sparse24, ArrayLike],
-        bias: Optional[ArrayLike] = None,
-        activation: Optional[str] = None,
+        w: Sparse24 | ArrayLike,
+        bias: ArrayLike | None = None,
+        activation: str | None = None,
         *,
-        device: Union[Device, str] = "auto",
+        device: Device | str = "auto",
         dense_fallback: bool = True,
     ) -> None:
+        weights: Any
         if isinstance(w, Sparse24):
             weights, dtype = w._native, w._native.dtype
         else:
@@ -141,5 +142,5 @@ def _widened(data: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
     return (data.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-def _unpickled(w: Any, bias: Any, activation: Optional[str], device: Device, dense_fallback: bool) -> Linear:
+def _unpickled(w: Any, bias: Any, activation: str | None, device: Device, dense_fallback: bool) -> Linear:
     return Linear(w, bias, activation, device=device, dense_fallback=dense_fallback)

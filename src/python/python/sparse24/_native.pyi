@@ -1,6 +1,7 @@
 """The native module. Arrays are C-contiguous: float32, or uint16 with the bits of float16 or bfloat16."""
 
-from typing import Any, Callable, Optional, Union
+from collections.abc import Callable
+from typing import Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +15,11 @@ def bench(
     name: str,
     shape: tuple[int, int, int],
     dtype: str,
-    ops: list[tuple[str, Optional[int]]],
+    ops: list[tuple[str, int | None]],
     quick: bool,
     seed: int,
 ) -> str: ...
-def compress(w: Array, dtype: str, vector: Optional[int]) -> Sparse24: ...
+def compress(w: Array, dtype: str, vector: int | None) -> Sparse24: ...
 def device_names() -> list[tuple[str, str]]: ...
 def layer_shapes() -> list[tuple[str, list[tuple[str, int, int]]]]: ...
 def prune(
@@ -26,7 +27,7 @@ def prune(
     dtype: str,
     vector: int,
     method: str,
-    inputs: Optional[Array],
+    inputs: Array | None,
     inputs_dtype: str,
     seed: int,
 ) -> Array: ...
@@ -39,15 +40,15 @@ def save(
 ) -> None: ...
 
 class Device:
-    def __init__(self, name: str = "auto", threads: Optional[int] = None) -> None: ...
+    def __init__(self, name: str = "auto", threads: int | None = None) -> None: ...
     @property
     def name(self) -> str: ...
     @property
     def kind(self) -> str: ...
     @property
-    def threads(self) -> Optional[int]: ...
+    def threads(self) -> int | None: ...
     @property
-    def asked(self) -> tuple[str, Optional[int]]: ...
+    def asked(self) -> tuple[str, int | None]: ...
 
 class Encoder:
     def __init__(
@@ -56,23 +57,21 @@ class Encoder:
         sparsity: str,
         device: Device,
         dtype: str,
-        weights: Optional[str],
-        prompt: Optional[str],
+        weights: str | None,
+        prompt: str | None,
     ) -> None: ...
     @property
     def width(self) -> int: ...
     @property
     def max_tokens(self) -> int: ...
     @property
-    def prompt(self) -> Optional[str]: ...
+    def prompt(self) -> str | None: ...
     @property
     def similarity(self) -> str: ...
     def encode(self, texts: list[str], batch: int) -> tuple[NDArray[np.float32], int]: ...
 
 class Generator:
-    def __init__(
-        self, folder: str, sparsity: str, device: Device, dtype: str, weights: Optional[str]
-    ) -> None: ...
+    def __init__(self, folder: str, sparsity: str, device: Device, dtype: str, weights: str | None) -> None: ...
     @property
     def has_chat_template(self) -> bool: ...
     @property
@@ -80,22 +79,22 @@ class Generator:
     def generate(
         self,
         prompt: str,
-        system: Optional[str],
+        system: str | None,
         raw: bool,
         max_tokens: int,
         temperature: float,
         top_p: float,
         seed: int,
-        on_text: Optional[Callable[[str], Any]],
+        on_text: Callable[[str], Any] | None,
     ) -> dict[str, Any]: ...
 
 class Linear:
     def __init__(
         self,
         device: Device,
-        w: Union[Array, Sparse24],
+        w: Array | Sparse24,
         dtype: str,
-        bias: Optional[NDArray[np.float32]],
+        bias: NDArray[np.float32] | None,
         activation: str,
         dense_fallback: bool,
     ) -> None: ...
@@ -123,9 +122,7 @@ class Sparse24:
         shape: tuple[int, int], vector: int, values: Array, dtype: str, meta: NDArray[np.uint32]
     ) -> Sparse24: ...
     @staticmethod
-    def decode(
-        layout: str, shape: tuple[int, int], dtype: str, vector: int, parts: list[bytes]
-    ) -> Sparse24: ...
+    def decode(layout: str, shape: tuple[int, int], dtype: str, vector: int, parts: list[bytes]) -> Sparse24: ...
     @property
     def shape(self) -> tuple[int, int]: ...
     @property
@@ -139,6 +136,6 @@ class Sparse24:
     @property
     def meta(self) -> NDArray[np.uint32]: ...
     def decompress(self) -> Array: ...
-    def with_vector(self, vector: Optional[int]) -> Sparse24: ...
+    def with_vector(self, vector: int | None) -> Sparse24: ...
     def equals(self, other: Sparse24) -> bool: ...
     def encode(self, layout: str) -> list[tuple[str, str, list[int], NDArray[np.uint8]]]: ...

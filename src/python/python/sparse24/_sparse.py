@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import _native
-from ._arrays import NAMES, Framework, given, made, matrix, short_dtype
+from ._arrays import NAMES, Framework, made, matrix
 
 if TYPE_CHECKING:
     from ._arrays import ArrayLike
@@ -32,7 +32,7 @@ def prune(
     vector: int = 1,
     method: str = "magnitude",
     *,
-    inputs: Optional[ArrayLike] = None,
+    inputs: ArrayLike | None = None,
     seed: int = 24,
 ) -> ArrayLike:
     """Sets all but two of every four consecutive weights of a row to zero.
@@ -89,7 +89,7 @@ def prune(
     return made(pruned, weights.dtype, weights.framework)
 
 
-def compress(w: ArrayLike, vector: Optional[int] = None) -> Sparse24:
+def compress(w: ArrayLike, vector: int | None = None) -> Sparse24:
     """Compresses a matrix that is 2:4 already, as `prune` makes it.
 
     Parameters
@@ -162,7 +162,7 @@ class Sparse24:
         if words.dtype.kind not in "ui" or words.dtype.itemsize != 4 or words.ndim != 2:
             raise TypeError(f"meta is of {words.dtype} and {words.ndim} dimensions, expected uint32 and 2")
         words = words.astype(words.dtype.newbyteorder("="), copy=False).view(np.uint32)
-        self._native = _native.Sparse24.from_parts(tuple(shape), vector, kept.data, kept.dtype, words)
+        self._native = _native.Sparse24.from_parts((shape[0], shape[1]), vector, kept.data, kept.dtype, words)
 
     @classmethod
     def _of(cls, native: Any) -> Sparse24:
@@ -204,7 +204,7 @@ class Sparse24:
         """See `sparse24.decompress`."""
         return decompress(self, framework)
 
-    def with_vector(self, vector: Optional[int] = None) -> Sparse24:
+    def with_vector(self, vector: int | None = None) -> Sparse24:
         """The same matrix with codes shared by `vector` rows, or by the most that can share them.
 
         Raises
@@ -250,7 +250,7 @@ class Sparse24:
 
     @classmethod
     def from_layout(
-        cls, layout: str, tensors: dict[str, Any], shape: Optional[tuple[int, int]] = None, vector: int = 1
+        cls, layout: str, tensors: dict[str, Any], shape: tuple[int, int] | None = None, vector: int = 1
     ) -> Sparse24:
         """The inverse of `to_layout`.
 
@@ -291,7 +291,7 @@ class Sparse24:
         for name in names[1:]:
             codes = _codes(tensors[name], name)
             parts.append(codes.tobytes())
-        return cls._of(_native.Sparse24.decode(layout, tuple(shape), values.dtype, vector, parts))
+        return cls._of(_native.Sparse24.decode(layout, (shape[0], shape[1]), values.dtype, vector, parts))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sparse24):

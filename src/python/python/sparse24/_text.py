@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable, Literal, Optional, Union
+from typing import Any, Literal, Union
 
 import numpy as np
 
@@ -61,11 +62,11 @@ class Encoder:
         folder: PathLike,
         sparsity: str = "none",
         *,
-        device: Union[Device, str] = "auto",
+        device: Device | str = "auto",
         dtype: Any = "float32",
-        threads: Optional[int] = None,
-        weights: Optional[PathLike] = None,
-        prompt: Optional[str] = None,
+        threads: int | None = None,
+        weights: PathLike | None = None,
+        prompt: str | None = None,
     ) -> None:
         on = _opened_with(device, threads)
         path = _folder(folder)
@@ -92,7 +93,7 @@ class Encoder:
         return self._native.max_tokens
 
     @property
-    def prompt(self) -> Optional[str]:
+    def prompt(self) -> str | None:
         """What is put in front of every text."""
         return self._native.prompt
 
@@ -100,7 +101,7 @@ class Encoder:
         """`dimension`, by the name that Sentence Transformers gives it."""
         return self._native.width
 
-    def encode(self, texts: Union[str, Iterable[str]], batch_size: int = 32, *, convert_to_tensor: bool = False) -> Any:
+    def encode(self, texts: str | Iterable[str], batch_size: int = 32, *, convert_to_tensor: bool = False) -> Any:
         """Makes embeddings.
 
         Parameters
@@ -129,7 +130,7 @@ class Encoder:
         alone = isinstance(texts, str)
         if isinstance(texts, (bytes, bytearray)):
             raise TypeError("texts are bytes, expected str")
-        listed = [texts] if alone else texts if type(texts) is list else list(texts)
+        listed: list[Any] = [texts] if alone else texts if type(texts) is list else list(texts)
         embeddings, _ = self._native.encode(listed, batch_size)
         if alone:
             embeddings = embeddings[0]
@@ -173,7 +174,7 @@ def _encoder(folder: str, sparsity: str, device: Device, dtype: Any, weights: An
     return Encoder(folder, sparsity, device=device, dtype=dtype, weights=weights, prompt=prompt)
 
 
-def _opened_with(device: Union[Device, str], threads: Optional[int]) -> Device:
+def _opened_with(device: Device | str, threads: int | None) -> Device:
     if threads is None:
         return opened(device)
     if isinstance(device, Device):
@@ -240,10 +241,10 @@ class Generator:
         folder: PathLike,
         sparsity: str = "none",
         *,
-        device: Union[Device, str] = "auto",
+        device: Device | str = "auto",
         dtype: Any = "float32",
-        threads: Optional[int] = None,
-        weights: Optional[PathLike] = None,
+        threads: int | None = None,
+        weights: PathLike | None = None,
     ) -> None:
         on = _opened_with(device, threads)
         path = _folder(folder)
@@ -273,12 +274,12 @@ class Generator:
         prompt: str,
         max_tokens: int = 128,
         *,
-        system: Optional[str] = None,
+        system: str | None = None,
         raw: bool = False,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 24,
-        on_text: Optional[Callable[[str], Any]] = None,
+        on_text: Callable[[str], Any] | None = None,
     ) -> Generated:
         """Goes on with a prompt.
 
@@ -309,9 +310,7 @@ class Generator:
         -------
         Generated
         """
-        return Generated(
-            **self._native.generate(prompt, system, raw, max_tokens, temperature, top_p, seed, on_text)
-        )
+        return Generated(**self._native.generate(prompt, system, raw, max_tokens, temperature, top_p, seed, on_text))
 
     def __reduce__(self) -> Any:
         return _generator, self._args

@@ -17,7 +17,8 @@ torch.Size([2, 8])
 from __future__ import annotations
 
 import fnmatch
-from typing import Any, Callable, Iterator, Optional, Sequence, Union
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -58,9 +59,9 @@ class SparseLinear(nn.Module):
     def __init__(
         self,
         w: Sparse24,
-        bias: Optional[torch.Tensor] = None,
+        bias: torch.Tensor | None = None,
         *,
-        device: Union[Device, str] = "auto",
+        device: Device | str = "auto",
         dense_fallback: bool = True,
     ) -> None:
         super().__init__()
@@ -72,7 +73,7 @@ class SparseLinear(nn.Module):
         self.register_buffer("values", parts["values"])
         self.register_buffer("meta", parts["meta"])
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self._linear: Optional[tuple[Any, Linear]] = None
+        self._linear: tuple[Any, Linear] | None = None
 
     @property
     def sparse24(self) -> Sparse24:
@@ -99,9 +100,7 @@ class SparseLinear(nn.Module):
             If the gradient of `x` is asked for, which there is none of.
         """
         if torch.is_grad_enabled() and x.requires_grad:
-            raise RuntimeError(
-                "SparseLinear has no gradient: run it under torch.inference_mode() or torch.no_grad()"
-            )
+            raise RuntimeError("SparseLinear has no gradient: run it under torch.inference_mode() or torch.no_grad()")
         return self._native()(x)
 
     def _native(self) -> Linear:
@@ -136,10 +135,10 @@ def sparsify_(
     vector: int = 1,
     method: str = "magnitude",
     *,
-    include: Union[str, Sequence[str]] = "*",
-    exclude: Union[str, Sequence[str]] = (),
-    calibrate: Optional[Callable[[nn.Module], Any]] = None,
-    device: Union[Device, str] = "auto",
+    include: str | Sequence[str] = "*",
+    exclude: str | Sequence[str] = (),
+    calibrate: Callable[[nn.Module], Any] | None = None,
+    device: Device | str = "auto",
     dense_fallback: bool = True,
 ) -> nn.Module:
     """Replaces the `torch.nn.Linear` layers of a module by 2:4 ones, in place, for inference.
@@ -182,7 +181,7 @@ def sparsify_(
     rows = vector_of(pattern, vector)
 
     def chosen(name: str) -> bool:
-        match = lambda patterns: any(fnmatch.fnmatchcase(name, p) for p in patterns)  # noqa: E731
+        match = lambda patterns: any(fnmatch.fnmatchcase(name, p) for p in patterns)
         return match(included) and not match(excluded)
 
     layers = {name: layer for name, layer in _linears(module) if chosen(name)}
@@ -223,7 +222,7 @@ def _is_linear(part: nn.Module) -> bool:
     return nn.Linear in type(part).__bases__
 
 
-def _weights(layer: nn.Linear) -> Union[torch.Tensor, Sparse24]:
+def _weights(layer: nn.Linear) -> torch.Tensor | Sparse24:
     """The weights of a layer, with its mask."""
     if hasattr(layer, "weight_orig") and hasattr(layer, "weight_mask"):
         return (layer.weight_orig * layer.weight_mask).detach()

@@ -97,7 +97,7 @@ def encode(folder: str, command: str) -> dict[str, Any]:
             return seconds(lambda: subprocess.run(line, check=True, stderr=subprocess.DEVNULL))
 
         rounds: dict[str, list[float]] = {"python": [], "command": []}
-        for _ in range(7):
+        for _ in range(5):
             rounds["python"].append((long - short) / (by_python(long) - by_python(short)))
             rounds["command"].append((long - short) / (by_command(long) - by_command(short)))
     medians = {who: statistics.median(rates) for who, rates in rounds.items()}

@@ -45,3 +45,10 @@ def test_operations_that_are_none_are_named():
         sparse24.bench("8x8x8", ops=[], device="cpu")
     with pytest.raises(TypeError, match="dtype float64"):
         sparse24.bench("8x8x8", dtype="float64", device="cpu")
+
+
+def test_what_is_too_large_for_the_machine_is_a_memory_error():
+    with pytest.raises(MemoryError, match="out of memory: .* GiB for operands"):
+        sparse24.bench((10**6, 10**6, 10**6), device="cpu", quick=True)
+    with pytest.raises(ValueError, match="overflows"):
+        sparse24.bench((2**40, 2**40, 4), device="cpu", quick=True)

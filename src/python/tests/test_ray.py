@@ -67,9 +67,11 @@ def test_two_workers_make_the_vectors_of_one_process(example, tiny_bert):
         np.testing.assert_allclose(found[text], vector, atol=1e-6)
 
 
-def test_memory_stays_bounded_while_a_corpus_streams(example, tiny_bert):
+def test_memory_stays_bounded_while_a_corpus_streams(example, tiny_bert, monkeypatch):
     # A corpus of 160 MiB, each text with the page that it is of, through a store of 80 MiB.
     size, count = 256 << 10, 640
+    # What a task is expected to bring: more than the store by default, which makes Ray wait at every step.
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "target_max_block_size", 4 << 20)
     data = ray.data.range(count, override_num_blocks=40).map_batches(
         lambda batch: {
             "text": [f"cat dog mat {i % 7}" for i in batch["id"]],

@@ -2,7 +2,8 @@
 //! with both; and the one way in which this crate writes files.
 //!
 //! A [`TensorFile`] is one file, tensor by tensor, as it is. A [`Source`] is a file or a model's folder, as the
-//! matrices that it means, however they are stored ([`Stored`]). A [`Writer`] writes a file, and a [`Layout`] says how
+//! matrices that it means, however they are stored ([`Stored`]); both are read from a [`Store`], which is the disk unless
+//! the caller has the files in memory. A [`Writer`] writes a file, and a [`Layout`] says how
 //! a 2:4 matrix lies in one.
 //!
 //! A checkpoint may be larger than memory, so a [`TensorFile`] reads the header and then one tensor at a time, and
@@ -26,14 +27,13 @@ mod orientation;
 mod provenance;
 mod rewrite;
 mod source;
+mod store;
 mod temporary;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use bytemuck::Pod;
 #[cfg(feature = "cli")]
@@ -47,6 +47,8 @@ pub use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo as Header};
 use serde_json::{Map, Value};
 pub use source::{Item, Source, Stored, weights_in};
+pub use store::Store;
+use store::StoredFile;
 use temporary::TemporaryFile;
 pub use temporary::discard_temporaries;
 
@@ -104,8 +106,7 @@ impl TensorInfo {
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    /// Locked, because reading moves the one cursor that all users of the file share.
-    file: Mutex<File>,
+    file: StoredFile,
     tensors: BTreeMap<String, TensorInfo>,
     metadata: HashMap<String, String>,
 }
@@ -123,15 +124,20 @@ impl TensorFile {
     /// Opens a file and checks its header against itself and against the length of the file. Errors name the file and,
     /// where one is to blame, the tensor.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_in(&Store::disk(), path)
+    }
+
+    /// [`TensorFile::open`] of a file of a store.
+    pub fn open_in(store: &Store, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let io = |e| Error::io(path, e);
-        let mut file = File::open(path).map_err(io)?;
-        let len = file.metadata().map_err(io)?.len();
+        let file = store.open(path).map_err(io)?;
+        let len = file.len().map_err(io)?;
         let Some(after_length) = len.checked_sub(8) else {
             return Err(Error::file(path, format!("{len} bytes are too few for a safetensors file")));
         };
         let mut length = [0; 8];
-        file.read_exact(&mut length).map_err(io)?;
+        file.read_at(0, &mut length).map_err(io)?;
         let length = u64::from_le_bytes(length);
         // Before anything is allocated: the first eight bytes of any other file are some huge number.
         let Some(data_len) = after_length.checked_sub(length).filter(|_| length <= MAX_HEADER) else {
@@ -140,7 +146,7 @@ impl TensorFile {
                 format!("not a safetensors file: a header of {length} bytes is claimed, {after_length} bytes follow"),
             ));
         };
-        let header: Vec<u8> = read_at(&mut file, 8, length as usize).map_err(io)?;
+        let header: Vec<u8> = read_at(&file, 8, length as usize).map_err(io)?;
         let mut header: Map<String, Value> =
             serde_json::from_slice(&header).map_err(|e| Error::file(path, format!("header is no JSON object: {e}")))?;
         // `null` is no metadata, as for the safetensors library.
@@ -178,7 +184,7 @@ impl TensorFile {
         if end != data_len {
             return Err(Error::file(path, format!("{} bytes follow the last tensor", data_len - end)));
         }
-        Ok(Self { path: path.to_path_buf(), file: Mutex::new(file), tensors, metadata })
+        Ok(Self { path: path.to_path_buf(), file, tensors, metadata })
     }
 
     /// The path under which the file was opened.
@@ -335,9 +341,7 @@ impl TensorFile {
     /// The bytes of a tensor as items of `T`, little-endian still.
     fn read<T: Pod>(&self, info: &TensorInfo) -> Result<Vec<T>> {
         memory::claim(info.bytes, || "a tensor".into()).map_err(|e| e.in_tensor(&self.path, &info.name))?;
-        // A reader that panicked leaves the cursor anywhere, and every read sets it first.
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        read_at(&mut file, info.start, info.bytes / size_of::<T>())
+        read_at(&self.file, info.start, info.bytes / size_of::<T>())
             .map_err(|e| Error::io(&self.path, e).in_tensor(&self.path, &info.name))
     }
 }
@@ -362,10 +366,9 @@ fn check(entry: Value, data_len: u64) -> Result<Header> {
 }
 
 /// Reads `len` items at byte `start`. The caller has checked that the file is that long, so the allocation is bounded.
-fn read_at<T: Pod>(file: &mut File, start: u64, len: usize) -> io::Result<Vec<T>> {
+fn read_at<T: Pod>(file: &StoredFile, start: u64, len: usize) -> io::Result<Vec<T>> {
     let mut data = vec![T::zeroed(); len];
-    file.seek(SeekFrom::Start(start))?;
-    file.read_exact(bytemuck::cast_slice_mut(&mut data))?;
+    file.read_at(start, bytemuck::cast_slice_mut(&mut data))?;
     Ok(data)
 }
 

@@ -20,6 +20,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result, checked_mul};
 use crate::graph::{Blocks, ChannelSet, Channels, Graph, Input, ParamId, ValueId};
+use crate::io::Store;
 use crate::ops::attention::AttentionSpec;
 use crate::ops::gemm::LinearSpec;
 use crate::problem::Activation;
@@ -43,8 +44,13 @@ fn all() -> impl Iterator<Item = (&'static str, Load)> {
 /// fit each other, an architecture that is not known here. A config without a `model_type` is a BERT's: its older ones
 /// lack it.
 pub fn load(path: impl AsRef<Path>) -> Result<Graph> {
+    load_in(&Store::disk(), path)
+}
+
+/// [`load`] of a file of a store.
+pub fn load_in(store: &Store, path: impl AsRef<Path>) -> Result<Graph> {
     let path = path.as_ref();
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let text = store.read_to_string(path)?;
     parse(&text).map_err(|e| Error::file(path, e.to_string()))
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::{Blocks, Graph, LinearLayer, Param, ParamId, ParamKind};
 use crate::error::{Error, Result, expect_shape};
 use crate::format::Sparse24;
-use crate::io::{Action, Content, Item, Source, Spec24, Stored};
+use crate::io::{Action, Content, Item, Source, Spec24, Store, Stored};
 use crate::mask::{Mask, VectorLen};
 use crate::matrix::{DType, Elements, Matrix};
 use crate::prune;
@@ -141,11 +141,17 @@ impl Checkpoint {
     /// block that the model does not have, and the first element that is infinite or NaN, as `dtype` or already in the
     /// file.
     pub fn load(graph: Graph, weights: &Path, over: Option<&Path>, dtype: DType) -> Result<Self> {
-        let mut sources: Vec<_> = over.map(Source::open).transpose()?.into_iter().collect();
-        if over.is_none() || weights.exists() {
-            sources.push(Source::open(weights)?);
+        Self::load_in(&Store::disk(), graph, weights, over, dtype)
+    }
+
+    /// [`Checkpoint::load`] of files of a store.
+    pub fn load_in(store: &Store, graph: Graph, weights: &Path, over: Option<&Path>, dtype: DType) -> Result<Self> {
+        let open = |path| Source::open_in(store, path);
+        let mut sources: Vec<_> = over.map(open).transpose()?.into_iter().collect();
+        if over.is_none() || store.exists(weights) {
+            sources.push(open(weights)?);
         }
-        let absent = (!weights.exists()).then(|| weights.to_owned());
+        let absent = (!store.exists(weights)).then(|| weights.to_owned());
         let reader = Reader { sources, absent, dtype: activation_dtype(dtype)?, prefixes: &graph.prefixes };
         if let Some(blocks) = &graph.blocks {
             reader.none_past(blocks)?;
@@ -389,6 +395,18 @@ impl Checkpoint {
     /// forms stay.
     pub fn mask(&mut self, vector: VectorLen) -> Result<()> {
         self.each_dense(|w| Ok(HostWeights::Masked(w.clone(), prune::magnitude(w, vector)?.into_mask())))
+    }
+
+    /// Makes every linear layer dense, with the zeros that it has.
+    pub fn densify(&mut self) -> Result<()> {
+        for param in &mut self.params {
+            if let HostParam::Weights(weights) = param
+                && !matches!(**weights, HostWeights::Dense(_))
+            {
+                *param = HostWeights::Dense(weights.to_dense()?).into();
+            }
+        }
+        Ok(())
     }
 
     fn each_dense(&mut self, change: impl Fn(&Matrix) -> Result<HostWeights>) -> Result<()> {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::layout::{self, Layout, Spec24};
-use super::{Dtype, FORMAT, Spec, TensorFile, TensorInfo};
+use super::{Dtype, FORMAT, Spec, Store, TensorFile, TensorInfo};
 use crate::error::{Error, Result, checked_mul};
 use crate::format::{Bytes, Sparse24};
 use crate::mask::{Mask, VectorLen};
@@ -140,15 +140,20 @@ impl Source {
     /// Opens a safetensors file, an index of several (`*.index.json`), or a folder with `model.safetensors` or
     /// `model.safetensors.index.json`. Errors name the file and, where one is to blame, the tensor.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_in(&Store::disk(), path)
+    }
+
+    /// [`Source::open`] of what a store has.
+    pub fn open_in(store: &Store, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let path = match path.is_dir() {
-            true => Some(weights_in(path))
-                .filter(|weights| weights.exists())
+        let path = match store.is_dir(path) {
+            true => Some(store.weights_in(path))
+                .filter(|weights| store.exists(weights))
                 .ok_or_else(|| Error::file(path, format!("the folder has neither {WEIGHTS} nor {INDEX}")))?,
             false => path.to_path_buf(),
         };
         let is_index = path.to_str().is_some_and(|name| name.ends_with(".index.json"));
-        let files = if is_index { shards(&path)? } else { vec![TensorFile::open(&path)?] };
+        let files = if is_index { shards(store, &path)? } else { vec![TensorFile::open_in(store, &path)?] };
         let mut holders = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {
             for info in file.tensors() {
@@ -637,14 +642,21 @@ fn asp_mask(weight: &str) -> String {
 /// assert_eq!(sparse24::io::weights_in(Path::new("no/where")), Path::new("no/where/model.safetensors"));
 /// ```
 pub fn weights_in(folder: &Path) -> PathBuf {
-    let (weights, index) = (folder.join(WEIGHTS), folder.join(INDEX));
-    if !weights.exists() && index.exists() { index } else { weights }
+    Store::disk().weights_in(folder)
+}
+
+impl Store {
+    /// [`weights_in`] a folder of this store.
+    pub fn weights_in(&self, folder: &Path) -> PathBuf {
+        let (weights, index) = (folder.join(WEIGHTS), folder.join(INDEX));
+        if !self.exists(&weights) && self.exists(&index) { index } else { weights }
+    }
 }
 
 /// The files of an index, every one with the tensors that the index says it has.
-fn shards(path: &Path) -> Result<Vec<TensorFile>> {
+fn shards(store: &Store, path: &Path) -> Result<Vec<TensorFile>> {
     let fail = |reason: String| Error::file(path, reason);
-    let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let text = store.read(path)?;
     let index: Value = serde_json::from_slice(&text).map_err(|e| fail(format!("is no JSON: {e}")))?;
     let map = index.get("weight_map").and_then(Value::as_object);
     let map = map.ok_or_else(|| fail("has no object \"weight_map\"".into()))?;
@@ -657,11 +669,11 @@ fn shards(path: &Path) -> Result<Vec<TensorFile>> {
         };
         if !files.contains_key(shard) {
             let file = folder.join(shard);
-            if !file.is_file() {
+            if !store.is_file(&file) {
                 let reason = format!("its shard {shard} is missing");
                 return Err(Error::invalid(reason).in_tensor(path, tensor));
             }
-            files.insert(shard, TensorFile::open(&file)?);
+            files.insert(shard, TensorFile::open_in(store, &file)?);
         }
         if files.get(shard).is_some_and(|file| file.info(tensor).is_err()) {
             let reason = format!("{} says that it is here, and it is not", path.display());

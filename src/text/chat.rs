@@ -45,9 +45,10 @@ impl ChatTemplate {
     /// The template that a model's files have, if they have one: `chat_template.jinja`, or what `tokenizer_config.json`
     /// has. Of several that are named it is the one named `default`.
     pub(super) fn load(files: &Files) -> Result<Option<Self>> {
-        let config = files.tokenizer_config.as_deref().map(object).transpose()?.unwrap_or_default();
+        let config =
+            files.tokenizer_config.as_deref().map(|path| object(&files.store, path)).transpose()?.unwrap_or_default();
         let found = match (&files.chat_template, &files.tokenizer_config) {
-            (Some(path), _) => Some((std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?, path)),
+            (Some(path), _) => Some((files.store.read_to_string(path)?, path)),
             (None, Some(path)) => of_config(path, &config)?.map(|source| (source, path)),
             (None, None) => None,
         };

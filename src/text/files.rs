@@ -12,12 +12,14 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::graph::Limits;
-use crate::io::weights_in;
+use crate::io::Store;
 use crate::matrix::Matrix;
 
 /// Where the parts of a model lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
+    /// Where all of them are.
+    pub store: Store,
     /// `config.json`.
     pub config: PathBuf,
     /// `tokenizer.json`.
@@ -71,16 +73,21 @@ impl Files {
     /// shows when they are read; of the optional ones, now. Where `modules.json` names a folder for the transformer,
     /// its files are looked for there.
     pub fn in_folder(folder: impl AsRef<Path>) -> Self {
+        Self::in_store(Store::disk(), folder)
+    }
+
+    /// [`Files::in_folder`] of a folder of a store.
+    pub fn in_store(store: Store, folder: impl AsRef<Path>) -> Self {
         let folder = folder.as_ref();
-        let optional = |file: PathBuf| Some(file).filter(|file| file.exists());
+        let optional = |file: PathBuf| Some(file).filter(|file| store.exists(file));
         let modules = optional(folder.join(MODULES));
         // What is wrong with the list is said when the pipeline is loaded.
-        let listed = modules.as_deref().and_then(|path| modules_of(path).ok()).unwrap_or_default();
+        let listed = modules.as_deref().and_then(|path| modules_of(&store, path).ok()).unwrap_or_default();
         let transformer = folder.join(listed.first().map_or(Path::new(""), |module| &module.folder));
         Self {
             config: transformer.join("config.json"),
             tokenizer: transformer.join("tokenizer.json"),
-            weights: weights_in(&transformer),
+            weights: store.weights_in(&transformer),
             modules,
             pooling: optional(folder.join(POOLING)),
             sentences: optional(transformer.join(SENTENCES)),
@@ -88,6 +95,7 @@ impl Files {
             generation: optional(transformer.join(GENERATION)),
             tokenizer_config: optional(transformer.join(TOKENIZER_CONFIG)),
             chat_template: optional(transformer.join(CHAT_TEMPLATE)),
+            store,
         }
     }
 
@@ -95,7 +103,7 @@ impl Files {
     /// [`Files::sentences`]. For [`Tokenizer::truncated_at`](super::Tokenizer::truncated_at).
     pub fn max_tokens(&self, limits: Limits) -> Result<usize> {
         let Some(path) = &self.sentences else { return Ok(limits.tokens) };
-        match object(path)?.get("max_seq_length") {
+        match object(&self.store, path)?.get("max_seq_length") {
             None | Some(Value::Null) => Ok(limits.tokens),
             Some(value) => match value.as_u64().filter(|&tokens| tokens > 0) {
                 Some(tokens) => Ok(usize::try_from(tokens).map_or(limits.tokens, |tokens| tokens.min(limits.tokens))),
@@ -108,7 +116,7 @@ impl Files {
     /// [`Files::sentences`]. For [`Tokenizer::lower_case`](super::Tokenizer::lower_case).
     pub fn lower_case(&self) -> Result<bool> {
         let Some(path) = &self.sentences else { return Ok(false) };
-        flag(path, &object(path)?, "do_lower_case", false)
+        flag(path, &object(&self.store, path)?, "do_lower_case", false)
     }
 
     /// Those of these files that decide about embeddings beside the encoder's own, as far as they are there: the small
@@ -121,9 +129,10 @@ impl Files {
             Some(list) => {
                 let folder = list.parent().unwrap_or(Path::new(""));
                 // The first is the encoder.
-                for module in &modules_of(list)?[1..] {
+                for module in &modules_of(&self.store, list)?[1..] {
                     let at = folder.join(&module.folder);
-                    files.extend([at.join("config.json"), weights_in(&at)].into_iter().filter(|file| file.exists()));
+                    let both = [at.join("config.json"), self.store.weights_in(&at)];
+                    files.extend(both.into_iter().filter(|file| self.store.exists(file)));
                 }
             }
         }
@@ -133,7 +142,7 @@ impl Files {
     /// Prompts and the similarity that [`Files::settings`] names; none and the cosine where there is no such file.
     pub fn settings(&self) -> Result<Settings> {
         let Some(path) = &self.settings else { return Ok(Settings::default()) };
-        let json = object(path)?;
+        let json = object(&self.store, path)?;
         let refuse = |reason: String| Err(Error::file(path, reason));
         if let Some(kind) = json.get("model_type").filter(|kind| !kind.is_null() && *kind != "SentenceTransformer") {
             return refuse(format!("model_type is {kind}, expected \"SentenceTransformer\""));
@@ -273,9 +282,9 @@ impl fmt::Display for Similarity {
 
 /// The entries of `modules.json`, the transformer first. An error if the file is no such list, the first entry is no
 /// transformer, a class is not one of Sentence Transformers' own, or a folder lies elsewhere.
-pub(super) fn modules_of(path: &Path) -> Result<Vec<Module>> {
+pub(super) fn modules_of(store: &Store, path: &Path) -> Result<Vec<Module>> {
     let refuse = |reason: String| Err(Error::file(path, reason));
-    let Value::Array(entries) = json(path)? else { return refuse("is not a JSON array".into()) };
+    let Value::Array(entries) = json(store, path)? else { return refuse("is not a JSON array".into()) };
     let mut modules = Vec::new();
     for (place, entry) in entries.iter().enumerate() {
         let (Some(class), Some(folder)) = (entry["type"].as_str(), entry["path"].as_str()) else {
@@ -301,14 +310,14 @@ pub(super) fn modules_of(path: &Path) -> Result<Vec<Module>> {
     Ok(modules)
 }
 
-fn json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+fn json(store: &Store, path: &Path) -> Result<Value> {
+    let text = store.read_to_string(path)?;
     serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))
 }
 
 /// A file that holds a JSON object.
-pub(super) fn object(path: &Path) -> Result<Map<String, Value>> {
-    match json(path)? {
+pub(super) fn object(store: &Store, path: &Path) -> Result<Map<String, Value>> {
+    match json(store, path)? {
         Value::Object(object) => Ok(object),
         _ => Err(Error::file(path, "is not a JSON object")),
     }

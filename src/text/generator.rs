@@ -40,14 +40,14 @@ impl LanguageModel {
         if graph.head().is_none() {
             return Err(Error::file(&files.config, "is of an encoder, not of a language model"));
         }
-        let tokenizer = Tokenizer::of_language_model(&files.tokenizer, graph.limits())?;
+        let tokenizer = Tokenizer::of_language_model_in(&files.store, &files.tokenizer, graph.limits())?;
         let eos = eos(files)?;
         if let Some(token) = eos.iter().find(|&&token| tokenizer.token(token).is_none()) {
             let reason = format!("the tokenizer has no token {token}, which ends a text of this model's");
             return Err(Error::file(&files.tokenizer, reason));
         }
         let chat_template = ChatTemplate::load(files)?;
-        let checkpoint = Checkpoint::load(graph, &files.weights, options.weights, options.dtype)?;
+        let checkpoint = Checkpoint::load_in(&files.store, graph, &files.weights, options.weights, options.dtype)?;
         Ok(Self { tokenizer, checkpoint, eos, chat_template })
     }
 }
@@ -56,7 +56,7 @@ impl LanguageModel {
 fn eos(files: &Files) -> Result<Vec<u32>> {
     for path in files.generation.iter().chain([&files.config]) {
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        match object(path)?.get("eos_token_id") {
+        match object(&files.store, path)?.get("eos_token_id") {
             None | Some(Value::Null) => {}
             Some(value) => {
                 let ids = value.as_array().map_or_else(|| vec![id(value)], |ids| ids.iter().map(id).collect());

@@ -11,6 +11,7 @@ use super::files::{
     CHAT_TEMPLATE, Files, GENERATION, MODULES, POOLING, SENTENCES, SETTINGS, TOKENIZER_CONFIG, modules_of,
 };
 use crate::error::{Error, Result};
+use crate::io::Store;
 
 impl Files {
     /// The files of a model on the hub, such as `sentence-transformers/all-MiniLM-L6-v2`, downloaded unless the hub's
@@ -42,7 +43,7 @@ impl Files {
         };
         // The folders of the modules, the transformer's first: where there is no list, it is the model's own.
         let folders = |modules: Option<&Path>| -> Result<Vec<PathBuf>> {
-            let listed = modules.map(modules_of).transpose()?;
+            let listed = modules.map(|list| modules_of(&Store::disk(), list)).transpose()?;
             Ok(listed.map_or(vec![PathBuf::new()], |all| all.into_iter().map(|module| module.folder).collect()))
         };
         let cache = hf_hub::Cache::from_env().model(name.to_owned());
@@ -64,6 +65,7 @@ impl Files {
             optional(&below(folder, WEIGHTS))?;
         }
         Ok(Self {
+            store: Store::disk(),
             config: get(&below(transformer, "config.json"))?,
             tokenizer: get(&below(transformer, "tokenizer.json"))?,
             modules,

@@ -57,7 +57,7 @@ impl TextModel {
     /// # Ok::<(), sparse24::Error>(())
     /// ```
     pub fn load(files: &Files, options: LoadOptions<'_>) -> Result<Self> {
-        let graph = models::load(&files.config)?;
+        let graph = models::load_in(&files.store, &files.config)?;
         if graph.head().is_some() {
             return Err(Error::file(&files.config, "is of a language model, which makes no embeddings"));
         }
@@ -67,7 +67,7 @@ impl TextModel {
     /// The same of a model that is to be pruned or trained, which may be a language model: its pipeline
     /// [pools nothing](Pipeline::none) then.
     pub fn load_any(files: &Files, options: LoadOptions<'_>) -> Result<Self> {
-        let graph = models::load(&files.config)?;
+        let graph = models::load_in(&files.store, &files.config)?;
         if graph.head().is_none() {
             return Self::of(graph, files, options);
         }
@@ -79,9 +79,10 @@ impl TextModel {
         let limits = graph.limits();
         let settings = files.settings()?;
         let prompt = settings.prompt(options.prompt)?.map(str::to_owned);
-        let tokenizer = Tokenizer::load(&files.tokenizer, limits)?.truncated_at(files.max_tokens(limits)?)?;
+        let tokenizer = Tokenizer::load_in(&files.store, &files.tokenizer, limits)?;
+        let tokenizer = tokenizer.truncated_at(files.max_tokens(limits)?)?;
         let tokenizer = tokenizer.lower_case(files.lower_case()?).with_prompt(prompt.as_deref().unwrap_or_default());
-        let checkpoint = Checkpoint::load(graph, &files.weights, options.weights, options.dtype)?;
+        let checkpoint = Checkpoint::load_in(&files.store, graph, &files.weights, options.weights, options.dtype)?;
         let mut pipeline = Pipeline::load(files, checkpoint.graph().output_width())?;
         pipeline.set_prompt_tokens(tokenizer.prompt_tokens()?);
         Ok(Self { tokenizer, checkpoint, pipeline, prompt, similarity: settings.similarity() })

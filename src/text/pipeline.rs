@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use super::files::{Files, flag, modules_of, object};
 use crate::error::{Error, Result, checked_mul};
 use crate::graph::{Ablation, Checkpoint, Reader};
-use crate::io::{Source, weights_in};
+use crate::io::{Source, Store};
 use crate::matrix::{DType, Elements, Matrix};
 use crate::weights::HostWeights;
 
@@ -249,7 +249,7 @@ impl Pipeline {
         let mut pipeline = Self::default();
         let Some(list) = &files.modules else {
             if let Some(path) = &files.pooling {
-                pipeline.read_pooling(path, hidden)?;
+                pipeline.read_pooling(&files.store, path, hidden)?;
             }
             return Ok(pipeline);
         };
@@ -257,7 +257,7 @@ impl Pipeline {
         pipeline.steps.clear();
         let mut pooled = false;
         let mut width = hidden;
-        for module in &modules_of(list)?[1..] {
+        for module in &modules_of(&files.store, list)?[1..] {
             let at = folder.join(&module.folder);
             let config = at.join("config.json");
             let class = module.class.as_str();
@@ -267,12 +267,12 @@ impl Pipeline {
             }
             match class {
                 "Pooling" => {
-                    pipeline.read_pooling(&config, hidden)?;
+                    pipeline.read_pooling(&files.store, &config, hidden)?;
                     width *= pipeline.poolings.len();
                     pooled = true;
                 }
-                "Dense" => pipeline.steps.push(read_dense(&config, &at, width)?),
-                "LayerNorm" => pipeline.steps.push(read_norm(&config, &at, width)?),
+                "Dense" => pipeline.steps.push(read_dense(&files.store, &config, &at, width)?),
+                "LayerNorm" => pipeline.steps.push(read_norm(&files.store, &config, &at, width)?),
                 "Normalize" => pipeline.steps.push(Step::Normalize),
                 // Nothing is dropped but in training.
                 "Dropout" => {}
@@ -417,8 +417,8 @@ impl Pipeline {
         Ok(pooled)
     }
 
-    fn read_pooling(&mut self, path: &Path, hidden: usize) -> Result<()> {
-        let json = object(path)?;
+    fn read_pooling(&mut self, store: &Store, path: &Path, hidden: usize) -> Result<()> {
+        let json = object(store, path)?;
         for name in ["word_embedding_dimension", "embedding_dimension"] {
             expect_size(path, &json, name, hidden)?;
         }
@@ -484,17 +484,17 @@ fn expect_size(path: &Path, json: &Map<String, Value>, name: &str, expected: usi
 }
 
 /// What the weights of a module's folder are read by.
-fn reader(folder: &Path) -> Result<Reader<'static>> {
-    let weights = weights_in(folder);
-    if !weights.exists() && folder.join("pytorch_model.bin").exists() {
+fn reader(store: &Store, folder: &Path) -> Result<Reader<'static>> {
+    let weights = store.weights_in(folder);
+    if !store.exists(&weights) && store.exists(folder.join("pytorch_model.bin")) {
         let reason = "is missing, and pytorch_model.bin is not read: save the module as safetensors";
         return Err(Error::file(&weights, reason));
     }
-    Ok(Reader::of(Source::open(&weights)?, DType::F32))
+    Ok(Reader::of(Source::open_in(store, &weights)?, DType::F32))
 }
 
-fn read_dense(config: &Path, folder: &Path, width: usize) -> Result<Step> {
-    let json = object(config)?;
+fn read_dense(store: &Store, config: &Path, folder: &Path, width: usize) -> Result<Step> {
+    let json = object(store, config)?;
     let refuse = |reason: String| Err(Error::file(config, reason));
     for name in ["module_input_name", "module_output_name"] {
         if let Some(value) = json.get(name).filter(|value| !value.is_null() && *value != "sentence_embedding") {
@@ -525,7 +525,7 @@ fn read_dense(config: &Path, folder: &Path, width: usize) -> Result<Step> {
             }
         }
     };
-    let reader = reader(folder)?;
+    let reader = reader(store, folder)?;
     let dense = |name: &str| {
         let with_suffix = format!("{name}.weight");
         reader.weights([with_suffix.as_str(), name].into_iter(), &[out, width])?.to_dense()
@@ -541,9 +541,9 @@ fn read_dense(config: &Path, folder: &Path, width: usize) -> Result<Step> {
     Ok(Step::Dense(Box::new(Dense { weights: dense("linear")?, bias, function, residual })))
 }
 
-fn read_norm(config: &Path, folder: &Path, width: usize) -> Result<Step> {
-    expect_size(config, &object(config)?, "dimension", width)?;
-    let reader = reader(folder)?;
+fn read_norm(store: &Store, config: &Path, folder: &Path, width: usize) -> Result<Step> {
+    expect_size(config, &object(store, config)?, "dimension", width)?;
+    let reader = reader(store, folder)?;
     let vector = |name: &str| Ok(reader.tensor([name].into_iter(), &[width], DType::F32)?.elements().to_f32());
     Ok(Step::LayerNorm { gamma: vector("norm.weight")?, beta: vector("norm.bias")? })
 }

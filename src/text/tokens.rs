@@ -8,6 +8,7 @@ use tokenizers::{PostProcessor, TruncationDirection, TruncationParams, Truncatio
 
 use crate::error::{Error, Result};
 use crate::graph::Limits;
+use crate::io::Store;
 
 /// A vocabulary may have fewer words than the model has rows, which are often a multiple of 8, 64 or 128: fewer by as
 /// many as that is another vocabulary.
@@ -44,21 +45,30 @@ impl Tokenizer {
     /// An error if the file is none, or is for another vocabulary than the model's: it has ids that the model has no
     /// rows for, or leaves 128 or more rows without a word.
     pub fn load(path: impl AsRef<Path>, limits: Limits) -> Result<Self> {
+        Self::load_in(&Store::disk(), path, limits)
+    }
+
+    /// [`Tokenizer::load`] of a file of a store.
+    pub fn load_in(store: &Store, path: impl AsRef<Path>, limits: Limits) -> Result<Self> {
         let path = path.as_ref();
-        let whole = Self::untruncated(path, limits, MAX_UNUSED)?;
+        let whole = Self::untruncated(store, path, limits, MAX_UNUSED)?;
         whole.truncated_at(limits.tokens).map_err(|e| Error::file(path, e.to_string()))
     }
 
     /// The same for a language model, whose vocabulary may leave 1023 rows without a word. Its special tokens stand
     /// before a text, so that a text may be cut off anywhere.
     pub fn of_language_model(path: impl AsRef<Path>, limits: Limits) -> Result<Self> {
-        let whole = Self::untruncated(path.as_ref(), limits, MAX_UNUSED_OF_LANGUAGE_MODELS)?;
+        Self::of_language_model_in(&Store::disk(), path.as_ref(), limits)
+    }
+
+    pub(super) fn of_language_model_in(store: &Store, path: &Path, limits: Limits) -> Result<Self> {
+        let whole = Self::untruncated(store, path, limits, MAX_UNUSED_OF_LANGUAGE_MODELS)?;
         Ok(Self { max_tokens: limits.tokens, ..whole })
     }
 
-    fn untruncated(path: &Path, limits: Limits, max_unused: usize) -> Result<Self> {
+    fn untruncated(store: &Store, path: &Path, limits: Limits, max_unused: usize) -> Result<Self> {
         // Read here: the library's message about a missing file does not name it.
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let bytes = store.read(path)?;
         let fail = |reason: String| Error::file(path, reason);
         let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| fail(e.to_string()))?;
         // Ids need not be without gaps.

@@ -215,7 +215,12 @@ impl Encoder {
 
     /// The embeddings of one batch by a pass of this encoder's, not looked at.
     pub fn embed_batch<T: AsRef<[u32]>>(&self, forward: &Forward, texts: &[T]) -> Result<Matrix> {
-        let output = forward.run_on(texts)?;
+        pollster::block_on(self.embed_batch_async(forward, texts))
+    }
+
+    /// [`Encoder::embed_batch`] where nothing may block.
+    pub async fn embed_batch_async<T: AsRef<[u32]>>(&self, forward: &Forward, texts: &[T]) -> Result<Matrix> {
+        let output = forward.run_on_async(texts).await?;
         let lengths: Vec<_> = texts.iter().map(|text| text.as_ref().len()).collect();
         self.pipeline.embeddings(&output, forward.seq(), &lengths)
     }

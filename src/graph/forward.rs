@@ -4,7 +4,7 @@
 //! allocates nothing on the device when it runs again, and is one submission.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::checkpoint::{Checkpoint, HostParam};
 use super::{Graph, Input, Node, NodeArgs, NodeCache, NodeOperand, ParamId, ParamKind, Read, Value, ValueId};
@@ -297,10 +297,28 @@ impl Forward {
     /// Writes texts, runs, and reads the [output](Forward::output) back, which on a GPU is a second submission. No
     /// other thread's call of this function comes between.
     pub fn run_on<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<Matrix> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        pollster::block_on(self.run_on_async(texts))
+    }
+
+    /// [`Forward::run_on`] where nothing may block. In a browser an error if another call of it is not done.
+    #[allow(clippy::await_holding_lock, reason = "outside a browser it never waits there, and in one `turn` does not")]
+    pub async fn run_on_async<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<Matrix> {
+        let _turn = self.turn()?;
         self.write(texts)?;
         self.run()?;
-        self.parts.device.read(self.output())
+        self.parts.device.read_async(self.output()).await
+    }
+
+    /// What keeps other calls of [`Forward::run_on`] out. A browser's only thread cannot wait for itself.
+    fn turn(&self) -> Result<MutexGuard<'_, ()>> {
+        if !cfg!(target_family = "wasm") {
+            return Ok(self.turn.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+        match self.turn.try_lock() {
+            Ok(turn) => Ok(turn),
+            Err(TryLockError::Poisoned(turn)) => Ok(turn.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(Error::invalid("the pass is at other texts still")),
+        }
     }
 
     /// The calls of a run in their order, each with its node: to be timed, or recorded into an embedder's encoder.

@@ -199,8 +199,13 @@ impl Part {
     }
 }
 
-/// Operations of the f64 twin that are worth waiting for: some seconds.
-pub(super) const TWIN_FLOPS: usize = 30_000_000_000;
+/// Multiply-adds of the f64 twin that are worth waiting for: some seconds.
+const TWIN_FMAS: u64 = 15_000_000_000;
+
+/// How many tokens the twin of a model of so many weights can afford.
+pub(super) fn affordable_tokens(weights: usize) -> usize {
+    usize::try_from(TWIN_FMAS / weights.max(1) as u64).unwrap_or(usize::MAX)
+}
 
 /// How far an element may be from the twin's, where those of its row are about 1. No bound through softmax and
 /// LayerNorm would be of use. On all-MiniLM-L6-v2 and random ids hidden states come to 8e-6 and 1.6e-2; one wrong
@@ -230,17 +235,19 @@ impl Expected {
         Ok(Self { texts: texts.to_vec(), states, embeddings })
     }
 
-    /// The largest error of a pass over batches in which the texts take turns. All are seen even where a batch has
-    /// fewer.
-    fn error(&self, encoder: &Encoder, forward: &Forward) -> Result<f64> {
+    /// The largest error of a pass over batches in which the texts take turns, and the texts' embeddings. All are seen
+    /// even where a batch has fewer.
+    async fn error(&self, encoder: &Encoder, forward: &Forward) -> Result<(f64, Matrix)> {
         let hidden = forward.graph().outputs().first().and_then(|&states| forward.tap(states));
         let hidden = hidden.ok_or_else(|| Error::invalid("the model has no hidden states"))?;
         let mut worst = 0f64;
+        let mut seen = Vec::new();
         for start in (0..self.texts.len()).step_by(forward.batch()) {
             let of_row: Vec<_> = (0..forward.batch()).map(|row| (start + row) % self.texts.len()).collect();
             let batch: Vec<_> = of_row.iter().map(|&text| &self.texts[text]).collect();
-            let embeddings = encoder.embed_batch(forward, &batch)?;
-            let states = encoder.model().device().read(hidden)?;
+            let embeddings = encoder.embed_batch_async(forward, &batch).await?;
+            let states = encoder.model().device().read_async(hidden).await?;
+            seen.extend(embeddings.elements().to_f32());
             for (row, &text) in of_row.iter().enumerate() {
                 worst = worst.max(distance(&embeddings, row, self.embeddings.row(text)));
                 let first: usize = self.texts[..text].iter().map(Vec::len).sum();
@@ -249,7 +256,9 @@ impl Expected {
                 }
             }
         }
-        Ok(worst)
+        // The last batch may go round.
+        seen.truncate(self.texts.len() * encoder.width());
+        Ok((worst, Matrix::from_f32(self.texts.len(), encoder.width(), &seen)?))
     }
 }
 
@@ -268,7 +277,7 @@ pub(super) const SAMPLES: u64 = 0x5eed_7e87_5a3b_1e50;
 /// Lengths of the texts that are verified: short ones, whose padding shows, and a whole one where the twin can afford
 /// it.
 fn sample_lengths(graph: &Graph, seq: usize) -> Vec<usize> {
-    let affordable = TWIN_FLOPS / 2 / graph.linear_weights().max(1);
+    let affordable = affordable_tokens(graph.linear_weights());
     let mut lengths = vec![seq.min(33), seq.min(7)];
     lengths.extend((seq <= affordable).then_some(seq));
     lengths
@@ -283,7 +292,8 @@ pub(super) fn ids(graph: &Graph, lengths: &[usize], seed: u64) -> Result<Vec<Vec
     Ok(lengths.iter().map(|&length| drawn.by_ref().take(length).map(id).collect()).collect())
 }
 
-/// Measures an encoder in several forms. Its weights are pruned by magnitude; a mask has V = 1.
+/// Measures an encoder in several forms. What is dense of its weights is pruned by magnitude, and what is pruned already
+/// stays as it is, but in a dense row; a mask has V = 1.
 ///
 /// ```
 /// use sparse24::graph::Checkpoint;
@@ -310,12 +320,24 @@ pub struct EncoderBench {
     pipeline: Pipeline,
     batch: usize,
     seq: usize,
-    seed: u64,
+    /// Texts that are timed.
+    timed: Vec<Vec<u32>>,
+    /// Whether the parts of a pass are timed, too.
+    times_parts: bool,
     /// Texts that are verified.
     samples: Vec<Vec<u32>>,
     /// What was verified last, and what is expected of it: rows on the same weights follow one another.
-    last: Option<(Op, Checkpoint, Expected)>,
+    last: Option<(Form, Checkpoint, Expected)>,
     rows: Vec<Subject<Arc<Forward>>>,
+}
+
+/// A form of the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// As they were given.
+    Given,
+    /// As an operation takes them, pruned by magnitude where they are dense.
+    Of(Op),
 }
 
 /// A row while it is measured, of calls that `P` owns the operands of.
@@ -341,36 +363,66 @@ impl EncoderBench {
         let graph = checkpoint.graph();
         graph.tokens_of(batch, seq)?;
         let samples = ids(graph, &sample_lengths(graph, seq), seed ^ SAMPLES)?;
+        let timed = ids(graph, &vec![seq; batch], seed)?;
         let device = device.clone();
-        Ok(Self { device, checkpoint, pipeline, batch, seq, seed, samples, last: None, rows: Vec::new() })
+        let (last, rows) = (None, Vec::new());
+        Ok(Self { device, checkpoint, pipeline, batch, seq, timed, times_parts: true, samples, last, rows })
+    }
+
+    /// For a batch of these very texts, which are verified and timed, in whole passes alone. An error if there is none, or one is no input of
+    /// the model.
+    pub fn of_texts(device: &Device, checkpoint: Checkpoint, pipeline: Pipeline, texts: Vec<Vec<u32>>) -> Result<Self> {
+        for (i, text) in texts.iter().enumerate() {
+            checkpoint.graph().check_ids(text).map_err(|e| e.of_text(i))?;
+        }
+        let (batch, seq) = (texts.len(), texts.iter().map(Vec::len).max().unwrap_or(0));
+        checkpoint.graph().tokens_of(batch, seq)?;
+        let (device, samples) = (device.clone(), texts.clone());
+        let (timed, last, rows) = (texts, None, Vec::new());
+        Ok(Self { device, checkpoint, pipeline, batch, seq, timed, times_parts: false, samples, last, rows })
     }
 
     /// Adds a row: brings the model to the device in this form and verifies it. The next row is faster added if its
     /// operation is the same. Returns how the linear layers are planned. An error for masks of 2:4 codes, which models
     /// do not hold.
     pub fn add(&mut self, op: Op, planned_by: PlannedBy) -> Result<Vec<Plan>> {
+        pollster::block_on(self.add_async(op, planned_by)).map(|(plans, _)| plans)
+    }
+
+    /// [`EncoderBench::add`] where nothing may block. Returns the embeddings of the verified texts, too.
+    pub async fn add_async(&mut self, op: Op, planned_by: PlannedBy) -> Result<(Vec<Plan>, Matrix)> {
         if op == Op::Masked24 {
             return Err(Error::invalid(format!("{op} is measured on single layers only")));
         }
-        let (checkpoint, expected) = match &self.last {
-            Some((of, checkpoint, expected)) if *of == op => (checkpoint, expected),
-            _ => {
-                let mut own = self.checkpoint.clone();
-                match op {
-                    Op::Dense => {}
-                    Op::Sparse24(vector) => own.prune(Sparsity::TwoFour(vector))?,
-                    Op::Masked | Op::Masked24 => own.mask(VectorLen::ONE)?,
-                }
-                let expected = Expected::new(&own, &self.pipeline, &self.samples)?;
-                let (_, checkpoint, expected) = self.last.insert((op, own, expected));
-                (&*checkpoint, &*expected)
+        self.add_form(Form::Of(op), op, planned_by).await
+    }
+
+    /// Adds a row of the weights as they were given, dense layers beside pruned ones. Its operation is that of the
+    /// pruned layer whose rows share a pattern the least.
+    pub async fn add_given_async(&mut self, planned_by: PlannedBy) -> Result<(Vec<Plan>, Matrix)> {
+        let ops = self.checkpoint.linears().map(|(_, w)| w.op()).filter(|op| *op != Op::Dense);
+        let op = ops.min_by_key(|op| op.vector()).unwrap_or(Op::Dense);
+        self.add_form(Form::Given, op, planned_by).await
+    }
+
+    async fn add_form(&mut self, form: Form, op: Op, planned_by: PlannedBy) -> Result<(Vec<Plan>, Matrix)> {
+        if self.last.as_ref().is_none_or(|(of, ..)| *of != form) {
+            let mut own = self.checkpoint.clone();
+            match form {
+                Form::Given => {}
+                Form::Of(Op::Dense) => own.densify()?,
+                Form::Of(Op::Sparse24(vector)) => own.prune(Sparsity::TwoFour(vector))?,
+                Form::Of(Op::Masked | Op::Masked24) => own.mask(VectorLen::ONE)?,
             }
-        };
+            let expected = Expected::new(&own, &self.pipeline, &self.samples)?;
+            self.last = Some((form, own, expected));
+        }
+        let Some((_, checkpoint, expected)) = &self.last else { return Err(Error::invalid("there are no weights")) };
         let encoder = Encoder::new(&self.device, checkpoint, self.pipeline.clone())?;
         let encoder = if planned_by == PlannedBy::Auto { encoder } else { encoder.no_dense_fallback() };
         let model = encoder.model();
         let forward = model.forward(self.batch, self.seq)?;
-        let error = expected.error(&encoder, &forward)?;
+        let (error, embeddings) = expected.error(&encoder, &forward).await?;
         let plans = model.plans(self.batch, self.seq)?;
         let allowed = allowed_error(model.dtype());
         let verified = error <= allowed;
@@ -384,13 +436,17 @@ impl EncoderBench {
         };
         let calls: Vec<_> = forward.calls().map(|(node, call)| (node.op.name(), call.clone())).collect();
         self.rows.push(Subject::new(record, forward, &calls));
-        Ok(plans.into_iter().map(|(_, plan)| plan).collect())
+        Ok((plans.into_iter().map(|(_, plan)| plan).collect(), embeddings))
     }
 
     /// Times the rows that are verified. `progress` is called with the number of rounds of samples that are done.
     pub fn run(self, policy: &Policy, progress: impl FnMut(usize)) -> Result<Vec<ModelRecord>> {
-        let Self { device, checkpoint, batch, seq, seed, last, mut rows, .. } = self;
-        let timed = ids(checkpoint.graph(), &vec![seq; batch], seed)?;
+        pollster::block_on(self.run_async(policy, progress))
+    }
+
+    /// [`EncoderBench::run`] where nothing may block.
+    pub async fn run_async(self, policy: &Policy, progress: impl FnMut(usize)) -> Result<Vec<ModelRecord>> {
+        let Self { device, checkpoint, batch, seq, timed, times_parts, last, mut rows, .. } = self;
         let flops = 2.0 * checkpoint.graph().linear_weights() as f64 * (batch * seq) as f64;
         // The host needs its weights no more.
         drop((checkpoint, last));
@@ -399,10 +455,12 @@ impl EncoderBench {
         for row in &mut verified {
             row.pass.write(&timed)?;
             // Its parts are warm by this, too, and find out themselves how many passes they need.
-            timer.calibrate(&mut row.whole)?;
+            timer.calibrate_async(&mut row.whole).await?;
         }
-        let workloads = verified.into_iter().flat_map(|row| std::iter::once(&mut row.whole).chain(&mut row.parts));
-        timer.sample_in_turns(workloads, progress)?;
+        let workloads = verified.into_iter().flat_map(|Subject { whole, parts, .. }| {
+            std::iter::once(whole).chain(parts.iter_mut().filter(|_| times_parts))
+        });
+        timer.sample_in_turns_async(workloads, progress).await?;
 
         rows.iter_mut().for_each(|row| row.finish(batch, flops));
         let dense = rows.iter().find(|row| row.record.op == "dense").map(|row| row.whole.seconds().to_vec());
@@ -472,7 +530,7 @@ mod tests {
         let expected = Expected::new(&right, &Pipeline::default(), &ids(&graph, &[8, 3], 1).unwrap()).unwrap();
         let error = |checkpoint: &Checkpoint| {
             let encoder = Encoder::new(&device, checkpoint, Pipeline::default()).unwrap();
-            expected.error(&encoder, &encoder.forward(2, 8).unwrap()).unwrap()
+            pollster::block_on(expected.error(&encoder, &encoder.forward(2, 8).unwrap())).unwrap().0
         };
         assert!(error(&right) < allowed_error(DType::F32) / 10.0, "{}", error(&right));
         for (name, w) in right.linears() {

@@ -13,7 +13,7 @@
 
 use ndarray::ArrayView1;
 
-use super::bench::{ModelRecord, SAMPLES, Subject, TWIN_FLOPS, distance, ids};
+use super::bench::{ModelRecord, SAMPLES, Subject, affordable_tokens, distance, ids};
 use crate::engine::Device;
 use crate::error::{Error, Result};
 use crate::graph::{Checkpoint, Decoder, Model, Sparsity, twin};
@@ -105,7 +105,7 @@ impl DecoderBench {
         graph.tokens_of(batch, seq.saturating_add(1))?;
         let head = graph.head().ok_or_else(|| Error::invalid("is no language model: its last layer has no logits"))?;
         let weights = graph.linear_weights() + graph.param(head.weights).rows * graph.param(head.weights).cols;
-        let affordable = TWIN_FLOPS / 2 / weights.max(1);
+        let affordable = affordable_tokens(weights);
         let most = graph.limits().tokens;
         let lengths = SAMPLE_LENGTHS.map(|length| length.min(affordable).min(most).max(2));
         let samples = ids(graph, &lengths, seed ^ SAMPLES)?;
@@ -126,7 +126,7 @@ impl DecoderBench {
                 self.last = None;
                 let mut own = self.checkpoint.clone();
                 match op {
-                    Op::Dense => {}
+                    Op::Dense => own.densify()?,
                     Op::Sparse24(vector) => own.prune(Sparsity::TwoFour(vector))?,
                     Op::Masked | Op::Masked24 => own.mask(VectorLen::ONE)?,
                 }

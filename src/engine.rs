@@ -13,6 +13,7 @@ mod operand;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -421,6 +422,20 @@ impl Device {
             }
             None => Inner::Cpu(Arc::new(Cpu::new(options.threads, options.simd)?)),
         }))
+    }
+
+    /// Takes compiled kernels from a file in a folder, where an earlier process has kept them, and keeps there what is
+    /// compiled from now on: the file is written when the device is dropped. Returns whether the device hands out what
+    /// it has compiled, which drivers of Vulkan do. A file that is broken or of another device is made anew; of two
+    /// processes at once, the file is that of the last.
+    ///
+    /// It pays where the driver has no cache of its own, and is for folders that only the user can write: a driver
+    /// runs what it is given.
+    pub fn keep_pipelines(&self, folder: impl AsRef<Path>) -> Result<bool> {
+        match &self.0 {
+            Inner::Gpu(gpu) => gpu.keep_pipelines(folder.as_ref()),
+            Inner::Cpu(_) => Ok(false),
+        }
     }
 
     /// A wgpu device that the caller owns. Use [`Tensor::from_buffer`] for its buffers and [`GpuCall::record`] to put

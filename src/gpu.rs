@@ -1,18 +1,25 @@
 //! wgpu: adapters, a device with its caches, buffers, dispatches, timestamps, read-back.
 //!
-//! The only file with `unsafe` towards the GPU, and with [`crate::engine`] the only one that names wgpu. Every wgpu
-//! call that can fail runs inside error scopes and comes back as an [`Error`]: wgpu's own answer to an uncaptured error
-//! is to panic. Invariant: programs run on bind groups that have exactly the bindings that they declare, each exactly
-//! as long as its operand.
+//! The only file with `unsafe` towards the GPU, and with [`crate::engine`] the only one that names wgpu. Invariant:
+//! programs run on bind groups that have exactly the bindings that they declare, each exactly as long as its operand.
 //!
 //! What waits for the device is `async`. Outside a browser such a future is ready when it is first polled, for it waits
-//! itself; in a browser nothing may block, and the page's event loop wakes it. There error scopes could only be waited
-//! for, too: an error is kept by the device's own handler instead, and the next call returns it. As results are read
-//! before they are believed, none is lost.
+//! itself; in a browser nothing may block, and the page's event loop wakes it.
+//!
+//! Every wgpu call that can fail comes back as an [`Error`], for wgpu's own answer to an error that nobody takes is to
+//! panic. Where memory is allocated or shaders are compiled, error scopes are around the call. What every run of a
+//! kernel does, to write, submit and read, has none on a device that was opened here: its handler keeps the error, and
+//! the call looks there when it is done. In a browser errors come later than the calls, and scopes could only be waited
+//! for: there the handler keeps all of them, and the next call returns one. As results are read before they are
+//! believed, none is lost. A device that the caller opened has the caller's handler, so that scopes are around all
+//! calls.
+
+mod pipeline_file;
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -125,9 +132,12 @@ fn describe(info: wgpu::AdapterInfo, caps: Caps) -> AdapterInfo {
     AdapterInfo { name: info.name, driver, backend: info.backend.to_string(), kind, caps }
 }
 
-/// What a device is opened with: of what kernels use, all that the adapter has.
+/// What a device is opened with: of what kernels use, all that the adapter has, and what keeps them compiled.
 pub(crate) fn descriptor(adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
-    let used = wgpu::Features::SHADER_F16 | wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
+    let used = wgpu::Features::SHADER_F16
+        | wgpu::Features::TIMESTAMP_QUERY
+        | wgpu::Features::SUBGROUP
+        | wgpu::Features::PIPELINE_CACHE;
     wgpu::DeviceDescriptor {
         label: Some("sparse24"),
         required_features: adapter.features() & used,
@@ -280,8 +290,23 @@ pub struct Gpu {
     staging: Mutex<Option<wgpu::Buffer>>,
     clocks: Mutex<Vec<Clock>>,
     lost: Arc<Mutex<Option<String>>>,
-    /// What a browser has reported of earlier calls, until a call returns it.
-    reported: Arc<Mutex<Option<wgpu::Error>>>,
+    /// What the device's own handler was told, until a call returns it. A device of the caller's has another handler.
+    reported: Option<Reported>,
+    kept: Mutex<Option<KeptPipelines>>,
+}
+
+/// The first error that was reported and that no call has returned yet.
+type Reported = Arc<Mutex<Option<wgpu::Error>>>;
+
+/// Compiled pipelines that are kept for the next process.
+struct KeptPipelines {
+    cache: wgpu::PipelineCache,
+    path: PathBuf,
+    key: String,
+    /// What the file has.
+    stored: Option<Vec<u8>>,
+    /// Whether a pipeline was made since it was read.
+    is_used: bool,
 }
 
 /// How a program's bindings are used.
@@ -350,18 +375,12 @@ impl Adapter {
             let text = if message.is_empty() { format!("{reason:?}") } else { message };
             *lock(&slot) = Some(text);
         });
-        // Errors outside a scope can only come from the caller's own use of the device, or from its loss; in a browser
-        // there are no scopes.
-        let (slot, reported) = (Arc::clone(&lost), Arc::new(Mutex::new(None)));
-        let earlier = Arc::clone(&reported);
+        let reported = Reported::default();
+        let slot = Arc::clone(&reported);
         device.on_uncaptured_error(Arc::new(move |error| {
-            if cfg!(target_family = "wasm") {
-                lock(&earlier).get_or_insert(error);
-            } else {
-                lock(&slot).get_or_insert_with(|| error.to_string());
-            }
+            lock(&slot).get_or_insert(error);
         }));
-        let mut gpu = Gpu::new(device, queue, self.info, checks, lost, reported)?;
+        let mut gpu = Gpu::new(device, queue, self.info, checks, lost, Some(reported))?;
         if tested {
             gpu.check_cooperative().await;
         }
@@ -417,7 +436,7 @@ impl Gpu {
     pub(crate) fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue, checks: ShaderChecks) -> Result<Self> {
         let info = device.adapter_info();
         let caps = caps(device.features(), &device.limits(), &info, &[]);
-        Self::new(device, queue, describe(info, caps), checks, Arc::default(), Arc::default())
+        Self::new(device, queue, describe(info, caps), checks, Arc::default(), None)
     }
 
     fn new(
@@ -426,7 +445,7 @@ impl Gpu {
         info: AdapterInfo,
         checks: ShaderChecks,
         lost: Arc<Mutex<Option<String>>>,
-        reported: Arc<Mutex<Option<wgpu::Error>>>,
+        reported: Option<Reported>,
     ) -> Result<Self> {
         let nothing = scoped(&device, &lost, "set up device", || {
             device.create_buffer(&wgpu::BufferDescriptor {
@@ -449,6 +468,7 @@ impl Gpu {
             tuning: Mutex::default(),
             staging: Mutex::default(),
             clocks: Mutex::default(),
+            kept: Mutex::default(),
             reported,
             lost,
         })
@@ -474,12 +494,63 @@ impl Gpu {
         self.checks
     }
 
+    /// Makes wgpu calls that allocate or compile.
     fn scoped<T>(&self, what: &str, call: impl FnOnce() -> T) -> Result<T> {
         let result = scoped(&self.device, &self.lost, what, call)?;
-        match lock(&self.reported).take() {
+        self.unreported(what, result)
+    }
+
+    /// Makes wgpu calls of those that every run makes.
+    fn steady<T>(&self, what: &str, call: impl FnOnce() -> T) -> Result<T> {
+        if self.reported.is_none() {
+            return self.scoped(what, call);
+        }
+        expect_there(&self.lost)?;
+        let result = call();
+        expect_there(&self.lost)?;
+        self.unreported(what, result)
+    }
+
+    /// A result, unless the handler was told of an error.
+    fn unreported<T>(&self, what: &str, result: T) -> Result<T> {
+        match self.reported.as_ref().and_then(|reported| lock(reported).take()) {
             None => Ok(result),
             Some(error) => Err(error_of(&self.device, what, error)),
         }
+    }
+
+    /// Takes compiled pipelines from a file in a folder, if it has one of this device, and keeps those that are
+    /// compiled from now on there when this is dropped. False where the device hands out none.
+    #[allow(unsafe_code, reason = "a driver believes the pipelines that it is given")]
+    pub(crate) fn keep_pipelines(&self, folder: &Path) -> Result<bool> {
+        let key = wgpu::util::pipeline_cache_key(&self.device.adapter_info());
+        let Some(key) = key.filter(|_| self.device.features().contains(wgpu::Features::PIPELINE_CACHE)) else {
+            return Ok(false);
+        };
+        let path = pipeline_file::path_in(folder, &key);
+        let stored = pipeline_file::read(&path, &key);
+        let cache = self.scoped("take over compiled pipelines", || {
+            let (label, data) = (Some("kernels"), stored.as_deref());
+            // SAFETY: the data are bytes that `get_data` returned for this key and that `pipeline_file` has found
+            // unchanged; wgpu and the driver refuse those of another device or version, and begin anew. Gain: a second
+            // process compiles nothing, where the driver puts pipelines into its data. Mesa's llvmpipe puts none there.
+            unsafe {
+                let descriptor = wgpu::PipelineCacheDescriptor { label, data, fallback: true };
+                self.device.create_pipeline_cache(&descriptor)
+            }
+        })?;
+        // What was kept elsewhere until now is written there.
+        let before = lock(&self.kept).replace(KeptPipelines { cache, path, key, stored, is_used: false });
+        before.map_or(Ok(()), KeptPipelines::write)?;
+        Ok(true)
+    }
+
+    /// The cache to compile with, which gets what is compiled.
+    fn pipeline_cache(&self) -> Option<wgpu::PipelineCache> {
+        let mut kept = lock(&self.kept);
+        let kept = kept.as_mut()?;
+        kept.is_used = true;
+        Some(kept.cache.clone())
     }
 
     /// A buffer of `bytes`, rounded up to whole words, that starts with the given content and goes on with zeros.
@@ -527,7 +598,7 @@ impl Gpu {
             let reason = "an odd number of f16 elements cannot be written into a longer buffer";
             return Err(Error::invalid(reason));
         }
-        self.scoped("write buffer", || {
+        self.steady("write buffer", || {
             self.queue.write_buffer(buffer, 0, &data[..whole]);
             if whole < data.len() {
                 // Writes are whole words; an odd f16 at the end gets a zero beside it, in the buffer's own padding.
@@ -556,14 +627,14 @@ impl Gpu {
                 })
             })?,
         };
-        self.scoped("read back", || {
+        self.steady("read back", || {
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, size);
             self.queue.submit([encoder.finish()]);
         })?;
         let mapped = Signal::new();
         let result = mapped.clone();
-        self.scoped("map", || staging.map_async(wgpu::MapMode::Read, ..size, move |r| result.set(r)))?;
+        self.steady("map", || staging.map_async(wgpu::MapMode::Read, ..size, move |r| result.set(r)))?;
         if !matches!(self.until(mapped).await?, Some(Ok(()))) {
             return Err(self.gone());
         }
@@ -571,7 +642,7 @@ impl Gpu {
         staging.unmap();
         *lock(&self.staging) = Some(staging);
         // What a browser reported of the calls that came before.
-        self.scoped("read back", || data)
+        self.steady("read back", || data)
     }
 
     /// What a callback brings when everything submitted so far is done; `None` if it was not called, as can be on a
@@ -598,7 +669,7 @@ impl Gpu {
         let told = done.clone();
         self.queue.on_submitted_work_done(move || told.set(()));
         self.until(done).await?;
-        self.scoped("wait for device", || ())
+        self.steady("wait for device", || ())
     }
 
     /// Finds out what the driver's cooperative matrices are worth, and leaves it in the capabilities. What fails here
@@ -724,6 +795,7 @@ impl Gpu {
                 module
             }
         };
+        let cache = self.pipeline_cache();
         let pipeline = self.scoped(&format!("build {name}"), || {
             self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(&name),
@@ -734,7 +806,7 @@ impl Gpu {
                     constants: &program.overrides(),
                     zero_initialize_workgroup_memory: self.checks == ShaderChecks::Checked,
                 },
-                cache: None,
+                cache: cache.as_ref(),
             })
         })?;
         lock(&self.pipelines).insert(program.clone(), pipeline.clone());
@@ -845,7 +917,7 @@ impl Gpu {
 
     /// Submits dispatches and returns without waiting.
     pub(crate) fn submit<'a>(&self, dispatches: impl Iterator<Item = &'a Dispatch>) -> Result<()> {
-        self.scoped("submit", || {
+        self.steady("submit", || {
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             Self::record(&mut encoder, dispatches, None);
             self.queue.submit([encoder.finish()]);
@@ -865,7 +937,7 @@ impl Gpu {
         }
         let unused = lock(&self.clocks).pop();
         let clock = unused.map_or_else(|| self.new_clock(), Ok)?;
-        self.scoped("submit", || {
+        self.steady("submit", || {
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             let writes = wgpu::ComputePassTimestampWrites {
                 query_set: &clock.queries,
@@ -900,15 +972,38 @@ impl Gpu {
     }
 }
 
+impl KeptPipelines {
+    /// Writes the file, unless it has the same already.
+    fn write(self) -> Result<()> {
+        let Some(data) = self.cache.get_data().filter(|data| self.is_used && Some(data) != self.stored.as_ref()) else {
+            return Ok(());
+        };
+        pipeline_file::write(&self.path, &self.key, &data)
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        if let Some(kept) = lock(&self.kept).take() {
+            // There is nobody left to tell; without a file the next process compiles.
+            let _ = kept.write();
+        }
+    }
+}
+
+/// An error if the device is lost.
+fn expect_there(lost: &Mutex<Option<String>>) -> Result<()> {
+    match &*lock(lost) {
+        None => Ok(()),
+        Some(reason) => Err(Error::device_lost(reason)),
+    }
+}
+
 /// Runs wgpu calls inside error scopes, and returns what they reported.
 fn scoped<T>(device: &wgpu::Device, lost: &Mutex<Option<String>>, what: &str, call: impl FnOnce() -> T) -> Result<T> {
-    if let Some(reason) = &*lock(lost) {
-        return Err(Error::device_lost(reason));
-    }
+    expect_there(lost)?;
     let (result, error) = in_scopes(device, call);
-    if let Some(reason) = &*lock(lost) {
-        return Err(Error::device_lost(reason));
-    }
+    expect_there(lost)?;
     error.map_or(Ok(result), |error| Err(error_of(device, what, error)))
 }
 
@@ -953,6 +1048,7 @@ fn is_lost(device: &wgpu::Device) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
     use super::*;
 
     fn info(vendor: u32, device: u32, name: &str, driver: &str, backend: wgpu::Backend) -> wgpu::AdapterInfo {
@@ -960,6 +1056,34 @@ mod tests {
         (info.vendor, info.device) = (vendor, device);
         (info.name, info.driver) = (name.to_owned(), driver.to_owned());
         info
+    }
+
+    /// The adapter that tests are told to use, else any, if there is one.
+    fn opened() -> Option<Gpu> {
+        let wanted = std::env::var("SPARSE24_TEST_DEVICE").unwrap_or_default().to_lowercase();
+        let adapters = pollster::block_on(adapters());
+        let adapter = adapters.into_iter().find(|a| a.info.name.to_lowercase().contains(&wanted))?;
+        Some(pollster::block_on(adapter.open(ShaderChecks::Trusted, None, None, None)).unwrap())
+    }
+
+    /// On a device of its own, and on one of the caller's, whose handler would panic.
+    #[test]
+    #[ignore = "needs a GPU"]
+    fn errors_of_steady_calls_are_returned_once_and_the_device_goes_on() {
+        let (Some(own), Some(other)) = (opened(), opened()) else { return };
+        other.device.on_uncaptured_error(Arc::new(|error| panic!("{error}")));
+        let theirs = Gpu::from_wgpu(other.device.clone(), other.queue.clone(), ShaderChecks::Trusted).unwrap();
+        for gpu in [own, theirs] {
+            let buffer = gpu.buffer("doomed", 16, None).unwrap();
+            let good = gpu.buffer("good", 16, Some(&[7; 16])).unwrap();
+            assert_eq!(pollster::block_on(gpu.read(&buffer, 16)).unwrap(), [0; 16]);
+            buffer.destroy();
+            let error = pollster::block_on(gpu.read(&buffer, 16)).unwrap_err().to_string();
+            assert!(error.contains("read back") && error.contains("destroyed"), "{error}");
+            let error = gpu.write(&buffer, &[1; 16]).unwrap_err().to_string();
+            assert!(error.contains("write buffer") && error.contains("destroyed"), "{error}");
+            assert_eq!(pollster::block_on(gpu.read(&good, 16)).unwrap(), [7; 16]);
+        }
     }
 
     #[test]

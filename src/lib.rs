@@ -167,8 +167,10 @@
 //! nothing is submitted, waited for or copied behind its back.
 //!
 //! In a browser nothing may block: [`Device::open_async`], [`Device::read_async`], [`Timer`](measure::Timer)'s and
-//! [`measure::run_async`] are what their namesakes wait for. The crate in `src/web` makes a page of them that measures
-//! through WebGPU.
+//! [`measure::run_async`] are what their namesakes wait for, and there are no files: an [`io::Store`] in memory takes
+//! the place of a disk. The crate in `src/web` makes a page of them that measures through WebGPU and runs a model.
+//!
+//! [`Device::keep_pipelines`] keeps what a Vulkan driver compiles in a folder of the caller's, for the next process.
 //!
 //! # What is checked, and how
 //! Every figure is of a result that was verified first, against an f64 reference that shares no code with the kernels:

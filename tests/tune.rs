@@ -191,10 +191,10 @@ mod command {
             with_drivers(arguments).env("SPARSE24_CACHE", self.folder.path()).run().exits(0)
         }
 
-        /// The one file in the folder.
+        /// The one file of a tuning in the folder.
         fn file(&self) -> PathBuf {
             let files = std::fs::read_dir(self.folder.path()).unwrap().map(|f| f.unwrap().path());
-            let files: Vec<_> = files.filter(|path| !path.ends_with("tuning.lock")).collect();
+            let files: Vec<_> = files.filter(|path| path.extension().is_some_and(|end| end == "json")).collect();
             assert_eq!(files.len(), 1, "{files:?}");
             files[0].clone()
         }
@@ -204,6 +204,41 @@ mod command {
             let out = out.path().join("run.json");
             let (_, stderr) = self.run("bench", "dense", &[more, &["--json", out.to_str().unwrap()]].concat());
             (json(&out), stderr)
+        }
+    }
+
+    /// What the driver made of kernels goes to the folder and is taken from there; a file that is none is made anew.
+    /// How much a driver puts into it is its own matter.
+    #[test]
+    #[ignore = "needs a GPU"]
+    fn compiled_kernels_are_kept_unless_they_are_not_to_be() {
+        let Some(setup) = Setup::new() else { return };
+        let files =
+            || -> Vec<_> { std::fs::read_dir(setup.folder.path()).unwrap().map(|file| file.unwrap().path()).collect() };
+        setup.bench(&["--no-pipeline-cache"]);
+        assert_eq!(files(), Vec::<PathBuf>::new());
+        setup.bench(&[]);
+        let sparse24::engine::DeviceInfo::Gpu(info) = gpu().unwrap().info() else { return };
+        if info.backend != "vulkan" {
+            assert_eq!(files(), Vec::<PathBuf>::new());
+            return;
+        }
+        let file = match &files()[..] {
+            [file] if file.extension().is_some_and(|end| end == "bin") => file.clone(),
+            others => panic!("{others:?}"),
+        };
+        let (first, written) = (std::fs::read(&file).unwrap(), file.metadata().unwrap().modified().unwrap());
+        // The same kernels: the file has them, and is left alone.
+        setup.bench(&[]);
+        assert_eq!(std::fs::read(&file).unwrap(), first);
+        assert_eq!(file.metadata().unwrap().modified().unwrap(), written);
+        let mut changed = first.clone();
+        changed[first.len() / 2] ^= 1;
+        for spoilt in [b"garbage".to_vec(), Vec::new(), first[..first.len() - 1].to_vec(), changed] {
+            std::fs::write(&file, &spoilt).unwrap();
+            let (run, stderr) = setup.bench(&[]);
+            assert!(run["rows"][0]["verified"] == true && stderr.is_empty(), "{stderr}");
+            assert_eq!(std::fs::read(&file).unwrap(), first, "{} bytes", spoilt.len());
         }
     }
 

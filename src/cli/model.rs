@@ -178,6 +178,9 @@ pub(super) struct DeviceArgs {
     /// Choose kernels by estimates, whatever was tuned.
     #[arg(long, conflicts_with = "cache")]
     no_tuning: bool,
+    /// Compile a GPU's kernels anew, and keep none beside the caches of `sparse24 tune` for the next command.
+    #[arg(long)]
+    no_pipeline_cache: bool,
 }
 
 /// A model on the host, and the device that it is for.
@@ -291,6 +294,9 @@ impl DeviceArgs {
         let device = Device::open(&self.device, options).context("--device")?;
         if !self.no_tuning {
             tuning::apply(&device, self.cache.as_deref())?;
+        }
+        if !self.no_pipeline_cache {
+            tuning::keep_pipelines(&device, self.cache.as_deref());
         }
         Ok(device)
     }

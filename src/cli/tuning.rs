@@ -1,4 +1,4 @@
-//! Where the tuner's caches lie, and how a device comes to believe its own.
+//! Where the tuner's caches and compiled kernels lie, and how a device comes to use its own.
 //!
 //! Invariant: a cache that is not sound changes nothing but what is said on stderr.
 
@@ -36,6 +36,14 @@ pub(super) fn load(folder: &Path, key: &TuningKey) -> Option<Cache> {
             say(&format!("warning: tuning cache ignored: {e}"));
             None
         }
+    }
+}
+
+/// Lets a GPU take its kernels as an earlier command compiled them, and keep what it compiles.
+pub(super) fn keep_pipelines(device: &Device, given: Option<&Path>) {
+    // Where there is no home, or it cannot be written, kernels are compiled each time.
+    if let Ok(folder) = folder(given) {
+        let _ = device.keep_pipelines(folder);
     }
 }
 

@@ -118,14 +118,16 @@ pub(crate) fn sparse24<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) 
 /// The binary with these arguments, no stdin, and what [`isolated`] leaves of the environment.
 pub(crate) fn command<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = with_drivers(arguments);
-    isolated(&mut command);
+    isolated(command.env_remove("SPARSE24_CACHE"));
     command
 }
 
-/// The same with all of the environment, and so with the drivers of this machine.
+/// The same with all of the environment, and so with the drivers of this machine. Kernels that it compiles are kept with
+/// the tests' files, and not in the user's folder.
 pub(crate) fn with_drivers<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(SPARSE24);
     command.args(arguments).stdin(Stdio::null());
+    command.env("SPARSE24_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
     command
 }
 

@@ -88,8 +88,9 @@ pub(crate) struct Args {
     /// made of the kernels, and run nothing: rdna2, rdna3, rdna4, ampere (GA100 alone), ada, apple-m1, adreno. Matrices
     /// of 8 x 8, which Apple's has, are left out.
     #[arg(long, value_name = "NAME", requires = "explain", value_parser = kernels::architecture,
-        conflicts_with_all = ["device", "model", "weights", "plan", "threads", "cache", "no_tuning", "json", "format",
-            "wide", "legend", "compare", "fail_slower", "quick", "checked", "seed"])]
+        conflicts_with_all = ["device", "model", "weights", "plan", "threads", "cache", "no_tuning",
+            "no_pipeline_cache", "json", "format", "wide", "legend", "compare", "fail_slower", "quick", "checked",
+            "seed"])]
     pub(super) architecture: Option<Architecture>,
     /// Threads of the CPU device; one per core unless given. No effect on a GPU.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -120,6 +121,9 @@ pub(crate) struct Args {
     /// Choose kernels by estimates, whatever was tuned.
     #[arg(long, conflicts_with = "cache")]
     pub(super) no_tuning: bool,
+    /// Compile a GPU's kernels anew, and keep none beside the caches of `sparse24 tune` for the next command.
+    #[arg(long)]
+    pub(super) no_pipeline_cache: bool,
     #[command(flatten)]
     pub(super) output: Output,
     #[command(flatten)]
@@ -176,6 +180,9 @@ impl Args {
         let device = Device::open(&self.device, options).context("--device")?;
         if !self.no_tuning {
             tuning::apply(&device, self.cache.as_deref())?;
+        }
+        if !self.no_pipeline_cache {
+            tuning::keep_pipelines(&device, self.cache.as_deref());
         }
         let policy = if self.quick { Policy::QUICK } else { Policy::FULL };
         let environment = Environment::new(&device, &policy, self.seed, command_line());

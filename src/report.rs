@@ -133,9 +133,11 @@ impl Environment {
         }
     }
 
-    /// The same of a run in a browser, of this name and version, on this operating system.
+    /// The same of a run in a browser, of this name and version, on this operating system. A browser has neither
+    /// variables nor git: the commit is what `SPARSE24_COMMIT` said when this was compiled.
     pub fn in_browser(self, browser: String, os: String) -> Self {
-        Self { program: "sparse24 web", browser: Some(browser), os: os.into(), ..self }
+        let commit = option_env!("SPARSE24_COMMIT").filter(|commit| !commit.is_empty()).map(str::to_owned);
+        Self { program: "sparse24 web", browser: Some(browser), os: os.into(), commit, ..self }
     }
 
     /// The program and the start of the run, for those who find its figures elsewhere.

@@ -53,6 +53,12 @@ if [[ -z $bindgen || $("$bindgen" --version) != "wasm-bindgen $version" ]]; then
     fi
 fi
 
+# Which commit the page's files of results are of: as `sparse24 bench` says it.
+if [[ -z ${SPARSE24_COMMIT:-} ]] && git ls-files --error-unmatch Cargo.toml >/dev/null 2>&1; then
+    SPARSE24_COMMIT=$(git describe --always --dirty --abbrev=12 --exclude='*')
+fi
+export SPARSE24_COMMIT=${SPARSE24_COMMIT:-}
+
 say "==> the library for browsers"
 cargo build --release --locked -p sparse24-web --target wasm32-unknown-unknown
 made=$(mktemp -d)

@@ -1,9 +1,21 @@
 //! The library in a browser's worker: measures what [`sparse24::measure`] measures, on the GPU behind WebGPU, and makes
-//! the page that `sparse24 report` makes.
+//! the page that `sparse24 report` makes; and runs a model of the visitor's on two texts.
 //!
-//! `static/worker.js` calls this, and `static/page.js` shows what comes back. Everything that waits is a promise, and
-//! the reference, which computes for seconds, runs in the worker, so that the page's own thread stays free. Invariant:
-//! a row that is handed out was verified before it was timed.
+//! ```text
+//!  static/page.js, model.js   what people see and press      the page's thread
+//!      │  call.js             a call is a message, and its answer a promise
+//!      ▼
+//!  static/worker.js           one call of a session at a time   a worker
+//!      ▼
+//!  Session                    a device: products, ceilings, JSON     (this file)
+//!  ModelFiles ─► model        a folder in memory: texts, similarity     model
+//!  html, markdown             files of results as a page     sparse24::report
+//! ```
+//! Everything that waits is a promise, and the reference, which computes for seconds, runs in the worker, so that the
+//! page's own thread stays free. WebAssembly that has panicked cannot be called again: the panic's text goes to the
+//! page, which starts another worker. Invariant: a row that is handed out was verified before it was timed.
+
+mod model;
 
 use std::time::Duration;
 
@@ -16,6 +28,8 @@ use sparse24::report::page::{Page, PageInput};
 use sparse24::report::{Environment, Report, Skipped};
 use sparse24::{DType, Device, Matrix, Op, Options, Problem, VectorLen};
 use wasm_bindgen::prelude::*;
+
+use crate::model::{Loaded, ModelFiles};
 
 /// Seeds of weights and activations: a run measures the same numbers on every machine.
 const SEEDS: [u64; 2] = [24, 42];
@@ -33,8 +47,10 @@ const POLICY: Policy = Policy {
 const VECTORS: [usize; 3] = [1, 4, 32];
 
 /// A first layer, with V = 32 alone and no mask, that is measured within seconds even where the processor plays the
-/// GPU's part.
-const FIRST: Layer = Layer { name: "first look", m: 256, n: 64, k: 256, dtype: "f32" };
+/// GPU's part: there the two kernels take three seconds to compile.
+const FIRST: Layer = Layer { name: "first look", m: 256, n: 32, k: 256, dtype: "f32" };
+/// It gets no more samples where the machine is not quiet.
+const FIRST_POLICY: Policy = Policy { max_samples: POLICY.samples, ..POLICY };
 
 /// What the page knows of the browser that it is in.
 #[derive(Deserialize)]
@@ -78,10 +94,16 @@ struct About {
     facts: Vec<(&'static str, String)>,
 }
 
-/// Names the panic's place in the console.
+#[wasm_bindgen]
+extern "C" {
+    /// Tells the page that nothing here can be called any more: a function of `static/worker.js`.
+    fn panicked(text: &str);
+}
+
+/// Makes a panic known to the page: a promise that panics is never kept.
 #[wasm_bindgen(start)]
 pub fn start() {
-    console_error_panic_hook::set_once();
+    std::panic::set_hook(Box::new(|info| panicked(&info.to_string())));
 }
 
 /// A device and what was measured on it.
@@ -95,6 +117,8 @@ pub struct Session {
     ceilings: Ceilings,
     rows: Vec<Record>,
     skipped: Vec<Skipped>,
+    /// What the page was given, the last one last.
+    models: Vec<Loaded>,
 }
 
 #[wasm_bindgen]
@@ -107,8 +131,8 @@ impl Session {
             return Err(JsError::new("the browser gives its workers no GPU"));
         }
         let environment = place.environment(&device);
-        let (layers, ceilings) = (Vec::new(), Ceilings::default());
-        Ok(Self { device, place, environment, layers, ceilings, rows: Vec::new(), skipped: Vec::new() })
+        let (layers, rows, skipped, models) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { device, place, environment, layers, ceilings: Ceilings::default(), rows, skipped, models })
     }
 
     /// Begins a run of a set of layers, `small` or `large`, and forgets the one before. Returns the layers as JSON: the
@@ -162,12 +186,13 @@ impl Session {
         }
         let (w, x) = (Matrix::uniform(m, k, dtype, SEEDS[0])?, Matrix::uniform(n, k, dtype, SEEDS[1])?);
         let case = Case { name: name.to_owned(), w, x };
-        let steps = measure::steps(requests.len(), &POLICY) as f64;
+        let policy = if number == 0 { FIRST_POLICY } else { POLICY };
+        let steps = measure::steps(requests.len(), &policy) as f64;
         let told = |step: usize| {
             // A page that is gone needs no progress.
             let _ = progress.call1(&JsValue::NULL, &JsValue::from_f64(step as f64 / steps));
         };
-        let mut rows = measure::run_async(&self.device, &case, &requests, &POLICY, SEEDS[0], told).await?;
+        let mut rows = measure::run_async(&self.device, &case, &requests, &policy, SEEDS[0], told).await?;
         rows.iter_mut().for_each(|row| row.command = self.place.command());
         let json = serde_json::to_string(&rows)?;
         self.rows.extend(rows);
@@ -177,6 +202,40 @@ impl Session {
     /// Notes that a layer could not be measured.
     pub fn skip(&mut self, name: String, reason: String) {
         self.skipped.push(Skipped { name, reason });
+    }
+
+    /// Reads a model's folder, or weights alone for the model that was read last, and returns what it is as JSON. It
+    /// has the next number from 0.
+    pub fn add_model(&mut self, files: ModelFiles) -> Result<String, JsError> {
+        let loaded = Loaded::new(files, self.models.last()).map_err(|e| JsError::new(&e))?;
+        let about = serde_json::to_string(&loaded.about())?;
+        self.models.push(loaded);
+        Ok(about)
+    }
+
+    /// Forgets a model, by its number: those after it have one less.
+    pub fn remove_model(&mut self, number: usize) {
+        if number < self.models.len() {
+            self.models.remove(number);
+        }
+    }
+
+    /// How similar two texts are to a model, by its number, and how long they take, in each of its forms: rows as JSON.
+    /// `progress` is called with the share that is done.
+    pub async fn compare(
+        &self,
+        number: usize,
+        first: String,
+        second: String,
+        progress: js_sys::Function,
+    ) -> Result<String, JsError> {
+        let model = self.models.get(number).ok_or_else(|| JsError::new("there is no such model"))?;
+        let told = |share: f64| {
+            // A page that is gone needs no progress.
+            let _ = progress.call1(&JsValue::NULL, &JsValue::from_f64(share));
+        };
+        let compared = model.compare(&self.device, [&first, &second], &POLICY, told).await;
+        Ok(serde_json::to_string(&compared.map_err(|e| JsError::new(&e))?)?)
     }
 
     /// All that was measured, as the JSON of `sparse24 bench`.

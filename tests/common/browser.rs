@@ -142,6 +142,16 @@ impl Page {
         }
     }
 
+    /// Drops files and folders onto the page, as a visitor drags them there.
+    pub fn drop_files(&mut self, paths: &[&Path]) -> Result<(), String> {
+        let paths: Vec<_> = paths.iter().map(|path| path.to_string_lossy()).collect();
+        let data = json!({ "items": [], "files": paths, "dragOperationsMask": 1 });
+        for kind in ["dragEnter", "dragOver", "drop"] {
+            self.call("Input.dispatchDragEvent", json!({ "type": kind, "x": 100, "y": 100, "data": data }))?;
+        }
+        Ok(())
+    }
+
     /// A PNG of the window, or of the whole page.
     pub fn screenshot(&mut self, full_page: bool) -> Result<Vec<u8>, String> {
         let mut params = json!({ "format": "png" });

@@ -1,44 +1,12 @@
 // What the page shows and does. All work is the worker's; this thread only waits for its answers.
-const at = (id) => document.getElementById(id);
+import { call, isBroken, start } from "./call.js";
+import { addModel, modelOf, setUsable } from "./model.js";
+import { addRow, at, clocks, digits, ratio } from "./table.js";
+
 const say = (text) => { at("said").textContent = text; };
 const status = (text) => { at("status").textContent = text; };
-
-const waiting = new Map();
-let worker = null;
-let broken = null;
-let last = 0;
-
-function call(name, args = [], progress = null) {
-  const id = ++last;
-  return new Promise((resolve, reject) => {
-    if (broken) {
-      reject(broken);
-      return;
-    }
-    waiting.set(id, { resolve, reject, progress });
-    worker.postMessage({ id, call: name, args });
-  });
-}
-
-function listen() {
-  worker = new Worker("worker.js", { type: "module" });
-  worker.onmessage = ({ data: { id, value, error, progress } }) => {
-    const request = waiting.get(id);
-    if (progress !== undefined) {
-      request?.progress?.(progress);
-      return;
-    }
-    waiting.delete(id);
-    if (error === undefined) request?.resolve(value);
-    else request?.reject(new Error(error));
-  };
-  worker.onerror = (event) => {
-    event.preventDefault();
-    broken = new Error(event.message || "this browser cannot start the page’s worker");
-    for (const { reject } of waiting.values()) reject(broken);
-    waiting.clear();
-  };
-}
+// How often the worker was started anew: what an earlier one had is gone.
+let restarts = 0;
 
 // Names of the browser and the system, as far as they are told.
 function browser() {
@@ -60,28 +28,18 @@ async function gpuName() {
   return description || [vendor, architecture, device].filter(Boolean).join(" ") || "unnamed GPU";
 }
 
-const digits = (x) => (x === null || x === undefined ? "–" : x.toPrecision(4));
-
 function show(rows) {
   at("table").hidden = false;
   for (const row of rows) {
-    const line = at("rows").insertRow();
-    const ratio = row.speedup_vs_dense;
-    const cells = [
+    addRow(at("rows"), [
       [row.name], [`${row.m}x${row.n}x${row.k}`], [row.dtype], [row.op], [row.vector ?? "", "number"],
-      [(row.noisy ? "~" : "") + digits(row.median_ms), "number"],
-      [ratio ? `${row.speedup_noisy ? "~" : ""}${ratio.toFixed(2)}x` : "–", "number"],
+      [digits(row.median_ms, row.noisy), "number"],
+      [ratio(row.speedup_vs_dense, row.speedup_noisy), "number"],
       [row.verified ? "yes" : `FAILED: ${row.failure}`],
-    ];
-    for (const [text, kind] of cells) {
-      const cell = line.insertCell();
-      cell.textContent = text;
-      if (kind) cell.className = kind;
-    }
+    ]);
   }
   const clock = rows.find((row) => row.clock)?.clock;
-  const named = { gpu_timestamps: "the GPU’s own timestamps", host_wall: "the clock of the browser, waiting included" };
-  if (clock) at("clock").textContent = `Timed by ${named[clock]}. ~ marks figures that the samples leave too open.`;
+  if (clock) at("clock").textContent = `Timed by ${clocks[clock]}. ~ marks figures that the samples leave too open.`;
 }
 
 // This run's file, and those that were added.
@@ -103,6 +61,7 @@ async function measure(set) {
   at("clock").textContent = "";
   own = null;
   const now = (text) => { at("now").textContent = text; };
+  const era = restarts;
   let lost = false;
   try {
     const layers = await call("begin", [set]);
@@ -118,7 +77,7 @@ async function measure(set) {
       } catch (error) {
         say(`${what} was not measured: ${error.message}`);
         lost = /lost/.test(error.message);
-        if (lost || broken) throw error;
+        if (lost || isBroken() || era !== restarts) throw error;
         await call("skip", [what, error.message]);
       }
       share(++done);
@@ -134,7 +93,7 @@ async function measure(set) {
   }
   // What was measured until then is kept.
   try {
-    if (at("rows").children.length > 0) {
+    if (at("rows").children.length > 0 && era === restarts) {
       own = await call("json");
       at("download").disabled = false;
       showPage(await call("html", [files()]));
@@ -200,29 +159,49 @@ addEventListener("dragover", (event) => {
 addEventListener("dragleave", (event) => {
   if (!event.relatedTarget) document.body.classList.remove("dropping");
 });
-addEventListener("drop", (event) => {
+addEventListener("drop", async (event) => {
   event.preventDefault();
   document.body.classList.remove("dropping");
-  add(event.dataTransfer.files);
+  const model = modelOf(event.dataTransfer);
+  if (!model) {
+    await add(event.dataTransfer.files);
+    return;
+  }
+  try {
+    await addModel(await model);
+  } catch (error) {
+    say(`What was dropped cannot be read: ${error.message}`);
+  }
 });
 
-try {
-  listen();
-  if (!navigator.gpu) throw new Error("this browser has no WebGPU, or not on this system");
-  const gpu = await gpuName();
-  if (gpu === null) throw new Error("the browser offers no GPU: it may be blocked, or switched off in the settings");
-  const url = location.origin + location.pathname;
-  const about = await call("open", [{ browser: browser(), os: system(), gpu, url }]);
-  status(about.kind === "software"
-    ? `${about.name}: a driver that computes on the processor. Its times say nothing about a GPU.`
-    : about.name);
-  for (const [name, value] of about.facts) {
-    at("facts").append(
+// Opens the GPU, and says what it is; `failure` is what the worker before this one ended with.
+async function open(failure) {
+  setUsable(false);
+  at("start").disabled = true;
+  try {
+    if (!navigator.gpu) throw new Error("this browser has no WebGPU, or not on this system");
+    const gpu = await gpuName();
+    if (gpu === null) throw new Error("the browser offers no GPU: it may be blocked, or switched off in the settings");
+    const url = location.origin + location.pathname;
+    const about = await call("open", [{ browser: browser(), os: system(), gpu, url }]);
+    const what = about.kind === "software"
+      ? `${about.name}: a driver that computes on the processor. Its times say nothing about a GPU.`
+      : about.name;
+    const before = failure ? ` There was an error: ${failure.message}; models have to be chosen again.` : "";
+    status(what + before);
+    at("facts").replaceChildren(...about.facts.flatMap(([name, value]) => [
       Object.assign(document.createElement("dt"), { textContent: name }),
       Object.assign(document.createElement("dd"), { textContent: value }),
-    );
+    ]));
+    at("start").disabled = false;
+    setUsable(true);
+  } catch (error) {
+    status(`Nothing can be measured here: ${error.message}. Files of results can be shown all the same.`);
   }
-  at("start").disabled = false;
-} catch (error) {
-  status(`Nothing can be measured here: ${error.message}. Files of results can be shown all the same.`);
 }
+
+start((failure) => {
+  restarts += 1;
+  open(failure);
+});
+await open(null);

@@ -82,7 +82,7 @@ pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Res
     let mut bench = if is_language {
         Bench::Decoder(DecoderBench::new(&device, checkpoint, (batch, seq), args.seed)?)
     } else {
-        Bench::Encoder(EncoderBench::new(&device, checkpoint, pipeline, (batch, seq), args.seed)?)
+        Bench::Encoder(Box::new(EncoderBench::new(&device, checkpoint, pipeline, (batch, seq), args.seed)?))
     };
     for &(op, planned_by) in &operations {
         bar.set_message(format!("{op}"));
@@ -130,7 +130,7 @@ pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Res
 
 /// What measures a model.
 enum Bench {
-    Encoder(EncoderBench),
+    Encoder(Box<EncoderBench>),
     Decoder(DecoderBench),
 }
 

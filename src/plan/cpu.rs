@@ -1,6 +1,6 @@
 //! How the CPU device solves a problem: which kernel, by counted work against what such processors do per cycle.
 //!
-//! Both schedules of an operation read the same weights, so the choice between them is free at run time; that between
+//! The schedules of an operation read the same weights, so the choice between them is free at run time; that between
 //! 2:4 and dense weights is not, and is made here too. Invariant: an algorithm's schedule is one of its operation's,
 //! for its number of tokens.
 

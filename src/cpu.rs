@@ -1,10 +1,10 @@
 //! The CPU device: the same operations in this process, for machines without a GPU.
 //!
 //! Many tokens are multiplied by gathered rows of activations (2:4) or by the crate `gemm` (dense, masked), few by
-//! kernels that read each weight once, some dozens in tiles; the [`plan`](crate::plan) says which. Weights are laid out for their kernels
-//! when they are uploaded, in their storage type, and widened where they are used. Sums are f32, each formed by one
-//! thread in an order that the kernel and the shape decide, so results do not depend on the number of threads. Buffers
-//! go back to a pool, so that a call that is repeated allocates nothing of its own.
+//! kernels that read each weight once, some dozens in tiles; the [`plan`](crate::plan) says which. Weights are laid out
+//! for their kernels when they are uploaded, in their storage type, and widened where they are used. Sums are f32, each
+//! formed by one thread in an order that the kernel and the shape decide, so results do not depend on the number of
+//! threads. Buffers go back to a pool, so that a call that is repeated allocates nothing of its own.
 
 pub(crate) mod attend;
 mod dense;

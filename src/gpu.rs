@@ -8,11 +8,11 @@
 //!
 //! Every wgpu call that can fail comes back as an [`Error`], for wgpu's own answer to an error that nobody takes is to
 //! panic. Where memory is allocated or shaders are compiled, error scopes are around the call. What every run of a
-//! kernel does, to write, submit and read, has none on a device that was opened here: its handler keeps the error, and
-//! the call looks there when it is done. In a browser errors come later than the calls, and scopes could only be waited
-//! for: there the handler keeps all of them, and the next call returns one. As results are read before they are
-//! believed, none is lost. A device that the caller opened has the caller's handler, so that scopes are around all
-//! calls.
+//! kernel does, to write, submit and read, has none on a device that was opened here: its handler, which wgpu calls on
+//! the thread that made the call, keeps the error, and the call looks there when it is done. In a browser errors come
+//! later than the calls, and scopes could only be waited for: there the handler keeps all of them, and the next call
+//! returns one. As results are read before they are believed, none is lost. A device that the caller opened has the
+//! caller's handler, so that scopes are around all calls.
 
 mod pipeline_file;
 
@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use web_time::Instant;
@@ -295,8 +296,8 @@ pub struct Gpu {
     kept: Mutex<Option<KeptPipelines>>,
 }
 
-/// The first error that was reported and that no call has returned yet.
-type Reported = Arc<Mutex<Option<wgpu::Error>>>;
+/// The first error of each thread that was reported and that no call of it has returned yet.
+type Reported = Arc<Mutex<HashMap<ThreadId, wgpu::Error>>>;
 
 /// Compiled pipelines that are kept for the next process.
 struct KeptPipelines {
@@ -378,7 +379,7 @@ impl Adapter {
         let reported = Reported::default();
         let slot = Arc::clone(&reported);
         device.on_uncaptured_error(Arc::new(move |error| {
-            lock(&slot).get_or_insert(error);
+            lock(&slot).entry(std::thread::current().id()).or_insert(error);
         }));
         let mut gpu = Gpu::new(device, queue, self.info, checks, lost, Some(reported))?;
         if tested {
@@ -496,7 +497,8 @@ impl Gpu {
 
     /// Makes wgpu calls that allocate or compile.
     fn scoped<T>(&self, what: &str, call: impl FnOnce() -> T) -> Result<T> {
-        let result = scoped(&self.device, &self.lost, what, call)?;
+        let result = scoped(&self.device, &self.lost, what, call);
+        // The handler's is taken in any case, or the next call would be blamed for it.
         self.unreported(what, result)
     }
 
@@ -507,15 +509,16 @@ impl Gpu {
         }
         expect_there(&self.lost)?;
         let result = call();
-        expect_there(&self.lost)?;
+        let result = expect_there(&self.lost).map(|()| result);
         self.unreported(what, result)
     }
 
-    /// A result, unless the handler was told of an error.
-    fn unreported<T>(&self, what: &str, result: T) -> Result<T> {
-        match self.reported.as_ref().and_then(|reported| lock(reported).take()) {
-            None => Ok(result),
-            Some(error) => Err(error_of(&self.device, what, error)),
+    /// A result, unless the handler was told of an error by a call of this thread.
+    fn unreported<T>(&self, what: &str, result: Result<T>) -> Result<T> {
+        let this = std::thread::current().id();
+        match self.reported.as_ref().and_then(|reported| lock(reported).remove(&this)) {
+            Some(error) if result.is_ok() => Err(error_of(&self.device, what, error)),
+            _ => result,
         }
     }
 
@@ -527,6 +530,9 @@ impl Gpu {
         let Some(key) = key.filter(|_| self.device.features().contains(wgpu::Features::PIPELINE_CACHE)) else {
             return Ok(false);
         };
+        // What was kept until now is written where it belongs, which may be the file that is read next.
+        let before = lock(&self.kept).take();
+        before.map_or(Ok(()), KeptPipelines::write)?;
         let path = pipeline_file::path_in(folder, &key);
         let stored = pipeline_file::read(&path, &key);
         let cache = self.scoped("take over compiled pipelines", || {
@@ -539,9 +545,7 @@ impl Gpu {
                 self.device.create_pipeline_cache(&descriptor)
             }
         })?;
-        // What was kept elsewhere until now is written there.
-        let before = lock(&self.kept).replace(KeptPipelines { cache, path, key, stored, is_used: false });
-        before.map_or(Ok(()), KeptPipelines::write)?;
+        *lock(&self.kept) = Some(KeptPipelines { cache, path, key, stored, is_used: false });
         Ok(true)
     }
 

@@ -2,9 +2,9 @@
 //! with both; and the one way in which this crate writes files.
 //!
 //! A [`TensorFile`] is one file, tensor by tensor, as it is. A [`Source`] is a file or a model's folder, as the
-//! matrices that it means, however they are stored ([`Stored`]); both are read from a [`Store`], which is the disk unless
-//! the caller has the files in memory. A [`Writer`] writes a file, and a [`Layout`] says how
-//! a 2:4 matrix lies in one.
+//! matrices that it means, however they are stored ([`Stored`]); both are read from a [`Store`], which is the disk
+//! unless the caller has the files in memory. A [`Writer`] writes a file, and a [`Layout`] says how a 2:4 matrix lies
+//! in one.
 //!
 //! A checkpoint may be larger than memory, so a [`TensorFile`] reads the header and then one tensor at a time, and
 //! [`save`] holds no second copy of what it writes. Nothing is memory-mapped: a file that shrinks while it is read is

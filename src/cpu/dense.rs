@@ -215,8 +215,8 @@ pub(super) fn columns(pool: &Pool, scratch: &Scratch, problem: &Problem, w: &Den
     let parts = (MIN_PARTS * k.div_ceil(MIN_PARTS * TASK_ROWS)).clamp(1, MAX_PARTS);
     let depth = k.div_ceil(parts).max(AT_ONCE);
     let parts = k.div_ceil(depth);
-    // Past four tokens rows of activations are read side by side, and not from the same set of a cache where k is a power
-    // of two.
+    // Past four tokens rows of activations are read side by side, and not from the same set of a cache where k is a
+    // power of two.
     let x_stride = if n <= 4 { k } else { k.next_multiple_of(UNIT) + UNIT };
     let panels = w.stride.div_ceil(SUM_BYTES / 4 / tokens).max(pool.len().div_ceil(parts.max(1)));
     let width = w.stride.div_ceil(panels).next_multiple_of(UNIT);
@@ -421,7 +421,6 @@ impl<T: Loaded, const MASKED: bool> Work for AddManyColumns<'_, T, MASKED> {
         assert!(row + depth <= k);
         assert!(from.is_multiple_of(UNIT) && width.is_multiple_of(UNIT));
         assert!(x.len() >= tokens * k && x.len().is_multiple_of(tokens) && sums.len() == tokens * width);
-
         assert!(!MASKED || bits.len() == k * stride / UNIT);
         // SAFETY: k rows of the weights' features, their bits, the activations and the sums are there, by the
         // assertions above; the caller has the instructions.
@@ -435,8 +434,8 @@ impl<T: Loaded, const MASKED: bool> Work for AddManyColumns<'_, T, MASKED> {
     }
 }
 
-/// `8 * EIGHTS` rows at a time, whose weights stay in registers while they meet all tokens, `TOKENS` at a time: as many sums,
-/// each of them a chain, as multiply-adds are under way.
+/// `8 * EIGHTS` rows at a time, whose weights stay in registers while they meet all tokens, `TOKENS` at a time: as many
+/// sums, each of them a chain, as multiply-adds are under way.
 ///
 /// # Safety
 /// As in [`AddManyColumns::run`].
@@ -508,8 +507,8 @@ unsafe fn add_rows_of_many<S: Instructions, T: Loaded, const MASKED: bool, const
     }
 }
 
-/// Adds `8 * EIGHTS` rows of a vector of features, times the activations of `TOKENS` tokens, whose rows are `k` and whose
-/// sums are `width` apart.
+/// Adds `8 * EIGHTS` rows of a vector of features, times the activations of `TOKENS` tokens, whose rows are `k` and
+/// whose sums are `width` apart.
 ///
 /// # Safety
 /// The processor must have the instructions; activations and sums must be there.

@@ -115,7 +115,8 @@ impl<'a> Finish<'a> {
         }
     }
 
-    /// Stores sums that lie by feature: from `feature` on a row of `stride` for each, of which the first `tokens` count.
+    /// Stores sums that lie by feature: from `feature` on a row of `stride` for each, of which the first `tokens`
+    /// count.
     ///
     /// # Safety
     /// No other thread may store the same outputs.
@@ -202,8 +203,8 @@ impl Work for ByFeature<'_, '_> {
                     }
                     match output {
                         Output::F32(y) => {
-                            // SAFETY: only `store_by_feature` makes this work, and its caller vouches that no other thread
-                            // stores these outputs.
+                            // SAFETY: only `store_by_feature` makes this work, and its caller vouches that no other
+                            // thread stores these outputs.
                             let to = unsafe { y.part(range) };
                             // An array is copied by instructions, a slice by a call.
                             match (<&mut [f32; SIDE]>::try_from(&mut *to), <&[f32; SIDE]>::try_from(&*block)) {

@@ -2,17 +2,19 @@
 //! registers.
 //!
 //! From five tokens on memory no longer takes all the time, and up to some dozens a vector of tokens, as `gather` has
-//! it, is filled badly or costs too much beside it: of each kept weight a position, an address and a value to broadcast.
-//! Here lanes are values of a pair of rows, as in `gemv` (see [`super::weights`] and [`super::sparse`]): a word of codes
-//! is decoded by one shift for 16 values, and each token costs a permutation and a multiply-add. Both run on the same
-//! two ports of a core with AVX-512: 16 values times 16 tokens take 16 cycles or a little more, half of what multiply-adds
-//! alone would take, and no instruction is spent on a single weight.
+//! it, is filled badly or costs too much beside it: of each kept weight a position, an address and a value to
+//! broadcast. Here lanes are values of a pair of rows, as in `gemv` (see [`super::weights`] and [`super::sparse`]): a
+//! word of codes is decoded by one shift for 16 values, and each token costs a permutation and a multiply-add. Both run
+//! on the same two ports of a core with AVX-512: 16 values times 16 tokens take 16 cycles or a little more, half of
+//! what multiply-adds alone would take, and no instruction is spent on a single weight.
 //!
 //! A *tile* is some tokens' sums of one pair, or of two that share their codes and with them the permutations. Tokens
 //! are packed by tile and unit of k, so that a tile reads its activations from start to end and not, where k is a power
-//! of two, all tokens' from the same few lines of a cache. k is cut into *runs* of steps, whose activations fill most of
-//! a first-level cache; over a run sums stay in registers. Weights of a run are in pieces of a step, so the caches are
-//! asked for each piece of the next run while the piece of this one is read.
+//! of two, all tokens' from the same few lines of a cache. k is cut into *runs* of steps, whose activations fill most
+//! of a first-level cache; over a run sums stay in registers. Weights of a run are in pieces of a step, so the caches
+//! are asked for each piece of the next run while the piece of this one is read.
+//!
+//! The permutation of a model's channels, which pruning looks for, is another thing: see [`crate::prune`].
 //!
 //! A row's sum is formed by one thread, as in `gemv`, in increasing k: it depends on the width of vectors alone.
 #![allow(unsafe_code, reason = "kernels over vector instructions; threads write disjoint parts of buffers")]
@@ -57,7 +59,7 @@ impl Tiling {
     }
 }
 
-/// The product, of any number of tokens.
+/// The product, of at least one token.
 pub(super) fn permute(
     pool: &Pool,
     scratch: &Scratch,
@@ -239,10 +241,16 @@ impl<T: Loaded, const SHARED: bool, const PAIRS: usize, const TOKENS: usize> Wor
         assert!(values.len() == w.m.div_ceil(2) * w.units() * UNIT, "values of all rows");
         assert!(x.len() == w.units() * UNIT * tokens && tiling.tokens == TOKENS);
         assert!(sums.len() == (to - from) * tokens * S::LANES);
+        assert!(PAIRS == 1 || from.is_multiple_of(PAIRS) && w.vector.get() >= 2 * PAIRS, "pairs that share codes");
         let at = w.step(block, first);
         let (codes, codes_step, per) = match &w.codes {
-            Codes::Own(words) => (words[at.values..].as_ptr().cast(), units * w.pairs(block) * 4, 1),
+            Codes::Own(words) => {
+                assert!(!SHARED && words.len() * UNIT == values.len());
+                (words[at.values..].as_ptr().cast(), units * w.pairs(block) * 4, 1)
+            }
             Codes::Shared(words) => {
+                let before: usize = block * (BLOCK / w.vector.get()) * w.units();
+                assert!(SHARED && words.len() >= before + w.patterns(block) * w.units());
                 (words[at.codes..].as_ptr().cast(), units * w.patterns(block) * 2, w.vector.get() / 2)
             }
         };

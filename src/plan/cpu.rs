@@ -113,9 +113,9 @@ impl CpuAlgorithm {
         self.schedule
     }
 
-    /// Cycles, fitted to measured times of one thread: of AVX2 on an EPYC 7003, with 5 to 32 tokens on a Xeon of 2023; of
-    /// AVX-512, from five tokens on, on that Xeon (benches/results/2026-11-30-intel-xeon). The rest is assumed to scale
-    /// with the width.
+    /// Cycles, fitted to measured times of one thread: of AVX2 on an EPYC 7003, with 5 to 32 tokens on a Xeon of 2023;
+    /// of AVX-512, from five tokens on, on that Xeon (benches/results/2026-11-30-intel-xeon). The rest is assumed to
+    /// scale with the width.
     fn cycles(&self, problem: &Problem) -> f64 {
         let (m, n, k) = (problem.m as f64, problem.n as f64, problem.k as f64);
         let lanes = self.simd.lanes() as f64;
@@ -130,17 +130,17 @@ impl CpuAlgorithm {
             CpuSchedule::Columns if n <= 4.0 => m * k / lanes * (1.6 + 0.9 * (n as usize).next_power_of_two() as f64),
             CpuSchedule::Columns => m * k / lanes * (4.0 + if widest { 1.55 } else { 0.9 } * n),
             CpuSchedule::Gather => {
-                // The share of the multiply-adds that there could be, and the cycles in which a number of X is packed
-                // or one of Y stored.
-                // Of each kept weight, with a vector or two: scalar instructions, the latency of chains, memory.
-                let (efficiency, least, moved) = match (alone, self.simd) {
+                // The share of the multiply-adds that there could be; the cycles that each kept weight takes at least
+                // (scalar instructions, the latency of chains, memory); and those in which a number of X is packed or
+                // one of Y stored.
+                let (efficiency, min_cycles, moved) = match (alone, self.simd) {
                     (true, SimdLevel::Avx512) => (0.57, 2.7, 3.5),
                     (false, SimdLevel::Avx512) => (0.78, 1.6, 3.5),
                     (true, _) => (0.74, 2.4, 1.0),
                     (false, _) => (0.78, 2.0, 1.0),
                 };
                 let vectors = padded(lanes) / lanes;
-                m * k / 2.0 * (vectors / (2.0 * efficiency)).max(least) + moved * n * (k + m)
+                m * k / 2.0 * (vectors / (2.0 * efficiency)).max(min_cycles) + moved * n * (k + m)
             }
             CpuSchedule::Gemv => m * k / 2.0 / lanes * (2.5 + 1.4 * (n as usize).next_power_of_two() as f64),
             CpuSchedule::Permute => {

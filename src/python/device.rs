@@ -1,6 +1,6 @@
 //! Devices.
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use sparse24::engine::{AdapterKind, DeviceInfo, Options};
@@ -30,7 +30,7 @@ impl Device {
         let options = Options { threads, ..Options::default() };
         let device = py.detach(|| sparse24::Device::open(name, options)).map_err(to_py)?;
         let pool = threads.map(|threads| ThreadPoolBuilder::new().num_threads(threads).build()).transpose();
-        let pool = pool.map_err(|e| PyValueError::new_err(format!("cannot start threads: {e}")))?;
+        let pool = pool.map_err(|e| PyRuntimeError::new_err(format!("cannot start threads: {e}")))?;
         Ok(Self { device, pool, asked: name.to_owned(), asked_threads: threads })
     }
 

@@ -26,7 +26,6 @@ case ${1:-} in
 esac
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 python=${SPARSE24_PYTHON:-python3}
 
 lack() {
@@ -37,6 +36,7 @@ lack() {
 }
 
 [[ $(uname -s) == Linux ]] || lack "the module is put together here on Linux only: elsewhere use maturin"
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
     lack "$python is missing, older than 3.10, or has no venv and pip (Debian: python3-venv)"
 venv=$target/python-venv

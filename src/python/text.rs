@@ -155,7 +155,7 @@ impl Encoder {
                 None => to_py(e),
             })?;
             match (embedded, signals.raised.take()) {
-                (Some(embeddings), None) if texts.len() <= WINDOW => all = embeddings.elements().to_f32(),
+                (Some(embeddings), None) if done == 0 => all = embeddings.elements().to_f32(),
                 (Some(embeddings), None) => all.extend(embeddings.elements().to_f32()),
                 (_, Some(raised)) => return Err(raised),
                 (None, None) => return Err(PyValueError::new_err("the texts were not embedded to their end")),

@@ -292,8 +292,8 @@ pub(super) fn ids(graph: &Graph, lengths: &[usize], seed: u64) -> Result<Vec<Vec
     Ok(lengths.iter().map(|&length| drawn.by_ref().take(length).map(id).collect()).collect())
 }
 
-/// Measures an encoder in several forms. What is dense of its weights is pruned by magnitude, and what is pruned already
-/// stays as it is, but in a dense row; a mask has V = 1.
+/// Measures an encoder in several forms. What is dense of its weights is pruned by magnitude, and what is pruned
+/// already stays as it is, but in a dense row; a mask has V = 1.
 ///
 /// ```
 /// use sparse24::graph::Checkpoint;
@@ -369,8 +369,8 @@ impl EncoderBench {
         Ok(Self { device, checkpoint, pipeline, batch, seq, timed, times_parts: true, samples, last, rows })
     }
 
-    /// For a batch of these very texts, which are verified and timed, in whole passes alone. An error if there is none, or one is no input of
-    /// the model.
+    /// For a batch of these very texts, which are verified and timed, in whole passes alone. An error if there is none,
+    /// or one is no input of the model.
     pub fn of_texts(device: &Device, checkpoint: Checkpoint, pipeline: Pipeline, texts: Vec<Vec<u32>>) -> Result<Self> {
         for (i, text) in texts.iter().enumerate() {
             checkpoint.graph().check_ids(text).map_err(|e| e.of_text(i))?;

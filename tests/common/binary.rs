@@ -122,8 +122,8 @@ pub(crate) fn command<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -
     command
 }
 
-/// The same with all of the environment, and so with the drivers of this machine. Kernels that it compiles are kept with
-/// the tests' files, and not in the user's folder.
+/// The same with all of the environment, and so with the drivers of this machine. Kernels that it compiles are kept
+/// with the tests' files, and not in the user's folder.
 pub(crate) fn with_drivers<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(SPARSE24);
     command.args(arguments).stdin(Stdio::null());

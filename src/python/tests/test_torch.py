@@ -118,8 +118,12 @@ def test_shared_weights_and_attention_stay():
             self.embed, self.head, self.own = nn.Embedding(8, 16), nn.Linear(16, 8, bias=False), nn.Linear(16, 16)
             self.head.weight = self.embed.weight
             self.attention = nn.MultiheadAttention(16, 2)
+            # One layer by two names: replaced at one of them it would go on dense at the other.
+            self.first = nn.Linear(16, 16)
+            self.second = nn.Sequential(self.first)
 
     module = st.sparsify_(Tied(), device="cpu")
+    assert module.first is module.second[0] and isinstance(module.first, nn.Linear)
     assert isinstance(module.head, nn.Linear) and isinstance(module.own, st.SparseLinear)
     assert isinstance(module.attention.out_proj, nn.Linear)
     x = torch.randn(3, 1, 16)

@@ -141,7 +141,7 @@ def _bytes_of(tensor: Any, name: str) -> tuple[str, list[int], Any]:
     if torch is not None and isinstance(tensor, torch.Tensor):
         if tensor.layout is not torch.strided or tensor.device.type != "cpu":
             raise TypeError(f"{name} is {tensor.layout} on {tensor.device}, expected a dense tensor on the CPU")
-        flat = tensor.detach().contiguous()
+        flat = tensor.detach().resolve_neg().contiguous()
         kind = str(flat.dtype).removeprefix("torch.")
         dtype = _ADDED.get(kind) or _SAFETENSORS.get(np.dtype(kind))
         if dtype is None:

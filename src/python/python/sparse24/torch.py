@@ -17,6 +17,7 @@ torch.Size([2, 8])
 from __future__ import annotations
 
 import fnmatch
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ class SparseLinear(nn.Module):
         self.register_buffer("values", parts["values"])
         self.register_buffer("meta", parts["meta"])
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self._linear: tuple[Any, Linear] | None = None
+        self._linear: tuple[list[torch.Tensor], list[int], Linear] | None = None
 
     @property
     def sparse24(self) -> Sparse24:
@@ -106,11 +107,14 @@ class SparseLinear(nn.Module):
     def _native(self) -> Linear:
         # Loading a state and converting the module write into buffers or replace them.
         parts = [part for part in (self.values, self.meta, self.bias) if part is not None]
-        state = [(part.data_ptr(), part.dtype, part.device, _version(part)) for part in parts]
-        if self._linear is None or self._linear[0] != state:
+        versions = [_version(part) for part in parts]
+        kept = self._linear
+        same = kept is not None and len(kept[0]) == len(parts) and all(map(operator.is_, kept[0], parts))
+        if kept is None or not same or kept[1] != versions:
             linear = Linear(self.sparse24, self.bias, device=self.device, dense_fallback=self.dense_fallback)
-            self._linear = (state, linear)
-        return self._linear[1]
+            # With the tensors, whose memory then is not given to others.
+            self._linear = kept = (parts, versions, linear)
+        return kept[2]
 
     def __getstate__(self) -> dict[str, Any]:
         # What is on a device is made again where it is needed.
@@ -206,8 +210,9 @@ def sparsify_(
 
 def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """The layers that can be replaced."""
+    # By name: a layer that two names lead to would be replaced at one of them.
     owners: dict[int, int] = {}
-    for part in module.modules():
+    for _, part in module.named_modules(remove_duplicate=False):
         for parameter in part.parameters(recurse=False):
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
     for name, part in module.named_modules():

@@ -1091,6 +1091,28 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs a GPU"]
+    fn each_thread_gets_the_errors_of_its_own_calls() {
+        let Some(gpu) = opened() else { return };
+        let (doomed, halfway) = (gpu.buffer("doomed", 16, None).unwrap(), std::sync::Barrier::new(2));
+        doomed.destroy();
+        std::thread::scope(|scope| {
+            let failing = scope.spawn(|| {
+                gpu.steady("write", || {
+                    gpu.queue.write_buffer(&doomed, 0, &[1; 16]);
+                    halfway.wait();
+                    halfway.wait();
+                })
+            });
+            halfway.wait();
+            let other = gpu.steady("nothing", || ());
+            halfway.wait();
+            assert!(other.is_ok(), "{other:?}");
+            assert!(failing.join().unwrap().unwrap_err().to_string().contains("destroyed"));
+        });
+    }
+
+    #[test]
     fn drivers_known_to_be_wrong_are_refused_by_name() {
         const MESA: &str = "Intel open-source Mesa driver";
         let refused = |vendor, device, name: &str, driver: &str, backend| {

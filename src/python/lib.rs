@@ -2,7 +2,7 @@
 //!
 //! What is Pythonic (arrays of any library, defaults, docstrings) is in `python/sparse24`, which hands arrays over in
 //! one form: C-contiguous, in the host's byte order, f32 or the bits of f16 and bf16. Invariants: the GIL is released
-//! while something is computed; every call that needs threads goes through [`process::enter`] first.
+//! while something is computed; every call that needs threads goes through `process::enter` first.
 
 mod arrays;
 mod bench;

@@ -113,7 +113,8 @@ def ray_(folder: str) -> dict[str, Any]:
     import embed_ray
 
     packages = str(Path(sparse24.__file__).parents[1])
-    paths = os.pathsep.join([packages, str(ROOT / "src" / "python" / "examples")])
+    inherited = os.environ.get("PYTHONPATH", "")
+    paths = os.pathsep.join([packages, str(ROOT / "src" / "python" / "examples"), inherited])
     ray.init(num_cpus=2, runtime_env={"env_vars": {"PYTHONPATH": paths}}, include_dashboard=False, log_to_driver=False)
     options = type("Options", (), {"model": os.path.abspath(folder), "sparsity": "none", "device": "cpu", "threads": 1})
     options.batch_size, options.block, options.workers, options.gpus = 32, 256, 2, 0  # type: ignore[attr-defined]

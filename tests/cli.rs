@@ -437,7 +437,9 @@ fn embed_gives_a_line_for_each_text_in_order() {
     assert_eq!(lines[2], lines[4]);
     assert_ne!(lines[0].1, lines[1].1);
     let (dash, _) = embedded(sparse24([&embed[..], &["--text=-5 dogs", "--text=dog"]].concat()));
-    assert_eq!((dash[0].0.as_str(), &dash[1].1), ("-5 dogs", &lines[2].1));
+    // Among fewer tokens another kernel may multiply, whose sums are rounded in another order.
+    let far = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(dash[0].0 == "-5 dogs" && far(&dash[1].1, &lines[2].1) < 1e-6, "{dash:?}");
 
     // The same from stdin and from a file into a file, whatever the ends of the lines.
     let input = texts.join("\r\n");

@@ -424,6 +424,22 @@ impl Device {
         }))
     }
 
+    /// Compiles the kernels of a plan before they are needed; without it the first call of the plan does. A browser
+    /// compiles beside the caller, who need not wait. Nothing to do on the CPU device.
+    ///
+    /// ```
+    /// use sparse24::{DType, Device, Op, Problem};
+    /// let device = Device::auto()?;
+    /// device.compile(&device.plan(&Problem::linear(Op::Dense, 64, 8, 64, DType::F32))?)?;
+    /// # Ok::<(), sparse24::Error>(())
+    /// ```
+    pub fn compile(&self, plan: &Plan) -> Result<()> {
+        match &self.0 {
+            Inner::Gpu(gpu) => plan.steps(&gpu.info().caps)?.iter().try_for_each(|step| gpu.compile(&step.program)),
+            Inner::Cpu(_) => Ok(()),
+        }
+    }
+
     /// Takes compiled kernels from a file in a folder, where an earlier process has kept them, and keeps there what is
     /// compiled from now on: the file is written when the device is dropped. Returns whether the device hands out what
     /// it has compiled, which drivers of Vulkan do. A file that is broken or of another device is made anew; of two

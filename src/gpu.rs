@@ -817,6 +817,11 @@ impl Gpu {
         Ok(pipeline)
     }
 
+    /// Compiles a program ahead of its first dispatch.
+    pub(crate) fn compile(&self, program: &Program) -> Result<()> {
+        self.pipeline(program).map(drop)
+    }
+
     #[allow(unsafe_code, reason = "trusted shader modules")]
     fn module(&self, name: &str, source: String) -> wgpu::ShaderModule {
         let descriptor =

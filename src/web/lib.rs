@@ -132,7 +132,13 @@ impl Session {
         }
         let environment = place.environment(&device);
         let (layers, rows, skipped, models) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { device, place, environment, layers, ceilings: Ceilings::default(), rows, skipped, models })
+        let ceilings = Ceilings::default();
+        let session = Self { device, place, environment, layers, ceilings, rows, skipped, models };
+        // The browser compiles them while its visitor reads. What goes wrong is said where they are measured.
+        if let Ok(first) = session.requests(0, &FIRST) {
+            let _ = first.iter().try_for_each(|request| session.device.compile(&request.plan));
+        }
+        Ok(session)
     }
 
     /// Begins a run of a set of layers, `small` or `large`, and forgets the one before. Returns the layers as JSON: the
@@ -175,15 +181,8 @@ impl Session {
     /// JSON. `progress` is called with the share that is done.
     pub async fn measure(&mut self, number: usize, progress: js_sys::Function) -> Result<String, JsError> {
         let layer = self.layers.get(number).ok_or_else(|| JsError::new("the run has no such layer"))?;
-        let Layer { name, m, n, k, dtype } = *layer;
-        let dtype = if dtype == "f16" { DType::F16 } else { DType::F32 };
-        let (vectors, masked) = if number == 0 { (&[32][..], None) } else { (&VECTORS[..], Some(Op::Masked)) };
-        let vectors = VectorLen::ALL.into_iter().filter(|v| vectors.contains(&v.get())).map(Op::Sparse24);
-        let mut requests = Vec::new();
-        for op in std::iter::once(Op::Dense).chain(vectors).chain(masked) {
-            let plan = self.device.plan(&Problem::linear(op, m, n, k, dtype))?;
-            requests.push(Request { op, plan, planned_by: PlannedBy::Planner });
-        }
+        let Layer { name, m, n, k, .. } = *layer;
+        let (dtype, requests) = (layer.dtype(), self.requests(number, layer)?);
         let (w, x) = (Matrix::uniform(m, k, dtype, SEEDS[0])?, Matrix::uniform(n, k, dtype, SEEDS[1])?);
         let case = Case { name: name.to_owned(), w, x };
         let policy = if number == 0 { FIRST_POLICY } else { POLICY };
@@ -242,6 +241,26 @@ impl Session {
     pub fn json(&self) -> Result<String, JsError> {
         let (rows, skipped) = (self.rows.clone(), self.skipped.clone());
         Ok(Report::new(self.environment.clone(), self.ceilings, rows, skipped).to_json()?)
+    }
+}
+
+impl Session {
+    /// What is measured of a layer, the first of a run or a later one.
+    fn requests(&self, number: usize, layer: &Layer) -> sparse24::Result<Vec<Request>> {
+        let Layer { m, n, k, .. } = *layer;
+        let (vectors, masked) = if number == 0 { (&[32][..], None) } else { (&VECTORS[..], Some(Op::Masked)) };
+        let vectors = VectorLen::ALL.into_iter().filter(|v| vectors.contains(&v.get())).map(Op::Sparse24);
+        let request = |op| {
+            let plan = self.device.plan(&Problem::linear(op, m, n, k, layer.dtype()))?;
+            Ok(Request { op, plan, planned_by: PlannedBy::Planner })
+        };
+        std::iter::once(Op::Dense).chain(vectors).chain(masked).map(request).collect()
+    }
+}
+
+impl Layer {
+    fn dtype(&self) -> DType {
+        if self.dtype == "f16" { DType::F16 } else { DType::F32 }
     }
 }
 

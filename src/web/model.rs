@@ -188,7 +188,8 @@ impl Loaded {
         let bench = EncoderBench::of_texts(device, checkpoint.clone(), pipeline.clone(), tokens.ids);
         let mut bench = bench.map_err(said)?;
         let pruned = VectorLen::ALL.into_iter().filter(|v| VECTORS.contains(&v.get()));
-        let mut forms = vec![(Some(Op::Dense), self.form("dense"))];
+        let dense = if self.is_pruned { "dense, with the same zeros" } else { "dense" };
+        let mut forms = vec![(Some(Op::Dense), dense.to_owned())];
         match self.is_pruned {
             true => forms.push((None, self.stored.clone())),
             false => forms.extend(pruned.map(|v| (Some(Op::Sparse24(v)), format!("2:4, V = {v}, by magnitude")))),
@@ -209,13 +210,14 @@ impl Loaded {
         let policy = Policy { deadline, ..*policy };
         let records = bench.run_async(&policy, told).await.map_err(said)?;
         let rows = records.into_iter().zip(forms).zip(embeddings);
-        let rows = rows.map(|((record, (_, form)), embeddings)| self.row(record, form, &embeddings)).collect();
+        let row = |((record, (_, form)), embeddings): ((ModelRecord, _), Matrix)| {
+            // A sample or two say nothing of their spread.
+            let few = record.times.samples < policy.samples;
+            let row = self.row(record, form, &embeddings);
+            Row { noisy: few || row.noisy, vs_dense_noisy: few || row.vs_dense_noisy, ..row }
+        };
+        let rows = rows.map(row).collect();
         Ok(Comparison { rows, tokens: lengths, truncated })
-    }
-
-    /// What a dense form of this model is called.
-    fn form(&self, dense: &str) -> String {
-        if self.is_pruned { format!("{dense}, with the same zeros") } else { dense.to_owned() }
     }
 
     fn row(&self, record: ModelRecord, form: String, embeddings: &Matrix) -> Row {

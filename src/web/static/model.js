@@ -113,7 +113,7 @@ async function compare() {
       const cut = truncated ? `, cut off where the model’s limit is` : "";
       counted.push(`${name} makes ${tokens.join(" and ")} tokens of the texts${cut}.`);
     }
-    const by = clock ? ` Timed by ${clocks[clock]}.` : "";
+    const by = clock ? ` Timed by ${clocks[clock]}. ~ marks figures that the samples leave too open.` : "";
     at("model-clock").textContent = counted.join(" ") + by;
     hint("Compared.");
   } catch (error) {

@@ -23,7 +23,9 @@ def start(code, *arguments):
 
 
 INTERRUPTED = """
-    import sys, time
+    import signal, sys, time
+    # What starts the tests in the background has it ignored, and Python then leaves it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     import numpy as np
     import sparse24
     def begin():

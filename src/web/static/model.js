@@ -7,7 +7,6 @@ const wanted = (path) => /\.(json|safetensors|jinja)$/.test(path) && !/\/(\.|onn
 const hint = (text) => { at("model-said").textContent = text; };
 const models = [];
 let usable = false;
-let comparing = false;
 
 function enable(on) {
   for (const id of ["folder", "parts"]) at(id).disabled = !on;
@@ -49,11 +48,6 @@ export async function addModel(files) {
     hint("There is no GPU here to run a model on.");
     return;
   }
-  // A drop, which no control stops; what is compared goes by the models' numbers.
-  if (comparing) {
-    hint("Texts are being compared: drop the model again when that is done.");
-    return;
-  }
   enable(false);
   const read = files.filter(({ path }) => wanted(path));
   const bytes = read.reduce((sum, { file }) => sum + file.size, 0);
@@ -91,7 +85,6 @@ async function filesOf(entry) {
 }
 
 async function compare() {
-  comparing = true;
   enable(false);
   at("model-running").hidden = false;
   at("model-rows").replaceChildren();
@@ -127,7 +120,6 @@ async function compare() {
     hint(`The texts were not compared: ${error.message}.`);
   }
   at("model-running").hidden = true;
-  comparing = false;
   enable(usable);
 }
 

@@ -568,7 +568,7 @@ part_tune() {
             3) worse wrong "tune-$dtype: a result failed verification" ;;
             124 | 125)
                 missing+=("tune-$dtype: not all, out of time")
-                if [[ -d cache ]]; then
+                if is_tuned; then
                     note+=${note:+; }"tune-$dtype: stopped, what it had found is kept"
                 else
                     worse failed "tune-$dtype: stopped before it had found anything"
@@ -582,8 +582,13 @@ part_tune() {
     done
     # The suites look where the tuning lies, if this sparse24 can be told.
     case $(sparse24 bench --help) in
-        *--cache*) [[ ! -d cache ]] || cache=(--cache cache) ;;
+        *--cache*) ! is_tuned || cache=(--cache cache) ;;
     esac
+}
+
+# Whether the folder of caches holds what the tuner found: compiled kernels lie there, too.
+is_tuned() {
+    compgen -G 'cache/*.json' >/dev/null
 }
 
 part_square-f32() {
@@ -762,9 +767,11 @@ summary() {
     fi
 }
 
-# No path of this machine in what is kept: results travel.
+# No path of this machine in what is kept, and no kernels that its driver has compiled: results travel.
 clean() {
     local file line text
+    rm -f cache/*.bin
+    rmdir cache 2>/dev/null || true
     for file in *.txt *.json *.log README.md; do
         [[ -s $file ]] || continue
         text=$(<"$file")

@@ -240,9 +240,13 @@ pub struct Speedup {
 }
 
 impl Speedup {
-    /// Of samples over the dense row's, if there is one.
+    /// Of samples over the dense row's, if there is one: of the rounds that both have, for a deadline may end the last
+    /// one between the two.
     pub(crate) fn of(dense: Option<&[f64]>, own: &[f64]) -> Self {
-        let ratio = dense.and_then(|dense| Estimate::of_ratio(dense, own));
+        let ratio = dense.and_then(|dense| {
+            let rounds = dense.len().min(own.len());
+            Estimate::of_ratio(&dense[..rounds], &own[..rounds])
+        });
         Self {
             vs_dense: ratio.map(|r| r.value),
             low: ratio.map(|r| r.interval.low),
@@ -760,6 +764,16 @@ mod tests {
     pub(super) fn case(m: usize, n: usize, k: usize, dtype: DType) -> Case {
         let [w, x] = [(m, 1), (n, 2)].map(|(rows, seed)| Matrix::uniform(rows, k, dtype, seed).unwrap());
         Case { name: "x".into(), w, x }
+    }
+
+    /// A deadline in the middle of a round leaves those that come late with a sample less.
+    #[test]
+    fn a_ratio_is_of_the_rounds_that_both_have() {
+        let dense = [2.0, 2.0, 50.0];
+        let of = |dense: &[f64], own: &[f64]| Speedup::of(Some(dense), own).vs_dense;
+        assert_eq!(of(&dense, &[1.0, 1.0]), Some(2.0));
+        assert_eq!(of(&dense[..1], &[1.0, 9.0, 9.0]), Some(2.0));
+        assert_eq!((of(&dense, &[]), Speedup::of(None, &dense).vs_dense), (None, None));
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod weights;
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread::{self, ThreadId};
 
 use self::epilogue::Finish;
 use self::memory::{Aligned, Arena};
@@ -81,26 +82,30 @@ impl CpuInfo {
     }
 }
 
-/// Buffers that calls reuse.
+/// Buffers that calls reuse, each with the thread that had it last: what is in that thread's cache is dear to any
+/// other.
 #[derive(Debug, Default)]
-struct Scratch(Mutex<Vec<Aligned<f32>>>);
+struct Scratch(Mutex<Vec<(ThreadId, Aligned<f32>)>>);
 
 impl Scratch {
-    /// Lends a buffer of `len` that holds anything: the smallest that is long enough, else the longest, made longer.
+    /// Lends a buffer of `len` that holds anything: of those that are long enough the smallest that this thread had
+    /// last, or the smallest; else the longest, made longer.
     fn with<R>(&self, len: usize, use_it: impl FnOnce(&mut [f32]) -> R) -> R {
         let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let this = thread::current().id();
         let mut buffer = {
             let mut buffers = lock();
-            let room = |i: &usize| buffers[*i].room();
-            let enough = (0..buffers.len()).filter(|i| room(i) >= len).min_by_key(room);
+            let room = |i: &usize| buffers[*i].1.room();
+            let enough = (0..buffers.len()).filter(|i| room(i) >= len);
+            let enough = enough.min_by_key(|i| (buffers[*i].0 != this, room(i)));
             match enough.or_else(|| (0..buffers.len()).max_by_key(room)) {
-                Some(i) => buffers.swap_remove(i),
+                Some(i) => buffers.swap_remove(i).1,
                 None => Aligned::EMPTY,
             }
         };
         buffer.resize(len);
         let result = use_it(&mut buffer);
-        lock().push(buffer);
+        lock().push((this, buffer));
         result
     }
 }

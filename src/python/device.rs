@@ -6,14 +6,14 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use sparse24::engine::{AdapterKind, DeviceInfo, Options};
 
 use crate::errors::to_py;
-use crate::process;
+use crate::process::{self, Owned};
 
 /// A place where products are computed: a GPU, or this process.
 #[pyclass(module = "sparse24", frozen)]
 pub(crate) struct Device {
-    pub(crate) device: sparse24::Device,
+    pub(crate) device: Owned<sparse24::Device>,
     /// For what the host computes beside a device whose number of threads was given; else the process's own pool does.
-    pool: Option<ThreadPool>,
+    pool: Option<Owned<ThreadPool>>,
     asked: String,
     asked_threads: Option<usize>,
 }
@@ -31,7 +31,12 @@ impl Device {
         let device = py.detach(|| sparse24::Device::open(name, options)).map_err(to_py)?;
         let pool = threads.map(|threads| ThreadPoolBuilder::new().num_threads(threads).build()).transpose();
         let pool = pool.map_err(|e| PyRuntimeError::new_err(format!("cannot start threads: {e}")))?;
-        Ok(Self { device, pool, asked: name.to_owned(), asked_threads: threads })
+        Ok(Self {
+            device: Owned::new(device),
+            pool: pool.map(Owned::new),
+            asked: name.to_owned(),
+            asked_threads: threads,
+        })
     }
 
     /// Of the hardware.

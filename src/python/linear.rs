@@ -10,7 +10,7 @@ use sparse24::{Activation, DType, Elements, Epilogue, GemmOperands, HostWeights,
 use crate::arrays::{Array, Numbers, dtype as dtype_of, to_array};
 use crate::device::Device;
 use crate::errors::to_py;
-use crate::process;
+use crate::process::{self, Owned};
 use crate::sparse::Sparse24;
 
 /// Numbers of tokens for which a layer keeps what was bound: a prompt's, a token's and some more.
@@ -19,13 +19,13 @@ const KEPT: usize = 4;
 /// A linear layer on a device, with what was bound for the last few numbers of tokens.
 #[pyclass(module = "sparse24", frozen)]
 pub(crate) struct Linear {
-    device: sparse24::Device,
-    layer: sparse24::Linear,
+    device: Owned<sparse24::Device>,
+    layer: Owned<sparse24::Linear>,
     m: usize,
     k: usize,
     dtype: DType,
     /// The last used first.
-    calls: Mutex<Vec<Call>>,
+    calls: Owned<Mutex<Vec<Call>>>,
 }
 
 /// A call for one number of tokens, with its operands.
@@ -86,7 +86,8 @@ impl Linear {
             }
             Ok(if dense_fallback { layer } else { layer.no_dense_fallback() })
         });
-        Ok(Self { layer: layer.map_err(to_py)?, device, m, k, dtype, calls: Mutex::default() })
+        let (layer, device) = (Owned::new(layer.map_err(to_py)?), Owned::new(device));
+        Ok(Self { device, layer, m, k, dtype, calls: Owned::new(Mutex::default()) })
     }
 
     /// Output and input features.

@@ -1,8 +1,11 @@
 //! What belongs to the process: which one it is, and the user's wish to stop.
 //!
 //! Threads do not survive a fork, and those of the crate's pools would be waited for without end. So the first call
-//! that needs threads notes the process, and a later one in another process is an error instead of a hang.
+//! that needs threads notes the process, and a later one in another process is an error instead of a hang. What has
+//! threads behind it is [`Owned`] by that process.
 
+use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
@@ -28,6 +31,32 @@ pub(crate) fn enter() -> PyResult<()> {
             "process {own} was forked from process {owner} after that had used sparse24, whose threads did not come \
              along: start processes by multiprocessing's \"spawn\" or \"forkserver\", or use sparse24 in children only"
         ))),
+    }
+}
+
+/// What has threads behind it, or a driver's. A process that was forked has a copy without them, which it never drops:
+/// the drop would wait for them.
+pub(crate) struct Owned<T>(Arc<T>);
+
+impl<T> Owned<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(Arc::new(value))
+    }
+}
+
+impl<T> Deref for Owned<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> Drop for Owned<T> {
+    fn drop(&mut self) {
+        if std::process::id() != OWNER.load(Ordering::Relaxed) {
+            std::mem::forget(Arc::clone(&self.0));
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use sparse24::text::{
 use crate::arrays::dtype as dtype_of;
 use crate::device::Device;
 use crate::errors::to_py;
-use crate::process::{self, PATIENCE, interruptible};
+use crate::process::{self, Owned, PATIENCE, interruptible};
 
 /// Texts that are made tokens of and embedded together: enough for batches of one length, few enough for any number of
 /// texts.
@@ -67,7 +67,7 @@ impl Signals {
 #[pyclass(module = "sparse24", frozen)]
 pub(crate) struct Encoder {
     device: Py<Device>,
-    encoder: text::Encoder,
+    encoder: Owned<text::Encoder>,
     tokenizer: Tokenizer,
     prompt: Option<String>,
     similarity: Similarity,
@@ -97,7 +97,7 @@ impl Encoder {
             Ok((text::Encoder::new(&on, &checkpoint, pipeline)?, tokenizer, prompt, similarity))
         })?;
         let (encoder, tokenizer, prompt, similarity) = loaded;
-        Ok(Self { device, encoder, tokenizer, prompt, similarity })
+        Ok(Self { device, encoder: Owned::new(encoder), tokenizer, prompt, similarity })
     }
 
     /// Features of an embedding.
@@ -184,7 +184,7 @@ fn window_of(texts: &Bound<'_, PyList>, from: usize) -> PyResult<Vec<String>> {
 /// A language model.
 #[pyclass(module = "sparse24", frozen)]
 pub(crate) struct Generator {
-    generator: text::Generator,
+    generator: Owned<text::Generator>,
     chat_template: Option<ChatTemplate>,
 }
 
@@ -208,7 +208,7 @@ impl Generator {
             model.checkpoint.prune(sparsity)?;
             Ok((text::Generator::new(&on, &model)?, model.chat_template))
         })?;
-        Ok(Self { generator, chat_template })
+        Ok(Self { generator: Owned::new(generator), chat_template })
     }
 
     /// Whether a prompt becomes what a user says.

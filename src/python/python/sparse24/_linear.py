@@ -37,7 +37,7 @@ class Linear:
     float32 weights take float32 activations, float16 ones float16. bfloat16 is
     widened to float32 for both. Several threads may call a layer; they take
     turns. Its operands stay bound for the last four numbers of tokens. It can be
-    pickled.
+    pickled, for which it keeps the weights that it was made of.
 
     Examples
     --------

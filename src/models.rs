@@ -188,8 +188,9 @@ impl Fields {
             Some("gelu") => Ok(Activation::Gelu),
             Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(Activation::GeluTanh),
             Some("relu") => Ok(Activation::Relu),
+            Some("relu6") => Ok(Activation::Relu6),
             Some("silu" | "swish") => Ok(Activation::Silu),
-            _ => Err(Self::expect(name, value, "gelu, gelu_new, relu or silu")),
+            _ => Err(Self::expect(name, value, "gelu, gelu_new, relu, relu6 or silu")),
         }
     }
 }

@@ -90,6 +90,8 @@ pub enum Activation {
     None,
     /// max(x, 0).
     Relu,
+    /// min(max(x, 0), 6), as in MobileNet and EfficientNet-Lite.
+    Relu6,
     /// x·Φ(x) with the error function, as in BERT (Hendrycks & Gimpel 2016).
     Gelu,
     /// The tanh approximation of [`Activation::Gelu`], as in GPT-2.
@@ -100,13 +102,14 @@ pub enum Activation {
 
 impl Activation {
     /// All activations.
-    pub const ALL: [Self; 5] = [Self::None, Self::Relu, Self::Gelu, Self::GeluTanh, Self::Silu];
+    pub const ALL: [Self; 6] = [Self::None, Self::Relu, Self::Relu6, Self::Gelu, Self::GeluTanh, Self::Silu];
 
-    /// `none`, `relu`, `gelu`, `gelu_tanh` or `silu`.
+    /// `none`, `relu`, `relu6`, `gelu`, `gelu_tanh` or `silu`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Relu => "relu",
+            Self::Relu6 => "relu6",
             Self::Gelu => "gelu",
             Self::GeluTanh => "gelu_tanh",
             Self::Silu => "silu",
@@ -129,7 +132,7 @@ impl Epilogue {
     /// Store the accumulator as it is.
     pub const NONE: Self = Self { bias: false, activation: Activation::None, residual: false };
 
-    /// All twenty epilogues.
+    /// All epilogues.
     pub fn all() -> impl Iterator<Item = Self> {
         Activation::ALL.into_iter().flat_map(|activation| {
             [(false, false), (false, true), (true, false), (true, true)].map(|(bias, residual)| Self {

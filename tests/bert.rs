@@ -595,7 +595,7 @@ fn configs_that_are_none_are_refused_by_field() {
             json!("relative_key"),
             "position_embedding_type is \"relative_key\", expected absolute",
         ),
-        ("hidden_act", json!("tanh"), "hidden_act is \"tanh\", expected gelu, gelu_new, relu or silu"),
+        ("hidden_act", json!("tanh"), "hidden_act is \"tanh\", expected gelu, gelu_new, relu, relu6 or silu"),
         ("hidden_size", json!(null), "hidden_size is missing"),
         ("hidden_size", json!("40"), "hidden_size is \"40\", expected a whole number"),
         ("hidden_size", json!(-40), "hidden_size is -40, expected a whole number"),

@@ -239,7 +239,7 @@ fn configs_that_are_none_are_refused_by_field() {
     for (field, value, error) in [
         ("num_key_value_heads", 3.into(), "num_attention_heads is 4, which num_key_value_heads, 3, does not divide"),
         ("head_dim", 7.into(), "head_dim is 7; rotary positions turn pairs of features"),
-        ("hidden_act", "tanh".into(), "hidden_act is \"tanh\", expected gelu, gelu_new, relu or silu"),
+        ("hidden_act", "tanh".into(), "hidden_act is \"tanh\", expected gelu, gelu_new, relu, relu6 or silu"),
         ("attention_bias", "yes".into(), "attention_bias is \"yes\", expected true or false"),
         ("partial_rotary_factor", 0.5.into(), "partial_rotary_factor: heads that are turned in part are not supported"),
         (

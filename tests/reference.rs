@@ -118,6 +118,7 @@ fn activation_f32(activation: Activation, x: f32, exp_off: f32, div_off: f32) ->
     match activation {
         Activation::None => x,
         Activation::Relu => x.max(0.0),
+        Activation::Relu6 => x.clamp(0.0, 6.0),
         Activation::Gelu => {
             let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
             let t = div(1.0, 1.0 + 0.3275911 * z);
@@ -390,12 +391,13 @@ fn activations_have_f64_precision() {
         close(Activation::Silu, x * 0.5 * (1.0 + (x / 2.0).tanh()));
         close(Activation::Gelu, 0.5 * x * (1.0 + libm::erf(x * 0.5f64.sqrt())));
         close(Activation::Relu, x.max(0.0));
+        close(Activation::Relu6, 6.0 - (6.0 - x.max(0.0)).max(0.0));
         close(Activation::None, x);
     }
     for a in Activation::ALL {
         assert!(activation(a, f64::NAN).is_nan(), "{a:?}");
-        assert_eq!(activation(a, f64::INFINITY), f64::INFINITY);
-        assert_eq!(activation(a, 1e30), 1e30);
+        let end = |x: f64| if a == Activation::Relu6 { 6.0 } else { x };
+        assert_eq!([f64::INFINITY, 1e30].map(|x| activation(a, x)), [f64::INFINITY, 1e30].map(end), "{a:?}");
     }
 }
 
@@ -467,6 +469,7 @@ fn infinities_pass_the_epilogue_as_their_class() {
         (Activation::None, 1.0, f64::NEG_INFINITY),
         (Activation::None, f32::INFINITY, f64::NAN),
         (Activation::Relu, 1.0, 1.0),
+        (Activation::Relu6, 1.0, 1.0),
         (Activation::Gelu, 1.0, f64::NAN),
         (Activation::GeluTanh, 1.0, f64::NAN),
         (Activation::Silu, 1.0, f64::NAN),

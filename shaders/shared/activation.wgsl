@@ -1,5 +1,5 @@
-// Activations, in f32: 0 none, 1 relu, 2 gelu, 3 gelu_tanh, 4 silu. Who uses them declares ACTIVATION: GEMMs for their
-// epilogue (gemm.wgsl), and gated.wgsl.
+// Activations, in f32: 0 none, 1 relu, 2 gelu, 3 gelu_tanh, 4 silu, 5 relu6. Who uses them declares ACTIVATION:
+// GEMMs for their epilogue (gemm.wgsl), and gated.wgsl.
 
 // erf(v) by Abramowitz & Stegun 7.1.26: absolute error below 1.5e-7.
 fn erf(v: f32) -> f32 {
@@ -24,6 +24,8 @@ fn activate(v: f32) -> f32 {
         // (1 + tanh u) / 2 = sigmoid(2u), with u = sqrt(2 / pi) (v + 0.044715 v^3).
         case 3u: { return v * sigmoid(1.5957691216057308 * v * (1.0 + 0.044715 * v * v)); }
         case 4u: { return v * sigmoid(v); }
+        // Not clamp, which may turn NaN into a number.
+        case 5u: { return select(select(v, 6.0, v > 6.0), 0.0, v < 0.0); }
         default: { return v; }
     }
 }

@@ -1,4 +1,4 @@
-// Slopes of the activations of activation.wgsl, which stands before this. relu has none below zero and at it.
+// Slopes of the activations of activation.wgsl, which stands before this. relu has none below zero and at it, and relu6 none at six and above.
 
 fn slope(v: f32) -> f32 {
     switch ACTIVATION {
@@ -14,6 +14,7 @@ fn slope(v: f32) -> f32 {
             return sigmoid(u) + w * sigmoid_slope(u) * (1.5957691216057308 * (1.0 + 0.134145 * w * w));
         }
         case 4u: { return sigmoid(v) + v * sigmoid_slope(v); }
+        case 5u: { return select(1.0, 0.0, v <= 0.0 || v >= 6.0); }
         default: { return 1.0; }
     }
 }

@@ -254,6 +254,11 @@ pub(crate) fn activate(activation: Activation, numbers: &mut [f32]) {
         Activation::None => {}
         // Not f32::max, which turns NaN into 0.
         Activation::Relu => numbers.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v }),
+        // Two selections by one comparison each, as one of three ways is not made an instruction. NaN stays.
+        Activation::Relu6 => numbers.iter_mut().for_each(|v| {
+            let above = if *v < 0.0 { 0.0 } else { *v };
+            *v = if above > 6.0 { 6.0 } else { above };
+        }),
         Activation::Gelu => numbers.iter_mut().for_each(|v| *v = gelu(*v)),
         Activation::GeluTanh => {
             numbers.iter_mut().for_each(|v| *v *= sigmoid(1.595_769_2 * *v * (1.0 + 0.044_715 * *v * *v)));
@@ -262,13 +267,14 @@ pub(crate) fn activate(activation: Activation, numbers: &mut [f32]) {
     }
 }
 
-/// Replaces numbers by the slopes of their activations there; below zero and at it, ReLU has none. As
-/// shaders/shared/slope.wgsl.
+/// Replaces numbers by the slopes of their activations there; below zero and at it, ReLU has none,
+/// and ReLU6 none at six and above. As shaders/shared/slope.wgsl.
 #[inline(always)]
 pub(crate) fn slope(activation: Activation, numbers: &mut [f32]) {
     match activation {
         Activation::None => numbers.fill(1.0),
         Activation::Relu => numbers.iter_mut().for_each(|v| *v = if *v <= 0.0 { 0.0 } else { 1.0 }),
+        Activation::Relu6 => numbers.iter_mut().for_each(|v| *v = if *v <= 0.0 || *v >= 6.0 { 0.0 } else { 1.0 }),
         // The normal distribution and v times its density.
         Activation::Gelu => numbers.iter_mut().for_each(|v| {
             let density = 0.398_942_3 * exp(-0.5 * *v * *v);

@@ -26,6 +26,7 @@ pub(crate) fn activation_override(activation: Activation) -> (&'static str, f64)
         Activation::Gelu => 2.0,
         Activation::GeluTanh => 3.0,
         Activation::Silu => 4.0,
+        Activation::Relu6 => 5.0,
     };
     ("ACTIVATION", number)
 }

@@ -8,7 +8,7 @@
 //! A slope is off by 16·u for GELU by the error function and SiLU, by 32·u for the other GELU, and by φ(x), as no slope
 //! has a slope above 1. Reason: the error function is off by 2.5·u, by Abramowitz & Stegun 7.1.26; exp(−z) by (6 +
 //! 4·z)·u of itself and of what z is off by, which its decay keeps at a few u, also times the x or x³ before it; σ and
-//! σ's slope are within a division of that. ReLU and the identity have no such error, but a positive subnormal may
+//! σ's slope are within a division of that. ReLU, ReLU6 and the identity have no such error, but a positive subnormal may
 //! count as zero, and then has no slope. The product with dy: one rounding.
 //!
 //! Invariant: no code is shared with the devices.
@@ -60,23 +60,28 @@ pub fn expect(of: Activation, x: &Matrix, residual: Option<&Matrix>, output: DTy
 
 /// The activation as a device may compute it.
 pub(super) fn activated(of: Activation, x: f32, storage: DType) -> Rounded {
+    activated_near(of, Rounded::read(x, storage))
+}
+
+/// The same of a number that is off itself.
+pub(super) fn activated_near(of: Activation, x: Rounded) -> Rounded {
     let (slope, evaluation) = match of {
-        Activation::None | Activation::Relu => (1.0, 0.0),
+        Activation::None | Activation::Relu | Activation::Relu6 => (1.0, 0.0),
         Activation::Gelu | Activation::GeluTanh => (1.13, 8.0 * U),
         Activation::Silu => (1.1, 8.0 * U),
     };
-    let x = f64::from(x);
-    let lost = slope * phi(x, storage) + if evaluation > 0.0 { FLUSH } else { 0.0 };
-    Rounded::within(activation(of, x), lost + evaluation * (1.0 + x.abs()))
+    let lost = slope * x.error + if evaluation > 0.0 { FLUSH } else { 0.0 };
+    Rounded::within(activation(of, x.value), lost + evaluation * (1.0 + x.value.abs() + x.error))
 }
 
-/// The slope of an activation; below zero and at it, ReLU has none.
+/// The slope of an activation; below zero and at it, ReLU has none, and ReLU6 none at six and above.
 pub fn slope(of: Activation, x: f64) -> f64 {
     // σ(z), and σ(z)·σ(−z).
     let sigmoid = |z: f64| 1.0 / (1.0 + (-z).exp());
     match of {
         Activation::None => 1.0,
         Activation::Relu => f64::from(u8::from(x > 0.0)),
+        Activation::Relu6 => f64::from(u8::from(x > 0.0 && x < 6.0)),
         Activation::Gelu => {
             let density = 0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2 * (-0.5 * x * x).exp();
             0.5 * libm::erfc(-x * FRAC_1_SQRT_2) + x * density
@@ -103,7 +108,7 @@ pub(super) fn slope_within(of: Activation, x: f32, storage: DType) -> Rounded {
     let lost = phi(f64::from(x), storage);
     let error = match of {
         Activation::None => 0.0,
-        Activation::Relu => f64::from(u8::from(lost > 0.0 && x > 0.0)),
+        Activation::Relu | Activation::Relu6 => f64::from(u8::from(lost > 0.0 && x > 0.0)),
         Activation::Gelu | Activation::Silu => 16.0 * U + lost + FLUSH,
         Activation::GeluTanh => 32.0 * U + lost + FLUSH,
     };

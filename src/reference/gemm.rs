@@ -418,11 +418,11 @@ impl<'a> Oracle<'a> {
         let argument = value;
         value = activation(epilogue.activation, argument);
         let (slope, evaluation) = match epilogue.activation {
-            Activation::None | Activation::Relu => (1.0, 0.0),
+            Activation::None | Activation::Relu | Activation::Relu6 => (1.0, 0.0),
             Activation::Gelu | Activation::GeluTanh => (1.13, 8.0 * U),
             Activation::Silu => (1.1, 8.0 * U),
         };
-        // A finite result of an infinite argument is ReLU's zero, which is exact.
+        // A finite result of an infinite argument is an end of ReLU or ReLU6, which is exact.
         let evaluated = if evaluation == 0.0 { 0.0 } else { evaluation * (1.0 + argument.abs() + error) };
         error = error_of(value, slope * error + evaluated);
 
@@ -515,6 +515,8 @@ pub fn activation(activation: Activation, x: f64) -> f64 {
                 x
             }
         }
+        // Keeps NaN.
+        Activation::Relu6 => x.clamp(0.0, 6.0),
         // x·Φ(x), where erfc keeps the digits that 1 + erf loses in the left tail.
         Activation::Gelu => 0.5 * x * libm::erfc(-x * FRAC_1_SQRT_2),
         // (1 + tanh z) / 2 = σ(2z), with z = √(2/π)·(x + 0.044715·x³): no cancellation for negative x.

@@ -17,7 +17,7 @@ fn activations_agree_with_the_oracle(device: &Device) {
     for (i, (rows, cols)) in SIZES.into_iter().enumerate() {
         for (j, activation) in Activation::ALL.into_iter().enumerate() {
             for (storage, output) in types(device, i + j) {
-                for (data, factor) in [(Data::Whole, 1.0), (Data::Uniform, 4.0), (Data::Edge, 1.0)] {
+                for (data, factor) in [(Data::Whole, 1.0), (Data::Uniform, 8.0), (Data::Edge, 1.0)] {
                     for adds in [false, true] {
                         let mut rng = rng(seed, i as u64);
                         let x = scaled(&matrix(rows, cols, storage, data, &mut rng), factor);
@@ -49,6 +49,8 @@ fn the_oracles_gradient_is_that_of_differences() {
     }
     // By hand, where differences say nothing, and where they would overflow.
     assert_eq!([-1.0, 0.0, 1e-30].map(|x| oracle::slope(Activation::Relu, x)), [0.0, 0.0, 1.0]);
+    let ends = [-1.0, 0.0, 1e-30, 5.9, 6.0, 1e30];
+    assert_eq!(ends.map(|x| oracle::slope(Activation::Relu6, x)), [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]);
     for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Silu] {
         assert_eq!([-1e30, 0.0, 1e30].map(|x| oracle::slope(activation, x)), [0.0, 0.5, 1.0], "{activation:?}");
     }

@@ -7,8 +7,8 @@ use sparse24::{Activation, DType, Device, Elements, Gated, GatedGrad, Matrix};
 use crate::common::{Data, matrix, rng, seed};
 use crate::{Sink, differences_agree, into, numbers, poisoned, refuses, scaled, slightly_wrong, types, wide};
 
-const ACTIVATIONS: [Activation; 5] =
-    [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::None];
+const ACTIVATIONS: [Activation; 6] =
+    [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Relu6, Activation::None];
 
 on_both_devices!(gates_agree_with_the_oracle);
 

@@ -24,7 +24,7 @@ class Linear:
         Weights, [out features, in features]. An array stays dense.
     bias : array of shape (m,), optional
         What is added.
-    activation : {"relu", "gelu", "gelu_tanh", "silu"}, optional
+    activation : {"relu", "relu6", "gelu", "gelu_tanh", "silu"}, optional
         What is applied.
     device : Device or str, default "auto"
         Where it computes.

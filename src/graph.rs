@@ -24,8 +24,9 @@
 //! node and the parameters that it needs, and declares which channels may be reordered together. Nothing else knows an
 //! architecture.
 //!
-//! Values have a number of rows for every (batch, sequence): one per token, or one per sequence. There is no other
-//! shape inference. Nodes stand in the order in which they run, so that the backward pass meets every reader of a value
+//! Values have a number of rows for every (batch, sequence): one per token, one per sequence, or a fixed number per
+//! sequence. There is no other shape inference. An image is a sequence, too: its tokens are its pixels, each by the
+//! number `0xRRGGBB` ([`Graph::for_images`]), so that whatever runs texts through a graph runs images. Nodes stand in the order in which they run, so that the backward pass meets every reader of a value
 //! before the node that makes it.
 //!
 //! Invariants: a node reads values of nodes before it; names of nodes and of parameters are unique; each weights
@@ -36,6 +37,7 @@ mod backward;
 mod batches;
 mod calibrate;
 mod checkpoint;
+mod convolution;
 mod decoder;
 mod forward;
 mod model;
@@ -57,6 +59,8 @@ pub use calibrate::{Calibration, CalibrationInputs, Visit};
 #[cfg(feature = "text")]
 pub(crate) use checkpoint::Reader;
 pub use checkpoint::{Checkpoint, LinearTensor, Sparsity};
+use convolution::StoredKernel;
+pub use convolution::{BatchNorm, ConvolutionSpec};
 pub use decoder::Decoder;
 #[cfg(feature = "text")]
 pub(crate) use decoder::token_loss;
@@ -88,6 +92,8 @@ pub enum Rows {
     Tokens,
     /// One for each sequence.
     Sequences,
+    /// So many for each sequence, whatever its tokens: the positions of an image after a convolution.
+    Each(usize),
 }
 
 impl Rows {
@@ -96,6 +102,7 @@ impl Rows {
         match self {
             Self::Tokens => checked_mul("tokens of a batch", batch, seq),
             Self::Sequences => Ok(batch),
+            Self::Each(rows) => checked_mul("rows of a batch", batch, rows),
         }
     }
 }
@@ -246,6 +253,8 @@ pub struct Param {
     /// Mean of its random initial values ([`Checkpoint::random`]): 1 for norm scales, else 0.
     pub around: f32,
     convert: Option<Convert>,
+    /// How it is stored, if it is the weights of a convolution.
+    kernel: Option<StoredKernel>,
     /// Its fixed value, if it is not learnt.
     constant: Option<Arc<Matrix>>,
 }
@@ -599,6 +608,8 @@ pub struct Blocks {
 #[derive(Clone, Debug)]
 pub struct Graph {
     limits: Limits,
+    /// Lines and columns of the image that it takes in place of a text.
+    image: Option<[usize; 2]>,
     prefixes: Vec<String>,
     blocks: Option<Blocks>,
     params: Vec<Param>,
@@ -614,6 +625,7 @@ impl Graph {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
+            image: None,
             prefixes: Vec::new(),
             blocks: None,
             params: Vec::new(),
@@ -622,6 +634,21 @@ impl Graph {
             channels: Vec::new(),
             outputs: Vec::new(),
         }
+    }
+
+    /// A graph without nodes, for images of so many lines and columns: their pixels, line by line, stand in the place of
+    /// token ids, each as `0xRRGGBB`. An error if there are none, or too many.
+    pub fn for_images([lines, columns]: [usize; 2]) -> Result<Self> {
+        let tokens = checked_mul("pixels of an image", lines, columns)?;
+        if tokens == 0 {
+            return Err(Error::invalid(format!("an image of {lines} x {columns} pixels has none")));
+        }
+        Ok(Self { image: Some([lines, columns]), ..Self::new(Limits { vocabulary: 1 << 24, tokens }) })
+    }
+
+    /// Lines and columns of the images that it takes, if these are what it takes.
+    pub fn image(&self) -> Option<[usize; 2]> {
+        self.image
     }
 
     /// Allows stored tensor names to start with `prefix` (such as `bert.`), as they do in checkpoints of a model with a
@@ -646,7 +673,17 @@ impl Graph {
             ParamKind::Weights | ParamKind::DenseWeights | ParamKind::Matrix(_) => vec![rows, cols],
         };
         let stored = vec![StoredTensor { names: vec![name.clone()], shape }];
-        self.params.push(Param { name, kind, rows, cols, stored, around: 0.0, convert: None, constant: None });
+        self.params.push(Param {
+            name,
+            kind,
+            rows,
+            cols,
+            stored,
+            around: 0.0,
+            convert: None,
+            kernel: None,
+            constant: None,
+        });
         Ok(ParamId(self.params.len() - 1))
     }
 
@@ -863,6 +900,10 @@ impl Graph {
     /// An error if a text is no input of the model.
     pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
         let Limits { vocabulary, tokens } = self.limits;
+        if let Some([lines, columns]) = self.image.filter(|_| ids.len() != tokens) {
+            let pixels = ids.len();
+            return Err(Error::invalid(format!("the image has {pixels} pixels; the model takes {lines} x {columns}")));
+        }
         if ids.is_empty() || ids.len() > tokens {
             return Err(Error::invalid(format!("the text has {} tokens; the model takes 1 to {tokens}", ids.len())));
         }
@@ -875,6 +916,11 @@ impl Graph {
     /// Tokens of a batch, or an error if there are no texts, no tokens, or more than the model takes.
     pub(crate) fn tokens_of(&self, batch: usize, seq: usize) -> Result<usize> {
         let most = self.limits.tokens;
+        if let Some([lines, columns]) = self.image.filter(|_| batch == 0 || seq != most) {
+            return Err(Error::invalid(format!(
+                "a batch of {batch} images of {seq} pixels; at least one image is needed, of {lines} x {columns}"
+            )));
+        }
         if batch == 0 || seq == 0 || seq > most {
             return Err(Error::invalid(format!(
                 "a batch of {batch} texts of {seq} tokens; at least one text is needed, and 1 to {most} tokens"

@@ -52,6 +52,7 @@ mod registry;
 mod schedule;
 mod sparse24;
 mod wgsl;
+mod window;
 
 pub use architecture::Architecture;
 pub use caps::{Caps, Rates, ShaderChecks};
@@ -76,3 +77,4 @@ pub use schedule::{Schedule, Tile};
 pub use sparse24::Sparse24Layout;
 pub(crate) use sparse24::Sparse24Params;
 pub(crate) use wgsl::{Text, activation_override, add_override, add_suffix, target_override, target_suffix};
+pub(crate) use window::{WINDOW, WINDOW_GRAD, WindowParams, window_overrides};

@@ -122,9 +122,10 @@
 //!  graph.rs           Graph: nodes, values, parameters, which channels may be permuted together
 //!        ▲            Checkpoint (host) ─► Model (device) ─► Forward (one batch and sequence): one submission
 //!        │ builds     tools on any graph: calibration, ablation, permutation, times; the f64 twin
-//!  models/<name>.rs   bert, mpnet: config.json + names of tensors ─► Graph
+//!  models/<name>.rs   bert, efficientnet, llama: config.json + names of tensors ─► Graph
 //!        ▲
 //!  text.rs            Encoder: a folder of files ─► embeddings of texts (feature `text`)
+//!  vision.rs          Classifier: a folder of files ─► classes of pictures (feature `vision`)
 //! ```
 //!
 //! ## The way of one weight matrix
@@ -143,6 +144,14 @@
 //! products and attention follow in the graph's order, each value in a buffer that is used again after its last reader.
 //! The pooled states are read back, and `text::Pipeline` does on the host what is left to do. [`graph::twin`] makes the
 //! same walk in f64.
+//!
+//! ## Convolutions
+//! A convolution is a GEMM of what its windows see: [`Im2col`] packs them, unless a window is one pixel, and the same
+//! kernels multiply them, dense, 2:4 or masked, with bias, activation and residual in the epilogue. Images are rows of
+//! pixels whose columns are channels (NHWC), so that 2:4 runs along channels, tap by tap. Batch norms are folded into
+//! weights and biases when these are loaded ([`graph::Graph::convolution`]). [`Depthwise`] convolutions are operations
+//! of their own. To a graph an image is a text whose tokens are its pixels, so calibration, ablation and pruning work on
+//! it as they are.
 //!
 //! # Weights that change
 //! [`train`] brings a pruned model back to the dense one on text without labels. [`graph::TrainingPass`] walks a graph
@@ -178,7 +187,7 @@
 //! bound is zero and one wrong product shows. The outputs checked are spread over the whole result, one feature and one
 //! token of every 32 (up to 512 of each), and none of the others may be left unwritten. The tests run every kernel
 //! (operation, vector length, schedule, tile, storage type) against the same reference on two software drivers, with
-//! epilogues, forms and output types in rotation (`SPARSE24_TEST_ALL=1` takes the whole product of 20,000), compile
+//! epilogues, forms and output types in rotation (`SPARSE24_TEST_ALL=1` takes the whole product of 24,000), compile
 //! every shader in Tint, the compiler of browsers, and hold the format bit for bit against files made by torch and
 //! compressed-tensors. Kernels of cooperative matrices run with the matrices emulated in plain WGSL where their tiles
 //! fit the driver's workgroup memory, and those of 8x8x8 blocks by llvmpipe's own matrices, which it has from Mesa 26
@@ -208,6 +217,7 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `dtype.rs` `matrix.rs` `mask.rs` `problem.rs` | what stages pass on: element types, matrices, bit masks, one GEMM with its epilogue |
+//! | `window.rs` | windows of images: where a convolution's kernel lies |
 //! | `weights.rs` | the weights of a layer on the host: dense, 2:4, masked |
 //! | `format.rs` `format/` `groups.rs` | the format: its specification, compress, decompress, validate; what values are held in; groups of four, many at a time |
 //! | `prune.rs` `prune/` | which weights stay: magnitude, Wanda, second order, SparseGPT; statistics; orders of channels |
@@ -229,6 +239,7 @@
 //! | `train.rs` `train/` | retraining: a student that learns from a teacher; order of texts, losses, what a run goes on from |
 //! | `models.rs` `models/` | the architectures: config and names of tensors to graph, a file each |
 //! | `text.rs` `text/` | encoders of texts: folders, tokens, what follows the last states; verified and timed; linear probes |
+//! | `vision.rs` | classifiers of images: folders, pictures, names of classes |
 //! | `measure.rs` `measure/` | verify, time, record, ceilings; the one timer, noise, the race of the tuner's candidates |
 //! | `report.rs` `report/` | table and JSON; files read back and checked, runs compared, the page and its charts, claims |
 //! | `tune.rs` | the best kernels of a device: raced, and kept in a cache |
@@ -270,7 +281,10 @@ pub mod simd;
 pub mod text;
 pub mod train;
 pub mod tune;
+#[cfg(feature = "vision")]
+pub mod vision;
 pub mod weights;
+mod window;
 
 macro_rules! operations {
     ($($stem:ident::$operation:ident)*) => {
@@ -287,9 +301,11 @@ pub use linear::Linear;
 pub use mask::{Mask, Mask24, VectorLen};
 pub use matrix::{DType, Element, Elements, Matrix};
 pub use ops::activation::ActivateGrad;
+pub use ops::depthwise::{DepthwiseGradW, DepthwiseGradX};
 pub use ops::embedding::EmbeddingGrad;
 pub use ops::gated::GatedGrad;
 pub use ops::gemm::GemmOperands;
+pub use ops::im2col::Im2colGrad;
 pub use ops::layer_norm::LayerNormGrad;
 pub use ops::mean_pooling::MeanPoolingGrad;
 pub use ops::qk_norm::QkNormGrad;
@@ -300,6 +316,7 @@ pub use plan::{Plan, Tuning};
 pub use problem::{Activation, Epilogue, Form, Op, Problem};
 pub use reference::{Oracle, Sample, Verdict};
 pub use weights::HostWeights;
+pub use window::Window;
 
 /// The README's example, compiled and run with the doctests.
 #[cfg(doctest)]

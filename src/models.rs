@@ -11,6 +11,7 @@
 //! is due: the f64 twin against another program's numbers (tests/vectors), devices against both, and every tool.
 
 pub mod bert;
+pub mod efficientnet;
 pub mod llama;
 pub mod mpnet;
 
@@ -31,6 +32,7 @@ type Load = fn(&Fields) -> Result<Graph>;
 /// The architectures that have a `model_type` of their own, by it.
 const ALL: &[(&str, Load)] = &[
     ("bert", |fields| bert::BertConfig::of(fields)?.graph()),
+    ("efficientnet_lite", |fields| efficientnet::EfficientNetConfig::of(fields)?.graph()),
     ("mpnet", |fields| mpnet::MpnetConfig::of(fields)?.graph()),
 ];
 
@@ -58,7 +60,7 @@ pub fn load_in(store: &Store, path: impl AsRef<Path>) -> Result<Graph> {
 ///
 /// ```
 /// let error = sparse24::models::parse(r#"{"model_type": "gpt2"}"#).unwrap_err().to_string();
-/// assert_eq!(error, "model_type is \"gpt2\", expected bert or mpnet or llama or mistral or qwen2 or qwen3");
+/// assert_eq!(error, "model_type is \"gpt2\", expected bert or efficientnet_lite or mpnet or llama or mistral or qwen2 or qwen3");
 /// ```
 pub fn parse(text: &str) -> Result<Graph> {
     let fields = Fields::parse(text)?;
@@ -66,6 +68,17 @@ pub fn parse(text: &str) -> Result<Graph> {
     let kind = fields.one_of("model_type", &known)?.unwrap_or("bert");
     let load = all().find(|(name, _)| *name == kind).map_or(ALL[0].1, |(_, load)| load);
     load(&fields)
+}
+
+/// The names of classes that a `config.json` has in `id2label`, by their numbers.
+#[cfg(feature = "vision")]
+pub(crate) fn labels(text: &str) -> Result<std::collections::BTreeMap<usize, String>> {
+    let Some(Fields(labels)) = Fields::parse(text)?.object("id2label")? else { return Ok(Default::default()) };
+    let label = |(id, name): (&String, &Value)| match (id.parse(), name.as_str()) {
+        (Ok(id), Some(name)) => Ok((id, name.to_owned())),
+        _ => Err(Error::invalid(format!("id2label has {id:?}: {name}, expected a number and a name"))),
+    };
+    labels.as_object().into_iter().flatten().map(label).collect()
 }
 
 /// The graph of a well-known model's sizes, one of [`NAMES`]: for measurements with random weights.
@@ -171,6 +184,31 @@ impl Fields {
             Some(value) => Err(Self::expect(name, value, "an object")),
             None => Ok(None),
         }
+    }
+
+    /// Numbers of things: a list that is there and not empty.
+    pub(crate) fn sizes(&self, name: &str) -> Result<Vec<usize>> {
+        let value = self.get(name).ok_or_else(|| Error::invalid(format!("{name} is missing")))?;
+        let sizes = value.as_array().and_then(|list| {
+            list.iter()
+                .map(|size| size.as_u64().and_then(|size| usize::try_from(size).ok()))
+                .collect::<Option<Vec<_>>>()
+        });
+        let sizes = sizes.filter(|sizes| !sizes.is_empty());
+        sizes.ok_or_else(|| Self::expect(name, value, "a list of whole numbers"))
+    }
+
+    /// Three numbers.
+    pub(crate) fn triple(&self, name: &str) -> Result<[f32; 3]> {
+        let value = self.get(name).ok_or_else(|| Error::invalid(format!("{name} is missing")))?;
+        let numbers = value.as_array().and_then(|list| list.iter().map(|x| Some(x.as_f64()? as f32)).collect());
+        let numbers: Option<Vec<f32>> = numbers;
+        numbers.and_then(|all| all.try_into().ok()).ok_or_else(|| Self::expect(name, value, "a list of three numbers"))
+    }
+
+    /// The number of its fields.
+    pub(crate) fn count(&self) -> usize {
+        self.0.as_object().map_or(0, |fields| fields.len())
     }
 
     /// A number.

@@ -104,13 +104,16 @@ macro_rules! each_operation {
             attention::Attention
             cached_attention::CachedAttention
             decompress::Decompress
+            depthwise::Depthwise
             embedding::Embedding
             gated::Gated
             gemm::Gemm
+            im2col::Im2col
             kl_divergence::KlDivergence
             kv_append::KvAppend
             layer_norm::LayerNorm
             mean_pooling::MeanPooling
+            pixels::Pixels
             qk_norm::QkNorm
             relative_error::RelativeError
             rms_norm::RmsNorm

@@ -113,6 +113,27 @@ impl HostWeights {
         Ok(weights)
     }
 
+    /// The same weights in f32, each as `of` makes it of its row and of what it is. What is zero must stay so.
+    pub(crate) fn map_rows(&self, of: impl Fn(usize, f32) -> f32) -> Result<Self> {
+        let mapped = |elements: &Elements, columns: usize| {
+            let mut numbers = elements.to_f32();
+            for (row, numbers) in numbers.chunks_mut(columns.max(1)).enumerate() {
+                numbers.iter_mut().for_each(|w| *w = of(row, *w));
+            }
+            Elements::F32(numbers)
+        };
+        let dense = |w: &Matrix| Matrix::new(w.rows(), w.cols(), mapped(w.elements(), w.cols()));
+        Ok(match self {
+            Self::Dense(w) => Self::Dense(dense(w)?),
+            Self::Masked(w, mask) => Self::Masked(dense(w)?, mask.clone()),
+            Self::Masked24(w, mask) => Self::Masked24(dense(w)?, mask.clone()),
+            Self::Sparse24(w) => {
+                let values = mapped(w.values(), w.k_physical());
+                Self::Sparse24(Sparse24::from_parts(w.m(), w.k(), w.vector(), values, w.meta().to_vec())?)
+            }
+        })
+    }
+
     /// The same weights as what takes the place of others of this shape and element type, by the layer's name. An error
     /// if they do not fit.
     pub(crate) fn fitted(self, name: &str, shape: (usize, usize), dtype: DType) -> Result<Self> {

@@ -195,7 +195,7 @@ impl BatchStates {
         fn gather<T: Element>(data: &[T], rows: impl Iterator<Item = usize>, cols: usize) -> Elements {
             T::wrap(rows.flat_map(|row| &data[row * cols..][..cols]).copied().collect())
         }
-        if rows == Rows::Sequences {
+        if rows != Rows::Tokens {
             return Ok(x.clone());
         }
         let tokens = self.lengths().sum();

@@ -4,13 +4,15 @@
 //! product on the device. Parameters are shared between clones until they change. Invariant: every parameter has the
 //! shape that the [`Graph`] says, and no element is infinite or NaN.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::{Blocks, Graph, LinearLayer, Param, ParamId, ParamKind};
+use super::convolution::{StoredKernel, StoredNorm, transposed};
+use super::{Blocks, Graph, LinearLayer, Param, ParamId, ParamKind, StoredTensor};
 use crate::error::{Error, Result, expect_shape};
 use crate::format::Sparse24;
 use crate::io::{Action, Content, Item, Source, Spec24, Store, Stored};
@@ -122,6 +124,8 @@ pub struct Checkpoint {
     graph: Arc<Graph>,
     dtype: DType,
     params: Vec<HostParam>,
+    /// For weights of convolutions, by their place in `params`: what batch norm has multiplied each row by.
+    factors: BTreeMap<usize, Arc<[f32]>>,
 }
 
 impl Checkpoint {
@@ -156,8 +160,15 @@ impl Checkpoint {
         if let Some(blocks) = &graph.blocks {
             reader.none_past(blocks)?;
         }
-        let params = graph.params.iter().map(|param| reader.param(param)).collect::<Result<_>>()?;
-        Ok(Self { graph: Arc::new(graph), dtype, params })
+        let mut factors = BTreeMap::new();
+        for (at, param) in graph.params.iter().enumerate() {
+            if let Some(norm) = param.kernel.as_ref().and_then(|kernel| kernel.norm.as_ref()) {
+                factors.insert(at, reader.factors(norm)?);
+            }
+        }
+        let read = |(at, param): (usize, &Param)| reader.param(param, factors.get(&at).map(|of| &**of));
+        let params = graph.params.iter().enumerate().map(read).collect::<Result<_>>()?;
+        Ok(Self { graph: Arc::new(graph), dtype, params, factors })
     }
 
     /// Parameters drawn by a seeded generator, for measurements that need no real ones: uniform, with the standard
@@ -180,7 +191,7 @@ impl Checkpoint {
             })
         };
         let params = graph.params.iter().enumerate().map(draw).collect::<Result<_>>()?;
-        Ok(Self { graph: Arc::new(graph), dtype, params })
+        Ok(Self { graph: Arc::new(graph), dtype, params, factors: BTreeMap::new() })
     }
 
     /// The same parameters for a graph that goes on from this one: with more nodes, such as a pooling, and no more
@@ -258,6 +269,12 @@ impl Checkpoint {
                 let bias = &bias.elements().to_f32()[rows];
                 Some(LinearTensor::Bias(Matrix::from_f32(1, bias.len(), bias)?))
             }
+            (false, _, Some(w)) if self.factors.contains_key(&layer.weights.0) => {
+                let factors = &self.factors[&layer.weights.0];
+                // A row of zeros is one of any weights times 0.
+                let unfolded = |row: usize, w: f32| if factors[row] == 0.0 { 0.0 } else { w / factors[row] };
+                Some(LinearTensor::Weights(w.map_rows(unfolded)?))
+            }
             (false, _, Some(w)) if rows == (0..w.m()) => Some(LinearTensor::Weights(HostWeights::clone(w))),
             (false, _, Some(w)) => Some(LinearTensor::Weights(w.rows_of(rows)?)),
             _ => None,
@@ -304,12 +321,23 @@ impl Checkpoint {
             (Some(LinearTensor::Weights(HostWeights::Sparse24(w))), Action::Compress(_)) => {
                 Content::sparse24(&w, item.dtype)
             }
-            (Some(LinearTensor::Weights(w)), _) => Content::dense(&w.to_dense()?, item.dtype),
+            (Some(LinearTensor::Weights(w)), _) => Content::dense(&self.as_stored(item, w.to_dense()?)?, item.dtype),
             (Some(LinearTensor::Bias(bias)), _) => Content::dense(&bias, item.dtype),
             (None, _) => match self.vector_tensor(&item.name)? {
                 Some(row) => Content::dense(&row, item.dtype),
                 None => Err(Error::invalid("is no part of a layer")),
             },
+        }
+    }
+
+    /// Dense weights in the order of an item: those of a convolution may be stored as `out x in x lines x columns`.
+    fn as_stored(&self, item: &Item, w: Matrix) -> Result<Matrix> {
+        match item.shape[..] {
+            [_, c, lines, columns] if c * lines * columns == w.cols() => {
+                let elements = transposed(&w.elements().to_f32(), lines * columns, c);
+                Matrix::from_f32(w.rows(), w.cols(), &elements)
+            }
+            _ => Ok(w),
         }
     }
 
@@ -357,7 +385,9 @@ impl Checkpoint {
         };
         self.graph.linears().find_map(|layer| {
             let weights = part(layer.weights).map(|rows| (false, rows));
-            let (is_bias, rows) = weights.or_else(|| Some((true, part(layer.bias?)?)))?;
+            // A bias that is computed from other tensors is none of them.
+            let stored = |bias: &ParamId| self.graph.params[bias.0].convert.is_none();
+            let (is_bias, rows) = weights.or_else(|| Some((true, part(layer.bias.filter(stored)?)?)))?;
             Some(PartOf { layer, is_bias, rows })
         })
     }
@@ -449,13 +479,17 @@ impl Reader<'_> {
         Self { sources: vec![source], absent: None, dtype, prefixes: &[] }
     }
 
-    fn param(&self, param: &Param) -> Result<HostParam> {
+    /// A parameter, the rows of a convolution's weights multiplied by these factors.
+    fn param(&self, param: &Param, factors: Option<&[f32]>) -> Result<HostParam> {
         if let Some(constant) = &param.constant {
             return Ok(HostParam::Matrix(Arc::clone(constant)));
         }
         let named = || param.stored.iter().map(|part| (part.names.iter().map(String::as_str), &part.shape));
         match param.kind {
             ParamKind::Weights | ParamKind::DenseWeights => {
+                if let (Some(kernel), [stored]) = (&param.kernel, &param.stored[..]) {
+                    return Ok(self.kernel(stored, kernel, factors)?.into());
+                }
                 let parts: Vec<_> = named().map(|(names, shape)| self.weights(names, shape)).collect::<Result<_>>()?;
                 Ok(HostWeights::stacked(parts)?.into())
             }
@@ -469,7 +503,8 @@ impl Reader<'_> {
                     last => {
                         let all: Vec<f32> =
                             parts.iter().chain(&last).flat_map(|part| part.elements().to_f32()).collect();
-                        Matrix::new(param.rows, param.cols, Elements::from_f32(dtype, &all))?
+                        let shape = if param.convert.is_some() { (1, all.len()) } else { (param.rows, param.cols) };
+                        Matrix::new(shape.0, shape.1, Elements::from_f32(dtype, &all))?
                     }
                 };
                 let whole = if let Some(convert) = &param.convert { convert(&whole)? } else { whole };
@@ -477,6 +512,33 @@ impl Reader<'_> {
                 Ok(whole.into())
             }
         }
+    }
+
+    /// What batch norm multiplies the rows of weights by.
+    fn factors(&self, norm: &StoredNorm) -> Result<Arc<[f32]>> {
+        let [gamma, variance] = &norm.stored;
+        let row = |of: &StoredTensor| self.tensor(of.names.iter().map(String::as_str), &of.shape, DType::F32);
+        Ok(norm.factors(&row(gamma)?, &row(variance)?).into())
+    }
+
+    /// The weights of a convolution: dense, as they are trained, or the matrix of a GEMM in any form.
+    fn kernel(&self, stored: &StoredTensor, kernel: &StoredKernel, factors: Option<&[f32]>) -> Result<HostWeights> {
+        let names = || stored.names.iter().map(String::as_str);
+        let (taps, m, c) = (kernel.kernel[0] * kernel.kernel[1], stored.shape[0], stored.shape[1]);
+        let matrix = [m, taps * c];
+        let (source, item) = self.item_of(names(), &[&stored.shape, &matrix])?;
+        let named = |e: Error| e.in_tensor(source.path_of(item), &item.name);
+        let weights = if item.shape == stored.shape {
+            let elements = flat(source, item)?.elements().to_f32();
+            Matrix::from_f32(m, taps * c, &transposed(&elements, c, taps))?.into()
+        } else {
+            self.stored_weights(source, item)?
+        };
+        let weights = match factors {
+            Some(factors) => weights.map_rows(|row, w| w * factors[row])?,
+            None => weights,
+        };
+        weights.cast(self.dtype).map_err(named)
     }
 
     /// What there is no tensor for.
@@ -506,6 +568,16 @@ impl Reader<'_> {
 
     /// The first source that has one of these names, and what it has.
     fn item<'n>(&self, names: impl Iterator<Item = &'n str> + Clone, shape: &[usize]) -> Result<(&Source, &Item)> {
+        self.item_of(names, &[shape])
+    }
+
+    /// The same of one of these shapes, the usual one first.
+    fn item_of<'n>(
+        &self,
+        names: impl Iterator<Item = &'n str> + Clone,
+        shapes: &[&[usize]],
+    ) -> Result<(&Source, &Item)> {
+        let shape = shapes[0];
         let with_prefixes = |name: &str| {
             let prefixed = self.prefixes.iter().map(|prefix| format!("{prefix}{name}"));
             std::iter::once(name.to_owned()).chain(prefixed).collect::<Vec<_>>()
@@ -514,14 +586,14 @@ impl Reader<'_> {
         let found =
             self.sources.iter().find_map(|source| Some((source, all.iter().find_map(|name| source.item(name))?)));
         let (source, item) = found.ok_or_else(|| self.missing(names.clone().next().unwrap_or_default(), shape))?;
-        if item.shape != shape {
+        if !shapes.contains(&&*item.shape) {
             let shape = Error::shape("weight", item.shape.clone(), shape.to_vec());
             return Err(shape.in_tensor(source.path_of(item), &item.name));
         }
         Ok((source, item))
     }
 
-    /// A tensor of two dimensions, or of one as a row.
+    /// A tensor of two dimensions, or of any other number of them as a row.
     pub(crate) fn tensor<'n>(
         &self,
         names: impl Iterator<Item = &'n str> + Clone,
@@ -529,7 +601,7 @@ impl Reader<'_> {
         dtype: DType,
     ) -> Result<Matrix> {
         let (source, item) = self.item(names, shape)?;
-        let matrix = source.matrix(item)?.cast(dtype);
+        let matrix = if item.shape.len() == 2 { source.matrix(item)? } else { flat(source, item)? }.cast(dtype);
         finite(matrix.elements(), matrix.cols()).map_err(|e| e.in_tensor(source.path_of(item), &item.name))?;
         Ok(matrix)
     }
@@ -542,7 +614,13 @@ impl Reader<'_> {
     ) -> Result<HostWeights> {
         let (source, item) = self.item(names, shape)?;
         let named = |e: Error| e.in_tensor(source.path_of(item), &item.name);
-        let weights = match item.stored {
+        self.stored_weights(source, item)?.cast(self.dtype).map_err(named)
+    }
+
+    /// Weights as they are stored.
+    fn stored_weights(&self, source: &Source, item: &Item) -> Result<HostWeights> {
+        let named = |e: Error| e.in_tensor(source.path_of(item), &item.name);
+        Ok(match item.stored {
             Stored::Dense => source.matrix(item)?.into(),
             // Any number of elements may be zero in this form; where that is 2:4, it is taken as such.
             Stored::SparseBitmask => match Sparse24::from_dense(&source.matrix(item)?, VectorLen::ONE) {
@@ -560,7 +638,16 @@ impl Reader<'_> {
                     _ => HostWeights::Masked(w, mask),
                 }
             }
-        };
-        weights.cast(self.dtype).map_err(named)
+        })
     }
+}
+
+/// All elements of a tensor as a row.
+fn flat(source: &Source, item: &Item) -> Result<Matrix> {
+    if item.shape.len() == 1 {
+        return source.matrix(item);
+    }
+    let dtype = DType::try_from(item.dtype).map_err(|e| source.at(item, e))?;
+    let elements = Elements::from_bytes(dtype, &source.dense(item)?).map_err(|e| source.at(item, e))?;
+    Matrix::new(1, elements.len(), elements)
 }

@@ -108,7 +108,7 @@ impl Model {
 /// The head of a language model's graph.
 fn head_of(graph: &Graph) -> Result<LinearLayer<'_>> {
     let other = || Error::invalid("is no language model: its last layer has no logits");
-    if graph.values().any(|(_, value)| value.rows == Rows::Sequences) {
+    if graph.values().any(|(_, value)| value.rows != Rows::Tokens) {
         return Err(other());
     }
     let head = graph.head().ok_or_else(other)?;

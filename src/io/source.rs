@@ -249,7 +249,7 @@ impl Source {
     }
 
     /// An error with the item's name and the file that it is in, if it names no file yet.
-    pub(super) fn at(&self, item: &Item, e: Error) -> Error {
+    pub(crate) fn at(&self, item: &Item, e: Error) -> Error {
         if e.names_file() { e } else { e.in_tensor(self.path_of(item), &item.name) }
     }
 

@@ -158,7 +158,7 @@ mod tests {
             (
                 "model_type",
                 "gpt2".into(),
-                "model_type is \"gpt2\", expected bert or mpnet or llama or mistral or qwen2 or qwen3",
+                "model_type is \"gpt2\", expected bert or efficientnet_lite or mpnet or llama or mistral or qwen2 or qwen3",
             ),
             ("relative_attention_num_buckets", 8.into(), "relative_attention_num_buckets is 8, expected 32"),
             ("hidden_size", 41.into(), "hidden_size is 41, which num_attention_heads, 5, does not divide"),

@@ -19,7 +19,7 @@ use crate::engine::{Piece, Prepared, Tensor, Weights};
 use crate::error::{Error, Result, expect_dtype, expect_shape};
 use crate::gpu::{BufferRange, Dispatch, Gpu, Scratch};
 use crate::graph::{
-    BackwardArgs, Graph, NodeArgs, NodeOp, ParamKind, Precision, Read, ReferenceArgs, StoredTensor, ValueId,
+    BackwardArgs, Graph, NodeArgs, NodeOp, ParamId, ParamKind, Precision, Read, ReferenceArgs, StoredTensor, ValueId,
 };
 use crate::kernels::{Kernel, Program, helpers};
 use crate::matrix::{DType, Element};
@@ -344,7 +344,7 @@ impl Graph {
     /// Adds a linear layer, by the parameters `{name}.weight` and `{name}.bias`.
     pub fn linear(&mut self, linear: LinearSpec<'_>) -> Result<ValueId> {
         let LinearSpec { name, x, m, parts, bias, activation, residual } = linear;
-        let (rows, k) = (self.value(x).rows, self.value(x).cols);
+        let k = self.value(x).cols;
         let parts = if parts.is_empty() { vec![(name.to_owned(), m)] } else { parts };
         let weights = self.add_param(format!("{name}.weight"), ParamKind::Weights, (m, k))?;
         // Weights may lack their `.weight`.
@@ -353,16 +353,31 @@ impl Graph {
             shape: vec![*m, k],
         };
         self.set_stored(weights, parts.iter().map(stored).collect());
-        let mut reads = vec![Read::Value(x), Read::Param(weights)];
-        if bias {
+        let bias = if bias {
             let bias = self.add_param(format!("{name}.bias"), ParamKind::Matrix(Precision::F32), (1, m))?;
             let stored =
                 |(name, m): &(String, usize)| StoredTensor { names: vec![format!("{name}.bias")], shape: vec![*m] };
             self.set_stored(bias, parts.iter().map(stored).collect());
-            reads.push(Read::Param(bias));
-        }
-        reads.extend(residual.map(Read::Value));
-        let epilogue = Epilogue { bias, activation, residual: residual.is_some() };
+            Some(bias)
+        } else {
+            None
+        };
+        self.gemm(name, x, (weights, bias), activation, residual)
+    }
+
+    /// Adds a product by weights, and a bias if there is one, that the graph has already.
+    pub(crate) fn gemm(
+        &mut self,
+        name: &str,
+        x: ValueId,
+        (weights, bias): (ParamId, Option<ParamId>),
+        activation: Activation,
+        residual: Option<ValueId>,
+    ) -> Result<ValueId> {
+        let (rows, m) = (self.value(x).rows, self.param(weights).rows);
+        let epilogue = Epilogue { bias: bias.is_some(), activation, residual: residual.is_some() };
+        let params = [weights].into_iter().chain(bias).map(Read::Param);
+        let reads = [Read::Value(x)].into_iter().chain(params).chain(residual.map(Read::Value)).collect();
         self.add_node(name, GemmNode { epilogue }, reads, (rows, m, Precision::Model))
     }
 

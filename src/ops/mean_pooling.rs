@@ -231,8 +231,9 @@ impl NodeOp for MeanPoolingNode {
     }
 
     fn prepare(&self, args: &NodeArgs<'_>) -> Result<Prepared> {
-        let &NodeArgs { device, batch, seq, y, .. } = args;
+        let &NodeArgs { device, batch, y, .. } = args;
         let (x, lengths) = (args.tensor(0)?, args.indices(1)?);
+        let seq = rows_of_each(x, batch);
         device.prepare(&MeanPooling { x, lengths, batch, seq, normalize: self.normalize, y })
     }
 
@@ -243,15 +244,22 @@ impl NodeOp for MeanPoolingNode {
 
     fn backward(&self, args: &BackwardArgs<'_>) -> Result<Vec<Prepared>> {
         let Some(dx) = args.gradient(0) else { return Ok(Vec::new()) };
-        let NodeArgs { device, batch, seq, .. } = args.forward;
+        let NodeArgs { device, batch, .. } = args.forward;
         let (x, lengths) = (args.forward.tensor(0)?, args.forward.indices(1)?);
+        let seq = rows_of_each(x, batch);
         let grad = MeanPoolingGrad { x, lengths, batch, seq, normalize: self.normalize, dy: args.dy, dx };
         Ok(vec![device.prepare(&grad)?])
     }
 }
 
+/// Rows of each sequence: its tokens, or as many as an image has positions.
+fn rows_of_each(x: &Tensor, batch: usize) -> usize {
+    x.rows() / batch.max(1)
+}
+
 impl Graph {
-    /// Adds the mean over the tokens of each sequence, brought to length 1 if `normalize`. It is f32.
+    /// Adds the mean over the tokens of each sequence, brought to length 1 if `normalize`. It is f32. Of an image it is
+    /// the mean over all positions: these are no more than its pixels, which count as its length.
     pub fn mean_pooling(&mut self, name: &str, x: ValueId, normalize: bool) -> Result<ValueId> {
         let cols = self.value(x).cols;
         let reads = vec![Read::Value(x), Read::Input(Input::Lengths)];

@@ -6,7 +6,7 @@ use super::part::Part;
 use super::shapes::PassCache;
 use super::texts::Texts;
 use crate::error::Result;
-use crate::graph::{Forward, Graph, Model, Rows, ValueId};
+use crate::graph::{Forward, Graph, Model, ValueId};
 use crate::matrix::Matrix;
 
 /// The dense model.
@@ -43,8 +43,8 @@ impl TeacherValues {
 
     /// The values of a batch of texts of `seq` tokens.
     pub(super) fn batch(&self, graph: &Graph, texts: &[usize], seq: usize) -> Result<Vec<(ValueId, Matrix)>> {
-        let each = |value: ValueId| if graph.value(value).rows == Rows::Tokens { seq } else { 1 };
-        self.0.iter().map(|(value, kept)| Ok((*value, kept.batch(texts, each(*value))?))).collect()
+        let each = |value: ValueId| graph.value(value).rows.count(1, seq);
+        self.0.iter().map(|(value, kept)| Ok((*value, kept.batch(texts, each(*value)?)?))).collect()
     }
 
     fn take(&mut self, texts: &[usize], made: &[(ValueId, Matrix)]) {

@@ -151,6 +151,7 @@ impl Texts {
             _ if !wanted(text) => 0,
             Rows::Sequences => 1,
             Rows::Tokens => ids.len(),
+            Rows::Each(rows) => rows,
         })
     }
 }

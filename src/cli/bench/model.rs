@@ -80,7 +80,7 @@ pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Res
 
     let bar = progress(operations.len() + policy.samples);
     let mut bench = if is_language {
-        Bench::Decoder(DecoderBench::new(&device, checkpoint, (batch, seq), args.seed)?)
+        Bench::Decoder(Box::new(DecoderBench::new(&device, checkpoint, (batch, seq), args.seed)?))
     } else {
         Bench::Encoder(Box::new(EncoderBench::new(&device, checkpoint, pipeline, (batch, seq), args.seed)?))
     };
@@ -131,7 +131,7 @@ pub(super) fn run(args: &Args, name: &str, earlier: Option<&Earlier<'_>>) -> Res
 /// What measures a model.
 enum Bench {
     Encoder(Box<EncoderBench>),
-    Decoder(DecoderBench),
+    Decoder(Box<DecoderBench>),
 }
 
 impl Bench {

@@ -6,6 +6,7 @@
 
 mod args;
 mod bench;
+mod classify;
 mod command;
 mod compare;
 mod completions;
@@ -15,6 +16,7 @@ mod embed;
 mod environment;
 mod eval;
 mod generate;
+mod images;
 mod inspect;
 mod interrupt;
 mod kernels;
@@ -54,7 +56,7 @@ pub(crate) enum Outcome {
     Slower,
 }
 
-/// 2:4 structured sparsity on any GPU that wgpu reaches: prune, compress, multiply, verify, measure, embed.
+/// 2:4 structured sparsity on any GPU that wgpu reaches: prune, compress, multiply, verify, measure, embed, classify.
 ///
 /// Without a command, `bench` runs with its defaults: BERT-base's layers on the best device of this machine.
 #[derive(Debug, Parser)]
@@ -75,6 +77,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Bench(Box<bench::Args>),
+    Classify(Box<classify::Args>),
     Completions(completions::Completions),
     Convert(Box<convert::Args>),
     Devices(devices::Args),
@@ -116,6 +119,7 @@ fn command() -> Result<Outcome> {
     match command {
         None => bench::run(&bench::Args::default()),
         Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::Classify(args)) => classify::run(&args),
         Some(Command::Completions(args)) => completions::completions(&args, Cli::command()),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),

@@ -1,5 +1,5 @@
 //! `sparse24 eval`: how good a model's embeddings are, by tasks that people gave answers to, and beside another
-//! model's.
+//! model's; and how many pictures a classifier has right.
 //!
 //! Every figure comes with the interval that other samples of its texts would have put it in, and with the file that it
 //! is of; differences between two models are of the same draws. What the weights say of the data that they were made
@@ -8,6 +8,7 @@
 
 mod figures;
 mod inputs;
+mod pictures;
 
 use std::path::{Path, PathBuf};
 
@@ -25,12 +26,14 @@ use sparse24::engine::{Device, DeviceInfo};
 use sparse24::io::Provenance;
 use sparse24::report::Environment;
 
-/// Evaluate a model's embeddings on pairs that people scored, on classes of texts, or against another model's.
+/// Evaluate a model's embeddings on pairs that people scored, on classes of texts, or against another model's; or a
+/// classifier on pictures.
 ///
 /// --pairs takes a CSV file with the columns sentence, sentence, score, and prints Spearman's and Pearson's correlation
 /// of the scores with the similarity of the embeddings: the cosine, unless the model's folder names another. --classify
 /// takes texts and labels, and prints how many labels a linear probe of the embeddings predicts right. --texts takes
-/// plain text, and prints the cosine between the embeddings of the model and of the one that --against names.
+/// plain text, and prints the cosine between the embeddings of the model and of the one that --against names. --images
+/// takes a folder of pictures, and prints how many a classifier of images has right.
 ///
 /// Behind each figure stands a 95 % interval: what the middle 95 % of 1000 samples span that are drawn from the pairs
 /// or texts with replacement. With --against, both models are evaluated, and the interval of their difference is of the
@@ -45,8 +48,12 @@ use sparse24::report::Environment;
   sparse24 eval --model model/minilm --pairs stsb-dev.csv
   sparse24 eval model/minilm --sparsity 2:4 --vector 32 --pairs stsb-dev.csv --json eval.json
   sparse24 eval pruned --against model/minilm --pairs stsb-dev.csv --texts wikitext2-valid.txt
-  sparse24 eval pruned --against model/minilm --classify bbc-news/leads.csv")]
-#[command(group = clap::ArgGroup::new("data").required(true).multiple(true).args(["pairs", "texts", "classify"]))]
+  sparse24 eval pruned --against model/minilm --classify bbc-news/leads.csv
+  sparse24 eval model/efficientnet-lite0 --sparsity 2:4 --images pictures")]
+// In two lines, as clap breaks none.
+#[command(override_usage = "sparse24 eval [OPTIONS] <MODEL|--model <DIR>>
+                     <--pairs <CSV>|--texts <TXT>|--classify <CSV>|--images <DIR>>")]
+#[command(group = clap::ArgGroup::new("data").required(true).multiple(true).args(["pairs", "texts", "classify", "images"]))]
 pub(crate) struct Args {
     #[command(flatten)]
     model: model::ModelArgs,
@@ -73,6 +80,10 @@ pub(crate) struct Args {
     /// Fit the probe to all texts of --classify, and report it on those of this file instead of in folds.
     #[arg(long, value_name = "CSV", requires = "classify")]
     classify_test: Option<PathBuf>,
+    /// Folder of pictures, JPEG or PNG, in folders named by their classes or named by these themselves: a number, as in
+    /// 0017.jpg, or a name that the model's config has.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["pairs", "texts", "classify", "against"])]
+    images: Option<PathBuf>,
     #[command(flatten)]
     json: Json,
 }
@@ -143,6 +154,9 @@ struct FirstBatches {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    if let Some(folder) = &args.images {
+        return pictures::run(args, folder);
+    }
     let sparsity = args.sparsity.get()?;
     args.json.file()?;
     let (tasks, files) = args.read()?;

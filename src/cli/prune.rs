@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use super::args::{DASH, InOut, Json, ensure_usage, one_stdin};
 use super::command::command_line;
+use super::images::is_of_images;
 use super::inspect::many;
 use super::retrain::Summary;
 use super::rewrite;
@@ -39,6 +40,8 @@ Examples:
   # a model: second order, with compensation, one pattern for 32 rows
   sparse24 prune model/minilm pruned --method sparsegpt --vector 32 --calibration texts.txt
   sparse24 eval --model pruned --pairs stsb-dev.csv
+  # convolutions, along input channels and taps
+  sparse24 prune model/efficientnet-lite0 pruned --method sparsegpt --calibration pictures
   # the pattern that is fastest, and ten minutes of retraining that bring its loss back
   sparse24 prune model/minilm pruned --method sparsegpt --vector 128 --retrain 10 --input texts.txt
 
@@ -75,7 +78,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "V,...", value_delimiter = ',', default_value = "1")]
     vector: Vec<VectorLen>,
     /// Text file, a sentence on each line, that the model runs on for statistics of its layers' inputs (`-` is stdin);
-    /// obd, wanda and sparsegpt need one, or --retrain with --input.
+    /// obd, wanda and sparsegpt need one, or --retrain with --input. Of a model of images, a folder of pictures.
     #[arg(long, value_name = "TXT|-")]
     calibration: Option<PathBuf>,
     /// What a layer's inputs are computed with: the layers before it as they were (dense), as they are pruned (pruned),
@@ -248,13 +251,16 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     rewrite::say_lost(&written);
     let bytes =
         |path: &Path| Ok::<_, anyhow::Error>(path.metadata().with_context(|| path.display().to_string())?.len());
-    let weights = |actions: &mut dyn Iterator<Item = &(&Item, Action)>| -> f64 {
-        actions.filter_map(|(item, _)| item.matrix()).map(|(m, k)| m as f64 * k as f64).sum()
+    let weights = |(m, k): (usize, usize)| m as f64 * k as f64;
+    let pruned: f64 = rows.iter().map(|row| weights((row.m, row.k))).sum();
+    let candidates = match &run.checkpoint {
+        Some(checkpoint) if checkpoint.graph().image().is_some() => checkpoint.graph().linear_weights() as f64,
+        _ => {
+            let is_pruned = |action: &Action| matches!(action, Action::Compress(_));
+            let left = actions.iter().filter(|(item, action)| !is_pruned(action) && candidate(item, &spared));
+            pruned + left.filter_map(|(item, _)| item.matrix()).map(weights).sum::<f64>()
+        }
     };
-    let is_pruned = |action: &Action| matches!(action, Action::Compress(_));
-    let pruned = weights(&mut actions.iter().filter(|(_, action)| is_pruned(action)));
-    let candidates =
-        weights(&mut actions.iter().filter(|(item, action)| is_pruned(action) || candidate(item, &spared)));
     let report = Report {
         schema: "sparse24-prune/1",
         version: env!("CARGO_PKG_VERSION"),
@@ -380,7 +386,12 @@ impl Args {
     }
 
     fn runs_the_model(&self) -> bool {
-        self.calibration.is_some() || self.permute.is_some() || self.chooses() || self.retrain.is_some()
+        self.calibration.is_some()
+            || self.permute.is_some()
+            || self.chooses()
+            || self.retrain.is_some()
+            // Weights of convolutions are stored in an order of their own.
+            || is_of_images(self.input())
     }
 
     /// The file of texts that statistics of inputs are of.
@@ -510,7 +521,7 @@ impl Args {
         }
         for item in source.items() {
             let by_itself = run.checkpoint.is_none() && prunable(item);
-            let (mut vector, mut action) = (None, Action::Copy);
+            let (mut vector, mut shape, mut action) = (None, item.matrix(), Action::Copy);
             if by_itself && self.selects(&item.name, candidate(item, spared)) {
                 vector = Some(self.vector());
             } else if let Some((checkpoint, layer)) =
@@ -519,7 +530,7 @@ impl Args {
                 match (checkpoint.linear_tensor(&item.name)?, missing.get_mut(&layer)) {
                     (Some(LinearTensor::Weights(HostWeights::Sparse24(w))), Some(missing)) => {
                         *missing = missing.saturating_sub(1);
-                        vector = Some(w.vector());
+                        (vector, shape) = (Some(w.vector()), Some((w.m(), w.k())));
                     }
                     // 2:4 before, and left as it is.
                     (Some(LinearTensor::Weights(HostWeights::Sparse24(_))) | None, _) => {}
@@ -528,7 +539,10 @@ impl Args {
                     (Some(_), _) => {}
                 }
             }
-            if let Some((vector, (m, k))) = vector.zip(item.matrix()) {
+            if self.to == Layout::Dense && vector.is_some() && item.matrix().is_none() {
+                // As many dimensions as the kernel of a convolution had.
+                action = Action::Dense;
+            } else if let Some((vector, (m, k))) = vector.zip(shape) {
                 let spec = Spec24 { name: item.name.clone(), m, k, dtype: item.dtype, vector: Some(vector) };
                 // Whether the layout has a place for it.
                 self.to.specs(&spec).map_err(|e| e.in_tensor(source.path_of(item), &item.name))?;
@@ -549,7 +563,7 @@ impl Args {
         let count = |wanted: fn(&Action) -> bool| actions.iter().filter(|(_, action)| wanted(action)).count();
         let pruned = count(|action| matches!(action, Action::Compress(_)));
         let made = count(|action| !matches!(action, Action::Copy));
-        ensure!(pruned > 0, "{}: {NOTHING}", self.input().display());
+        ensure!(pruned > 0 || !run.rows.is_empty(), "{}: {NOTHING}", self.input().display());
         let decoded: BTreeSet<_> = actions
             .iter()
             .filter(|(item, action)| matches!(action, Action::Dense) && item.stored == Stored::SparseBitmask)

@@ -49,11 +49,18 @@ pub(super) struct Correlations {
     pearson_interval: Option<Interval>,
 }
 
-/// The share of labels that a linear probe predicts right.
+/// The share of labels that are predicted right.
 #[derive(Serialize)]
 pub(super) struct Accuracy {
-    accuracy: f64,
-    interval: Option<Interval>,
+    pub(super) accuracy: f64,
+    pub(super) interval: Option<Interval>,
+}
+
+impl Accuracy {
+    /// Of a 1 for each right answer, and a 0 for each other.
+    pub(super) fn of(right: &[f64]) -> Self {
+        Self { accuracy: mean(right), interval: Statistic::Mean.interval(right) }
+    }
 }
 
 /// A linear probe's figures, and what they are of.
@@ -200,7 +207,7 @@ impl Tasks {
 
     pub(super) fn accuracy(&self, ran: &Ran) -> Option<Accuracy> {
         self.labelled.as_ref()?;
-        Some(Accuracy { accuracy: mean(&ran.right), interval: Statistic::Mean.interval(&ran.right) })
+        Some(Accuracy::of(&ran.right))
     }
 
     pub(super) fn classification(
@@ -276,7 +283,7 @@ fn correlated_with(scores: &[f64]) -> [Statistic; 2] {
 }
 
 /// A figure and its interval.
-fn with_interval(value: f64, interval: Option<Interval>) -> String {
+pub(super) fn with_interval(value: f64, interval: Option<Interval>) -> String {
     let interval = interval.map_or_else(String::new, |of| format!(" ({:.4} to {:.4})", of.low, of.high));
     format!("{value:.4}{interval}")
 }

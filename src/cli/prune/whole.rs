@@ -7,19 +7,21 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Args, Choice, NOTHING, Reason, Reordered, Row, Run};
-use crate::cli::args::one_stdin;
+use crate::cli::args::{ensure_usage, one_stdin};
+use crate::cli::images::is_of_images;
 use crate::cli::model;
 use crate::cli::retrain::{Length, Training};
 use crate::cli::sensitivity::{ReadMetric, texts_of};
 use crate::cli::{progress, say};
-use sparse24::graph::{Calibration, CalibrationInputs, Checkpoint, Kept, Times, time_forwards};
+use sparse24::graph::{Batching, Calibration, CalibrationInputs, Checkpoint, Kept, Times, time_forwards};
 use sparse24::measure::Policy;
 use sparse24::prune::Statistics;
 use sparse24::prune::permute::Budget;
 use sparse24::text::sensitivity::{Baseline, LayerDrop, MetricDrop, Subject, candidates};
 use sparse24::text::{LoadOptions, Pipeline, Similarity, TextModel, Tokenizer};
 use sparse24::train::{TrainOptions, Trainer};
-use sparse24::{Device, HostWeights, VectorLen, select};
+use sparse24::vision::{ImageModel, pictures, read_image};
+use sparse24::{DType, Device, HostWeights, VectorLen, select};
 
 /// What a model is pruned by: its folder's files, where it runs, and the calibration texts as token ids.
 struct Subjects<'a> {
@@ -40,6 +42,9 @@ type Vectors = BTreeMap<String, VectorLen>;
 
 /// Prunes the linear layers of a model in memory.
 pub(super) fn prune(args: &Args) -> Result<Run> {
+    if is_of_images(args.input()) {
+        return prune_images(args);
+    }
     let folder = args.input().to_str().filter(|_| args.input().is_dir());
     let folder = folder.with_context(|| {
         format!("{}: a model's folder is needed, with its config and tokenizer, to run it", args.input().display())
@@ -95,7 +100,7 @@ pub(super) fn prune(args: &Args) -> Result<Run> {
         (selected.iter().map(fitting).collect(), None)
     };
     let dense = (times.is_some() || to_learn.is_some()).then(|| checkpoint.clone());
-    let (rows, tokens) = of.prune(&mut checkpoint, &vectors)?;
+    let (rows, tokens) = of.layers().prune(&mut checkpoint, &vectors)?;
     if let (Some(dense), Some(chosen), Some(_)) = (&dense, &mut chosen, &times) {
         let (batch, seq) = of.shape();
         let models = [of.pipeline.attach(dense)?, of.pipeline.attach(&checkpoint)?];
@@ -146,6 +151,81 @@ fn selected(args: &Args, checkpoint: &Checkpoint) -> Result<Vec<String>> {
     Ok(selected)
 }
 
+/// What layers are pruned by: the calibration texts, or images, on a device.
+struct Layers<'a> {
+    args: &'a Args,
+    device: &'a Device,
+    texts: &'a [Vec<u32>],
+    batching: Batching,
+}
+
+impl Layers<'_> {
+    fn how(&self, gram: bool, inputs: CalibrationInputs) -> Calibration {
+        Calibration { batching: self.batching, gram, inputs }
+    }
+
+    /// Prunes these layers together. What became of each, and the number of tokens that statistics are of.
+    fn prune(&self, checkpoint: &mut Checkpoint, vectors: &Vectors) -> Result<(Vec<Row>, Option<u64>)> {
+        let Args { method, inputs, .. } = self.args;
+        let bar = progress(checkpoint.linears().count());
+        let (mut rows, mut tokens) = (Vec::new(), None);
+        let mut visit = |name: &str, weights: &HostWeights, statistics: Option<&Statistics>| {
+            bar.set_message(name.to_owned());
+            bar.inc(1);
+            tokens = statistics.map(Statistics::tokens);
+            let Some(&vector) = vectors.get(name) else { return Ok(None) };
+            let pruned = self.args.prune_matrix(name, &weights.to_dense()?, vector, statistics);
+            let (row, pruned) = pruned.map_err(|e| sparse24::Error::invalid(format!("{name}: {e}")))?;
+            rows.push(row);
+            Ok::<_, sparse24::Error>(Some(HostWeights::Sparse24(pruned)))
+        };
+        if !self.texts.is_empty() {
+            let by_default = if method.needs_gram() { CalibrationInputs::Corrected } else { CalibrationInputs::Pruned };
+            let how = self.how(method.needs_gram(), inputs.unwrap_or(by_default));
+            let visit = &mut |name: &str, w: &HostWeights, of: &Statistics| visit(name, w, Some(of));
+            checkpoint.calibrate(self.device, self.texts, how, visit)?;
+        } else {
+            let dense: Vec<_> = checkpoint.linears().map(|(name, w)| (name, w.clone())).collect();
+            for (name, w) in dense {
+                if let Some(pruned) = visit(&name, &w, None)? {
+                    checkpoint.set_linear(&name, pruned)?;
+                }
+            }
+        }
+        bar.finish_and_clear();
+        Ok((rows, tokens))
+    }
+}
+
+/// Prunes the convolutions and the last layer of a model of images in memory.
+fn prune_images(args: &Args) -> Result<Run> {
+    ensure_usage!(
+        args.permute.is_none() && !args.chooses() && args.retrain.is_none(),
+        "--permute, --max-drop, --target-speedup and --retrain are for models of texts, and {} takes images",
+        args.input().display()
+    );
+    let ImageModel { mut checkpoint, .. } = ImageModel::load(args.input(), None, DType::F32)?;
+    let size = checkpoint.graph().image().unwrap_or_default();
+    let selected = selected(args, &checkpoint)?;
+    let device = args.running.device()?;
+    let images = match &args.calibration {
+        None => Vec::new(),
+        Some(folder) => {
+            let paths = pictures(folder).context("--calibration")?;
+            paths.iter().map(|path| read_image(path, size)).collect::<Result<Vec<_>, _>>()?
+        }
+    };
+    let fitting = |name: &String| (name.clone(), checkpoint.fitting_vector(name, args.vector()));
+    let vectors: Vectors = selected.iter().map(fitting).collect();
+    // An image has more pixels than a text has tokens; how many go together is --batch's alone.
+    let batching = Batching { texts: args.running.batch.get(), tokens: usize::MAX };
+    let layers = Layers { args, device: &device, texts: &images, batching };
+    let (rows, tokens) = layers.prune(&mut checkpoint, &vectors)?;
+    let calibrated_on =
+        args.calibration.as_ref().map(|folder| format!("{} images of {}", images.len(), folder.display()));
+    Ok(Run { checkpoint: Some(checkpoint), rows, tokens, calibrated_on, ..Run::default() })
+}
+
 impl Subjects<'_> {
     /// Texts and tokens of the forward pass that is timed.
     fn shape(&self) -> (usize, usize) {
@@ -194,40 +274,9 @@ impl Subjects<'_> {
         }
     }
 
-    fn how(&self, gram: bool, inputs: CalibrationInputs) -> Calibration {
-        Calibration { batching: self.args.running.batching(), gram, inputs }
-    }
-
-    /// Prunes these layers together. What became of each, and the number of tokens that statistics are of.
-    fn prune(&self, checkpoint: &mut Checkpoint, vectors: &Vectors) -> Result<(Vec<Row>, Option<u64>)> {
-        let Args { method, inputs, .. } = self.args;
-        let bar = progress(checkpoint.linears().count());
-        let (mut rows, mut tokens) = (Vec::new(), None);
-        let mut visit = |name: &str, weights: &HostWeights, statistics: Option<&Statistics>| {
-            bar.set_message(name.to_owned());
-            bar.inc(1);
-            tokens = statistics.map(Statistics::tokens);
-            let Some(&vector) = vectors.get(name) else { return Ok(None) };
-            let pruned = self.args.prune_matrix(name, &weights.to_dense()?, vector, statistics);
-            let (row, pruned) = pruned.map_err(|e| sparse24::Error::invalid(format!("{name}: {e}")))?;
-            rows.push(row);
-            Ok::<_, sparse24::Error>(Some(HostWeights::Sparse24(pruned)))
-        };
-        if !self.texts.is_empty() {
-            let by_default = if method.needs_gram() { CalibrationInputs::Corrected } else { CalibrationInputs::Pruned };
-            let how = self.how(method.needs_gram(), inputs.unwrap_or(by_default));
-            let visit = &mut |name: &str, w: &HostWeights, of: &Statistics| visit(name, w, Some(of));
-            checkpoint.calibrate(&self.device, &self.texts, how, visit)?;
-        } else {
-            let dense: Vec<_> = checkpoint.linears().map(|(name, w)| (name, w.clone())).collect();
-            for (name, w) in dense {
-                if let Some(pruned) = visit(&name, &w, None)? {
-                    checkpoint.set_linear(&name, pruned)?;
-                }
-            }
-        }
-        bar.finish_and_clear();
-        Ok((rows, tokens))
+    fn layers(&self) -> Layers<'_> {
+        let Self { args, device, texts, .. } = self;
+        Layers { args, device, texts, batching: args.running.batching() }
     }
 
     /// Gives channels the order that suits the criterion's own scores.
@@ -235,7 +284,7 @@ impl Subjects<'_> {
         let method = self.args.method;
         let mut statistics = BTreeMap::new();
         if method.needs_statistics() {
-            let how = self.how(false, CalibrationInputs::Dense);
+            let how = self.layers().how(false, CalibrationInputs::Dense);
             checkpoint.calibrate(&self.device, &self.texts, how, &mut |name, _, of| {
                 statistics.insert(name.to_owned(), of.clone());
                 Ok(None)
@@ -283,7 +332,7 @@ impl Subjects<'_> {
         let mut together = |vectors: &BTreeMap<&str, VectorLen>| -> Result<f64> {
             let owned: Vectors = vectors.iter().map(|(&name, &v)| (name.to_owned(), v)).collect();
             let mut pruned = checkpoint.clone();
-            self.prune(&mut pruned, &owned)?;
+            self.layers().prune(&mut pruned, &owned)?;
             let drop = baseline.drop_of(&subject, &pruned)?;
             known.push((owned, drop));
             Ok(drop.drop)

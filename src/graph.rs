@@ -26,8 +26,8 @@
 //!
 //! Values have a number of rows for every (batch, sequence): one per token, one per sequence, or a fixed number per
 //! sequence. There is no other shape inference. An image is a sequence, too: its tokens are its pixels, each by the
-//! number `0xRRGGBB` ([`Graph::for_images`]), so that whatever runs texts through a graph runs images. Nodes stand in the order in which they run, so that the backward pass meets every reader of a value
-//! before the node that makes it.
+//! number `0xRRGGBB` ([`Graph::for_images`]), so that whatever runs texts through a graph runs images. Nodes stand in
+//! the order in which they run, so that the backward pass meets every reader of a value before the node that makes it.
 //!
 //! Invariants: a node reads values of nodes before it; names of nodes and of parameters are unique; each weights
 //! parameter is read by one node.
@@ -636,8 +636,8 @@ impl Graph {
         }
     }
 
-    /// A graph without nodes, for images of so many lines and columns: their pixels, line by line, stand in the place of
-    /// token ids, each as `0xRRGGBB`. An error if there are none, or too many.
+    /// A graph without nodes, for images of so many lines and columns: their pixels, line by line, stand in the place
+    /// of token ids, each as `0xRRGGBB`. An error if there are none, or too many.
     pub fn for_images([lines, columns]: [usize; 2]) -> Result<Self> {
         let tokens = checked_mul("pixels of an image", lines, columns)?;
         if tokens == 0 {

@@ -150,8 +150,8 @@
 //! kernels multiply them, dense, 2:4 or masked, with bias, activation and residual in the epilogue. Images are rows of
 //! pixels whose columns are channels (NHWC), so that 2:4 runs along channels, tap by tap. Batch norms are folded into
 //! weights and biases when these are loaded ([`graph::Graph::convolution`]). [`Depthwise`] convolutions are operations
-//! of their own. To a graph an image is a text whose tokens are its pixels, so calibration, ablation and pruning work on
-//! it as they are.
+//! of their own. To a graph an image is a text whose tokens are its pixels, so calibration, ablation and pruning work
+//! on it as they are.
 //!
 //! # Weights that change
 //! [`train`] brings a pruned model back to the dense one on text without labels. [`graph::TrainingPass`] walks a graph

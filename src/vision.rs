@@ -32,8 +32,8 @@ pub struct ImageModel {
 }
 
 impl ImageModel {
-    /// Loads a folder with `config.json` and weights; `over` is asked first for each tensor, as by [`Checkpoint::load`].
-    /// An error if the model takes no images.
+    /// Loads a folder with `config.json` and weights; `over` is asked first for each tensor, as by
+    /// [`Checkpoint::load`]. An error if the model takes no images.
     pub fn load(folder: impl AsRef<Path>, over: Option<&Path>, dtype: DType) -> Result<Self> {
         let (folder, store) = (folder.as_ref(), Store::disk());
         let config = folder.join("config.json");

@@ -1,5 +1,5 @@
-//! What programs over the windows of images share: their parameters, and the kernel's size, which is compiled in so that
-//! loops over taps have a constant bound.
+//! What programs over the windows of images share: their parameters, and the kernel's size, which is compiled in so
+//! that loops over taps have a constant bound.
 
 use bytemuck::{Pod, Zeroable};
 

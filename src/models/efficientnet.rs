@@ -2,10 +2,10 @@
 //! squeeze and excitation, and ReLU6): config and names of tensors to graph.
 //!
 //! A block widens its channels by a 1x1 convolution, convolves each by itself, and narrows them by another 1x1
-//! convolution, whose output is added to the block's input where these have one shape (Sandler et al. 2018, MobileNetV2,
-//! [arXiv:1801.04381](https://arxiv.org/abs/1801.04381)). All but the depthwise convolutions are GEMMs: of Lite0's
-//! weights 95 %. Names of tensors are those of `efficientnet_lite_pytorch`; padding is TensorFlow's. Lists of a config
-//! have an entry for each stage, scaled for the variant already.
+//! convolution, whose output is added to the block's input where these have one shape (Sandler et al. 2018,
+//! MobileNetV2, [arXiv:1801.04381](https://arxiv.org/abs/1801.04381)). All but the depthwise convolutions are GEMMs: of
+//! Lite0's weights 95 %. Names of tensors are those of `efficientnet_lite_pytorch`; padding is TensorFlow's. Lists of a
+//! config have an entry for each stage, scaled for the variant already.
 //!
 //! Invariant: an [`EfficientNetConfig`] has no size of zero, and its lists are of one length.
 

@@ -8,8 +8,8 @@
 //! A slope is off by 16·u for GELU by the error function and SiLU, by 32·u for the other GELU, and by φ(x), as no slope
 //! has a slope above 1. Reason: the error function is off by 2.5·u, by Abramowitz & Stegun 7.1.26; exp(−z) by (6 +
 //! 4·z)·u of itself and of what z is off by, which its decay keeps at a few u, also times the x or x³ before it; σ and
-//! σ's slope are within a division of that. ReLU, ReLU6 and the identity have no such error, but a positive subnormal may
-//! count as zero, and then has no slope. The product with dy: one rounding.
+//! σ's slope are within a division of that. ReLU, ReLU6 and the identity have no such error, but a positive subnormal
+//! may count as zero, and then has no slope. The product with dy: one rounding.
 //!
 //! Invariant: no code is shared with the devices.
 

@@ -2,7 +2,8 @@
 //!
 //! # The bound
 //! A sum of products of operands, and the bias, in any order; then the activation: its slope's largest value times what
-//! the sum is off by, and what its function is off by ([`super::activation`]). Gradients are sums of products of operands, too.
+//! the sum is off by, and what its function is off by (see [activations](mod@super::activation)). Gradients are sums of
+//! products of operands, too.
 //!
 //! Invariant: no code is shared with the devices.
 

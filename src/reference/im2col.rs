@@ -1,8 +1,8 @@
 //! The oracle of the windows of images.
 //!
 //! # The bound
-//! Numbers are moved: none is off but by what [`super`] says of subnormals and of the store. A gradient is a sum of such
-//! numbers.
+//! Numbers are moved: none is off but by what [`super`] says of subnormals and of the store. A gradient is a sum of
+//! such numbers.
 //!
 //! Invariant: no code is shared with the devices.
 

@@ -671,7 +671,7 @@ fn eval_refuses_what_it_cannot_evaluate() {
         sparse24([&["eval", "--device", "cpu", model], more].concat()).refused(code).replace(file, "FILE")
     };
     let line = "the cat sat on the mat\n";
-    assert!(refused("", 2, &[]).contains("<--pairs <CSV>|--texts <TXT>|--classify <CSV>>"));
+    assert!(refused("", 2, &[]).contains("<--pairs <CSV>|--texts <TXT>|--classify <CSV>|--images <DIR>>"));
     assert!(refused(line, 2, &["--texts", file]).contains("--against <DIR>"));
     assert!(refused(line, 2, &["--classify-test", file]).contains("--classify <CSV>"));
     let both = refused(line, 2, &["--pairs", "-", "--classify", "-"]);

@@ -51,7 +51,7 @@ fn every_schedule_works_at_every_size_and_type() {
             for (j, op) in ops().enumerate() {
                 for form in [Form::Linear, Form::Gemm] {
                     for storage in [DType::F32, DType::F16] {
-                        let epilogue = Epilogue::all().nth((7 * i + 3 * j) % 20).unwrap();
+                        let epilogue = Epilogue::all().nth((7 * i + 3 * j) % Epilogue::all().count()).unwrap();
                         let output = if i % 2 == 0 { storage } else { DType::F32 };
                         let problem = Problem { op, form, m, n, k, storage, output, epilogue };
                         let kinds = [Data::Whole, Data::Uniform, Data::Edge];

@@ -228,17 +228,19 @@ mod command {
             others => panic!("{others:?}"),
         };
         let (first, written) = (std::fs::read(&file).unwrap(), file.metadata().unwrap().modified().unwrap());
-        // The same kernels: the file has them, and is left alone.
+        // The same kernels: the file has them, and is left alone. SwiftShader hands out other data each time.
         setup.bench(&[]);
-        assert_eq!(std::fs::read(&file).unwrap(), first);
-        assert_eq!(file.metadata().unwrap().modified().unwrap(), written);
+        let is_steady = std::fs::read(&file).unwrap() == first;
+        assert!(is_steady || setup.device.contains("SwiftShader"), "{}", setup.device);
+        assert!(!is_steady || file.metadata().unwrap().modified().unwrap() == written);
         let mut changed = first.clone();
         changed[first.len() / 2] ^= 1;
         for spoilt in [b"garbage".to_vec(), Vec::new(), first[..first.len() - 1].to_vec(), changed] {
             std::fs::write(&file, &spoilt).unwrap();
             let (run, stderr) = setup.bench(&[]);
             assert!(run["rows"][0]["verified"] == true && stderr.is_empty(), "{stderr}");
-            assert_eq!(std::fs::read(&file).unwrap(), first, "{} bytes", spoilt.len());
+            let now = std::fs::read(&file).unwrap();
+            assert!(now != spoilt && (now == first || !is_steady), "{} bytes", spoilt.len());
         }
     }
 

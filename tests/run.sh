@@ -211,9 +211,9 @@ else
 fi
 
 # The tests that need a GPU are ignored unless asked for, so that a machine without one never seems to have passed them.
-gpu_tests=(cargo test --locked --lib --test bert --test examples --test gpu --test gradients --test llama --test mpnet --test ops --test pipeline --test tune -- --ignored)
-# benches/gpu.sh asks as much of every driver: once is enough, on the quicker one.
-suite_test=(cargo test --locked --test gpu_sh -- --ignored)
+gpu_tests=(cargo test --locked --lib --test bert --test examples --test gpu --test gradients --test llama --test mpnet --test ops --test pipeline -- --ignored)
+# benches/gpu.sh and the tuner ask as much of every driver: once is enough, on the quicker one.
+suite_tests=(cargo test --locked --test gpu_sh --test tune -- --ignored)
 
 # What incremental builds keep, ten gigabytes of it, is for people who go on editing.
 export CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
@@ -252,7 +252,7 @@ step "tests of the Python module" "${no_gpu[@]}" bash src/python/test.sh
 if [[ $(uname -s) == Linux ]]; then
     step "tests" "${on_lavapipe[@]}" cargo test --locked
     step "GPU tests, lavapipe" "${on_lavapipe[@]}" "${gpu_tests[@]}"
-    step "benches/gpu.sh, lavapipe" "${on_lavapipe[@]}" "${suite_test[@]}"
+    step "benches/gpu.sh and the tuner, lavapipe" "${on_lavapipe[@]}" "${suite_tests[@]}"
     if ((${#on_mesa[@]} > 0)); then
         step "cooperative matrices, lavapipe 26" "${on_mesa[@]}" cargo test --locked --test ops -- \
             --ignored cooperative --skip emulated
@@ -266,5 +266,6 @@ if [[ $(uname -s) == Linux ]]; then
 else
     step "tests" "${on_gpu[@]}" cargo test --locked
     step "GPU tests, the system's GPU" "${on_gpu[@]}" "${gpu_tests[@]}"
+    step "the tuner, the system's GPU" "${on_gpu[@]}" cargo test --locked --test tune -- --ignored
 fi
 say "tests/run.sh: all passed in $SECONDS s"

@@ -1,9 +1,9 @@
-// Depthwise convolution: Y[p, c] = act(sum over taps t of X[pixel of t, c] * weights[t, c] + bias[c]), where taps outside of
-// the image count as zero. Activations: shared/activation.wgsl. Twin: src/reference/depthwise.rs.
+// Depthwise convolution: Y[p, c] = act(sum over taps t of X[pixel of t, c] * weights[t, c] + bias[c]), where taps
+// outside of the image count as zero. Activations: shared/activation.wgsl. Twin: src/reference/depthwise.rs.
 //
-// Tile: a thread per four channels of a position, 256 to a workgroup, so that neighbours read and write runs; what windows
-// share is left to the caches. Dispatch grid: workgroups over x and y. Workgroup memory: none. Residue: threads past the last
-// four do nothing; where channels are no multiple of four, the last four of a position are cut off.
+// Tile: a thread per four channels of a position, 256 to a workgroup, so that neighbours read and write runs; what
+// windows share is left to the caches. Dispatch grid: workgroups over x and y. Workgroup memory: none. Residue: threads
+// past the last four do nothing; where channels are no multiple of four, the last four of a position are cut off.
 
 // As in shared/activation.wgsl.
 override ACTIVATION: u32 = 0u;
@@ -41,7 +41,8 @@ fn main(
             if pixel != ~0u {
                 let w = (line * KERNEL_COLUMNS + across) * params.channels + column;
                 let four = load4(pixel * params.channels, column, params.channels);
-                sum += four * vec4<f32>(weights[w], weight(w, column, 1u), weight(w, column, 2u), weight(w, column, 3u));
+                let own = vec3(weight(w, column, 1u), weight(w, column, 2u), weight(w, column, 3u));
+                sum += four * vec4<f32>(weights[w], own);
             }
         }
     }

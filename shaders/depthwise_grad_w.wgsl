@@ -1,9 +1,9 @@
-// Gradient of a depthwise convolution's weights: dW[t, c] = the sum of dY[p, c] * X[pixel of t, c] over all positions p whose
-// tap t lies in the image. Twin: src/reference/depthwise.rs.
+// Gradient of a depthwise convolution's weights: dW[t, c] = the sum of dY[p, c] * X[pixel of t, c] over all positions p
+// whose tap t lies in the image. Twin: src/reference/depthwise.rs.
 //
 // Tile: a workgroup of 256 per 64 channels of a tap: four threads share a channel, each with every fourth position.
-// Dispatch grid: runs of channels, then taps, over x and y. Workgroup memory: the sums of the four. Residue: threads past the
-// last channel add zeros and store nothing.
+// Dispatch grid: runs of channels, then taps, over x and y. Workgroup memory: the sums of the four. Residue: threads
+// past the last channel add zeros and store nothing.
 
 override ADD: bool = false;
 

@@ -1,9 +1,9 @@
-// Gradient of a depthwise convolution's input: dX[pixel, c] = the sum of dY[p, c] * weights[t, c] over all positions p that see
-// the pixel, each by the tap t by which it does. Twin: src/reference/depthwise.rs.
+// Gradient of a depthwise convolution's input: dX[pixel, c] = the sum of dY[p, c] * weights[t, c] over all positions p
+// that see the pixel, each by the tap t by which it does. Twin: src/reference/depthwise.rs.
 //
-// Tile: a thread per channel of a pixel, 256 to a workgroup, so that neighbours read and write runs; a thread gathers what
-// is its own, so that nothing is added by two. Dispatch grid: workgroups over x and y. Workgroup memory: none. Residue:
-// threads past the last element do nothing.
+// Tile: a thread per channel of a pixel, 256 to a workgroup, so that neighbours read and write runs; a thread gathers
+// what is its own, so that nothing is added by two. Dispatch grid: workgroups over x and y. Workgroup memory: none.
+// Residue: threads past the last element do nothing.
 
 override ADD: bool = false;
 

@@ -1,5 +1,5 @@
-// The windows of images, side by side: row p of Y is window p, its taps line by line, and of each tap all channels of the
-// pixel there, or zeros outside of the image. Twin: src/reference/im2col.rs.
+// The windows of images, side by side: row p of Y is window p, its taps line by line, and of each tap all channels of
+// the pixel there, or zeros outside of the image. Twin: src/reference/im2col.rs.
 //
 // Tile: a thread per four channels of a tap of a position, 256 to a workgroup, so that neighbours read and write runs;
 // what windows share is left to the caches. Dispatch grid: workgroups over x and y. Workgroup memory: none. Residue:

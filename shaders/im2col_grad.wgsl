@@ -1,9 +1,9 @@
-// Gradient of the windows of images: dX[pixel, c] = the sum of dY over all windows that see the pixel, each at the tap by
-// which it does. Twin: src/reference/im2col.rs.
+// Gradient of the windows of images: dX[pixel, c] = the sum of dY over all windows that see the pixel, each at the tap
+// by which it does. Twin: src/reference/im2col.rs.
 //
-// Tile: a thread per channel of a pixel, 256 to a workgroup, so that neighbours read and write runs; a thread gathers what
-// is its own, so that nothing is added by two. Dispatch grid: workgroups over x and y. Workgroup memory: none. Residue:
-// threads past the last element do nothing.
+// Tile: a thread per channel of a pixel, 256 to a workgroup, so that neighbours read and write runs; a thread gathers
+// what is its own, so that nothing is added by two. Dispatch grid: workgroups over x and y. Workgroup memory: none.
+// Residue: threads past the last element do nothing.
 
 override ADD: bool = false;
 

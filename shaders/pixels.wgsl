@@ -1,9 +1,7 @@
 // Pixels: Y[p, c] = (channel c of pixel p - mean) * scale, of red, green and blue. Twin: src/reference/pixels.rs.
 //
-// Tile: a thread per pixel, 256 to a workgroup. Dispatch grid: workgroups over x and y. Workgroup memory: none. Residue:
-// threads past the last pixel do nothing.
-
-override CHANNELS: u32 = 3u;
+// Tile: a thread per pixel, 256 to a workgroup. Dispatch grid: workgroups over x and y. Workgroup memory: none.
+// Residue: threads past the last pixel do nothing.
 
 const THREADS: u32 = 256u;
 
@@ -39,7 +37,7 @@ fn main(
         return;
     }
     let pixel = pixels[p];
-    let at = p * CHANNELS;
+    let at = p * 3u;
     y[at] = Output((f32((pixel >> 16u) & 255u) - params.mean0) * params.scale0);
     y[at + 1u] = Output((f32((pixel >> 8u) & 255u) - params.mean1) * params.scale1);
     y[at + 2u] = Output((f32(pixel & 255u) - params.mean2) * params.scale2);

@@ -149,34 +149,35 @@ pub struct LabelledImage {
 
 /// The pictures of a folder, in the order of their names. A picture's class is the name of the folder that it lies in
 /// below this one, or else of its file without the ending: a number, or the name of a class. An error names a picture
-/// whose class is none, and a folder without pictures. Files of other kinds are passed over.
+/// whose class is none, and a folder without [`pictures`].
 pub fn labelled(folder: impl AsRef<Path>, labels: &[String]) -> Result<Vec<LabelledImage>> {
+    let folder = folder.as_ref();
+    let labelled = |path: PathBuf| {
+        let below = path.parent().filter(|parent| *parent != folder);
+        let named = below.map_or(path.file_stem(), Path::file_name);
+        let name = named.and_then(|name| name.to_str()).unwrap_or_default();
+        let number = name.parse().ok().filter(|&class: &usize| class < labels.len());
+        match number.or_else(|| labels.iter().position(|label| label == name)) {
+            Some(class) => Ok(LabelledImage { path, class }),
+            None => {
+                let classes = labels.len();
+                let reason = format!("{name:?} is no class: a number below {classes} or a class's name is expected");
+                Err(Error::file(&path, reason))
+            }
+        }
+    };
+    pictures(folder)?.into_iter().map(labelled).collect()
+}
+
+/// The pictures of a folder and of the folders in it, in the order of their names, whatever these are. Files of other
+/// kinds are passed over. An error names a folder without any pictures.
+pub fn pictures(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
     let folder = folder.as_ref();
     let mut found = Vec::new();
     for path in sorted(folder)? {
-        let pictures = if path.is_dir() { sorted(&path)? } else { vec![path.clone()] };
-        for picture in pictures.into_iter().filter(|picture| is_picture(picture)) {
-            let named = if path.is_dir() { path.file_name() } else { picture.file_stem() };
-            let name = named.and_then(|name| name.to_str()).unwrap_or_default();
-            let number = name.parse().ok().filter(|&class: &usize| class < labels.len());
-            let class = number.or_else(|| labels.iter().position(|label| label == name)).ok_or_else(|| {
-                let classes = labels.len();
-                let reason = format!("{name:?} is no class: a number below {classes} or a class's name is expected");
-                Error::file(&picture, reason)
-            })?;
-            found.push(LabelledImage { path: picture, class });
-        }
+        let paths = if path.is_dir() { sorted(&path)? } else { vec![path] };
+        found.extend(paths.into_iter().filter(|path| is_picture(path)));
     }
-    if found.is_empty() {
-        return Err(Error::file(folder, "has no pictures (.jpg, .jpeg, .png)"));
-    }
-    Ok(found)
-}
-
-/// The pictures of a folder, in the order of their names, whatever these are. An error names a folder without any.
-pub fn pictures(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
-    let folder = folder.as_ref();
-    let found: Vec<PathBuf> = sorted(folder)?.into_iter().filter(|path| is_picture(path)).collect();
     match found.is_empty() {
         true => Err(Error::file(folder, "has no pictures (.jpg, .jpeg, .png)")),
         false => Ok(found),

@@ -138,12 +138,7 @@ fn a_pruned_folder_is_evaluated_as_it_was_pruned() {
 fn calibrated_methods_run_the_model_on_pictures() {
     let folder = tiny();
     let (model, out) = (folder.path().join("model"), folder.path().join("out"));
-    let pictures = folder.path().join("flat");
-    fs::create_dir(&pictures).unwrap();
-    for picture in 0..5 {
-        let from = folder.path().join(format!("pictures/{picture}/{picture}.png"));
-        fs::copy(from, pictures.join(format!("{picture}.png"))).unwrap();
-    }
+    let pictures = folder.path().join("pictures");
     let report = folder.path().join("prune.json");
     let arguments = ["prune", text(&model), text(&out), "--method", "sparsegpt", "--calibration", text(&pictures)];
     let excluded = ["--exclude", "_fc|_conv_stem", "--device", "cpu", "--json", text(&report)];
@@ -154,6 +149,22 @@ fn calibrated_methods_run_the_model_on_pictures() {
     let written = load(&out);
     let sparse = written.checkpoint.linears().filter(|(_, w)| matches!(w, HostWeights::Sparse24(_))).count();
     assert_eq!(sparse, 6);
+    // The same pictures are known by what they are, whatever they are called; others are not.
+    let other = folder.path().join("renamed");
+    fs::rename(&pictures, &other).unwrap();
+    let eval = || {
+        let (stdout, stderr) =
+            sparse24(["eval", text(&out), "--images", text(&other), "--device", "cpu", "--json"]).exits(0);
+        (serde_json::from_str::<Value>(&stdout).unwrap(), stderr)
+    };
+    let (seen, stderr) = eval();
+    assert!(stderr.contains("flatter these weights"), "{stderr}");
+    assert!(seen["provenance"].to_string().contains("pictures (6 images, "), "{seen}");
+    assert!(!seen["provenance"].to_string().contains(text(folder.path())), "{seen}");
+    assert_eq!(seen["seen"].as_array().unwrap().len(), 1, "{seen}");
+    fs::copy(other.join("1/1.png"), other.join("2/2.png")).unwrap();
+    let (seen, stderr) = eval();
+    assert!(seen["seen"].as_array().unwrap().is_empty() && stderr.is_empty(), "{stderr}");
     let refused = command(["prune", text(&model), text(&folder.path().join("no")), "--permute", "1"]).run().refused(2);
     assert!(refused.contains("takes images"), "{refused}");
     let refused = sparse24(["eval", text(&model), "--images", text(&model), "--device", "cpu"]).refused(1);

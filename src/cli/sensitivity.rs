@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
-pub(super) use self::file::identity_of;
-use self::file::{Settings, identity};
+use self::file::Settings;
+pub(super) use self::file::{identity, identity_of};
 use super::args::{DASH, Json, Usage, ensure_usage, lines, name_of, one_stdin, whole, whole_text};
 use super::eval::Pairs;
 use super::{Outcome, model, print, print_json, progress, writable};
@@ -149,8 +149,8 @@ impl Texts {
     }
 }
 
-/// So many texts of a file.
-fn counted(file: &Path, count: usize, of: &str, identity: &str) -> String {
+/// So many texts of a file, or images of a folder, as a record of what weights were made from names them.
+pub(super) fn counted(file: &Path, count: usize, of: &str, identity: &str) -> String {
     let name = file.file_name().map(|name| name.to_string_lossy().into_owned());
     let name = name.filter(|name| name != DASH).unwrap_or_else(|| name_of(file));
     format!("{name} ({count} {of}, {identity})")

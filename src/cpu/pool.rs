@@ -4,9 +4,8 @@
 //! that runs them takes tasks like all others, so that no call is handed over and none has to be waited for asleep;
 //! helpers spin for [`SPIN`] after a call, so that the next one need not wake them. Each thread begins with its own
 //! part of the tasks, which is the same in each call of as many: what it wrote and read for them, such as rows of
-//! weights, is in its caches, and would cost another thread a trip to them (up to a fifth of the time of 1536 x 16 x 384
-//! and the like on two cores). Who is done with its own takes from the others': a helper that the system keeps from
-//! running delays nothing but what it has begun.
+//! weights, is in its caches, and would cost another thread a trip to them. Who is done with its own takes from the
+//! others': a helper that the system keeps from running delays nothing but what it has begun.
 //!
 //! Invariant: every task of [`Pool::each`] runs once, unless one before it in its share panics, and none after it has
 //! returned.

@@ -117,7 +117,7 @@ impl Shader for PixelsKernel {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        vec![("CHANNELS", 3.0)]
+        Vec::new()
     }
 
     fn bindings(&self) -> &'static [Binding] {

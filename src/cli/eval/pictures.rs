@@ -13,6 +13,7 @@ use super::{Args, seen, threads};
 use crate::cli::args::ensure_usage;
 use crate::cli::command::command_line;
 use crate::cli::images::{Images, Options};
+use crate::cli::sensitivity::identity;
 use crate::cli::{Outcome, model, say};
 use sparse24::io::Provenance;
 use sparse24::report::Environment;
@@ -29,7 +30,7 @@ struct Evaluation {
     sparsity: String,
     linear_layers: Vec<model::Form>,
     provenance: Provenance,
-    /// The folder of this evaluation where weights were made from it: figures on it flatter.
+    /// The folder of this evaluation where weights were made from its pictures: figures on it flatter.
     seen: Vec<String>,
     dtype: String,
     device: String,
@@ -79,7 +80,7 @@ pub(super) fn run(args: &Args, folder: &Path) -> Result<Outcome> {
         model: model.to_owned(),
         weights: args.model.weights.as_ref().map(|path| path.display().to_string()),
         sparsity: model::sparsity_of(&images.forms),
-        seen: seen(&[(name.clone(), name.clone())], &images.provenance),
+        seen: seen(&[(name.clone(), identity(&paths)?)], &images.provenance),
         linear_layers: images.forms,
         provenance: images.provenance,
         dtype: sparse24::DType::from(args.model.dtype).to_string(),

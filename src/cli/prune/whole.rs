@@ -11,7 +11,7 @@ use crate::cli::args::{ensure_usage, one_stdin};
 use crate::cli::images::is_of_images;
 use crate::cli::model;
 use crate::cli::retrain::{Length, Training};
-use crate::cli::sensitivity::{ReadMetric, texts_of};
+use crate::cli::sensitivity::{ReadMetric, counted, identity, texts_of};
 use crate::cli::{progress, say};
 use sparse24::graph::{Batching, Calibration, CalibrationInputs, Checkpoint, Kept, Times, time_forwards};
 use sparse24::measure::Policy;
@@ -208,11 +208,13 @@ fn prune_images(args: &Args) -> Result<Run> {
     let size = checkpoint.graph().image().unwrap_or_default();
     let selected = selected(args, &checkpoint)?;
     let device = args.running.device()?;
-    let images = match &args.calibration {
-        None => Vec::new(),
+    let (images, calibrated_on) = match &args.calibration {
+        None => (Vec::new(), None),
         Some(folder) => {
             let paths = pictures(folder).context("--calibration")?;
-            paths.iter().map(|path| read_image(path, size)).collect::<Result<Vec<_>, _>>()?
+            let images = paths.iter().map(|path| read_image(path, size)).collect::<Result<Vec<_>, _>>()?;
+            let described = counted(folder, images.len(), "images", &identity(&paths)?);
+            (images, Some(described))
         }
     };
     let fitting = |name: &String| (name.clone(), checkpoint.fitting_vector(name, args.vector()));
@@ -221,8 +223,6 @@ fn prune_images(args: &Args) -> Result<Run> {
     let batching = Batching { texts: args.running.batch.get(), tokens: usize::MAX };
     let layers = Layers { args, device: &device, texts: &images, batching };
     let (rows, tokens) = layers.prune(&mut checkpoint, &vectors)?;
-    let calibrated_on =
-        args.calibration.as_ref().map(|folder| format!("{} images of {}", images.len(), folder.display()));
     Ok(Run { checkpoint: Some(checkpoint), rows, tokens, calibrated_on, ..Run::default() })
 }
 

@@ -155,10 +155,10 @@ impl Sensitivity {
 
 /// What tells the contents of files from others: their size, and a checksum that changes by mistake only, not against
 /// intent.
-pub(super) fn identity(paths: &[&Path]) -> Result<String> {
+pub(in crate::cli) fn identity(paths: &[impl AsRef<Path>]) -> Result<String> {
     let mut contents = Contents::default();
     let mut buffer = vec![0; 1 << 20];
-    for path in paths {
+    for path in paths.iter().map(AsRef::as_ref) {
         let failed = || format!("cannot read {}", path.display());
         let mut file = std::fs::File::open(path).with_context(failed)?;
         loop {

@@ -117,7 +117,7 @@ impl Shader for PixelsKernel {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        Vec::new()
+        vec![("CHANNELS", 3.0)]
     }
 
     fn bindings(&self) -> &'static [Binding] {

@@ -16,6 +16,7 @@ mod pool;
 mod probe;
 pub(crate) mod rows;
 mod sparse;
+mod tile;
 mod weights;
 
 use std::fmt::Debug;
@@ -206,6 +207,7 @@ impl Cpu {
             (CpuWeights::Dense(w), CpuSchedule::GemmCrate) => {
                 dense::by_crate_and_finish(pool, scratch, problem, w, x, &finish);
             }
+            (CpuWeights::Dense(w), CpuSchedule::Tile) => tile::tile(pool, scratch, problem, w, x, &finish),
             (CpuWeights::Dense(w), _) => dense::columns(pool, scratch, problem, w, x, &finish),
             (CpuWeights::Sparse24(w), CpuSchedule::Gemv) => sparse::gemv(pool, scratch, problem, w, x, &finish),
             (CpuWeights::Sparse24(w), CpuSchedule::Permute) => {

@@ -62,7 +62,7 @@ fn every_schedule_works_at_every_size_and_type() {
         }
         schedules.sort();
         schedules.dedup();
-        assert_eq!(schedules, ["columns", "gather", "gemm_crate", "gemv", "permute"], "{level}");
+        assert_eq!(schedules, ["columns", "gather", "gemm_crate", "gemv", "permute", "tile"], "{level}");
     }
 }
 
@@ -87,11 +87,12 @@ fn every_panel_and_block_works() {
             }
         }
         for op in [Op::Dense, Op::Masked] {
-            for tokens in (1..=9).chain([15, 16, 32]) {
+            for tokens in (1..=13).chain([15, 16, 24, 29, 48]) {
                 check_all(&device, &Problem::linear(op, 333, tokens, 150, DType::F32), &[Data::Whole], seed, 7);
             }
             // More features than the sums of a task hold.
             check_all(&device, &Problem::linear(op, 4200, 4, 20, DType::F32), &[Data::Whole], seed, 8);
+            check_all(&device, &Problem::linear(op, 2100, 9, 20, DType::F16), &[Data::Whole], seed, 9);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Dense and masked products on the CPU: by the crate `gemm` for many tokens, by sums of columns for few.
+//! Dense and masked products on the CPU: by the crate `gemm` for many tokens, by sums of columns for few. Those between
+//! are in [`super::tile`].
 //!
 //! **Many tokens** ([`by_crate`]). Unmasked f32 weights go to the crate `gemm` as they are. Others are widened and
 //! masked into scratch, some k at a time, and multiplied from there: no second copy of W, and a cost per weight that
@@ -209,20 +210,17 @@ const FOLD: usize = 512;
 pub(super) fn columns(pool: &Pool, scratch: &Scratch, problem: &Problem, w: &Dense, x: &Elements, finish: &Finish<'_>) {
     let simd = pool.simd();
     let (n, k) = (problem.n, w.k);
-    // Up to four, kernels exist for powers of two; tokens past the last are zero.
-    let tokens = if n <= 4 { n.next_power_of_two() } else { n };
+    // Kernels exist for powers of two; tokens past the last are zero.
+    let tokens = n.next_power_of_two();
     // By the shape alone, as the parts decide in which order sums are formed.
     let parts = (MIN_PARTS * k.div_ceil(MIN_PARTS * TASK_ROWS)).clamp(1, MAX_PARTS);
     let depth = k.div_ceil(parts).max(AT_ONCE);
     let parts = k.div_ceil(depth);
-    // Past four tokens rows of activations are read side by side, and not from the same set of a cache where k is a
-    // power of two.
-    let x_stride = if n <= 4 { k } else { k.next_multiple_of(UNIT) + UNIT };
     let panels = w.stride.div_ceil(SUM_BYTES / 4 / tokens).max(pool.len().div_ceil(parts.max(1)));
     let width = w.stride.div_ceil(panels).next_multiple_of(UNIT);
     let panels = w.stride.div_ceil(width);
-    scratch.with(tokens * x_stride, |wide| {
-        super::widen_tokens(problem, x, wide, x_stride);
+    scratch.with(tokens * k, |wide| {
+        super::widen_tokens(problem, x, wide, k);
         let wide = &*wide;
         let own = tokens * width;
         scratch.with(panels * parts * own, |sums| {
@@ -281,7 +279,7 @@ impl Work for AddParts<'_> {
 struct Columns<'a> {
     w: &'a Dense,
     tokens: usize,
-    /// A row for each token, of k and up to four tokens no more.
+    /// A row for each token.
     x: &'a [f32],
     from: usize,
     width: usize,
@@ -291,15 +289,14 @@ struct Columns<'a> {
 
 fn add_columns<T: Loaded>(simd: Simd, columns: &Columns<'_>, values: &[T], sums: &mut [f32]) {
     match (columns.w.mask.as_deref(), columns.tokens) {
-        (_, 0) => {}
         (None, 1) => simd.run(AddColumns::<_, false, 1, AT_ONCE> { columns, values, bits: &[], sums }),
         (None, 2) => simd.run(AddColumns::<_, false, 2, 4> { columns, values, bits: &[], sums }),
         (None, 4) => simd.run(AddColumns::<_, false, 4, 4> { columns, values, bits: &[], sums }),
-        (None, _) => simd.run(AddManyColumns::<_, false> { columns, values, bits: &[], sums }),
         (Some(bits), 1) => simd.run(AddColumns::<_, true, 1, AT_ONCE> { columns, values, bits, sums }),
         (Some(bits), 2) => simd.run(AddColumns::<_, true, 2, 4> { columns, values, bits, sums }),
         (Some(bits), 4) => simd.run(AddColumns::<_, true, 4, 4> { columns, values, bits, sums }),
-        (Some(bits), _) => simd.run(AddManyColumns::<_, true> { columns, values, bits, sums }),
+        // By `columns`.
+        (_, tokens) => unreachable!("{tokens} tokens are no power of two up to four"),
     }
 }
 
@@ -393,155 +390,6 @@ unsafe fn add_rows<S: Instructions, T: Loaded, const MASKED: bool, const TOKENS:
                     S::store(sum, acc);
                 }
             }
-        }
-    }
-}
-
-/// As [`AddColumns`], for more tokens than four: their activations are read where they are used.
-struct AddManyColumns<'a, T, const MASKED: bool> {
-    columns: &'a Columns<'a>,
-    values: &'a [T],
-    bits: &'a [u16],
-    /// `width` for each token.
-    sums: &'a mut [f32],
-}
-
-impl<T: Loaded, const MASKED: bool> Work for AddManyColumns<'_, T, MASKED> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Instructions>(self) {
-        let Self {
-            columns: &Columns { w: &Dense { k, stride, .. }, tokens, x, from, width, row, depth },
-            values,
-            bits,
-            sums,
-        } = self;
-        assert!(values.len() == k * stride && from + width <= stride && stride.is_multiple_of(UNIT));
-        assert!(row + depth <= k);
-        assert!(from.is_multiple_of(UNIT) && width.is_multiple_of(UNIT));
-        assert!(x.len() >= tokens * k && x.len().is_multiple_of(tokens) && sums.len() == tokens * width);
-        assert!(!MASKED || bits.len() == k * stride / UNIT);
-        // SAFETY: k rows of the weights' features, their bits, the activations and the sums are there, by the
-        // assertions above; the caller has the instructions.
-        unsafe {
-            if S::LANES == 16 {
-                add_rows_of_many::<S, T, MASKED, 2, 8>(row, depth, tokens, stride, from, width, values, bits, x, sums);
-            } else {
-                add_rows_of_many::<S, T, MASKED, 1, 4>(row, depth, tokens, stride, from, width, values, bits, x, sums);
-            }
-        }
-    }
-}
-
-/// `8 * EIGHTS` rows at a time, whose weights stay in registers while they meet all tokens, `TOKENS` at a time: as many
-/// sums, each of them a chain, as multiply-adds are under way.
-///
-/// # Safety
-/// As in [`AddManyColumns::run`].
-#[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "the fields of AddManyColumns")]
-unsafe fn add_rows_of_many<S: Instructions, T: Loaded, const MASKED: bool, const EIGHTS: usize, const TOKENS: usize>(
-    row: usize,
-    depth: usize,
-    tokens: usize,
-    stride: usize,
-    from: usize,
-    width: usize,
-    values: &[T],
-    bits: &[u16],
-    x: &[f32],
-    sums: &mut [f32],
-) {
-    let k = x.len() / tokens;
-    let rows = 8 * EIGHTS;
-    let whole = depth / rows * rows;
-    for first in (0..whole).step_by(rows) {
-        for unit in 0..width / UNIT {
-            for part in 0..UNIT / S::LANES {
-                let at = unit * UNIT + part * S::LANES;
-                // SAFETY: rows, activations and sums are there, as the caller vouches; a prefetch reads nothing.
-                unsafe {
-                    let mut v = [[S::splat(0.0); 8]; EIGHTS];
-                    for r in 0..8 * EIGHTS {
-                        let start = (row + first + r) * stride + from;
-                        let value = values.as_ptr().add(start + at);
-                        // Once for each line: rows are read in runs of a panel's width, side by side.
-                        if part == 0 && unit % (4 / size_of::<T>()) == 0 {
-                            S::prefetch(value.wrapping_add(rows * stride).cast());
-                        }
-                        v[r / 8][r % 8] = T::vector::<S>(value);
-                        if MASKED {
-                            v[r / 8][r % 8] = S::keep(v[r / 8][r % 8], *bits.get_unchecked(start / UNIT + unit), part);
-                        }
-                    }
-                    let (x, sums) = (x.as_ptr().add(row + first), sums.as_mut_ptr().add(at));
-                    for token in (0..tokens / TOKENS * TOKENS).step_by(TOKENS) {
-                        add_to::<S, EIGHTS, TOKENS>(v, x.add(token * k), k, sums.add(token * width), width);
-                    }
-                    for token in tokens / TOKENS * TOKENS..tokens {
-                        add_to::<S, EIGHTS, 1>(v, x.add(token * k), k, sums.add(token * width), width);
-                    }
-                }
-            }
-        }
-    }
-    for row in row + whole..row + depth {
-        for (token, sums) in sums.chunks_exact_mut(width).enumerate() {
-            for unit in 0..width / UNIT {
-                for part in 0..UNIT / S::LANES {
-                    let at = unit * UNIT + part * S::LANES;
-                    // SAFETY: as above.
-                    unsafe {
-                        let start = row * stride + from;
-                        let mut v = T::vector::<S>(values.as_ptr().add(start + at));
-                        if MASKED {
-                            v = S::keep(v, *bits.get_unchecked(start / UNIT + unit), part);
-                        }
-                        let (sum, x) = (sums.as_mut_ptr().add(at), S::splat(*x.get_unchecked(token * k + row)));
-                        S::store(sum, S::fma(x, v, S::load(sum)));
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Adds `8 * EIGHTS` rows of a vector of features, times the activations of `TOKENS` tokens, whose rows are `k` and
-/// whose sums are `width` apart.
-///
-/// # Safety
-/// The processor must have the instructions; activations and sums must be there.
-#[inline(always)]
-unsafe fn add_to<S: Instructions, const EIGHTS: usize, const TOKENS: usize>(
-    v: [[S::F32; 8]; EIGHTS],
-    x: *const f32,
-    k: usize,
-    sums: *mut f32,
-    width: usize,
-) {
-    const { assert!(EIGHTS == 1 || EIGHTS == 2) };
-    // SAFETY: as the caller vouches.
-    unsafe {
-        let mut acc = [S::splat(0.0); TOKENS];
-        for t in 0..TOKENS {
-            acc[t] = S::load(sums.add(t * width));
-        }
-        // Two loops that the compiler unrolls: of one twice as long it does not, and then keeps the weights in memory.
-        for r in 0..8 {
-            for t in 0..TOKENS {
-                acc[t] = S::fma(S::splat(*x.add(t * k + r)), v[0][r], acc[t]);
-            }
-        }
-        if EIGHTS == 2 {
-            for r in 0..8 {
-                for t in 0..TOKENS {
-                    acc[t] = S::fma(S::splat(*x.add(t * k + 8 + r)), v[EIGHTS - 1][r], acc[t]);
-                }
-            }
-        }
-        for t in 0..TOKENS {
-            S::store(sums.add(t * width), acc[t]);
         }
     }
 }

@@ -43,15 +43,15 @@ fn tiles(vector: VectorLen, level: SimdLevel) -> (usize, &'static [usize]) {
 
 /// How tokens are cut into tiles.
 #[derive(Clone, Copy)]
-struct Tiling {
-    count: usize,
+pub(super) struct Tiling {
+    pub(super) count: usize,
     /// Tokens of each; those past the last token are zero.
-    tokens: usize,
+    pub(super) tokens: usize,
 }
 
 impl Tiling {
     /// As few multiplications of padding as there can be, and of such tilings as few tiles.
-    fn new(n: usize, sizes: &[usize]) -> Self {
+    pub(super) fn new(n: usize, sizes: &[usize]) -> Self {
         let tilings = sizes.iter().map(|&tokens| Self { count: n.div_ceil(tokens), tokens });
         tilings
             .min_by_key(|tiling| (tiling.count * tiling.tokens, tiling.count))

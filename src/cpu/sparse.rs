@@ -273,6 +273,10 @@ impl StepOfPanel<'_> {
         match self.codes {
             StepCodes::Own(_) => by_vectors!(false, 1: 1 => 8, 2 => 4, 3 => 4, 4 => 2, 5 => 2, 6 => 2,
                 7 => 1, 8 => 1, 9 => 1, 10 => 1, 11 => 1, 12 => 1),
+            // Of what two vectors take, positions and addresses are most: four pairs share them.
+            StepCodes::Shared { per, .. } if per > 3 && vectors == 2 && simd.level() == SimdLevel::Avx512 => {
+                simd.run(Multiply::<true, 1, 8, 2> { step: self, sums });
+            }
             StepCodes::Shared { per, .. } if per > 1 && simd.level() == SimdLevel::Avx512 => {
                 by_vectors!(true, 4: 1 => 4, 2 => 2, 3 => 1, 4 => 1, 5 => 1, 6 => 1)
             }
@@ -282,7 +286,7 @@ impl StepOfPanel<'_> {
 }
 
 /// Some pairs of rows, times a step of k of a panel of `A` vectors. `STREAMS` codes are followed at once, each for
-/// `ROWS` rows: one at V = 1, beyond it the pair that shares it, or with AVX-512 two pairs.
+/// `ROWS` rows: one at V = 1, beyond it the pair that shares it, or with AVX-512 two or four pairs.
 struct Multiply<'a, const SHARED: bool, const STREAMS: usize, const ROWS: usize, const A: usize> {
     step: StepOfPanel<'a>,
     /// `2 * pairs` rows of `A` vectors.
@@ -300,10 +304,10 @@ impl<const SHARED: bool, const STREAMS: usize, const ROWS: usize, const A: usize
         let width = A * S::LANES;
         assert!(values.len() == pairs * units * UNIT && x.len() == units * UNIT * width);
         assert!(self.sums.len() == 2 * pairs * width);
-        const { assert!(if SHARED { ROWS == 2 || ROWS == 4 } else { ROWS == 1 }) };
+        const { assert!(if SHARED { ROWS == 2 || ROWS == 4 || ROWS == 8 } else { ROWS == 1 }) };
         assert!(codes.are_of(SHARED, pairs, units));
         // By `most_vectors`; what never runs should not be compiled.
-        if const { SHARED && S::LANES < 16 && (ROWS == 4 || A > 5) } {
+        if const { SHARED && S::LANES < 16 && (ROWS > 2 || A > 5) } {
             unreachable!("{ROWS} rows of {A} vectors that share codes need AVX-512");
         }
         let rows = 2 * pairs;
@@ -312,10 +316,10 @@ impl<const SHARED: bool, const STREAMS: usize, const ROWS: usize, const A: usize
         let mut ahead = next.chunks(LINE);
         let mut row = 0;
         while row < rows {
-            // Two pairs share their codes if the first of them is at an even place of its pattern.
+            // Pairs share their codes if the first of them is at such a place of its pattern.
             let aligned = match codes {
-                StepCodes::Shared { first, .. } if ROWS == 4 => (first + row / 2).is_multiple_of(2),
-                _ => true,
+                StepCodes::Shared { first, .. } => (first + row / 2).is_multiple_of(ROWS / 2),
+                StepCodes::Own(_) => true,
             };
             // Rows come in pairs.
             let taken = match rows - row {
@@ -449,15 +453,15 @@ impl<T: Loaded> Work for Widen<'_, T> {
 }
 
 /// Brings some k of a panel's activations into k-major order.
-struct Pack<'a, T> {
-    x: &'a [T],
-    problem: &'a Problem,
-    token0: usize,
-    k0: usize,
+pub(super) struct Pack<'a, T> {
+    pub(super) x: &'a [T],
+    pub(super) problem: &'a Problem,
+    pub(super) token0: usize,
+    pub(super) k0: usize,
     /// Tokens of the panel; those past the last are zero.
-    width: usize,
+    pub(super) width: usize,
     /// Rows of `width`; those past the last k are zero.
-    out: &'a mut [f32],
+    pub(super) out: &'a mut [f32],
 }
 
 impl<T: Loaded> Work for Pack<'_, T> {

@@ -19,6 +19,8 @@ pub enum CpuSchedule {
     GemmCrate,
     /// Dense and masked weights, few tokens: every weight read once, sums in the cache.
     Columns,
+    /// Dense and masked weights, some tokens: in tiles whose sums stay in registers.
+    Tile,
     /// 2:4 weights, by gathered rows of packed activations.
     Gather,
     /// 2:4 weights, few tokens: every weight read once, activations permuted within their groups.
@@ -31,16 +33,17 @@ impl CpuSchedule {
     /// The schedules of an operation; of two with the same estimate, the first is taken.
     pub const fn of(op: Op) -> &'static [Self] {
         match op {
-            Op::Dense | Op::Masked | Op::Masked24 => &[Self::Columns, Self::GemmCrate],
+            Op::Dense | Op::Masked | Op::Masked24 => &[Self::Columns, Self::Tile, Self::GemmCrate],
             Op::Sparse24(_) => &[Self::Gemv, Self::Permute, Self::Gather],
         }
     }
 
-    /// `gemm_crate`, `columns`, `gather`, `gemv` or `permute`.
+    /// `gemm_crate`, `columns`, `tile`, `gather`, `gemv` or `permute`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::GemmCrate => "gemm_crate",
             Self::Columns => "columns",
+            Self::Tile => "tile",
             Self::Gather => "gather",
             Self::Gemv => "gemv",
             Self::Permute => "permute",
@@ -51,8 +54,8 @@ impl CpuSchedule {
     pub const fn takes(self, tokens: usize) -> bool {
         match self {
             Self::GemmCrate | Self::Gather => true,
-            Self::Gemv => tokens <= 4,
-            Self::Columns => tokens <= 16,
+            Self::Gemv | Self::Columns => tokens <= 4,
+            Self::Tile => tokens > 4 && tokens <= 48,
             Self::Permute => tokens > 4 && tokens <= 32,
         }
     }
@@ -127,15 +130,16 @@ impl CpuAlgorithm {
                 let staged = problem.storage != DType::F32 || self.op != Op::Dense;
                 m * padded(4.0) * k / (2.0 * lanes * 0.9) + m * k * if staged { 1.8 } else { 1.3 } + n * k
             }
-            CpuSchedule::Columns if n <= 4.0 => m * k / lanes * (1.6 + 0.9 * (n as usize).next_power_of_two() as f64),
-            CpuSchedule::Columns => m * k / lanes * (4.0 + if widest { 1.55 } else { 0.9 } * n),
+            CpuSchedule::Columns => m * k / lanes * (1.6 + 0.9 * (n as usize).next_power_of_two() as f64),
+            CpuSchedule::Tile if widest => m * k / lanes * (8.5 + 0.6 * padded(2.0)),
+            CpuSchedule::Tile => m * k / lanes * (2.5 + 0.87 * padded(2.0)),
             CpuSchedule::Gather => {
                 // The share of the multiply-adds that there could be; the cycles that each kept weight takes at least
                 // (scalar instructions, the latency of chains, memory); and those in which a number of X is packed or
                 // one of Y stored.
                 let (efficiency, min_cycles, moved) = match (alone, self.simd) {
-                    (true, SimdLevel::Avx512) => (0.57, 2.7, 3.5),
-                    (false, SimdLevel::Avx512) => (0.78, 1.6, 3.5),
+                    (true, SimdLevel::Avx512) => (0.57, 4.2, 3.5),
+                    (false, SimdLevel::Avx512) => (0.78, 2.0, 3.5),
                     (true, _) => (0.74, 2.4, 1.0),
                     (false, _) => (0.78, 2.0, 1.0),
                 };
@@ -144,13 +148,14 @@ impl CpuAlgorithm {
             }
             CpuSchedule::Gemv => m * k / 2.0 / lanes * (2.5 + 1.4 * (n as usize).next_power_of_two() as f64),
             CpuSchedule::Permute => {
-                let of_token = match (alone, widest) {
-                    (true, true) => 1.6,
-                    (false, true) => 1.4,
-                    (true, false) => 1.0,
-                    (false, false) => 0.75,
+                // Of each output, in which lanes are added up; with AVX2 it is in what a token takes.
+                let (of_token, of_output) = match (alone, widest) {
+                    (true, true) => (1.55, 4.5),
+                    (false, true) => (1.35, 4.5),
+                    (true, false) => (1.0, 0.0),
+                    (false, false) => (0.75, 0.0),
                 };
-                m * k / 2.0 / lanes * (2.5 + of_token * padded(4.0))
+                m * k / 2.0 / lanes * (2.5 + of_token * padded(4.0)) + of_output * m * n
             }
         }
     }
@@ -194,7 +199,7 @@ mod tests {
                 assert_eq!(schedule(Op::Masked, n, k, storage), "columns");
             }
             // Some tokens, in tiles; many by the kernels for them.
-            for (n, sparse24, dense) in [(5, "permute", "columns"), (33, "gather", "gemm_crate")] {
+            for (n, sparse24, dense) in [(5, "permute", "tile"), (33, "gather", "gemm_crate")] {
                 assert_eq!(schedule(sparse(1), n, k, storage), sparse24, "{n} tokens");
                 assert_eq!(schedule(Op::Dense, n, k, storage), dense, "{n} tokens");
             }

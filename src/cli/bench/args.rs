@@ -77,8 +77,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "OP,...", value_delimiter = ',')]
     pub(super) ops: Vec<OpName>,
     /// Kernel: `auto` for the planner's choice, or a name as in the last column of --wide or the JSON's `kernel`: on
-    /// the CPU device gemm_crate, columns, gather, gemv or permute, on a GPU a tile such as 64x64x16. Operations that
-    /// have no such kernel are left to the planner, and so is `auto`.
+    /// the CPU device gemm_crate, columns, tile, gather, gemv or permute, on a GPU a size such as 64x64x16. Operations
+    /// that have no such kernel are left to the planner, and so is `auto`.
     #[arg(long, value_name = "auto|KERNEL", default_value = "auto")]
     pub(super) plan: String,
     /// Print for each row which kernel was chosen and why, its predicted bound, padding, bytes and operations.

@@ -179,6 +179,91 @@ fn accuracy_stands_beside_the_speed_of_the_same_pattern() {
     }
 }
 
+/// An evaluation of a dense model by what `figures` say, under this schema.
+fn evaluation(schema: &str, model: &str, figures: Value) -> Value {
+    let mut eval = json!({
+        "schema": schema, "model": model, "sparsity": "none", "dtype": "f32",
+        "environment": { "command": format!("sparse24 {model}") },
+    });
+    eval.as_object_mut().unwrap().extend(figures.as_object().unwrap().clone());
+    eval
+}
+
+fn perplexity(model: &str, mean_loss: f64) -> Value {
+    let figures = json!({
+        "perplexity": mean_loss.exp(), "mean_loss": mean_loss, "standard_error": 0.05, "text": "wiki.txt", "windows": 40,
+        "context": 512,
+    });
+    evaluation("sparse24-perplexity/1", model, figures)
+}
+
+#[test]
+fn every_kind_of_accuracy_has_a_table_and_a_chart() {
+    let share = |accuracy: f64| json!({ "accuracy": accuracy, "interval": { "low": 0.5, "high": 0.96875 } });
+    let mut labels = share(0.9375);
+    labels["file"] = json!("news.csv");
+    labels["texts"] = json!(210);
+    let labels = evaluation("sparse24-eval/1", "encoder", json!({ "classification": labels }));
+    let images = json!({ "images": 500, "images_folder": "photos", "top1": share(0.875), "top5": share(0.96875) });
+    let images = evaluation("sparse24-eval/1", "eyes", images);
+    let mut pruned = perplexity("less", 4.0);
+    pruned["sparsity"] = json!("2:4");
+    pruned["provenance"] = json!({ "pruned": "wanda V=1" });
+    pruned["linear_layers"] = json!([{ "stored": true }]);
+    let mut speed = model(&[("dense", None, 300.0), ("sparse24", Some(1), 200.0)]);
+    speed["model"] = json!("less");
+    let files = [
+        ("l.json", &labels),
+        ("i.json", &images),
+        ("d.json", &perplexity("whole", 3.0)),
+        ("p.json", &pruned),
+        ("m.json", &speed),
+    ];
+    let folder = folder(&files);
+    let names = files.map(|(name, _)| name);
+    exits(folder.path(), 0, &[&["report"][..], &names, &["--out", "page.md"]].concat());
+    let page = read(&folder, "page.md");
+    let cells = |begins: &str| {
+        let row = page.lines().find(|l| l.starts_with(begins)).unwrap_or_else(|| panic!("{begins}: {page}"));
+        row.split('|').map(|c| c.trim().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(cells("| encoder |")[2..8], ["dense", "f32", "0.9375", "0.5000 to 0.9688", "210", "news.csv"]);
+    assert_eq!(cells("| eyes |")[2..9], ["dense", "f32", "0.8750", "0.5000 to 0.9688", "0.9688", "500", "photos"]);
+    // exp(3), and of 0.05 less and more.
+    assert_eq!(cells("| whole |")[2..9], ["dense", "f32", "20.09", "19.11 to 21.12", "40", "512", "wiki.txt"]);
+    assert_eq!(
+        cells("| less |")[2..10],
+        ["wanda V=1", "f32", "54.60", "51.94 to 57.40", "40", "512", "wiki.txt", "1.50x"]
+    );
+    let picture = read(&folder, "page-accuracy-3.svg");
+    for text in ["54.60 at 1.50x", "20.09", "dense: 20.09", "Perplexity on wiki.txt", "nats per token"] {
+        assert!(picture.contains(text), "{text} is missing: {picture}");
+    }
+}
+
+#[test]
+fn figures_that_cannot_be_are_refused() {
+    let wrong = |mut eval: Value, field: &str, value: Value| {
+        eval[field] = value;
+        eval
+    };
+    let share = json!({ "accuracy": 0.875, "interval": { "low": 0.9, "high": 0.96875 } });
+    for (eval, message) in [
+        (wrong(perplexity("a", 3.0), "mean_loss", json!(2.0)), "is not that of the mean loss 2"),
+        (wrong(perplexity("a", 3.0), "text", Value::Null), "invalid type: null"),
+        (evaluation("sparse24-perplexity/1", "a", json!({})), "missing field `perplexity`"),
+        (
+            evaluation("sparse24-eval/1", "a", json!({ "top1": share })),
+            "top1: 0.875 between 0.9 and 0.96875 is no share",
+        ),
+        (evaluation("sparse24-eval/1", "a", json!({ "spearman": 1.5 })), "spearman: 1.5 is no correlation"),
+    ] {
+        let folder = folder(&[("e.json", &eval)]);
+        let stderr = exits(folder.path(), 1, &["report", "e.json", "--out", "page.md"]);
+        assert!(stderr.contains("e.json") && stderr.contains(message), "{message}: {stderr}");
+    }
+}
+
 /// A run of retraining: 3 steps, and the best after the second.
 fn retraining() -> Value {
     json!({

@@ -15,8 +15,8 @@ use sparse24::report::page::{Page, PageInput};
 /// Put results of one or many machines, runs and programs on one page: speedups, ceilings, models end to end,
 /// accuracy, losing rows.
 ///
-/// Takes the JSON of `bench`, `eval`, `prune`, `retrain`, `sensitivity` and `kernels --compile`, and of the scripts
-/// in benches/peers. Each file is checked first; the page is written whole or not at all. Two runs of one machine that
+/// Takes the JSON of `bench`, `eval`, `perplexity`, `prune`, `retrain`, `sensitivity` and `kernels --compile`, and of
+/// the scripts in benches/peers. Each file is checked first; the page is written whole or not at all. Two runs of one machine that
 /// hold the same rows stand side by side: give them names with @RUN, or they go by what differs between them, such as
 /// the commit or the date. Of absolute paths in commands the page shows the last part.
 #[derive(Clone, Debug, clap::Args)]

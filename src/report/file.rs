@@ -26,7 +26,7 @@ pub enum File {
     Bench(Bench),
     /// `sparse24-model-bench/1`: whole models.
     Model(ModelBench),
-    /// `sparse24-eval/1`: accuracy.
+    /// `sparse24-eval/1` and `sparse24-perplexity/1`: accuracy.
     Eval(Eval),
     /// `sparse24-prune/1`: how the weights of an evaluated model were pruned.
     Prune(Prune),
@@ -39,10 +39,11 @@ pub enum File {
 }
 
 /// The schemas that are read, in version 1.
-const SCHEMAS: [&str; 7] = [
+const SCHEMAS: [&str; 8] = [
     "sparse24-bench",
     "sparse24-model-bench",
     "sparse24-eval",
+    "sparse24-perplexity",
     "sparse24-prune",
     "sparse24-train",
     "sparse24-sensitivity",
@@ -283,7 +284,7 @@ pub struct Parts {
     pub rest_ms: f64,
 }
 
-/// How well a model's similarities agree with people's.
+/// How good a model is, by what it was evaluated on: pairs of sentences, classes of texts, pictures, or the next token.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Eval {
     /// Name or folder of the model.
@@ -304,8 +305,106 @@ pub struct Eval {
     pub pearson: Option<f64>,
     /// Number of pairs of sentences.
     pub pairs: Option<usize>,
+    /// Their file; not in older files.
+    pub pairs_file: Option<String>,
+    /// Labels that a linear probe of the embeddings predicts.
+    pub classification: Option<Classification>,
+    /// Share of the pictures whose class a classifier of images has right.
+    pub top1: Option<Share>,
+    /// The same of its five likeliest classes.
+    pub top5: Option<Share>,
+    /// Number of pictures.
+    pub images: Option<usize>,
+    /// Their folder.
+    pub images_folder: Option<String>,
+    /// How a language model predicts a text; in files of `sparse24-perplexity/1`.
+    #[serde(skip)]
+    pub prediction: Option<Prediction>,
     /// The command that measures it again; older files have it in their environment alone.
     pub environment: CommandOrigin,
+}
+
+/// A share of right answers.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Share {
+    /// Between 0 and 1.
+    pub accuracy: f64,
+    /// Where 95 % of other samples would have put it, where that can be told.
+    pub interval: Option<Interval>,
+}
+
+/// From where to where.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Interval {
+    /// Its lower end.
+    pub low: f64,
+    /// Its upper end.
+    pub high: f64,
+}
+
+/// Labels of texts, predicted by a linear probe.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Classification {
+    /// File of texts and labels.
+    pub file: String,
+    /// Number of texts that it is reported on.
+    pub texts: usize,
+    /// Labels that are right.
+    #[serde(flatten)]
+    pub share: Share,
+}
+
+/// Tokens of a text, each predicted from those before it in its window.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Prediction {
+    /// Exponential of the mean loss.
+    pub perplexity: f64,
+    /// Mean negative logarithm of the probabilities, in nats per token.
+    pub mean_loss: f64,
+    /// Of the mean loss, over the windows.
+    pub standard_error: f64,
+    /// File of the text.
+    pub text: String,
+    /// Number of windows.
+    pub windows: usize,
+    /// Tokens of a window.
+    pub context: usize,
+}
+
+impl Eval {
+    fn parse(json: Value) -> Result<Self> {
+        let prediction: Option<Prediction> = match json.get("schema").and_then(Value::as_str) {
+            Some("sparse24-perplexity/1") => Some(fields("", json.clone())?),
+            _ => None,
+        };
+        let eval = Self { prediction, ..fields("", json)? };
+        eval.check().map_err(Error::invalid)?;
+        Ok(eval)
+    }
+
+    fn check(&self) -> Checked {
+        let classification = self.classification.as_ref().map(|of| of.share);
+        for (name, share) in [("classification", classification), ("top1", self.top1), ("top5", self.top5)] {
+            let Some(Share { accuracy, interval }) = share else { continue };
+            let Interval { low, high } = interval.unwrap_or(Interval { low: accuracy, high: accuracy });
+            if !(0.0 <= low && low <= accuracy && accuracy <= high && high <= 1.0) {
+                return Err(format!("{name}: {accuracy} between {low} and {high} is no share"));
+            }
+        }
+        for (name, of) in [("spearman", self.spearman), ("pearson", self.pearson)] {
+            if !of.is_none_or(|of| (-1.0..=1.0).contains(&of)) {
+                return Err(format!("{name}: {} is no correlation", of.unwrap_or(f64::NAN)));
+            }
+        }
+        match self.prediction {
+            Some(Prediction { perplexity, mean_loss, standard_error, .. })
+                if !(agree(perplexity, mean_loss.exp()) && standard_error >= 0.0) =>
+            {
+                Err(format!("perplexity {perplexity} is not that of the mean loss {mean_loss} ± {standard_error}"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Linear layers of one form.
@@ -542,14 +641,14 @@ impl File {
         let json: Value = serde_json::from_str(text).map_err(|e| Error::invalid(format!("not JSON: {e}")))?;
         let schema = json.get("schema").and_then(Value::as_str).ok_or_else(|| {
             Error::invalid(
-                "has no schema: a JSON file of `sparse24 bench`, `eval`, `prune`, `retrain`, `sensitivity` or `kernels \
-                 --compile` begins with one",
+                "has no schema: a JSON file of `sparse24 bench`, `eval`, `perplexity`, `prune`, `retrain`, `sensitivity` or \
+                 `kernels --compile` begins with one",
             )
         })?;
         match schema {
             super::SCHEMA => Bench::parse(&json).map(Self::Bench),
             super::MODEL_SCHEMA => ModelBench::parse(&json).map(Self::Model),
-            "sparse24-eval/1" => fields("", json).map(Self::Eval),
+            "sparse24-eval/1" | "sparse24-perplexity/1" => Eval::parse(json).map(Self::Eval),
             "sparse24-prune/1" => Prune::parse(json).map(Self::Prune),
             "sparse24-train/1" => Train::parse(json).map(Self::Train),
             "sparse24-sensitivity/1" => Sensitivity::parse(&json).map(Self::Sensitivity),

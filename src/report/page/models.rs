@@ -7,7 +7,7 @@ use super::paths::shown;
 use super::{PageInput, Section, Table, compared, distinct, middle, number, numbered, plural, times};
 use crate::error::Result;
 use crate::report::chart::{Bar, Bars, Ink};
-use crate::report::file::{Eval, File, ModelBench, ModelRow, Parts, Prune, Train};
+use crate::report::file::{Classification, Eval, File, ModelBench, ModelRow, Parts, Prune, Share, Train};
 use crate::report::significant;
 
 pub(super) fn models_answer(models: &[(Machine, &ModelBench)]) -> Option<String> {
@@ -202,14 +202,154 @@ fn pruned(eval: &Eval, makers: &Makers<'_>) -> (String, Option<usize>) {
     (how + retrained(was_retrained), ran)
 }
 
+/// What a model is evaluated on.
+#[derive(Clone, Copy)]
+enum Task {
+    Pairs,
+    Labels,
+    Images,
+    Text,
+}
+
+/// How good a model is at a task.
+struct Figure {
+    /// Length of its bar, in the task's unit.
+    bar: f64,
+    said: String,
+    /// The file or folder that it is of.
+    data: String,
+    /// Of the task's columns.
+    cells: Vec<String>,
+}
+
+impl Task {
+    const ALL: [Self; 4] = [Self::Pairs, Self::Labels, Self::Images, Self::Text];
+
+    /// Title of its table and charts.
+    fn title(self) -> &'static str {
+        match self {
+            Self::Pairs => "Spearman's correlation",
+            Self::Labels => "Labels predicted from embeddings",
+            Self::Images => "Classes of pictures",
+            Self::Text => "Perplexity",
+        }
+    }
+
+    fn explained(self) -> &'static str {
+        match self {
+            Self::Pairs => "Correlation of the embeddings' cosine similarities with people's scores; higher is better.",
+            Self::Labels => "Share of labels that a linear probe of the embeddings predicts right; higher is better.",
+            Self::Images => {
+                "Share of pictures whose class is the likeliest (top-1) or among the five likeliest (top-5); \
+                             higher is better."
+            }
+            Self::Text => {
+                "How a language model predicts each token of a text from those before it in its window: the \
+                           perplexity is the exponential of the mean loss; lower is better."
+            }
+        }
+    }
+
+    fn unit(self) -> &'static str {
+        match self {
+            Self::Pairs => "Spearman's correlation (no unit)",
+            Self::Labels => "share of labels right",
+            Self::Images => "share of pictures right, top-1",
+            Self::Text => "mean loss, nats per token",
+        }
+    }
+
+    fn columns(self) -> &'static [&'static str] {
+        match self {
+            Self::Pairs => &["#Spearman", "#Pearson", "#pairs"],
+            Self::Labels => &["#right", "#95 % interval", "#texts"],
+            Self::Images => &["#top-1", "#95 % interval", "#top-5", "#pictures"],
+            Self::Text => &["#perplexity", "#one standard error", "#windows", "#tokens of each"],
+        }
+    }
+
+    fn of(self, eval: &Eval) -> Option<Figure> {
+        let unknown = || "-".to_owned();
+        let interval =
+            |share: &Share| share.interval.map_or_else(unknown, |i| format!("{:.4} to {:.4}", i.low, i.high));
+        let count = |count: Option<usize>| count.map_or_else(unknown, |count| count.to_string());
+        match self {
+            Self::Pairs => {
+                let spearman = eval.spearman?;
+                let pearson = eval.pearson.map_or_else(unknown, |pearson| format!("{pearson:.4}"));
+                Some(Figure {
+                    bar: spearman,
+                    said: format!("{spearman:.4}"),
+                    data: eval.pairs_file.clone().unwrap_or_else(unknown),
+                    cells: vec![format!("{spearman:.4}"), pearson, count(eval.pairs)],
+                })
+            }
+            Self::Labels => {
+                let Classification { file, texts, share } = eval.classification.as_ref()?;
+                let right = format!("{:.4}", share.accuracy);
+                Some(Figure {
+                    bar: share.accuracy,
+                    said: right.clone(),
+                    data: file.clone(),
+                    cells: vec![right, interval(share), texts.to_string()],
+                })
+            }
+            Self::Images => {
+                let share = eval.top1?;
+                let right = format!("{:.4}", share.accuracy);
+                let top5 = eval.top5.map_or_else(unknown, |top5| format!("{:.4}", top5.accuracy));
+                Some(Figure {
+                    bar: share.accuracy,
+                    said: right.clone(),
+                    data: eval.images_folder.clone().unwrap_or_else(unknown),
+                    cells: vec![right, interval(&share), top5, count(eval.images)],
+                })
+            }
+            Self::Text => {
+                let of = eval.prediction.as_ref()?;
+                let perplexity = significant(of.perplexity, 4);
+                let [low, high] =
+                    [-1.0, 1.0].map(|sign| significant((of.mean_loss + sign * of.standard_error).exp(), 4));
+                let cells = vec![
+                    perplexity.clone(),
+                    format!("{low} to {high}"),
+                    of.windows.to_string(),
+                    of.context.to_string(),
+                ];
+                Some(Figure { bar: of.mean_loss, said: perplexity, data: of.text.clone(), cells })
+            }
+        }
+    }
+}
+
 pub(super) fn accuracy(inputs: &[PageInput], models: &[(Machine, &ModelBench)]) -> Result<Option<Section>> {
     let makers = Makers::new(inputs);
-    // Figures of other tasks than pairs are not on the page.
-    let of_pairs = |i: &'_ PageInput| if let File::Eval(e) = &i.file { Some((e.clone(), e.spearman?)) } else { None };
-    let evals: Vec<(Eval, f64)> = inputs.iter().filter_map(of_pairs).collect();
-    if evals.is_empty() {
-        return Ok(None);
+    let evals = inputs.iter().filter_map(|input| if let File::Eval(eval) = &input.file { Some(eval) } else { None });
+    let evals: Vec<&Eval> = evals.collect();
+    let mut section = Section {
+        id: "accuracy".into(),
+        title: "Accuracy beside speed".into(),
+        text: vec!["(?) behind a speed: not told apart from dense's.".into()],
+        ..Section::default()
+    };
+    for task in Task::ALL {
+        let figures: Vec<_> = evals.iter().filter_map(|eval| Some((*eval, task.of(eval)?))).collect();
+        if !figures.is_empty() {
+            section.text.push(format!("{}: {}", task.title(), task.explained()));
+            at_task(task, &figures, &makers, models, &mut section)?;
+        }
     }
+    Ok((!section.tables.is_empty()).then_some(section))
+}
+
+/// Adds the table of a task, and a chart for each of the files that it was evaluated on.
+fn at_task(
+    task: Task,
+    figures: &[(&Eval, Figure)],
+    makers: &Makers<'_>,
+    models: &[(Machine, &ModelBench)],
+    section: &mut Section,
+) -> Result<()> {
     let is_dense = |eval: &Eval| {
         let unsaid = eval.provenance.pruned.is_none() && makers.of(&eval.model).is_none();
         eval.sparsity == "none" && unsaid && makers.train(&eval.model).is_none()
@@ -226,62 +366,48 @@ pub(super) fn accuracy(inputs: &[PageInput], models: &[(Machine, &ModelBench)]) 
         // Dense beside itself is 1x, and needs no judgement.
         Some((ratio, if vector.is_some() { order } else { Some(Ordering::Less) }, machine.place.clone()))
     };
-    let mut table = Table::new(
-        "Accuracy beside speed",
-        false,
-        &["model", "pruned by", "type", "#Spearman", "#Pearson", "#pairs", "#end to end vs dense", "command"],
-    );
-    // Bars by the machine that the speed is of.
-    let mut groups: Vec<(String, Vec<Bar>)> = Vec::new();
-    for (eval, spearman) in &evals {
-        let (how, vector) = pruned(eval, &makers);
-        let how = if is_dense(eval) { "dense".to_owned() } else { how };
-        let speed = if is_dense(eval) || vector.is_some() { speed(eval, vector) } else { None };
-        table.rows.push(vec![
-            shown(&eval.model),
-            how.clone(),
-            eval.dtype.clone(),
-            format!("{spearman:.4}"),
-            eval.pearson.map_or_else(|| "-".into(), |pearson| format!("{pearson:.4}")),
-            eval.pairs.map_or_else(|| "-".into(), |pairs| pairs.to_string()),
-            speed.as_ref().map_or_else(|| "-".into(), |s| judged((s.0, s.1))),
-            shown(&eval.environment.command),
-        ]);
-        let Some((ratio, order, place)) = speed else { continue };
-        let bar = Bar {
-            label: how,
-            parts: vec![(*spearman, Ink::of(if vector.is_some() { "auto" } else { "dense" }, vector))],
-            spread: None,
-            text: match order {
-                Some(Ordering::Less | Ordering::Greater) => format!("{spearman:.4} at {}", times(ratio)),
+    let head = [&["model", "pruned by", "type"], task.columns(), &["of", "#end to end vs dense", "command"]].concat();
+    let mut table = Table::new(task.title(), false, &head);
+    for data in distinct(figures.iter().map(|(_, figure)| &figure.data)) {
+        // Bars by the machine that the speed is of.
+        let mut groups: Vec<(String, Vec<Bar>)> = Vec::new();
+        let here = || figures.iter().filter(|(_, figure)| figure.data == *data);
+        for (eval, figure) in here() {
+            let (how, vector) = pruned(eval, makers);
+            let how = if is_dense(eval) { "dense".to_owned() } else { how };
+            let speed = if is_dense(eval) || vector.is_some() { speed(eval, vector) } else { None };
+            let begin = [shown(&eval.model), how.clone(), eval.dtype.clone()];
+            let end = [
+                shown(data),
+                speed.as_ref().map_or_else(|| "-".into(), |s| judged((s.0, s.1))),
+                shown(&eval.environment.command),
+            ];
+            table.rows.push(begin.into_iter().chain(figure.cells.iter().cloned()).chain(end).collect());
+            let said = &figure.said;
+            let (text, heading) = match &speed {
                 // The table beside it says it in words.
-                _ => format!("{spearman:.4} at {} (?)", times(ratio)),
-            },
-        };
-        let heading = format!("speed end to end on {place}");
-        match groups.iter_mut().find(|(name, _)| *name == heading) {
-            Some((_, bars)) => bars.push(bar),
-            None => groups.push((heading, vec![bar])),
+                Some((ratio, Some(Ordering::Equal) | None, place)) => {
+                    (format!("{said} at {} (?)", times(*ratio)), format!("speed end to end on {place}"))
+                }
+                Some((ratio, _, place)) => {
+                    (format!("{said} at {}", times(*ratio)), format!("speed end to end on {place}"))
+                }
+                None => (said.clone(), "no speed measured".to_owned()),
+            };
+            let ink = Ink::of(if vector.is_some() { "auto" } else { "dense" }, vector);
+            let bar = Bar { label: how, parts: vec![(figure.bar, ink)], spread: None, text };
+            match groups.iter_mut().find(|(name, _)| *name == heading) {
+                Some((_, bars)) => bars.push(bar),
+                None => groups.push((heading, vec![bar])),
+            }
         }
+        let dense = here().find(|(eval, _)| is_dense(eval));
+        let marks = dense.map(|(_, of)| (of.bar, format!("dense: {}", of.said))).into_iter().collect();
+        let chart = Bars { unit: task.unit().into(), groups, marks, legend: Vec::new() };
+        let title = if data == "-" { task.title().to_owned() } else { format!("{} on {}", task.title(), last(data)) };
+        let alt = format!("Bars of {} by method and V, with the speed end to end; numbers in the table below", title);
+        section.charts.push(chart.chart(&numbered("accuracy", section), &title, &alt)?);
     }
-    let mut section = Section {
-        id: "accuracy".into(),
-        title: "Accuracy beside speed".into(),
-        text: vec![
-            "Correlation of the embeddings' cosine similarities with people's scores; higher is better. (?) behind a \
-             speed: not told apart from dense's."
-                .into(),
-        ],
-        tables: vec![table],
-        ..Section::default()
-    };
-    if !groups.is_empty() {
-        let dense = evals.iter().find(|(eval, _)| is_dense(eval));
-        let marks = dense.map(|(_, spearman)| (*spearman, format!("dense: {spearman:.4}"))).into_iter().collect();
-        let chart = Bars { unit: "Spearman's correlation (no unit)".into(), groups, marks, legend: Vec::new() };
-        let alt =
-            "Bars of Spearman's correlation by method and V, with the speed end to end; numbers in the table below";
-        section.charts.push(chart.chart("accuracy", "Spearman's correlation, and times as fast as dense", alt)?);
-    }
-    Ok(Some(section))
+    section.tables.push(table);
+    Ok(())
 }

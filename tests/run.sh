@@ -210,10 +210,12 @@ else
     say "==> real GPU compilers, and cooperative matrices on lavapipe 26: no tree: skipped (SPARSE24_MESA, see --help)"
 fi
 
+# With the hub, which leaves nothing out, so that all tests are built once more than the library alone and no more.
+tests=(cargo test --locked --features hub)
 # The tests that need a GPU are ignored unless asked for, so that a machine without one never seems to have passed them.
-gpu_tests=(cargo test --locked --lib --test bert --test examples --test gpu --test gradients --test llama --test mpnet --test ops --test pipeline -- --ignored)
+gpu_tests=("${tests[@]}" --lib --test bert --test examples --test gpu --test gradients --test llama --test mpnet --test ops --test pipeline -- --ignored)
 # benches/gpu.sh and the tuner ask as much of every driver: once is enough, on the quicker one.
-suite_tests=(cargo test --locked --test gpu_sh --test tune -- --ignored)
+suite_tests=("${tests[@]}" --test gpu_sh --test tune -- --ignored)
 
 # What incremental builds keep, ten gigabytes of it, is for people who go on editing.
 export CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
@@ -246,17 +248,18 @@ if [[ -n ${SPARSE24_WEB:-} ]]; then
 else
     say "==> test of the page for browsers: Rust has no target wasm32-unknown-unknown: skipped (SPARSE24_WEB, see --help)"
 fi
-step "tests, library alone, no GPU" "${no_gpu[@]}" cargo test --locked --no-default-features
-step "tests, the hub" "${no_gpu[@]}" cargo test --locked --features hub --test cli on_the_hub
+# What is different there. The rest of its tests are among those that follow.
+step "tests, library alone, no GPU" "${no_gpu[@]}" cargo test --locked --no-default-features --lib --test examples \
+    --test format --test gpu --test graph --test prune --test train
 step "tests of the Python module" "${no_gpu[@]}" bash src/python/test.sh
 if [[ $(uname -s) == Linux ]]; then
-    step "tests" "${on_lavapipe[@]}" cargo test --locked
+    step "tests" "${on_lavapipe[@]}" "${tests[@]}"
     step "GPU tests, lavapipe" "${on_lavapipe[@]}" "${gpu_tests[@]}"
     step "benches/gpu.sh and the tuner, lavapipe" "${on_lavapipe[@]}" "${suite_tests[@]}"
     if ((${#on_mesa[@]} > 0)); then
-        step "cooperative matrices, lavapipe 26" "${on_mesa[@]}" cargo test --locked --test ops -- \
+        step "cooperative matrices, lavapipe 26" "${on_mesa[@]}" "${tests[@]}" --test ops -- \
             --ignored cooperative --skip emulated
-        step "real GPU compilers" cargo test --locked --test compilers -- --ignored --nocapture
+        step "real GPU compilers" "${tests[@]}" --test compilers -- --ignored --nocapture
     fi
     if [[ -n $swiftshader ]]; then
         step "GPU tests, SwiftShader" "${on_swiftshader[@]}" "${gpu_tests[@]}"
@@ -264,8 +267,8 @@ if [[ $(uname -s) == Linux ]]; then
         say "==> GPU tests, SwiftShader: SwiftShader not found: skipped (SPARSE24_SWIFTSHADER, see --help)"
     fi
 else
-    step "tests" "${on_gpu[@]}" cargo test --locked
+    step "tests" "${on_gpu[@]}" "${tests[@]}"
     step "GPU tests, the system's GPU" "${on_gpu[@]}" "${gpu_tests[@]}"
-    step "the tuner, the system's GPU" "${on_gpu[@]}" cargo test --locked --test tune -- --ignored
+    step "the tuner, the system's GPU" "${on_gpu[@]}" "${tests[@]}" --test tune -- --ignored
 fi
 say "tests/run.sh: all passed in $SECONDS s"

@@ -139,7 +139,7 @@ impl CpuAlgorithm {
                 // one of Y stored.
                 let (efficiency, min_cycles, moved) = match (alone, self.simd) {
                     (true, SimdLevel::Avx512) => (0.57, 4.2, 3.5),
-                    (false, SimdLevel::Avx512) => (0.78, 2.0, 3.5),
+                    (false, SimdLevel::Avx512) => (0.78, 2.4, 3.5),
                     (true, _) => (0.74, 2.4, 1.0),
                     (false, _) => (0.78, 2.0, 1.0),
                 };
@@ -150,8 +150,8 @@ impl CpuAlgorithm {
             CpuSchedule::Permute => {
                 // Of each output, in which lanes are added up; with AVX2 it is in what a token takes.
                 let (of_token, of_output) = match (alone, widest) {
-                    (true, true) => (1.55, 4.5),
-                    (false, true) => (1.35, 4.5),
+                    (true, true) => (1.55, 6.0),
+                    (false, true) => (1.35, 6.0),
                     (true, false) => (1.0, 0.0),
                     (false, false) => (0.75, 0.0),
                 };

@@ -105,7 +105,8 @@
 //! # Which weights are pruned
 //! Magnitude is the simplest criterion. [`prune`] also has Wanda (weight times input norm), a second-order criterion,
 //! second-order pruning that updates the kept weights (SparseGPT), and channel permutation for 2:4. A new mask can be
-//! combined with an existing one. [`mod@select`] says which layers to prune, by what the model may lose or by the time
+//! combined with an existing one. Single weights, rows, columns and blocks are pruned as `torch.nn.utils.prune` does
+//! ([`prune::Units`]). [`mod@select`] says which layers to prune, by what the model may lose or by the time
 //! that it may take. Pruned matrices are stored in this crate's format or in one of the others that people have:
 //! [`io`].
 //!
@@ -220,7 +221,7 @@
 //! | `window.rs` | windows of images: where a convolution's kernel lies |
 //! | `weights.rs` | the weights of a layer on the host: dense, 2:4, masked |
 //! | `format.rs` `format/` `groups.rs` | the format: its specification, compress, decompress, validate; what values are held in; groups of four, many at a time |
-//! | `prune.rs` `prune/` | which weights stay: magnitude, Wanda, second order, SparseGPT; statistics; orders of channels |
+//! | `prune.rs` `prune/` | which weights stay: magnitude, Wanda, second order, SparseGPT; statistics; orders of channels; other granularities than 2:4 |
 //! | `error.rs` `memory.rs` | the one error type; memory, asked for before it is taken |
 //! | `metrics.rs` `bootstrap.rs` | what a model's quality is measured by; what data leave open of a figure |
 //! | `select.rs` | which layers to prune, by what may be lost or by time |

@@ -13,13 +13,17 @@
 //! and lets the weights that stay make up for those that go. [`permute`] finds an order of channels in which any of
 //! these loses less. [`Method`] names them all.
 //!
-//! Invariant: every criterion keeps exactly two columns of a whole group, and of a ragged last group of `k % 4` columns
+//! [`Units`] prunes to other patterns than 2:4: single weights, rows, input channels or blocks, as
+//! `torch.nn.utils.prune` does. Masks of single weights run on the masked kernel ([`Op::Masked`](crate::Op::Masked)).
+//!
+//! Invariant: every criterion for 2:4 keeps exactly two columns of a whole group, and of a ragged last group of `k % 4` columns
 //! two, or the only one there is (fewer only where an earlier mask had
 //! fewer, or where random ones meet it); all rows of a block of V have the same
 //! mask but for what an earlier one took from them.
 
 mod criteria;
 mod factor;
+mod granularity;
 mod magnitude;
 mod method;
 pub mod permute;
@@ -30,6 +34,7 @@ mod swap;
 pub use criteria::{Criterion, Norm};
 #[cfg(feature = "text")]
 pub(crate) use factor::inverse_factor;
+pub use granularity::{Amount, Granularity, Importance, Units, prune_units};
 pub(crate) use magnitude::{Workspace, sparsify_rows};
 pub use magnitude::{magnitude, sparsify, sparsify_into};
 pub use method::{Method, Pruning};

@@ -16,7 +16,7 @@
 //!  Decoder                      passes over new tokens, with a cache of the earlier ones        decoder
 //!
 //!  tools on any graph: calibrate (statistics of inputs), ablation (one layer replaced), permute (orders of
-//!  channels), times (a pass and its layers)
+//!  channels), removal (a model with fewer channels), times (a pass and its layers)
 //! ```
 //! A [`Node`] is an operation of [`ops`](crate::ops) with what it reads and the one value that it writes. Its operation
 //! is behind the trait [`NodeOp`], which an operation's file implements: nothing here knows which operations there are.
@@ -42,6 +42,7 @@ mod decoder;
 mod forward;
 mod model;
 mod permute;
+mod removal;
 mod times;
 pub mod twin;
 
@@ -67,6 +68,7 @@ pub(crate) use decoder::token_loss;
 pub use forward::Forward;
 pub use model::Model;
 pub use permute::{Kept, Permuted};
+pub use removal::{ChannelWeights, HiddenChannels, HiddenSpec, Removal, SizeField};
 pub use times::{Times, time_forwards};
 
 use crate::engine::{Device, Indices, Prepared, Tensor};
@@ -616,6 +618,7 @@ pub struct Graph {
     values: Vec<Value>,
     nodes: Vec<Node>,
     channels: Vec<Channels>,
+    hidden: Vec<HiddenChannels>,
     /// Values that are kept to the end of a pass. The last is the main output.
     outputs: Vec<ValueId>,
 }
@@ -632,6 +635,7 @@ impl Graph {
             values: Vec::new(),
             nodes: Vec::new(),
             channels: Vec::new(),
+            hidden: Vec::new(),
             outputs: Vec::new(),
         }
     }

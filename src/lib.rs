@@ -106,7 +106,7 @@
 //! Magnitude is the simplest criterion. [`prune`] also has Wanda (weight times input norm), a second-order criterion,
 //! second-order pruning that updates the kept weights (SparseGPT), and channel permutation for 2:4. A new mask can be
 //! combined with an existing one. Single weights, rows, columns and blocks are pruned as `torch.nn.utils.prune` does
-//! ([`prune::Units`]). [`mod@select`] says which layers to prune, by what the model may lose or by the time
+//! ([`prune::Units`]), and channels between two layers are removed ([`graph::Removal`]). [`mod@select`] says which layers to prune, by what the model may lose or by the time
 //! that it may take. Pruned matrices are stored in this crate's format or in one of the others that people have:
 //! [`io`].
 //!
@@ -236,7 +236,7 @@
 //! | `engine.rs` `engine/` | what an embedder calls: upload, prepare, run; tensors, indices and weights as operands |
 //! | `linear.rs` | a layer in whichever form runs it best |
 //! | `compile.rs` `compile/` | what GPU compilers make of the kernels, and of anyone's SPIR-V, without a GPU: machine code, banks, an estimate |
-//! | `graph.rs` `graph/` | a model as data; its parameters, passes with and without gradients, f64 twin; calibration, ablation, permutation, times |
+//! | `graph.rs` `graph/` | a model as data; its parameters, passes with and without gradients, f64 twin; calibration, ablation, permutation, removal of channels, times |
 //! | `train.rs` `train/` | retraining: a student that learns from a teacher; order of texts, losses, what a run goes on from |
 //! | `models.rs` `models/` | the architectures: config and names of tensors to graph, a file each |
 //! | `text.rs` `text/` | encoders of texts: folders, tokens, what follows the last states; verified and timed; linear probes |

@@ -1,7 +1,7 @@
 //! The architectures: a file for each, which makes a [`Graph`] of a config.
 //!
 //! A model's file reads its `config.json`, adds nodes with the names that its tensors have, and says which channels may
-//! be permuted. Nothing else in the crate knows an architecture.
+//! be permuted and which may be removed. Nothing else in the crate knows an architecture.
 //!
 //! # How to add one
 //! A file in `src/models`, here its `mod` and a line of the list `ALL` (or, where several kinds share a file, of
@@ -15,12 +15,13 @@ pub mod efficientnet;
 pub mod llama;
 pub mod mpnet;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
 
 use crate::error::{Error, Result, checked_mul};
-use crate::graph::{Blocks, ChannelSet, Channels, Graph, Input, ParamId, ValueId};
+use crate::graph::{Blocks, ChannelSet, Channels, Graph, HiddenSpec, Input, ParamId, SizeField, ValueId};
 use crate::io::Store;
 use crate::ops::attention::AttentionSpec;
 use crate::ops::gemm::LinearSpec;
@@ -196,6 +197,17 @@ impl Fields {
         });
         let sizes = sizes.filter(|sizes| !sizes.is_empty());
         sizes.ok_or_else(|| Self::expect(name, value, "a list of whole numbers"))
+    }
+
+    /// Numbers of things by number, such as `{"3": 12}`; none where the field is not there.
+    pub(crate) fn numbered(&self, name: &str) -> Result<BTreeMap<usize, usize>> {
+        let Some(Self(object)) = self.object(name)? else { return Ok(BTreeMap::new()) };
+        let entry = |(key, value): (&String, &Value)| {
+            let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
+            let entry = key.parse().ok().zip(size);
+            entry.ok_or_else(|| Error::invalid(format!("{name} has {key:?}: {value}, expected two whole numbers")))
+        };
+        object.as_object().into_iter().flatten().map(entry).collect()
     }
 
     /// Three numbers.
@@ -379,6 +391,13 @@ impl PostNormEncoder {
                 // What attention hands on.
                 ChannelSet { rows: vec![(qkv, 2 * d)], columns: vec![out] },
             ],
+        })?;
+        graph.add_hidden(HiddenSpec {
+            makers: &[&up],
+            reader: &down,
+            activation: Some(activation),
+            norm: None,
+            size: SizeField::Shared("intermediate_size"),
         })?;
         graph.add_channels(Channels {
             name: up,

@@ -134,7 +134,18 @@ impl NewFolder {
         source: &Source,
         items: impl Iterator<Item = (&'a Item, Stored)>,
     ) -> Result<Vec<LeftOut>> {
-        let left_out = self.add_rest(from, source, items).map_err(|e| self.under_its_name(e))?;
+        self.finish_with(from, source, items, &[])
+    }
+
+    /// [`Self::finish`] with other values in the config, each at the end of a way of fields.
+    pub(super) fn finish_with<'a>(
+        self,
+        from: &Path,
+        source: &Source,
+        items: impl Iterator<Item = (&'a Item, Stored)>,
+        config: &[(Vec<String>, Value)],
+    ) -> Result<Vec<LeftOut>> {
+        let left_out = self.add_rest(from, source, items, config).map_err(|e| self.under_its_name(e))?;
         self.folder.persist(&self.path).map_err(|e| match e.kind() {
             ErrorKind::DirectoryNotEmpty => Error::file(&self.path, "exists already: it was made by another meanwhile"),
             _ => Error::io(&self.path, e),
@@ -148,6 +159,7 @@ impl NewFolder {
         from: &Path,
         source: &Source,
         items: impl Iterator<Item = (&'a Item, Stored)>,
+        config: &[(Vec<String>, Value)],
     ) -> Result<Vec<LeftOut>> {
         let mut replaced: Vec<_> = source.files().iter().map(|file| file.path()).collect();
         replaced.push(source.path());
@@ -158,6 +170,7 @@ impl NewFolder {
         if let Some(old) = read_config(from)? {
             let mut new = old.clone();
             describe(&mut new, items);
+            config.iter().for_each(|(way, value)| set(&mut new, way, value));
             if new != old {
                 let path = self.folder.path().join(CONFIG);
                 let mut text = serde_json::to_string_pretty(&new).map_err(|e| Error::file(&path, e.to_string()))?;
@@ -249,6 +262,18 @@ impl Copy<'_> {
         let numbered = first.to_string_lossy().split_once('_').is_some_and(|(n, _)| n.parse::<u32>().is_ok());
         !(safetensors || numbered || self.modules.iter().any(|module| at.starts_with(module)))
     }
+}
+
+/// Gives a config another value at the end of a way of fields. What is on the way and no object becomes one.
+fn set(config: &mut Value, way: &[String], value: &Value) {
+    let mut at = config;
+    for field in way {
+        if !at.is_object() {
+            *at = Value::Object(Map::new());
+        }
+        at = &mut at[field.as_str()];
+    }
+    *at = value.clone();
 }
 
 /// Says in a config how items are stored, as far as compressed-tensors has words for it.

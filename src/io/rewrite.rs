@@ -27,6 +27,8 @@ pub enum Action {
     Compress(Spec24),
     /// It is written as one dense tensor, of its own shape and type.
     Dense,
+    /// It is written as one dense tensor of its own type and this shape.
+    Reshape(Vec<usize>),
 }
 
 impl Action {
@@ -35,7 +37,7 @@ impl Action {
         match self {
             Self::Copy => item.stored,
             Self::Compress(_) => layout.stored(),
-            Self::Dense => Stored::Dense,
+            Self::Dense | Self::Reshape(_) => Stored::Dense,
         }
     }
 }
@@ -48,7 +50,7 @@ pub type Actions<'a> = Vec<(&'a Item, Action)>;
 pub enum Content {
     /// For [`Action::Compress`].
     Sparse24(Sparse24<Bytes>),
-    /// For [`Action::Dense`]: little-endian bytes.
+    /// For [`Action::Dense`] and [`Action::Reshape`]: little-endian bytes.
     Dense(Vec<u8>),
 }
 
@@ -101,6 +103,8 @@ pub struct NewModel {
     folder: Option<NewFolder>,
     /// The file of its weights.
     weights: PathBuf,
+    /// What its config says otherwise than the old one.
+    config: Vec<(Vec<String>, Value)>,
 }
 
 /// What there is to say of a model that was written.
@@ -126,7 +130,13 @@ impl NewModel {
             Some(folder) => folder.weights(),
             None => writable(to)?,
         };
-        Ok(Self { from, folder, weights })
+        Ok(Self { from, folder, weights, config: Vec::new() })
+    }
+
+    /// Gives the new folder's config another value at the end of this way of fields, of which the last one and objects
+    /// on the way need not be there yet. A file has no config: nothing is done then.
+    pub fn set_config(&mut self, way: &[String], value: impl Into<Value>) {
+        self.config.push((way.to_vec(), value.into()));
     }
 
     /// Writes every item of `source`: those to be compressed in `layout`. `actions` are for all items in their order.
@@ -154,7 +164,7 @@ impl NewModel {
         let left_out = match self.folder {
             Some(folder) => {
                 let stored = actions.iter().map(|(item, action)| (*item, action.stored(item, layout)));
-                folder.finish(&self.from, source, stored)?
+                folder.finish_with(&self.from, source, stored, &self.config)?
             }
             None => Vec::new(),
         };
@@ -185,6 +195,10 @@ fn write_file(
             }
             Action::Dense => {
                 specs.push(Spec::new(&*item.name, item.dtype, &item.shape));
+                Vec::new()
+            }
+            Action::Reshape(shape) => {
+                specs.push(Spec::new(&*item.name, item.dtype, shape));
                 Vec::new()
             }
             Action::Compress(spec) => {

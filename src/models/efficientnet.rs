@@ -9,9 +9,11 @@
 //!
 //! Invariant: an [`EfficientNetConfig`] has no size of zero, and its lists are of one length.
 
+use std::collections::BTreeMap;
+
 use super::{Fields, check_size};
-use crate::error::{Error, Result};
-use crate::graph::{BatchNorm, Blocks, ConvolutionSpec, Graph, ValueId};
+use crate::error::{Error, Result, checked_mul};
+use crate::graph::{BatchNorm, Blocks, ConvolutionSpec, Graph, HiddenSpec, SizeField, ValueId};
 use crate::ops::gemm::LinearSpec;
 use crate::problem::Activation;
 use crate::window::Window;
@@ -59,7 +61,13 @@ pub struct EfficientNetConfig {
     pub eps: f32,
     /// After every convolution but those that narrow channels.
     pub activation: Activation,
+    /// Of blocks by their numbers, how many channels they have within, where that is not what `expand` says: some have
+    /// been removed.
+    pub expanded: BTreeMap<usize, usize>,
 }
+
+/// The field of a config that has [`EfficientNetConfig::expanded`].
+const EXPANDED: &str = "expanded_channels";
 
 impl EfficientNetConfig {
     /// EfficientNet-Lite0 for ImageNet's 1000 classes.
@@ -84,6 +92,7 @@ impl EfficientNetConfig {
             classes: 1000,
             eps: 1e-3,
             activation: Activation::Relu6,
+            expanded: BTreeMap::new(),
         }
     }
 
@@ -126,6 +135,7 @@ impl EfficientNetConfig {
             classes: fields.size("num_labels", labels)?,
             eps: fields.number("batch_norm_eps", 1e-3)? as f32,
             activation: fields.activation("hidden_act", Activation::Relu6)?,
+            expanded: fields.numbered(EXPANDED)?,
         };
         config.check()?;
         Ok(config)
@@ -133,13 +143,13 @@ impl EfficientNetConfig {
 
     /// An error if a size is 0 or more than a kernel counts to, or a number is none that can be divided by.
     fn check(&self) -> Result<()> {
-        let Self { image, stem, head, classes, eps, std, mean, .. } = self;
+        let Self { image, stem, stages, head, classes, eps, std, mean, expanded, .. } = self;
         for (name, size) in
             [("image_size", image), ("stem_channels", stem), ("hidden_dim", head), ("num_labels", classes)]
         {
             check_size(name, *size)?;
         }
-        for Stage { kernel, stride, expand, channels, blocks } in &self.stages {
+        for Stage { kernel, stride, expand, channels, blocks } in stages {
             for (name, size) in [
                 ("kernel_sizes", kernel),
                 ("strides", stride),
@@ -149,6 +159,15 @@ impl EfficientNetConfig {
             ] {
                 check_size(&format!("a number of {name}"), *size)?;
             }
+        }
+        let mut blocks = stages.iter().flat_map(|stage| std::iter::repeat_n(stage.expand > 1, stage.blocks));
+        let mut next = 0;
+        for (&number, &size) in expanded {
+            check_size(&format!("a number of {EXPANDED}"), size)?;
+            if blocks.nth(number - next) != Some(true) {
+                return Err(Error::invalid(format!("{EXPANDED} has block {number}, which has no channels within")));
+            }
+            next = number + 1;
         }
         if !(*eps >= 0.0 && eps.is_finite()) {
             return Err(Error::invalid(format!("batch_norm_eps is {eps}, expected a number of at least 0")));
@@ -172,7 +191,7 @@ impl EfficientNetConfig {
         for stage in stages {
             for block in 0..stage.blocks {
                 let stride = if block == 0 { stage.stride } else { 1 };
-                at = self.add_block(&mut graph, &format!("_blocks.{number}"), at, stage, stride)?;
+                at = self.add_block(&mut graph, number, at, stage, stride)?;
                 number += 1;
             }
         }
@@ -183,13 +202,14 @@ impl EfficientNetConfig {
         Ok(graph)
     }
 
-    fn add_block(&self, graph: &mut Graph, block: &str, x: Image, stage: &Stage, stride: usize) -> Result<Image> {
+    fn add_block(&self, graph: &mut Graph, number: usize, x: Image, stage: &Stage, stride: usize) -> Result<Image> {
         let &Stage { kernel, expand, channels, .. } = stage;
-        let name = |part: &str| format!("{block}.{part}");
+        let name = |part: &str| format!("_blocks.{number}.{part}");
         let wide = match expand {
             1 => x,
             _ => {
-                let channels = expand * graph.value(x.value).cols;
+                let all = checked_mul("channels of a block", expand, graph.value(x.value).cols)?;
+                let channels = self.expanded.get(&number).copied().unwrap_or(all);
                 self.add(graph, &name("_expand_conv"), &name("_bn0"), x, channels, (1, 1))?
             }
         };
@@ -216,7 +236,17 @@ impl EfficientNetConfig {
             activation: Activation::None,
             residual: same.then_some(x.value),
         };
-        Ok(Image { value: graph.convolution(spec)?, ..filtered })
+        let value = graph.convolution(spec)?;
+        if expand != 1 {
+            graph.add_hidden(HiddenSpec {
+                makers: &[&name("_expand_conv"), &depthwise],
+                reader: &project,
+                activation: Some(self.activation),
+                norm: Some(name("_bn1.weight")),
+                size: SizeField::Own(EXPANDED, number.to_string()),
+            })?;
+        }
+        Ok(Image { value, ..filtered })
     }
 
     /// Adds a convolution with its norm and the activation.

@@ -15,7 +15,7 @@ use std::f64::consts::TAU;
 
 use super::{Fields, check_size};
 use crate::error::{Error, Result, checked_mul};
-use crate::graph::{Blocks, ChannelSet, Channels, Graph, Input, Limits, ParamId, ValueId};
+use crate::graph::{Blocks, ChannelSet, Channels, Graph, HiddenSpec, Input, Limits, ParamId, SizeField, ValueId};
 use crate::ops::Rotary;
 use crate::ops::attention::AttentionSpec;
 use crate::ops::gemm::LinearSpec;
@@ -245,6 +245,14 @@ impl LlamaConfig {
         let spec = LinearSpec { bias, residual: Some(states), ..LinearSpec::new(&down, gated, hidden) };
         let states = graph.linear(spec)?;
 
+        graph.add_hidden(HiddenSpec {
+            makers: &[&gate_up],
+            reader: &down,
+            // Products of two features.
+            activation: None,
+            norm: None,
+            size: SizeField::Shared("intermediate_size"),
+        })?;
         let weights = |graph: &Graph, name: &str| graph.linear_named(name).map(|layer| layer.weights);
         let (gate_up_weights, down_weights) = (weights(graph, &gate_up)?, weights(graph, &down)?);
         graph.add_channels(Channels {

@@ -37,7 +37,7 @@ pub(crate) use factor::inverse_factor;
 pub use granularity::{Amount, Granularity, Importance, Units, prune_units};
 pub(crate) use magnitude::{Workspace, sparsify_rows};
 pub use magnitude::{magnitude, sparsify, sparsify_into};
-pub use method::{Method, Pruning};
+pub use method::{Method, Pruning, seed_of};
 pub use sparsegpt::SparseGpt;
 pub use statistics::Statistics;
 

@@ -437,14 +437,18 @@ fn inspect_knows_every_form() {
     let expected =
         [("ct24.layer.weight", "sparse-24-bitmask"), ("ctbm.layer.weight", "sparse-bitmask"), ("cutlass", "cutlass")];
     assert_eq!(stored(&rows), of(&expected));
-    let cutlass = rows.iter().find(|row| row["name"] == "cutlass").unwrap();
+    let mut cutlass = rows.iter().find(|row| row["name"] == "cutlass").unwrap().clone();
+    // A byte and two words of indices for each non-zero.
+    let even = cutlass["matrix"].as_object_mut().unwrap().remove("break_even").unwrap();
+    assert_eq!(even["coo"]["dense"], 1.0 - 2048.0 / 9.0 / 2048.0);
     // Values of a byte, and a word of codes for each 32 columns.
     let bytes = 32 * 32 + 4 * 32 * 2;
     assert_eq!(
-        *cutlass,
+        cutlass,
         json!({"name": "cutlass", "shape": [32, 64], "dtype": "i8", "stored": "cutlass", "bytes": bytes, "matrix": {
             "nonzeros": 1024, "density": 0.5, "vector": 1, "kept_magnitude": 1.0,
-            "dense_bytes": 2048, "coo_bytes": 1024 * 9, "sparse24_bytes": bytes}})
+            "dense_bytes": 2048, "coo_bytes": 1024 * 9, "csr_bytes": 1024 * 5 + 4 * 33,
+            "bitmask_bytes": 1024 + 32 * 8, "sparse24_bytes": bytes}})
     );
     let rows = inspect(&vectors("prune_with_mask.safetensors"));
     assert_eq!(stored(&rows), of(&[("fc.weight", "torch-mask")]));

@@ -267,3 +267,304 @@ fn what_makes_no_sense_is_refused() {
     }
     assert!(parse("half").unwrap_err().to_string().contains("neither a share, as 0.5 and 50%, nor a whole number"));
 }
+
+#[cfg(feature = "cli")]
+#[path = "common/binary.rs"]
+mod binary;
+
+/// The command line.
+#[cfg(feature = "cli")]
+mod command {
+    use std::path::Path;
+
+    use serde_json::Value;
+    use sparse24::io::{self, Source, Stored};
+    use sparse24::{Sparse24, VectorLen, prune};
+
+    use super::binary::{sparse24, text};
+    use super::*;
+
+    /// A file of three matrices, of which one is spared by its name, and what is written of it.
+    fn pruned(dir: &Path, flags: &[&str]) -> (Vec<Matrix>, Vec<Matrix>, Value) {
+        let (from, to) = (dir.join("from.safetensors"), dir.join("to.safetensors"));
+        let named = ["down.weight", "token_embedding.weight", "up.weight"];
+        let matrices: Vec<_> = [(8, 20, DType::F32), (8, 20, DType::F32), (12, 8, DType::F16)]
+            .into_iter()
+            .enumerate()
+            .map(|(i, (m, k, dtype))| Matrix::uniform(m, k, dtype, 50 + i as u64).unwrap())
+            .collect();
+        let entries: Vec<_> = named.into_iter().zip(&matrices).collect();
+        io::save_matrices(&from, &entries).unwrap();
+        let report = sparse24([&["prune", text(&from), text(&to), "--json"], flags].concat()).json();
+        let source = Source::open(&to).unwrap();
+        let written = named.map(|name| source.matrix(source.item(name).unwrap()).unwrap());
+        assert_eq!(written[1], matrices[1], "{flags:?}");
+        (matrices, written.into(), report)
+    }
+
+    #[test]
+    fn each_granularity_is_that_of_the_library() {
+        let block = |rows, cols| Granularity::Block { rows, cols };
+        let random = |seed| Importance::Random { seed };
+        let (weight, row, column) = (Granularity::Weight, Granularity::Row, Granularity::Column { taps: 1 });
+        for (flags, granularity, importance, amount) in [
+            (&["--granularity", "weight", "--amount", "0.5"][..], weight, L1, "0.5"),
+            (&["--method", "l1_unstructured", "--amount", "7"], weight, L1, "7"),
+            (&["--method", "random_unstructured", "--amount", "30%", "--seed", "5"], weight, random(5), "0.3"),
+            (&["--granularity", "row", "--amount", "3"], row, L1, "3"),
+            (
+                &["--method", "magnitude-l2", "--granularity", "column", "--amount", "0.25"],
+                column,
+                Importance::Ln(2.0),
+                "0.25",
+            ),
+            (
+                &["--method", "ln_structured", "--norm", "-inf", "--granularity", "row", "--amount", "0.5"],
+                row,
+                Importance::Ln(f64::NEG_INFINITY),
+                "0.5",
+            ),
+            (&["--method", "random_structured", "--granularity", "row", "--amount", "2"], row, random(24), "2"),
+            (&["--granularity", "block", "--amount", "2"], block(4, 4), L1, "2"),
+            (
+                &["--granularity", "block:2x8", "--amount", "0.5", "--norm", "3"],
+                block(2, 8),
+                Importance::Ln(3.0),
+                "0.5",
+            ),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let (before, after, report) = pruned(dir.path(), flags);
+            for (name, at) in [("down.weight", 0), ("up.weight", 2)] {
+                let importance = match importance {
+                    Importance::Random { seed } => random(prune::seed_of(name, seed)),
+                    importance => importance,
+                };
+                let mask =
+                    Units::new(&before[at], granularity, importance, None).unwrap().mask(amount.parse().unwrap());
+                assert_eq!(after[at], mask.unwrap().apply(&before[at]).unwrap(), "{flags:?}: {name}");
+            }
+            assert_eq!((&report["schema"], &report["scope"]), (&"sparse24-masks/1".into(), &"local".into()));
+            assert_eq!(report["amount"], amount);
+            let zeros = [0, 2].map(|at| after[at].elements().to_f32().iter().filter(|x| **x == 0.0).count() as u64);
+            assert_eq!(
+                [&report["layers"][0]["zeros"], &report["layers"][1]["zeros"]],
+                zeros.map(Value::from).each_ref()
+            );
+            assert_eq!(report["zeros_share"], (zeros[0] + zeros[1]) as f64 / 256.0);
+        }
+    }
+
+    #[test]
+    fn a_global_amount_is_of_all_matrices() {
+        for (flags, method) in [
+            (&["--method", "global_unstructured", "--amount", "0.4"][..], "global_unstructured"),
+            (&["--granularity", "weight", "--scope", "global", "--amount", "0.4"], "magnitude"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let (before, after, report) = pruned(dir.path(), flags);
+            let units = [0, 2].map(|at| Units::new(&before[at], Granularity::Weight, L1, None).unwrap());
+            let masks = prune_units(&units, "0.4".parse().unwrap()).unwrap();
+            for (at, mask) in [0, 2].into_iter().zip(&masks) {
+                assert_eq!(after[at], mask.apply(&before[at]).unwrap());
+            }
+            assert_eq!((&report["scope"], &report["method"]), (&"global".into(), &method.into()));
+        }
+    }
+
+    #[test]
+    fn pruning_again_takes_of_what_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(format!("{name}.safetensors")));
+        let w = Matrix::uniform(16, 24, DType::Bf16, 3).unwrap();
+        io::save_matrices(&a, &[("up.weight", &w)]).unwrap();
+        sparse24(["prune", text(&a), text(&b), "--granularity", "row", "--amount", "4"]).fine();
+        let said = sparse24(["prune", text(&b), text(&c), "--granularity", "weight", "--amount", "0.5"]).fine();
+        let rows = Units::new(&w, Granularity::Row, L1, None).unwrap().mask(Amount::count(4)).unwrap();
+        let both = Units::new(&w, Granularity::Weight, L1, Some(&rows)).unwrap().mask("0.5".parse().unwrap()).unwrap();
+        let source = Source::open(&c).unwrap();
+        let item = source.item("up.weight").unwrap();
+        assert_eq!((source.matrix(item).unwrap(), item.stored), (both.apply(&w).unwrap(), Stored::Dense));
+        // 4 of 16 rows, and half of the others.
+        assert!(
+            said.contains("1 matrix pruned by magnitude (granularity weight, amount 0.5, local): 62.50 % of their"),
+            "{said}"
+        );
+        let how = &source.files()[0].metadata()["sparse24.pruned"];
+        let [first, second] = ["magnitude row L1 amount=4", "magnitude weight amount=0.5"]
+            .map(|how| format!("{how} scope=local seed=24"));
+        assert_eq!(*how, format!("{first}, then {second}"));
+    }
+
+    #[test]
+    fn two_four_is_what_vector_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let [from, a, b] = ["from", "a", "b"].map(|name| dir.path().join(format!("{name}.safetensors")));
+        let w = Matrix::uniform(16, 24, DType::F32, 3).unwrap();
+        io::save_matrices(&from, &[("up.weight", &w)]).unwrap();
+        sparse24(["prune", text(&from), text(&a), "--granularity", "8:2:4"]).fine();
+        let eight = VectorLen::new(8).unwrap();
+        let expected = Sparse24::compress(&w, &prune::magnitude(&w, eight).unwrap()).unwrap();
+        assert_eq!(Source::open(&a).unwrap().files()[0].sparse24("up.weight").unwrap(), expected);
+        sparse24(["prune", text(&from), text(&b), "--granularity", "2:4", "--to", "dense"]).fine();
+        let source = Source::open(&b).unwrap();
+        let one = prune::magnitude(&w, VectorLen::ONE).unwrap().mask().apply(&w).unwrap();
+        assert_eq!(source.matrix(source.item("up.weight").unwrap()).unwrap(), one);
+    }
+
+    #[test]
+    fn kernels_of_convolutions_are_pruned_as_torch_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from.safetensors"), dir.path().join("to.safetensors"));
+        let all = vectors();
+        let list_of = |value: &Value| list(value).iter().map(|w| w.as_f64().unwrap() as f32).collect::<Vec<_>>();
+        let weights = list_of(&all["tensors"]["c"]["weights"]);
+        let bytes: Vec<_> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let view = safetensors::tensor::TensorView::new(io::Dtype::F32, vec![6, 5, 3, 3], &bytes).unwrap();
+        safetensors::serialize_to_file([("conv.weight", view)], None, &from).unwrap();
+        let mut compared = 0;
+        for case in list(&all["cases"]) {
+            let step = &case["steps"][0];
+            if case["tensor"] != "c" || list(&case["steps"]).len() != 1 || step["amount"] == 0 || step["amount"] == 0.0
+            {
+                continue;
+            }
+            let (method, amount) = (step["method"].as_str().unwrap(), step["amount"].to_string());
+            let n = step["n"].as_str().map_or_else(|| step["n"].to_string(), str::to_owned);
+            let granularity = if step["dim"] == 0 { "row" } else { "column" };
+            let mut flags = vec!["prune", text(&from), text(&to), "--method", method, "--amount", &amount];
+            if method == "ln_structured" {
+                flags.extend(["--granularity", granularity, "--norm", &n]);
+            }
+            sparse24(&flags).fine();
+            let source = Source::open(&to).unwrap();
+            let item = source.item("conv.weight").unwrap();
+            assert_eq!(item.shape, [6, 5, 3, 3]);
+            let bytes = source.dense(item).unwrap();
+            let written: Vec<_> = bytes.as_chunks::<4>().0.iter().map(|&w| f32::from_le_bytes(w)).collect();
+            let kept = case["mask"].as_str().unwrap().chars();
+            let expected: Vec<_> =
+                weights.iter().zip(kept).map(|(w, kept)| if kept == '1' { *w } else { 0.0 }).collect();
+            assert_eq!(written, expected, "{step}");
+            compared += 1;
+        }
+        assert_eq!(compared, 5 + 28);
+    }
+
+    #[test]
+    fn rows_of_a_matrix_of_in_x_out_are_its_columns() {
+        let dir = tempfile::tempdir().unwrap();
+        let [from, to] = ["from", "to"].map(|name| dir.path().join(format!("{name}.safetensors")));
+        // A kernel of Flax: in features first.
+        let w = Matrix::uniform(6, 10, DType::F32, 4).unwrap().to_array();
+        io::save_matrices(&from, &[("up.kernel", &Matrix::from_array(w.view()))]).unwrap();
+        let report =
+            sparse24(["prune", text(&from), text(&to), "--granularity", "row", "--amount", "4", "--json"]).json();
+        assert_eq!((&report["layers"][0]["m"], &report["layers"][0]["in_by_out"]), (&10.into(), &true.into()));
+        let turned = Matrix::from_array(w.t());
+        let mask = Units::new(&turned, Granularity::Row, L1, None).unwrap().mask(Amount::count(4)).unwrap();
+        let expected = Matrix::from_array(mask.apply(&turned).unwrap().to_array().t());
+        let source = Source::open(&to).unwrap();
+        assert_eq!(source.matrix(source.item("up.kernel").unwrap()).unwrap(), expected);
+    }
+
+    #[test]
+    fn flags_that_do_not_fit_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let [from, to] = ["from", "to"].map(|name| dir.path().join(format!("{name}.safetensors")));
+        io::save_matrices(&from, &[("up.weight", &Matrix::zeros(8, 8, DType::F32).unwrap())]).unwrap();
+        for (flags, said) in [
+            (&["--granularity", "weight"][..], "--granularity weight needs --amount"),
+            (&["--granularity", "line", "--amount", "1"], "is not weight, 2:4, V:2:4, row, column, block"),
+            (&["--granularity", "3:2:4"], "vector length 3 is not one of"),
+            (&["--granularity", "block:4", "--amount", "1"], "\"4\" is no size of a block, such as 4x4"),
+            (&["--granularity", "block:0x4", "--amount", "1"], "\"0x4\" is no size of a block"),
+            (&["--granularity", "row", "--amount", "2.5"], "amount 2.5 is no share from 0 to 1"),
+            (&["--granularity", "2:4", "--vector", "2"], "cannot be used with"),
+            (&["--amount", "0.5"], "--amount is for what --granularity names other than 2:4"),
+            (&["--granularity", "2:4", "--scope", "global"], "--scope is for what --granularity names"),
+            (&["--granularity", "row", "--amount", "1", "--scope", "all"], "is not local or global"),
+            (
+                &["--granularity", "row", "--amount", "1", "--method", "wanda"],
+                "--method wanda chooses two of every four",
+            ),
+            (&["--granularity", "row", "--amount", "1", "--to", "cutlass"], "--to cutlass has no place but for 2:4"),
+            (
+                &["--granularity", "row", "--amount", "1", "--permute", "2"],
+                "--permute is for 2:4, not for --granularity row",
+            ),
+            (&["--granularity", "row", "--amount", "1", "--calibration", "x"], "--calibration is for 2:4"),
+            (&["--granularity", "weight", "--amount", "1", "--norm", "2"], "--norm is not of single weights"),
+            (&["--granularity", "row", "--amount", "1", "--norm", "2", "--method", "random"], "--norm is not random's"),
+            (&["--granularity", "row", "--amount", "1", "--norm", "NaN"], "--norm: NaN is no number"),
+            (
+                &["--method", "ln_structured", "--amount", "1", "--norm", "1"],
+                "prunes what --granularity says: row (dim=0)",
+            ),
+            (&["--method", "ln_structured", "--amount", "1", "--granularity", "row"], "needs its n: --norm N"),
+            (&["--method", "l1_unstructured", "--amount", "1", "--granularity", "row"], "prunes single weights, not"),
+            (&["--method", "global_unstructured", "--amount", "1", "--scope", "local"], "prunes all matrices together"),
+            (&["--method", "bn-scale", "--amount", "1"], "--method bn-scale is of channels"),
+            (&["--method", "apoz", "--amount", "1", "--granularity", "channel"], "--calibration is needed"),
+            (&["--granularity", "channel", "--amount", "1"], "a model's folder is needed, whose config says"),
+        ] {
+            let stderr = sparse24([&["prune", text(&from), text(&to)], flags].concat()).refused(2);
+            assert!(stderr.contains(said), "{flags:?}: {stderr}");
+        }
+        // What only the weights tell.
+        let many = sparse24(["prune", text(&from), text(&to), "--granularity", "row", "--amount", "9"]).refused(1);
+        assert!(many.contains("tensor up.weight: rows: 9 are to be pruned, and there are 0"), "{many}");
+        let none = ["prune", text(&from), text(&to), "--granularity", "row", "--amount", "1", "--include", "no"];
+        assert!(sparse24(none).refused(1).contains("nothing to prune"));
+        let mut nan = [1.0; 16];
+        nan[13] = f32::NAN;
+        io::save_matrices(&from, &[("up.weight", &Matrix::from_f32(2, 8, &nan).unwrap())]).unwrap();
+        let stderr = sparse24(["prune", text(&from), text(&to), "--granularity", "row", "--amount", "1"]).refused(1);
+        assert!(stderr.contains("tensor up.weight: weight at row 1, column 5 is NaN"), "{stderr}");
+        assert!(!to.exists());
+    }
+
+    #[test]
+    fn inspect_says_where_other_forms_are_smaller() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.safetensors");
+        // Of 64 x 128 weights of f32 an eighth is left in one matrix, nothing is gone of the other.
+        let sparse =
+            Matrix::from_f32(64, 128, &std::array::from_fn::<f32, 8192, _>(|i| if i % 8 == 0 { 1.0 } else { 0.0 }))
+                .unwrap();
+        let dense = Matrix::from_f32(64, 128, &[1.0; 8192]).unwrap();
+        io::save_matrices(&file, &[("dense", &dense), ("sparse", &sparse)]).unwrap();
+        let report = sparse24(["inspect", text(&file), "--json"]).json();
+        assert!(report["tensors"][0]["matrix"].get("break_even").is_none());
+        let facts = &report["tensors"][1]["matrix"];
+        let bytes = |name: &str| facts[format!("{name}_bytes")].as_u64().unwrap();
+        assert_eq!((bytes("dense"), bytes("coo"), bytes("csr")), (32768, 1024 * 12, 1024 * 8 + 65 * 4));
+        assert_eq!((bytes("bitmask"), bytes("sparse24")), (1024 * 4 + 1024, 64 * 64 * 4 + 64 * 4 * 4));
+        // At each share the two forms take the same bytes, but for a part of one non-zero.
+        let taken = |form: &str, nonzeros: f64| match form {
+            "coo" => 12.0 * nonzeros,
+            "csr" => 8.0 * nonzeros + 260.0,
+            "bitmask" => 4.0 * nonzeros + 1024.0,
+            _ => bytes(form) as f64,
+        };
+        for form in ["coo", "csr"] {
+            for other in ["dense", "bitmask", "sparse24"] {
+                let share = facts["break_even"][form][other].as_f64().unwrap();
+                let nonzeros = (1.0 - share) * 8192.0;
+                let off = taken(form, nonzeros) - taken(other, nonzeros);
+                assert!(off.abs() < 1e-6 && (0.0..1.0).contains(&share), "{form}, {other}: {share}");
+            }
+        }
+        let said = sparse24(["inspect", text(&file)]).fine();
+        let row = said.lines().find(|line| line.starts_with("87.5%")).unwrap();
+        let cells: Vec<_> = row.split_whitespace().collect();
+        assert_eq!(cells, ["87.5%", "8.25K", "5.00K", "66.7%", "98.4%", "82.3%", "50.4%", "97.7%", "73.8%", "sparse"]);
+        assert_eq!(said.matches("COO<dense").count(), 1, "{said}");
+
+        // One row is too few for CSR to win anything against a bit for each weight.
+        io::save_matrices(&file, &[("row", &Matrix::zeros(1, 64, DType::F16).unwrap())]).unwrap();
+        let report = sparse24(["inspect", text(&file), "--json"]).json();
+        let even = &report["tensors"][0]["matrix"]["break_even"];
+        assert!(even["csr"]["bitmask"].is_null() && even["coo"]["bitmask"].is_number(), "{even}");
+    }
+}

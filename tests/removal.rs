@@ -141,7 +141,7 @@ fn efficientnet(at: &Path) {
 
 fn images() -> Vec<Vec<u32>> {
     // Bytes of a multiplicative hash.
-    let pixel = |n: u64| (n * 2_654_435_761 >> 8 & 0xff_ff_ff) as u32;
+    let pixel = |n: u64| ((n * 2_654_435_761) >> 8 & 0xff_ff_ff) as u32;
     (0..2).map(|which| (0..17 * 17).map(|p| pixel(1000 * which + p + 1)).collect()).collect()
 }
 
@@ -324,5 +324,152 @@ fn what_cannot_be_removed_is_refused() {
         let mut config = vector["config"].clone();
         config["expanded_channels"] = expanded;
         assert_eq!(models::parse(&config.to_string()).unwrap_err().to_string(), said);
+    }
+}
+
+#[cfg(feature = "cli")]
+#[path = "common/binary.rs"]
+mod binary;
+
+/// The command line.
+#[cfg(feature = "cli")]
+mod command {
+    use sparse24::prune::{Amount, Granularity, Importance, Units, prune_units};
+
+    use super::binary::{json, sparse24, text};
+    use super::*;
+
+    /// Which channels of each layer stay in a new model, found by the rows of what makes them.
+    fn stayed(from: &Path, to: &Path) -> Kept {
+        let [old, new] = [from, to].map(load);
+        let (sources, graphs) = ([from, to].map(|at| Source::open(at).unwrap()), [old.graph(), new.graph()]);
+        let pairs = graphs[0].hidden().iter().zip(graphs[1].hidden());
+        pairs
+            .map(|(before, after)| {
+                let rows = |i: usize, of: &sparse24::graph::HiddenChannels| {
+                    of.weights(graphs[i], &sources[i], ChannelWeights::Making).unwrap().to_array()
+                };
+                let (before_rows, after_rows) = (rows(0, before), rows(1, after));
+                let place =
+                    |row: ndarray::ArrayView1<'_, f32>| before_rows.outer_iter().position(|old| old == row).unwrap();
+                (before.name.clone(), after_rows.outer_iter().map(place).collect())
+            })
+            .collect()
+    }
+
+    /// Places of what a mask keeps.
+    fn places(mask: &sparse24::Mask) -> Vec<usize> {
+        (0..mask.rows()).filter(|&row| mask.get(row, 0)).collect()
+    }
+
+    #[test]
+    fn channels_of_a_bert_go_by_the_weights_that_read_or_make_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let from = dir.path().join("from");
+        TinyBert::new(77).write(&from);
+        let (checkpoint, source) = (load(&from), Source::open(&from).unwrap());
+        for (granularity, of) in [("channel", ChannelWeights::Reading), ("filter", ChannelWeights::Making)] {
+            let to = dir.path().join(granularity);
+            let flags = ["--granularity", granularity, "--amount", "0.5", "--norm", "2"];
+            let said = sparse24([&["prune", text(&from), text(&to)], &flags[..]].concat()).fine();
+            assert!(said.contains("channels of 2 layers removed by magnitude"), "{said}");
+            // 36 of 72 channels with 40 rows and columns each.
+            let gone = 100.0 * (2.0 * 36.0 * 40.0) / (4.0 * 1600.0 + 2.0 * 72.0 * 40.0);
+            assert!(said.contains(&format!("{gone:.1} % of linear weights are gone")), "{said}");
+            let expected: Kept = checkpoint
+                .graph()
+                .hidden()
+                .iter()
+                .map(|hidden| {
+                    let rows = hidden.weights(checkpoint.graph(), &source, of).unwrap();
+                    let units = Units::new(&rows, Granularity::Row, Importance::Ln(2.0), None).unwrap();
+                    (hidden.name.clone(), places(&units.mask(Amount::count(36)).unwrap()))
+                })
+                .collect();
+            assert_eq!(stayed(&from, &to), expected, "{granularity}");
+        }
+        // What is smaller is pruned to 2:4 as ever, and runs.
+        let (small, pruned) = (dir.path().join("filter"), dir.path().join("pruned"));
+        sparse24(["prune", text(&small), text(&pruned), "--vector", "4"]).fine();
+        assert!(load(&pruned).linears().all(|(_, w)| matches!(w, HostWeights::Sparse24(_))));
+        let line = sparse24(["embed", "--model", text(&pruned), "--device", "cpu", "--text", "the cat"]).fine();
+        assert!(line.starts_with("{\"text\":\"the cat\",\"embedding\":["), "{line}");
+        let to = dir.path().join("no");
+        let refused = |flags: &[&str]| {
+            let flags = [&["prune", text(&from), text(&to), "--granularity", "channel"], flags].concat();
+            sparse24(flags).refused(1)
+        };
+        assert!(refused(&["--amount", "1.0"]).contains("all of its 72 channels would go"));
+        assert!(refused(&["--amount", "73"]).contains("73 are to be pruned, and there are 72"));
+        assert!(refused(&["--amount", "10", "--include", "layer.0"]).contains("one intermediate_size for all"));
+        assert!(refused(&["--amount", "40", "--scope", "global"]).contains("one intermediate_size for all"));
+        assert!(refused(&["--amount", "1", "--method", "bn-scale"]).contains("there is no batch norm"));
+        assert!(!to.exists());
+    }
+
+    #[test]
+    fn channels_of_bottlenecks_go_by_norms_and_by_zeros() {
+        let dir = tempfile::tempdir().unwrap();
+        let from = dir.path().join("from");
+        efficientnet(&from);
+        let (checkpoint, source) = (load(&from), Source::open(&from).unwrap());
+        let hidden = checkpoint.graph().hidden();
+        let scored = |scores: Vec<f32>, of: &sparse24::graph::HiddenChannels| {
+            Units::given(of.count, 1, Granularity::Row, scores, None).unwrap()
+        };
+
+        let to = dir.path().join("scale");
+        let report = dir.path().join("report.json");
+        let flags = ["--method", "bn-scale", "--granularity", "channel", "--amount", "9", "--scope", "global"];
+        sparse24([&["prune", text(&from), text(&to), "--json", text(&report)], &flags[..]].concat()).fine();
+        let units: Vec<_> =
+            hidden.iter().map(|of| scored(of.norm_scale(checkpoint.graph(), &source).unwrap(), of)).collect();
+        let masks = prune_units(&units, Amount::count(9)).unwrap();
+        let expected: Kept = hidden.iter().zip(&masks).map(|(of, mask)| (of.name.clone(), places(mask))).collect();
+        assert_eq!(stayed(&from, &to), expected);
+        let report = json(&report);
+        assert_eq!((&report["schema"], &report["method"]), (&"sparse24-removal/1".into(), &"bn-scale".into()));
+        let after = |at: usize| report["channels"][at]["channels_after"].as_u64().unwrap() as usize;
+        assert_eq!((after(0), after(1)), (masks[0].count(), masks[1].count()));
+        assert_eq!(after(0) + after(1), 15);
+
+        // Two pictures: the images of the twin, through a file.
+        let (to, pictures) = (dir.path().join("apoz"), dir.path().join("pictures"));
+        fs::create_dir(&pictures).unwrap();
+        for (i, pixels) in images().iter().enumerate() {
+            let color = |x: u32, y: u32| {
+                let [_, r, g, b] = pixels[(17 * y + x) as usize].to_be_bytes();
+                image::Rgb([r, g, b])
+            };
+            image::RgbImage::from_fn(17, 17, color).save(pictures.join(format!("{i}.png"))).unwrap();
+        }
+        let flags =
+            ["--method", "apoz", "--granularity", "channel", "--amount", "0.25", "--calibration", text(&pictures)];
+        sparse24([&["prune", text(&from), text(&to), "--device", "cpu"], &flags[..]].concat()).fine();
+        let shares = checkpoint.active_shares(&Device::cpu().unwrap(), &images(), Batching::default()).unwrap();
+        let expected: Kept = hidden
+            .iter()
+            .map(|of| {
+                let units = scored(shares[&of.name].clone(), of);
+                (of.name.clone(), places(&units.mask(Amount::share(0.25).unwrap()).unwrap()))
+            })
+            .collect();
+        assert_eq!(stayed(&from, &to), expected);
+        let metadata = TensorFile::open(to.join("model.safetensors")).unwrap().metadata().clone();
+        assert!(metadata["sparse24.calibrated_on"].contains("2 images"), "{metadata:?}");
+
+        // Of texts, too; products of gates have no zeros.
+        let (bert, llama, texts) = (dir.path().join("bert"), dir.path().join("llama"), dir.path().join("texts.txt"));
+        TinyBert::new(5).write(&bert);
+        tiny_llama::write("llama", &llama);
+        fs::write(&texts, "the cat sat\nthe dog ran on the mat\n").unwrap();
+        let flags = ["--device", "cpu", "--method", "apoz", "--granularity", "channel", "--amount", "12"];
+        let apoz = |from: &Path, to: &Path| {
+            sparse24([&["prune", text(from), text(to), "--calibration", text(&texts)], &flags[..]].concat())
+        };
+        apoz(&bert, &dir.path().join("bert-apoz")).fine();
+        assert_eq!(load(&dir.path().join("bert-apoz")).graph().hidden()[1].count, 60);
+        let refused = apoz(&llama, &dir.path().join("no")).refused(1);
+        assert!(refused.contains("its channels are products, which have no zeros to be counted"), "{refused}");
     }
 }

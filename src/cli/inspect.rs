@@ -35,6 +35,11 @@ Columns:
   2:4      bytes of values and metadata, pruned to 2:4 at V=1; what a matrix that
            is stored as 2:4 takes
 
+Of matrices of which a tenth or more is zero a second table says what forms for any pattern
+take: CSR (value and column of every non-zero, 4 bytes for each row) and a bitmask (values and
+a bit for each element); and from which share of zeros on COO and CSR take fewer bytes than
+dense (`COO<dense`), bitmask (`COO<bits`) and 2:4 (`COO<2:4`); never is a dash.
+
 A matrix is a tensor of two dimensions and type f32, f16 or bf16, or one that is stored
 as 2:4 in any type; of others, shape, type and bytes are listed. Stored as 2:4 means:
 sparse24's own format (sparse24), sparse-24-bitmask, or torch's CUTLASS pair (cutlass);
@@ -121,9 +126,29 @@ struct Facts {
     kept_magnitude: Option<f64>,
     dense_bytes: u64,
     coo_bytes: u64,
+    csr_bytes: u64,
+    bitmask_bytes: u64,
     sparse24_bytes: u64,
+    /// Of matrices of which a tenth or more is zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    break_even: Option<BreakEven>,
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
+}
+
+/// From which share of zeros on COO and CSR take fewer bytes than other forms.
+#[derive(Clone, Copy, Serialize)]
+struct BreakEven {
+    coo: Shares,
+    csr: Shares,
+}
+
+/// The share of zeros from which on fewer bytes are taken than by each of these; none where that is never so.
+#[derive(Clone, Copy, Serialize)]
+struct Shares {
+    dense: Option<f64>,
+    bitmask: Option<f64>,
+    sparse24: Option<f64>,
 }
 
 /// Sums; those by form are over matrices alone.
@@ -227,6 +252,15 @@ impl Listing {
                 [header.map(str::to_owned)].into_iter().chain(self.tensors.iter().map(Row::cells)).collect();
             text += &table(&cells);
             text.push('\n');
+            let zeros: Vec<_> = self.tensors.iter().filter_map(Row::zeros).collect();
+            if !zeros.is_empty() {
+                let header = ["zeros", "CSR", "bitmask", "COO<dense", "COO<bits", "COO<2:4"];
+                let more = ["CSR<dense", "CSR<bits", "CSR<2:4", "tensor"];
+                let header =
+                    std::array::from_fn(|i| header.iter().chain(&more).nth(i).copied().unwrap_or("").to_owned());
+                text += &table(&[header].into_iter().chain(zeros).collect::<Vec<_>>());
+                text.push('\n');
+            }
         }
         for row in &self.tensors {
             if let Some(note) = row.matrix.as_ref().and_then(|m| m.note.as_ref()) {
@@ -315,6 +349,18 @@ impl Row {
         };
         [shape, self.dtype.clone(), density, vector, kept, dense, coo, sparse24, name]
     }
+
+    /// The row of the table of zeros, if it has one.
+    fn zeros(&self) -> Option<[String; 10]> {
+        let matrix = self.matrix.as_ref()?;
+        let BreakEven { coo, csr } = matrix.break_even?;
+        let share = |share: Option<f64>| share.map_or_else(|| "—".to_owned(), percent);
+        let [a, b, c] = [coo.dense, coo.bitmask, coo.sparse24].map(share);
+        let [d, e, f] = [csr.dense, csr.bitmask, csr.sparse24].map(share);
+        let zeros = percent(1.0 - matrix.density?);
+        let name = printable(&self.name).into_owned();
+        Some([zeros, short(matrix.csr_bytes), short(matrix.bitmask_bytes), a, b, c, d, e, f, name])
+    }
 }
 
 impl Facts {
@@ -348,14 +394,32 @@ impl Facts {
     fn sized(m: usize, k: usize, element: usize, nonzeros: usize) -> Self {
         let product = |factors: &[usize]| factors.iter().fold(1, |p: u64, &f| p.saturating_mul(f as u64));
         let elements = product(&[m, k]);
+        let (dense, bits) = (product(&[m, k, element]), product(&[m, k.div_ceil(8)]));
+        let sparse24 = product(&[m, 2, k.div_ceil(4), element]).saturating_add(product(&[4, m, k.div_ceil(32)]));
+        let starts = product(&[4, m.saturating_add(1)]);
+        // Bytes of indices for each non-zero, and besides.
+        let shares = |index: u64, more: u64| {
+            let from = |bytes: u64, each: u64| {
+                // Fewer non-zeros than this, where a form takes `bytes` and each non-zero `each` more than it has
+                // there.
+                let most = bytes.saturating_sub(more) as f64 / each as f64;
+                (most > 0.0 && elements > 0).then(|| (1.0 - most / elements as f64).clamp(0.0, 1.0))
+            };
+            let all = element as u64 + index;
+            Shares { dense: from(dense, all), bitmask: from(bits, index), sparse24: from(sparse24, all) }
+        };
+        let has_zeros = (nonzeros as u64).saturating_mul(10) <= elements.saturating_mul(9) && elements > 0;
         Self {
+            csr_bytes: product(&[nonzeros, element + 4]).saturating_add(starts),
+            bitmask_bytes: product(&[nonzeros, element]).saturating_add(bits),
+            break_even: has_zeros.then(|| BreakEven { coo: shares(8, 0), csr: shares(4, starts) }),
             nonzeros: nonzeros as u64,
             density: (elements > 0).then(|| nonzeros as f64 / elements as f64),
             vector: None,
             kept_magnitude: None,
-            dense_bytes: product(&[m, k, element]),
+            dense_bytes: dense,
             coo_bytes: product(&[nonzeros, element + 4 + 4]),
-            sparse24_bytes: product(&[m, 2, k.div_ceil(4), element]).saturating_add(product(&[4, m, k.div_ceil(32)])),
+            sparse24_bytes: sparse24,
             note: None,
         }
     }

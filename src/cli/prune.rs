@@ -1,9 +1,12 @@
-//! `sparse24 prune`: a model whose linear layers are 2:4.
+//! `sparse24 prune`: a model whose linear layers are 2:4, or pruned at another granularity.
 //!
 //! Criteria that look at weights alone go through a file tensor by tensor, whatever model it is of. Those that ask for
 //! a layer's inputs, and everything that looks at the model as a whole, run the model: its linear layers are pruned in
 //! memory, and then the file is written anew with them. Invariant: the output appears complete or not at all.
 
+mod how;
+mod masks;
+mod removal;
 mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +26,7 @@ use super::retrain::Summary;
 use super::rewrite;
 use super::sensitivity::MetricArgs;
 use super::{Outcome, model, progress, size};
+use how::{How, Named, Scope, Unit};
 use sparse24::bootstrap::Interval;
 use sparse24::error::printable;
 use sparse24::graph::{CalibrationInputs, Checkpoint, LinearTensor};
@@ -30,7 +34,7 @@ use sparse24::io::{
     Action, Actions, Content, Dtype, Item, Layout, NewModel, Provenance, Source, Spec24, Stored, Written, config_of,
     in_by_out, transpose,
 };
-use sparse24::prune::{Method, Pruning, SparseGpt, Statistics};
+use sparse24::prune::{Amount, Method, Pruning, SparseGpt, Statistics};
 use sparse24::{DType, Elements, HostWeights, Matrix, Sparse24, VectorLen};
 
 const EXAMPLES: &str = "\
@@ -44,6 +48,10 @@ Examples:
   sparse24 prune model/efficientnet-lite0 pruned --method sparsegpt --calibration pictures
   # the pattern that is fastest, and ten minutes of retraining that bring its loss back
   sparse24 prune model/minilm pruned --method sparsegpt --vector 128 --retrain 10 --input texts.txt
+  # half of all weights, whatever the pattern: zeros, as torch's global_unstructured leaves them
+  sparse24 prune model/minilm pruned --granularity weight --amount 0.5 --scope global
+  # a quarter of the feed-forward features away: a smaller model, which is still dense
+  sparse24 prune model/minilm smaller --granularity channel --amount 25%
 
 Without --include, what is pruned are matrices of f32, f16 or bf16 whose names do not
 speak of embeddings, norms, tables of biases, poolers or heads. Where the model is run
@@ -65,20 +73,41 @@ const SPARED: &str =
 /// Why there would be no output.
 const NOTHING: &str = "nothing to prune: no matrix is selected (--include, --exclude) or chosen";
 
-/// Prune a model's linear layers to 2:4, and write it in the form that is asked for.
+/// Prune a model's linear layers to 2:4 and write it in the form that is asked for, or prune weights, rows, columns,
+/// blocks or channels.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
     paths: InOut,
-    /// What decides which weights stay: magnitude, magnitude-l2, random, obd, wanda or sparsegpt.
-    #[arg(long, value_name = "METHOD", default_value = "magnitude")]
-    method: Method,
+    /// What decides which weights stay: magnitude, magnitude-l2, random, obd, wanda or sparsegpt. With --amount also
+    /// what torch.nn.utils.prune calls l1_unstructured, random_unstructured, global_unstructured, ln_structured or
+    /// random_structured, and of channels apoz (most zero activations first) and bn-scale (|gamma| of batch norms).
+    #[arg(long = "method", value_name = "METHOD", default_value = "magnitude")]
+    named: Named,
+    /// What is pruned as one, in place of --vector: 2:4 or V:2:4; or, as much as --amount says, weight (unstructured),
+    /// row (output neurons, filters of convolutions; torch's dim=0), column (input channels; dim=1), block or block:RxC
+    /// (4x4 unless given), all of which leave zeros; or channel and filter, which remove the channels between two
+    /// layers (features of feed-forward parts, channels of inverted bottlenecks) from a model's folder, judged by the
+    /// weights that read them or that make them. 2:4 unless given.
+    #[arg(long, value_name = "WHAT", conflicts_with = "vector")]
+    granularity: Option<Unit>,
+    /// How much is pruned of what is not zero yet: a share, as 0.5 or 50%, or, as a whole number, so many weights,
+    /// rows, columns or blocks. As in torch, 1 is one of them and 1.0 all.
+    #[arg(long, value_name = "SHARE|N")]
+    amount: Option<Amount>,
+    /// Whether the amount is of each matrix (local) or of all together (global); local unless given.
+    #[arg(long, value_name = "local|global")]
+    scope: Option<Scope>,
+    /// The n of the Ln norm by which rows, columns and blocks are compared: any number, inf and -inf too; 1 unless
+    /// given.
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    norm: Option<f64>,
     /// Rows that share a pattern: 1, 2, 4 ... 128; several, separated by commas, where each layer's is chosen.
     #[arg(long, value_name = "V,...", value_delimiter = ',', default_value = "1")]
     vector: Vec<VectorLen>,
     /// Text file, a sentence on each line, that the model runs on for statistics of its layers' inputs (`-` is stdin);
-    /// obd, wanda and sparsegpt need one, or --retrain with --input. Of a model of images, a folder of pictures.
+    /// obd, wanda, sparsegpt and apoz need one, or --retrain with --input. Of a model of images, a folder of pictures.
     #[arg(long, value_name = "TXT|-")]
     calibration: Option<PathBuf>,
     /// What a layer's inputs are computed with: the layers before it as they were (dense), as they are pruned (pruned),
@@ -129,9 +158,9 @@ pub(crate) struct Args {
     /// pruned.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     permute: Option<u32>,
-    /// The form to store pruned matrices in.
-    #[arg(long, value_name = "native|dense|bitmask|cutlass", default_value = "native")]
-    to: Layout,
+    /// The form to store pruned matrices in; native unless given, and dense for what is no 2:4.
+    #[arg(long, value_name = "native|dense|bitmask|cutlass")]
+    to: Option<Layout>,
     /// Seed of everything that is drawn at random.
     #[arg(long, value_name = "N", default_value_t = 24)]
     seed: u64,
@@ -236,6 +265,15 @@ struct Report {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    match args.how()? {
+        How::TwoFour(None) => prune_to_two_four(args),
+        How::TwoFour(Some(vector)) => prune_to_two_four(&Args { vector: vec![vector], ..args.clone() }),
+        How::Masks(units, importance) => masks::prune(args, units, importance),
+        How::Removal(units, score) => removal::prune(args, units, score),
+    }
+}
+
+fn prune_to_two_four(args: &Args) -> Result<Outcome> {
     args.check_usage()?;
     let (input, output) = args.paths.get()?;
     args.json.file()?;
@@ -265,11 +303,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         schema: "sparse24-prune/1",
         version: env!("CARGO_PKG_VERSION"),
         command: command_line(),
-        damping: (args.method == Method::SparseGpt).then(|| args.damping()),
-        exchanges: (args.method == Method::SparseGpt).then(|| args.exchanges()),
+        damping: (args.method() == Method::SparseGpt).then(|| args.damping()),
+        exchanges: (args.method() == Method::SparseGpt).then(|| args.exchanges()),
         input: input.display().to_string(),
         output: output.display().to_string(),
-        method: args.method.name(),
+        method: args.method().name(),
         vectors: args.vector.iter().map(|v| v.get()).collect(),
         calibration: args.calibration().map(|path| path.display().to_string()),
         calibration_tokens: run.tokens,
@@ -294,11 +332,14 @@ fn candidate(item: &Item, spared: &Regex) -> bool {
     prunable(item) && !spared.is_match(&item.name)
 }
 
-/// Whether a tensor is a matrix that can be pruned at all.
+/// Whether a tensor is a matrix that can be pruned to 2:4 at all.
 fn prunable(item: &Item) -> bool {
-    let float = matches!(item.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
     // Less than a whole group has no pattern, and an empty matrix nothing to save.
-    float && item.matrix().is_some_and(|(m, k)| m > 0 && k >= 4)
+    is_float(item) && item.matrix().is_some_and(|(m, k)| m > 0 && k >= 4)
+}
+
+fn is_float(item: &Item) -> bool {
+    matches!(item.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
 }
 
 /// What is to be written. Nothing but the default where each tensor is pruned by itself when it is written.
@@ -325,17 +366,17 @@ impl Args {
             self.vector.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
         );
         ensure_usage!(
-            self.calibration().is_some() || !self.method.needs_statistics(),
+            self.calibration().is_some() || !self.method().needs_statistics(),
             "--method {} goes by the inputs of each layer: --calibration TXT is needed, or --retrain with --input",
-            self.method
+            self.method()
         );
-        let compensates = self.method.needs_gram();
-        ensure_usage!(compensates || self.damping.is_none(), "--damping is sparsegpt's, not {}'s", self.method);
-        ensure_usage!(compensates || self.exchanges.is_none(), "--exchanges is sparsegpt's, not {}'s", self.method);
+        let compensates = self.method().needs_gram();
+        ensure_usage!(compensates || self.damping.is_none(), "--damping is sparsegpt's, not {}'s", self.method());
+        ensure_usage!(compensates || self.exchanges.is_none(), "--exchanges is sparsegpt's, not {}'s", self.method());
         ensure_usage!(
             compensates || self.inputs != Some(CalibrationInputs::Corrected),
             "--inputs corrected is for sparsegpt: {} leaves weights as they are",
-            self.method
+            self.method()
         );
         let damping = self.damping();
         ensure_usage!(damping.is_finite() && damping >= 0.0, "--damping: {damping} is no share");
@@ -397,12 +438,24 @@ impl Args {
     /// The file of texts that statistics of inputs are of.
     fn calibration(&self) -> Option<&Path> {
         let retrained_on = self.metric.input.as_deref().filter(|_| self.retrain.is_some());
-        self.calibration.as_deref().or(retrained_on.filter(|_| self.method.needs_statistics()))
+        self.calibration.as_deref().or(retrained_on.filter(|_| self.method().needs_statistics()))
     }
 
     /// Whether which layers are pruned, and how, is to be found out.
     fn chooses(&self) -> bool {
         self.max_drop.is_some() || self.target_speedup.is_some()
+    }
+
+    /// The criterion of 2:4. Others are none of [`How::TwoFour`].
+    fn method(&self) -> Method {
+        match self.named {
+            Named::Method(method) => method,
+            Named::Torch(_) | Named::Apoz | Named::NormScale => Method::Magnitude,
+        }
+    }
+
+    fn to(&self) -> Layout {
+        self.to.unwrap_or(Layout::Native)
     }
 
     /// The one pattern where nothing is chosen.
@@ -420,7 +473,7 @@ impl Args {
     fn provenance(&self, source: &Source, run: &Run) -> Provenance {
         let vectors: Vec<_> = self.vector.iter().map(ToString::to_string).collect();
         let mut provenance = Provenance::of(&source.metadata());
-        provenance.note("pruned", &format!("{} V={} seed={}", self.method, vectors.join(","), self.seed));
+        provenance.note("pruned", &format!("{} V={} seed={}", self.method(), vectors.join(","), self.seed));
         if let Some(texts) = &run.calibrated_on {
             provenance.note("calibrated_on", texts);
         }
@@ -434,7 +487,7 @@ impl Args {
     }
 
     fn pruning(&self) -> Pruning {
-        Pruning { method: self.method, seed: self.seed, damping: self.damping(), exchanges: self.exchanges() }
+        Pruning { method: self.method(), seed: self.seed, damping: self.damping(), exchanges: self.exchanges() }
     }
 
     fn damping(&self) -> f64 {
@@ -450,7 +503,7 @@ impl Args {
         for item in source.items().filter(|item| prunable(item) && self.selects(&item.name, candidate(item, spared))) {
             let fail = |e: sparse24::Error| e.in_tensor(source.path_of(item), &item.name);
             let Some((m, k)) = item.matrix() else { continue };
-            if self.to != Layout::Dense && in_by_out.contains(&item.name) {
+            if self.to() != Layout::Dense && in_by_out.contains(&item.name) {
                 let all: Vec<_> = in_by_out.iter().filter(|name| self.selects(name, !spared.is_match(name))).collect();
                 let modules: BTreeSet<_> =
                     all.iter().filter_map(|name| name.rsplit(['.', '/']).nth(1)).map(regex::escape).collect();
@@ -462,13 +515,13 @@ impl Args {
                         1 => ", and 1 more is".to_owned(),
                         more => format!(", and {more} more are"),
                     },
-                    self.to,
+                    self.to(),
                 );
                 return Err(fail(sparse24::Error::invalid(reason)).into());
             }
             for &vector in &self.vector {
                 let spec = Spec24 { name: item.name.clone(), m, k, dtype: item.dtype, vector: Some(vector) };
-                self.to.specs(&spec).map_err(fail)?;
+                self.to().specs(&spec).map_err(fail)?;
             }
         }
         Ok(())
@@ -539,13 +592,13 @@ impl Args {
                     (Some(_), _) => {}
                 }
             }
-            if self.to == Layout::Dense && vector.is_some() && item.matrix().is_none() {
+            if self.to() == Layout::Dense && vector.is_some() && item.matrix().is_none() {
                 // As many dimensions as the kernel of a convolution had.
                 action = Action::Dense;
             } else if let Some((vector, (m, k))) = vector.zip(shape) {
                 let spec = Spec24 { name: item.name.clone(), m, k, dtype: item.dtype, vector: Some(vector) };
                 // Whether the layout has a place for it.
-                self.to.specs(&spec).map_err(|e| e.in_tensor(source.path_of(item), &item.name))?;
+                self.to().specs(&spec).map_err(|e| e.in_tensor(source.path_of(item), &item.name))?;
                 action = Action::Compress(spec);
             }
             if let (Action::Copy, Some(checkpoint), Some(_)) = (&action, &run.checkpoint, &run.retrained) {
@@ -573,7 +626,7 @@ impl Args {
         let bar = progress(made - decoded.len());
         let mut rows = run.rows.clone();
         let provenance: Vec<_> = self.provenance(source, run).metadata().collect();
-        let written = model.write(source, self.to, &actions, &provenance, |item, action| {
+        let written = model.write(source, self.to(), &actions, &provenance, |item, action| {
             if decoded.contains(&*item.name) {
                 return source.dense(item).map(Content::Dense);
             }
@@ -633,7 +686,7 @@ impl Report {
             many(self.layers.len(), "layer", "layers"),
             self.method,
             100.0 * self.pruned_share,
-            args.to,
+            args.to(),
             size(self.bytes_before),
             size(self.bytes_after),
         )

@@ -8,7 +8,7 @@
 //!
 //! | key | written by | value |
 //! |---|---|---|
-//! | `sparse24.pruned` | `prune` | method, vector length, seed |
+//! | `sparse24.pruned` | `prune` | method, vector length or granularity and amount, seed |
 //! | `sparse24.calibrated_on` | `prune --calibration` | texts that statistics of layers' inputs are of |
 //! | `sparse24.chosen_on` | `prune --max-drop`, `--target-speedup` | pairs or texts that layers were chosen by |
 //! | `sparse24.retrained_on` | `retrain`, `prune --retrain` | texts on which the weights learned from the dense model's |

@@ -219,10 +219,10 @@ impl<'a> Units<'a> {
     pub fn new(w: &Matrix, granularity: Granularity, importance: Importance, before: Option<&'a Mask>) -> Result<Self> {
         let units = granularity.units(w.rows(), w.cols())?;
         memory::claim_matrix("scores", units, 1, size_of::<f32>())?;
-        each_dtype!(w.elements(), data => match data.iter().position(|x| x.to_f32().is_nan()) {
-            Some(at) => return Err(Error::nan(at / w.cols(), at % w.cols())),
-            None => {}
-        });
+        let nan = each_dtype!(w.elements(), data => data.iter().position(|x| x.to_f32().is_nan()));
+        if let Some(at) = nan {
+            return Err(Error::nan(at / w.cols(), at % w.cols()));
+        }
         if let Some(before) = before {
             expect_shape("mask", (before.rows(), before.cols()), (w.rows(), w.cols()))?;
         }

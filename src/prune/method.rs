@@ -150,11 +150,19 @@ impl Pruning {
                 let how = SparseGpt { damping, exchanges, ..SparseGpt::new(vector) };
                 how.prune(w, statistics, Some(&Mask::of_nonzeros(w)?))
             }
-            (method, statistics) => {
-                // FNV-1a.
-                let mix = |seed: u64, byte| (seed ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-                method.prune(w, vector, statistics, name.bytes().fold(self.seed, mix))
-            }
+            (method, statistics) => method.prune(w, vector, statistics, seed_of(name, self.seed)),
         }
     }
+}
+
+/// A seed for what is drawn for the matrix of this name: each name has its own, whatever the order.
+///
+/// ```
+/// use sparse24::prune::seed_of;
+/// assert_eq!(seed_of("up.weight", 24), seed_of("up.weight", 24));
+/// assert_ne!(seed_of("up.weight", 24), seed_of("down.weight", 24));
+/// ```
+pub fn seed_of(name: &str, seed: u64) -> u64 {
+    // FNV-1a.
+    name.bytes().fold(seed, |seed, byte| (seed ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }

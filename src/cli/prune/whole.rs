@@ -2,6 +2,7 @@
 //! retraining.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -78,7 +79,7 @@ pub(super) fn prune(args: &Args) -> Result<Run> {
             let described = texts.described(path);
             (texts.ids, Some(described))
         }
-        (None, Some((path, texts, _))) if args.method.needs_statistics() => {
+        (None, Some((path, texts, _))) if args.method().needs_statistics() => {
             let (texts, described) = texts.some(path, CALIBRATED_ON);
             (texts, Some(described))
         }
@@ -166,7 +167,7 @@ impl Layers<'_> {
 
     /// Prunes these layers together. What became of each, and the number of tokens that statistics are of.
     fn prune(&self, checkpoint: &mut Checkpoint, vectors: &Vectors) -> Result<(Vec<Row>, Option<u64>)> {
-        let Args { method, inputs, .. } = self.args;
+        let (method, inputs) = (self.args.method(), self.args.inputs);
         let bar = progress(checkpoint.linears().count());
         let (mut rows, mut tokens) = (Vec::new(), None);
         let mut visit = |name: &str, weights: &HostWeights, statistics: Option<&Statistics>| {
@@ -197,6 +198,19 @@ impl Layers<'_> {
     }
 }
 
+/// The pictures of --calibration, and what they are.
+pub(super) fn calibration_images(folder: &Path, size: [usize; 2]) -> Result<(Vec<Vec<u32>>, String)> {
+    let paths = pictures(folder).context("--calibration")?;
+    let images = paths.iter().map(|path| read_image(path, size)).collect::<Result<Vec<_>, _>>()?;
+    let described = counted(folder, images.len(), "images", &identity(&paths)?);
+    Ok((images, described))
+}
+
+/// An image has more pixels than a text has tokens; how many go together is --batch's alone.
+pub(super) fn batching_of_images(args: &Args) -> Batching {
+    Batching { texts: args.running.batch.get(), tokens: usize::MAX }
+}
+
 /// Prunes the convolutions and the last layer of a model of images in memory.
 fn prune_images(args: &Args) -> Result<Run> {
     ensure_usage!(
@@ -211,16 +225,13 @@ fn prune_images(args: &Args) -> Result<Run> {
     let (images, calibrated_on) = match &args.calibration {
         None => (Vec::new(), None),
         Some(folder) => {
-            let paths = pictures(folder).context("--calibration")?;
-            let images = paths.iter().map(|path| read_image(path, size)).collect::<Result<Vec<_>, _>>()?;
-            let described = counted(folder, images.len(), "images", &identity(&paths)?);
+            let (images, described) = calibration_images(folder, size)?;
             (images, Some(described))
         }
     };
     let fitting = |name: &String| (name.clone(), checkpoint.fitting_vector(name, args.vector()));
     let vectors: Vectors = selected.iter().map(fitting).collect();
-    // An image has more pixels than a text has tokens; how many go together is --batch's alone.
-    let batching = Batching { texts: args.running.batch.get(), tokens: usize::MAX };
+    let batching = batching_of_images(args);
     let layers = Layers { args, device: &device, texts: &images, batching };
     let (rows, tokens) = layers.prune(&mut checkpoint, &vectors)?;
     Ok(Run { checkpoint: Some(checkpoint), rows, tokens, calibrated_on, ..Run::default() })
@@ -281,7 +292,7 @@ impl Subjects<'_> {
 
     /// Gives channels the order that suits the criterion's own scores.
     fn reorder(&self, checkpoint: &mut Checkpoint, seconds: u32) -> Result<Vec<Reordered>> {
-        let method = self.args.method;
+        let method = self.args.method();
         let mut statistics = BTreeMap::new();
         if method.needs_statistics() {
             let how = self.layers().how(false, CalibrationInputs::Dense);

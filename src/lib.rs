@@ -106,9 +106,9 @@
 //! Magnitude is the simplest criterion. [`prune`] also has Wanda (weight times input norm), a second-order criterion,
 //! second-order pruning that updates the kept weights (SparseGPT), and channel permutation for 2:4. A new mask can be
 //! combined with an existing one. Single weights, rows, columns and blocks are pruned as `torch.nn.utils.prune` does
-//! ([`prune::Units`]), and channels between two layers are removed ([`graph::Removal`]). [`mod@select`] says which layers to prune, by what the model may lose or by the time
-//! that it may take. Pruned matrices are stored in this crate's format or in one of the others that people have:
-//! [`io`].
+//! ([`prune::Units`]), and channels between two layers are removed ([`graph::Removal`]). [`mod@select`] says which
+//! layers to prune, by what the model may lose or by the time that it may take. Pruned matrices are stored in this
+//! crate's format or in one of the others that people have: [`io`].
 //!
 //! # A whole model
 //! What a model computes, linear layers and what is between them (embeddings, norms, rotary positions, attention,

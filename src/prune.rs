@@ -16,10 +16,9 @@
 //! [`Units`] prunes to other patterns than 2:4: single weights, rows, input channels or blocks, as
 //! `torch.nn.utils.prune` does. Masks of single weights run on the masked kernel ([`Op::Masked`](crate::Op::Masked)).
 //!
-//! Invariant: every criterion for 2:4 keeps exactly two columns of a whole group, and of a ragged last group of `k % 4` columns
-//! two, or the only one there is (fewer only where an earlier mask had
-//! fewer, or where random ones meet it); all rows of a block of V have the same
-//! mask but for what an earlier one took from them.
+//! Invariant: every criterion for 2:4 keeps exactly two columns of a whole group, and of a ragged last group of `k % 4`
+//! columns two, or the only one there is (fewer only where an earlier mask had fewer, or where random ones meet it);
+//! all rows of a block of V have the same mask but for what an earlier one took from them.
 
 mod criteria;
 mod factor;

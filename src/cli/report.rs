@@ -16,9 +16,9 @@ use sparse24::report::page::{Page, PageInput};
 /// accuracy, losing rows.
 ///
 /// Takes the JSON of `bench`, `eval`, `perplexity`, `prune`, `retrain`, `sensitivity` and `kernels --compile`, and of
-/// the scripts in benches/peers. Each file is checked first; the page is written whole or not at all. Two runs of one machine that
-/// hold the same rows stand side by side: give them names with @RUN, or they go by what differs between them, such as
-/// the commit or the date. Of absolute paths in commands the page shows the last part.
+/// the scripts in benches/peers. Each file is checked first; the page is written whole or not at all. Two runs of one
+/// machine that hold the same rows stand side by side: give them names with @RUN, or they go by what differs between
+/// them, such as the commit or the date. Of absolute paths in commands the page shows the last part.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   sparse24 report run.json --out report.html

@@ -199,7 +199,7 @@ mod tests {
                 assert_eq!(schedule(Op::Masked, n, k, storage), "columns");
             }
             // Some tokens, in tiles; many by the kernels for them.
-            for (n, sparse24, dense) in [(5, "permute", "tile"), (33, "gather", "gemm_crate")] {
+            for (n, sparse24, dense) in [(5, "permute", "tile"), (49, "gather", "gemm_crate")] {
                 assert_eq!(schedule(sparse(1), n, k, storage), sparse24, "{n} tokens");
                 assert_eq!(schedule(Op::Dense, n, k, storage), dense, "{n} tokens");
             }

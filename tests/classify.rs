@@ -167,6 +167,8 @@ fn calibrated_methods_run_the_model_on_pictures() {
     assert!(seen["seen"].as_array().unwrap().is_empty() && stderr.is_empty(), "{stderr}");
     let refused = command(["prune", text(&model), text(&folder.path().join("no")), "--permute", "1"]).run().refused(2);
     assert!(refused.contains("takes images"), "{refused}");
+    let refused = sparse24(["eval", text(&model), "--images", text(&model), "--dtype", "f16"]).refused(2);
+    assert!(refused.contains("--dtype f16"), "{refused}");
     let refused = sparse24(["eval", text(&model), "--images", text(&model), "--device", "cpu"]).refused(1);
     assert!(refused.contains("has no pictures"), "{refused}");
 }

@@ -7,7 +7,6 @@ use serde::Serialize;
 
 use super::args::{Json, ensure_usage};
 use super::images::{Images, Options};
-use super::shapes::Float;
 use super::{Outcome, model};
 use sparse24::vision::{Guess, best};
 
@@ -34,9 +33,6 @@ pub(crate) struct Args {
     /// How many classes of each picture to print.
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     top: u16,
-    /// Element type of weights and activations.
-    #[arg(long, default_value = "f32")]
-    dtype: Float,
     #[command(flatten)]
     running: model::Running,
     #[command(flatten)]
@@ -76,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         (None, None) => (&PathBuf::new(), &[][..]),
     };
     ensure_usage!(!paths.is_empty(), "{} is the model: name pictures to classify after it", folder.display());
-    let options = Options { weights: args.weights.as_deref(), dtype: args.dtype, running: &args.running, sparsity };
+    let options = Options { weights: args.weights.as_deref(), running: &args.running, sparsity };
     let images = Images::open(folder, &options)?;
     let mut pictures = Vec::new();
     images.each(paths, |picture, logits| {

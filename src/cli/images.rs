@@ -8,16 +8,14 @@ use anyhow::{Context, Result};
 
 use super::model::{self, Form, Running};
 use super::progress;
-use super::shapes::Float;
 use sparse24::graph::Sparsity;
 use sparse24::io::{Provenance, Store};
 use sparse24::vision::{Classifier, ImageModel, read_image};
-use sparse24::{Device, Op, models};
+use sparse24::{DType, Device, Op, models};
 
 /// What flags say of a classifier.
 pub(super) struct Options<'a> {
     pub(super) weights: Option<&'a Path>,
-    pub(super) dtype: Float,
     pub(super) running: &'a Running,
     pub(super) sparsity: Sparsity,
 }
@@ -41,9 +39,9 @@ pub(super) fn is_of_images(folder: &Path) -> bool {
 impl Images {
     /// Opens the device, loads the model, prunes its dense layers and uploads it.
     pub(super) fn open(folder: &Path, options: &Options<'_>) -> Result<Self> {
-        let &Options { weights, dtype, running, sparsity } = options;
+        let &Options { weights, running, sparsity } = options;
         let device = running.device()?;
-        let mut model = ImageModel::load(folder, weights, dtype.into())?;
+        let mut model = ImageModel::load(folder, weights, DType::F32)?;
         let stored = Store::disk().weights_in(folder);
         let provenance = model::provenance(weights.into_iter().chain([&*stored]))?;
         let before: Vec<Op> = model.checkpoint.linears().map(|(_, w)| w.op()).collect();

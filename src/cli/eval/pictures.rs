@@ -14,7 +14,9 @@ use crate::cli::args::ensure_usage;
 use crate::cli::command::command_line;
 use crate::cli::images::{Images, Options};
 use crate::cli::sensitivity::identity;
+use crate::cli::shapes::Float;
 use crate::cli::{Outcome, model, say};
+use sparse24::DType;
 use sparse24::io::Provenance;
 use sparse24::report::Environment;
 use sparse24::vision::{best, labelled};
@@ -51,15 +53,12 @@ struct Evaluation {
 /// Evaluates on the pictures of a folder.
 pub(super) fn run(args: &Args, folder: &Path) -> Result<Outcome> {
     ensure_usage!(args.model.prompt.is_none(), "--prompt is for texts, and --images evaluates on pictures");
+    // What is pooled is f32, and the last layer's weights must be of its type.
+    ensure_usage!(args.model.dtype == Float::F32, "--dtype f16: classifiers of images run in f32");
     let sparsity = args.sparsity.get()?;
     args.json.file()?;
     let model = args.model.name.get();
-    let options = Options {
-        weights: args.model.weights.as_deref(),
-        dtype: args.model.dtype,
-        running: &args.model.running,
-        sparsity,
-    };
+    let options = Options { weights: args.model.weights.as_deref(), running: &args.model.running, sparsity };
     let images = Images::open(Path::new(model), &options)?;
     let all = labelled(folder, &images.labels).context("--images")?;
     let environment = Environment::unsampled(&images.device, command_line());
@@ -83,7 +82,7 @@ pub(super) fn run(args: &Args, folder: &Path) -> Result<Outcome> {
         seen: seen(&[(name.clone(), identity(&paths)?)], &images.provenance),
         linear_layers: images.forms,
         provenance: images.provenance,
-        dtype: sparse24::DType::from(args.model.dtype).to_string(),
+        dtype: DType::F32.to_string(),
         threads: threads(&images.device),
         device: images.device.info().name().to_owned(),
         batch: args.model.running.batch.get(),

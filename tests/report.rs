@@ -250,6 +250,8 @@ fn figures_that_cannot_be_are_refused() {
     let share = json!({ "accuracy": 0.875, "interval": { "low": 0.9, "high": 0.96875 } });
     for (eval, message) in [
         (wrong(perplexity("a", 3.0), "mean_loss", json!(2.0)), "is not that of the mean loss 2"),
+        (wrong(perplexity("a", 3.0), "windows", json!(0)), "0 windows of 512 tokens have nothing to predict"),
+        (wrong(perplexity("a", 3.0), "standard_error", json!(-0.5)), "is not that of the mean loss 3"),
         (wrong(perplexity("a", 3.0), "text", Value::Null), "invalid type: null"),
         (evaluation("sparse24-perplexity/1", "a", json!({})), "missing field `perplexity`"),
         (

@@ -4,9 +4,8 @@
 //! them. Memory stays near the largest one.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use regex::Regex;
 use serde::Serialize;
 
@@ -137,11 +136,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let source = Source::open(input)?;
     // Nothing is lost by taking the place of the input, but a shard belongs to others.
     let model = rewrite::create(input, &source, output, true)?;
-    let bytes = |path: &Path| {
-        Ok::<_, anyhow::Error>(std::fs::metadata(path).with_context(|| path.display().to_string())?.len())
-    };
     // Now, as the output may take the place of the input.
-    let bytes_before = source.files().iter().map(|file| bytes(file.path())).sum::<Result<_>>()?;
+    let bytes_before = rewrite::bytes_of(&source)?;
     let facts = Facts {
         claim: if input.is_dir() { SparsityClaim::of(input)? } else { None },
         in_by_out: in_by_out(&source, config_of(input)?.as_ref()),

@@ -254,11 +254,19 @@ impl Listing {
             text.push('\n');
             let zeros: Vec<_> = self.tensors.iter().filter_map(Row::zeros).collect();
             if !zeros.is_empty() {
-                let header = ["zeros", "CSR", "bitmask", "COO<dense", "COO<bits", "COO<2:4"];
-                let more = ["CSR<dense", "CSR<bits", "CSR<2:4", "tensor"];
-                let header =
-                    std::array::from_fn(|i| header.iter().chain(&more).nth(i).copied().unwrap_or("").to_owned());
-                text += &table(&[header].into_iter().chain(zeros).collect::<Vec<_>>());
+                let header = [
+                    "zeros",
+                    "CSR",
+                    "bitmask",
+                    "COO<dense",
+                    "COO<bits",
+                    "COO<2:4",
+                    "CSR<dense",
+                    "CSR<bits",
+                    "CSR<2:4",
+                    "tensor",
+                ];
+                text += &table(&[header.map(str::to_owned)].into_iter().chain(zeros).collect::<Vec<_>>());
                 text.push('\n');
             }
         }

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use comfy_table::{LineStyle, Table, TableStyle};
 use regex::Regex;
 use serde::Serialize;
@@ -287,8 +287,6 @@ fn prune_to_two_four(args: &Args) -> Result<Outcome> {
     let run = if args.runs_the_model() { whole::prune(args)? } else { Run::default() };
     let (rows, actions, written) = args.write(&source, &spared, &in_by_out, &run, model)?;
     rewrite::say_lost(&written);
-    let bytes =
-        |path: &Path| Ok::<_, anyhow::Error>(path.metadata().with_context(|| path.display().to_string())?.len());
     let weights = |(m, k): (usize, usize)| m as f64 * k as f64;
     let pruned: f64 = rows.iter().map(|row| weights((row.m, row.k))).sum();
     let candidates = match &run.checkpoint {
@@ -314,7 +312,7 @@ fn prune_to_two_four(args: &Args) -> Result<Outcome> {
         provenance: args.provenance(&source, &run),
         seed: args.seed,
         pruned_share: pruned / candidates,
-        bytes_before: source.files().iter().map(|file| bytes(file.path())).sum::<Result<_>>()?,
+        bytes_before: rewrite::bytes_of(&source)?,
         bytes_after: written.bytes,
         seconds: started.elapsed().as_secs_f64(),
         permuted: run.permuted,

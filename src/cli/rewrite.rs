@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::args::Usage;
 use super::say;
@@ -14,6 +14,12 @@ pub(super) fn create(input: &Path, source: &Source, output: &Path, in_place: boo
     // Before `create` asks the same, as what is wrong here is the command.
     io::check_output(input, source, output, in_place).map_err(|e| Usage::error(e.to_string()))?;
     Ok(NewModel::create(input, source, output, in_place)?)
+}
+
+/// Bytes of a model's weights' files.
+pub(super) fn bytes_of(source: &Source) -> Result<u64> {
+    let bytes = |path: &Path| Ok(std::fs::metadata(path).with_context(|| path.display().to_string())?.len());
+    source.files().iter().map(|file| bytes(file.path())).sum()
 }
 
 /// Names on stderr what of the old model the new one does not have.

@@ -8,9 +8,10 @@
 //! their sums are loaded and stored once. The second-level cache is asked for the same features of the next rows; a
 //! second tile of tokens finds its weights in the first. Activations are packed by tile, k-major.
 //!
-//! On a Xeon with AVX-512 (Emerald Rapids, one thread) each token beyond the first six takes what the multiply-adds
-//! take, and before that the weights come at the speed of memory: 1536x16x384 0.21 ms in place of 0.36 by sums of
-//! columns, 1536x24x384 0.28 in place of 0.56 by the crate `gemm`, from 64 tokens on no less than by that.
+//! On a Xeon with AVX-512 (Emerald Rapids, one thread) 1536x16x384 takes 0.20 ms in place of 0.31 by sums of columns,
+//! and 1536x24x384 0.25 in place of 0.45 by the crate `gemm`; with 5 tokens, where memory is the limit, 0.151 in place
+//! of 0.139. At 64 tokens it is 0.95 to 1.19 times as fast as the crate, so that 48 are the most that it takes
+//! (benches/results/2026-11-30-intel-xeon).
 //!
 //! Tried and rejected: all of k at a time, which needs no sums in memory, but reads W in pieces of 128 bytes, a row
 //! apart: 1536x5x384 1.7 times as long, 1536x16x384 1.6 times.

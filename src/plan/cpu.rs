@@ -116,7 +116,7 @@ impl CpuAlgorithm {
         self.schedule
     }
 
-    /// Cycles, fitted to measured times of one thread: of AVX2 on an EPYC 7003, with 5 to 32 tokens on a Xeon of 2023;
+    /// Cycles, fitted to measured times of one thread: of AVX2 on an EPYC 7003, with 5 to 48 tokens on a Xeon of 2023;
     /// of AVX-512, from five tokens on, on that Xeon (benches/results/2026-11-30-intel-xeon). The rest is assumed to
     /// scale with the width.
     fn cycles(&self, problem: &Problem) -> f64 {

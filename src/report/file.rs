@@ -397,6 +397,10 @@ impl Eval {
             }
         }
         match self.prediction {
+            // The first token of a window is not predicted.
+            Some(Prediction { windows, context, .. }) if windows == 0 || context < 2 => {
+                Err(format!("{windows} windows of {context} tokens have nothing to predict"))
+            }
             Some(Prediction { perplexity, mean_loss, standard_error, .. })
                 if !(agree(perplexity, mean_loss.exp()) && standard_error >= 0.0) =>
             {

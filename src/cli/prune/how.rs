@@ -8,6 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use anyhow::Result;
+use serde::Serialize;
 
 use super::Args;
 use crate::cli::args::{Usage, ensure_usage};
@@ -197,11 +198,48 @@ pub(crate) enum Score {
     NormScale,
 }
 
-/// What a norm is called in reports, if it matters.
-pub(super) fn norm_of(importance: Importance, unit: Unit) -> Option<String> {
-    match importance {
-        Importance::Ln(n) if unit != Unit::Weight => Some(n.to_string()),
-        Importance::Ln(_) | Importance::Random { .. } => None,
+/// What was asked for, as reports and the new weights' record say it.
+#[derive(Serialize)]
+pub(super) struct Asked {
+    method: String,
+    granularity: String,
+    amount: String,
+    scope: String,
+    /// The n of the Ln norm, where it matters: a number, or `inf` or `-inf`, which JSON has no numbers for.
+    norm: Option<String>,
+    seed: u64,
+}
+
+impl Asked {
+    /// Units of `args`, by this criterion if it is one of weights.
+    pub(super) fn new(args: &Args, Units { unit, amount, scope }: Units, importance: Option<Importance>) -> Self {
+        let norm = match importance {
+            Some(Importance::Ln(n)) if unit != Unit::Weight => Some(n.to_string()),
+            _ => None,
+        };
+        Self {
+            method: args.named.to_string(),
+            granularity: unit.to_string(),
+            amount: amount.to_string(),
+            scope: scope.to_string(),
+            norm,
+            seed: args.seed,
+        }
+    }
+
+    /// As the weights' record has it.
+    pub(super) fn noted(&self) -> String {
+        let Self { method, granularity, amount, scope, norm, seed } = self;
+        let norm = norm.as_ref().map_or_else(String::new, |n| format!(" L{n}"));
+        format!("{method} {granularity}{norm} amount={amount} scope={scope} seed={seed}")
+    }
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { method, granularity, amount, scope, norm, .. } = self;
+        let norm = norm.as_ref().map_or_else(String::new, |n| format!(" by their L{n} norm"));
+        write!(f, "{method} (granularity {granularity}{norm}, amount {amount}, {scope})")
     }
 }
 

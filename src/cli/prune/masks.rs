@@ -13,7 +13,7 @@ use comfy_table::{LineStyle, Table, TableStyle};
 use regex::Regex;
 use serde::Serialize;
 
-use super::how::{self, Scope, Unit, norm_of};
+use super::how::{self, Asked, Scope, Unit};
 use super::{Args, NOTHING, SPARED, is_float};
 use crate::cli::args::ensure_usage;
 use crate::cli::command::command_line;
@@ -48,14 +48,9 @@ struct Report {
     command: String,
     input: String,
     output: String,
-    method: String,
-    granularity: String,
-    amount: String,
-    scope: String,
-    /// The n of the Ln norm, where there is one: a number, or `inf` or `-inf`, which JSON has no numbers for.
-    norm: Option<String>,
+    #[serde(flatten)]
+    asked: Asked,
     provenance: Provenance,
-    seed: u64,
     layers: Vec<Row>,
     /// Of the weights of these matrices.
     zeros_share: f64,
@@ -151,11 +146,8 @@ pub(super) fn prune(args: &Args, how: how::Units, importance: Importance) -> Res
         })
         .collect();
     let mut provenance = Provenance::of(&source.metadata());
-    let how::Units { unit, amount, scope } = how;
-    let norm = norm_of(importance, unit);
-    let by = norm.as_ref().map_or_else(String::new, |n| format!(" L{n}"));
-    let said = format!("{} {unit}{by} amount={amount} scope={scope}", args.named);
-    provenance.note("pruned", &format!("{said} seed={}", args.seed));
+    let asked = Asked::new(args, how, Some(importance));
+    provenance.note("pruned", &asked.noted());
     let metadata: Vec<_> = provenance.metadata().collect();
     let bar = progress(items.len());
     let mut layers = Vec::new();
@@ -164,7 +156,7 @@ pub(super) fn prune(args: &Args, how: how::Units, importance: Importance) -> Res
         bar.set_message(printable(&item.name).into_owned());
         bar.inc(1);
         let in_by_out = transposed.contains(&item.name);
-        let weights = Weights::read(&source, item, unit, in_by_out)?;
+        let weights = Weights::read(&source, item, how.unit, in_by_out)?;
         let (m, k) = (weights.w.rows(), weights.w.cols());
         let (before, after) = (Mask::of_nonzeros(&weights.w)?.count(), mask.count());
         layers.push(Row {
@@ -187,21 +179,12 @@ pub(super) fn prune(args: &Args, how: how::Units, importance: Importance) -> Res
         command: command_line(),
         input: input.display().to_string(),
         output: output.display().to_string(),
-        method: args.named.to_string(),
-        granularity: unit.to_string(),
-        amount: amount.to_string(),
-        scope: scope.to_string(),
-        norm,
+        asked,
         provenance,
-        seed: args.seed,
         zeros_share: sum(|row| row.zeros as f64) / sum(|row| row.m as f64 * row.k as f64),
         layers,
         left_out: written.left_out.iter().map(|left| left.path.display().to_string()).collect(),
-        bytes_before: source
-            .files()
-            .iter()
-            .map(|file| Ok::<_, anyhow::Error>(file.path().metadata()?.len()))
-            .sum::<Result<_>>()?,
+        bytes_before: rewrite::bytes_of(&source)?,
         bytes_after: written.bytes,
         seconds: started.elapsed().as_secs_f64(),
     };
@@ -263,16 +246,11 @@ impl Report {
                 printable(&row.name).into_owned() + if row.in_by_out { " (in x out)" } else { "" },
             ]);
         }
-        let norm = self.norm.as_ref().map_or_else(String::new, |n| format!(" by their L{n} norm"));
         format!(
-            "{table}\n{}: {} pruned by {} (granularity {}{norm}, amount {}, {}): {} of their weights \
-             are zero; {} before, {} after\n",
+            "{table}\n{}: {} pruned by {}: {} of their weights are zero; {} before, {} after\n",
             printable(&self.output),
             many(self.layers.len(), "matrix", "matrices"),
-            self.method,
-            self.granularity,
-            self.amount,
-            self.scope,
+            self.asked,
             percent(self.zeros_share),
             size(self.bytes_before),
             size(self.bytes_after),

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use comfy_table::{LineStyle, Table, TableStyle};
 use serde::Serialize;
 
-use super::how::{self, Scope, Score, norm_of};
+use super::how::{self, Asked, Scope, Score};
 use super::whole::{batching_of_images, calibration_images};
 use super::{Args, NOTHING};
 use crate::cli::args::ensure_usage;
@@ -41,15 +41,10 @@ struct Report {
     command: String,
     input: String,
     output: String,
-    method: String,
-    granularity: String,
-    amount: String,
-    scope: String,
-    /// The n of the Ln norm, where there is one.
-    norm: Option<String>,
+    #[serde(flatten)]
+    asked: Asked,
     calibration: Option<String>,
     provenance: Provenance,
-    seed: u64,
     channels: Vec<Row>,
     /// Of linear layers.
     weights_before: usize,
@@ -106,13 +101,12 @@ pub(super) fn prune(args: &Args, how: how::Units, score: Score) -> Result<Outcom
         actions.push((item, action));
     }
     let mut provenance = Provenance::of(&source.metadata());
-    let how::Units { unit, amount, scope } = how;
-    let norm = match score {
-        Score::Weights(_, importance) => norm_of(importance, unit),
+    let importance = match score {
+        Score::Weights(_, importance) => Some(importance),
         Score::Apoz | Score::NormScale => None,
     };
-    let by = norm.as_ref().map_or_else(String::new, |n| format!(" L{n}"));
-    provenance.note("pruned", &format!("{} {unit}{by} amount={amount} scope={scope} seed={}", args.named, args.seed));
+    let asked = Asked::new(args, how, importance);
+    provenance.note("pruned", &asked.noted());
     if let Some(texts) = &calibrated_on {
         provenance.note("calibrated_on", texts);
     }
@@ -136,23 +130,14 @@ pub(super) fn prune(args: &Args, how: how::Units, score: Score) -> Result<Outcom
         command: command_line(),
         input: input.display().to_string(),
         output: output.display().to_string(),
-        method: args.named.to_string(),
-        granularity: unit.to_string(),
-        amount: amount.to_string(),
-        scope: scope.to_string(),
-        norm,
+        asked,
         calibration: args.calibration.as_ref().map(|path| path.display().to_string()),
         provenance,
-        seed: args.seed,
         channels: hidden.iter().map(row).collect(),
         weights_before: graph.linear_weights(),
         weights_after: models::load(output.join("config.json"))?.linear_weights(),
         left_out: written.left_out.iter().map(|left| left.path.display().to_string()).collect(),
-        bytes_before: source
-            .files()
-            .iter()
-            .map(|f| Ok::<_, anyhow::Error>(f.path().metadata()?.len()))
-            .sum::<Result<_>>()?,
+        bytes_before: rewrite::bytes_of(&source)?,
         bytes_after: written.bytes,
         seconds: started.elapsed().as_secs_f64(),
     };
@@ -227,16 +212,11 @@ impl Report {
                 printable(&row.name).into_owned(),
             ]);
         }
-        let norm = self.norm.as_ref().map_or_else(String::new, |n| format!(" by their L{n} norm"));
         format!(
-            "{table}\n{}: channels of {} removed by {} (granularity {}{norm}, amount {}, {}): {:.1} % of \
-             linear weights are gone; {} before, {} after\n",
+            "{table}\n{}: channels of {} removed by {}: {:.1} % of linear weights are gone; {} before, {} after\n",
             printable(&self.output),
             many(self.channels.len(), "layer", "layers"),
-            self.method,
-            self.granularity,
-            self.amount,
-            self.scope,
+            self.asked,
             100.0 * (1.0 - self.weights_after as f64 / self.weights_before.max(1) as f64),
             size(self.bytes_before),
             size(self.bytes_after),

@@ -405,7 +405,7 @@ fn at_task(
         let marks = dense.map(|(_, of)| (of.bar, format!("dense: {}", of.said))).into_iter().collect();
         let chart = Bars { unit: task.unit().into(), groups, marks, legend: Vec::new() };
         let title = if data == "-" { task.title().to_owned() } else { format!("{} on {}", task.title(), last(data)) };
-        let alt = format!("Bars of {} by method and V, with the speed end to end; numbers in the table below", title);
+        let alt = format!("Bars of {title} by method and V, with the speed end to end; numbers in the table below");
         section.charts.push(chart.chart(&numbered("accuracy", section), &title, &alt)?);
     }
     section.tables.push(table);
